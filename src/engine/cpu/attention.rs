@@ -1,0 +1,217 @@
+//! Attention over packed rows, with the softmax inside. The weights are computed again in the
+//! backward pass instead of being kept: they are the one thing that grows with the square of the
+//! length.
+
+use dfdx::prelude::*;
+use multiversion::multiversion;
+
+use super::bridge::{data, output, slot, trace};
+use super::math::exp;
+use super::norm::sum_lanes;
+use super::product::{multiply, View};
+use super::Outcome;
+use crate::engine::noise::Noise;
+use crate::engine::{AttentionShape, Dropout, Layout, Matrix};
+
+/// See [`crate::engine::Backend::attention`].
+pub(super) fn attention(
+    q: &Matrix<Cpu>,
+    k: &Matrix<Cpu>,
+    v: &Matrix<Cpu>,
+    layout: &Layout,
+    shape: AttentionShape,
+    dropout: Option<Dropout>,
+) -> Outcome<Matrix<Cpu>> {
+    let (rows, hidden) = *q.shape();
+    assert_eq!(rows, layout.rows(), "attention: rows and layout disagree");
+    let plan = Heads {
+        layout: layout.clone(),
+        shape,
+        hidden,
+        dropout,
+    };
+    let mut values = vec![0.0; rows * hidden];
+    let mut buffer = plan.square();
+    plan.each(|head| {
+        plan.weights(&mut buffer, &head, data(q), data(k));
+        plan.drop(&mut buffer, &head);
+        let weights = View::new(&buffer[..head.length * head.length], head.length);
+        let out = &mut values[head.start..];
+        multiply(out, hidden, weights, plan.view(data(v), &head), 1.0, false);
+    });
+    let joined = trace(q).merge(trace(k)).merge(trace(v));
+    let slots = [slot(q), slot(k), slot(v)];
+    let [q, k, v] = [q, k, v].map(|tensor| tensor.clone().split_tape().0);
+    let device = q.device().clone();
+    output(
+        values,
+        (rows, hidden),
+        joined,
+        &device,
+        move |flow, upstream| {
+            plan.backward([data(&q), data(&k), data(&v)], upstream, |gradients| {
+                for (slot, gradient) in slots.iter().zip(gradients) {
+                    if let Some(slot) = slot {
+                        flow.add(slot, gradient)?;
+                    }
+                }
+                Ok(())
+            })
+        },
+    )
+}
+
+/// What forward and backward share.
+struct Heads {
+    layout: Layout,
+    shape: AttentionShape,
+    hidden: usize,
+    dropout: Option<Dropout>,
+}
+
+/// One head of one sequence.
+struct Head {
+    sequence: usize,
+    index: usize,
+    length: usize,
+    /// Where its first element lies in a `(rows, hidden)` matrix.
+    start: usize,
+}
+
+impl Heads {
+    fn width(&self) -> usize {
+        self.hidden / self.shape.heads
+    }
+
+    /// A buffer for the weights of one head.
+    fn square(&self) -> Vec<f32> {
+        vec![0.0; self.layout.longest() * self.layout.longest()]
+    }
+
+    fn each(&self, mut work: impl FnMut(Head)) {
+        for (sequence, range) in self.layout.ranges().enumerate() {
+            for index in 0..self.shape.heads {
+                let start = range.start * self.hidden + index * self.width();
+                work(Head {
+                    sequence,
+                    index,
+                    length: range.len(),
+                    start,
+                });
+            }
+        }
+    }
+
+    /// The `(length, width)` part of a `(rows, hidden)` matrix that belongs to `head`.
+    fn view<'a>(&self, data: &'a [f32], head: &Head) -> View<'a> {
+        View::strided(&data[head.start..], head.length, self.width(), self.hidden)
+    }
+
+    /// `softmax(q kᵀ / √width)` of one head, without dropout, into `buffer (length, length)`.
+    fn weights(&self, buffer: &mut [f32], head: &Head, q: &[f32], k: &[f32]) {
+        let length = head.length;
+        let scale = 1.0 / (self.width() as f32).sqrt();
+        let keys = self.view(k, head).t();
+        multiply(buffer, length, self.view(q, head), keys, scale, false);
+        for (i, row) in buffer[..length * length]
+            .chunks_exact_mut(length.max(1))
+            .enumerate()
+        {
+            let seen = if self.shape.causal { i + 1 } else { length };
+            softmax(&mut row[..seen]);
+            row[seen..].fill(0.0);
+        }
+    }
+
+    /// Applies the dropout's factors to the weights of one head.
+    fn drop(&self, buffer: &mut [f32], head: &Head) {
+        let Some(dropout) = self.dropout else { return };
+        let noise = Noise::new(self.layout.key(head.sequence), dropout.site);
+        let mut factors = vec![0.0; head.length];
+        for (i, row) in buffer
+            .chunks_exact_mut(head.length)
+            .take(head.length)
+            .enumerate()
+        {
+            let position = head.index * head.length + i;
+            noise.dropout_row(position, dropout.probability, &mut factors);
+            row.iter_mut()
+                .zip(&factors)
+                .for_each(|(weight, factor)| *weight *= factor);
+        }
+    }
+
+    /// Gradients of q, k and v, `(rows, hidden)` each, given to `done`.
+    fn backward<E>(
+        &self,
+        [q, k, v]: [&[f32]; 3],
+        upstream: &[f32],
+        done: impl FnOnce([&[f32]; 3]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let hidden = self.hidden;
+        let scale = 1.0 / (self.width() as f32).sqrt();
+        let [mut dq, mut dk, mut dv] = [(); 3].map(|()| vec![0.0; q.len()]);
+        let (mut weights, mut dropped, mut slopes) = (self.square(), self.square(), self.square());
+        self.each(|head| {
+            let (length, size) = (head.length, head.length * head.length);
+            let dy = self.view(upstream, &head);
+            self.weights(&mut weights, &head, q, k);
+            dropped[..size].copy_from_slice(&weights[..size]);
+            self.drop(&mut dropped, &head);
+            let transposed = View::new(&dropped[..size], length).t();
+            multiply(&mut dv[head.start..], hidden, transposed, dy, 1.0, false);
+            // The gradient of the dropped weights, then of the weights, then of the scores.
+            multiply(&mut slopes, length, dy, self.view(v, &head).t(), 1.0, false);
+            self.drop(&mut slopes, &head);
+            for (slopes, weights) in slopes[..size]
+                .chunks_exact_mut(length)
+                .zip(weights[..size].chunks_exact(length))
+            {
+                softmax_backward(slopes, weights);
+            }
+            let slopes = View::new(&slopes[..size], length);
+            multiply(
+                &mut dq[head.start..],
+                hidden,
+                slopes,
+                self.view(k, &head),
+                scale,
+                false,
+            );
+            multiply(
+                &mut dk[head.start..],
+                hidden,
+                slopes.t(),
+                self.view(q, &head),
+                scale,
+                false,
+            );
+        });
+        done([&dq, &dk, &dv])
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
+fn softmax(row: &mut [f32]) {
+    let mut highest = f32::NEG_INFINITY;
+    for &value in row.iter() {
+        highest = if value > highest { value } else { highest };
+    }
+    for value in row.iter_mut() {
+        *value = exp(*value - highest);
+    }
+    let inverse = 1.0 / sum_lanes(row.len(), |i| row[i]);
+    for value in row.iter_mut() {
+        *value *= inverse;
+    }
+}
+
+/// `slopes ← weights ⊙ (slopes − Σ slopes ⊙ weights)`.
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
+fn softmax_backward(slopes: &mut [f32], weights: &[f32]) {
+    let weights = &weights[..slopes.len()];
+    let along = sum_lanes(slopes.len(), |i| slopes[i] * weights[i]);
+    for (slope, weight) in slopes.iter_mut().zip(weights) {
+        *slope = weight * (*slope - along);
+    }
+}

@@ -1,0 +1,98 @@
+//! The one place where a kernel meets dfdx's tensors: data in place, a result moved in, a
+//! gradient buffer borrowed. Gradients, ids and raw pointers stay inside.
+
+use dfdx::prelude::{Cpu, Gradients, HasShape, PutTape, Shape, Tape, Tensor, TensorFromVec};
+use dfdx::tensor::CpuError;
+
+use crate::engine::Trace;
+
+/// The elements of a contiguous tensor, row by row, in place.
+///
+/// Every tensor that reaches a kernel was made by [`output`] or by `tensor_from_vec`, never by a
+/// dfdx view (broadcast, permute), whose storage is shorter than its shape or in another order.
+pub(super) fn data<S: Shape, T>(tensor: &Tensor<S, f32, Cpu, T>) -> &[f32] {
+    let length = tensor.shape().num_elements();
+    if length == 0 {
+        return &[];
+    }
+    let first: &f32 = &tensor[S::Concrete::default()];
+    let last_index = {
+        let mut last = tensor.shape().concrete();
+        for i in 0..S::NUM_DIMS {
+            last[i] -= 1;
+        }
+        last
+    };
+    let last: &f32 = &tensor[last_index];
+    let span = (last as *const f32 as usize - first as *const f32 as usize) / 4 + 1;
+    assert_eq!(
+        span, length,
+        "a kernel was given a tensor that is not contiguous"
+    );
+    // SAFETY: `first` and `last` both point into the tensor's one `Vec<f32>`, `span` elements
+    // apart, so all elements between them are initialized and live as long as `tensor`.
+    unsafe { std::slice::from_raw_parts(first, length) }
+}
+
+/// Gradient buffers during the backward pass.
+pub(super) struct Flow<'a>(&'a mut Gradients<f32, Cpu>);
+
+type Lookup =
+    Box<dyn for<'a> Fn(&'a mut Gradients<f32, Cpu>) -> Result<&'a mut Vec<f32>, CpuError>>;
+
+/// Where the gradient of one input belongs.
+pub(super) struct Slot(Lookup);
+
+/// The slot of an input, or nothing when it needs no gradient.
+pub(super) fn slot<S: Shape>(input: &Tensor<S, f32, Cpu, Trace<Cpu>>) -> Option<Slot> {
+    is_traced(input).then(|| {
+        let ghost = input.ghost();
+        Slot(Box::new(move |gradients| {
+            Ok(&mut **gradients.get_or_alloc_mut(&ghost)?)
+        }))
+    })
+}
+
+/// Whether operations on this tensor are recorded.
+pub(super) fn is_traced<S: Shape>(input: &Tensor<S, f32, Cpu, Trace<Cpu>>) -> bool {
+    trace(input).is_on()
+}
+
+/// The trace of a tensor.
+pub(super) fn trace<S: Shape>(input: &Tensor<S, f32, Cpu, Trace<Cpu>>) -> Trace<Cpu> {
+    use dfdx::prelude::SplitTape;
+    input.clone().split_tape().1
+}
+
+impl Flow<'_> {
+    /// The gradient buffer of a slot, to be added to. It is a slice: its length cannot change.
+    pub(super) fn get(&mut self, slot: &Slot) -> Result<&mut [f32], CpuError> {
+        (slot.0)(self.0).map(Vec::as_mut_slice)
+    }
+
+    /// Adds `values` to the gradient of a slot. Where it is empty so far, it takes them over.
+    pub(super) fn add(&mut self, slot: &Slot, values: &[f32]) -> Result<(), CpuError> {
+        for (sum, value) in self.get(slot)?.iter_mut().zip(values) {
+            *sum += value;
+        }
+        Ok(())
+    }
+}
+
+/// Moves `values` into a tensor of `shape`. With a live `trace`, `backward` is recorded; it is
+/// given the gradient of the result, whose buffer is freed as soon as it has run.
+pub(super) fn output<S: Shape>(
+    values: Vec<f32>,
+    shape: S,
+    mut trace: Trace<Cpu>,
+    device: &Cpu,
+    backward: impl FnOnce(&mut Flow, &[f32]) -> Result<(), CpuError> + 'static,
+) -> Result<Tensor<S, f32, Cpu, Trace<Cpu>>, CpuError> {
+    let result = device.try_tensor_from_vec(values, shape)?;
+    let ghost = result.ghost();
+    trace.add_backward_op(move |gradients| {
+        let upstream: Vec<f32> = std::mem::take(&mut **gradients.get_or_alloc_mut(&ghost)?);
+        backward(&mut Flow(gradients), &upstream)
+    });
+    Ok(result.put_tape(trace))
+}

@@ -1,0 +1,62 @@
+//! Cross-entropy with its softmax inside.
+
+use dfdx::prelude::*;
+
+use super::bridge::{data, output, slot, trace};
+use super::Outcome;
+use crate::engine::{Matrix, Scalar};
+
+/// See [`crate::engine::Backend::cross_entropy`].
+pub(super) fn cross_entropy(
+    logits: &Matrix<Cpu>,
+    labels: &[usize],
+    total: usize,
+) -> Outcome<Scalar<Cpu>> {
+    let (rows, classes) = *logits.shape();
+    assert_eq!(
+        rows,
+        labels.len(),
+        "cross entropy: logits and labels disagree"
+    );
+    let mut loss = 0.0f64;
+    let mut softmax = data(logits).to_vec();
+    for (row, &label) in softmax.chunks_exact_mut(classes).zip(labels) {
+        let highest = row
+            .iter()
+            .fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+        let mut sum = 0.0f64;
+        let target = f64::from(row[label] - highest);
+        for value in row.iter_mut() {
+            *value = (*value - highest).exp();
+            sum += f64::from(*value);
+        }
+        loss += sum.ln() - target;
+        row.iter_mut()
+            .for_each(|value| *value = (f64::from(*value) / sum) as f32);
+    }
+    let labels = labels.to_vec();
+    let logits_slot = slot(logits);
+    let scale = 1.0 / total as f64;
+    let values = vec![(loss * scale) as f32];
+    output(
+        values,
+        (),
+        trace(logits),
+        logits.device(),
+        move |flow, upstream| {
+            if let Some(slot) = &logits_slot {
+                let factor = upstream[0] * scale as f32;
+                let gradient = flow.get(slot)?.chunks_exact_mut(classes);
+                for ((gradient, softmax), &label) in
+                    gradient.zip(softmax.chunks_exact(classes)).zip(&labels)
+                {
+                    for (sum, value) in gradient.iter_mut().zip(softmax) {
+                        *sum += factor * value;
+                    }
+                    gradient[label] -= factor;
+                }
+            }
+            Ok(())
+        },
+    )
+}

@@ -1,0 +1,107 @@
+//! CPU kernels behind the engine's operations. Each is held to its definition, value and gradient,
+//! by a property test (`tests/kernels.rs`).
+//!
+//! Kernels are single-threaded: a batch is divided into groups of sequences, and the groups run in
+//! parallel ([`Backend::map_groups`]), which needs no synchronization inside a step and keeps a
+//! group's activations in the caches.
+
+mod activation;
+mod attention;
+mod bridge;
+mod linear;
+mod loss;
+mod math;
+mod norm;
+mod product;
+mod rows;
+
+use dfdx::prelude::{Cpu, Gradients, HasErr, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::{Activation, AttentionShape, Backend, Dropout, Layout, Matrix, Scalar, Vector};
+
+type Outcome<T> = Result<T, <Cpu as HasErr>::Err>;
+
+impl Backend for Cpu {
+    fn linear(
+        x: &Matrix<Cpu>,
+        weight: &Matrix<Cpu>,
+        bias: Option<&Vector<Cpu>>,
+    ) -> Outcome<Matrix<Cpu>> {
+        linear::linear(x, weight, bias)
+    }
+
+    fn layer_norm(
+        x: &Matrix<Cpu>,
+        gain: &Vector<Cpu>,
+        bias: &Vector<Cpu>,
+        epsilon: f32,
+    ) -> Outcome<Matrix<Cpu>> {
+        norm::layer_norm(x, gain, bias, epsilon)
+    }
+
+    fn activate(x: &Matrix<Cpu>, activation: Activation) -> Outcome<Matrix<Cpu>> {
+        activation::activate(x, activation)
+    }
+
+    fn attention(
+        q: &Matrix<Cpu>,
+        k: &Matrix<Cpu>,
+        v: &Matrix<Cpu>,
+        layout: &Layout,
+        shape: AttentionShape,
+        dropout: Option<Dropout>,
+    ) -> Outcome<Matrix<Cpu>> {
+        attention::attention(q, k, v, layout, shape, dropout)
+    }
+
+    fn dropout(x: &Matrix<Cpu>, layout: &Layout, dropout: Dropout) -> Outcome<Matrix<Cpu>> {
+        rows::dropout(x, layout, dropout)
+    }
+
+    fn select_rows(table: &Matrix<Cpu>, indices: &[usize]) -> Outcome<Matrix<Cpu>> {
+        rows::select_rows(table, indices)
+    }
+
+    fn columns(x: &Matrix<Cpu>, range: std::ops::Range<usize>) -> Outcome<Matrix<Cpu>> {
+        rows::columns(x, range)
+    }
+
+    fn join_columns(parts: &[Matrix<Cpu>]) -> Outcome<Matrix<Cpu>> {
+        rows::join_columns(parts)
+    }
+
+    fn add(x: &Matrix<Cpu>, y: &Matrix<Cpu>) -> Outcome<Matrix<Cpu>> {
+        rows::add(x, y)
+    }
+
+    fn scale(x: &Matrix<Cpu>, factor: f32) -> Outcome<Matrix<Cpu>> {
+        rows::scale(x, factor)
+    }
+
+    fn cross_entropy(logits: &Matrix<Cpu>, labels: &[usize], total: usize) -> Outcome<Scalar<Cpu>> {
+        loss::cross_entropy(logits, labels, total)
+    }
+
+    fn read<S: Shape, T>(tensor: &Tensor<S, f32, Cpu, T>) -> Vec<f32> {
+        bridge::data(tensor).to_vec()
+    }
+
+    fn read_gradient<S: Shape>(
+        gradients: &mut Gradients<f32, Cpu>,
+        parameter: &Tensor<S, f32, Cpu>,
+    ) -> Outcome<Vec<f32>> {
+        Ok(std::mem::take(
+            &mut **gradients.get_or_alloc_mut(parameter)?,
+        ))
+    }
+
+    fn map_groups<G: Send + Sync, R: Send>(
+        groups: &[G],
+        work: impl Fn(&G) -> R + Sync + Send,
+    ) -> Vec<R> {
+        groups.par_iter().map(work).collect()
+    }
+
+    const GROUP_ROWS: usize = 256;
+}

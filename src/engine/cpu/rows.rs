@@ -1,0 +1,187 @@
+//! Rows chosen, added, scaled, dropped.
+
+use dfdx::prelude::*;
+use multiversion::multiversion;
+
+use super::activation::add_product;
+use super::bridge::{data, output, slot, trace};
+use super::Outcome;
+use crate::engine::{Dropout, Layout, Matrix};
+
+/// See [`crate::engine::Backend::select_rows`].
+pub(super) fn select_rows(table: &Matrix<Cpu>, indices: &[usize]) -> Outcome<Matrix<Cpu>> {
+    let (_, columns) = *table.shape();
+    let source = data(table);
+    let mut values = Vec::with_capacity(indices.len() * columns);
+    for &index in indices {
+        values.extend_from_slice(&source[index * columns..(index + 1) * columns]);
+    }
+    let table_slot = slot(table);
+    let kept = table_slot
+        .is_some()
+        .then(|| indices.to_vec())
+        .unwrap_or_default();
+    let shape = (indices.len(), columns);
+    output(
+        values,
+        shape,
+        trace(table),
+        table.device(),
+        move |flow, upstream| {
+            if let Some(slot) = &table_slot {
+                let gradient = flow.get(slot)?;
+                for (index, row) in kept.iter().zip(upstream.chunks_exact(columns)) {
+                    let target = &mut gradient[index * columns..(index + 1) * columns];
+                    for (sum, value) in target.iter_mut().zip(row) {
+                        *sum += value;
+                    }
+                }
+            }
+            Ok(())
+        },
+    )
+}
+
+/// See [`crate::engine::Backend::add`].
+pub(super) fn add(x: &Matrix<Cpu>, y: &Matrix<Cpu>) -> Outcome<Matrix<Cpu>> {
+    assert_eq!(x.shape(), y.shape(), "add: shapes disagree");
+    let values = data(x).iter().zip(data(y)).map(|(x, y)| x + y).collect();
+    let (x_slot, y_slot) = (slot(x), slot(y));
+    let joined = trace(x).merge(trace(y));
+    output(
+        values,
+        *x.shape(),
+        joined,
+        x.device(),
+        move |flow, upstream| {
+            for slot in [&x_slot, &y_slot].into_iter().flatten() {
+                flow.add(slot, upstream)?;
+            }
+            Ok(())
+        },
+    )
+}
+
+/// See [`crate::engine::Backend::scale`].
+pub(super) fn scale(x: &Matrix<Cpu>, factor: f32) -> Outcome<Matrix<Cpu>> {
+    let values = data(x).iter().map(|x| factor * x).collect();
+    let x_slot = slot(x);
+    output(
+        values,
+        *x.shape(),
+        trace(x),
+        x.device(),
+        move |flow, upstream| {
+            if let Some(slot) = &x_slot {
+                for (sum, value) in flow.get(slot)?.iter_mut().zip(upstream) {
+                    *sum += factor * value;
+                }
+            }
+            Ok(())
+        },
+    )
+}
+
+/// See [`crate::engine::Backend::dropout`].
+pub(super) fn dropout(x: &Matrix<Cpu>, layout: &Layout, dropout: Dropout) -> Outcome<Matrix<Cpu>> {
+    let (_, columns) = *x.shape();
+    let mut values = vec![0.0; data(x).len()];
+    drop_rows(data(x), columns, layout, dropout, &mut values);
+    let (x_slot, layout) = (slot(x), layout.clone());
+    output(
+        values,
+        *x.shape(),
+        trace(x),
+        x.device(),
+        move |flow, upstream| {
+            if let Some(slot) = &x_slot {
+                drop_rows(upstream, columns, &layout, dropout, flow.get(slot)?);
+            }
+            Ok(())
+        },
+    )
+}
+
+/// `out += factors ⊙ input`, the factors drawn again from the layout's keys.
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
+fn drop_rows(input: &[f32], columns: usize, layout: &Layout, dropout: Dropout, out: &mut [f32]) {
+    let mut factors = vec![0.0; columns];
+    for (sequence, range) in layout.ranges().enumerate() {
+        let noise = crate::engine::noise::Noise::new(layout.key(sequence), dropout.site);
+        for (position, row) in range.enumerate() {
+            noise.dropout_row(position, dropout.probability, &mut factors);
+            let range = row * columns..(row + 1) * columns;
+            add_product(&mut out[range.clone()], &input[range], &factors);
+        }
+    }
+}
+
+/// See [`crate::engine::Backend::columns`].
+pub(super) fn columns(x: &Matrix<Cpu>, range: std::ops::Range<usize>) -> Outcome<Matrix<Cpu>> {
+    let (rows, width) = *x.shape();
+    let count = range.len();
+    let mut values = Vec::with_capacity(rows * count);
+    for row in data(x).chunks_exact(width) {
+        values.extend_from_slice(&row[range.clone()]);
+    }
+    let x_slot = slot(x);
+    output(
+        values,
+        (rows, count),
+        trace(x),
+        x.device(),
+        move |flow, upstream| {
+            if let Some(slot) = &x_slot {
+                let gradient = flow.get(slot)?.chunks_exact_mut(width);
+                for (sum, row) in gradient.zip(upstream.chunks_exact(count)) {
+                    sum[range.clone()]
+                        .iter_mut()
+                        .zip(row)
+                        .for_each(|(sum, value)| *sum += value);
+                }
+            }
+            Ok(())
+        },
+    )
+}
+
+/// See [`crate::engine::Backend::join_columns`].
+pub(super) fn join_columns(parts: &[Matrix<Cpu>]) -> Outcome<Matrix<Cpu>> {
+    let rows = parts[0].shape().0;
+    let widths: Vec<usize> = parts.iter().map(|part| part.shape().1).collect();
+    let width: usize = widths.iter().sum();
+    let mut values = Vec::with_capacity(rows * width);
+    for row in 0..rows {
+        for (part, width) in parts.iter().zip(&widths) {
+            values.extend_from_slice(&data(part)[row * width..(row + 1) * width]);
+        }
+    }
+    let joined = parts
+        .iter()
+        .map(trace)
+        .reduce(|a, b| a.merge(b))
+        .unwrap_or_default();
+    let slots: Vec<_> = parts.iter().map(slot).collect();
+    output(
+        values,
+        (rows, width),
+        joined,
+        parts[0].device(),
+        move |flow, upstream| {
+            let mut start = 0;
+            for (slot, part) in slots.iter().zip(&widths) {
+                if let Some(slot) = slot {
+                    let gradient = flow.get(slot)?.chunks_exact_mut(*part);
+                    for (sum, row) in gradient.zip(upstream.chunks_exact(width)) {
+                        let row = &row[start..start + part];
+                        sum.iter_mut()
+                            .zip(row)
+                            .for_each(|(sum, value)| *sum += value);
+                    }
+                }
+                start += part;
+            }
+            Ok(())
+        },
+    )
+}

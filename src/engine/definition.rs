@@ -1,0 +1,345 @@
+//! What every operation means, in dfdx operations, for any device.
+//!
+//! dfdx panics where two run-time shapes disagree, so shapes are asserted here with both of them
+//! named; the plan has made sure that a user's file cannot get this far with a wrong one.
+
+use dfdx::prelude::*;
+
+use super::{Activation, AttentionShape, Backend, Dropout, Layout, Matrix, Scalar, Vector};
+
+type Outcome<T, D> = Result<T, <D as HasErr>::Err>;
+
+/// See [`Backend::linear`].
+pub fn linear<D: Backend>(
+    x: &Matrix<D>,
+    weight: &Matrix<D>,
+    bias: Option<&Vector<D>>,
+) -> Outcome<Matrix<D>, D> {
+    let (rows, columns) = *x.shape();
+    let (out, input) = *weight.shape();
+    assert_eq!(
+        columns, input,
+        "linear: x is {rows}x{columns}, weight {out}x{input}"
+    );
+    let (_, weight_trace) = weight.clone().split_tape();
+    let product = if weight_trace.is_on() {
+        let transposed = weight.clone().try_permute::<_, Axes2<1, 0>>()?; // (in, out)
+        x.clone().try_matmul(transposed)? // (rows, out)
+    } else {
+        frozen_product(x, weight)?
+    };
+    match bias {
+        Some(bias) => {
+            assert_eq!(bias.shape().0, out, "linear: bias and weight disagree");
+            product.try_add(
+                bias.clone()
+                    .try_broadcast_like::<_, Axis<0>>(&(rows, out))?,
+            )
+        }
+        None => Ok(product),
+    }
+}
+
+/// `x Wᵀ` for a weight that gets no gradient: its backward pass is one product, where dfdx's
+/// `matmul` always computes two.
+fn frozen_product<D: Backend>(x: &Matrix<D>, weight: &Matrix<D>) -> Outcome<Matrix<D>, D> {
+    let (weight, _) = weight.clone().split_tape();
+    let (x, mut trace) = x.clone().split_tape();
+    let transposed = weight.clone().try_permute::<_, Axes2<1, 0>>()?;
+    let product = x.clone().try_matmul(transposed)?; // (rows, out)
+    let (x_slot, product_slot) = (x.ghost(), product.ghost());
+    let device = x.device().clone();
+    trace.add_backward_op(move |gradients| {
+        gradients.get_or_alloc_mut(&product_slot)?;
+        let upstream = gradients.get(&product_slot); // (rows, out)
+        let mut flow = upstream.try_matmul(weight)?; // (rows, in)
+        let length = flow.shape().num_elements();
+        // velocity ← 1·velocity + (0 + 1·flow), with a learning rate of 0: the only kernel of
+        // dfdx that adds a tensor to a gradient buffer on every device.
+        let add = SgdConfig {
+            lr: 0.0,
+            momentum: Some(Momentum::Classic(1.0)),
+            weight_decay: Some(WeightDecay::L2(1.0)),
+        };
+        let zeros = Storage::<f32>::try_alloc_len(&device, length)?;
+        add.try_update(&mut flow, gradients.get_or_alloc_mut(&x_slot)?, &zeros)
+    });
+    Ok(product.put_tape(trace))
+}
+
+/// See [`Backend::layer_norm`].
+pub fn layer_norm<D: Backend>(
+    x: &Matrix<D>,
+    gain: &Vector<D>,
+    bias: &Vector<D>,
+    epsilon: f32,
+) -> Outcome<Matrix<D>, D> {
+    let shape = *x.shape();
+    let mean = x.clone().try_mean::<_, Axis<1>>()?; // (rows)
+    let centered = x
+        .clone()
+        .try_sub(mean.try_broadcast_like::<_, Axis<1>>(&shape)?)?;
+    let variance = centered.clone().try_square()?.try_mean::<_, Axis<1>>()?; // (rows)
+    let inverse = variance.try_add(epsilon)?.try_sqrt()?.try_recip()?;
+    let normal = centered.try_mul(inverse.try_broadcast_like::<_, Axis<1>>(&shape)?)?;
+    normal
+        .try_mul(gain.clone().try_broadcast_like::<_, Axis<0>>(&shape)?)?
+        .try_add(bias.clone().try_broadcast_like::<_, Axis<0>>(&shape)?)
+}
+
+/// See [`Backend::activate`].
+pub fn activate<D: Backend>(x: &Matrix<D>, activation: Activation) -> Outcome<Matrix<D>, D> {
+    match activation {
+        Activation::Gelu => gelu(x),
+        Activation::GeluTanh => {
+            let cube = x.clone().try_powi(3)?.try_mul(0.044715f32)?;
+            let inner = cube.try_add(x.clone())?.try_mul(0.797_884_6f32)?; // √(2/π)
+            inner
+                .try_tanh()?
+                .try_add(1.0f32)?
+                .try_mul(0.5f32)?
+                .try_mul(x.clone())
+        }
+        Activation::Relu => x.clone().try_relu(),
+        Activation::Swish => x.clone().try_sigmoid()?.try_mul(x.clone()),
+        Activation::Tanh => x.clone().try_tanh(),
+    }
+}
+
+/// `x Φ(x) = max(x, 0) − ½ |x| erfc(|x| / √2)`, with erfc by Abramowitz and Stegun 7.1.26
+/// (absolute error 1.5e-7). dfdx's own `accurate_gelu` has a wrong derivative.
+fn gelu<D: Backend>(x: &Matrix<D>) -> Outcome<Matrix<D>, D> {
+    let [p, a] = ERFC;
+    let size = x.clone().try_abs()?;
+    let z = size.clone().try_mul(std::f32::consts::FRAC_1_SQRT_2)?;
+    let t = z.clone().try_mul(p[0])?.try_add(1.0f32)?.try_recip()?;
+    let mut polynomial = t.clone().try_mul(a[4])?.try_add(a[3])?;
+    for coefficient in [a[2], a[1], a[0]] {
+        polynomial = polynomial.try_mul(t.clone())?.try_add(coefficient)?;
+    }
+    let gauss = z.try_square()?.try_negate()?.try_exp()?;
+    let erfc = polynomial.try_mul(t)?.try_mul(gauss)?;
+    let tail = erfc.try_mul(size)?.try_mul(0.5f32)?;
+    x.clone().try_relu()?.try_sub(tail)
+}
+
+/// Abramowitz and Stegun 7.1.26: p, and the polynomial's coefficients a₁ … a₅.
+pub(super) const ERFC: [[f32; 5]; 2] = [
+    [0.327_591_1, 0.0, 0.0, 0.0, 0.0],
+    [
+        0.254_829_6,
+        -0.284_496_72,
+        1.421_413_8,
+        -1.453_152_1,
+        1.061_405_4,
+    ],
+];
+
+/// See [`Backend::attention`]. The packed rows are gathered into a rectangle, masked, and
+/// gathered back.
+pub fn attention<D: Backend>(
+    q: &Matrix<D>,
+    k: &Matrix<D>,
+    v: &Matrix<D>,
+    layout: &Layout,
+    shape: AttentionShape,
+    dropout: Option<Dropout>,
+) -> Outcome<Matrix<D>, D> {
+    let (rows, hidden) = *q.shape();
+    assert_eq!(rows, layout.rows(), "attention: rows and layout disagree");
+    assert_eq!(
+        hidden % shape.heads,
+        0,
+        "attention: heads do not divide hidden"
+    );
+    let (batch, longest) = (layout.sequences(), layout.longest());
+    let (heads, width) = (shape.heads, hidden / shape.heads);
+    let device = q.device().clone();
+
+    // Where a padded position reads from (any row will do: it is masked), and back.
+    let mut padded = Vec::with_capacity(batch * longest);
+    let mut packed = Vec::with_capacity(rows);
+    for (sequence, range) in layout.ranges().enumerate() {
+        packed.extend((0..range.len()).map(|i| sequence * longest + i));
+        padded.extend((0..longest).map(|i| range.start + i.min(range.len() - 1)));
+    }
+    let split = |x: &Matrix<D>| -> Outcome<_, D> {
+        select_rows(x, &padded)?
+            .try_reshape_like(&(batch, longest, heads, width))?
+            .try_permute::<_, Axes4<0, 2, 1, 3>>() // (batch, heads, longest, width)
+    };
+    let (q, k, v) = (split(q)?, split(k)?, split(v)?);
+
+    let square = (batch, heads, longest, longest);
+    let scores = q
+        .try_mul(1.0 / (width as f32).sqrt())?
+        .try_matmul(k.try_permute::<_, Axes4<0, 1, 3, 2>>()?)?; // square
+    let mask = device.try_tensor_from_vec(mask(layout, shape.causal), (batch, longest, longest))?;
+    let scores = scores.try_add(mask.try_broadcast_like::<_, Axis<1>>(&square)?)?;
+
+    let (values, trace) = scores.split_tape();
+    let highest = values.clone().try_max::<(usize, usize, usize), Axis<3>>()?;
+    let shifted = values
+        .put_tape(trace)
+        .try_sub(highest.try_broadcast_like::<_, Axis<3>>(&square)?)?;
+    let exponent = shifted.try_exp()?;
+    let sum = exponent
+        .clone()
+        .try_sum::<(usize, usize, usize), Axis<3>>()?;
+    let mut weights = exponent.try_div(sum.try_broadcast_like::<_, Axis<3>>(&square)?)?;
+    if let Some(dropout) = dropout {
+        let factors = attention_dropout(layout, heads, dropout);
+        weights = weights.try_mul(device.try_tensor_from_vec(factors, square)?)?;
+    }
+    let mixed = weights
+        .try_matmul(v)? // (batch, heads, longest, width)
+        .try_permute::<_, Axes4<0, 2, 1, 3>>()?
+        .try_reshape_like(&(batch * longest, hidden))?;
+    select_rows(&mixed, &packed)
+}
+
+/// `(sequences, longest, longest)`: 0 where a position is seen, a large negative number elsewhere.
+fn mask(layout: &Layout, causal: bool) -> Vec<f32> {
+    let longest = layout.longest();
+    let mut mask = Vec::with_capacity(layout.sequences() * longest * longest);
+    for range in layout.ranges() {
+        for from in 0..longest {
+            mask.extend((0..longest).map(|to| {
+                let seen = to < range.len() && (!causal || to <= from);
+                if seen {
+                    0.0
+                } else {
+                    -1e30
+                }
+            }));
+        }
+    }
+    mask
+}
+
+/// The dropout factors of attention weights, `(sequences, heads, longest, longest)`.
+fn attention_dropout(layout: &Layout, heads: usize, dropout: Dropout) -> Vec<f32> {
+    let longest = layout.longest();
+    let mut factors = vec![0.0; layout.sequences() * heads * longest * longest];
+    for (sequence, range) in layout.ranges().enumerate() {
+        let length = range.len();
+        let noise = super::noise::Noise::new(layout.key(sequence), dropout.site);
+        for head in 0..heads {
+            for from in 0..length {
+                let start = ((sequence * heads + head) * longest + from) * longest;
+                let row = &mut factors[start..start + length];
+                noise.dropout_row(head * length + from, dropout.probability, row);
+            }
+        }
+    }
+    factors
+}
+
+/// See [`Backend::dropout`].
+pub fn dropout<D: Backend>(
+    x: &Matrix<D>,
+    layout: &Layout,
+    dropout: Dropout,
+) -> Outcome<Matrix<D>, D> {
+    let shape = *x.shape();
+    let factors = layout.dropout_factors(dropout, shape.1);
+    x.clone()
+        .try_mul(x.device().try_tensor_from_vec(factors, shape)?)
+}
+
+/// See [`Backend::select_rows`].
+pub fn select_rows<D: Backend>(table: &Matrix<D>, indices: &[usize]) -> Outcome<Matrix<D>, D> {
+    let device = table.device().clone();
+    let indices = device.try_tensor_from_vec(indices.to_vec(), (indices.len(),))?;
+    table.clone().try_gather(indices)
+}
+
+/// See [`Backend::columns`].
+pub fn columns<D: Backend>(x: &Matrix<D>, range: std::ops::Range<usize>) -> Outcome<Matrix<D>, D> {
+    let shape = (x.shape().0, range.len());
+    x.clone()
+        .try_slice((0..shape.0, range))?
+        .try_reshape_like(&shape)
+}
+
+/// See [`Backend::join_columns`]: the parts' transposes are stacked, and the whole is transposed.
+pub fn join_columns<D: Backend>(parts: &[Matrix<D>]) -> Outcome<Matrix<D>, D> {
+    let transposed = |part: &Matrix<D>| part.clone().try_permute::<_, Axes2<1, 0>>();
+    let (first, rest) = parts.split_first().expect("there is a part to join");
+    let mut joined = transposed(first)?;
+    for part in rest {
+        joined = (joined, transposed(part)?).try_concat_along(Axis::<0>)?;
+    }
+    let shape = (joined.shape().1, joined.shape().0);
+    joined
+        .try_permute::<_, Axes2<1, 0>>()?
+        .try_reshape_like(&shape)
+}
+
+/// See [`Backend::add`].
+pub fn add<D: Backend>(x: &Matrix<D>, y: &Matrix<D>) -> Outcome<Matrix<D>, D> {
+    assert_eq!(x.shape(), y.shape(), "add: shapes disagree");
+    x.clone().try_add(y.clone())
+}
+
+/// See [`Backend::scale`].
+pub fn scale<D: Backend>(x: &Matrix<D>, factor: f32) -> Outcome<Matrix<D>, D> {
+    x.clone().try_mul(factor)
+}
+
+/// See [`Backend::cross_entropy`].
+pub fn cross_entropy<D: Backend>(
+    logits: &Matrix<D>,
+    labels: &[usize],
+    total: usize,
+) -> Outcome<Scalar<D>, D> {
+    let (rows, classes) = *logits.shape();
+    assert_eq!(
+        rows,
+        labels.len(),
+        "cross entropy: logits and labels disagree"
+    );
+    let device = logits.device().clone();
+    let (values, trace) = logits.clone().split_tape();
+    let highest = values.clone().try_max::<(usize,), Axis<1>>()?;
+    let shifted = values
+        .put_tape(trace)
+        .try_sub(highest.try_broadcast_like::<_, Axis<1>>(&(rows, classes))?)?;
+    let log_sum = shifted
+        .clone()
+        .try_exp()?
+        .try_sum::<(usize,), Axis<1>>()?
+        .try_ln()?;
+    let mut one_hot = vec![0.0; rows * classes];
+    for (row, &label) in labels.iter().enumerate() {
+        one_hot[row * classes + label] = 1.0;
+    }
+    let one_hot = device.try_tensor_from_vec(one_hot, (rows, classes))?;
+    let chosen = shifted.try_mul(one_hot)?.try_sum::<(usize,), Axis<1>>()?;
+    log_sum
+        .try_sub(chosen)?
+        .try_sum()?
+        .try_mul(1.0 / total as f32)
+}
+
+/// See [`Backend::squared_error`].
+pub fn squared_error<D: Backend>(
+    predicted: &Matrix<D>,
+    targets: &[f32],
+    total: usize,
+) -> Outcome<Scalar<D>, D> {
+    let shape = *predicted.shape();
+    assert_eq!(
+        shape,
+        (targets.len(), 1),
+        "squared error: one column expected"
+    );
+    let targets = predicted
+        .device()
+        .try_tensor_from_vec(targets.to_vec(), shape)?;
+    let difference = predicted.clone().try_sub(targets)?;
+    difference
+        .try_square()?
+        .try_sum()?
+        .try_mul(1.0 / total as f32)
+}

@@ -1,0 +1,74 @@
+//! Which rows of an activation make up which sequence.
+
+use super::noise::Noise;
+
+/// Activations are `(rows, hidden)`, with the sequences of a batch one after the other and no
+/// padding. Only embeddings, attention and dropout look at the layout.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Layout {
+    /// `starts[i]..starts[i + 1]` are the rows of sequence `i`.
+    starts: Vec<usize>,
+    /// One key per sequence, so that what is random does not depend on how a batch is divided.
+    keys: Vec<u64>,
+}
+
+impl Layout {
+    /// The layout of sequences of these lengths, with a random key for each.
+    pub fn new(lengths: impl IntoIterator<Item = usize>, keys: Vec<u64>) -> Self {
+        let mut starts = vec![0];
+        let mut end = 0;
+        for length in lengths {
+            end += length;
+            starts.push(end);
+        }
+        debug_assert_eq!(starts.len(), keys.len() + 1);
+        Layout { starts, keys }
+    }
+
+    /// The number of rows of all sequences together.
+    pub fn rows(&self) -> usize {
+        self.starts[self.starts.len() - 1]
+    }
+
+    /// The number of sequences.
+    pub fn sequences(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// The rows of each sequence.
+    pub fn ranges(&self) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
+        self.starts.windows(2).map(|pair| pair[0]..pair[1])
+    }
+
+    /// The random key of sequence `index`.
+    pub fn key(&self, index: usize) -> u64 {
+        self.keys[index]
+    }
+
+    /// The length of the longest sequence.
+    pub fn longest(&self) -> usize {
+        self.ranges().map(|range| range.len()).max().unwrap_or(0)
+    }
+
+    /// The factors of a dropout over `(rows, columns)`: 0 or `1 / (1 - probability)`.
+    pub fn dropout_factors(&self, dropout: Dropout, columns: usize) -> Vec<f32> {
+        let mut factors = vec![0.0; self.rows() * columns];
+        for (index, range) in self.ranges().enumerate() {
+            let noise = Noise::new(self.key(index), dropout.site);
+            for (position, row) in range.enumerate() {
+                let factors = &mut factors[row * columns..(row + 1) * columns];
+                noise.dropout_row(position, dropout.probability, factors);
+            }
+        }
+        factors
+    }
+}
+
+/// One place in the graph where activations are dropped.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dropout {
+    /// The probability with which an element becomes zero, in `[0, 1)`.
+    pub probability: f32,
+    /// A number of its own for each place, so that no two places share their noise.
+    pub site: u32,
+}

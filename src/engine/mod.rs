@@ -1,0 +1,194 @@
+//! Tensors, the run-time tape, and every operation that a transformer and its deltas need.
+//!
+//! In: dfdx tensors. Out: dfdx tensors and gradients. It knows nothing of modules, plans or
+//! files.
+//!
+//! Every operation is a method of [`Backend`] with a default: its **definition** in dfdx
+//! operations, once for every device ([`definition`]). The definition is what CUDA runs, and the
+//! oracle of the tests. The CPU overrides what is slow with kernels of its own ([`cpu`]).
+
+pub mod cpu;
+pub mod definition;
+mod layout;
+mod noise;
+mod trace;
+
+use std::ops::Range;
+
+use dfdx::prelude::{Gradients, Shape, Tensor};
+
+pub use layout::{Dropout, Layout};
+pub use noise::mix;
+pub use trace::{backward, with_trace, Recorder, Trace};
+
+/// An activation `(rows, columns)` or a weight `(out, in)`.
+pub type Matrix<D> = Tensor<(usize, usize), f32, D, Trace<D>>;
+/// A bias, a gain.
+pub type Vector<D> = Tensor<(usize,), f32, D, Trace<D>>;
+/// A loss.
+pub type Scalar<D> = Tensor<(), f32, D, Trace<D>>;
+
+/// An element-wise non-linearity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// `x Φ(x)` with the normal distribution's Φ (Hendrycks and Gimpel, arXiv 1606.08415).
+    Gelu,
+    /// The same with Φ approximated by tanh, as GPT-2 has it (`gelu_new`).
+    GeluTanh,
+    /// `max(x, 0)`.
+    Relu,
+    /// `x σ(x)`, also called SiLU.
+    Swish,
+    /// Hyperbolic tangent.
+    Tanh,
+}
+
+impl Activation {
+    /// The activation that transformers and AdapterHub call `name`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Some(match name {
+            "gelu" => Activation::Gelu,
+            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Activation::GeluTanh,
+            "relu" => Activation::Relu,
+            "swish" | "silu" => Activation::Swish,
+            "tanh" => Activation::Tanh,
+            _ => return None,
+        })
+    }
+}
+
+/// How an attention reads its rows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionShape {
+    /// The number of heads; `hidden` is a multiple of it.
+    pub heads: usize,
+    /// Whether a position sees only itself and what is before it.
+    pub causal: bool,
+}
+
+/// A device that can run the graph: dfdx's operations, and the engine's own defined in them.
+pub trait Backend: dfdx::tensor_ops::Device<f32> + Send + Sync {
+    /// `x Wᵀ + b`: `x (rows, in)`, `weight (out, in)`, `bias (out)` → `(rows, out)`.
+    /// What is not traced gets no gradient.
+    fn linear(
+        x: &Matrix<Self>,
+        weight: &Matrix<Self>,
+        bias: Option<&Vector<Self>>,
+    ) -> Result<Matrix<Self>, Self::Err> {
+        definition::linear(x, weight, bias)
+    }
+
+    /// Normalizes each row to mean 0 and variance 1, then `gain ⊙ x + bias`
+    /// (Ba et al., arXiv 1607.06450).
+    fn layer_norm(
+        x: &Matrix<Self>,
+        gain: &Vector<Self>,
+        bias: &Vector<Self>,
+        epsilon: f32,
+    ) -> Result<Matrix<Self>, Self::Err> {
+        definition::layer_norm(x, gain, bias, epsilon)
+    }
+
+    /// An element-wise non-linearity.
+    fn activate(x: &Matrix<Self>, activation: Activation) -> Result<Matrix<Self>, Self::Err> {
+        definition::activate(x, activation)
+    }
+
+    /// `softmax(q kᵀ / √d) v` within each sequence of `layout`, per head of width `d`
+    /// (Vaswani et al., arXiv 1706.03762, eq. 1); `q`, `k`, `v` and the result `(rows, hidden)`.
+    fn attention(
+        q: &Matrix<Self>,
+        k: &Matrix<Self>,
+        v: &Matrix<Self>,
+        layout: &Layout,
+        shape: AttentionShape,
+        dropout: Option<Dropout>,
+    ) -> Result<Matrix<Self>, Self::Err> {
+        definition::attention(q, k, v, layout, shape, dropout)
+    }
+
+    /// Sets elements to zero with the dropout's probability and scales the others up
+    /// (Srivastava et al. 2014).
+    fn dropout(
+        x: &Matrix<Self>,
+        layout: &Layout,
+        dropout: Dropout,
+    ) -> Result<Matrix<Self>, Self::Err> {
+        definition::dropout(x, layout, dropout)
+    }
+
+    /// Rows `indices` of `table (n, columns)`; an index may occur several times.
+    fn select_rows(table: &Matrix<Self>, indices: &[usize]) -> Result<Matrix<Self>, Self::Err> {
+        definition::select_rows(table, indices)
+    }
+
+    /// Columns `range` of `x`.
+    fn columns(x: &Matrix<Self>, range: Range<usize>) -> Result<Matrix<Self>, Self::Err> {
+        definition::columns(x, range)
+    }
+
+    /// Matrices of as many rows each, side by side.
+    fn join_columns(parts: &[Matrix<Self>]) -> Result<Matrix<Self>, Self::Err> {
+        definition::join_columns(parts)
+    }
+
+    /// `x + y`, of one shape.
+    fn add(x: &Matrix<Self>, y: &Matrix<Self>) -> Result<Matrix<Self>, Self::Err> {
+        definition::add(x, y)
+    }
+
+    /// `factor · x`.
+    fn scale(x: &Matrix<Self>, factor: f32) -> Result<Matrix<Self>, Self::Err> {
+        definition::scale(x, factor)
+    }
+
+    /// `Σ −log softmax(logits)[label] / total` over the rows of `logits (rows, classes)`.
+    /// `total` is the number of rows of the whole batch, of which these may be a part.
+    fn cross_entropy(
+        logits: &Matrix<Self>,
+        labels: &[usize],
+        total: usize,
+    ) -> Result<Scalar<Self>, Self::Err> {
+        definition::cross_entropy(logits, labels, total)
+    }
+
+    /// `Σ (predicted − target)² / total` over the rows of `predicted (rows, 1)`.
+    fn squared_error(
+        predicted: &Matrix<Self>,
+        targets: &[f32],
+        total: usize,
+    ) -> Result<Scalar<Self>, Self::Err> {
+        definition::squared_error(predicted, targets, total)
+    }
+
+    /// The tensor's elements, row by row.
+    fn read<S: Shape, T>(tensor: &Tensor<S, f32, Self, T>) -> Vec<f32> {
+        tensor.as_vec()
+    }
+
+    /// The gradient of `parameter` (zeros where nothing flowed into it).
+    fn read_gradient<S: Shape>(
+        gradients: &mut Gradients<f32, Self>,
+        parameter: &Tensor<S, f32, Self>,
+    ) -> Result<Vec<f32>, Self::Err> {
+        gradients.get_or_alloc_mut(parameter)?;
+        Ok(gradients.get(parameter).as_vec())
+    }
+
+    /// Runs `work` on every group of a batch and returns the results in order. A device whose
+    /// kernels are parallel by themselves runs the groups one after the other.
+    fn map_groups<G: Send + Sync, R: Send>(
+        groups: &[G],
+        work: impl Fn(&G) -> R + Sync + Send,
+    ) -> Vec<R> {
+        groups.iter().map(work).collect()
+    }
+
+    /// How many rows a group of sequences should have. A constant of the device, never of the
+    /// number of threads: the order in which gradients are summed depends on it.
+    const GROUP_ROWS: usize = usize::MAX;
+}
+
+#[cfg(feature = "cuda")]
+impl Backend for dfdx::tensor::Cuda {}

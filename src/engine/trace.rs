@@ -1,0 +1,118 @@
+//! The run-time tape: a tensor carries a recorder exactly when it depends on something trained.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use dfdx::prelude::{Gradients, HasErr, Merge, NoneTape, PutTape, Shape, Storage, Tape, Tensor};
+
+type BackwardOp<D> =
+    Box<dyn FnOnce(&mut Gradients<f32, D>) -> Result<(), <D as HasErr>::Err> + 'static>;
+
+/// Where the backward operations of one pass are noted, in the order of the forward pass.
+pub struct Recorder<D: Storage<f32>> {
+    operations: RefCell<Vec<BackwardOp<D>>>,
+}
+
+impl<D: Storage<f32>> Recorder<D> {
+    /// A recorder for one forward and one backward pass.
+    #[allow(clippy::new_ret_no_self)]
+    pub fn new() -> Trace<D> {
+        Trace(Some(Rc::new(Recorder {
+            operations: RefCell::default(),
+        })))
+    }
+}
+
+/// A cheap handle on a [`Recorder`], or nothing. dfdx's tapes are a matter of types; this one is
+/// a matter of run time, so that one graph serves every choice of what is trained.
+///
+/// Its default is "off". dfdx's `softmax`, `log_softmax`, `normalize`, `var` and `prelu` put a
+/// default tape on a tensor half-way, which would cut the gradient in silence: the engine does
+/// not build on them.
+pub struct Trace<D: Storage<f32>>(Option<Rc<Recorder<D>>>);
+
+impl<D: Storage<f32>> Trace<D> {
+    /// A trace that records nothing.
+    pub fn off() -> Self {
+        Trace(None)
+    }
+
+    /// Whether operations on this tensor are recorded.
+    pub fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+}
+
+impl<D: Storage<f32>> Clone for Trace<D> {
+    fn clone(&self) -> Self {
+        Trace(self.0.clone())
+    }
+}
+
+impl<D: Storage<f32>> Default for Trace<D> {
+    fn default() -> Self {
+        Trace(None)
+    }
+}
+
+impl<D: Storage<f32>> std::fmt::Debug for Trace<D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.is_on() { "recorded" } else { "off" })
+    }
+}
+
+impl<D: Storage<f32>> Merge<Trace<D>> for Trace<D> {
+    fn merge(self, other: Trace<D>) -> Self {
+        Trace(self.0.or(other.0))
+    }
+}
+
+impl<D: Storage<f32>> Merge<NoneTape> for Trace<D> {
+    fn merge(self, _: NoneTape) -> Self {
+        self
+    }
+}
+
+impl<D: Storage<f32>> Tape<f32, D> for Trace<D> {
+    const OWNS_TAPE: bool = true;
+
+    fn add_backward_op<F>(&mut self, operation: F)
+    where
+        F: 'static + FnOnce(&mut Gradients<f32, D>) -> Result<(), D::Err>,
+    {
+        if let Some(recorder) = &self.0 {
+            recorder.operations.borrow_mut().push(Box::new(operation));
+        }
+    }
+}
+
+/// `tensor` with `trace` on it: gradients are stored under the tensor's own id.
+pub fn with_trace<S: Shape, D: Storage<f32>>(
+    tensor: &Tensor<S, f32, D>,
+    trace: &Trace<D>,
+) -> Tensor<S, f32, D, Trace<D>> {
+    tensor.clone().put_tape(trace.clone())
+}
+
+/// Runs the recorded operations backwards from `output`, a tensor whose gradient is taken to be
+/// ones, and returns all gradients.
+///
+/// # Errors
+/// What the device reports (out of memory).
+pub fn backward<S: Shape, D: super::Backend>(
+    output: Tensor<S, f32, D, Trace<D>>,
+) -> Result<Gradients<f32, D>, D::Err> {
+    use dfdx::prelude::SplitTape;
+    let (output, trace) = output.split_tape();
+    let mut gradients = Gradients::leaky();
+    let Some(recorder) = trace.0 else {
+        return Ok(gradients);
+    };
+    let device = output.device().clone();
+    device.try_fill_with_ones(gradients.get_or_alloc_mut(&output)?)?;
+    let operations = recorder.operations.take();
+    for operation in operations.into_iter().rev() {
+        operation(&mut gradients)?;
+    }
+    Ok(gradients)
+}
