@@ -1,0 +1,15 @@
+//! Pre-trained backbones: families described as data, the module tree, the loading of weights.
+//!
+//! In: a Hugging Face directory. Out: a [`Config`] and a [`Tree`] for the plan, tensors for the
+//! graph. It knows nothing of deltas or training.
+
+mod config;
+pub mod family;
+mod source;
+mod tree;
+mod weights;
+
+pub use config::Config;
+pub use source::{locate, read_config};
+pub use tree::{head_parameters, Module, Parameter, Site, Source, Tree};
+pub use weights::Checkpoint;

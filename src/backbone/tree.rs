@@ -1,0 +1,259 @@
+//! The module tree that every family shows: paths, kinds, parameters and their shapes.
+
+use super::config::Config;
+use super::family::{Dimension, Head, HeadStep, Kind, ModuleEntry};
+
+/// What a node of the tree is, for those who want to place a delta on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Site {
+    /// A linear layer.
+    Linear,
+    /// Several linear layers that a checkpoint stores as one; only its own name matches it.
+    Fused,
+    /// A layer norm.
+    Norm,
+    /// An embedding table.
+    Embedding,
+    /// An attention or a feed-forward as a whole, before its residual sum.
+    SubLayer,
+    /// Anything else that has modules below it.
+    Group,
+}
+
+impl Site {
+    /// What a person calls it.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Site::Linear => "a linear layer",
+            Site::Fused => "a fused linear layer",
+            Site::Norm => "a layer norm",
+            Site::Embedding => "an embedding",
+            Site::SubLayer => "a sub-layer",
+            Site::Group => "a group of modules",
+        }
+    }
+}
+
+/// A node of the tree.
+#[derive(Clone, Debug)]
+pub struct Module {
+    /// `block.0.attn.q`.
+    pub path: String,
+    /// What it is.
+    pub site: Site,
+    /// Its name in a checkpoint without the family's prefix; empty for groups.
+    pub checkpoint_name: String,
+    /// Width of what goes in (linear) or of an entry (embedding).
+    pub input: usize,
+    /// Width of what comes out (linear), or the number of entries (embedding).
+    pub output: usize,
+    /// Its own parameters.
+    pub parameters: Vec<Parameter>,
+}
+
+/// One tensor of a backbone or a head.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Parameter {
+    /// `block.0.attn.q.weight`.
+    pub path: String,
+    /// `(out, in)`, or `(out)`.
+    pub shape: Vec<usize>,
+    /// Where it is in a checkpoint.
+    pub source: Source,
+}
+
+impl Parameter {
+    /// The number of elements.
+    pub fn count(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// Where a parameter is in a checkpoint.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Source {
+    /// The tensor's name, without the family's prefix.
+    pub name: String,
+    /// Whether the family's prefix may stand before the name.
+    pub prefixed: bool,
+    /// Whether the checkpoint has it as `(in, out)`.
+    pub transposed: bool,
+    /// Which of `parts` equal parts of the outputs it is.
+    pub part: usize,
+    /// How many modules share the tensor.
+    pub parts: usize,
+}
+
+/// The modules of a backbone, in the order of the forward pass.
+#[derive(Clone, Debug)]
+pub struct Tree {
+    modules: Vec<Module>,
+}
+
+impl Tree {
+    /// The tree of a backbone with these dimensions.
+    pub fn new(config: &Config) -> Self {
+        let family = config.family();
+        let mut modules: Vec<Module> = Vec::new();
+        let entries = family.modules.iter();
+        let (blocks, others): (Vec<_>, Vec<_>) =
+            entries.partition(|(path, _)| path.starts_with("block.N."));
+        let is_embedding = |path: &str| path.starts_with("embeddings.");
+        let add = |modules: &mut Vec<Module>, path: &str, entry: &ModuleEntry| {
+            add_groups(modules, path, config.hidden);
+            modules.push(module(config, path, entry));
+        };
+        for (path, entry) in others.iter().filter(|(path, _)| is_embedding(path)) {
+            add(&mut modules, path, entry);
+        }
+        for block in 0..config.layers {
+            for (path, entry) in &blocks {
+                let number = |text: &str| text.replacen(".N.", &format!(".{block}."), 1);
+                let entry = ModuleEntry {
+                    name: number(&entry.name),
+                    ..(*entry).clone()
+                };
+                add(&mut modules, &number(path), &entry);
+            }
+        }
+        for (path, entry) in others.iter().filter(|(path, _)| !is_embedding(path)) {
+            add(&mut modules, path, entry);
+        }
+        add_fused(&mut modules);
+        Tree { modules }
+    }
+
+    /// All nodes.
+    pub fn modules(&self) -> &[Module] {
+        &self.modules
+    }
+
+    /// The node at `path`.
+    pub fn module(&self, path: &str) -> Option<&Module> {
+        self.modules.iter().find(|module| module.path == path)
+    }
+
+    /// All parameters.
+    pub fn parameters(&self) -> impl Iterator<Item = &Parameter> {
+        self.modules.iter().flat_map(|module| &module.parameters)
+    }
+}
+
+/// The parameters that a head adds to the backbone, for `labels` outputs.
+pub fn head_parameters(config: &Config, head: &Head, labels: usize) -> Vec<Parameter> {
+    head.steps
+        .iter()
+        .filter_map(|step| head_module(config, step, labels))
+        .flat_map(|module| module.parameters)
+        .collect()
+}
+
+fn head_module(config: &Config, step: &HeadStep, labels: usize) -> Option<Module> {
+    let entry = ModuleEntry {
+        kind: step.kind?,
+        name: step.name.clone()?,
+        shape: step.shape.clone(),
+        bias: step.bias,
+        transposed: false,
+        part: 0,
+        parts: 1,
+    };
+    let mut module = sized_module(config, &step.module, &entry, labels);
+    for parameter in &mut module.parameters {
+        parameter.source.prefixed = false;
+    }
+    Some(module)
+}
+
+fn module(config: &Config, path: &str, entry: &ModuleEntry) -> Module {
+    sized_module(config, path, entry, 0)
+}
+
+fn sized_module(config: &Config, path: &str, entry: &ModuleEntry, labels: usize) -> Module {
+    let size = |dimension: &Dimension| config.size(*dimension, labels);
+    let shape: Vec<usize> = entry.shape.iter().map(size).collect();
+    let parameter = |leaf: &str, shape: Vec<usize>| Parameter {
+        path: format!("{path}.{leaf}"),
+        shape,
+        source: Source {
+            name: format!("{}.{leaf}", entry.name),
+            prefixed: true,
+            transposed: entry.transposed && leaf == "weight",
+            part: entry.part,
+            parts: entry.parts,
+        },
+    };
+    let mut parameters = Vec::new();
+    if entry.kind != Kind::Tied {
+        parameters.push(parameter("weight", shape.clone()));
+    }
+    if entry.bias && entry.kind != Kind::Embedding {
+        parameters.push(parameter("bias", vec![shape[0]]));
+    }
+    Module {
+        path: path.to_owned(),
+        site: match entry.kind {
+            Kind::Linear | Kind::Tied => Site::Linear,
+            Kind::Norm => Site::Norm,
+            Kind::Embedding => Site::Embedding,
+        },
+        checkpoint_name: entry.name.clone(),
+        input: shape.last().copied().unwrap_or(0),
+        output: shape[0],
+        parameters,
+    }
+}
+
+/// Adds the groups above `path` that are not there yet.
+fn add_groups(modules: &mut Vec<Module>, path: &str, hidden: usize) {
+    let parts: Vec<&str> = path.split('.').collect();
+    for depth in 1..parts.len() {
+        let group = parts[..depth].join(".");
+        if modules.iter().all(|module| module.path != group) {
+            let is_sub_layer = depth == 3 && matches!(parts[2], "attn" | "ff");
+            modules.push(Module {
+                path: group,
+                site: if is_sub_layer {
+                    Site::SubLayer
+                } else {
+                    Site::Group
+                },
+                checkpoint_name: String::new(),
+                input: hidden,
+                output: hidden,
+                parameters: Vec::new(),
+            });
+        }
+    }
+}
+
+/// Adds a node for every tensor that several modules share: `q`, `k` and `v` of one `c_attn` make
+/// `qkv`.
+fn add_fused(modules: &mut Vec<Module>) {
+    let shared: Vec<&Module> = modules
+        .iter()
+        .filter(|module| module.parameters.iter().any(|p| p.source.parts > 1))
+        .collect();
+    let mut fused: Vec<Module> = Vec::new();
+    for module in shared {
+        let (parent, leaf) = module.path.rsplit_once('.').unwrap_or(("", &module.path));
+        match fused
+            .iter_mut()
+            .find(|f| f.checkpoint_name == module.checkpoint_name)
+        {
+            Some(existing) => {
+                existing.path.push_str(leaf);
+                existing.output += module.output;
+            }
+            None => fused.push(Module {
+                path: format!("{parent}.{leaf}"),
+                site: Site::Fused,
+                checkpoint_name: module.checkpoint_name.clone(),
+                input: module.input,
+                output: module.output,
+                parameters: Vec::new(),
+            }),
+        }
+    }
+    modules.extend(fused);
+}

@@ -1,0 +1,232 @@
+//! Reading of safetensors: one file or an index of shards, in f32, f16 or bf16.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+use memmap2::Mmap;
+use safetensors::tensor::TensorInfo;
+use safetensors::{Dtype, SafeTensors};
+
+use super::tree::Parameter;
+use crate::diagnostic::Problem;
+use crate::text::quoted_list;
+
+/// Tensors on disk, mapped into memory: nothing is read before it is asked for.
+pub struct Checkpoint {
+    files: Vec<(PathBuf, Mmap)>,
+    /// Name → file, start of that file's data, description.
+    tensors: HashMap<String, (usize, usize, TensorInfo)>,
+}
+
+fn problem(path: &Path, message: impl std::fmt::Display) -> Problem {
+    Problem::new(
+        "delta::weights::unreadable",
+        format!("`{}`: {message}", path.display()),
+    )
+}
+
+impl Checkpoint {
+    /// Opens `model.safetensors`, or the shards that `model.safetensors.index.json` names.
+    ///
+    /// # Errors
+    /// Neither is there, or a file is truncated or corrupt.
+    pub fn open_directory(directory: &Path) -> Result<Self, Problem> {
+        let single = directory.join("model.safetensors");
+        let index = directory.join("model.safetensors.index.json");
+        if single.exists() {
+            return Checkpoint::open(&[single]);
+        }
+        if !index.exists() {
+            let has_bin = directory.join("pytorch_model.bin").exists();
+            let missing = format!("`{}` has no `model.safetensors`", directory.display());
+            let problem = Problem::new("delta::weights::missing", missing);
+            return Err(problem.help(if has_bin {
+                "convert `pytorch_model.bin`: `AutoModel.from_pretrained(d).save_pretrained(d)` writes safetensors"
+            } else {
+                "give the directory of a Hugging Face model: `config.json`, `model.safetensors`, `tokenizer.json`"
+            }));
+        }
+        let text = std::fs::read_to_string(&index).map_err(|e| problem(&index, e))?;
+        let json: serde_json::Value = serde_json::from_str(&text)
+            .map_err(|e| problem(&index, format!("it is not JSON: {e}")))?;
+        let map = json["weight_map"]
+            .as_object()
+            .ok_or_else(|| problem(&index, "it has no `weight_map`"))?;
+        let mut shards: Vec<PathBuf> = Vec::new();
+        for shard in map.values().filter_map(|value| value.as_str()) {
+            let shard = directory.join(shard);
+            if !shards.contains(&shard) {
+                shards.push(shard);
+            }
+        }
+        Checkpoint::open(&shards)
+    }
+
+    /// Opens safetensors files.
+    ///
+    /// # Errors
+    /// A file is missing, truncated or corrupt.
+    pub fn open(paths: &[PathBuf]) -> Result<Self, Problem> {
+        let mut checkpoint = Checkpoint {
+            files: Vec::new(),
+            tensors: HashMap::new(),
+        };
+        for path in paths {
+            let file = File::open(path).map_err(|e| problem(path, e))?;
+            // SAFETY: the map is read-only. Another process that truncates the file while it is
+            // mapped could still crash this one; every program that maps files accepts that.
+            let map = unsafe { Mmap::map(&file) }.map_err(|e| problem(path, e))?;
+            let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|e| {
+                let message = format!("the file is truncated or corrupt ({e})");
+                problem(path, message)
+                    .help("download the file again, and compare its size and hash")
+            })?;
+            let number = checkpoint.files.len();
+            for (name, info) in metadata.tensors() {
+                let place = (number, header + 8, info.clone());
+                checkpoint.tensors.insert(name, place);
+            }
+            checkpoint.files.push((path.clone(), map));
+        }
+        Ok(checkpoint)
+    }
+
+    /// The names of all tensors, sorted.
+    pub fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.tensors.keys().map(String::as_str).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// The shape of a tensor.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors
+            .get(name)
+            .map(|(_, _, info)| info.shape.as_slice())
+    }
+
+    /// A tensor's elements as f32, and its shape.
+    ///
+    /// # Errors
+    /// No tensor of that name, or one of a type that is not f32, f16 or bf16.
+    pub fn read(&self, name: &str) -> Result<(Vec<f32>, Vec<usize>), Problem> {
+        let (number, start, info) = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
+        let (path, map) = &self.files[*number];
+        let bytes = &map[start + info.data_offsets.0..start + info.data_offsets.1];
+        let values = match info.dtype {
+            Dtype::F32 => convert(bytes, f32::from_le_bytes),
+            Dtype::F16 => convert(bytes, |b| f16::from_le_bytes(b).to_f32()),
+            Dtype::BF16 => convert(bytes, |b| bf16::from_le_bytes(b).to_f32()),
+            Dtype::F64 => convert(bytes, |b| f64::from_le_bytes(b) as f32),
+            other => {
+                let message =
+                    format!("`{name}` has the type {other:?}; f32, f16 or bf16 is needed");
+                return Err(problem(path, message));
+            }
+        };
+        Ok((values, info.shape.clone()))
+    }
+
+    fn missing(&self, name: &str) -> Problem {
+        let names = self.names();
+        let hint = crate::text::did_you_mean(name, names.iter().copied());
+        let place = self
+            .files
+            .first()
+            .map(|(path, _)| path.display().to_string());
+        let missing = format!("`{}` has no tensor `{name}`", place.unwrap_or_default());
+        let help = match hint {
+            Some(hint) => format!("the nearest name in it is `{hint}`"),
+            None => format!("it has {}", quoted_list(names.into_iter())),
+        };
+        Problem::new("delta::weights::missing_tensor", missing).help(help)
+    }
+
+    /// The name under which a parameter is stored here, with or without the family's prefix, and
+    /// with the names that old BERT checkpoints use for norms.
+    pub fn find(&self, parameter: &Parameter, prefix: &str) -> Option<String> {
+        let name = &parameter.source.name;
+        let old = name
+            .strip_suffix(".weight")
+            .map(|stem| format!("{stem}.gamma"));
+        let old = old.or_else(|| {
+            name.strip_suffix(".bias")
+                .map(|stem| format!("{stem}.beta"))
+        });
+        let names = std::iter::once(name.clone()).chain(old);
+        let prefixes: &[&str] = if parameter.source.prefixed {
+            &[prefix, ""]
+        } else {
+            &[""]
+        };
+        names
+            .flat_map(|name| prefixes.iter().map(move |prefix| format!("{prefix}{name}")))
+            .find(|name| self.has(name))
+    }
+
+    /// A parameter's elements in our orientation, its part of a fused tensor cut out.
+    ///
+    /// # Errors
+    /// It is not there, or has another shape than the configuration says.
+    pub fn load(&self, parameter: &Parameter, prefix: &str) -> Result<Vec<f32>, Problem> {
+        let source = &parameter.source;
+        let name = self
+            .find(parameter, prefix)
+            .ok_or_else(|| self.missing(&format!("{prefix}{}", source.name)))?;
+        let (values, found) = self.read(&name)?;
+        let mut expected = parameter.shape.clone();
+        expected[0] *= source.parts;
+        if source.transposed {
+            expected.reverse();
+        }
+        if found != expected {
+            let message = format!(
+                "tensor `{name}` has the shape {found:?}, but `config.json` asks for {expected:?}"
+            );
+            let help = "give a `config.json` and weights that belong together";
+            return Err(Problem::new("delta::weights::wrong_shape", message).help(help));
+        }
+        if source.parts == 1 && !source.transposed {
+            return Ok(values);
+        }
+        let (out, input) = (
+            parameter.shape[0],
+            parameter.count() / parameter.shape[0].max(1),
+        );
+        let first = source.part * out;
+        let total = source.parts * out;
+        let at = |row: usize, column: usize| match source.transposed {
+            true => values[column * total + first + row],
+            false => values[(first + row) * input + column],
+        };
+        let rows = 0..out;
+        Ok(rows
+            .flat_map(|row| (0..input).map(move |column| (row, column)))
+            .map(|(r, c)| at(r, c))
+            .collect())
+    }
+
+    /// A hash of the files' names and contents, as hexadecimal text.
+    pub fn hash(&self) -> String {
+        use sha2::{Digest, Sha256};
+        let mut hasher = Sha256::new();
+        for (_, map) in &self.files {
+            hasher.update(&map[..]);
+        }
+        crate::text::hexadecimal(&hasher.finalize())
+    }
+}
+
+fn convert<const N: usize>(bytes: &[u8], from: impl Fn([u8; N]) -> f32) -> Vec<f32> {
+    bytes
+        .chunks_exact(N)
+        .map(|chunk| from(chunk.try_into().expect("chunks_exact gives N bytes")))
+        .collect()
+}
