@@ -1,0 +1,200 @@
+//! Text to syntax tree, and back: the pest grammar, the tree with its places, the formatter.
+//!
+//! In: the text of a `.delta` file. Out: an [`ast::Pipeline`] or all that could not be read. It
+//! knows nothing else of ours.
+
+pub mod ast;
+mod build;
+mod format;
+
+use pest::error::{ErrorVariant, InputLocation};
+use pest::Parser;
+use pest_derive::Parser;
+
+use crate::diagnostic::{Problem, Span};
+use ast::{Pipeline, Spanned, Value};
+
+pub use format::format;
+
+#[derive(Parser)]
+#[grammar = "../grammar/delta.pest"]
+struct Grammar;
+
+/// How deep brackets may be nested. A real file needs four.
+const DEEPEST: usize = 64;
+
+/// Reads a `.delta` file.
+///
+/// # Errors
+/// The first place that does not fit the grammar, and what could stand there.
+pub fn parse(text: &str) -> Result<Pipeline, Problem> {
+    check_depth(text)?;
+    let mut pairs = Grammar::parse(Rule::file, text).map_err(|error| explain(&error, text))?;
+    build::pipeline(pairs.next().into_iter().flat_map(|file| file.into_inner()))
+}
+
+/// Reads one value, as in `--set name=value`.
+///
+/// # Errors
+/// The text is not a value of the language.
+pub fn parse_value(text: &str) -> Result<Spanned<Value>, Problem> {
+    check_depth(text)?;
+    let pairs = Grammar::parse(Rule::single, text).map_err(|error| explain(&error, text))?;
+    let value = pairs
+        .flatten()
+        .find(|pair| !matches!(pair.as_rule(), Rule::single | Rule::EOI));
+    match value {
+        Some(pair) => build::value(pair),
+        None => Err(Problem::new("delta::syntax::value", "a value is missing")),
+    }
+}
+
+fn check_depth(text: &str) -> Result<(), Problem> {
+    let mut depth = 0usize;
+    for (start, symbol) in text.char_indices() {
+        match symbol {
+            '{' | '[' | '(' => depth += 1,
+            '}' | ']' | ')' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > DEEPEST {
+            let span = Span {
+                start,
+                end: start + 1,
+            };
+            let message = format!("brackets are nested more than {DEEPEST} deep");
+            return Err(Problem::new("delta::syntax::depth", message).at(span, "here"));
+        }
+    }
+    Ok(())
+}
+
+/// The most expectations that a message names.
+const MOST_EXPECTED: usize = 5;
+
+fn explain(error: &pest::error::Error<Rule>, text: &str) -> Problem {
+    let start = match error.location {
+        InputLocation::Pos(start) | InputLocation::Span((start, _)) => start,
+    };
+    let end = text[start..]
+        .char_indices()
+        .nth(1)
+        .map_or(text.len(), |(next, _)| start + next);
+    let found = match text[start..].chars().next() {
+        None => "the end of the file".to_owned(),
+        Some('\n') => "the end of the line".to_owned(),
+        Some(_) => format!(
+            "`{}`",
+            text[start..]
+                .split_whitespace()
+                .next()
+                .unwrap_or_default()
+                .chars()
+                .take(20)
+                .collect::<String>()
+        ),
+    };
+    let mut expected: Vec<&str> = match &error.variant {
+        ErrorVariant::ParsingError { positives, .. } => positives.iter().map(describe).collect(),
+        ErrorVariant::CustomError { .. } => Vec::new(),
+    };
+    let mut seen = std::collections::HashSet::new();
+    expected.retain(|words| !words.is_empty() && seen.insert(*words));
+    if expected.contains(&"a statement") {
+        expected.retain(|words| *words != "a setting");
+    }
+    expected.truncate(MOST_EXPECTED);
+    let wanted = match expected.split_last() {
+        None => "nothing more".to_owned(),
+        Some((one, [])) => (*one).to_owned(),
+        Some((last, others)) => format!("{} or {last}", others.join(", ")),
+    };
+    let problem = Problem::new(
+        "delta::syntax::unexpected",
+        format!("expected {wanted}, found {found}"),
+    )
+    .at(Span { start, end }, "here");
+    let word: String = text[start..]
+        .chars()
+        .take_while(|c| c.is_alphanumeric() || *c == '_')
+        .collect();
+    let keywords = [
+        "pipeline", "param", "backbone", "data", "task", "freeze", "unfreeze", "insert", "reparam",
+        "stage",
+    ];
+    match crate::text::did_you_mean(&word, keywords) {
+        Some(keyword) if expected.contains(&"a statement") && !word.is_empty() => {
+            problem.help(format!("did you mean `{keyword}`?"))
+        }
+        _ if expected.contains(&"a statement") => problem.help(format!(
+            "begin a statement with one of {}",
+            crate::text::quoted_list(keywords)
+        )),
+        _ => problem.help("see `docs/language.md` for the form of each statement"),
+    }
+}
+
+/// A rule in words that a newcomer knows.
+fn describe(rule: &Rule) -> &'static str {
+    match rule {
+        Rule::kw_pipeline
+        | Rule::kw_param
+        | Rule::kw_backbone
+        | Rule::kw_data
+        | Rule::kw_task
+        | Rule::kw_freeze
+        | Rule::kw_unfreeze
+        | Rule::kw_insert
+        | Rule::kw_reparam
+        | Rule::kw_stage
+        | Rule::pipeline
+        | Rule::param
+        | Rule::backbone
+        | Rule::data
+        | Rule::task
+        | Rule::freeze
+        | Rule::unfreeze
+        | Rule::insert
+        | Rule::reparam
+        | Rule::stage
+        | Rule::file
+        | Rule::statement => "a statement",
+        Rule::value
+        | Rule::every
+        | Rule::percent
+        | Rule::number
+        | Rule::list
+        | Rule::call
+        | Rule::record
+        | Rule::word
+        | Rule::kw_every
+        | Rule::single => "a value",
+        Rule::string => "a text in quotes",
+        Rule::block => "a block in braces",
+        Rule::setting => "a setting (`key = value`)",
+        Rule::argument => "an argument",
+        Rule::name => "a name",
+        Rule::unit => "`steps` or `epochs`",
+        Rule::kw_after => "`after`",
+        Rule::kw_on => "`on`",
+        Rule::kw_of => "`of`",
+        Rule::kw_except | Rule::exception => "`except`",
+        Rule::kw_expect | Rule::expectation => "`expect`",
+        Rule::selection
+        | Rule::selector
+        | Rule::path
+        | Rule::segment
+        | Rule::plain
+        | Rule::any_name
+        | Rule::any_depth
+        | Rule::choice
+        | Rule::indexed
+        | Rule::kw_random
+        | Rule::random => "a selector of modules",
+        Rule::amount | Rule::range | Rule::last => "a whole number",
+        Rule::EOI => "the end of the file",
+        Rule::WHITESPACE | Rule::COMMENT | Rule::blank | Rule::name_char | Rule::word_not_unit => {
+            ""
+        }
+    }
+}
