@@ -1,0 +1,177 @@
+//! What a stage costs, estimated from shapes alone.
+
+use super::{Change, Plan, StagePlan, TaskKind};
+use crate::backbone::{head_parameters, Tree};
+
+/// What a stage trains and needs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cost {
+    /// Parameters that the stage trains.
+    pub trained: usize,
+    /// Parameters of the backbone, the deltas in place and the head.
+    pub total: usize,
+    /// Estimated memory, in bytes, when every sequence is `tokens` long.
+    pub memory: usize,
+    /// Floating-point operations of a step's matrix products.
+    pub operations: f64,
+    /// The first block with something trained in or below it; the number of blocks if there is none.
+    pub first_traced_block: usize,
+}
+
+/// Something that this compiler does not compute, and the peers do.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Gain {
+    /// Its name.
+    pub name: &'static str,
+    /// Whether it applies.
+    pub applies: bool,
+    /// Why, in a phrase.
+    pub reason: String,
+}
+
+impl Plan {
+    /// The cost of a stage for sequences of `tokens` tokens, on a device with `threads` groups of
+    /// `group_rows` rows in flight.
+    pub fn cost(&self, index: usize, tokens: usize, threads: usize, group_rows: usize) -> Cost {
+        let stage = &self.stages[index];
+        let config = &self.backbone.config;
+        let tree = Tree::new(config);
+        let backbone: usize = tree.parameters().map(|parameter| parameter.count()).sum();
+        let head = self.head_count(stage);
+        let added = |name: &String| self.delta_count(&tree, name);
+        let trained: usize =
+            stage.train.iter().map(added).sum::<usize>() + if stage.train_head { head } else { 0 };
+        let in_place: usize = self
+            .active(index)
+            .iter()
+            .filter(|delta| matches!(delta.change, Change::Method { .. }))
+            .map(|delta| self.delta_count(&tree, &delta.name))
+            .sum();
+        let first = self.first_traced_block(stage);
+        let traced_layers = config.layers - first;
+
+        let rows = stage.batch * stage.accumulate * tokens;
+        let rows_in_flight = rows.min(threads * group_rows.max(tokens));
+        // Inputs of the seven products and of the two norms, the slopes of the activation, and a
+        // gradient about as large as the widest of them.
+        let kept_per_row = traced_layers * (10 * config.hidden + 3 * config.inner);
+        let working_per_row = 6 * config.hidden + 3 * config.inner;
+        let floats = 2 * backbone
+            + in_place
+            + 4 * trained
+            + rows_in_flight * (kept_per_row + working_per_row);
+
+        let per_layer = 4 * config.hidden * config.hidden + 2 * config.hidden * config.inner;
+        let attention = 2 * tokens * config.hidden;
+        let forward = config.layers * (per_layer + attention);
+        let backward = traced_layers * (per_layer + 2 * attention);
+        let weights = (trained as f64) * rows as f64;
+        Cost {
+            trained,
+            total: backbone + in_place + head,
+            memory: 4 * floats,
+            operations: 2.0 * (rows as f64 * (forward + backward) as f64 + 2.0 * weights),
+            first_traced_block: first,
+        }
+    }
+
+    /// Which of the compiler's gains apply to a stage.
+    pub fn gains(&self, index: usize) -> Vec<Gain> {
+        let stage = &self.stages[index];
+        let first = self.first_traced_block(stage);
+        let layers = self.backbone.config.layers;
+        let unfrozen = stage.train.iter().any(|name| {
+            self.deltas.iter().any(|delta| {
+                &delta.name == name
+                    && matches!(&delta.change, Change::Unfreeze { parameters } if parameters.iter().any(|path| path.ends_with(".weight")))
+            })
+        });
+        vec![
+            Gain {
+                name: "no gradient for frozen weights",
+                applies: true,
+                reason: match unfrozen {
+                    true => "one product instead of two wherever a weight is frozen".to_owned(),
+                    false => {
+                        "every backward product of the backbone is one instead of two".to_owned()
+                    }
+                },
+            },
+            Gain {
+                name: "nothing recorded below the lowest trained site",
+                applies: first > 0,
+                reason: match first {
+                    0 => "something is trained in the first block or below it".to_owned(),
+                    _ if first == layers => "only the head is trained".to_owned(),
+                    _ => format!("blocks 0 to {} run forward only", first - 1),
+                },
+            },
+            Gain {
+                name: "no padding",
+                applies: true,
+                reason: "sequences are packed, row after row, on the CPU".to_owned(),
+            },
+        ]
+    }
+
+    fn head_count(&self, stage: &StagePlan) -> usize {
+        let Some(task) = self.tasks.get(&stage.task) else {
+            return 0;
+        };
+        let config = &self.backbone.config;
+        let heads = config.family().heads;
+        let head = match task.kind {
+            TaskKind::MaskedLm => heads.masked_lm,
+            _ => Some(heads.classify),
+        };
+        let parameters = head.map(|head| head_parameters(config, &head, task.outputs()));
+        parameters
+            .unwrap_or_default()
+            .iter()
+            .map(|parameter| parameter.count())
+            .sum()
+    }
+
+    fn delta_count(&self, tree: &Tree, name: &str) -> usize {
+        let Some(delta) = self.deltas.iter().find(|delta| delta.name == name) else {
+            return 0;
+        };
+        match &delta.change {
+            Change::Unfreeze { parameters } => tree
+                .parameters()
+                .filter(|parameter| parameters.contains(&parameter.path))
+                .map(|parameter| parameter.count())
+                .sum(),
+            Change::Method { method, sites } => sites
+                .iter()
+                .filter_map(|site| tree.module(site))
+                .flat_map(|module| method.parameters(module))
+                .map(|parameter| parameter.shape.iter().product::<usize>())
+                .sum(),
+        }
+    }
+
+    fn first_traced_block(&self, stage: &StagePlan) -> usize {
+        let layers = self.backbone.config.layers;
+        let block = |path: &String| {
+            let mut parts = path.split('.');
+            match parts.next() {
+                Some("embeddings") => 0,
+                Some("block") => parts.next().and_then(|n| n.parse().ok()).unwrap_or(0),
+                _ => layers,
+            }
+        };
+        let deltas = self
+            .deltas
+            .iter()
+            .filter(|delta| stage.train.contains(&delta.name));
+        deltas
+            .flat_map(|delta| match &delta.change {
+                Change::Unfreeze { parameters } => parameters.iter(),
+                Change::Method { sites, .. } => sites.iter(),
+            })
+            .map(block)
+            .min()
+            .unwrap_or(layers)
+    }
+}

@@ -1,0 +1,411 @@
+//! Names resolved, settings typed, everything checked, costs estimated.
+//!
+//! In: a syntax tree and the backbone's dimensions. Out: a [`Plan`], plain data that can be printed,
+//! stored and hashed, or every mistake of the file. It knows no weights, tensors or devices.
+
+mod build;
+mod cost;
+mod fields;
+mod scope;
+mod selection;
+mod stages;
+mod tasks;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::backbone::Config;
+use crate::delta::Method;
+use crate::diagnostic::Span;
+pub use crate::syntax::ast::Unit;
+
+pub use build::{backbone_location, plan};
+pub use cost::{Cost, Gain};
+pub use fields::{Fields, Problems};
+pub use scope::{Overrides, Scope};
+
+/// A pipeline that is known to be consistent with its backbone.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The pipeline's name.
+    pub name: String,
+    /// What everything random is drawn from.
+    pub seed: u64,
+    /// The params and their values.
+    pub params: BTreeMap<String, String>,
+    /// The pre-trained model.
+    pub backbone: BackbonePlan,
+    /// Data sets by name; the one without a name is `data`.
+    pub data: BTreeMap<String, DataPlan>,
+    /// Tasks by name; the one without a name is `task`.
+    pub tasks: BTreeMap<String, TaskPlan>,
+    /// Deltas in the order of the file.
+    pub deltas: Vec<DeltaPlan>,
+    /// Stages in the order of the file.
+    pub stages: Vec<StagePlan>,
+}
+
+impl Plan {
+    /// The task of the last stage, or the only one there is: what a finished run is asked to do.
+    pub fn final_task(&self) -> Option<(&str, &TaskPlan)> {
+        let name = match self.stages.last() {
+            Some(stage) => stage.task.as_str(),
+            None => self.tasks.keys().next()?,
+        };
+        self.tasks
+            .get_key_value(name)
+            .map(|(name, task)| (name.as_str(), task))
+    }
+
+    /// The data set of the last stage, or the only one there is.
+    pub fn final_data(&self) -> Option<&DataPlan> {
+        match self.stages.last() {
+            Some(stage) => self.data.get(&stage.data),
+            None => self.data.values().next(),
+        }
+    }
+
+    /// The deltas that are in place during a stage: its own and those of earlier stages, less those
+    /// that it does without. After the last stage, `stages.len()`, what the last stage had.
+    pub fn active(&self, stage: usize) -> Vec<&DeltaPlan> {
+        let last = stage.min(self.stages.len().saturating_sub(1));
+        let Some(current) = self.stages.get(last) else {
+            return self.deltas.iter().collect();
+        };
+        let trained = |delta: &&DeltaPlan| {
+            self.stages[..=last]
+                .iter()
+                .any(|stage| stage.train.contains(&delta.name))
+        };
+        let wanted = |delta: &&DeltaPlan| !current.without.contains(&delta.name);
+        self.deltas.iter().filter(trained).filter(wanted).collect()
+    }
+
+    /// The plan as YAML, without tags, so that any YAML reader can read it.
+    ///
+    /// # Errors
+    /// A bug of ours only: every part of a plan can be written.
+    pub fn to_yaml(&self) -> Result<String, serde_yaml::Error> {
+        let mut text = Vec::new();
+        let mut serializer = serde_yaml::Serializer::new(&mut text);
+        serde_yaml::with::singleton_map_recursive::serialize(self, &mut serializer)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// Reads what [`Plan::to_yaml`] wrote.
+    ///
+    /// # Errors
+    /// The text is not a plan.
+    pub fn from_yaml(text: &str) -> Result<Self, serde_yaml::Error> {
+        let document = serde_yaml::Deserializer::from_str(text);
+        serde_yaml::with::singleton_map_recursive::deserialize(document)
+    }
+
+    /// A hash of everything that determines the run's result.
+    pub fn hash(&self) -> String {
+        use sha2::{Digest, Sha256};
+        let text = self.to_yaml().unwrap_or_default();
+        crate::text::hexadecimal(&Sha256::digest(text))
+    }
+}
+
+/// The backbone of a plan.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BackbonePlan {
+    /// What the file says.
+    pub location: String,
+    /// Where it is.
+    pub directory: PathBuf,
+    /// Its dimensions, dropout as the file wants it.
+    pub config: Config,
+    /// Tokens after which a text is cut.
+    pub max_length: usize,
+    /// Whether the weights are drawn from the seed instead of read.
+    pub random: bool,
+    /// The place of the statement.
+    pub span: Span,
+}
+
+/// A data set of a plan.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DataPlan {
+    /// What stages train on.
+    pub train: Option<FilePlan>,
+    /// What stages are evaluated on.
+    pub dev: Option<FilePlan>,
+    /// What is only looked at in the end.
+    pub test: Option<FilePlan>,
+}
+
+/// A file of examples.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FilePlan {
+    /// How it is read.
+    pub format: FileFormat,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Names of the columns, where the file has no header.
+    pub columns: Option<Vec<String>>,
+    /// The place of the path.
+    pub span: Span,
+}
+
+/// How a file of examples is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FileFormat {
+    /// Tabs between columns, no quotes.
+    Tsv,
+    /// Commas between columns, quotes where needed.
+    Csv,
+    /// A JSON object to a line.
+    Jsonl,
+    /// A text to a line; its one column is `text`.
+    Text,
+}
+
+/// A task of a plan.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TaskPlan {
+    /// What is asked.
+    pub kind: TaskKind,
+    /// One or two columns with texts.
+    pub text: Vec<String>,
+    /// The column with the label.
+    pub label: String,
+    /// What the column may hold, and what it means, in the order of the logits.
+    pub labels: Vec<Label>,
+    /// What `evaluate` computes and `keep = best` compares.
+    pub metric: Metric,
+    /// The share of tokens that are masked, for a masked language model.
+    pub mask: f32,
+    /// The place of the statement.
+    pub span: Span,
+}
+
+impl TaskPlan {
+    /// The number of logits for a classification or regression head.
+    pub fn outputs(&self) -> usize {
+        match self.kind {
+            TaskKind::Regress => 1,
+            _ => self.labels.len(),
+        }
+    }
+}
+
+/// What a task asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskKind {
+    /// One of several labels.
+    Classify,
+    /// A number.
+    Regress,
+    /// The tokens that were masked.
+    MaskedLm,
+}
+
+/// A label: as the data has it, and its name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Label {
+    /// As the data has it.
+    pub value: String,
+    /// Its name in results.
+    pub name: String,
+}
+
+/// A measure of how good predictions are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Metric {
+    Accuracy,
+    F1,
+    Matthews,
+    Pearson,
+    Spearman,
+    /// Mean cross-entropy; the only one of which less is better.
+    Loss,
+}
+
+impl Metric {
+    /// Its name in the language and in logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Metric::Accuracy => "accuracy",
+            Metric::F1 => "f1",
+            Metric::Matthews => "matthews",
+            Metric::Pearson => "pearson",
+            Metric::Spearman => "spearman",
+            Metric::Loss => "loss",
+        }
+    }
+
+    /// Whether `new` is better than `old`.
+    pub fn better(self, new: f64, old: f64) -> bool {
+        match self {
+            Metric::Loss => new < old,
+            _ => new > old,
+        }
+    }
+}
+
+/// A delta of a plan.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DeltaPlan {
+    /// Its name.
+    pub name: String,
+    /// What it does.
+    pub change: Change,
+    /// The place of the statement.
+    pub span: Span,
+}
+
+/// What a delta does.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    /// Trains parameters of the backbone itself.
+    Unfreeze {
+        /// Their paths.
+        parameters: Vec<String>,
+    },
+    /// Adds parameters at modules.
+    Method {
+        /// The method with its settings.
+        method: Method,
+        /// The modules' paths.
+        sites: Vec<String>,
+    },
+}
+
+/// A stage of a plan.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StagePlan {
+    /// Its name.
+    pub name: String,
+    /// The deltas that it trains.
+    pub train: Vec<String>,
+    /// Whether it trains the task's head.
+    pub train_head: bool,
+    /// Deltas of earlier stages that are not in place.
+    pub without: Vec<String>,
+    /// The name of its data set.
+    pub data: String,
+    /// The name of its task.
+    pub task: String,
+    /// How long it goes on.
+    pub length: Length,
+    /// Examples in a batch.
+    pub batch: usize,
+    /// Batches whose gradients make one step.
+    pub accumulate: usize,
+    /// How parameters follow gradients.
+    pub optimizer: Optimizer,
+    /// The learning rate over the steps.
+    pub schedule: Schedule,
+    /// The largest norm that the gradient of a step may have.
+    pub clip: Option<f32>,
+    /// How often the dev set is evaluated.
+    pub evaluate: Interval,
+    /// Which of the evaluated states the stage leaves.
+    pub keep: Keep,
+    /// Evaluations without a better metric after which it stops.
+    pub patience: Option<usize>,
+    /// The place of the statement.
+    pub span: Span,
+}
+
+/// How long a stage goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Length {
+    Steps(usize),
+    Epochs(f64),
+}
+
+/// Every so many steps or epochs.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Interval {
+    pub count: usize,
+    pub unit: Unit,
+}
+
+/// How parameters follow gradients.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Optimizer {
+    /// AdamW (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2).
+    AdamW {
+        /// Learning rate.
+        lr: f32,
+        /// Decay of the running mean and of the running square.
+        betas: (f32, f32),
+        /// Added to the root of the running square.
+        epsilon: f32,
+        /// Decoupled weight decay.
+        weight_decay: f32,
+    },
+    /// Stochastic gradient descent.
+    Sgd {
+        /// Learning rate.
+        lr: f32,
+        /// Share of the last step that is kept.
+        momentum: f32,
+        /// Weight decay, added to the gradient.
+        weight_decay: f32,
+    },
+}
+
+impl Optimizer {
+    /// The peak learning rate.
+    pub fn lr(&self) -> f32 {
+        match self {
+            Optimizer::AdamW { lr, .. } | Optimizer::Sgd { lr, .. } => *lr,
+        }
+    }
+}
+
+/// The learning rate over the steps of a stage.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Schedule {
+    /// What follows the warm-up.
+    pub shape: ScheduleShape,
+    /// The warm-up, from 0 to the full rate.
+    pub warmup: Warmup,
+}
+
+/// What follows the warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScheduleShape {
+    /// The full rate to the end.
+    Constant,
+    /// A straight line to 0 at the end.
+    Linear,
+    /// Half a cosine to 0 at the end.
+    Cosine,
+}
+
+/// How long the warm-up is.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Warmup {
+    Steps(usize),
+    Fraction(f32),
+}
+
+/// Which state a stage leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Keep {
+    /// The one with the best metric on the dev set.
+    Best,
+    /// The last one.
+    Last,
+}

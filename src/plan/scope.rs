@@ -1,0 +1,172 @@
+//! Params: declared once, overridden from outside, used anywhere a value can stand.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::diagnostic::{Problem, Span};
+use crate::syntax::ast::{Amount, Name, Pipeline, Spanned, Statement, Value};
+use crate::text::{did_you_mean, quoted_list};
+
+/// Values given from outside: `--set name=value`, `--params FILE.yaml`, a script's `with`.
+pub type Overrides = BTreeMap<String, Value>;
+
+/// The params of a file, and which of them were used.
+pub struct Scope {
+    params: BTreeMap<String, Spanned<Value>>,
+    declared: Vec<Name>,
+    used: RefCell<BTreeSet<String>>,
+}
+
+impl Scope {
+    /// Collects the params of a file and applies the overrides.
+    pub fn new(pipeline: &Pipeline, overrides: &Overrides, problems: &mut Vec<Problem>) -> Self {
+        let mut scope = Scope {
+            params: BTreeMap::new(),
+            declared: Vec::new(),
+            used: RefCell::default(),
+        };
+        for statement in &pipeline.statements {
+            let Statement::Param { name, value } = &statement.node else {
+                continue;
+            };
+            if let Some(first) = scope.declared.iter().find(|first| first.node == name.node) {
+                let message = format!("param `{}` is declared twice", name.node);
+                problems.push(
+                    Problem::new("delta::plan::duplicate", message)
+                        .at(name.span, "again here")
+                        .at(first.span, "first here")
+                        .help("give one of them another name, or remove it"),
+                );
+                continue;
+            }
+            let value = scope.overridden(name, value, overrides, problems);
+            scope.params.insert(name.node.clone(), value);
+            scope.declared.push(name.clone());
+        }
+        for name in overrides
+            .keys()
+            .filter(|name| !scope.params.contains_key(*name))
+        {
+            let known = || scope.params.keys().map(String::as_str);
+            let help = match did_you_mean(name, known()) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => format!("the file declares {}", quoted_list(known())),
+            };
+            let message =
+                format!("param `{name}` was set from outside, but the file does not declare it");
+            problems.push(Problem::new("delta::plan::unknown_param", message).help(help));
+        }
+        scope
+    }
+
+    fn overridden(
+        &self,
+        name: &Name,
+        default: &Spanned<Value>,
+        overrides: &Overrides,
+        problems: &mut Vec<Problem>,
+    ) -> Spanned<Value> {
+        let Some(value) = overrides.get(&name.node) else {
+            return default.clone();
+        };
+        if std::mem::discriminant(value) != std::mem::discriminant(&default.node) {
+            let message = format!(
+                "param `{}` is {}, but was set to {}",
+                name.node,
+                default.node.describe(),
+                value.describe()
+            );
+            problems.push(
+                Problem::new("delta::plan::param_type", message)
+                    .at(
+                        default.span,
+                        format!("the default is {}", default.node.describe()),
+                    )
+                    .help(format!("set it to {}", default.node.describe())),
+            );
+        }
+        Spanned::new(value.clone(), default.span)
+    }
+
+    /// A value with a param's name replaced by the param's value. The place stays the one of use.
+    pub fn resolve(&self, value: &Spanned<Value>) -> Spanned<Value> {
+        let mut node = value.node.clone();
+        // A param may name another one; a chain longer than the number of params is a cycle.
+        for _ in 0..=self.params.len() {
+            let Value::Word(word) = &node else { break };
+            let Some(param) = self.params.get(word) else {
+                break;
+            };
+            self.used.borrow_mut().insert(word.clone());
+            node = param.node.clone();
+        }
+        Spanned::new(node, value.span)
+    }
+
+    /// The number of an amount in a selector.
+    pub fn amount(&self, amount: &Spanned<Amount>) -> Result<usize, Problem> {
+        let name = match &amount.node {
+            Amount::Number(number) => return Ok(*number),
+            Amount::Param(name) => name,
+        };
+        let word = Spanned::new(Value::Word(name.clone()), amount.span);
+        match self.resolve(&word).node {
+            Value::Number(number) if (0.0..=1e6).contains(&number) && number.fract() == 0.0 => {
+                Ok(number as usize)
+            }
+            Value::Word(_) => Err(Problem::new(
+                "delta::plan::unknown_param",
+                format!("`{name}` is no param of this file"),
+            )
+            .at(amount.span, "here")
+            .help("write a whole number, or declare it with `param`")),
+            other => Err(Problem::new(
+                "delta::plan::wrong_type",
+                format!(
+                    "a whole number is needed here, but `{name}` is {}",
+                    other.describe()
+                ),
+            )
+            .at(amount.span, "here")
+            .help("give the param a whole number")),
+        }
+    }
+
+    /// A problem for every param that nothing used.
+    pub fn unused(&self) -> impl Iterator<Item = Problem> + '_ {
+        let used = self.used.borrow().clone();
+        self.declared
+            .iter()
+            .filter(move |name| !used.contains(&name.node))
+            .map(|name| {
+                Problem::new(
+                    "delta::plan::unused_param",
+                    format!("param `{}` is never used", name.node),
+                )
+                .at(name.span, "declared here")
+                .help("use it where a value stands, or remove it")
+            })
+    }
+
+    /// Every param's value as written, for the record of a run.
+    pub fn values(&self) -> BTreeMap<String, String> {
+        let show = |value: &Value| match value {
+            Value::Number(number) => number.to_string(),
+            Value::Percent(fraction) => format!("{}%", fraction * 100.0),
+            Value::Text(text) | Value::Word(text) => text.clone(),
+            other => other.describe().to_owned(),
+        };
+        self.params
+            .iter()
+            .map(|(name, value)| (name.clone(), show(&value.node)))
+            .collect()
+    }
+
+    /// The place of a param's declaration.
+    pub fn declaration(&self, name: &str) -> Option<Span> {
+        self.declared
+            .iter()
+            .find(|param| param.node == name)
+            .map(|param| param.span)
+    }
+}

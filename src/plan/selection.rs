@@ -1,0 +1,413 @@
+//! Selectors against the module tree.
+
+use rand::seq::IndexedRandom;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+use super::scope::Scope;
+use crate::backbone::{Config, Module, Parameter, Site, Tree};
+use crate::diagnostic::Problem;
+use crate::syntax::ast::{Pattern, Segment, Selection, Selector};
+use crate::text::{counted, did_you_mean, quoted_list};
+
+/// A backbone as selectors see it.
+pub struct Modules<'a> {
+    /// The module tree.
+    pub tree: &'a Tree,
+    /// The dimensions.
+    pub config: &'a Config,
+    /// What the file calls the backbone.
+    pub location: &'a str,
+    /// The params, for numbers in selectors.
+    pub scope: &'a Scope,
+    /// The seed that `random` draws from.
+    pub seed: u64,
+}
+
+/// Choices in one selector (`{a,b}`) may multiply to this many patterns.
+const MOST_PATTERNS: usize = 4096;
+
+impl Modules<'_> {
+    /// The modules that a selection names, in the order of the tree.
+    ///
+    /// # Errors
+    /// An alternative that matches nothing, or a number that is not the expected one.
+    pub fn modules(&self, selection: &Selection) -> Result<Vec<&Module>, Problem> {
+        let all: Vec<&Module> = self.tree.modules().iter().collect();
+        self.select(
+            selection,
+            &all,
+            "module",
+            |module| module.path.clone(),
+            |module, pattern| match pattern {
+                Pattern::Checkpoint(name) => self.is_named(module, name),
+                Pattern::Path(path) => {
+                    let literal = matches!(path.last(), Some(Segment::Name(_)));
+                    (literal || module.site != Site::Fused) && matches(path, &module.path)
+                }
+            },
+        )
+    }
+
+    /// The parameters that a selection names: themselves, or all below a module.
+    ///
+    /// # Errors
+    /// As for [`Modules::modules`].
+    pub fn parameters(&self, selection: &Selection) -> Result<Vec<&Parameter>, Problem> {
+        let all: Vec<&Parameter> = self.tree.parameters().collect();
+        self.select(
+            selection,
+            &all,
+            "parameter",
+            |parameter| parameter.path.clone(),
+            |parameter, pattern| match pattern {
+                Pattern::Checkpoint(name) => {
+                    let source = &parameter.source.name;
+                    let stem = source
+                        .rsplit_once('.')
+                        .map_or(source.as_str(), |(stem, _)| stem);
+                    self.is_called(source, name) || self.is_called(stem, name)
+                }
+                Pattern::Path(path) => ancestors(&parameter.path).any(|node| matches(path, node)),
+            },
+        )
+    }
+
+    fn is_named(&self, module: &Module, name: &str) -> bool {
+        let fused_exists = || {
+            self.tree.modules().iter().any(|other| {
+                other.site == Site::Fused && other.checkpoint_name == module.checkpoint_name
+            })
+        };
+        !module.checkpoint_name.is_empty()
+            && self.is_called(&module.checkpoint_name, name)
+            && (module.site == Site::Fused || !fused_exists())
+    }
+
+    /// Whether a checkpoint's name is the quoted one, with or without the family's prefix; `*`
+    /// stands for one part of the name.
+    fn is_called(&self, name: &str, quoted: &str) -> bool {
+        let prefix = self.config.family().prefix;
+        let same = |quoted: &str| {
+            let (parts, wanted): (Vec<_>, Vec<_>) =
+                (name.split('.').collect(), quoted.split('.').collect());
+            parts.len() == wanted.len()
+                && parts
+                    .iter()
+                    .zip(&wanted)
+                    .all(|(part, wanted)| *wanted == "*" || part == wanted)
+        };
+        same(quoted) || quoted.strip_prefix(prefix.as_str()).is_some_and(same)
+    }
+
+    fn select<'t, T: Copy + 't>(
+        &self,
+        selection: &Selection,
+        all: &[T],
+        noun: &str,
+        path: impl Fn(&T) -> String,
+        is_match: impl Fn(&T, &Pattern) -> bool,
+    ) -> Result<Vec<T>, Problem> {
+        let mut chosen = self.one(&selection.selector, all, noun, &path, &is_match)?;
+        for exception in &selection.exceptions {
+            let removed = self.one(exception, all, noun, &path, &is_match)?;
+            let removed: Vec<String> = removed.iter().map(&path).collect();
+            chosen.retain(|node| !removed.contains(&path(node)));
+        }
+        if chosen.is_empty() {
+            let message =
+                format!("nothing is left of this selection after its `except`: it names no {noun}");
+            return Err(Problem::new("delta::plan::empty_selection", message)
+                .at(selection.span, "here")
+                .help("take less out"));
+        }
+        if let Some(expected) = &selection.expected {
+            let count = self.scope.amount(expected)?;
+            if chosen.len() != count {
+                let names: Vec<String> = chosen.iter().map(&path).collect();
+                let message = format!(
+                    "this selection matches {}, but `expect` says {count}",
+                    counted(chosen.len(), noun)
+                );
+                return Err(Problem::new("delta::plan::expect", message)
+                    .at(selection.span, format!("matches {}", chosen.len()))
+                    .at(expected.span, format!("expects {count}"))
+                    .help(format!(
+                        "it matches {}",
+                        quoted_list(names.iter().map(String::as_str))
+                    )));
+            }
+        }
+        Ok(chosen)
+    }
+
+    fn one<T: Copy>(
+        &self,
+        selector: &Selector,
+        all: &[T],
+        noun: &str,
+        path: impl Fn(&T) -> String,
+        is_match: impl Fn(&T, &Pattern) -> bool,
+    ) -> Result<Vec<T>, Problem> {
+        let patterns = self.expand(selector)?;
+        for pattern in &patterns {
+            if !all.iter().any(|node| is_match(node, pattern)) {
+                return Err(self.no_match(selector, pattern, noun));
+            }
+        }
+        let mut chosen: Vec<T> = all
+            .iter()
+            .filter(|node| patterns.iter().any(|pattern| is_match(node, pattern)))
+            .copied()
+            .collect();
+        if let Some(amount) = &selector.random {
+            let count = self.scope.amount(amount)?;
+            if count == 0 || count > chosen.len() {
+                let message = format!(
+                    "{count} cannot be drawn from {}",
+                    counted(chosen.len(), noun)
+                );
+                return Err(Problem::new("delta::plan::random", message)
+                    .at(selector.span, "here")
+                    .help(format!("draw from 1 to {}", chosen.len())));
+            }
+            let mut random = ChaCha8Rng::seed_from_u64(self.seed);
+            let drawn: Vec<String> = chosen
+                .choose_multiple(&mut random, count)
+                .map(&path)
+                .collect();
+            chosen.retain(|node| drawn.contains(&path(node)));
+        }
+        Ok(chosen)
+    }
+
+    /// A selector as patterns without choices and ranges: each must match something.
+    fn expand(&self, selector: &Selector) -> Result<Vec<Pattern>, Problem> {
+        let path = match &selector.pattern {
+            Pattern::Checkpoint(_) => return Ok(vec![selector.pattern.clone()]),
+            Pattern::Path(path) => path,
+        };
+        let mut expanded = Vec::new();
+        self.expand_path(path, Vec::new(), selector, &mut expanded)?;
+        Ok(expanded.into_iter().map(Pattern::Path).collect())
+    }
+
+    fn expand_path(
+        &self,
+        rest: &[Segment],
+        done: Vec<Segment>,
+        selector: &Selector,
+        out: &mut Vec<Vec<Segment>>,
+    ) -> Result<(), Problem> {
+        if out.len() >= MOST_PATTERNS {
+            let message = format!("this selector stands for more than {MOST_PATTERNS} patterns");
+            return Err(Problem::new("delta::plan::selector", message)
+                .at(selector.span, "here")
+                .help("use `*` instead of long choices"));
+        }
+        let Some((segment, rest)) = rest.split_first() else {
+            out.push(done);
+            return Ok(());
+        };
+        let next = |more: Vec<Segment>, out: &mut Vec<Vec<Segment>>| {
+            let mut done = done.clone();
+            for segment in more {
+                // `**.**` says the same as `**`.
+                if segment != Segment::AnyDepth || done.last() != Some(&Segment::AnyDepth) {
+                    done.push(segment);
+                }
+            }
+            self.expand_path(rest, done, selector, out)
+        };
+        match segment {
+            Segment::Choice(paths) => {
+                for path in paths {
+                    let mut inner = Vec::new();
+                    self.expand_path(path, Vec::new(), selector, &mut inner)?;
+                    for path in inner {
+                        next(path, out)?;
+                    }
+                }
+                Ok(())
+            }
+            Segment::Range(name, start, end) => {
+                let start = self.scope.amount(start)?;
+                let end = match end {
+                    Some(end) => self.scope.amount(end)?,
+                    None => start + 1,
+                };
+                self.numbered(name, start, end, selector, |path| next(path, out))
+            }
+            Segment::Last(name, count) => {
+                let (count, layers) = (self.scope.amount(count)?, self.config.layers);
+                if count > layers {
+                    return Err(self.out_of_range(name, selector));
+                }
+                self.numbered(name, layers - count, layers, selector, |path| {
+                    next(path, out)
+                })
+            }
+            other => next(vec![other.clone()], out),
+        }
+    }
+
+    fn numbered(
+        &self,
+        name: &str,
+        start: usize,
+        end: usize,
+        selector: &Selector,
+        mut each: impl FnMut(Vec<Segment>) -> Result<(), Problem>,
+    ) -> Result<(), Problem> {
+        if start >= end || end > self.config.layers {
+            return Err(self.out_of_range(name, selector));
+        }
+        (start..end).try_for_each(|number| {
+            each(vec![
+                Segment::Name(name.to_owned()),
+                Segment::Name(number.to_string()),
+            ])
+        })
+    }
+
+    fn out_of_range(&self, name: &str, selector: &Selector) -> Problem {
+        let layers = self.config.layers;
+        let message = format!(
+            "`{}` has {}: the range is not within them",
+            self.location,
+            counted(layers, "block")
+        );
+        Problem::new("delta::plan::range", message)
+            .at(selector.span, "here")
+            .help(format!(
+                "write from `{name}[0]` to `{name}[{}]`; the end of a range is not part of it",
+                layers - 1
+            ))
+    }
+
+    fn no_match(&self, selector: &Selector, pattern: &Pattern, noun: &str) -> Problem {
+        let shown = show(pattern);
+        let message = format!("`{shown}` matches no {noun} of `{}`", self.location);
+        let problem = Problem::new("delta::plan::no_match", message).at(selector.span, "here");
+        let Pattern::Path(path) = pattern else {
+            let names: Vec<&str> = self
+                .tree
+                .modules()
+                .iter()
+                .map(|m| m.checkpoint_name.as_str())
+                .filter(|name| !name.is_empty())
+                .collect();
+            return problem.help(match did_you_mean(&shown, names) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => "write one of the module tree's own names, without quotes".to_owned(),
+            });
+        };
+        problem.help(self.nearest(path))
+    }
+
+    /// The longest beginning of a pattern that matches something, and what is below it.
+    fn nearest(&self, path: &[Segment]) -> String {
+        let nodes: Vec<&str> = self
+            .tree
+            .modules()
+            .iter()
+            .map(|module| module.path.as_str())
+            .chain(
+                self.tree
+                    .parameters()
+                    .map(|parameter| parameter.path.as_str()),
+            )
+            .collect();
+        for length in (0..path.len()).rev() {
+            let parent = match length {
+                0 => Some(""),
+                _ => nodes
+                    .iter()
+                    .find(|node| matches(&path[..length], node))
+                    .copied(),
+            };
+            let Some(parent) = parent else { continue };
+            let prefix = if parent.is_empty() {
+                String::new()
+            } else {
+                format!("{parent}.")
+            };
+            let mut children: Vec<&str> = Vec::new();
+            for node in &nodes {
+                let child = node
+                    .strip_prefix(&prefix)
+                    .and_then(|rest| rest.split('.').next());
+                if let Some(child) = child.filter(|child| !children.contains(child)) {
+                    children.push(child);
+                }
+            }
+            let children: Vec<&str> = children.into_iter().filter(|c| *c != "qkv").collect();
+            let place = if parent.is_empty() {
+                "the backbone".to_owned()
+            } else {
+                format!("`{parent}`")
+            };
+            let has = format!("{place} has {}", quoted_list(children.iter().copied()));
+            let near = match &path[length] {
+                Segment::Name(name) => did_you_mean(name, children.iter().copied()),
+                _ => None,
+            };
+            return match near {
+                Some(near) => format!("did you mean `{near}`? {has}"),
+                None if children.is_empty() => format!("{place} has nothing below it"),
+                None => has,
+            };
+        }
+        "see `deltarun plan` for the module tree".to_owned()
+    }
+}
+
+/// A path and everything above it.
+fn ancestors(path: &str) -> impl Iterator<Item = &str> {
+    let ends = path
+        .match_indices('.')
+        .map(|(end, _)| end)
+        .chain(std::iter::once(path.len()));
+    ends.map(|end| &path[..end])
+}
+
+fn matches(pattern: &[Segment], path: &str) -> bool {
+    let parts: Vec<&str> = path.split('.').collect();
+    matches_parts(pattern, &parts)
+}
+
+fn matches_parts(pattern: &[Segment], parts: &[&str]) -> bool {
+    match pattern.split_first() {
+        None => parts.is_empty(),
+        Some((Segment::AnyDepth, rest)) => {
+            (0..=parts.len()).any(|skipped| matches_parts(rest, &parts[skipped..]))
+        }
+        Some((segment, rest)) => match parts.split_first() {
+            None => false,
+            Some((part, others)) => {
+                let fits = match segment {
+                    Segment::Name(name) => name == part,
+                    _ => true,
+                };
+                fits && matches_parts(rest, others)
+            }
+        },
+    }
+}
+
+fn show(pattern: &Pattern) -> String {
+    match pattern {
+        Pattern::Checkpoint(name) => name.clone(),
+        Pattern::Path(path) => {
+            let parts: Vec<&str> = path
+                .iter()
+                .map(|segment| match segment {
+                    Segment::AnyDepth => "**",
+                    Segment::Name(name) => name,
+                    _ => "*",
+                })
+                .collect();
+            parts.join(".")
+        }
+    }
+}
