@@ -1,0 +1,393 @@
+//! The transformer interpreter: one forward pass of any family, with the deltas at their sites.
+
+use dfdx::prelude::{HasErr, HasShape};
+
+use super::{Batch, Graph, Targets, Value};
+use crate::backbone::family::{Head, HeadStep, Kind, Reads};
+use crate::backbone::Site;
+use crate::delta::AtSite;
+use crate::engine::{
+    with_trace, Activation, AttentionShape, Backend, Dropout, Layout, Matrix, Scalar, Trace, Vector,
+};
+use crate::plan::TaskKind;
+
+type Outcome<T, D> = Result<T, <D as HasErr>::Err>;
+
+/// One forward pass. With a live trace, what is trained is recorded.
+pub struct Pass<'g, D: Backend> {
+    graph: &'g Graph<D>,
+    trace: Trace<D>,
+    /// Whether dropout is active.
+    training: bool,
+}
+
+impl<'g, D: Backend> Pass<'g, D> {
+    pub(super) fn new(graph: &'g Graph<D>, trace: Trace<D>, training: bool) -> Self {
+        Pass {
+            graph,
+            trace,
+            training,
+        }
+    }
+
+    /// The loss of a batch: cross-entropy, or squared error for a regression, a sum divided by
+    /// [`Batch::total`].
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn loss(&self, batch: &Batch) -> Outcome<Scalar<D>, D> {
+        let logits = self.logits(batch)?;
+        match &batch.targets {
+            Targets::Classes(labels) => D::cross_entropy(&logits, labels, batch.total),
+            Targets::Numbers(numbers) => D::squared_error(&logits, numbers, batch.total),
+            Targets::Tokens { tokens, .. } => D::cross_entropy(&logits, tokens, batch.total),
+            Targets::None => D::cross_entropy(&logits, &[], 1),
+        }
+    }
+
+    /// What the head in place says of a batch: `(sequences, labels)`, or `(masked, vocabulary)`.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn logits(&self, batch: &Batch) -> Outcome<Matrix<D>, D> {
+        let is_lm = self
+            .graph
+            .task()
+            .is_some_and(|task| task.kind == TaskKind::MaskedLm);
+        let heads = &self.graph.family.heads;
+        let head = match (is_lm, &heads.masked_lm) {
+            (true, Some(head)) => head,
+            _ => &heads.classify,
+        };
+        let rows: Vec<usize> = match (head.reads, &batch.targets) {
+            (Reads::First, _) => batch.layout.ranges().map(|range| range.start).collect(),
+            (Reads::Last, _) => batch.layout.ranges().map(|range| range.end - 1).collect(),
+            (Reads::Masked, Targets::Tokens { rows, .. }) => rows.clone(),
+            (Reads::Masked, _) => (0..batch.layout.rows()).collect(),
+        };
+        let hidden = self.hidden(batch, Some(&rows))?;
+        self.apply_head(head, hidden, batch, &rows)
+    }
+
+    fn apply_head(
+        &self,
+        head: &Head,
+        mut x: Matrix<D>,
+        batch: &Batch,
+        rows: &[usize],
+    ) -> Outcome<Matrix<D>, D> {
+        let layout = read_layout(&batch.layout, rows);
+        for step in &head.steps {
+            if step.dropout {
+                x = self.drop(
+                    &x,
+                    &layout,
+                    self.graph.config.classifier_dropout,
+                    &step.module,
+                )?;
+            }
+            x = self.head_step(step, &x)?;
+            let activation = match step.activation.as_deref() {
+                Some("config") => Some(self.graph.config.activation),
+                Some(name) => Activation::from_name(name),
+                None => None,
+            };
+            if let Some(activation) = activation {
+                x = D::activate(&x, activation)?;
+            }
+        }
+        Ok(x)
+    }
+
+    fn head_step(&self, step: &HeadStep, x: &Matrix<D>) -> Outcome<Matrix<D>, D> {
+        match (step.kind, &step.weight) {
+            (Some(Kind::Norm), _) => self.norm(&step.module, x),
+            (Some(Kind::Tied), Some(embedding)) => {
+                let weight = self.matrix(&format!("{embedding}.weight"));
+                D::linear(x, &weight, self.bias(&step.module).as_ref())
+            }
+            // The pooler is a module of the backbone, where deltas may sit.
+            _ => self.linear(&step.module, x, &Layout::new([x.shape().0], vec![0])),
+        }
+    }
+
+    /// The last hidden state: of all rows, or of those that are read. The last block's
+    /// feed-forward then runs on those alone.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn hidden(&self, batch: &Batch, read: Option<&[usize]>) -> Outcome<Matrix<D>, D> {
+        let mut x = self.embed(batch)?;
+        let layers = self.graph.config.layers;
+        for block in 0..layers {
+            let read = if block + 1 == layers { read } else { None };
+            x = self.block(block, x, &batch.layout, read)?;
+        }
+        if self.graph.pre_norm() {
+            x = self.norm("norm", &x)?;
+        }
+        Ok(x)
+    }
+
+    fn embed(&self, batch: &Batch) -> Outcome<Matrix<D>, D> {
+        let config = &self.graph.config;
+        let offset = self.graph.family.position_offset;
+        let positions: Vec<usize> = batch
+            .layout
+            .ranges()
+            .flat_map(|range| (0..range.len()).map(|i| i + offset))
+            .collect();
+        let look_up = |table: &str, indices: &[usize]| {
+            D::select_rows(&self.matrix(&format!("embeddings.{table}.weight")), indices)
+        };
+        let mut x = look_up("word", &batch.tokens)?;
+        if config.types > 0 {
+            x = D::add(&x, &look_up("type", &batch.types)?)?;
+        }
+        x = D::add(&x, &look_up("position", &positions)?)?;
+        if !self.graph.pre_norm() {
+            x = self.norm("embeddings.norm", &x)?;
+        }
+        self.drop(&x, &batch.layout, config.dropout, "embeddings")
+    }
+
+    fn block(
+        &self,
+        block: usize,
+        x: Matrix<D>,
+        layout: &Layout,
+        read: Option<&[usize]>,
+    ) -> Outcome<Matrix<D>, D> {
+        let attn = format!("block.{block}.attn");
+        let ff = format!("block.{block}.ff");
+        let pre = self.graph.pre_norm();
+        let input = if pre {
+            self.norm(&format!("{attn}.norm"), &x)?
+        } else {
+            x.clone()
+        };
+        let mut mixed = self.attention(&attn, &input, layout)?; // (rows, hidden)
+        let (mut x, mut input) = (x, input);
+        let read_rows;
+        let mut layout = layout;
+        if let Some(rows) = read {
+            mixed = D::select_rows(&mixed, rows)?;
+            x = D::select_rows(&x, rows)?;
+            input = D::select_rows(&input, rows)?;
+            read_rows = read_layout(layout, rows);
+            layout = &read_rows;
+        }
+        let out = self.linear(&format!("{attn}.o"), &mixed, layout)?;
+        x = self.close(&attn, &input, x, out, layout)?;
+
+        let input = if pre {
+            self.norm(&format!("{ff}.norm"), &x)?
+        } else {
+            x.clone()
+        };
+        let up = self.linear(&format!("{ff}.up"), &input, layout)?; // (rows, inner)
+        let inner = D::activate(&up, self.graph.config.activation)?;
+        let out = self.linear(&format!("{ff}.down"), &inner, layout)?;
+        self.close(&ff, &input, x, out, layout)
+    }
+
+    /// Dropout, the deltas behind the sub-layer, the residual sum, and the norm after it.
+    fn close(
+        &self,
+        path: &str,
+        input: &Matrix<D>,
+        residual: Matrix<D>,
+        out: Matrix<D>,
+        layout: &Layout,
+    ) -> Outcome<Matrix<D>, D> {
+        let out = self.drop(&out, layout, self.graph.config.dropout, path)?;
+        let out = self.adapt(path, input, out, layout)?;
+        let sum = D::add(&residual, &out)?;
+        match self.graph.pre_norm() {
+            true => Ok(sum),
+            false => self.norm(&format!("{path}.norm"), &sum),
+        }
+    }
+
+    fn attention(&self, path: &str, x: &Matrix<D>, layout: &Layout) -> Outcome<Matrix<D>, D> {
+        let config = &self.graph.config;
+        let project = |name: &str| self.linear(&format!("{path}.{name}"), x, layout);
+        let mut parts = [project("q")?, project("k")?, project("v")?];
+        let fused = format!("{path}.qkv");
+        if !self.graph.deltas_at(&fused).is_empty() {
+            parts = self.adapt_fused(&fused, x, parts, layout)?;
+        }
+        let [q, k, v] = parts;
+        let shape = AttentionShape {
+            heads: config.heads,
+            causal: self.graph.family.causal,
+        };
+        let dropout = self.dropout(config.attention_dropout, path);
+        D::attention(&q, &k, &v, layout, shape, dropout)
+    }
+
+    /// Deltas on a weight that the checkpoint stores fused: they act on q, k and v side by side.
+    fn adapt_fused(
+        &self,
+        path: &str,
+        x: &Matrix<D>,
+        parts: [Matrix<D>; 3],
+        layout: &Layout,
+    ) -> Outcome<[Matrix<D>; 3], D> {
+        let hidden = parts[0].shape().1;
+        let joined = D::join_columns(&parts)?; // (rows, 3 hidden)
+        let joined = self.adapt(path, x, joined, layout)?;
+        Ok([
+            D::columns(&joined, 0..hidden)?,
+            D::columns(&joined, hidden..2 * hidden)?,
+            D::columns(&joined, 2 * hidden..3 * hidden)?,
+        ])
+    }
+
+    fn linear(&self, path: &str, x: &Matrix<D>, layout: &Layout) -> Outcome<Matrix<D>, D> {
+        let weight = self.matrix(&format!("{path}.weight"));
+        let y = D::linear(x, &weight, self.bias(path).as_ref())?;
+        self.adapt(path, x, y, layout)
+    }
+
+    /// The deltas at a site, in the order of the file.
+    fn adapt(
+        &self,
+        path: &str,
+        x: &Matrix<D>,
+        mut y: Matrix<D>,
+        layout: &Layout,
+    ) -> Outcome<Matrix<D>, D> {
+        for (delta, method) in self.graph.deltas_at(path) {
+            let at = At {
+                pass: self,
+                prefix: format!("{delta}.{path}"),
+                layout,
+            };
+            y = method.forward(&at, x, y)?;
+        }
+        Ok(y)
+    }
+
+    fn norm(&self, path: &str, x: &Matrix<D>) -> Outcome<Matrix<D>, D> {
+        let gain = self.vector(&format!("{path}.weight"));
+        let bias = self.vector(&format!("{path}.bias"));
+        D::layer_norm(x, &gain, &bias, self.graph.config.norm_epsilon)
+    }
+
+    fn drop(
+        &self,
+        x: &Matrix<D>,
+        layout: &Layout,
+        probability: f32,
+        path: &str,
+    ) -> Outcome<Matrix<D>, D> {
+        match self.dropout(probability, path) {
+            Some(dropout) => D::dropout(x, layout, dropout),
+            None => Ok(x.clone()),
+        }
+    }
+
+    fn dropout(&self, probability: f32, path: &str) -> Option<Dropout> {
+        (self.training && probability > 0.0).then(|| Dropout {
+            probability,
+            site: site_number(path),
+        })
+    }
+
+    /// The key of a path, and the value there.
+    fn value(&self, path: &str) -> Option<(&str, &Value<D>)> {
+        let graph = self.graph;
+        if let Some(key) = graph.active.redirects.get(path) {
+            return Some((key, graph.values.get(key)?));
+        }
+        graph
+            .values
+            .get_key_value(path)
+            .or_else(|| graph.base.get_key_value(path))
+            .map(|(k, v)| (k.as_str(), v))
+    }
+
+    fn trace_of(&self, key: &str) -> Trace<D> {
+        if self.graph.active.trained.contains(key) {
+            self.trace.clone()
+        } else {
+            Trace::off()
+        }
+    }
+
+    fn matrix(&self, path: &str) -> Matrix<D> {
+        match self.value(path) {
+            Some((key, Value::Matrix(tensor))) => with_trace(tensor, &self.trace_of(key)),
+            _ => unreachable!("`{path}` is a matrix of every graph: the tree has it"),
+        }
+    }
+
+    fn vector(&self, path: &str) -> Vector<D> {
+        match self.value(path) {
+            Some((key, Value::Vector(tensor))) => with_trace(tensor, &self.trace_of(key)),
+            _ => unreachable!("`{path}` is a vector of every graph: the tree has it"),
+        }
+    }
+
+    fn bias(&self, path: &str) -> Option<Vector<D>> {
+        let path = format!("{path}.bias");
+        self.value(&path).is_some().then(|| self.vector(&path))
+    }
+}
+
+/// The layout of the rows that are read, each a sequence of its own, with the random key of the
+/// sequence and place that it comes from.
+fn read_layout(layout: &Layout, rows: &[usize]) -> Layout {
+    let mut keys = Vec::with_capacity(rows.len());
+    let ranges: Vec<_> = layout.ranges().collect();
+    let mut sequence = 0;
+    for &row in rows {
+        if !ranges
+            .get(sequence)
+            .is_some_and(|range| range.contains(&row))
+        {
+            sequence = ranges.partition_point(|range| range.end <= row);
+        }
+        let position = (row - ranges[sequence].start) as u64;
+        keys.push(crate::engine::mix(layout.key(sequence) ^ (position << 32)));
+    }
+    Layout::new(rows.iter().map(|_| 1), keys)
+}
+
+/// A number of its own for each place (FNV-1a over the path).
+fn site_number(path: &str) -> u32 {
+    path.bytes().fold(0x811c_9dc5, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    })
+}
+
+/// What a method sees of the pass at its site.
+struct At<'p, 'g, D: Backend> {
+    pass: &'p Pass<'g, D>,
+    prefix: String,
+    layout: &'p Layout,
+}
+
+impl<D: Backend> AtSite<D> for At<'_, '_, D> {
+    fn matrix(&self, name: &str) -> Matrix<D> {
+        self.pass.matrix(&format!("{}.{name}", self.prefix))
+    }
+
+    fn vector(&self, name: &str) -> Vector<D> {
+        self.pass.vector(&format!("{}.{name}", self.prefix))
+    }
+
+    fn dropout(&self, x: &Matrix<D>, probability: f32) -> Outcome<Matrix<D>, D> {
+        self.pass.drop(x, self.layout, probability, &self.prefix)
+    }
+}
+
+impl<D: Backend> Graph<D> {
+    /// Whether a path names a module that a checkpoint stores fused with others.
+    pub fn is_fused(&self, path: &str) -> bool {
+        self.tree
+            .module(path)
+            .is_some_and(|module| module.site == Site::Fused)
+    }
+}

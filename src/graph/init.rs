@@ -1,0 +1,54 @@
+//! Fresh parameters. Each is drawn from the seed and its own name, so that adding one does not
+//! change another.
+
+use rand::distr::{Distribution, Uniform};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::StandardNormal;
+use sha2::{Digest, Sha256};
+
+use crate::backbone::Parameter;
+use crate::delta::Init;
+
+/// Where fresh parameters come from.
+pub(super) struct Draw {
+    pub seed: u64,
+    /// Standard deviation of the backbone's own weights.
+    pub deviation: f32,
+}
+
+impl Draw {
+    /// Elements of a new parameter.
+    pub fn values(&self, key: &str, count: usize, init: Init) -> Vec<f32> {
+        let mut hasher = Sha256::new();
+        hasher.update(self.seed.to_le_bytes());
+        hasher.update(key);
+        let mut random = ChaCha8Rng::from_seed(hasher.finalize().into());
+        match init {
+            Init::Zeros => vec![0.0; count],
+            Init::Ones => vec![1.0; count],
+            Init::Normal(deviation) => (0..count)
+                .map(|_| {
+                    let draw: f32 = StandardNormal.sample(&mut random);
+                    deviation * draw
+                })
+                .collect(),
+            Init::Uniform(bound) => match Uniform::new_inclusive(-bound, bound) {
+                Ok(uniform) => (0..count).map(|_| uniform.sample(&mut random)).collect(),
+                Err(_) => vec![0.0; count],
+            },
+        }
+    }
+
+    /// Elements of a parameter of the backbone or a head, as transformers draws it: weights from a
+    /// normal distribution, biases 0, gains of norms 1.
+    pub fn parameter(&self, parameter: &Parameter) -> Vec<f32> {
+        let is_bias = parameter.path.ends_with(".bias");
+        let init = match (is_bias, parameter.shape.len()) {
+            (true, _) => Init::Zeros,
+            (false, 1) => Init::Ones,
+            (false, _) => Init::Normal(self.deviation),
+        };
+        self.values(&parameter.path, parameter.count(), init)
+    }
+}

@@ -1,0 +1,478 @@
+//! A plan and weights become something that runs: the transformer interpreter, with the deltas at
+//! their sites.
+//!
+//! In: a [`Plan`] and a backbone's weights. Out: hidden states, logits, losses and gradients. It
+//! knows no files of examples and no text.
+
+mod forward;
+mod init;
+mod store;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use dfdx::prelude::{Gradients, HasErr};
+
+use crate::backbone::family::{Family, Head, NormPlace};
+use crate::backbone::{head_parameters, Checkpoint, Config, Parameter, Tree};
+use crate::delta::Method;
+use crate::diagnostic::Problem;
+use crate::engine::{backward, Backend, Layout, Recorder, Trace};
+use crate::plan::{Change, Plan, TaskKind, TaskPlan};
+
+pub use forward::Pass;
+pub use store::{Store, Tensors, Value};
+
+/// Sequences of tokens, packed, and what is to be predicted of them.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// Token numbers, `(rows)`.
+    pub tokens: Vec<usize>,
+    /// Token types, `(rows)`.
+    pub types: Vec<usize>,
+    /// Which rows make up which sequence.
+    pub layout: Layout,
+    /// What is to be predicted.
+    pub targets: Targets,
+    /// The number of predictions in the whole batch, of which this may be a part.
+    pub total: usize,
+}
+
+/// What is to be predicted.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Targets {
+    /// A label for each sequence.
+    Classes(Vec<usize>),
+    /// A number for each sequence.
+    Numbers(Vec<f32>),
+    /// The tokens at some rows.
+    Tokens {
+        /// The rows.
+        rows: Vec<usize>,
+        /// The tokens that stood there.
+        tokens: Vec<usize>,
+    },
+    /// Nothing is known.
+    None,
+}
+
+/// The executable graph of one plan.
+pub struct Graph<D: Backend> {
+    device: D,
+    config: Config,
+    family: Family,
+    tree: Tree,
+    /// The backbone's own weights. They never change.
+    base: Arc<Store<D>>,
+    /// Parameters of deltas and heads: `delta.site.name`, `task.head.weight`.
+    values: Store<D>,
+    /// Heads that were not in the checkpoint, by task.
+    fresh_heads: BTreeSet<String>,
+    active: Active,
+}
+
+/// What is in place and what is trained at the moment.
+#[derive(Default)]
+struct Active {
+    /// A path of the backbone or the head → the key that holds its value instead.
+    redirects: HashMap<String, String>,
+    /// A site's path → the deltas there, in the order of the file.
+    sites: HashMap<String, Vec<(String, Method)>>,
+    /// Keys that get gradients.
+    trained: BTreeSet<String>,
+    task: Option<TaskPlan>,
+}
+
+type Outcome<T, D> = Result<T, <D as HasErr>::Err>;
+
+/// What a device reports, for the user.
+pub fn device_problem(error: impl std::fmt::Display) -> Problem {
+    Problem::failure(
+        "delta::engine::device",
+        format!("the device failed: {error}"),
+    )
+    .help("use a smaller batch or shorter texts, or another device")
+}
+
+impl<D: Backend> Graph<D> {
+    /// Reads or draws every weight of a plan.
+    ///
+    /// # Errors
+    /// A file that cannot be read, a tensor that is missing or misshapen.
+    pub fn load(plan: &Plan, device: D) -> Result<Self, Problem> {
+        let config = plan.backbone.config.clone();
+        let checkpoint = match plan.backbone.random {
+            true => None,
+            false => Some(Checkpoint::open_directory(&plan.backbone.directory)?),
+        };
+        let mut graph = Graph {
+            family: config.family(),
+            tree: Tree::new(&config),
+            config,
+            device,
+            base: Arc::default(),
+            values: Store::new(),
+            fresh_heads: BTreeSet::new(),
+            active: Active::default(),
+        };
+        let drawn = init::Draw {
+            seed: plan.seed,
+            deviation: graph.config.initializer_range,
+        };
+        graph.base = Arc::new(graph.load_base(checkpoint.as_ref(), &drawn)?);
+        for (name, task) in &plan.tasks {
+            graph.load_head(name, task, checkpoint.as_ref(), &drawn)?;
+        }
+        graph.add_deltas(plan, &drawn)?;
+        Ok(graph)
+    }
+
+    fn put(&self, values: Vec<f32>, shape: &[usize]) -> Result<Value<D>, Problem> {
+        Value::new(&self.device, values, shape).map_err(device_problem)
+    }
+
+    /// The backbone's weights. A module that only the head reads (BERT's pooler) may be missing; it
+    /// then belongs to the head.
+    fn load_base(
+        &self,
+        checkpoint: Option<&Checkpoint>,
+        drawn: &init::Draw,
+    ) -> Result<Store<D>, Problem> {
+        let mut base = Store::new();
+        let head = &self.family.heads.classify;
+        let is_of_head = |path: &str| {
+            head.steps.iter().any(|step| {
+                path.strip_prefix(&step.module)
+                    .is_some_and(|rest| rest.starts_with('.'))
+            })
+        };
+        for parameter in self.tree.parameters() {
+            let values = match checkpoint {
+                None => drawn.parameter(parameter),
+                Some(file) => {
+                    if is_of_head(&parameter.path)
+                        && file.find(parameter, &self.family.prefix).is_none()
+                    {
+                        continue;
+                    }
+                    file.load(parameter, &self.family.prefix)?
+                }
+            };
+            base.insert(parameter.path.clone(), self.put(values, &parameter.shape)?);
+        }
+        Ok(base)
+    }
+
+    /// The head of a task: from the checkpoint where it has one that fits, drawn otherwise.
+    fn load_head(
+        &mut self,
+        name: &str,
+        task: &TaskPlan,
+        checkpoint: Option<&Checkpoint>,
+        drawn: &init::Draw,
+    ) -> Result<(), Problem> {
+        for parameter in self.head_parameters(task) {
+            let key = format!("{name}.{}", parameter.path);
+            let stored = checkpoint
+                .filter(|file| {
+                    let found = file.find(&parameter, &self.family.prefix);
+                    found.and_then(|name| file.shape(&name)) == Some(parameter.shape.as_slice())
+                })
+                .map(|file| file.load(&parameter, &self.family.prefix));
+            let values = match stored {
+                Some(values) => values?,
+                None => {
+                    self.fresh_heads.insert(name.to_owned());
+                    drawn.parameter(&Parameter {
+                        path: key.clone(),
+                        ..parameter.clone()
+                    })
+                }
+            };
+            let value = self.put(values, &parameter.shape)?;
+            self.values.insert(key, value);
+        }
+        Ok(())
+    }
+
+    fn head(&self, task: &TaskPlan) -> Option<&Head> {
+        match task.kind {
+            TaskKind::MaskedLm => self.family.heads.masked_lm.as_ref(),
+            _ => Some(&self.family.heads.classify),
+        }
+    }
+
+    /// The parameters that belong to a task's head.
+    fn head_parameters(&self, task: &TaskPlan) -> Vec<Parameter> {
+        let Some(head) = self.head(task) else {
+            return Vec::new();
+        };
+        let missing = head
+            .steps
+            .iter()
+            .filter_map(|step| self.tree.module(&step.module))
+            .flat_map(|module| &module.parameters)
+            .filter(|parameter| !self.base.contains_key(&parameter.path))
+            .cloned();
+        missing
+            .chain(head_parameters(&self.config, head, task.outputs()))
+            .collect()
+    }
+
+    fn add_deltas(&mut self, plan: &Plan, drawn: &init::Draw) -> Result<(), Problem> {
+        for delta in &plan.deltas {
+            match &delta.change {
+                Change::Unfreeze { parameters } => {
+                    for path in parameters {
+                        // A pooler that the checkpoint lacks is the head's, not the delta's.
+                        let Some(value) = self.base.get(path) else {
+                            continue;
+                        };
+                        self.values
+                            .insert(format!("{}.{path}", delta.name), value.clone());
+                    }
+                }
+                Change::Method { method, sites } => {
+                    for module in sites.iter().filter_map(|site| self.tree.module(site)) {
+                        for parameter in method.parameters(module) {
+                            let key = format!("{}.{}.{}", delta.name, module.path, parameter.name);
+                            let count = parameter.shape.iter().product();
+                            let values = drawn.values(&key, count, parameter.init);
+                            let value = self.put(values, &parameter.shape)?;
+                            self.values.insert(key, value);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts in place what a stage has in place, and trains what it trains. For the index one past
+    /// the last stage: what the last stage had, nothing trained.
+    ///
+    /// # Errors
+    /// The task's head is neither in the checkpoint nor trained by any stage so far.
+    pub fn activate(&mut self, plan: &Plan, stage: usize) -> Result<(), Problem> {
+        let current = plan.stages.get(stage);
+        let (task_name, task) = match current {
+            Some(stage) => plan
+                .tasks
+                .get_key_value(&stage.task)
+                .map(|(n, t)| (n.as_str(), t)),
+            None => plan.final_task(),
+        }
+        .ok_or_else(|| {
+            Problem::new("delta::graph::no_task", "the pipeline has no task")
+                .help("add a `task` block")
+        })?;
+        self.check_head(plan, stage, task_name)?;
+        let mut active = Active {
+            task: Some(task.clone()),
+            ..Active::default()
+        };
+        for parameter in self.head_parameters(task) {
+            let key = format!("{task_name}.{}", parameter.path);
+            if current.is_some_and(|stage| stage.train_head) {
+                active.trained.insert(key.clone());
+            }
+            active.redirects.insert(parameter.path, key);
+        }
+        for delta in plan.active(stage) {
+            let trained = current.is_some_and(|stage| stage.train.contains(&delta.name));
+            match &delta.change {
+                Change::Unfreeze { parameters } => {
+                    for path in parameters {
+                        let key = format!("{}.{path}", delta.name);
+                        if self.values.contains_key(&key) {
+                            active.redirects.insert(path.clone(), key);
+                        }
+                    }
+                }
+                Change::Method { method, sites } => {
+                    for site in sites {
+                        let place = active.sites.entry(site.clone()).or_default();
+                        place.push((delta.name.clone(), method.clone()));
+                    }
+                }
+            }
+            if trained {
+                let prefix = format!("{}.", delta.name);
+                active.trained.extend(
+                    self.values
+                        .keys()
+                        .filter(|key| key.starts_with(&prefix))
+                        .cloned(),
+                );
+            }
+        }
+        self.active = active;
+        Ok(())
+    }
+
+    fn check_head(&self, plan: &Plan, stage: usize, task: &str) -> Result<(), Problem> {
+        let so_far = &plan.stages[..plan.stages.len().min(stage + 1)];
+        let trained = so_far
+            .iter()
+            .any(|stage| stage.train_head && stage.task == task);
+        if trained || !self.fresh_heads.contains(task) {
+            return Ok(());
+        }
+        let message = format!(
+            "the head of `{task}` is not in the backbone's checkpoint, and no stage has trained it"
+        );
+        let problem = Problem::new("delta::graph::untrained_head", message);
+        let problem = problem.help("add `head` to the `train` list of a stage");
+        Err(match plan.stages.get(stage) {
+            Some(stage) => problem.at(stage.span, "in this stage"),
+            None => problem,
+        })
+    }
+
+    /// The device.
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
+    /// The task in place.
+    pub fn task(&self) -> Option<&TaskPlan> {
+        self.active.task.as_ref()
+    }
+
+    /// The keys that get gradients.
+    pub fn trained(&self) -> &BTreeSet<String> {
+        &self.active.trained
+    }
+
+    /// The parameters of deltas and heads, on the host.
+    pub fn tensors(&self) -> Tensors {
+        self.values
+            .iter()
+            .map(|(key, value)| (key.clone(), (value.read(), value.shape())))
+            .collect()
+    }
+
+    /// One parameter of a delta or head, on the host.
+    pub fn tensor(&self, key: &str) -> Option<Vec<f32>> {
+        self.values.get(key).map(Value::read)
+    }
+
+    /// One weight as the forward pass sees it, deltas that unfreeze it included.
+    pub fn effective(&self, path: &str) -> Option<Vec<f32>> {
+        let redirected = self
+            .active
+            .redirects
+            .get(path)
+            .and_then(|key| self.values.get(key));
+        redirected.or_else(|| self.base.get(path)).map(Value::read)
+    }
+
+    /// The module tree.
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    /// The deltas at a site, in the order of the file.
+    pub fn deltas_at(&self, site: &str) -> &[(String, Method)] {
+        self.active
+            .sites
+            .get(site)
+            .map(Vec::as_slice)
+            .unwrap_or_default()
+    }
+
+    /// The parameters of the head in place: path and key.
+    pub fn head_keys(&self) -> Vec<(Parameter, String)> {
+        let Some(task) = self.task() else {
+            return Vec::new();
+        };
+        let key = |path: &String| self.active.redirects.get(path).cloned();
+        self.head_parameters(task)
+            .into_iter()
+            .filter_map(|parameter| key(&parameter.path).map(|key| (parameter.clone(), key)))
+            .collect()
+    }
+
+    /// Replaces parameters of deltas and heads.
+    ///
+    /// # Errors
+    /// A key that there is not, or another shape.
+    pub fn set(&mut self, tensors: Tensors) -> Result<(), Problem> {
+        for (key, (values, shape)) in tensors {
+            match self.values.get(&key) {
+                Some(old) if old.shape() == shape => {}
+                Some(old) => {
+                    let message = format!(
+                        "`{key}` has the shape {shape:?}, but {:?} is needed",
+                        old.shape()
+                    );
+                    return Err(Problem::new("delta::graph::wrong_shape", message)
+                        .help("give the file that this run wrote"));
+                }
+                None => {
+                    let message = format!("`{key}` is no parameter of this pipeline");
+                    return Err(Problem::new("delta::graph::unknown_tensor", message)
+                        .help("give the file that this run wrote"));
+                }
+            }
+            let value = self.put(values, &shape)?;
+            self.values.insert(key, value);
+        }
+        Ok(())
+    }
+
+    /// A forward pass without gradients and without dropout.
+    pub fn inference(&self) -> Pass<'_, D> {
+        Pass::new(self, Trace::off(), false)
+    }
+
+    /// The mean loss over the groups of a batch, and the gradient of everything trained.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn gradients(
+        &self,
+        groups: &[Batch],
+    ) -> Result<(f32, BTreeMap<String, Vec<f32>>), Problem> {
+        let mut loss = 0.0;
+        let mut sums: BTreeMap<String, Vec<f32>> = BTreeMap::new();
+        // As many groups at a time as can run: their gradients are summed in the order of the
+        // groups, so that the result does not depend on that number.
+        for wave in groups.chunks(rayon::current_num_threads().max(1)) {
+            for result in D::map_groups(wave, |group| {
+                self.group_gradients(group).map_err(device_problem)
+            }) {
+                let (group_loss, gradients) = result?;
+                loss += group_loss;
+                for (key, gradient) in gradients {
+                    match sums.get_mut(&key) {
+                        Some(sum) => sum.iter_mut().zip(&gradient).for_each(|(s, g)| *s += g),
+                        None => {
+                            sums.insert(key, gradient);
+                        }
+                    }
+                }
+            }
+        }
+        Ok((loss, sums))
+    }
+
+    fn group_gradients(&self, batch: &Batch) -> Outcome<(f32, BTreeMap<String, Vec<f32>>), D> {
+        let loss = Pass::new(self, Recorder::new(), true).loss(batch)?;
+        let value = D::read(&loss)[0];
+        let mut gradients: Gradients<f32, D> = backward(loss)?;
+        let mut read = BTreeMap::new();
+        for key in &self.active.trained {
+            let gradient = match &self.values[key] {
+                Value::Matrix(tensor) => D::read_gradient(&mut gradients, tensor)?,
+                Value::Vector(tensor) => D::read_gradient(&mut gradients, tensor)?,
+            };
+            read.insert(key.clone(), gradient);
+        }
+        Ok((value, read))
+    }
+
+    fn pre_norm(&self) -> bool {
+        self.family.norm == NormPlace::Pre
+    }
+}

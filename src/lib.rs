@@ -1,0 +1,10 @@
+pub mod backbone;
+pub mod delta;
+pub mod diagnostic;
+pub mod engine;
+pub mod graph;
+pub mod peft;
+pub mod plan;
+pub mod syntax;
+pub mod text;
+pub mod train;

@@ -1,0 +1,18 @@
+//! PEFT's format on disk: `adapter_config.json` and `adapter_model.safetensors`, read and written.
+//!
+//! Reading is stricter than PEFT's own, which warns of missing tensors and drops extra ones in
+//! silence: here every tensor must be the one that the configuration asks for.
+
+mod export;
+mod import;
+
+pub use export::{export, why_not, write_tensors};
+pub use import::{import, Imported};
+
+/// What stands before every name in an adapter's file.
+const KEY_PREFIX: &str = "base_model.model.";
+
+/// The name of a module as PEFT sees it, without its own prefix.
+fn module_name(prefix: &str, checkpoint_name: &str) -> String {
+    format!("{prefix}{checkpoint_name}")
+}

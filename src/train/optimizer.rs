@@ -1,0 +1,122 @@
+//! AdamW and SGD on the host. Parameters of deltas are few; the gradients of a step arrive there
+//! anyway, summed over the groups of the batch.
+
+use std::collections::BTreeMap;
+
+use crate::plan::Optimizer;
+
+/// What an optimizer remembers of one parameter.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Moments {
+    /// Running mean of the gradient (AdamW), or velocity (SGD).
+    pub first: Vec<f32>,
+    /// Running mean of its square (AdamW only).
+    pub second: Vec<f32>,
+}
+
+/// An optimizer with its memory.
+#[derive(Clone, Debug)]
+pub struct Stepper {
+    config: Optimizer,
+    /// By parameter key.
+    pub moments: BTreeMap<String, Moments>,
+    /// Steps done.
+    pub steps: usize,
+}
+
+impl Stepper {
+    /// An optimizer that has done no step.
+    pub fn new(config: Optimizer) -> Self {
+        Stepper {
+            config,
+            moments: BTreeMap::new(),
+            steps: 0,
+        }
+    }
+
+    /// Begins the next step; every parameter is then [`update`](Self::update)d once.
+    pub fn begin(&mut self) {
+        self.steps += 1;
+    }
+
+    /// Moves one parameter by its gradient, with learning rate `lr`.
+    pub fn update(&mut self, key: &str, parameter: &mut [f32], gradient: &[f32], lr: f32) {
+        let moments = match self.moments.get_mut(key) {
+            Some(moments) => moments,
+            None => self.moments.entry(key.to_owned()).or_default(),
+        };
+        moments.first.resize(parameter.len(), 0.0);
+        match self.config {
+            Optimizer::AdamW {
+                betas,
+                epsilon,
+                weight_decay,
+                ..
+            } => {
+                moments.second.resize(parameter.len(), 0.0);
+                let step = AdamStep::new(betas, epsilon, weight_decay, lr, self.steps);
+                step.apply(parameter, gradient, &mut moments.first, &mut moments.second);
+            }
+            Optimizer::Sgd {
+                momentum,
+                weight_decay,
+                ..
+            } => {
+                let velocity = &mut moments.first;
+                for ((p, g), v) in parameter.iter_mut().zip(gradient).zip(velocity) {
+                    *v = momentum * *v + g + weight_decay * *p;
+                    *p -= lr * *v;
+                }
+            }
+        }
+    }
+}
+
+/// One step of AdamW (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2), in the order of
+/// operations of PyTorch's.
+struct AdamStep {
+    betas: (f32, f32),
+    epsilon: f32,
+    decay: f32,
+    rate: f32,
+    root_correction: f32,
+}
+
+impl AdamStep {
+    fn new(betas: (f32, f32), epsilon: f32, weight_decay: f32, lr: f32, step: usize) -> Self {
+        let correction = |beta: f32| 1.0 - f64::from(beta).powi(step as i32);
+        AdamStep {
+            betas,
+            epsilon,
+            decay: 1.0 - lr * weight_decay,
+            rate: (f64::from(lr) / correction(betas.0)) as f32,
+            root_correction: correction(betas.1).sqrt() as f32,
+        }
+    }
+
+    fn apply(&self, parameter: &mut [f32], gradient: &[f32], mean: &mut [f32], square: &mut [f32]) {
+        let (a, b) = self.betas;
+        for (((p, g), m), v) in parameter.iter_mut().zip(gradient).zip(mean).zip(square) {
+            *m += (1.0 - a) * (g - *m);
+            *v = b * *v + (1.0 - b) * g * g;
+            let root = v.sqrt() / self.root_correction + self.epsilon;
+            *p = *p * self.decay - self.rate * (*m / root);
+        }
+    }
+}
+
+/// Scales all gradients down so that their norm is at most `limit`; returns the norm before.
+pub fn clip(gradients: &mut BTreeMap<String, Vec<f32>>, limit: Option<f32>) -> f32 {
+    let square = |values: &Vec<f32>| {
+        values
+            .iter()
+            .map(|g| f64::from(*g) * f64::from(*g))
+            .sum::<f64>()
+    };
+    let norm = gradients.values().map(square).sum::<f64>().sqrt() as f32;
+    if let Some(limit) = limit.filter(|limit| norm > *limit) {
+        let factor = limit / (norm + 1e-6);
+        gradients.values_mut().flatten().for_each(|g| *g *= factor);
+    }
+    norm
+}

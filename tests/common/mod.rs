@@ -1,0 +1,147 @@
+//! What several tests share: fixtures that `tests/fixtures/make.py` wrote, as plans and batches.
+#![allow(dead_code)]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use deltarun::backbone::{read_config, Checkpoint, Config};
+use deltarun::engine::Layout;
+use deltarun::graph::{Batch, Graph, Targets};
+use deltarun::peft::Imported;
+use deltarun::plan::{plan, Plan};
+use deltarun::syntax::parse;
+use dfdx::prelude::Cpu;
+
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(name)
+}
+
+/// A plan from text, its backbone a directory.
+pub fn plan_of(text: &str, base: &Path) -> Plan {
+    let pipeline = parse(text).unwrap_or_else(|problem| panic!("{problem:?}"));
+    let find = |location: &str| {
+        let directory = base.join(location);
+        Ok((directory.clone(), read_config(&directory)?))
+    };
+    plan(&pipeline, &BTreeMap::new(), base, &find)
+        .unwrap_or_else(|problems| panic!("{problems:#?}"))
+}
+
+/// A plan for a backbone with a classification head of `labels` labels and these statements.
+pub fn classifier(directory: &Path, labels: usize, statements: &str, train: &str) -> Plan {
+    let labels: Vec<String> = (0..labels).map(|i| format!("l{i}")).collect();
+    let text = format!(
+        r#"
+        backbone "{}" {{ dropout = off }}
+        data {{ train = tsv("train.tsv") }}
+        task classify {{ text = sentence, label = label, labels = [{}] }}
+        {statements}
+        stage tune {{ train = [{train}], epochs = 1, optimizer = adamw {{ lr = 1e-3 }} }}
+        "#,
+        directory.display(),
+        labels.join(", "),
+    );
+    plan_of(&text, directory)
+}
+
+/// The graph of a fixture with the LoRA that PEFT saved, everything in it trained.
+pub fn imported_graph(directory: &Path, imported: Imported) -> (Plan, Graph<Cpu>) {
+    let outputs = imported.outputs.unwrap();
+    let mut plan = classifier(directory, outputs, "", "head");
+    plan.stages[0].train = imported
+        .deltas
+        .iter()
+        .map(|delta| delta.name.clone())
+        .collect();
+    plan.deltas = imported.deltas;
+    let mut graph = Graph::load(&plan, Cpu::default()).unwrap();
+    graph.set(imported.tensors).unwrap();
+    graph.activate(&plan, 0).unwrap();
+    (plan, graph)
+}
+
+/// What the fixture's script wrote.
+pub struct Expected(Checkpoint);
+
+impl Expected {
+    pub fn open(directory: &Path) -> Self {
+        Expected(Checkpoint::open(&[directory.join("expected.safetensors")]).unwrap())
+    }
+
+    pub fn read(&self, name: &str) -> Vec<f32> {
+        self.0.read(name).unwrap().0
+    }
+
+    pub fn names(&self) -> Vec<String> {
+        self.0.names().into_iter().map(str::to_owned).collect()
+    }
+
+    /// A padded batch of the script, packed.
+    pub fn batch(&self, number: usize) -> Batch {
+        let get = |name: &str| self.read(&format!("batch.{number}.{name}"));
+        let (ids, mask, types) = (
+            get("input_ids"),
+            get("attention_mask"),
+            get("token_type_ids"),
+        );
+        let labels: Vec<usize> = get("labels").iter().map(|&label| label as usize).collect();
+        let width = ids.len() / labels.len();
+        let kept = |values: &[f32]| -> Vec<usize> {
+            values
+                .iter()
+                .zip(&mask)
+                .filter(|(_, m)| **m > 0.0)
+                .map(|(v, _)| *v as usize)
+                .collect()
+        };
+        let lengths: Vec<usize> = mask
+            .chunks(width)
+            .map(|row| row.iter().filter(|m| **m > 0.0).count())
+            .collect();
+        let keys = (0..labels.len() as u64).collect();
+        Batch {
+            tokens: kept(&ids),
+            types: kept(&types),
+            layout: Layout::new(lengths, keys),
+            total: labels.len(),
+            targets: Targets::Classes(labels),
+        }
+    }
+
+    /// The rows of a padded `(sequences, width, hidden)` tensor that are not padding.
+    pub fn packed_rows(&self, name: &str, number: usize, hidden: usize) -> Vec<f32> {
+        let mask = self.read(&format!("batch.{number}.attention_mask"));
+        let values = self.read(name);
+        values
+            .chunks(hidden)
+            .zip(&mask)
+            .filter(|(_, m)| **m > 0.0)
+            .flat_map(|(row, _)| row.to_vec())
+            .collect()
+    }
+}
+
+/// The largest difference, divided by the largest expected value where that is asked for.
+pub fn difference(found: &[f32], expected: &[f32], relative: bool) -> f32 {
+    assert_eq!(found.len(), expected.len(), "lengths differ");
+    let largest = expected.iter().fold(0.0f32, |a, b| a.max(b.abs()));
+    let worst = found.iter().zip(expected).fold(0.0f32, |a, (f, e)| {
+        let d = (f - e).abs();
+        if d.is_nan() {
+            f32::INFINITY
+        } else {
+            a.max(d)
+        }
+    });
+    if relative {
+        worst / largest.max(1e-12)
+    } else {
+        worst
+    }
+}
+
+pub fn config(directory: &Path) -> Config {
+    read_config(directory).unwrap()
+}
