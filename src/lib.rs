@@ -1,10 +1,14 @@
 pub mod backbone;
+pub mod cli;
+pub mod data;
 pub mod delta;
 pub mod diagnostic;
 pub mod engine;
 pub mod graph;
 pub mod peft;
 pub mod plan;
+pub mod report;
+pub mod run;
 pub mod syntax;
 pub mod text;
 pub mod train;

@@ -1,1 +1,7 @@
-fn main() {}
+//! The `deltarun` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    deltarun::cli::main()
+}

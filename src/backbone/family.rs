@@ -13,6 +13,8 @@ pub struct Family {
     pub model_types: Vec<String>,
     /// What stands before the backbone's names in a checkpoint that has a head.
     pub prefix: String,
+    /// What the names of transformers' classes begin with.
+    pub architecture: String,
     /// Which key of `config.json` holds which dimension.
     pub config: ConfigKeys,
     /// Whether a position sees only what is before it.

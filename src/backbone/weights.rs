@@ -100,6 +100,13 @@ impl Checkpoint {
         names
     }
 
+    /// A text that was stored beside the tensors of the first file.
+    pub fn metadata(&self, key: &str) -> Option<String> {
+        let (_, map) = self.files.first()?;
+        let (_, metadata) = SafeTensors::read_metadata(map).ok()?;
+        metadata.metadata().as_ref()?.get(key).cloned()
+    }
+
     /// Whether there is a tensor of this name.
     pub fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)

@@ -68,7 +68,7 @@ pub struct AttentionShape {
 }
 
 /// A device that can run the graph: dfdx's operations, and the engine's own defined in them.
-pub trait Backend: dfdx::tensor_ops::Device<f32> + Send + Sync {
+pub trait Backend: dfdx::tensor_ops::Device<f32> {
     /// `x Wᵀ + b`: `x (rows, in)`, `weight (out, in)`, `bias (out)` → `(rows, out)`.
     /// What is not traced gets no gradient.
     fn linear(
@@ -174,15 +174,6 @@ pub trait Backend: dfdx::tensor_ops::Device<f32> + Send + Sync {
     ) -> Result<Vec<f32>, Self::Err> {
         gradients.get_or_alloc_mut(parameter)?;
         Ok(gradients.get(parameter).as_vec())
-    }
-
-    /// Runs `work` on every group of a batch and returns the results in order. A device whose
-    /// kernels are parallel by themselves runs the groups one after the other.
-    fn map_groups<G: Send + Sync, R: Send>(
-        groups: &[G],
-        work: impl Fn(&G) -> R + Sync + Send,
-    ) -> Vec<R> {
-        groups.iter().map(work).collect()
     }
 
     /// How many rows a group of sequences should have. A constant of the device, never of the

@@ -142,7 +142,13 @@ impl<'g, D: Backend> Pass<'g, D> {
         };
         let mut x = look_up("word", &batch.tokens)?;
         if config.types > 0 {
-            x = D::add(&x, &look_up("type", &batch.types)?)?;
+            // RoBERTa's tokenizers may number the second text of a pair, its table has one type.
+            let types: Vec<usize> = batch
+                .types
+                .iter()
+                .map(|&t| t.min(config.types - 1))
+                .collect();
+            x = D::add(&x, &look_up("type", &types)?)?;
         }
         x = D::add(&x, &look_up("position", &positions)?)?;
         if !self.graph.pre_norm() {

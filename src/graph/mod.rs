@@ -4,6 +4,7 @@
 //! In: a [`Plan`] and a backbone's weights. Out: hidden states, logits, losses and gradients. It
 //! knows no files of examples and no text.
 
+mod executor;
 mod forward;
 mod init;
 mod store;
@@ -20,6 +21,7 @@ use crate::diagnostic::Problem;
 use crate::engine::{backward, Backend, Layout, Recorder, Trace};
 use crate::plan::{Change, Plan, TaskKind, TaskPlan};
 
+pub use executor::Executor;
 pub use forward::Pass;
 pub use store::{Store, Tensors, Value};
 
@@ -329,6 +331,11 @@ impl<D: Backend> Graph<D> {
         })
     }
 
+    /// Takes the heads as they are for trained: their values came from elsewhere.
+    pub fn adopt_heads(&mut self) {
+        self.fresh_heads.clear();
+    }
+
     /// The device.
     pub fn device(&self) -> &D {
         &self.device
@@ -421,42 +428,33 @@ impl<D: Backend> Graph<D> {
         Ok(())
     }
 
+    /// Moves every trained parameter: `step` is given its key, its elements and its gradient.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn update(
+        &mut self,
+        gradients: &BTreeMap<String, Vec<f32>>,
+        mut step: impl FnMut(&str, &mut [f32], &[f32]),
+    ) -> Result<(), Problem> {
+        for (key, gradient) in gradients {
+            let Some(old) = self.values.get(key) else {
+                continue;
+            };
+            let mut values = old.read();
+            step(key, &mut values, gradient);
+            let value = self.put(values, &old.shape())?;
+            self.values.insert(key.clone(), value);
+        }
+        Ok(())
+    }
+
     /// A forward pass without gradients and without dropout.
     pub fn inference(&self) -> Pass<'_, D> {
         Pass::new(self, Trace::off(), false)
     }
 
-    /// The mean loss over the groups of a batch, and the gradient of everything trained.
-    ///
-    /// # Errors
-    /// What the device reports.
-    pub fn gradients(
-        &self,
-        groups: &[Batch],
-    ) -> Result<(f32, BTreeMap<String, Vec<f32>>), Problem> {
-        let mut loss = 0.0;
-        let mut sums: BTreeMap<String, Vec<f32>> = BTreeMap::new();
-        // As many groups at a time as can run: their gradients are summed in the order of the
-        // groups, so that the result does not depend on that number.
-        for wave in groups.chunks(rayon::current_num_threads().max(1)) {
-            for result in D::map_groups(wave, |group| {
-                self.group_gradients(group).map_err(device_problem)
-            }) {
-                let (group_loss, gradients) = result?;
-                loss += group_loss;
-                for (key, gradient) in gradients {
-                    match sums.get_mut(&key) {
-                        Some(sum) => sum.iter_mut().zip(&gradient).for_each(|(s, g)| *s += g),
-                        None => {
-                            sums.insert(key, gradient);
-                        }
-                    }
-                }
-            }
-        }
-        Ok((loss, sums))
-    }
-
+    /// The loss of one group, and the gradient of everything trained.
     fn group_gradients(&self, batch: &Batch) -> Outcome<(f32, BTreeMap<String, Vec<f32>>), D> {
         let loss = Pass::new(self, Recorder::new(), true).loss(batch)?;
         let value = D::read(&loss)[0];

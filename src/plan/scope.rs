@@ -5,10 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::diagnostic::{Problem, Span};
 use crate::syntax::ast::{Amount, Name, Pipeline, Spanned, Statement, Value};
+use crate::syntax::parse_value;
 use crate::text::{did_you_mean, quoted_list};
 
 /// Values given from outside: `--set name=value`, `--params FILE.yaml`, a script's `with`.
-pub type Overrides = BTreeMap<String, Value>;
+/// They are texts; the param's default says what they are to be read as. `seed` is known to every
+/// file.
+pub type Overrides = BTreeMap<String, String>;
 
 /// The params of a file, and which of them were used.
 pub struct Scope {
@@ -39,7 +42,10 @@ impl Scope {
                 );
                 continue;
             }
-            let value = scope.overridden(name, value, overrides, problems);
+            let value = match overrides.get(&name.node) {
+                Some(text) => read_override(name, value, text, problems),
+                None => value.clone(),
+            };
             scope.params.insert(name.node.clone(), value);
             scope.declared.push(name.clone());
         }
@@ -57,35 +63,6 @@ impl Scope {
             problems.push(Problem::new("delta::plan::unknown_param", message).help(help));
         }
         scope
-    }
-
-    fn overridden(
-        &self,
-        name: &Name,
-        default: &Spanned<Value>,
-        overrides: &Overrides,
-        problems: &mut Vec<Problem>,
-    ) -> Spanned<Value> {
-        let Some(value) = overrides.get(&name.node) else {
-            return default.clone();
-        };
-        if std::mem::discriminant(value) != std::mem::discriminant(&default.node) {
-            let message = format!(
-                "param `{}` is {}, but was set to {}",
-                name.node,
-                default.node.describe(),
-                value.describe()
-            );
-            problems.push(
-                Problem::new("delta::plan::param_type", message)
-                    .at(
-                        default.span,
-                        format!("the default is {}", default.node.describe()),
-                    )
-                    .help(format!("set it to {}", default.node.describe())),
-            );
-        }
-        Spanned::new(value.clone(), default.span)
     }
 
     /// A value with a param's name replaced by the param's value. The place stays the one of use.
@@ -169,4 +146,40 @@ impl Scope {
             .find(|param| param.node == name)
             .map(|param| param.span)
     }
+}
+
+/// Reads a value that was given from outside. Where the default is a text, quotes are not needed.
+fn read_override(
+    name: &Name,
+    default: &Spanned<Value>,
+    text: &str,
+    problems: &mut Vec<Problem>,
+) -> Spanned<Value> {
+    let value = match (&default.node, parse_value(text)) {
+        (
+            _,
+            Ok(Spanned {
+                node: Value::Text(text),
+                ..
+            }),
+        ) => Value::Text(text),
+        (Value::Text(_), _) => Value::Text(text.to_owned()),
+        (_, Ok(value)) => value.node,
+        (_, Err(_)) => Value::Text(text.to_owned()),
+    };
+    if std::mem::discriminant(&value) != std::mem::discriminant(&default.node) {
+        let wanted = default.node.describe();
+        let message = format!(
+            "param `{}` is {wanted}, but was set to {}, `{text}`",
+            name.node,
+            value.describe()
+        );
+        let problem =
+            Problem::new("delta::plan::param_type", message).help(format!("set it to {wanted}"));
+        problems.push(match default.span.end {
+            0 => problem,
+            _ => problem.at(default.span, format!("the default is {wanted}")),
+        });
+    }
+    Spanned::new(value, default.span)
 }

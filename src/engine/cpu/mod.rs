@@ -2,7 +2,7 @@
 //! by a property test (`tests/kernels.rs`).
 //!
 //! Kernels are single-threaded: a batch is divided into groups of sequences, and the groups run in
-//! parallel ([`Backend::map_groups`]), which needs no synchronization inside a step and keeps a
+//! parallel (`graph::Executor`), which needs no synchronization inside a step and keeps a
 //! group's activations in the caches.
 
 mod activation;
@@ -96,12 +96,28 @@ impl Backend for Cpu {
         ))
     }
 
-    fn map_groups<G: Send + Sync, R: Send>(
-        groups: &[G],
-        work: impl Fn(&G) -> R + Sync + Send,
-    ) -> Vec<R> {
-        groups.par_iter().map(work).collect()
-    }
-
     const GROUP_ROWS: usize = 256;
+}
+
+/// Floating-point operations per second that the matrix products of this machine reach on all
+/// threads, measured for about 30 milliseconds.
+pub fn measure_rate() -> f64 {
+    const SIZE: usize = 384;
+    const ROWS: usize = 256;
+    let work = |_: usize| {
+        let (a, b) = (vec![0.5f32; ROWS * SIZE], vec![0.5f32; SIZE * SIZE]);
+        let mut out = vec![0.0; ROWS * SIZE];
+        let start = std::time::Instant::now();
+        let mut count = 0;
+        while start.elapsed().as_millis() < 30 {
+            let (a, b) = (product::View::new(&a, SIZE), product::View::new(&b, SIZE));
+            product::multiply(&mut out, SIZE, a, b, 1.0, false);
+            count += 1;
+        }
+        (count * 2 * ROWS * SIZE * SIZE) as f64 / start.elapsed().as_secs_f64()
+    };
+    (0..rayon::current_num_threads())
+        .into_par_iter()
+        .map(work)
+        .sum()
 }

@@ -1,0 +1,160 @@
+//! The arguments, and how they are explained.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Delta tuning (parameter-efficient fine-tuning) from a small declarative file.
+#[derive(Parser)]
+#[command(
+    name = "deltarun",
+    version,
+    args_conflicts_with_subcommands = true,
+    after_help = "\
+Start here:
+  deltarun pipelines/quickstart.delta          train a delta on the built-in example
+  deltarun check FILE.delta                    find mistakes without running anything
+  deltarun plan FILE.delta                     see what would be trained, and what it costs
+  deltarun eval runs/quickstart                evaluate a finished run
+  echo '{\"text\": \"...\"}' | deltarun predict runs/quickstart
+
+A run leaves runs/NAME: the plan, a log, metrics, the delta, and a copy for PEFT.
+The language is explained in docs/language.md.
+Exit codes: 0 success, 1 a failure, 2 a mistake in the input, 130 interrupted."
+)]
+pub struct Arguments {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    #[command(flatten)]
+    pub run: RunOptions,
+}
+
+impl Arguments {
+    /// The number of threads that was asked for.
+    pub fn threads(&self) -> Option<usize> {
+        match &self.command {
+            Some(Command::Plan(options)) => options.threads,
+            Some(Command::Eval(options)) => options.device.threads,
+            Some(Command::Predict(options)) => options.device.threads,
+            Some(_) => None,
+            None => self.run.device.threads,
+        }
+    }
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Find every mistake of a pipeline without running it
+    Check(PipelineOptions),
+    /// Show the module tree with what sits where, trained parameters, estimated memory and time
+    Plan(PlanOptions),
+    /// Rewrite files in the one canonical form
+    Fmt {
+        /// `.delta` files
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+        /// Change nothing; exit with 2 if a file is not in canonical form
+        #[arg(long)]
+        check: bool,
+    },
+    /// Evaluate a finished run, or an adapter saved by PEFT
+    Eval(EvalOptions),
+    /// Predict with a finished run, or an adapter saved by PEFT: JSON lines in, JSON lines out
+    Predict(PredictOptions),
+    /// Fold a run into its backbone: a directory that transformers loads without PEFT
+    Merge {
+        /// The directory that a run left
+        run: PathBuf,
+        /// The directory to write
+        out: PathBuf,
+        /// The backbone's directory, if it has moved
+        #[arg(long)]
+        backbone: Option<String>,
+    },
+}
+
+#[derive(Args)]
+pub struct PipelineOptions {
+    /// A pipeline: a `.delta` file
+    #[arg(value_name = "FILE.delta")]
+    pub file: Option<PathBuf>,
+    /// Set a param of the file
+    #[arg(long = "set", value_name = "NAME=VALUE")]
+    pub set: Vec<String>,
+    /// Set params from a YAML file
+    #[arg(long, value_name = "FILE.yaml")]
+    pub params: Option<PathBuf>,
+    /// What everything random is drawn from; the same as `--set seed=N`
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+}
+
+#[derive(Args)]
+pub struct PlanOptions {
+    #[command(flatten)]
+    pub pipeline: PipelineOptions,
+    /// Threads to estimate for
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+#[derive(Args)]
+pub struct DeviceOptions {
+    /// Where to compute: `cpu`, `cuda` or `cuda:N`
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// Threads; the result does not depend on it
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+#[derive(Args)]
+pub struct RunOptions {
+    #[command(flatten)]
+    pub pipeline: PipelineOptions,
+    /// The directory of the run, instead of `runs/NAME`
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    #[command(flatten)]
+    pub device: DeviceOptions,
+    /// Show no progress
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+#[derive(Args)]
+pub struct EvalOptions {
+    /// The directory that a run left, or that PEFT saved an adapter in
+    pub run: PathBuf,
+    /// A file to evaluate instead of the run's dev set: `.tsv`, `.csv` or `.jsonl`
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+    /// The backbone's directory, if it is not where the run says
+    #[arg(long)]
+    pub backbone: Option<String>,
+    /// For an adapter: the columns with the texts
+    #[arg(long, value_delimiter = ',', value_name = "COLUMN,...")]
+    pub text: Option<Vec<String>>,
+    #[command(flatten)]
+    pub device: DeviceOptions,
+}
+
+#[derive(Args)]
+pub struct PredictOptions {
+    /// The directory that a run left, or that PEFT saved an adapter in
+    pub run: PathBuf,
+    /// JSON lines with the texts; standard input if absent
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub input: Option<PathBuf>,
+    /// Where to write; standard output if absent
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub output: Option<PathBuf>,
+    /// The backbone's directory, if it is not where the run says
+    #[arg(long)]
+    pub backbone: Option<String>,
+    /// For an adapter: the keys of the texts
+    #[arg(long, value_delimiter = ',', value_name = "KEY,...")]
+    pub text: Option<Vec<String>>,
+    #[command(flatten)]
+    pub device: DeviceOptions,
+}

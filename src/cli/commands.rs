@@ -1,0 +1,370 @@
+//! What each command does.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use dfdx::prelude::Cpu;
+
+use super::arguments::{EvalOptions, PipelineOptions, PlanOptions, RunOptions};
+use super::Ended;
+use crate::backbone::{locate, read_config};
+use crate::diagnostic::{Problem, Problems, Span};
+use crate::engine::cpu::measure_rate;
+use crate::graph::Executor;
+use crate::plan::{FileFormat, FilePlan, Overrides, Plan};
+use crate::report::{describe, metric_value, Progress};
+use crate::run::{check_files, open_run, Ended as RunEnded, Loader};
+use crate::text::bytes;
+use crate::{peft, plan, run, syntax};
+
+/// A pipeline that was read and checked.
+pub(super) struct Opened {
+    pub name: String,
+    pub text: String,
+    pub plan: Plan,
+}
+
+impl Opened {
+    /// A problem in this file.
+    pub(super) fn locate(&self, problem: Problem) -> Problems {
+        Problems::in_source(&self.name, &self.text, vec![problem])
+    }
+}
+
+/// Reads and checks a pipeline.
+fn open(options: &PipelineOptions) -> Result<Opened, Problems> {
+    let Some(path) = &options.file else {
+        return Err(
+            Problem::new("delta::cli::no_file", "a `.delta` file is missing")
+                .help("give one")
+                .into(),
+        );
+    };
+    let name = path.display().to_string();
+    let text = read(path)?;
+    let located = |problems| Problems::in_source(&name, &text, problems);
+    let pipeline = syntax::parse(&text).map_err(|problem| located(vec![problem]))?;
+    let overrides = overrides(options)?;
+    let base = path.parent().unwrap_or(Path::new(""));
+    let base = match base.as_os_str().is_empty() {
+        true => PathBuf::from("."),
+        false => base.to_path_buf(),
+    };
+    let base = base.canonicalize().unwrap_or(base);
+    let find = |location: &str| {
+        let directory = locate(location, &base)?;
+        Ok((directory.clone(), read_config(&directory)?))
+    };
+    let mut plan = plan::plan(&pipeline, &overrides, &base, &find).map_err(located)?;
+    if !pipeline
+        .statements
+        .iter()
+        .any(|s| matches!(s.node, syntax::ast::Statement::Pipeline { .. }))
+    {
+        plan.name = path
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+    }
+    Ok(Opened { name, text, plan })
+}
+
+fn read(path: &Path) -> Result<String, Problem> {
+    let bytes = std::fs::read(path).map_err(|e| {
+        Problem::new(
+            "delta::cli::unreadable",
+            format!("`{}` cannot be read: {e}", path.display()),
+        )
+        .help("check the path")
+    })?;
+    String::from_utf8(bytes).map_err(|_| {
+        Problem::new(
+            "delta::cli::not_utf8",
+            format!("`{}` is not UTF-8", path.display()),
+        )
+        .help("save the file as UTF-8")
+    })
+}
+
+/// Params from `--params`, then `--set`, then `--seed`.
+fn overrides(options: &PipelineOptions) -> Result<Overrides, Problem> {
+    let mut all = Overrides::new();
+    if let Some(path) = &options.params {
+        let text = read(path)?;
+        let wrong = |message: String| {
+            Problem::new(
+                "delta::cli::params",
+                format!("`{}`: {message}", path.display()),
+            )
+            .help("write one `name: value` to a line")
+        };
+        let map: std::collections::BTreeMap<String, serde_yaml::Value> =
+            serde_yaml::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+        for (name, value) in map {
+            let text = match value {
+                serde_yaml::Value::String(text) => text,
+                serde_yaml::Value::Number(number) => number.to_string(),
+                serde_yaml::Value::Bool(truth) => truth.to_string(),
+                _ => return Err(wrong(format!("`{name}` must be a number or a text"))),
+            };
+            all.insert(name, text);
+        }
+    }
+    for pair in &options.set {
+        let Some((name, value)) = pair.split_once('=') else {
+            let message = format!("`--set {pair}` has no `=`");
+            return Err(Problem::new("delta::cli::set", message).help("write `--set name=value`"));
+        };
+        all.insert(name.trim().to_owned(), value.trim().to_owned());
+    }
+    if let Some(seed) = options.seed {
+        all.insert("seed".to_owned(), seed.to_string());
+    }
+    Ok(all)
+}
+
+/// `deltarun check`
+pub(super) fn check(options: &PipelineOptions) -> Result<Ended, Problems> {
+    let opened = open(options)?;
+    let problems = check_files(&opened.plan);
+    if !problems.is_empty() {
+        return Err(Problems::in_source(&opened.name, &opened.text, problems));
+    }
+    println!("{}: no mistakes found", opened.name);
+    Ok(Ended::Done)
+}
+
+/// `deltarun plan`
+pub(super) fn plan(options: &PlanOptions) -> Result<Ended, Problems> {
+    let opened = open(&options.pipeline)?;
+    print!(
+        "{}",
+        describe(&opened.plan, rayon::current_num_threads(), measure_rate())
+    );
+    Ok(Ended::Done)
+}
+
+/// `deltarun fmt`
+pub(super) fn fmt(files: &[PathBuf], check: bool) -> Result<Ended, Problems> {
+    for path in files {
+        let text = read(path)?;
+        let name = path.display().to_string();
+        let formatted =
+            syntax::format(&text).map_err(|p| Problems::in_source(&name, &text, vec![p]))?;
+        if formatted == text {
+            continue;
+        }
+        if check {
+            let message = format!("`{name}` is not in canonical form");
+            let problem = Problem::new("delta::cli::fmt", message);
+            return Err(problem.help(format!("run `deltarun fmt {name}`")).into());
+        }
+        write_whole(path, &formatted)?;
+    }
+    Ok(Ended::Done)
+}
+
+/// Writes a file under a temporary name, then renames it.
+fn write_whole(path: &Path, text: &str) -> Result<(), Problem> {
+    let temporary = path.with_extension("writing");
+    let written = std::fs::write(&temporary, text).and_then(|()| std::fs::rename(&temporary, path));
+    written.map_err(|e| {
+        Problem::failure(
+            "delta::cli::write",
+            format!("`{}` cannot be written: {e}", path.display()),
+        )
+    })
+}
+
+/// Ctrl-C asks for a stop at the end of the step; a second one ends the process at once.
+fn interruption() -> &'static AtomicBool {
+    static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+    // An error means that a handler is set already, which does the same.
+    let _ = ctrlc::set_handler(|| {
+        if INTERRUPTED.swap(true, Ordering::Relaxed) {
+            std::process::exit(i32::from(super::INTERRUPTED));
+        }
+        eprintln!("\nstopping after this step; Ctrl-C again stops at once");
+    });
+    &INTERRUPTED
+}
+
+/// Calls `$body` with the device that was asked for.
+macro_rules! on_device {
+    ($options:expr, |$device:ident| $body:expr) => {{
+        let name: &str = &$options.device;
+        match name
+            .split_once(':')
+            .map_or((name, None), |(kind, number)| (kind, Some(number)))
+        {
+            ("cpu", None) => {
+                let $device = crate::cli::commands::cpu();
+                $body
+            }
+            #[cfg(feature = "cuda")]
+            ("cuda", number) => {
+                let $device = crate::cli::commands::cuda(number)?;
+                $body
+            }
+            _ => Err(crate::cli::commands::no_device(name).into()),
+        }
+    }};
+}
+pub(super) use on_device;
+
+/// The CPU, its kernels and their buffers.
+pub(super) fn cpu() -> Cpu {
+    Cpu::default()
+}
+
+/// A CUDA device.
+#[cfg(feature = "cuda")]
+pub(super) fn cuda(number: Option<&str>) -> Result<dfdx::tensor::Cuda, Problem> {
+    match number.unwrap_or("0").parse::<usize>() {
+        Ok(0) => dfdx::tensor::Cuda::try_seed_from_u64(0)
+            .map_err(|e| Problem::failure("delta::cli::cuda", format!("CUDA cannot be used: {e:?}"))),
+        _ => Err(Problem::new("delta::cli::device", "dfdx 0.13 uses the first CUDA device only")
+            .help("choose the card with the environment variable `CUDA_VISIBLE_DEVICES`, and `--device cuda`")),
+    }
+}
+
+pub(super) fn no_device(name: &str) -> Problem {
+    let problem = Problem::new("delta::cli::device", format!("there is no device `{name}`"));
+    match cfg!(feature = "cuda") {
+        true => problem.help("use `cpu` or `cuda`"),
+        false => problem
+            .help("use `cpu`; for `cuda`, build with `cargo build --release --features cuda`"),
+    }
+}
+
+/// `deltarun FILE.delta`
+pub(super) fn run(options: &RunOptions) -> Result<Ended, Problems> {
+    let opened = open(&options.pipeline)?;
+    let problems = check_files(&opened.plan);
+    if !problems.is_empty() {
+        return Err(Problems::in_source(&opened.name, &opened.text, problems));
+    }
+    let out = options
+        .out
+        .clone()
+        .unwrap_or_else(|| Path::new("runs").join(&opened.plan.name));
+    on_device!(options.device, |device| run_on(
+        &opened,
+        device,
+        &out,
+        options.quiet
+    ))
+}
+
+fn run_on<D: Executor>(
+    opened: &Opened,
+    device: D,
+    out: &Path,
+    is_quiet: bool,
+) -> Result<Ended, Problems> {
+    let progress = Progress::new(is_quiet);
+    let ended = run::run(
+        &opened.plan,
+        &opened.text,
+        device,
+        out,
+        interruption(),
+        progress,
+    );
+    match ended.map_err(|problem| opened.locate(problem))? {
+        RunEnded::Interrupted(partial) => {
+            eprintln!(
+                "interrupted; the same command goes on from `{}`",
+                partial.display()
+            );
+            Ok(Ended::Interrupted)
+        }
+        RunEnded::Complete(summary, out) => {
+            println!("\n{}\n\n{}", summary.name, summary.table());
+            let delta = out.join("delta.safetensors");
+            let size = std::fs::metadata(&delta).map_or(0, |file| file.len());
+            println!("  delta: {} ({})", delta.display(), bytes(size as usize));
+            match peft::why_not(&opened.plan) {
+                None => println!("  for PEFT: {}", out.join("peft").display()),
+                Some(reason) => println!("  not in PEFT's format: {reason}"),
+            }
+            Ok(Ended::Done)
+        }
+    }
+}
+
+/// `deltarun eval`
+pub(super) fn eval(options: &EvalOptions) -> Result<Ended, Problems> {
+    on_device!(options.device, |device| eval_on(options, device))
+}
+
+fn eval_on<D: Executor>(options: &EvalOptions, device: D) -> Result<Ended, Problems> {
+    let loaded = open_run(
+        &options.run,
+        options.backbone.as_deref(),
+        options.text.as_deref(),
+        device,
+    )?;
+    let plan = &loaded.plan;
+    let (name, task) = plan
+        .final_task()
+        .ok_or_else(|| Problem::internal("a run without a task"))?;
+    let file = match &options.data {
+        Some(path) => data_file(path)?,
+        None => plan
+            .final_data()
+            .and_then(|data| data.dev.clone().or_else(|| data.test.clone()))
+            .ok_or_else(|| {
+                Problem::new("delta::cli::no_data", "the run has no dev set")
+                    .help("give a file with `--data FILE`")
+            })?,
+    };
+    let mut loader = Loader::new(plan)?;
+    let examples = loader.file(&file, name, task)?;
+    let evaluation =
+        crate::train::evaluate(&loaded.graph, &examples.all, task, loader.masking(task)?)?;
+    println!("{}: {} examples", file.path.display(), evaluation.examples);
+    for (name, value) in &evaluation.metrics {
+        let metric = if *name == task.metric.name() {
+            metric_value(task.metric, *value)
+        } else {
+            format!("{value:.4}")
+        };
+        println!("  {name} {metric}");
+    }
+    Ok(Ended::Done)
+}
+
+/// A data file whose ending says how it is read.
+fn data_file(path: &Path) -> Result<FilePlan, Problem> {
+    let format = match path.extension().and_then(|ending| ending.to_str()) {
+        Some("tsv") => FileFormat::Tsv,
+        Some("csv") => FileFormat::Csv,
+        Some("jsonl" | "json") => FileFormat::Jsonl,
+        Some("txt") => FileFormat::Text,
+        _ => {
+            let message = format!("`{}` has no known ending", path.display());
+            return Err(Problem::new("delta::cli::data", message)
+                .help("name it `.tsv`, `.csv`, `.jsonl` or `.txt`"));
+        }
+    };
+    Ok(FilePlan {
+        format,
+        path: path.to_path_buf(),
+        columns: None,
+        span: Span::default(),
+    })
+}
+
+/// `deltarun merge`
+pub(super) fn merge(
+    directory: &Path,
+    out: &Path,
+    backbone: Option<&str>,
+) -> Result<Ended, Problems> {
+    let loaded = open_run(directory, backbone, None, cpu())?;
+    run::merge(&loaded.plan, &loaded.graph, out)?;
+    println!("{}", out.display());
+    Ok(Ended::Done)
+}

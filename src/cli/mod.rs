@@ -1,0 +1,70 @@
+//! The command line.
+
+mod arguments;
+mod commands;
+mod predict;
+
+use std::io::IsTerminal;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::diagnostic::{Problem, Problems};
+use arguments::{Arguments, Command};
+
+/// Exit code of a run that Ctrl-C stopped, as shells have it.
+const INTERRUPTED: u8 = 130;
+
+/// How a command ended.
+enum Ended {
+    Done,
+    Interrupted,
+}
+
+/// Reads the arguments, runs the command, shows what is wrong. 0 when all is well, 1 for a failure, 2
+/// for a mistake of the user's, 130 when interrupted.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    std::panic::set_hook(Box::new(|_| {}));
+    let result = catch_unwind(AssertUnwindSafe(|| dispatch(arguments)));
+    let result = result.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        Err(Problem::internal(text.unwrap_or("no message")).into())
+    });
+    match result {
+        Ok(Ended::Done) => ExitCode::SUCCESS,
+        Ok(Ended::Interrupted) => ExitCode::from(INTERRUPTED),
+        Err(problems) => {
+            eprint!("{}", problems.render(std::io::stderr().is_terminal()));
+            ExitCode::from(problems.exit_code())
+        }
+    }
+}
+
+fn dispatch(arguments: Arguments) -> Result<Ended, Problems> {
+    if let Some(threads) = arguments.threads() {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build_global();
+        pool.map_err(|e| Problem::failure("delta::cli::threads", format!("no threads: {e}")))?;
+    }
+    match arguments.command {
+        Some(Command::Check(options)) => commands::check(&options),
+        Some(Command::Plan(options)) => commands::plan(&options),
+        Some(Command::Fmt { files, check }) => commands::fmt(&files, check),
+        Some(Command::Eval(options)) => commands::eval(&options),
+        Some(Command::Predict(options)) => predict::predict(&options),
+        Some(Command::Merge { run, out, backbone }) => {
+            commands::merge(&run, &out, backbone.as_deref())
+        }
+        None => match &arguments.run.pipeline.file {
+            Some(_) => commands::run(&arguments.run),
+            None => {
+                let problem = Problem::new("delta::cli::no_file", "there is nothing to run");
+                Err(problem.help("give a `.delta` file: `deltarun pipelines/quickstart.delta`; `deltarun --help` says more").into())
+            }
+        },
+    }
+}

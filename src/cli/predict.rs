@@ -1,0 +1,177 @@
+//! `deltarun predict`: JSON lines in, JSON lines out.
+
+use std::io::{BufRead, BufReader, BufWriter, Read, Write};
+
+use serde_json::{json, Map, Value};
+
+use super::arguments::PredictOptions;
+use super::commands::on_device;
+use super::Ended;
+use crate::data::{Examples, TextEncoder};
+use crate::diagnostic::{Problem, Problems};
+use crate::graph::Executor;
+use crate::plan::{TaskKind, TaskPlan};
+use crate::run::{open_run, Loaded, Loader};
+use crate::text::did_you_mean;
+use crate::train::{highest, predict as logits_of, softmax};
+
+/// Lines that are predicted together.
+const CHUNK: usize = 512;
+
+pub(super) fn predict(options: &PredictOptions) -> Result<Ended, Problems> {
+    on_device!(options.device, |device| predict_on(options, device))
+}
+
+fn predict_on<D: Executor>(options: &PredictOptions, device: D) -> Result<Ended, Problems> {
+    let loaded = open_run(
+        &options.run,
+        options.backbone.as_deref(),
+        options.text.as_deref(),
+        device,
+    )?;
+    let failed = |what: &str, e: std::io::Error| {
+        Problem::failure("delta::cli::io", format!("{what}: {e}"))
+            .help("check the path and the permissions")
+    };
+    let input: Box<dyn Read> = match &options.input {
+        Some(path) => Box::new(std::fs::File::open(path).map_err(|e| {
+            Problem::new(
+                "delta::cli::unreadable",
+                format!("`{}` cannot be read: {e}", path.display()),
+            )
+            .help("check the path")
+        })?),
+        None => Box::new(std::io::stdin()),
+    };
+    // A file gets its name when it is complete.
+    let temporary = options
+        .output
+        .as_ref()
+        .map(|path| path.with_extension("writing"));
+    let output: Box<dyn Write> = match &temporary {
+        Some(path) => Box::new(
+            std::fs::File::create(path).map_err(|e| failed("the output cannot be written", e))?,
+        ),
+        None => Box::new(std::io::stdout().lock()),
+    };
+    let written = write_all(&loaded, BufReader::new(input), BufWriter::new(output));
+    if let (Some(temporary), Some(path)) = (temporary, &options.output) {
+        match &written {
+            Ok(()) => std::fs::rename(temporary, path),
+            Err(_) => std::fs::remove_file(temporary),
+        }
+        .map_err(|e| failed("the output cannot be written", e))?;
+    }
+    written?;
+    Ok(Ended::Done)
+}
+
+fn write_all<D: Executor>(
+    loaded: &Loaded<D>,
+    input: impl BufRead,
+    mut output: impl Write,
+) -> Result<(), Problem> {
+    let (_, task) = loaded
+        .plan
+        .final_task()
+        .ok_or_else(|| Problem::internal("a run without a task"))?;
+    if task.kind == TaskKind::MaskedLm {
+        return Err(Problem::new(
+            "delta::cli::task",
+            "a masked language model has no labels to predict",
+        )
+        .help("give a run whose last stage classifies or regresses"));
+    }
+    let loader = Loader::new(&loaded.plan)?;
+    let mut chunk = Vec::with_capacity(CHUNK);
+    for (index, line) in input.lines().enumerate() {
+        let line = line.map_err(|e| {
+            Problem::new(
+                "delta::cli::input",
+                format!("input, line {}: {e}", index + 1),
+            )
+            .help("give UTF-8 text")
+        })?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        chunk.push(texts(&line, index + 1, task)?);
+        if chunk.len() == CHUNK {
+            write_chunk(loaded, task, loader.encoder(), &chunk, &mut output)?;
+            chunk.clear();
+        }
+    }
+    write_chunk(loaded, task, loader.encoder(), &chunk, &mut output)
+}
+
+/// The texts of one line.
+fn texts(line: &str, number: usize, task: &TaskPlan) -> Result<Vec<String>, Problem> {
+    let wrong = |message: String| {
+        Problem::new(
+            "delta::cli::input",
+            format!("input, line {number}: {message}"),
+        )
+    };
+    let object: Map<String, Value> = serde_json::from_str(line).map_err(|e| {
+        let keys: Vec<String> = task
+            .text
+            .iter()
+            .map(|key| format!("\"{key}\": \"...\""))
+            .collect();
+        wrong(format!("it is not a JSON object: {e}"))
+            .help(format!("write `{{{}}}`", keys.join(", ")))
+    })?;
+    let text = |key: &String| match object.get(key) {
+        Some(Value::String(text)) => Ok(text.clone()),
+        _ => {
+            let problem = wrong(format!("the object has no text `{key}`"));
+            Err(match did_you_mean(key, object.keys().map(String::as_str)) {
+                Some(near) => problem.help(format!("rename `{near}` to `{key}`")),
+                None => problem.help(format!("give every line a text `{key}`")),
+            })
+        }
+    };
+    task.text.iter().map(text).collect()
+}
+
+fn write_chunk<D: Executor>(
+    loaded: &Loaded<D>,
+    task: &TaskPlan,
+    encoder: &TextEncoder,
+    chunk: &[Vec<String>],
+    output: &mut impl Write,
+) -> Result<(), Problem> {
+    if chunk.is_empty() {
+        return Ok(());
+    }
+    let examples = Examples::of_texts(chunk, encoder)?;
+    for logits in logits_of(&loaded.graph, &examples.all)? {
+        let line = describe(&logits, task);
+        writeln!(output, "{line}").map_err(|e| {
+            Problem::failure(
+                "delta::cli::io",
+                format!("the output cannot be written: {e}"),
+            )
+        })?;
+    }
+    output.flush().map_err(|e| {
+        Problem::failure(
+            "delta::cli::io",
+            format!("the output cannot be written: {e}"),
+        )
+    })
+}
+
+/// What is said of one text: label, probabilities and raw logits, or a number.
+fn describe(logits: &[f32], task: &TaskPlan) -> Value {
+    if task.kind == TaskKind::Regress {
+        return json!({ "value": logits[0], "logits": logits });
+    }
+    let probabilities: Map<String, Value> = task
+        .labels
+        .iter()
+        .zip(softmax(logits))
+        .map(|(label, p)| (label.name.clone(), json!(p)))
+        .collect();
+    json!({ "label": task.labels[highest(logits)].name, "probabilities": probabilities, "logits": logits })
+}

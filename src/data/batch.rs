@@ -1,0 +1,174 @@
+//! Examples put together: the order of an epoch, batches, and the groups that a device works on.
+
+use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::examples::{Example, Target};
+use crate::engine::{mix, Layout};
+use crate::graph::{Batch, Targets};
+
+/// The order of the examples in an epoch.
+pub fn order(count: usize, seed: u64, epoch: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..count).collect();
+    order.shuffle(&mut ChaCha8Rng::seed_from_u64(
+        mix(seed ^ mix(epoch as u64)),
+    ));
+    order
+}
+
+/// How tokens are masked for a masked language model (Devlin et al., arXiv 1810.04805, section 3.1):
+/// of the chosen ones, 80 % become the mask, 10 % another token, 10 % stay.
+#[derive(Clone, Copy, Debug)]
+pub struct Masking {
+    /// The share of tokens that are chosen; at least one in every text.
+    pub share: f32,
+    /// The mask's number.
+    pub mask_token: u32,
+    /// The number of tokens that there are.
+    pub vocabulary: usize,
+}
+
+/// Divides a batch into groups of whole sequences of about `group_rows` rows, longest first into
+/// the emptiest: a function of the examples alone. `random` is the key of the batch.
+pub fn groups(
+    examples: &[&Example],
+    random: u64,
+    masking: Option<Masking>,
+    group_rows: usize,
+) -> Vec<Batch> {
+    let length = |index: &usize| examples[*index].text.tokens.len();
+    let rows: usize = (0..examples.len()).map(|index| length(&index)).sum();
+    let count = rows.div_ceil(group_rows).clamp(1, examples.len().max(1));
+    let mut longest_first: Vec<usize> = (0..examples.len()).collect();
+    longest_first.sort_by_key(|index| (std::cmp::Reverse(length(index)), *index));
+    let mut members: Vec<(usize, Vec<usize>)> = vec![(0, Vec::new()); count];
+    for index in longest_first {
+        if let Some(group) = members.iter_mut().min_by_key(|(rows, _)| *rows) {
+            group.0 += length(&index);
+            group.1.push(index);
+        }
+    }
+    let mut batches: Vec<Batch> = members
+        .into_iter()
+        .filter(|(_, members)| !members.is_empty())
+        .map(|(_, mut members)| {
+            members.sort_unstable();
+            batch(
+                &members.iter().map(|&i| examples[i]).collect::<Vec<_>>(),
+                &members,
+                random,
+                masking,
+            )
+        })
+        .collect();
+    let total: usize = batches.iter().map(|batch| batch.total).sum();
+    batches
+        .iter_mut()
+        .for_each(|batch| batch.total = usize::max(total, 1));
+    batches
+}
+
+/// Packs examples into one batch; `places` are their places in the whole batch, which decide what
+/// is random about them.
+pub fn batch(
+    examples: &[&Example],
+    places: &[usize],
+    random: u64,
+    masking: Option<Masking>,
+) -> Batch {
+    let key = |place: &usize| mix(random ^ mix(*place as u64));
+    let keys: Vec<u64> = places.iter().map(key).collect();
+    let mut tokens: Vec<usize> = Vec::new();
+    let mut types: Vec<usize> = Vec::new();
+    let (mut rows, mut hidden) = (Vec::new(), Vec::new());
+    for (example, key) in examples.iter().zip(&keys) {
+        let start = tokens.len();
+        tokens.extend(example.text.tokens.iter().map(|&token| token as usize));
+        types.extend(example.text.types.iter().map(|&kind| usize::from(kind)));
+        if let Some(masking) = masking {
+            mask(
+                example,
+                masking,
+                *key,
+                &mut tokens[start..],
+                |position, token| {
+                    rows.push(start + position);
+                    hidden.push(token);
+                },
+            );
+        }
+    }
+    let layout = Layout::new(
+        examples.iter().map(|example| example.text.tokens.len()),
+        keys,
+    );
+    let targets = match (masking, examples.first().map(|example| example.target)) {
+        (Some(_), _) => Targets::Tokens {
+            rows,
+            tokens: hidden,
+        },
+        (None, Some(Target::Class(_))) => Targets::Classes(
+            examples
+                .iter()
+                .map(|e| {
+                    if let Target::Class(class) = e.target {
+                        class
+                    } else {
+                        0
+                    }
+                })
+                .collect(),
+        ),
+        (None, Some(Target::Number(_))) => Targets::Numbers(
+            examples
+                .iter()
+                .map(|e| {
+                    if let Target::Number(number) = e.target {
+                        number
+                    } else {
+                        0.0
+                    }
+                })
+                .collect(),
+        ),
+        _ => Targets::None,
+    };
+    let total = match &targets {
+        Targets::Tokens { rows, .. } => rows.len(),
+        _ => examples.len(),
+    };
+    Batch {
+        tokens,
+        types,
+        layout,
+        targets,
+        total,
+    }
+}
+
+fn mask(
+    example: &Example,
+    masking: Masking,
+    key: u64,
+    tokens: &mut [usize],
+    mut chosen: impl FnMut(usize, usize),
+) {
+    let mut random = ChaCha8Rng::seed_from_u64(key);
+    let mut places: Vec<usize> = (0..tokens.len())
+        .filter(|&i| !example.text.special.get(i).copied().unwrap_or(false))
+        .collect();
+    let count = (places.len() as f32 * masking.share).round().max(1.0) as usize;
+    places.shuffle(&mut random);
+    places.truncate(count);
+    places.sort_unstable();
+    for place in places {
+        chosen(place, tokens[place]);
+        let draw: f32 = random.random();
+        if draw < 0.8 {
+            tokens[place] = masking.mask_token as usize;
+        } else if draw < 0.9 {
+            tokens[place] = random.random_range(0..masking.vocabulary);
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! A file's rows as examples of a task.
+
+use super::table::{at_line, Table};
+use super::tokens::{Encoded, TextEncoder};
+use crate::diagnostic::Problem;
+use crate::plan::{FilePlan, TaskKind, TaskPlan};
+use crate::text::{did_you_mean, quoted_list};
+
+/// One example.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Example {
+    /// Its tokens.
+    pub text: Encoded,
+    /// What is to be predicted.
+    pub target: Target,
+}
+
+/// What is to be predicted of one example.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Target {
+    /// The number of a label.
+    Class(usize),
+    /// A number.
+    Number(f32),
+    /// The masked tokens.
+    Tokens,
+    /// Nothing is known.
+    None,
+}
+
+/// The examples of a file, in its order.
+#[derive(Clone, Debug, Default)]
+pub struct Examples {
+    /// In the order of the file.
+    pub all: Vec<Example>,
+}
+
+impl Examples {
+    /// Reads and encodes a file.
+    ///
+    /// # Errors
+    /// What [`Table::read`] reports, a missing column, a label that the task does not name, a
+    /// target that is not a number, a text without tokens.
+    pub fn read(file: &FilePlan, task: &TaskPlan, encoder: &TextEncoder) -> Result<Self, Problem> {
+        let table = Table::read(file)?;
+        let column = |name: &String| {
+            table
+                .column(name, &file.path)
+                .map_err(|p| p.or_at(task.span))
+        };
+        let texts: Vec<usize> = task.text.iter().map(column).collect::<Result<_, _>>()?;
+        let label = match task.kind {
+            TaskKind::MaskedLm => None,
+            _ => Some(column(&task.label)?),
+        };
+        let mut targets = Vec::with_capacity(table.rows.len());
+        for (line, row) in &table.rows {
+            let target = match label {
+                Some(label) => target(&row[label], task).map_err(|(message, help)| {
+                    at_line("delta::data::label", &file.path, *line, message)
+                        .at(task.span, "the task")
+                        .help(help)
+                })?,
+                None => Target::Tokens,
+            };
+            targets.push(target);
+        }
+        let fields: Vec<Vec<String>> = table
+            .rows
+            .iter()
+            .map(|(_, row)| texts.iter().map(|&i| row[i].clone()).collect())
+            .collect();
+        let encoded = encode(encoder, &fields)?;
+        if let Some(empty) = encoded.iter().position(|text| text.tokens.is_empty()) {
+            let line = table.rows[empty].0;
+            return Err(at_line(
+                "delta::data::no_tokens",
+                &file.path,
+                line,
+                "the text has no tokens",
+            )
+            .help("remove the row, or give it a text"));
+        }
+        let all = encoded
+            .into_iter()
+            .zip(targets)
+            .map(|(text, target)| Example { text, target })
+            .collect();
+        Ok(Examples { all })
+    }
+
+    /// Encodes texts whose targets are not known.
+    ///
+    /// # Errors
+    /// What the tokenizer reports.
+    pub fn of_texts(texts: &[Vec<String>], encoder: &TextEncoder) -> Result<Self, Problem> {
+        let encoded = encode(encoder, texts)?;
+        let all = encoded
+            .into_iter()
+            .map(|text| Example {
+                text,
+                target: Target::None,
+            })
+            .collect();
+        Ok(Examples { all })
+    }
+
+    /// The number of examples.
+    pub fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// The tokens of all texts together.
+    pub fn tokens(&self) -> usize {
+        self.all
+            .iter()
+            .map(|example| example.text.tokens.len())
+            .sum()
+    }
+}
+
+fn encode(encoder: &TextEncoder, texts: &[Vec<String>]) -> Result<Vec<Encoded>, Problem> {
+    let texts: Vec<&[String]> = texts.iter().map(Vec::as_slice).collect();
+    encoder.encode(&texts)
+}
+
+/// The target that a value stands for, or what is wrong with it and a way out.
+fn target(value: &str, task: &TaskPlan) -> Result<Target, (String, String)> {
+    let value = value.trim();
+    if task.kind == TaskKind::Regress {
+        return match value.parse::<f32>() {
+            Ok(number) if number.is_finite() => Ok(Target::Number(number)),
+            _ => Err((
+                format!("`{value}` in the column `{}` is not a number", task.label),
+                "give every row a number, or use `task classify`".to_owned(),
+            )),
+        };
+    }
+    if let Some(number) = task.labels.iter().position(|label| label.value == value) {
+        return Ok(Target::Class(number));
+    }
+    let known = || task.labels.iter().map(|label| label.value.as_str());
+    let help = match did_you_mean(value, known()) {
+        Some(near) => format!(
+            "did you mean `{near}`? the task names {}",
+            quoted_list(known())
+        ),
+        None => format!(
+            "add it to `labels`; the task names {}",
+            quoted_list(known())
+        ),
+    };
+    Err((
+        format!("the label `{value}` is not named by the task"),
+        help,
+    ))
+}

@@ -1,0 +1,17 @@
+//! Files of examples become batches of tokens.
+//!
+//! In: the data set and task of a plan, a tokenizer. Out: [`Examples`], and [`Batch`]es of them. It
+//! knows no devices. Everything that is wrong with a file is found before training begins, and named
+//! with its line.
+//!
+//! [`Batch`]: crate::graph::Batch
+
+mod batch;
+mod examples;
+mod table;
+mod tokens;
+
+pub use batch::{batch, groups, order, Masking};
+pub use examples::{Example, Examples, Target};
+pub use table::{read_columns, Table};
+pub use tokens::TextEncoder;

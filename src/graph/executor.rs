@@ -1,0 +1,90 @@
+//! The groups of a batch, one after the other or side by side.
+
+use std::collections::BTreeMap;
+
+use dfdx::prelude::Cpu;
+use rayon::prelude::*;
+
+use super::{device_problem, Batch, Graph};
+use crate::diagnostic::Problem;
+use crate::engine::Backend;
+
+/// A device that can work on several groups of sequences. Its kernels are parallel by themselves,
+/// or the groups are: never both.
+pub trait Executor: Backend {
+    /// Applies `work` to every group and gives the results in order.
+    fn map_groups<R: Send>(
+        graph: &Graph<Self>,
+        groups: &[Batch],
+        work: impl Fn(&Graph<Self>, &Batch) -> R + Send + Sync,
+    ) -> Vec<R>;
+}
+
+impl Executor for Cpu {
+    fn map_groups<R: Send>(
+        graph: &Graph<Cpu>,
+        groups: &[Batch],
+        work: impl Fn(&Graph<Cpu>, &Batch) -> R + Send + Sync,
+    ) -> Vec<R> {
+        groups.par_iter().map(|group| work(graph, group)).collect()
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Executor for dfdx::tensor::Cuda {
+    fn map_groups<R: Send>(
+        graph: &Graph<Self>,
+        groups: &[Batch],
+        work: impl Fn(&Graph<Self>, &Batch) -> R + Send + Sync,
+    ) -> Vec<R> {
+        groups.iter().map(|group| work(graph, group)).collect()
+    }
+}
+
+/// The loss of a batch and the gradient of everything trained, by key.
+pub type Gradients = (f32, BTreeMap<String, Vec<f32>>);
+
+impl<D: Executor> Graph<D> {
+    /// The mean loss over the groups of a batch, and the gradients.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn gradients(&self, groups: &[Batch]) -> Result<Gradients, Problem> {
+        let mut loss = 0.0;
+        let mut sums: BTreeMap<String, Vec<f32>> = BTreeMap::new();
+        // As many groups at a time as can run, so that few gradients are held; they are summed in
+        // the order of the groups, so that the result does not depend on that number.
+        for wave in groups.chunks(rayon::current_num_threads().max(1)) {
+            let results = D::map_groups(self, wave, |graph, group| {
+                graph.group_gradients(group).map_err(device_problem)
+            });
+            for result in results {
+                let (group_loss, gradients) = result?;
+                loss += group_loss;
+                for (key, gradient) in gradients {
+                    match sums.get_mut(&key) {
+                        Some(sum) => sum.iter_mut().zip(&gradient).for_each(|(s, g)| *s += g),
+                        None => {
+                            sums.insert(key, gradient);
+                        }
+                    }
+                }
+            }
+        }
+        Ok((loss, sums))
+    }
+
+    /// The logits of every group, `(sequences, labels)` each.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn logits(&self, groups: &[Batch]) -> Result<Vec<Vec<f32>>, Problem> {
+        let results = D::map_groups(self, groups, |graph, group| {
+            let logits = graph.inference().logits(group);
+            logits
+                .map(|logits| D::read(&logits))
+                .map_err(device_problem)
+        });
+        results.into_iter().collect()
+    }
+}

@@ -1,0 +1,19 @@
+//! What a person sees of a run: progress while it goes on, tables when it is over.
+
+mod plan;
+mod progress;
+mod table;
+
+pub use plan::describe;
+pub use progress::Progress;
+pub use table::Table;
+
+use crate::plan::Metric;
+
+/// A metric as people write it: shares in percent, the rest as numbers.
+pub fn metric_value(metric: Metric, value: f64) -> String {
+    match metric {
+        Metric::Accuracy | Metric::F1 => format!("{:.1} %", 100.0 * value),
+        _ => format!("{value:.3}"),
+    }
+}

@@ -1,0 +1,189 @@
+//! A plan as a person reads it: the module tree with what sits where, costs, gains.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use super::Table;
+use crate::backbone::Tree;
+use crate::engine::Backend;
+use crate::plan::{Change, Plan};
+use crate::text::{bytes, quoted_list, thousands};
+
+/// Sequences of this many tokens are assumed for estimates, or `max_length` where that is less.
+const TYPICAL_TOKENS: usize = 64;
+
+/// The description that `deltarun plan` prints. `rate` is the measured rate of matrix products, in
+/// operations per second on all threads.
+pub fn describe(plan: &Plan, threads: usize, rate: f64) -> String {
+    let mut text = String::new();
+    let config = &plan.backbone.config;
+    let tree = Tree::new(config);
+    let count: usize = tree.parameters().map(|parameter| parameter.count()).sum();
+    let _ = writeln!(
+        text,
+        "{}\n  backbone {} ({}, {} blocks of width {}, {} heads, {} parameters)\n  seed {}\n",
+        plan.name,
+        plan.backbone.location,
+        config.family,
+        config.layers,
+        config.hidden,
+        config.heads,
+        thousands(count),
+        plan.seed,
+    );
+    for delta in &plan.deltas {
+        if let Change::Method { method, sites } = &delta.change {
+            let sites = quoted_list(sites.iter().map(String::as_str));
+            let _ = writeln!(
+                text,
+                "  {}: {} ({}) at {sites}",
+                delta.name,
+                method.name(),
+                method.paper()
+            );
+        }
+    }
+    let _ = writeln!(text, "\n{}", modules(plan, &tree));
+    for index in 0..plan.stages.len() {
+        stage(plan, index, threads, rate, &mut text);
+    }
+    text
+}
+
+/// The module tree. Blocks that look the same are shown once.
+fn modules(plan: &Plan, tree: &Tree) -> Table {
+    let mut table = Table::new(["module", "parameters", "deltas"]);
+    let mut last: Option<(usize, usize, Vec<[String; 3]>)> = None;
+    let mut blocks: BTreeMap<usize, Vec<[String; 3]>> = BTreeMap::new();
+    let mut others: Vec<[String; 3]> = Vec::new();
+    let mut first_block_at = 0;
+    for module in tree.modules() {
+        let deltas = deltas_at(plan, &module.path);
+        if module.parameters.is_empty() && deltas.is_empty() {
+            continue;
+        }
+        let count: usize = module
+            .parameters
+            .iter()
+            .map(|parameter| parameter.count())
+            .sum();
+        let count = if count == 0 {
+            String::new()
+        } else {
+            thousands(count)
+        };
+        let mut parts = module.path.splitn(3, '.');
+        match (
+            parts.next(),
+            parts.next().and_then(|n| n.parse::<usize>().ok()),
+            parts.next(),
+        ) {
+            (Some("block"), Some(block), Some(rest)) => {
+                blocks
+                    .entry(block)
+                    .or_default()
+                    .push([rest.to_owned(), count, deltas]);
+            }
+            _ => {
+                if blocks.is_empty() {
+                    first_block_at = others.len() + 1;
+                }
+                others.push([module.path.clone(), count, deltas]);
+            }
+        }
+    }
+    let mut rows = others;
+    let tail = rows.split_off(first_block_at.min(rows.len()));
+    let mut shown: Vec<[String; 3]> = Vec::new();
+    let mut flush = |last: &mut Option<(usize, usize, Vec<[String; 3]>)>| {
+        if let Some((first, end, rows)) = last.take() {
+            let name = if first == end {
+                format!("block.{first}")
+            } else {
+                format!("block[{first}..{}]", end + 1)
+            };
+            shown.extend(
+                rows.into_iter()
+                    .map(|[path, count, deltas]| [format!("{name}.{path}"), count, deltas]),
+            );
+        }
+    };
+    for (block, rows) in blocks {
+        match &mut last {
+            Some((_, end, same)) if *same == rows => *end = block,
+            _ => {
+                flush(&mut last);
+                last = Some((block, block, rows));
+            }
+        }
+    }
+    flush(&mut last);
+    rows.into_iter()
+        .chain(shown)
+        .chain(tail)
+        .for_each(|row| table.row(row));
+    table
+}
+
+fn deltas_at(plan: &Plan, path: &str) -> String {
+    let mut names = Vec::new();
+    for delta in &plan.deltas {
+        match &delta.change {
+            Change::Unfreeze { parameters } => {
+                let leaves: Vec<&str> = parameters
+                    .iter()
+                    .filter_map(|p| p.strip_prefix(path)?.strip_prefix('.'))
+                    .filter(|leaf| !leaf.contains('.'))
+                    .collect();
+                if !leaves.is_empty() {
+                    names.push(format!("{} ({})", delta.name, leaves.join(", ")));
+                }
+            }
+            Change::Method { sites, .. } if sites.iter().any(|site| site == path) => {
+                names.push(delta.name.clone());
+            }
+            Change::Method { .. } => {}
+        }
+    }
+    names.join(", ")
+}
+
+fn stage(plan: &Plan, index: usize, threads: usize, rate: f64, text: &mut String) {
+    let stage = &plan.stages[index];
+    let tokens = TYPICAL_TOKENS.min(plan.backbone.max_length);
+    let cost = plan.cost(index, tokens, threads, dfdx::prelude::Cpu::GROUP_ROWS);
+    let mut trained: Vec<&str> = stage.train.iter().map(String::as_str).collect();
+    if stage.train_head {
+        trained.push("head");
+    }
+    let active = plan.active(index);
+    let frozen: Vec<&str> = active
+        .iter()
+        .map(|delta| delta.name.as_str())
+        .filter(|name| !stage.train.iter().any(|t| t == name))
+        .collect();
+    let _ = writeln!(text, "stage {}", stage.name);
+    let _ = writeln!(text, "  trains {}", trained.join(", "));
+    if !frozen.is_empty() {
+        let _ = writeln!(text, "  in place, frozen: {}", frozen.join(", "));
+    }
+    let _ = writeln!(
+        text,
+        "  {} of {} parameters ({:.2} %)",
+        thousands(cost.trained),
+        thousands(cost.total),
+        100.0 * cost.trained as f64 / cost.total as f64
+    );
+    let _ = writeln!(
+        text,
+        "  estimated at {} sequences of {tokens} tokens: {}, {:.0} ms a step on {threads} threads",
+        stage.batch * stage.accumulate,
+        bytes(cost.memory),
+        1000.0 * cost.operations / rate
+    );
+    for gain in plan.gains(index) {
+        let mark = if gain.applies { "yes" } else { "no " };
+        let _ = writeln!(text, "  {mark}  {}: {}", gain.name, gain.reason);
+    }
+    let _ = writeln!(text);
+}

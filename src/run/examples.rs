@@ -1,0 +1,166 @@
+//! The examples of a plan's stages, each file read once.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::data::{read_columns, Examples, Masking, TextEncoder};
+use crate::diagnostic::Problem;
+use crate::plan::{FilePlan, Plan, TaskKind, TaskPlan};
+use crate::text::{did_you_mean, quoted_list};
+use crate::train::Data;
+
+/// Reads files of examples for the tasks of a plan.
+pub struct Loader {
+    encoder: TextEncoder,
+    vocabulary: usize,
+    read: BTreeMap<(PathBuf, String), Arc<Examples>>,
+}
+
+impl Loader {
+    /// A loader with the backbone's tokenizer.
+    ///
+    /// # Errors
+    /// The tokenizer cannot be read.
+    pub fn new(plan: &Plan) -> Result<Self, Problem> {
+        let backbone = &plan.backbone;
+        let vocabulary = backbone.config.vocabulary;
+        let encoder = TextEncoder::open(&backbone.directory, backbone.max_length, vocabulary)
+            .map_err(|problem| problem.or_at(backbone.span))?;
+        Ok(Loader {
+            encoder,
+            vocabulary,
+            read: BTreeMap::new(),
+        })
+    }
+
+    /// The tokenizer.
+    pub fn encoder(&self) -> &TextEncoder {
+        &self.encoder
+    }
+
+    /// The examples of every stage.
+    ///
+    /// # Errors
+    /// What [`Examples::read`] reports.
+    pub fn stages(&mut self, plan: &Plan) -> Result<Vec<Data>, Problem> {
+        let mut all = Vec::new();
+        for stage in &plan.stages {
+            let (Some(task), Some(data)) =
+                (plan.tasks.get(&stage.task), plan.data.get(&stage.data))
+            else {
+                return Err(Problem::internal("a stage without its task or data"));
+            };
+            let train = match &data.train {
+                Some(file) => self.file(file, &stage.task, task)?,
+                None => Arc::default(),
+            };
+            let dev = match &data.dev {
+                Some(file) => Some(self.file(file, &stage.task, task)?),
+                None => None,
+            };
+            all.push(Data {
+                train,
+                dev,
+                masking: self.masking(task)?,
+            });
+        }
+        Ok(all)
+    }
+
+    /// The test examples of the last stage, where there are any.
+    ///
+    /// # Errors
+    /// What [`Examples::read`] reports.
+    pub fn test(&mut self, plan: &Plan) -> Result<Option<Arc<Examples>>, Problem> {
+        let file = plan.final_data().and_then(|data| data.test.as_ref());
+        match (file, plan.final_task()) {
+            (Some(file), Some((name, task))) => self.file(file, name, task).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// The examples of one file.
+    ///
+    /// # Errors
+    /// What [`Examples::read`] reports.
+    pub fn file(
+        &mut self,
+        file: &FilePlan,
+        task_name: &str,
+        task: &TaskPlan,
+    ) -> Result<Arc<Examples>, Problem> {
+        let key = (file.path.clone(), task_name.to_owned());
+        if let Some(examples) = self.read.get(&key) {
+            return Ok(examples.clone());
+        }
+        let examples = Arc::new(Examples::read(file, task, &self.encoder)?);
+        self.read.insert(key, examples.clone());
+        Ok(examples)
+    }
+
+    /// How tokens are masked for a task.
+    ///
+    /// # Errors
+    /// The tokenizer has no mask.
+    pub fn masking(&self, task: &TaskPlan) -> Result<Option<Masking>, Problem> {
+        if task.kind != TaskKind::MaskedLm {
+            return Ok(None);
+        }
+        let mask_token = self.encoder.mask_token().ok_or_else(|| {
+            Problem::new("delta::data::no_mask", "the tokenizer has no mask token")
+                .at(task.span, "needed by this task")
+                .help("use a backbone whose tokenizer has `[MASK]` or `<mask>`")
+        })?;
+        Ok(Some(Masking {
+            share: task.mask,
+            mask_token,
+            vocabulary: self.vocabulary,
+        }))
+    }
+}
+
+/// Whether the files of a plan are there and have the columns that its tasks name: what `check` can
+/// tell without reading them.
+pub fn check_files(plan: &Plan) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for stage in &plan.stages {
+        let (Some(task), Some(data)) = (plan.tasks.get(&stage.task), plan.data.get(&stage.data))
+        else {
+            continue;
+        };
+        for file in [&data.train, &data.dev, &data.test].into_iter().flatten() {
+            match read_columns(file) {
+                Err(problem) => problems.push(problem.or_at(file.span)),
+                Ok(columns) => check_columns(file, task, &columns, &mut problems),
+            }
+        }
+    }
+    problems
+}
+
+fn check_columns(
+    file: &FilePlan,
+    task: &TaskPlan,
+    columns: &[String],
+    problems: &mut Vec<Problem>,
+) {
+    let label = (task.kind != TaskKind::MaskedLm).then_some(&task.label);
+    for name in task.text.iter().chain(label) {
+        if columns.contains(name) {
+            continue;
+        }
+        let known = || columns.iter().map(String::as_str);
+        let message = format!("`{}` has no column `{name}`", file.path.display());
+        let problem = Problem::new("delta::data::column", message)
+            .at(task.span, "the task names it")
+            .at(file.span, "this file");
+        problems.push(match did_you_mean(name, known()) {
+            Some(near) => problem.help(format!(
+                "did you mean `{near}`? the columns are {}",
+                quoted_list(known())
+            )),
+            None => problem.help(format!("the columns are {}", quoted_list(known()))),
+        });
+    }
+}

@@ -1,0 +1,186 @@
+//! A finished run, or a backbone with an adapter that PEFT saved, ready to predict.
+
+use std::path::{Path, PathBuf};
+
+use super::directory::read_manifest;
+use crate::backbone::{locate, read_config, Checkpoint};
+use crate::diagnostic::{Problem, Span};
+use crate::graph::{Executor, Graph, Tensors};
+use crate::peft;
+use crate::plan::{BackbonePlan, Label, Metric, Plan, TaskKind, TaskPlan};
+
+/// What can predict.
+pub struct Loaded<D: Executor> {
+    /// Its plan.
+    pub plan: Plan,
+    /// Its graph, everything in place, nothing trained.
+    pub graph: Graph<D>,
+}
+
+/// Opens the directory of a run, or of an adapter that PEFT saved.
+///
+/// `backbone` overrides where the backbone is; `text` names the columns of texts for an adapter,
+/// which does not store them.
+///
+/// # Errors
+/// Neither a run nor an adapter; another backbone than the one that was trained on; tensors that do
+/// not fit.
+pub fn open_run<D: Executor>(
+    directory: &Path,
+    backbone: Option<&str>,
+    text: Option<&[String]>,
+    device: D,
+) -> Result<Loaded<D>, Problem> {
+    if directory.join("plan.yaml").exists() {
+        open_own(directory, backbone, device)
+    } else if directory.join("adapter_config.json").exists() {
+        open_adapter(directory, backbone, text, device)
+    } else {
+        let message = format!("`{}` is neither a run nor an adapter", directory.display());
+        Err(Problem::new("delta::run::not_a_run", message)
+            .help("give a directory with `plan.yaml` (left by a run) or `adapter_config.json` (saved by PEFT)"))
+    }
+}
+
+fn open_own<D: Executor>(
+    directory: &Path,
+    backbone: Option<&str>,
+    device: D,
+) -> Result<Loaded<D>, Problem> {
+    let path = directory.join("plan.yaml");
+    let unreadable = |e: String| {
+        Problem::new(
+            "delta::run::plan",
+            format!("`{}` cannot be read: {e}", path.display()),
+        )
+        .help("give the directory that a run left")
+    };
+    let text = std::fs::read_to_string(&path).map_err(|e| unreadable(e.to_string()))?;
+    let mut plan = Plan::from_yaml(&text).map_err(|e| unreadable(e.to_string()))?;
+    if let Some(name) = backbone {
+        plan.backbone.directory = locate(name, Path::new(""))?;
+    }
+    read_config(&plan.backbone.directory)?;
+    let manifest = read_manifest(directory)?;
+    if !plan.backbone.random {
+        let hash = Checkpoint::open_directory(&plan.backbone.directory)?.hash();
+        if hash != manifest.backbone_hash {
+            let message = format!(
+                "`{}` is not the backbone that this run was trained on: its weights differ",
+                plan.backbone.directory.display()
+            );
+            return Err(Problem::new("delta::run::other_backbone", message)
+                .help("give the right one with `--backbone DIR`"));
+        }
+    }
+    let stored = Checkpoint::open(&[directory.join("delta.safetensors")])?;
+    let mut tensors = Tensors::new();
+    for name in stored.names() {
+        tensors.insert(name.to_owned(), stored.read(name)?);
+    }
+    let mut graph = Graph::load(&plan, device)?;
+    graph.set(tensors)?;
+    graph.activate(&plan, plan.stages.len())?;
+    Ok(Loaded { plan, graph })
+}
+
+fn open_adapter<D: Executor>(
+    directory: &Path,
+    backbone: Option<&str>,
+    text: Option<&[String]>,
+    device: D,
+) -> Result<Loaded<D>, Problem> {
+    let stated = || -> Option<String> {
+        let text = std::fs::read_to_string(directory.join("adapter_config.json")).ok()?;
+        let json: serde_json::Value = serde_json::from_str(&text).ok()?;
+        json["base_model_name_or_path"].as_str().map(str::to_owned)
+    };
+    let location = backbone.map(str::to_owned).or_else(stated).ok_or_else(|| {
+        Problem::new(
+            "delta::run::no_backbone",
+            "the adapter does not say which backbone it is for",
+        )
+        .help("give it with `--backbone DIR`")
+    })?;
+    let base = locate(&location, Path::new(""))?;
+    let config = read_config(&base)?;
+    let imported = peft::import(directory, &config)?;
+    let outputs = imported.outputs.ok_or_else(|| {
+        Problem::new(
+            "delta::run::no_head",
+            "the adapter has no classification head (`modules_to_save`)",
+        )
+        .help("save it with `task_type=\"SEQ_CLS\"`")
+    })?;
+    let columns = text
+        .map(<[String]>::to_vec)
+        .unwrap_or_else(|| vec!["text".to_owned()]);
+    let task = adapter_task(&base, outputs, columns);
+    let plan = Plan {
+        name: "adapter".to_owned(),
+        seed: 0,
+        params: Default::default(),
+        backbone: BackbonePlan {
+            location,
+            directory: base,
+            max_length: config.longest().min(512),
+            config,
+            random: false,
+            span: Span::default(),
+        },
+        data: Default::default(),
+        tasks: [("task".to_owned(), task)].into(),
+        deltas: imported.deltas,
+        stages: Vec::new(),
+    };
+    let mut graph = Graph::load(&plan, device)?;
+    graph.set(imported.tensors)?;
+    graph.adopt_heads();
+    graph.activate(&plan, 0)?;
+    Ok(Loaded { plan, graph })
+}
+
+/// A classification with the labels that the backbone's `config.json` names, or a regression where
+/// there is one output.
+fn adapter_task(backbone: &Path, outputs: usize, text: Vec<String>) -> TaskPlan {
+    let config: PathBuf = backbone.join("config.json");
+    let json: serde_json::Value = std::fs::read_to_string(config)
+        .ok()
+        .and_then(|text| serde_json::from_str(&text).ok())
+        .unwrap_or_default();
+    let named = json["id2label"]
+        .as_object()
+        .filter(|names| names.len() == outputs);
+    let name = |number: usize| {
+        let stored = named
+            .and_then(|names| names.get(&number.to_string()))
+            .and_then(|name| name.as_str());
+        stored.map_or_else(|| format!("LABEL_{number}"), str::to_owned)
+    };
+    let labels = (0..outputs).map(|number| Label {
+        value: number.to_string(),
+        name: name(number),
+    });
+    let is_regression = outputs == 1;
+    TaskPlan {
+        kind: if is_regression {
+            TaskKind::Regress
+        } else {
+            TaskKind::Classify
+        },
+        text,
+        label: "label".to_owned(),
+        labels: if is_regression {
+            Vec::new()
+        } else {
+            labels.collect()
+        },
+        metric: if is_regression {
+            Metric::Pearson
+        } else {
+            Metric::Accuracy
+        },
+        mask: 0.0,
+        span: Span::default(),
+    }
+}

@@ -1,0 +1,172 @@
+//! A run folded into its backbone: a directory that transformers loads without PEFT.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::{json, Value};
+
+use crate::backbone::{Parameter, Site};
+use crate::diagnostic::Problem;
+use crate::engine::Backend;
+use crate::graph::{Graph, Tensors};
+use crate::peft::write_tensors;
+use crate::plan::{Plan, TaskKind};
+
+/// Writes `config.json`, `model.safetensors` and the tokenizer into `out`.
+///
+/// # Errors
+/// A delta in place cannot be folded; `out` exists; a file cannot be written.
+pub fn merge<D: Backend>(plan: &Plan, graph: &Graph<D>, out: &Path) -> Result<(), Problem> {
+    if out.exists() {
+        let message = format!("the output directory `{}` exists", out.display());
+        return Err(
+            Problem::new("delta::run::exists", message).help("give another one, or remove it")
+        );
+    }
+    let tensors = merged_tensors(plan, graph)?;
+    let mut name = out.file_name().unwrap_or_default().to_os_string();
+    name.push(".partial");
+    let partial = out.with_file_name(name);
+    let failed = |e: std::io::Error| {
+        Problem::failure(
+            "delta::run::io",
+            format!("`{}` could not be written: {e}", partial.display()),
+        )
+    };
+    std::fs::create_dir_all(&partial).map_err(failed)?;
+    write_tensors(&partial.join("model.safetensors"), &tensors, None)?;
+    let config = merged_config(plan)?;
+    let text = serde_json::to_string_pretty(&config).map_err(Problem::internal)?;
+    std::fs::write(partial.join("config.json"), text + "\n").map_err(failed)?;
+    for file in [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "vocab.txt",
+        "vocab.json",
+        "merges.txt",
+    ] {
+        let source = plan.backbone.directory.join(file);
+        if source.exists() {
+            std::fs::copy(source, partial.join(file)).map_err(failed)?;
+        }
+    }
+    std::fs::rename(&partial, out).map_err(failed)
+}
+
+/// Every weight of the model under its checkpoint name, deltas folded in.
+fn merged_tensors<D: Backend>(plan: &Plan, graph: &Graph<D>) -> Result<Tensors, Problem> {
+    let prefix = plan.backbone.config.family().prefix;
+    let mut parts: BTreeMap<String, Vec<(Parameter, Vec<f32>)>> = BTreeMap::new();
+    for module in graph.tree().modules() {
+        let mut change = vec![0.0; 0];
+        for (delta, method) in graph.deltas_at(&module.path) {
+            let tensor = |name: &str| {
+                graph
+                    .tensor(&format!("{delta}.{}.{name}", module.path))
+                    .unwrap_or_default()
+            };
+            let folded = method
+                .merged(module, &tensor)
+                .filter(|_| module.site == Site::Linear);
+            let Some(folded) = folded else {
+                let message = format!(
+                    "`{delta}` ({}) at `{}` cannot be folded into the backbone's weights",
+                    method.name(),
+                    module.path
+                );
+                return Err(Problem::new("delta::run::cannot_merge", message)
+                    .help("keep the run as it is: `deltarun predict` reads it"));
+            };
+            change.resize(folded.len(), 0.0);
+            change
+                .iter_mut()
+                .zip(&folded)
+                .for_each(|(sum, value)| *sum += value);
+        }
+        for parameter in &module.parameters {
+            let Some(mut values) = graph.effective(&parameter.path) else {
+                continue;
+            };
+            if parameter.path.ends_with(".weight") {
+                values
+                    .iter_mut()
+                    .zip(&change)
+                    .for_each(|(value, change)| *value += change);
+            }
+            let name = format!("{prefix}{}", parameter.source.name);
+            parts
+                .entry(name)
+                .or_default()
+                .push((parameter.clone(), values));
+        }
+    }
+    for (parameter, key) in graph.head_keys() {
+        let Some(values) = graph.tensor(&key) else {
+            continue;
+        };
+        let prefix = if parameter.source.prefixed {
+            prefix.as_str()
+        } else {
+            ""
+        };
+        let name = format!("{prefix}{}", parameter.source.name);
+        parts.entry(name).or_default().push((parameter, values));
+    }
+    Ok(parts
+        .into_iter()
+        .map(|(name, parts)| (name, stored(parts)))
+        .collect())
+}
+
+/// A tensor as the checkpoint stores it: parts of a fused weight side by side, transposed again.
+fn stored(mut parts: Vec<(Parameter, Vec<f32>)>) -> (Vec<f32>, Vec<usize>) {
+    parts.sort_by_key(|(parameter, _)| parameter.source.part);
+    let parameter = parts[0].0.clone();
+    let mut shape = parameter.shape.clone();
+    shape[0] *= parts.len();
+    let values: Vec<f32> = parts.into_iter().flat_map(|(_, values)| values).collect();
+    if !parameter.source.transposed {
+        return (values, shape);
+    }
+    let (rows, columns) = (shape[0], shape[1]);
+    let transposed = (0..columns).flat_map(|column| (0..rows).map(move |row| (row, column)));
+    let transposed = transposed
+        .map(|(row, column)| values[row * columns + column])
+        .collect();
+    (transposed, vec![columns, rows])
+}
+
+/// The backbone's `config.json`, with the labels and the architecture of the merged model.
+fn merged_config(plan: &Plan) -> Result<Value, Problem> {
+    let path = plan.backbone.directory.join("config.json");
+    let text = std::fs::read_to_string(&path).map_err(|e| {
+        Problem::failure(
+            "delta::run::io",
+            format!("`{}` could not be read: {e}", path.display()),
+        )
+    })?;
+    let mut config: Value = serde_json::from_str(&text).map_err(Problem::internal)?;
+    let family = plan.backbone.config.family().architecture;
+    if let Some((_, task)) = plan.final_task() {
+        let suffix = match task.kind {
+            TaskKind::MaskedLm => "ForMaskedLM",
+            _ => "ForSequenceClassification",
+        };
+        config["architectures"] = json!([format!("{family}{suffix}")]);
+        if task.kind != TaskKind::MaskedLm {
+            let names: Vec<String> = match task.kind {
+                TaskKind::Regress => vec![task.label.clone()],
+                _ => task.labels.iter().map(|label| label.name.clone()).collect(),
+            };
+            let numbered = || names.iter().enumerate();
+            config["id2label"] = numbered()
+                .map(|(i, name)| (i.to_string(), json!(name)))
+                .collect();
+            config["label2id"] = numbered()
+                .map(|(i, name)| (name.clone(), json!(i)))
+                .collect();
+        }
+    }
+    Ok(config)
+}

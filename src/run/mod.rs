@@ -1,0 +1,222 @@
+//! One run, from a plan to a directory: examples, graph, training, results.
+//!
+//! A run writes into `NAME.partial` and is renamed to `NAME` when it is complete. What a
+//! `NAME.partial` holds is enough to go on to the same bits.
+
+mod directory;
+mod examples;
+mod load;
+mod merge;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::diagnostic::Problem;
+use crate::graph::{Executor, Graph};
+use crate::plan::{Metric, Plan, TaskKind};
+use crate::report::{metric_value, Progress, Table};
+use crate::text::thousands;
+use crate::train::{evaluate, train, Data, Event, StageResult, State, Watcher};
+
+pub use directory::{Directory, Manifest};
+pub use examples::{check_files, Loader};
+pub use load::{open_run, Loaded};
+pub use merge::merge;
+
+/// What a finished run came to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// The pipeline's name.
+    pub name: String,
+    /// The metric of the last stage's task.
+    pub metric: Metric,
+    /// That metric of a guess that is always the most frequent label of the training data.
+    pub majority: Option<f64>,
+    /// Each stage on its dev set.
+    pub stages: Vec<StageResult>,
+    /// The last stage's parameters on the test set, where there is one.
+    pub test: Option<crate::train::Evaluation>,
+}
+
+/// How a run ended.
+pub enum Ended {
+    /// It is complete; here is its directory.
+    Complete(Summary, PathBuf),
+    /// It was interrupted and can go on; here is where it is.
+    Interrupted(PathBuf),
+}
+
+/// Runs a plan on a device and leaves `out`.
+///
+/// # Errors
+/// A mistake in the data, the weights or the output directory; a failure of the device or the disk;
+/// a loss that is not a number.
+pub fn run<D: Executor>(
+    plan: &Plan,
+    source: &str,
+    device: D,
+    out: &Path,
+    interrupted: &AtomicBool,
+    progress: Progress,
+) -> Result<Ended, Problem> {
+    let mut loader = Loader::new(plan)?;
+    let data = loader.stages(plan)?;
+    let manifest = Manifest::new(plan, source)?;
+    let directory = Directory::prepare(out, &manifest, source)?;
+    let mut graph = Graph::load(plan, device)?;
+    let state = directory.resume()?.unwrap_or_else(|| State {
+        values: graph.tensors(),
+        ..State::default()
+    });
+    let mut recorder = Recorder {
+        log: directory.open_log(state.position.log_length)?,
+        directory: &directory,
+        interrupted,
+        progress,
+        metrics: plan
+            .stages
+            .iter()
+            .map(|stage| (stage.name.clone(), plan.tasks[&stage.task].metric))
+            .collect(),
+        saved: Instant::now(),
+    };
+    let Some(state) = train(plan, &mut graph, &data, state, &mut recorder)? else {
+        return Ok(Ended::Interrupted(directory.partial().to_path_buf()));
+    };
+    let test = match loader.test(plan)? {
+        Some(test) => {
+            let (_, task) = plan
+                .final_task()
+                .ok_or_else(|| Problem::internal("a run without a task"))?;
+            let masking = data.last().and_then(|data| data.masking);
+            Some(evaluate(&graph, &test.all, task, masking)?)
+        }
+        None => None,
+    };
+    let summary = Summary {
+        name: plan.name.clone(),
+        metric: plan
+            .final_task()
+            .map_or(Metric::Loss, |(_, task)| task.metric),
+        majority: majority(plan, data.last()),
+        stages: state.position.results,
+        test,
+    };
+    directory.finish(plan, &graph, &summary)?;
+    Ok(Ended::Complete(summary, out.to_path_buf()))
+}
+
+/// The metric of a guess that is always the most frequent label of the training data.
+fn majority(plan: &Plan, data: Option<&Data>) -> Option<f64> {
+    use crate::data::{Examples, Target};
+    let (_, task) = plan.final_task()?;
+    if task.kind != TaskKind::Classify {
+        return None;
+    }
+    let classes = |examples: &Examples| -> Vec<usize> {
+        examples
+            .all
+            .iter()
+            .filter_map(|e| {
+                if let Target::Class(class) = e.target {
+                    Some(class)
+                } else {
+                    None
+                }
+            })
+            .collect()
+    };
+    let data = data?;
+    let (train, dev) = (classes(&data.train), classes(data.dev.as_ref()?));
+    let count = |class: usize| train.iter().filter(|c| **c == class).count();
+    let most = (0..task.labels.len())
+        .rev()
+        .max_by_key(|class| count(*class))?;
+    let guesses = vec![most; dev.len()];
+    crate::train::metrics::classification(&guesses, &dev, task.labels.len())
+        .into_iter()
+        .find(|(metric, _)| *metric == task.metric)
+        .map(|(_, value)| value)
+}
+
+impl Summary {
+    /// The table that a run ends with.
+    pub fn table(&self) -> String {
+        let name = format!("dev {}", self.metric.name());
+        let mut table = Table::new(["", name.as_str(), "trained parameters", "steps", "seconds"]);
+        if let Some(majority) = self.majority {
+            let cells = [
+                "majority class".to_owned(),
+                metric_value(self.metric, majority),
+                "0".to_owned(),
+            ];
+            table.row(cells);
+        }
+        for stage in &self.stages {
+            let value = stage
+                .dev
+                .as_ref()
+                .map(|dev| metric_value(self.metric, dev.get(self.metric)));
+            table.row([
+                format!("after stage {}", stage.stage),
+                value.unwrap_or_else(|| "-".to_owned()),
+                thousands(stage.trained),
+                thousands(stage.steps),
+                format!("{:.1}", stage.seconds),
+            ]);
+        }
+        let mut text = table.to_string();
+        if let Some(test) = &self.test {
+            let value = metric_value(self.metric, test.get(self.metric));
+            text.push_str(&format!("\n  test {}: {value}\n", self.metric.name()));
+        }
+        text
+    }
+}
+
+/// Seconds between two checkpoints.
+const SAVE_EVERY: Duration = Duration::from_secs(10);
+
+/// Writes down what happens.
+struct Recorder<'a> {
+    directory: &'a Directory,
+    log: directory::Log,
+    interrupted: &'a AtomicBool,
+    progress: Progress,
+    metrics: BTreeMap<String, Metric>,
+    saved: Instant,
+}
+
+impl Watcher for Recorder<'_> {
+    fn event(&mut self, event: Event) -> Result<(), Problem> {
+        if let Event::Begin { stage, .. } = &event {
+            self.progress.show(
+                self.metrics
+                    .get(&stage.name)
+                    .copied()
+                    .unwrap_or(Metric::Loss),
+            );
+        }
+        self.progress.event(&event);
+        self.log.write(&event)
+    }
+
+    fn save(&mut self, state: &dyn Fn() -> State, must: bool) -> Result<(), Problem> {
+        if !must && self.saved.elapsed() < SAVE_EVERY {
+            return Ok(());
+        }
+        let mut state = state();
+        state.position.log_length = self.log.length()?;
+        self.directory.save(&state)?;
+        self.saved = Instant::now();
+        Ok(())
+    }
+
+    fn is_interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
+    }
+}

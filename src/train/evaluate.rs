@@ -1,0 +1,172 @@
+//! A graph's predictions on examples, and how good they are.
+
+use std::collections::BTreeMap;
+
+use super::metrics;
+use crate::data::{batch, Example, Masking, Target};
+use crate::diagnostic::Problem;
+use crate::graph::{Batch, Executor, Graph, Targets};
+use crate::plan::{Metric, TaskKind, TaskPlan};
+
+/// What an evaluation found.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Evaluation {
+    /// The number of examples.
+    pub examples: usize,
+    /// Metrics by name, the mean loss among them.
+    pub metrics: BTreeMap<String, f64>,
+}
+
+impl Evaluation {
+    /// The value of a metric.
+    pub fn get(&self, metric: Metric) -> f64 {
+        self.metrics.get(metric.name()).copied().unwrap_or(f64::NAN)
+    }
+}
+
+/// Rows of a device's group at most, where the device itself sets no bound.
+const MOST_ROWS: usize = 8192;
+
+/// Examples in their order, in batches of about as many rows as a group has.
+fn batches<D: Executor>(examples: &[Example], masking: Option<Masking>) -> Vec<Batch> {
+    let limit = D::GROUP_ROWS.min(MOST_ROWS);
+    let mut batches = Vec::new();
+    let mut start = 0;
+    while start < examples.len() {
+        let mut rows = 0;
+        let mut end = start;
+        while end < examples.len()
+            && (end == start || rows + examples[end].text.tokens.len() <= limit)
+        {
+            rows += examples[end].text.tokens.len();
+            end += 1;
+        }
+        let members: Vec<&Example> = examples[start..end].iter().collect();
+        let places: Vec<usize> = (start..end).collect();
+        // The masks of an evaluation are always the same ones.
+        batches.push(batch(&members, &places, 0, masking));
+        start = end;
+    }
+    batches
+}
+
+/// The logits of every example, in order.
+///
+/// # Errors
+/// What the device reports.
+pub fn predict<D: Executor>(
+    graph: &Graph<D>,
+    examples: &[Example],
+) -> Result<Vec<Vec<f32>>, Problem> {
+    let batches = batches::<D>(examples, None);
+    let logits = graph.logits(&batches)?;
+    let mut rows = Vec::with_capacity(examples.len());
+    for (batch, logits) in batches.iter().zip(logits) {
+        let width = logits.len() / batch.layout.sequences().max(1);
+        rows.extend(logits.chunks(width.max(1)).map(<[f32]>::to_vec));
+    }
+    Ok(rows)
+}
+
+/// Evaluates examples whose targets are known.
+///
+/// # Errors
+/// What the device reports.
+pub fn evaluate<D: Executor>(
+    graph: &Graph<D>,
+    examples: &[Example],
+    task: &TaskPlan,
+    masking: Option<Masking>,
+) -> Result<Evaluation, Problem> {
+    let mut score = Score::default();
+    match masking {
+        Some(_) => {
+            // A wave at a time: logits over a vocabulary are large.
+            for wave in batches::<D>(examples, masking).chunks(16) {
+                for (batch, logits) in wave.iter().zip(graph.logits(wave)?) {
+                    let Targets::Tokens { tokens, .. } = &batch.targets else {
+                        continue;
+                    };
+                    let width = logits.len() / tokens.len().max(1);
+                    for (row, token) in logits.chunks(width.max(1)).zip(tokens) {
+                        score.class(row, *token);
+                    }
+                }
+            }
+        }
+        None => {
+            for (example, logits) in examples.iter().zip(predict(graph, examples)?) {
+                match example.target {
+                    Target::Class(class) => score.class(&logits, class),
+                    Target::Number(number) => score.number(logits[0], number),
+                    Target::Tokens | Target::None => {}
+                }
+            }
+        }
+    }
+    Ok(score.finish(examples.len(), task))
+}
+
+#[derive(Default)]
+struct Score {
+    loss: f64,
+    predicted: Vec<usize>,
+    labels: Vec<usize>,
+    predicted_numbers: Vec<f64>,
+    numbers: Vec<f64>,
+}
+
+impl Score {
+    fn class(&mut self, logits: &[f32], class: usize) {
+        let probabilities = softmax(logits);
+        self.loss -= probabilities[class].max(f64::MIN_POSITIVE).ln();
+        self.predicted.push(highest(logits));
+        self.labels.push(class);
+    }
+
+    fn number(&mut self, predicted: f32, number: f32) {
+        let difference = f64::from(predicted) - f64::from(number);
+        self.loss += difference * difference;
+        self.predicted_numbers.push(f64::from(predicted));
+        self.numbers.push(f64::from(number));
+    }
+
+    fn finish(self, examples: usize, task: &TaskPlan) -> Evaluation {
+        let count = self.labels.len().max(self.numbers.len()).max(1);
+        let metrics = match task.kind {
+            TaskKind::Classify => {
+                metrics::classification(&self.predicted, &self.labels, task.labels.len())
+            }
+            TaskKind::Regress => metrics::regression(&self.predicted_numbers, &self.numbers),
+            TaskKind::MaskedLm => vec![(
+                Metric::Accuracy,
+                metrics::accuracy(&self.predicted, &self.labels),
+            )],
+        };
+        let loss = (Metric::Loss, self.loss / count as f64);
+        let metrics = metrics.into_iter().chain([loss]);
+        Evaluation {
+            examples,
+            metrics: metrics
+                .map(|(m, value)| (m.name().to_owned(), value))
+                .collect(),
+        }
+    }
+}
+
+/// The number of the highest logit, the first where several are.
+pub fn highest(logits: &[f32]) -> usize {
+    let better = |best: usize, i: usize| if logits[i] > logits[best] { i } else { best };
+    (0..logits.len()).fold(0, better)
+}
+
+/// Logits as probabilities.
+pub fn softmax(logits: &[f32]) -> Vec<f64> {
+    let highest = logits.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+    let powers: Vec<f64> = logits
+        .iter()
+        .map(|&x| f64::from(x - highest).exp())
+        .collect();
+    let sum: f64 = powers.iter().sum();
+    powers.into_iter().map(|power| power / sum).collect()
+}

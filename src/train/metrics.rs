@@ -1,0 +1,143 @@
+//! How good predictions are: accuracy, F1, Matthews, Pearson, Spearman, as scikit-learn and SciPy
+//! define them.
+
+use crate::plan::Metric;
+
+/// The share of predictions that are right.
+pub fn accuracy(predicted: &[usize], labels: &[usize]) -> f64 {
+    let right = predicted.iter().zip(labels).filter(|(p, l)| p == l).count();
+    right as f64 / labels.len().max(1) as f64
+}
+
+/// F1 of label 1 where there are two labels (as GLUE has it), else the mean over all labels.
+pub fn f1(predicted: &[usize], labels: &[usize], classes: usize) -> f64 {
+    let of = |class: usize| {
+        let count = |test: &dyn Fn(bool, bool) -> bool| {
+            predicted
+                .iter()
+                .zip(labels)
+                .filter(|(p, l)| test(**p == class, **l == class))
+                .count() as f64
+        };
+        let right = count(&|p, l| p && l);
+        let wrong = count(&|p, l| p != l);
+        if right + wrong == 0.0 {
+            0.0
+        } else {
+            2.0 * right / (2.0 * right + wrong)
+        }
+    };
+    match classes {
+        2 => of(1),
+        _ => (0..classes).map(of).sum::<f64>() / classes.max(1) as f64,
+    }
+}
+
+/// Matthews' correlation coefficient for any number of labels (Gorodkin 2004); 0 where it is not
+/// defined.
+pub fn matthews(predicted: &[usize], labels: &[usize], classes: usize) -> f64 {
+    let total = labels.len() as f64;
+    let right = predicted.iter().zip(labels).filter(|(p, l)| p == l).count() as f64;
+    let count =
+        |values: &[usize], class: usize| values.iter().filter(|v| **v == class).count() as f64;
+    let (mut both, mut squares_p, mut squares_l) = (0.0, 0.0, 0.0);
+    for class in 0..classes {
+        let (p, l) = (count(predicted, class), count(labels, class));
+        both += p * l;
+        squares_p += p * p;
+        squares_l += l * l;
+    }
+    let root = ((total * total - squares_p) * (total * total - squares_l)).sqrt();
+    if root == 0.0 {
+        0.0
+    } else {
+        (right * total - both) / root
+    }
+}
+
+/// Pearson's correlation; 0 where one side is constant.
+pub fn pearson(x: &[f64], y: &[f64]) -> f64 {
+    let count = x.len().max(1) as f64;
+    let (mx, my) = (x.iter().sum::<f64>() / count, y.iter().sum::<f64>() / count);
+    let (mut xy, mut xx, mut yy) = (0.0, 0.0, 0.0);
+    for (x, y) in x.iter().zip(y) {
+        xy += (x - mx) * (y - my);
+        xx += (x - mx) * (x - mx);
+        yy += (y - my) * (y - my);
+    }
+    let root = (xx * yy).sqrt();
+    if root == 0.0 {
+        0.0
+    } else {
+        xy / root
+    }
+}
+
+/// Spearman's rank correlation, ties at their mean rank.
+pub fn spearman(x: &[f64], y: &[f64]) -> f64 {
+    pearson(&ranks(x), &ranks(y))
+}
+
+fn ranks(values: &[f64]) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|a, b| values[*a].total_cmp(&values[*b]));
+    let mut ranks = vec![0.0; values.len()];
+    let mut start = 0;
+    while start < order.len() {
+        let value = values[order[start]];
+        let end = order[start..]
+            .iter()
+            .position(|i| values[*i] != value)
+            .map_or(order.len(), |n| start + n);
+        let mean = (start + end - 1) as f64 / 2.0 + 1.0;
+        order[start..end].iter().for_each(|&i| ranks[i] = mean);
+        start = end;
+    }
+    ranks
+}
+
+/// All metrics of a classification, the loss apart.
+pub fn classification(predicted: &[usize], labels: &[usize], classes: usize) -> Vec<(Metric, f64)> {
+    vec![
+        (Metric::Accuracy, accuracy(predicted, labels)),
+        (Metric::F1, f1(predicted, labels, classes)),
+        (Metric::Matthews, matthews(predicted, labels, classes)),
+    ]
+}
+
+/// All metrics of a regression, the loss apart.
+pub fn regression(predicted: &[f64], targets: &[f64]) -> Vec<(Metric, f64)> {
+    vec![
+        (Metric::Pearson, pearson(predicted, targets)),
+        (Metric::Spearman, spearman(predicted, targets)),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Literals printed by scikit-learn 1.9 and SciPy 1.17:
+    // p = [0,1,2,1,0,2,1,1], l = [0,1,1,1,0,2,2,0]
+    // f1_score(l, p, average="macro"), matthews_corrcoef(l, p)
+    #[test]
+    fn classification_metrics_are_those_of_scikit_learn() {
+        let (p, l) = ([0, 1, 2, 1, 0, 2, 1, 1], [0, 1, 1, 1, 0, 2, 2, 0]);
+        assert!((accuracy(&p, &l) - 0.625).abs() < 1e-12);
+        assert!((f1(&p, &l, 3) - 0.623_809_523_809_523_8).abs() < 1e-9);
+        assert!((matthews(&p, &l, 3) - 0.439_155_032_826_839_93).abs() < 1e-9);
+        // f1_score([0,1,1,0], [0,1,0,1]), matthews_corrcoef of the same
+        assert!((f1(&[0, 1, 0, 1], &[0, 1, 1, 0], 2) - 0.5).abs() < 1e-12);
+        assert!(matthews(&[0, 1, 0, 1], &[0, 1, 1, 0], 2).abs() < 1e-12);
+        assert_eq!(matthews(&[1, 1], &[1, 1], 2), 0.0);
+    }
+
+    // pearsonr and spearmanr of x = [1,2,2,4,5.5], y = [2,1,3,5,4]
+    #[test]
+    fn correlations_are_those_of_scipy() {
+        let (x, y) = ([1.0, 2.0, 2.0, 4.0, 5.5], [2.0, 1.0, 3.0, 5.0, 4.0]);
+        assert!((pearson(&x, &y) - 0.739_830_037_811_715_9).abs() < 1e-9);
+        assert!((spearman(&x, &y) - 0.718_184_846_459_607_9).abs() < 1e-9);
+        assert_eq!(pearson(&[1.0, 1.0], &[1.0, 2.0]), 0.0);
+    }
+}

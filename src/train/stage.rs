@@ -1,0 +1,342 @@
+//! The training loop of one stage after the other.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use super::checkpoint::State;
+use super::evaluate::{evaluate, Evaluation};
+use super::optimizer::{clip, Stepper};
+use super::schedule::factor;
+use super::StageResult;
+use crate::data::{groups, order, Example, Examples, Masking};
+use crate::diagnostic::Problem;
+use crate::engine::mix;
+use crate::graph::{Executor, Graph, Tensors};
+use crate::plan::{Keep, Length, Plan, StagePlan, TaskPlan, Unit};
+
+/// The examples of one stage.
+#[derive(Clone, Default)]
+pub struct Data {
+    /// What it trains on.
+    pub train: std::sync::Arc<Examples>,
+    /// What it is evaluated on.
+    pub dev: Option<std::sync::Arc<Examples>>,
+    /// How tokens are masked, for a masked language model.
+    pub masking: Option<Masking>,
+}
+
+/// Something that happened.
+pub enum Event<'a> {
+    /// A stage begins (or goes on) at this step.
+    Begin {
+        stage: &'a StagePlan,
+        step: usize,
+        steps: usize,
+    },
+    /// A step is done.
+    Step {
+        stage: &'a StagePlan,
+        step: usize,
+        epoch: f64,
+        loss: f32,
+        lr: f32,
+        norm: f32,
+    },
+    /// The dev set was evaluated.
+    Evaluated {
+        stage: &'a StagePlan,
+        step: usize,
+        evaluation: &'a Evaluation,
+        is_best: bool,
+    },
+    /// A stage is over.
+    End {
+        stage: &'a StagePlan,
+        result: &'a StageResult,
+    },
+}
+
+/// Who is told what happens, and may stop it.
+pub trait Watcher {
+    /// Something happened.
+    ///
+    /// # Errors
+    /// It cannot be written down.
+    fn event(&mut self, event: Event) -> Result<(), Problem>;
+
+    /// A good moment to save the state; with `must`, the moment to do so.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    fn save(&mut self, state: &dyn Fn() -> State, must: bool) -> Result<(), Problem>;
+
+    /// Whether to stop after this step.
+    fn is_interrupted(&self) -> bool;
+}
+
+/// Trains all stages of a plan, from `state` on. Returns the final state, or nothing when it was
+/// interrupted (the state is then saved).
+///
+/// # Errors
+/// What the device reports, a loss that is not a number.
+pub fn train<D: Executor>(
+    plan: &Plan,
+    graph: &mut Graph<D>,
+    data: &[Data],
+    mut state: State,
+    watcher: &mut dyn Watcher,
+) -> Result<Option<State>, Problem> {
+    graph.set(std::mem::take(&mut state.values))?;
+    for index in state.position.stage..plan.stages.len() {
+        graph.activate(plan, index)?;
+        let mut stage = Stage::new(plan, index, &data[index], state);
+        let finished = stage.run(graph, watcher)?;
+        state = stage.state;
+        if !finished {
+            return Ok(None);
+        }
+    }
+    graph.activate(plan, plan.stages.len())?;
+    state.values = graph.tensors();
+    Ok(Some(state))
+}
+
+struct Stage<'a> {
+    plan: &'a StagePlan,
+    task: &'a TaskPlan,
+    data: &'a Data,
+    seed: u64,
+    /// Steps in an epoch, and in all.
+    epoch_steps: usize,
+    steps: usize,
+    stepper: Stepper,
+    state: State,
+    started: Instant,
+    order: (usize, Vec<usize>),
+}
+
+impl<'a> Stage<'a> {
+    fn new(plan: &'a Plan, index: usize, data: &'a Data, mut state: State) -> Self {
+        let stage = &plan.stages[index];
+        let per_step = stage.batch * stage.accumulate;
+        let epoch_steps = data.train.len().div_ceil(per_step).max(1);
+        let steps = match stage.length {
+            Length::Steps(steps) => steps,
+            Length::Epochs(epochs) => ((epochs * epoch_steps as f64).ceil() as usize).max(1),
+        };
+        let mut stepper = Stepper::new(stage.optimizer);
+        stepper.moments = std::mem::take(&mut state.moments);
+        stepper.steps = state.position.step;
+        Stage {
+            plan: stage,
+            task: &plan.tasks[&stage.task],
+            data,
+            seed: mix(plan.seed ^ mix(index as u64 + 1)),
+            epoch_steps,
+            steps,
+            stepper,
+            state,
+            started: Instant::now(),
+            order: (usize::MAX, Vec::new()),
+        }
+    }
+
+    /// Returns whether the stage was finished.
+    fn run<D: Executor>(
+        &mut self,
+        graph: &mut Graph<D>,
+        watcher: &mut dyn Watcher,
+    ) -> Result<bool, Problem> {
+        let first = self.state.position.step;
+        watcher.event(Event::Begin {
+            stage: self.plan,
+            step: first,
+            steps: self.steps,
+        })?;
+        for step in first..self.steps {
+            self.step(step, graph, watcher)?;
+            self.state.position.step = step + 1;
+            let mut is_over = step + 1 == self.steps;
+            if self.is_due(step + 1) || is_over {
+                is_over |= self.evaluate(graph, watcher)?;
+            }
+            if is_over {
+                break;
+            }
+            let interrupted = watcher.is_interrupted();
+            watcher.save(
+                &|| self.snapshot(graph),
+                interrupted || self.is_due(step + 1),
+            )?;
+            if interrupted {
+                return Ok(false);
+            }
+        }
+        self.finish(graph, watcher)?;
+        Ok(true)
+    }
+
+    fn step<D: Executor>(
+        &mut self,
+        step: usize,
+        graph: &mut Graph<D>,
+        watcher: &mut dyn Watcher,
+    ) -> Result<(), Problem> {
+        let examples = self.examples(step);
+        let random = mix(self.seed ^ mix(step as u64));
+        let groups = groups(&examples, random, self.data.masking, D::GROUP_ROWS);
+        let (loss, mut gradients) = graph.gradients(&groups)?;
+        let norm = clip(&mut gradients, self.plan.clip);
+        if !loss.is_finite() || !norm.is_finite() {
+            return Err(self.not_a_number(step + 1, loss));
+        }
+        let lr = self.plan.optimizer.lr() * factor(&self.plan.schedule, step, self.steps);
+        self.stepper.begin();
+        let stepper = &mut self.stepper;
+        graph.update(&gradients, |key, values, gradient| {
+            stepper.update(key, values, gradient, lr)
+        })?;
+        let epoch = (step + 1) as f64 / self.epoch_steps as f64;
+        watcher.event(Event::Step {
+            stage: self.plan,
+            step: step + 1,
+            epoch,
+            loss,
+            lr,
+            norm,
+        })
+    }
+
+    /// The examples of a step: the next ones in the order of its epoch.
+    fn examples(&mut self, step: usize) -> Vec<&'a Example> {
+        let (epoch, within) = (step / self.epoch_steps, step % self.epoch_steps);
+        let all = &self.data.train.all;
+        if self.order.0 != epoch {
+            self.order = (epoch, order(all.len(), self.seed, epoch));
+        }
+        let count = self.plan.batch * self.plan.accumulate;
+        self.order
+            .1
+            .iter()
+            .skip(within * count)
+            .take(count)
+            .map(|&i| &all[i])
+            .collect()
+    }
+
+    fn not_a_number(&self, step: usize, loss: f32) -> Problem {
+        let message = format!(
+            "stage `{}`, step {step}: the loss is {loss}, or its gradient is not a number",
+            self.plan.name
+        );
+        Problem::failure("delta::train::not_a_number", message)
+            .at(self.plan.span, "in this stage")
+            .help("lower `lr`, add a `warmup`, or lower `clip`; the last good checkpoint is kept")
+    }
+
+    fn is_due(&self, step: usize) -> bool {
+        let interval = match self.plan.evaluate.unit {
+            Unit::Steps => self.plan.evaluate.count,
+            Unit::Epochs => self.plan.evaluate.count * self.epoch_steps,
+        };
+        step.is_multiple_of(interval)
+    }
+
+    /// Evaluates the dev set; returns whether patience is at an end.
+    fn evaluate<D: Executor>(
+        &mut self,
+        graph: &Graph<D>,
+        watcher: &mut dyn Watcher,
+    ) -> Result<bool, Problem> {
+        let Some(dev) = &self.data.dev else {
+            return Ok(false);
+        };
+        let evaluation = evaluate(graph, &dev.all, self.task, self.data.masking)?;
+        let value = evaluation.get(self.task.metric);
+        let position = &mut self.state.position;
+        let is_best = position
+            .best
+            .is_none_or(|(best, _)| self.task.metric.better(value, best));
+        if is_best {
+            position.best = Some((value, position.step));
+            position.misses = 0;
+            if self.plan.keep == Keep::Best {
+                self.state.best = trained(graph);
+            }
+        } else {
+            position.misses += 1;
+        }
+        let step = position.step;
+        let is_over = self
+            .plan
+            .patience
+            .is_some_and(|patience| position.misses >= patience);
+        watcher.event(Event::Evaluated {
+            stage: self.plan,
+            step,
+            evaluation: &evaluation,
+            is_best,
+        })?;
+        Ok(is_over)
+    }
+
+    fn snapshot<D: Executor>(&self, graph: &Graph<D>) -> State {
+        let mut state = self.state.clone();
+        state.values = graph.tensors();
+        state.moments = self.stepper.moments.clone();
+        state.position.seconds += self.started.elapsed().as_secs_f64();
+        state
+    }
+
+    /// Puts the parameters in place that the stage leaves, and makes the state ready for the next.
+    fn finish<D: Executor>(
+        &mut self,
+        graph: &mut Graph<D>,
+        watcher: &mut dyn Watcher,
+    ) -> Result<(), Problem> {
+        let position = &self.state.position;
+        let steps = position.step;
+        let mut kept_step = steps;
+        if let (Keep::Best, Some((_, step)), Some(_)) =
+            (self.plan.keep, position.best, &self.data.dev)
+        {
+            kept_step = step;
+            graph.set(std::mem::take(&mut self.state.best))?;
+        }
+        let dev = match &self.data.dev {
+            Some(dev) => Some(evaluate(graph, &dev.all, self.task, self.data.masking)?),
+            None => None,
+        };
+        let result = StageResult {
+            stage: self.plan.name.clone(),
+            trained: trained(graph)
+                .values()
+                .map(|(values, _)| values.len())
+                .sum(),
+            steps,
+            kept_step,
+            dev,
+            seconds: position.seconds + self.started.elapsed().as_secs_f64(),
+        };
+        watcher.event(Event::End {
+            stage: self.plan,
+            result: &result,
+        })?;
+        let position = &mut self.state.position;
+        position.results.push(result);
+        position.stage += 1;
+        position.step = 0;
+        position.best = None;
+        position.misses = 0;
+        position.seconds = 0.0;
+        self.stepper.moments = BTreeMap::new();
+        self.started = Instant::now();
+        watcher.save(&|| self.snapshot(graph), true)
+    }
+}
+
+fn trained<D: Executor>(graph: &Graph<D>) -> Tensors {
+    let mut tensors = graph.tensors();
+    tensors.retain(|key, _| graph.trained().contains(key));
+    tensors
+}
