@@ -20,25 +20,46 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 
 const GOOD: [&str; 16] = [
-    "superb", "charming", "brilliant", "lovely", "moving", "funny", "clever", "graceful", "fresh", "gripping",
-    "warm", "elegant", "delightful", "splendid", "witty", "tender",
+    "superb",
+    "charming",
+    "brilliant",
+    "lovely",
+    "moving",
+    "funny",
+    "clever",
+    "graceful",
+    "fresh",
+    "gripping",
+    "warm",
+    "elegant",
+    "delightful",
+    "splendid",
+    "witty",
+    "tender",
 ];
 const BAD: [&str; 16] = [
-    "dull", "awful", "clumsy", "tedious", "bland", "messy", "shallow", "stale", "grating", "hollow",
-    "lifeless", "crude", "boring", "tired", "weak", "noisy",
+    "dull", "awful", "clumsy", "tedious", "bland", "messy", "shallow", "stale", "grating",
+    "hollow", "lifeless", "crude", "boring", "tired", "weak", "noisy",
 ];
 const PARTS: [&str; 14] = [
-    "plot", "acting", "music", "ending", "story", "dialogue", "camera", "cast", "pace", "script", "humour", "opening",
-    "hero", "villain",
+    "plot", "acting", "music", "ending", "story", "dialogue", "camera", "cast", "pace", "script",
+    "humour", "opening", "hero", "villain",
 ];
-const THINGS: [&str; 8] = ["film", "show", "play", "series", "movie", "drama", "comedy", "thriller"];
+const THINGS: [&str; 8] = [
+    "film", "show", "play", "series", "movie", "drama", "comedy", "thriller",
+];
 const LOVED: [&str; 5] = ["loved", "enjoyed", "admired", "adored", "liked"];
 const HATED: [&str; 5] = ["hated", "disliked", "loathed", "regretted", "despised"];
-const MOODS: [(&str, &str); 4] = [("happy", "sad"), ("glad", "sorry"), ("smiling", "yawning"), ("pleased", "annoyed")];
+const MOODS: [(&str, &str); 4] = [
+    ("happy", "sad"),
+    ("glad", "sorry"),
+    ("smiling", "yawning"),
+    ("pleased", "annoyed"),
+];
 const DEGREES: [&str; 6] = ["", "very", "quite", "really", "rather", "so"];
 const WORDS: [&str; 21] = [
-    "the", "was", "not", "but", "and", "i", "we", "it", ".", ",", "left", "because", "in", "this", "although", "never",
-    "everyone", "felt", "found", "though", "so",
+    "the", "was", "not", "but", "and", "i", "we", "it", ".", ",", "left", "because", "in", "this",
+    "although", "never", "everyone", "felt", "found", "though", "so",
 ];
 
 /// Adjectives that the training set may use.
@@ -52,7 +73,9 @@ struct Writer {
 
 impl Writer {
     fn pick<'a>(&mut self, words: &[&'a str]) -> &'a str {
-        words.choose(&mut self.random).expect("no list of words is empty")
+        words
+            .choose(&mut self.random)
+            .expect("no list of words is empty")
     }
 
     /// A description such as `very dull`, `not charming`, that says `good` or its opposite.
@@ -98,33 +121,56 @@ impl Writer {
     fn line(&mut self) -> String {
         let good = self.random.random_bool(0.5);
         let who = self.pick(&["i", "we", "everyone"]);
-        let verb = if good { self.pick(&LOVED) } else { self.pick(&HATED) };
+        let verb = if good {
+            self.pick(&LOVED)
+        } else {
+            self.pick(&HATED)
+        };
         let thing = self.pick(&THINGS);
         let (happy, sad) = *MOODS.choose(&mut self.random).expect("there are moods");
         let mood = if good { happy } else { sad };
         match self.random.random_range(0..5) {
-            0 => format!("{} , so {who} {verb} it .", self.review(good).trim_end_matches(" .")),
+            0 => format!(
+                "{} , so {who} {verb} it .",
+                self.review(good).trim_end_matches(" .")
+            ),
             1 => format!("{who} left {mood} because {} .", self.clause(good)),
-            2 => format!("{who} {verb} it , and the {thing} was {} .", self.opinion(good)),
-            3 => format!("{} , so {who} left {mood} .", self.review(good).trim_end_matches(" .")),
+            2 => format!(
+                "{who} {verb} it , and the {thing} was {} .",
+                self.opinion(good)
+            ),
+            3 => format!(
+                "{} , so {who} left {mood} .",
+                self.review(good).trim_end_matches(" .")
+            ),
             _ => {
                 let adjectives = if good { &GOOD } else { &BAD };
                 let (first, second) = (self.pick(adjectives), self.pick(adjectives));
-                format!("the {} was {first} and {second} , so {who} {verb} it .", self.pick(&PARTS))
+                format!(
+                    "the {} was {first} and {second} , so {who} {verb} it .",
+                    self.pick(&PARTS)
+                )
             }
         }
     }
 }
 
 fn table(seed: u64, adjectives: usize, rows: usize, avoid: &mut BTreeSet<String>) -> String {
-    let mut writer = Writer { random: ChaCha8Rng::seed_from_u64(seed), adjectives };
+    let mut writer = Writer {
+        random: ChaCha8Rng::seed_from_u64(seed),
+        adjectives,
+    };
     let mut text = String::from("text\tlabel\n");
     let mut count = 0;
     while count < rows {
         let good = count % 2 == 0;
         let review = writer.review(good);
         if avoid.insert(review.clone()) {
-            let _ = writeln!(text, "{review}\t{}", if good { "positive" } else { "negative" });
+            let _ = writeln!(
+                text,
+                "{review}\t{}",
+                if good { "positive" } else { "negative" }
+            );
             count += 1;
         }
     }
@@ -134,14 +180,30 @@ fn table(seed: u64, adjectives: usize, rows: usize, avoid: &mut BTreeSet<String>
 fn vocabulary() -> Vec<String> {
     let special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"];
     let moods = MOODS.iter().flat_map(|(happy, sad)| [*happy, *sad]);
-    let lists = [&WORDS[..], &GOOD, &BAD, &PARTS, &THINGS, &LOVED, &HATED, &DEGREES[1..]];
+    let lists = [
+        &WORDS[..],
+        &GOOD,
+        &BAD,
+        &PARTS,
+        &THINGS,
+        &LOVED,
+        &HATED,
+        &DEGREES[1..],
+    ];
     let words: BTreeSet<&str> = lists.into_iter().flatten().copied().chain(moods).collect();
-    special.into_iter().chain(words).map(str::to_owned).collect()
+    special
+        .into_iter()
+        .chain(words)
+        .map(str::to_owned)
+        .collect()
 }
 
 fn tokenizer(vocabulary: &[String]) -> serde_json::Value {
-    let numbered: serde_json::Map<String, serde_json::Value> =
-        vocabulary.iter().enumerate().map(|(number, word)| (word.clone(), json!(number))).collect();
+    let numbered: serde_json::Map<String, serde_json::Value> = vocabulary
+        .iter()
+        .enumerate()
+        .map(|(number, word)| (word.clone(), json!(number)))
+        .collect();
     let added: Vec<_> = (0..5)
         .map(|id| {
             json!({ "id": id, "content": vocabulary[id], "single_word": false, "lstrip": false,
@@ -175,22 +237,34 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut used = BTreeSet::new();
     std::fs::write(folder.join("train.tsv"), table(1, SEEN, 800, &mut used))?;
     std::fs::write(folder.join("dev.tsv"), table(2, GOOD.len(), 400, &mut used))?;
-    std::fs::write(folder.join("test.tsv"), table(3, GOOD.len(), 400, &mut used))?;
+    std::fs::write(
+        folder.join("test.tsv"),
+        table(3, GOOD.len(), 400, &mut used),
+    )?;
 
-    let mut writer = Writer { random: ChaCha8Rng::seed_from_u64(4), adjectives: GOOD.len() };
+    let mut writer = Writer {
+        random: ChaCha8Rng::seed_from_u64(4),
+        adjectives: GOOD.len(),
+    };
     for (name, lines) in [("corpus.txt", 30_000), ("corpus_dev.txt", 500)] {
         let text: String = (0..lines).map(|_| writer.line() + "\n").collect();
         std::fs::write(folder.join(name), text)?;
     }
 
     let vocabulary = vocabulary();
-    std::fs::write(blank.join("tokenizer.json"), serde_json::to_string(&tokenizer(&vocabulary))? + "\n")?;
+    std::fs::write(
+        blank.join("tokenizer.json"),
+        serde_json::to_string(&tokenizer(&vocabulary))? + "\n",
+    )?;
     let config = json!({
         "architectures": ["BertForMaskedLM"], "model_type": "bert", "hidden_size": 128, "num_hidden_layers": 3,
         "num_attention_heads": 4, "intermediate_size": 384, "hidden_act": "gelu", "vocab_size": vocabulary.len(),
         "max_position_embeddings": 48, "type_vocab_size": 2, "layer_norm_eps": 1e-12, "initializer_range": 0.02,
         "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "pad_token_id": 0,
     });
-    std::fs::write(blank.join("config.json"), serde_json::to_string_pretty(&config)? + "\n")?;
+    std::fs::write(
+        blank.join("config.json"),
+        serde_json::to_string_pretty(&config)? + "\n",
+    )?;
     Ok(())
 }

@@ -36,29 +36,26 @@ pub fn quoted_list<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     }
 }
 
-/// The known name that was probably meant: the same in another case, or within an edit distance
-/// of a third of its length.
+/// The known name that was probably meant: the same in another case, one that begins the other
+/// (`batch` for `batchsize`), or one within an edit distance of a third of the length.
 pub fn did_you_mean<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let lower = name.to_lowercase();
-    known
+    let length = lower.chars().count();
+    let distance = |candidate: &str| {
+        let other = candidate.to_lowercase();
+        let (short, long) = (
+            length.min(other.chars().count()),
+            length.max(other.chars().count()),
+        );
+        let begins = lower.starts_with(&other) || other.starts_with(&lower);
+        let edits = strsim::damerau_levenshtein(&lower, &other);
+        let is_near = edits <= long.div_ceil(3) && edits < short;
+        (is_near || (begins && long <= 2 * short)).then_some(edits)
+    };
+    let near = known
         .into_iter()
-        .map(|candidate| {
-            (
-                strsim::damerau_levenshtein(&lower, &candidate.to_lowercase()),
-                candidate,
-            )
-        })
-        .filter(|(distance, candidate)| {
-            *distance
-                <= candidate
-                    .chars()
-                    .count()
-                    .max(name.chars().count())
-                    .div_ceil(3)
-                    .max(1)
-        })
-        .filter(|(distance, candidate)| *distance < candidate.chars().count())
-        .min_by_key(|(distance, _)| *distance)
+        .filter_map(|candidate| Some((distance(candidate)?, candidate)));
+    near.min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
 }
 

@@ -180,6 +180,7 @@ fn read_override(
             0 => problem,
             _ => problem.at(default.span, format!("the default is {wanted}")),
         });
+        return default.clone();
     }
     Spanned::new(value, default.span)
 }

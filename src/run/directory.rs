@@ -83,16 +83,24 @@ const CHECKPOINT: &str = "checkpoint.safetensors";
 const MANIFEST: &str = "manifest.yaml";
 
 impl Directory {
+    /// Makes sure that there is no `out` yet.
+    ///
+    /// # Errors
+    /// There is.
+    pub fn check(out: &Path) -> Result<(), Problem> {
+        if !out.exists() {
+            return Ok(());
+        }
+        let message = format!("the output directory `{}` exists", out.display());
+        Err(Problem::new("delta::run::exists", message)
+            .help("give another one with `--out DIR`, or remove it"))
+    }
+
     /// Makes `OUT.partial`, or takes up one that the same plan left unfinished.
     ///
     /// # Errors
-    /// `out` exists, or `OUT.partial` belongs to another plan.
+    /// `OUT.partial` belongs to another plan.
     pub fn prepare(out: &Path, manifest: &Manifest, source: &str) -> Result<Self, Problem> {
-        if out.exists() {
-            let message = format!("the output directory `{}` exists", out.display());
-            return Err(Problem::new("delta::run::exists", message)
-                .help("give another one with `--out DIR`, or remove it"));
-        }
         let mut name = out.file_name().unwrap_or_default().to_os_string();
         name.push(".partial");
         let directory = Directory {

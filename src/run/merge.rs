@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{json, Value};
 
+use super::Directory;
 use crate::backbone::{Parameter, Site};
 use crate::diagnostic::Problem;
 use crate::engine::Backend;
@@ -17,12 +18,7 @@ use crate::plan::{Plan, TaskKind};
 /// # Errors
 /// A delta in place cannot be folded; `out` exists; a file cannot be written.
 pub fn merge<D: Backend>(plan: &Plan, graph: &Graph<D>, out: &Path) -> Result<(), Problem> {
-    if out.exists() {
-        let message = format!("the output directory `{}` exists", out.display());
-        return Err(
-            Problem::new("delta::run::exists", message).help("give another one, or remove it")
-        );
-    }
+    Directory::check(out)?;
     let tensors = merged_tensors(plan, graph)?;
     let mut name = out.file_name().unwrap_or_default().to_os_string();
     name.push(".partial");

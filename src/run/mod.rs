@@ -63,11 +63,14 @@ pub fn run<D: Executor>(
     interrupted: &AtomicBool,
     progress: Progress,
 ) -> Result<Ended, Problem> {
+    Directory::check(out)?;
     let mut loader = Loader::new(plan)?;
     let data = loader.stages(plan)?;
-    let manifest = Manifest::new(plan, source)?;
-    let directory = Directory::prepare(out, &manifest, source)?;
-    let mut graph = Graph::load(plan, device)?;
+    let mut graph =
+        Graph::load(plan, device).map_err(|problem| problem.or_at(plan.backbone.span))?;
+    (0..plan.stages.len()).try_for_each(|stage| graph.activate(plan, stage))?;
+    // From here on there is nothing left of the input that could be wrong.
+    let directory = Directory::prepare(out, &Manifest::new(plan, source)?, source)?;
     let state = directory.resume()?.unwrap_or_else(|| State {
         values: graph.tensors(),
         ..State::default()

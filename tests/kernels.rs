@@ -1,0 +1,260 @@
+//! Every CPU kernel is held to its definition in dfdx operations: the value, and the gradient of every
+//! input, for odd sizes, one row, sequences of length 1, and extreme values.
+
+use deltarun::engine::{
+    backward, definition, with_trace, Activation, AttentionShape, Backend, Dropout, Layout, Matrix,
+    Recorder, Scalar, Vector,
+};
+use dfdx::prelude::*;
+use proptest::prelude::*;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+type Op<'a> = dyn Fn(&[Matrix<Cpu>], &[Vector<Cpu>]) -> Matrix<Cpu> + 'a;
+
+struct Inputs {
+    matrices: Vec<(Vec<f32>, (usize, usize))>,
+    vectors: Vec<Vec<f32>>,
+}
+
+struct Random(ChaCha8Rng);
+
+impl Random {
+    fn new(seed: u64) -> Self {
+        Random(ChaCha8Rng::seed_from_u64(seed))
+    }
+
+    fn values(&mut self, count: usize, scale: f32) -> Vec<f32> {
+        (0..count)
+            .map(|_| scale * self.0.random_range(-1.0..1.0f32))
+            .collect()
+    }
+
+    fn matrix(&mut self, rows: usize, columns: usize, scale: f32) -> (Vec<f32>, (usize, usize)) {
+        (self.values(rows * columns, scale), (rows, columns))
+    }
+}
+
+/// The value of an op, and the gradients of all inputs of `Σ weights ⊙ value`.
+fn value_and_gradients(inputs: &Inputs, op: &Op) -> (Vec<f32>, Vec<Vec<f32>>) {
+    let device = Cpu::default();
+    let recorder = Recorder::new();
+    let matrices: Vec<_> = inputs
+        .matrices
+        .iter()
+        .map(|(values, shape)| device.tensor_from_vec(values.clone(), *shape))
+        .collect();
+    let vectors: Vec<_> = inputs
+        .vectors
+        .iter()
+        .map(|v| device.tensor_from_vec(v.clone(), (v.len(),)))
+        .collect();
+    let traced_matrices: Vec<_> = matrices.iter().map(|m| with_trace(m, &recorder)).collect();
+    let traced_vectors: Vec<_> = vectors.iter().map(|v| with_trace(v, &recorder)).collect();
+    let out = op(&traced_matrices, &traced_vectors);
+    let shape = *out.shape();
+    let value = out.as_vec();
+    let weights = Random::new(99).values(value.len(), 1.0);
+    let weights: Tensor<(usize, usize), f32, Cpu> = device.tensor_from_vec(weights, shape);
+    let loss: Scalar<Cpu> = (out * weights).sum();
+    let mut gradients = backward(loss).unwrap();
+    let mut all = Vec::new();
+    for matrix in &matrices {
+        all.push(Cpu::read_gradient(&mut gradients, matrix).unwrap());
+    }
+    for vector in &vectors {
+        all.push(Cpu::read_gradient(&mut gradients, vector).unwrap());
+    }
+    (value, all)
+}
+
+fn close(what: &str, found: &[f32], expected: &[f32], tolerance: f32) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let largest = expected.iter().fold(1.0f32, |a, b| a.max(b.abs()));
+    for (i, (f, e)) in found.iter().zip(expected).enumerate() {
+        let is_close = (f - e).abs() <= tolerance * largest;
+        assert!(
+            is_close,
+            "{what}, element {i}: {f} is not {e} (largest {largest})"
+        );
+    }
+}
+
+fn compare(inputs: &Inputs, kernel: &Op, definition: &Op, tolerance: f32) {
+    let (value, gradients) = value_and_gradients(inputs, kernel);
+    let (expected, expected_gradients) = value_and_gradients(inputs, definition);
+    close("value", &value, &expected, tolerance);
+    for (i, (found, expected)) in gradients.iter().zip(&expected_gradients).enumerate() {
+        close(&format!("gradient {i}"), found, expected, tolerance);
+    }
+}
+
+fn layout(lengths: &[usize]) -> Layout {
+    Layout::new(
+        lengths.iter().copied(),
+        (1..=lengths.len() as u64).collect(),
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn linear(seed: u64, rows in 1..40usize, input in 1..70usize, out in 1..70usize, with_bias: bool) {
+        let mut random = Random::new(seed);
+        let inputs = Inputs {
+            matrices: vec![random.matrix(rows, input, 1.0), random.matrix(out, input, 1.0)],
+            vectors: vec![random.values(out, 1.0)],
+        };
+        let bias = |v: &[Vector<Cpu>]| with_bias.then(|| v[0].clone());
+        compare(
+            &inputs,
+            &|m, v| Cpu::linear(&m[0], &m[1], bias(v).as_ref()).unwrap(),
+            &|m, v| definition::linear(&m[0], &m[1], bias(v).as_ref()).unwrap(),
+            2e-5,
+        );
+    }
+
+    #[test]
+    fn linear_of_a_frozen_weight(seed: u64, rows in 1..40usize, input in 1..70usize, out in 1..70usize) {
+        let mut random = Random::new(seed);
+        let inputs = Inputs { matrices: vec![random.matrix(rows, input, 1.0)], vectors: vec![] };
+        let weight: Tensor<(usize, usize), f32, Cpu> =
+            Cpu::default().tensor_from_vec(random.values(out * input, 1.0), (out, input));
+        let weight = with_trace(&weight, &deltarun::engine::Trace::off());
+        compare(
+            &inputs,
+            &|m, _| Cpu::linear(&m[0], &weight, None).unwrap(),
+            &|m, _| definition::linear(&m[0], &weight, None).unwrap(),
+            2e-5,
+        );
+    }
+
+    #[test]
+    fn layer_norm(seed: u64, rows in 1..20usize, hidden in 2..70usize, scale in prop::sample::select(vec![1e-2f32, 1.0, 1e3])) {
+        let mut random = Random::new(seed);
+        let inputs = Inputs {
+            matrices: vec![random.matrix(rows, hidden, scale)],
+            vectors: vec![random.values(hidden, 1.0), random.values(hidden, 1.0)],
+        };
+        compare(
+            &inputs,
+            &|m, v| Cpu::layer_norm(&m[0], &v[0], &v[1], 1e-5).unwrap(),
+            &|m, v| definition::layer_norm(&m[0], &v[0], &v[1], 1e-5).unwrap(),
+            1e-4,
+        );
+    }
+
+    #[test]
+    fn activations(seed: u64, rows in 1..20usize, columns in 1..70usize, scale in prop::sample::select(vec![1.0f32, 10.0, 80.0])) {
+        let mut random = Random::new(seed);
+        let inputs = Inputs { matrices: vec![random.matrix(rows, columns, scale)], vectors: vec![] };
+        use Activation::*;
+        for activation in [Gelu, GeluTanh, Relu, Swish, Tanh] {
+            compare(
+                &inputs,
+                &|m, _| Cpu::activate(&m[0], activation).unwrap(),
+                &|m, _| definition::activate(&m[0], activation).unwrap(),
+                1e-5,
+            );
+        }
+    }
+
+    #[test]
+    fn attention(
+        seed: u64,
+        lengths in prop::collection::vec(1..20usize, 1..5),
+        heads in 1..4usize,
+        width in 1..10usize,
+        causal: bool,
+        drop: bool,
+        scale in prop::sample::select(vec![1.0f32, 6.0]),
+    ) {
+        let mut random = Random::new(seed);
+        let (rows, hidden) = (lengths.iter().sum(), heads * width);
+        let inputs = Inputs {
+            matrices: (0..3).map(|_| random.matrix(rows, hidden, scale)).collect(),
+            vectors: vec![],
+        };
+        let layout = layout(&lengths);
+        let shape = AttentionShape { heads, causal };
+        let dropout = drop.then_some(Dropout { probability: 0.3, site: 5 });
+        compare(
+            &inputs,
+            &|m, _| Cpu::attention(&m[0], &m[1], &m[2], &layout, shape, dropout).unwrap(),
+            &|m, _| definition::attention(&m[0], &m[1], &m[2], &layout, shape, dropout).unwrap(),
+            5e-5,
+        );
+    }
+
+    #[test]
+    fn rows_and_columns(seed: u64, lengths in prop::collection::vec(1..9usize, 1..5), columns in 3..40usize) {
+        let mut random = Random::new(seed);
+        let rows: usize = lengths.iter().sum();
+        let inputs = Inputs {
+            matrices: vec![random.matrix(rows, columns, 1.0), random.matrix(rows, columns, 1.0)],
+            vectors: vec![],
+        };
+        let layout = layout(&lengths);
+        let dropout = Dropout { probability: 0.4, site: 9 };
+        let indices: Vec<usize> = (0..rows + 2).map(|i| (i * 7) % rows).collect();
+        let pairs: [(&Op, &Op); 6] = [
+            (&|m, _| Cpu::add(&m[0], &m[1]).unwrap(), &|m, _| definition::add(&m[0], &m[1]).unwrap()),
+            (&|m, _| Cpu::scale(&m[0], 1.7).unwrap(), &|m, _| definition::scale(&m[0], 1.7).unwrap()),
+            (
+                &|m, _| Cpu::dropout(&m[0], &layout, dropout).unwrap(),
+                &|m, _| definition::dropout(&m[0], &layout, dropout).unwrap(),
+            ),
+            (
+                &|m, _| Cpu::select_rows(&m[0], &indices).unwrap(),
+                &|m, _| definition::select_rows(&m[0], &indices).unwrap(),
+            ),
+            (
+                &|m, _| Cpu::columns(&m[0], 1..3).unwrap(),
+                &|m, _| definition::columns(&m[0], 1..3).unwrap(),
+            ),
+            (&|m, _| Cpu::join_columns(m).unwrap(), &|m, _| definition::join_columns(m).unwrap()),
+        ];
+        for (kernel, definition) in pairs {
+            compare(&inputs, kernel, definition, 1e-6);
+        }
+    }
+
+    #[test]
+    fn losses(seed: u64, rows in 1..20usize, classes in 2..12usize, scale in prop::sample::select(vec![1.0f32, 30.0])) {
+        let mut random = Random::new(seed);
+        let inputs = Inputs { matrices: vec![random.matrix(rows, classes, scale)], vectors: vec![] };
+        let labels: Vec<usize> = (0..rows).map(|row| (row * 5 + seed as usize % 7) % classes).collect();
+        let as_matrix = |loss: Scalar<Cpu>| loss.reshape_like(&(1usize, 1usize));
+        compare(
+            &inputs,
+            &|m, _| as_matrix(Cpu::cross_entropy(&m[0], &labels, rows + 3).unwrap()),
+            &|m, _| as_matrix(definition::cross_entropy(&m[0], &labels, rows + 3).unwrap()),
+            1e-5,
+        );
+    }
+}
+
+#[test]
+fn a_nan_stays_one() {
+    let device = Cpu::default();
+    let off = deltarun::engine::Trace::off();
+    let x: Tensor<(usize, usize), f32, Cpu> = device.tensor_from_vec(vec![f32::NAN, 1.0], (1, 2));
+    let x = with_trace(&x, &off);
+    for activation in [
+        Activation::Gelu,
+        Activation::Relu,
+        Activation::Swish,
+        Activation::Tanh,
+    ] {
+        assert!(Cpu::activate(&x, activation).unwrap().as_vec()[0].is_nan());
+    }
+    let shape = AttentionShape {
+        heads: 1,
+        causal: false,
+    };
+    assert!(Cpu::attention(&x, &x, &x, &layout(&[1]), shape, None)
+        .unwrap()
+        .as_vec()[0]
+        .is_nan());
+}

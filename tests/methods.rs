@@ -1,0 +1,169 @@
+//! What holds for every method: gradients against finite differences, what a fresh delta changes,
+//! and that frozen weights do not change.
+
+mod common;
+
+use common::{classifier, fixture, Expected};
+use deltarun::engine::Backend;
+use deltarun::graph::{Batch, Graph};
+use deltarun::plan::Plan;
+use dfdx::prelude::Cpu;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// Statements that place each method, and the delta's name.
+const METHODS: [(&str, &str); 5] = [
+    (
+        "insert delta = houlsby { bottleneck = 5 } after block.*.{attn,ff}",
+        "delta",
+    ),
+    (
+        "insert delta = houlsby { bottleneck = 3, activation = tanh } after block.1.ff",
+        "delta",
+    ),
+    ("unfreeze delta = **.bias", "delta"),
+    ("unfreeze delta = **", "delta"),
+    (
+        "reparam delta = lora { rank = 3, alpha = 5 } on block.*.{attn.{q,o},ff.down}",
+        "delta",
+    ),
+];
+
+fn load(backbone: &str, statement: &str, train: &str) -> (Plan, Graph<Cpu>, Vec<Batch>) {
+    let directory = fixture(backbone);
+    let labels = if backbone == "bert_a" { 2 } else { 3 };
+    let plan = classifier(&directory, labels, statement, train);
+    let mut graph = Graph::load(&plan, Cpu::default()).unwrap();
+    graph.activate(&plan, 0).unwrap();
+    let expected = Expected::open(&directory);
+    (plan, graph, vec![expected.batch(0)])
+}
+
+/// Moves every trained parameter away from where it begins, so that no gradient is zero by accident.
+fn shake(graph: &mut Graph<Cpu>, seed: u64) {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let mut tensors = graph.tensors();
+    tensors.retain(|key, _| graph.trained().contains(key));
+    for (values, _) in tensors.values_mut() {
+        values
+            .iter_mut()
+            .for_each(|value| *value += 0.2 * random.random_range(-1.0..1.0f32));
+    }
+    graph.set(tensors).unwrap();
+}
+
+fn loss(graph: &Graph<Cpu>, batch: &[Batch]) -> f64 {
+    batch
+        .iter()
+        .map(|batch| f64::from(Cpu::read(&graph.inference().loss(batch).unwrap())[0]))
+        .sum()
+}
+
+/// The derivative along the gradient of each parameter, by a central difference of order 4, against
+/// the gradient's norm.
+#[test]
+fn gradients_are_those_of_finite_differences() {
+    for backbone in ["bert_a", "roberta", "gpt2"] {
+        for (statement, name) in METHODS {
+            let (_, mut graph, batch) = load(backbone, statement, &format!("{name}, head"));
+            shake(&mut graph, 3);
+            let (_, gradients) = graph.gradients(&batch).unwrap();
+            let start = graph.tensors();
+            let mut worst = 0.0f64;
+            for (key, gradient) in &gradients {
+                let norm = gradient
+                    .iter()
+                    .map(|g| f64::from(*g).powi(2))
+                    .sum::<f64>()
+                    .sqrt();
+                if norm < 1e-3 {
+                    continue; // below what f32 losses can resolve
+                }
+                let mut at = |distance: f64| {
+                    let (mut values, shape) = start[key].clone();
+                    for (value, g) in values.iter_mut().zip(gradient) {
+                        *value += (distance * f64::from(*g) / norm) as f32;
+                    }
+                    graph.set([(key.clone(), (values, shape))].into()).unwrap();
+                    loss(&graph, &batch)
+                };
+                let h = 0.01;
+                let slope = (8.0 * (at(h) - at(-h)) - (at(2.0 * h) - at(-2.0 * h))) / (12.0 * h);
+                at(0.0);
+                let error = (slope - norm).abs() / norm.max(0.02);
+                worst = worst.max(error);
+                assert!(
+                    error < 5e-3,
+                    "{backbone}, {statement}, {key}: {slope} is not {norm}"
+                );
+            }
+            println!(
+                "{backbone}, {statement}: {} gradients, worst relative error {worst:.1e}",
+                gradients.len()
+            );
+        }
+    }
+}
+
+#[test]
+fn a_fresh_lora_and_unfrozen_weights_change_nothing() {
+    for (statement, name) in &METHODS[2..] {
+        let (_, plain, batch) = load("bert_a", "", "head");
+        let (_, graph, _) = load("bert_a", statement, &format!("{name}, head"));
+        assert_eq!(loss(&plain, &batch), loss(&graph, &batch), "{statement}");
+    }
+}
+
+#[test]
+fn a_fresh_adapter_changes_almost_nothing() {
+    let (_, plain, batch) = load("bert_a", "", "head");
+    let (_, graph, _) = load("bert_a", METHODS[0].0, "delta, head");
+    let difference = (loss(&plain, &batch) - loss(&graph, &batch)).abs();
+    assert!(difference > 0.0 && difference < 1e-2, "{difference}");
+}
+
+#[test]
+fn only_what_a_stage_trains_gets_a_gradient() {
+    let statements = "reparam a = lora on block.0.attn.q\nreparam b = lora on block.1.attn.q\nunfreeze c = block.1.ff.norm";
+    let (_, graph, batch) = load(
+        "bert_a",
+        &format!("{statements}\nstage first {{ train = [b, c], steps = 1, optimizer = sgd {{ lr = 1 }} }}"),
+        "a, head",
+    );
+    let (_, gradients) = graph.gradients(&batch).unwrap();
+    let keys: Vec<&str> = gradients.keys().map(String::as_str).collect();
+    assert_eq!(
+        keys,
+        [
+            "b.block.1.attn.q.A",
+            "b.block.1.attn.q.B",
+            "c.block.1.ff.norm.bias",
+            "c.block.1.ff.norm.weight"
+        ]
+    );
+}
+
+/// Two deltas at one site act in the order of the file, and a stage's `without` takes one away.
+#[test]
+fn stages_keep_earlier_deltas_and_do_without_them_when_told() {
+    let statements = "reparam a = lora on block.*.attn.q\nreparam b = lora on block.*.attn.q";
+    let stage = |name: &str, train: &str, more: &str| {
+        format!("stage {name} {{ train = [{train}], steps = 1, optimizer = sgd {{ lr = 1 }} {more} }}\n")
+    };
+    let text = |without: &str| {
+        format!(
+            "{statements}\n{}{}",
+            stage("one", "a, head", ""),
+            stage("two", "b", without)
+        )
+    };
+    let active = |without: &str| -> Vec<String> {
+        let plan = classifier(&fixture("bert_a"), 2, &text(without), "a");
+        plan.active(1)
+            .iter()
+            .map(|delta| delta.name.clone())
+            .collect()
+    };
+    assert_eq!(active(""), ["a", "b"]);
+    assert_eq!(active("without = [a]"), ["b"]);
+}

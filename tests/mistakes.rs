@@ -1,0 +1,240 @@
+//! Every mistake that the plan can find: a sound pipeline with one thing changed, and the whole
+//! message as a snapshot.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use deltarun::backbone::read_config;
+use deltarun::diagnostic::Problems;
+use deltarun::plan::{plan, Overrides};
+use deltarun::syntax::parse;
+
+const SOUND: &str = r#"pipeline sst2
+
+param rank = 4
+
+backbone "bert_a" { max_length = 16 }
+
+data {
+    train = tsv("train.tsv")
+    dev = tsv("dev.tsv")
+}
+
+task classify {
+    text = sentence
+    label = label
+    labels = { "0" = negative, "1" = positive }
+    metric = accuracy
+}
+
+unfreeze biases = **.bias
+insert adapters = houlsby { bottleneck = 6 } after block.*.{attn,ff}
+reparam low_rank = lora { rank = rank, alpha = 16 } on block.*.attn.{q,v} expect 4
+
+stage warm_up {
+    train = [biases, head]
+    steps = 300
+    optimizer = adamw { lr = 1e-3 }
+}
+
+stage compose {
+    train = [adapters, low_rank, head]
+    epochs = 3
+    batch = 32
+    optimizer = adamw { lr = 5e-4 }
+    schedule = linear { warmup = 6% }
+    evaluate = every 200 steps
+    keep = best
+}
+"#;
+
+fn message(text: &str, overrides: &Overrides) -> Option<String> {
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let find = |location: &str| {
+        let directory = base.join(location);
+        let found = read_config(&directory).map_err(|mut problem| {
+            problem.message = problem.message.replace(&base.display().to_string(), "");
+            problem
+        });
+        Ok((directory.clone(), found?))
+    };
+    let problems = match parse(text) {
+        Err(problem) => vec![problem],
+        Ok(pipeline) => plan(&pipeline, overrides, &base, &find).err()?,
+    };
+    for problem in &problems {
+        assert!(problem.help.is_some(), "no way out: {problem:?}");
+    }
+    let problems = Problems::in_source("sst2.delta", text, problems);
+    assert_eq!(problems.exit_code(), 2);
+    Some(problems.render(false))
+}
+
+#[test]
+fn the_sound_pipeline_has_no_mistakes() {
+    assert_eq!(message(SOUND, &BTreeMap::new()), None);
+}
+
+/// Name of the snapshot, what is replaced, by what.
+const MISTAKES: &[(&str, &str, &str)] = &[
+    (
+        "syntax_missing_value",
+        "rank = rank, alpha",
+        "rank = , alpha",
+    ),
+    ("syntax_statement", "reparam low_rank", "repram low_rank"),
+    ("syntax_unclosed", "keep = best\n}", "keep = best\n"),
+    ("syntax_escape", "\"train.tsv\"", "\"train\\q.tsv\""),
+    ("syntax_number", "steps = 300", "steps = 1e999"),
+    ("unknown_key", "batch = 32", "batchsize = 32"),
+    ("unknown_key_of_method", "bottleneck = 6", "botleneck = 6"),
+    ("wrong_type", "batch = 32", "batch = \"32\""),
+    ("out_of_range", "batch = 32", "batch = 0"),
+    ("wrong_unit", "warmup = 6%", "warmup = 0.06"),
+    ("unknown_word", "keep = best", "keep = bst"),
+    (
+        "unknown_optimizer",
+        "adamw { lr = 5e-4 }",
+        "adam { lr = 5e-4 }",
+    ),
+    ("missing_learning_rate", "adamw { lr = 5e-4 }", "adamw"),
+    (
+        "no_match",
+        "block.*.attn.{q,v} expect 4",
+        "block.*.attn.{q,vv}",
+    ),
+    ("no_match_deep", "block.*.{attn,ff}", "blocks.*.{attn,ff}"),
+    (
+        "no_match_checkpoint_name",
+        "block.*.attn.{q,v} expect 4",
+        "\"encoder.layer.0.attention.self.querry\"",
+    ),
+    ("expect", "expect 4", "expect 12"),
+    ("range", "block.*.attn.{q,v} expect 4", "block[0..4].attn.q"),
+    ("wrong_site", "block.*.{attn,ff}", "block.*.attn.q"),
+    (
+        "wrong_site_norm",
+        "block.*.attn.{q,v} expect 4",
+        "block.*.attn.*",
+    ),
+    (
+        "wrong_statement",
+        "insert adapters = houlsby { bottleneck = 6 } after",
+        "insert adapters = lora after",
+    ),
+    ("unknown_method", "= lora {", "= lorra {"),
+    ("rank_above_dimension", "param rank = 4", "param rank = 64"),
+    ("unknown_delta", "[biases, head]", "[biasses, head]"),
+    (
+        "untrained_delta",
+        "[adapters, low_rank, head]",
+        "[adapters, head]",
+    ),
+    ("trains_nothing", "[biases, head]", "[]"),
+    (
+        "unused_param",
+        "param rank = 4",
+        "param rank = 4\nparam spare = 1",
+    ),
+    (
+        "duplicate_param",
+        "param rank = 4",
+        "param rank = 4\nparam rank = 5",
+    ),
+    ("duplicate_key", "batch = 32", "batch = 32\n    batch = 16"),
+    ("duplicate_delta", "unfreeze biases", "unfreeze low_rank"),
+    (
+        "reserved_name",
+        "unfreeze biases = **.bias",
+        "unfreeze head = **.bias",
+    ),
+    (
+        "overlap",
+        "unfreeze biases = **.bias",
+        "unfreeze biases = **.bias\nunfreeze norms = block.*.attn.norm",
+    ),
+    (
+        "steps_and_epochs",
+        "epochs = 3",
+        "epochs = 3\n    steps = 5",
+    ),
+    ("no_length", "    epochs = 3\n", ""),
+    (
+        "one_label",
+        "{ \"0\" = negative, \"1\" = positive }",
+        "{ \"0\" = negative }",
+    ),
+    (
+        "no_labels",
+        "    labels = { \"0\" = negative, \"1\" = positive }\n",
+        "",
+    ),
+    (
+        "metric_of_another_task",
+        "metric = accuracy",
+        "metric = pearson",
+    ),
+    ("unknown_reader", "dev = tsv(", "dev = tvs("),
+    ("unknown_task", "task classify", "task clasify"),
+    ("no_backbone", "backbone \"bert_a\" { max_length = 16 }", ""),
+    ("missing_backbone", "\"bert_a\"", "\"bert_z\""),
+    (
+        "max_length_above_positions",
+        "max_length = 16",
+        "max_length = 512",
+    ),
+    (
+        "without_not_in_place",
+        "keep = best",
+        "keep = best\n    without = [low_rank]",
+    ),
+    (
+        "unused_data",
+        "task classify",
+        "data spare { train = tsv(\"x.tsv\") }\n\ntask classify",
+    ),
+    (
+        "freeze_takes_all",
+        "insert adapters",
+        "freeze **\ninsert adapters",
+    ),
+    (
+        "several_at_once",
+        "alpha = 16 } on block.*.attn.{q,v} expect 4",
+        "alhpa = 16 } on block.*.atn.q",
+    ),
+];
+
+#[test]
+fn every_mistake_has_its_message() {
+    for (name, from, to) in MISTAKES {
+        assert!(
+            SOUND.contains(from),
+            "{name}: `{from}` is not in the sound pipeline"
+        );
+        let text = SOUND.replacen(from, to, 1);
+        let message = message(&text, &BTreeMap::new())
+            .unwrap_or_else(|| panic!("{name}: no mistake was found"));
+        insta::assert_snapshot!(*name, message);
+    }
+}
+
+#[test]
+fn overrides_have_their_messages() {
+    for (name, key, value) in [
+        ("override_unknown", "rnak", "8"),
+        ("override_type", "rank", "many"),
+    ] {
+        let overrides = [(key.to_owned(), value.to_owned())].into();
+        let message =
+            message(SOUND, &overrides).unwrap_or_else(|| panic!("{name}: no mistake was found"));
+        insta::assert_snapshot!(name, message);
+    }
+}
+
+#[test]
+fn params_replace_values() {
+    let overrides = [("rank".to_owned(), "64".to_owned())].into();
+    let message = message(SOUND, &overrides).expect("rank 64 is above the dimension");
+    assert!(message.contains("`rank` is 64"), "{message}");
+}
