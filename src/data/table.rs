@@ -81,6 +81,12 @@ impl Table {
     }
 }
 
+fn no_examples(file: &FilePlan) -> Problem {
+    at_line("delta::data::empty", &file.path, 0, "it has no examples")
+        .at(file.span, "this file")
+        .help("give a file with at least one row below its header")
+}
+
 /// The columns of a file, from its first line alone.
 ///
 /// # Errors
@@ -95,6 +101,9 @@ pub fn read_columns(file: &FilePlan) -> Result<Vec<String>, Problem> {
     std::io::BufReader::new(opened)
         .read_until(b'\n', &mut line)
         .map_err(|e| unreadable(file, &e))?;
+    if line.is_empty() {
+        return Err(no_examples(file));
+    }
     let text = utf8(file, line)?;
     Ok(match file.format {
         FileFormat::Tsv => tsv(file, &text)?.columns,

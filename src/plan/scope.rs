@@ -49,6 +49,12 @@ impl Scope {
             scope.params.insert(name.node.clone(), value);
             scope.declared.push(name.clone());
         }
+        if let (Some(seed), None) = (overrides.get("seed"), scope.params.get("seed")) {
+            let undeclared = Spanned::new("seed".to_owned(), Span::default());
+            let default = Spanned::new(Value::Number(0.0), Span::default());
+            let value = read_override(&undeclared, &default, seed, problems);
+            scope.params.insert("seed".to_owned(), value);
+        }
         for name in overrides
             .keys()
             .filter(|name| !scope.params.contains_key(*name))
