@@ -78,7 +78,7 @@ impl Config {
             initializer_range: fraction(&json, "initializer_range", 0.02)?,
             family: family.name,
         };
-        if config.hidden % config.heads != 0 {
+        if !config.hidden.is_multiple_of(config.heads) {
             return Err(format!(
                 "its {} attention heads do not divide its hidden width {}",
                 config.heads, config.hidden

@@ -1,19 +1,16 @@
 //! The conductor of planning: statement by statement, going on past every mistake.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::fields::{Fields, Problems};
 use super::scope::{Overrides, Scope};
-use super::selection::Modules;
 use super::stages::{stage, Known};
-use super::{tasks, BackbonePlan, Change, DataPlan, DeltaPlan, Plan, TaskPlan};
-use crate::backbone::{Config, Module, Tree};
-use crate::delta::{Method, Placement};
+use super::{tasks, BackbonePlan, DataPlan, Plan, TaskPlan};
+use crate::backbone::Config;
 use crate::diagnostic::{Problem, Span};
-use crate::syntax::ast::{Block, Name, Pipeline, Place, Selection, Spanned, Statement, Value};
-use crate::text::{did_you_mean, quoted_list};
+use crate::syntax::ast::{Block, Name, Pipeline, Spanned, Statement, Value};
 
 /// Finds a backbone by what the file calls it: its directory and its dimensions.
 pub type FindBackbone<'a> = dyn Fn(&str) -> Result<(PathBuf, Config), Problem> + 'a;
@@ -87,12 +84,13 @@ fn seed(scope: &Scope, problems: &Problems) -> u64 {
     }
 }
 
-struct Builder<'a> {
+/// What planning goes through the file with.
+pub(super) struct Builder<'a> {
     pipeline: &'a Pipeline,
     base: &'a Path,
-    scope: &'a Scope,
+    pub(super) scope: &'a Scope,
     problems: &'a Problems,
-    seed: u64,
+    pub(super) seed: u64,
 }
 
 /// Names that a delta cannot have, because paths of the backbone begin with them.
@@ -107,11 +105,11 @@ const RESERVED: [&str; 7] = [
 ];
 
 impl<'a> Builder<'a> {
-    fn report(&self, problem: Problem) {
+    pub(super) fn report(&self, problem: Problem) {
         self.problems.borrow_mut().push(problem);
     }
 
-    fn statements(&self) -> impl Iterator<Item = &'a Spanned<Statement>> {
+    pub(super) fn statements(&self) -> impl Iterator<Item = &'a Spanned<Statement>> {
         self.pipeline.statements.iter()
     }
 
@@ -278,7 +276,7 @@ impl<'a> Builder<'a> {
         );
     }
 
-    fn fields(&self, owner: &str, span: Span, block: Option<&'a Block>) -> Fields<'a> {
+    pub(super) fn fields(&self, owner: &str, span: Span, block: Option<&'a Block>) -> Fields<'a> {
         Fields::new(owner, span, block, self.scope, self.problems)
     }
 
@@ -328,333 +326,6 @@ impl<'a> Builder<'a> {
             stages.push(stage(name, &fields, known));
         }
         stages
-    }
-
-    fn deltas(&self, backbone: &BackbonePlan) -> Vec<DeltaPlan> {
-        let tree = Tree::new(&backbone.config);
-        let modules = Modules {
-            tree: &tree,
-            config: &backbone.config,
-            location: &backbone.location,
-            scope: self.scope,
-            seed: self.seed,
-        };
-        let mut deltas: Vec<DeltaPlan> = Vec::new();
-        for statement in self.statements() {
-            match &statement.node {
-                Statement::Freeze { selection } => self.freeze(selection, &modules, &mut deltas),
-                Statement::Unfreeze { name, selection } => {
-                    self.unfreeze(name, selection, &modules, &mut deltas);
-                }
-                Statement::Insert(place) => {
-                    deltas.extend(self.method(place, Placement::Insert, &modules));
-                }
-                Statement::Reparam(place) => {
-                    deltas.extend(self.method(place, Placement::Reparam, &modules));
-                }
-                _ => {}
-            }
-        }
-        deltas
-    }
-
-    /// Takes parameters back from every `unfreeze` that stands earlier in the file.
-    fn freeze(&self, selection: &Selection, modules: &Modules, deltas: &mut [DeltaPlan]) {
-        let frozen: BTreeSet<String> = match modules.parameters(selection) {
-            Ok(parameters) => parameters
-                .into_iter()
-                .map(|parameter| parameter.path.clone())
-                .collect(),
-            Err(problem) => return self.report(problem),
-        };
-        for delta in deltas {
-            let Change::Unfreeze { parameters } = &mut delta.change else {
-                continue;
-            };
-            parameters.retain(|path| !frozen.contains(path));
-            if parameters.is_empty() {
-                let message = format!("this leaves nothing of `{}`", delta.name);
-                self.report(
-                    Problem::new("delta::plan::frozen_again", message)
-                        .at(selection.span, "frozen again here")
-                        .at(delta.span, "unfrozen here")
-                        .help("freeze less, or remove the `unfreeze`"),
-                );
-            }
-        }
-    }
-
-    fn unfreeze(
-        &self,
-        name: &Name,
-        selection: &Selection,
-        modules: &Modules,
-        deltas: &mut Vec<DeltaPlan>,
-    ) {
-        let parameters: Vec<String> = match modules.parameters(selection) {
-            Ok(parameters) => parameters
-                .into_iter()
-                .map(|parameter| parameter.path.clone())
-                .collect(),
-            Err(problem) => return self.report(problem),
-        };
-        for other in deltas.iter() {
-            let Change::Unfreeze { parameters: others } = &other.change else {
-                continue;
-            };
-            if let Some(shared) = parameters.iter().find(|path| others.contains(path)) {
-                let message = format!(
-                    "`{}` and `{}` both unfreeze `{shared}`",
-                    other.name, name.node
-                );
-                self.report(
-                    Problem::new("delta::plan::overlap", message)
-                        .at(selection.span, "here")
-                        .at(other.span, "and here")
-                        .help("take it out of one of them with `except`"),
-                );
-            }
-        }
-        deltas.push(DeltaPlan {
-            name: name.node.clone(),
-            change: Change::Unfreeze { parameters },
-            span: name.span,
-        });
-    }
-
-    fn method(
-        &self,
-        place: &'a Place,
-        statement: Placement,
-        modules: &Modules,
-    ) -> Option<DeltaPlan> {
-        let method_name = &place.method;
-        let owner = format!("{} `{}`", method_name.node, place.name.node);
-        let fields = self.fields(&owner, method_name.span, place.block.as_ref());
-        match Method::placement(&method_name.node) {
-            Some(right) if right == statement => {}
-            wrong => {
-                self.wrong_method(method_name, statement, wrong);
-                return None;
-            }
-        }
-        let method = Method::read(&method_name.node, &fields, modules.config)?;
-        fields.finish();
-        let sites = match modules.modules(&place.selection) {
-            Ok(sites) => sites,
-            Err(problem) => {
-                self.report(problem);
-                return None;
-            }
-        };
-        self.check_sites(place, &method, &sites);
-        Some(DeltaPlan {
-            name: place.name.node.clone(),
-            change: Change::Method {
-                method,
-                sites: sites.into_iter().map(|site| site.path.clone()).collect(),
-            },
-            span: place.name.span,
-        })
-    }
-
-    fn wrong_method(&self, name: &Name, statement: Placement, right: Option<Placement>) {
-        let (keyword, preposition) = statement.words();
-        let problem = match right {
-            Some(right) => {
-                let (right, right_preposition) = right.words();
-                Problem::new(
-                    "delta::plan::statement",
-                    format!(
-                        "`{}` is placed with `{right}`, not with `{keyword}`",
-                        name.node
-                    ),
-                )
-                .help(format!(
-                    "write `{right} … = {} … {right_preposition} …`",
-                    name.node
-                ))
-            }
-            None => {
-                let known = Method::names(statement);
-                let problem = Problem::new(
-                    "delta::plan::unknown_method",
-                    format!("there is no method `{}` for `{keyword}`", name.node),
-                );
-                match did_you_mean(&name.node, known.iter().copied()) {
-                    Some(near) => problem.help(format!("did you mean `{near}`?")),
-                    None => problem.help(format!(
-                        "`{keyword} … {preposition}` takes {}",
-                        quoted_list(known.iter().copied())
-                    )),
-                }
-            }
-        };
-        self.report(problem.at(name.span, "here"));
-    }
-
-    fn check_sites(&self, place: &Place, method: &Method, sites: &[&Module]) {
-        let wrong: Vec<&str> = sites
-            .iter()
-            .filter(|site| !method.accepts(site.site))
-            .map(|site| site.path.as_str())
-            .collect();
-        let span = place.selection.span;
-        if let Some(first) = sites.iter().find(|site| !method.accepts(site.site)) {
-            let message = format!(
-                "`{}` cannot sit at `{}`, which is {}",
-                method.name(),
-                first.path,
-                first.site.describe()
-            );
-            let help = match method.name() {
-                "houlsby" => "choose sub-layers, such as `block.*.{attn,ff}`".to_owned(),
-                _ => format!(
-                    "choose linear layers, or add `except` for {}",
-                    quoted_list(wrong)
-                ),
-            };
-            return self.report(
-                Problem::new("delta::plan::wrong_site", message)
-                    .at(span, "here")
-                    .help(help),
-            );
-        }
-        if let Some(reason) = sites.iter().find_map(|site| method.check(site).err()) {
-            let place = place
-                .block
-                .as_ref()
-                .map_or(place.method.span, |block| block.span);
-            self.report(
-                Problem::new("delta::plan::dimension", reason)
-                    .at(place, "set here")
-                    .at(span, "placed here")
-                    .help("choose a smaller one"),
-            );
-        }
-    }
-
-    /// What is declared must be used.
-    fn check_use(&self, plan: &Plan) {
-        for delta in &plan.deltas {
-            if !plan
-                .stages
-                .iter()
-                .any(|stage| stage.train.contains(&delta.name))
-            {
-                let message = format!("no stage trains `{}`", delta.name);
-                let help = format!(
-                    "add it to a stage: `train = [{}, head]`, or remove it",
-                    delta.name
-                );
-                self.report(
-                    Problem::new("delta::plan::untrained", message)
-                        .at(delta.span, "declared here")
-                        .help(help),
-                );
-            }
-        }
-        for (index, stage) in plan.stages.iter().enumerate() {
-            for name in &stage.without {
-                let earlier = plan.stages[..index]
-                    .iter()
-                    .any(|stage| stage.train.contains(name));
-                if !earlier || stage.train.contains(name) {
-                    let message = format!(
-                        "stage `{}` is to do without `{name}`, which is not in place there",
-                        stage.name
-                    );
-                    let help =
-                        "remove it from `without`, which takes deltas of earlier stages away";
-                    self.report(
-                        Problem::new("delta::plan::without", message)
-                            .at(stage.span, "here")
-                            .help(help),
-                    );
-                }
-            }
-            if let Some(task) = plan.tasks.get(&stage.task) {
-                self.check_head(plan, stage, task);
-            }
-            if plan
-                .data
-                .get(&stage.data)
-                .is_some_and(|data| data.train.is_none())
-            {
-                let message = format!(
-                    "stage `{}` trains on `{}`, which has no `train` file",
-                    stage.name, stage.data
-                );
-                let help = "add `train = tsv(\"train.tsv\")` to the data set";
-                self.report(
-                    Problem::new("delta::plan::no_training_data", message)
-                        .at(stage.span, "here")
-                        .help(help),
-                );
-            }
-        }
-        self.check_named_use(plan);
-    }
-
-    fn check_head(&self, plan: &Plan, stage: &super::StagePlan, task: &TaskPlan) {
-        let family = plan.backbone.config.family();
-        if task.kind == super::TaskKind::MaskedLm && family.heads.masked_lm.is_none() {
-            let message = format!("the family {} has no masked language model", family.name);
-            let help = "use `classify` or `regress`, or a backbone of another family";
-            self.report(
-                Problem::new("delta::plan::no_head", message)
-                    .at(task.span, "here")
-                    .help(help),
-            );
-        }
-        if let (None, true) = (
-            plan.data
-                .get(&stage.data)
-                .and_then(|data| data.dev.as_ref()),
-            stage.patience.is_some(),
-        ) {
-            let message = format!(
-                "stage `{}` has `patience`, but its data set has no `dev` file",
-                stage.name
-            );
-            let help = "add a `dev` file, or remove `patience`";
-            self.report(
-                Problem::new("delta::plan::no_dev_data", message)
-                    .at(stage.span, "here")
-                    .help(help),
-            );
-        }
-    }
-
-    /// Data sets and tasks with names of their own must be named by a stage.
-    fn check_named_use(&self, plan: &Plan) {
-        if plan.stages.is_empty() {
-            return;
-        }
-        for statement in self.statements() {
-            let (what, name) = match &statement.node {
-                Statement::Data {
-                    name: Some(name), ..
-                } => ("data", name),
-                Statement::Task {
-                    name: Some(name), ..
-                } => ("task", name),
-                _ => continue,
-            };
-            let used = plan.stages.iter().any(|stage| match what {
-                "data" => stage.data == name.node,
-                _ => stage.task == name.node,
-            });
-            if !used {
-                let message = format!("no stage uses the {what} `{}`", name.node);
-                let help = format!("add `{what} = {}` to a stage, or remove it", name.node);
-                self.report(
-                    Problem::new("delta::plan::unused", message)
-                        .at(name.span, "declared here")
-                        .help(help),
-                );
-            }
-        }
     }
 }
 

@@ -6,10 +6,12 @@
 mod build;
 mod cost;
 mod fields;
+mod placing;
 mod scope;
 mod selection;
 mod stages;
 mod tasks;
+mod uses;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -9,16 +9,20 @@ mod format;
 
 use pest::error::{ErrorVariant, InputLocation};
 use pest::Parser;
-use pest_derive::Parser;
 
 use crate::diagnostic::{Problem, Span};
 use ast::{Pipeline, Spanned, Value};
+use grammar::{Grammar, Rule};
 
 pub use format::format;
 
-#[derive(Parser)]
-#[grammar = "../grammar/delta.pest"]
-struct Grammar;
+/// What pest makes of the grammar.
+#[allow(missing_docs)]
+mod grammar {
+    #[derive(pest_derive::Parser)]
+    #[grammar = "../grammar/delta.pest"]
+    pub struct Grammar;
+}
 
 /// How deep brackets may be nested. A real file needs four.
 const DEEPEST: usize = 64;

@@ -26,6 +26,7 @@ pub struct Data {
 }
 
 /// Something that happened.
+#[allow(missing_docs)]
 pub enum Event<'a> {
     /// A stage begins (or goes on) at this step.
     Begin {
@@ -87,9 +88,9 @@ pub fn train<D: Executor>(
     watcher: &mut dyn Watcher,
 ) -> Result<Option<State>, Problem> {
     graph.set(std::mem::take(&mut state.values))?;
-    for index in state.position.stage..plan.stages.len() {
+    for (index, data) in data.iter().enumerate().skip(state.position.stage) {
         graph.activate(plan, index)?;
-        let mut stage = Stage::new(plan, index, &data[index], state);
+        let mut stage = Stage::new(plan, index, data, state);
         let finished = stage.run(graph, watcher)?;
         state = stage.state;
         if !finished {

@@ -17,10 +17,11 @@ pub(super) fn select_rows(table: &Matrix<Cpu>, indices: &[usize]) -> Outcome<Mat
         values.extend_from_slice(&source[index * columns..(index + 1) * columns]);
     }
     let table_slot = slot(table);
-    let kept = table_slot
-        .is_some()
-        .then(|| indices.to_vec())
-        .unwrap_or_default();
+    let kept = if table_slot.is_some() {
+        indices.to_vec()
+    } else {
+        Vec::new()
+    };
     let shape = (indices.len(), columns);
     output(
         values,

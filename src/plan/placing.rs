@@ -1,0 +1,219 @@
+//! Deltas: methods with their settings, placed on modules.
+
+use std::collections::BTreeSet;
+
+use super::build::Builder;
+use super::selection::Modules;
+use super::{BackbonePlan, Change, DeltaPlan};
+use crate::backbone::{Module, Tree};
+use crate::delta::{Method, Placement};
+use crate::diagnostic::Problem;
+use crate::syntax::ast::{Name, Place, Selection, Statement};
+use crate::text::{did_you_mean, quoted_list};
+
+impl<'a> Builder<'a> {
+    /// All deltas of the file, in its order.
+    pub(super) fn deltas(&self, backbone: &BackbonePlan) -> Vec<DeltaPlan> {
+        let tree = Tree::new(&backbone.config);
+        let modules = Modules {
+            tree: &tree,
+            config: &backbone.config,
+            location: &backbone.location,
+            scope: self.scope,
+            seed: self.seed,
+        };
+        let mut deltas: Vec<DeltaPlan> = Vec::new();
+        for statement in self.statements() {
+            match &statement.node {
+                Statement::Freeze { selection } => self.freeze(selection, &modules, &mut deltas),
+                Statement::Unfreeze { name, selection } => {
+                    self.unfreeze(name, selection, &modules, &mut deltas);
+                }
+                Statement::Insert(place) => {
+                    deltas.extend(self.method(place, Placement::Insert, &modules));
+                }
+                Statement::Reparam(place) => {
+                    deltas.extend(self.method(place, Placement::Reparam, &modules));
+                }
+                _ => {}
+            }
+        }
+        deltas
+    }
+
+    /// Takes parameters back from every `unfreeze` that stands earlier in the file.
+    fn freeze(&self, selection: &Selection, modules: &Modules, deltas: &mut [DeltaPlan]) {
+        let frozen: BTreeSet<String> = match modules.parameters(selection) {
+            Ok(parameters) => parameters
+                .into_iter()
+                .map(|parameter| parameter.path.clone())
+                .collect(),
+            Err(problem) => return self.report(problem),
+        };
+        for delta in deltas {
+            let Change::Unfreeze { parameters } = &mut delta.change else {
+                continue;
+            };
+            parameters.retain(|path| !frozen.contains(path));
+            if parameters.is_empty() {
+                let message = format!("this leaves nothing of `{}`", delta.name);
+                self.report(
+                    Problem::new("delta::plan::frozen_again", message)
+                        .at(selection.span, "frozen again here")
+                        .at(delta.span, "unfrozen here")
+                        .help("freeze less, or remove the `unfreeze`"),
+                );
+            }
+        }
+    }
+
+    fn unfreeze(
+        &self,
+        name: &Name,
+        selection: &Selection,
+        modules: &Modules,
+        deltas: &mut Vec<DeltaPlan>,
+    ) {
+        let parameters: Vec<String> = match modules.parameters(selection) {
+            Ok(parameters) => parameters
+                .into_iter()
+                .map(|parameter| parameter.path.clone())
+                .collect(),
+            Err(problem) => return self.report(problem),
+        };
+        for other in deltas.iter() {
+            let Change::Unfreeze { parameters: others } = &other.change else {
+                continue;
+            };
+            if let Some(shared) = parameters.iter().find(|path| others.contains(path)) {
+                let message = format!(
+                    "`{}` and `{}` both unfreeze `{shared}`",
+                    other.name, name.node
+                );
+                self.report(
+                    Problem::new("delta::plan::overlap", message)
+                        .at(selection.span, "here")
+                        .at(other.span, "and here")
+                        .help("take it out of one of them with `except`"),
+                );
+            }
+        }
+        deltas.push(DeltaPlan {
+            name: name.node.clone(),
+            change: Change::Unfreeze { parameters },
+            span: name.span,
+        });
+    }
+
+    fn method(
+        &self,
+        place: &'a Place,
+        statement: Placement,
+        modules: &Modules,
+    ) -> Option<DeltaPlan> {
+        let method_name = &place.method;
+        let owner = format!("{} `{}`", method_name.node, place.name.node);
+        let fields = self.fields(&owner, method_name.span, place.block.as_ref());
+        match Method::placement(&method_name.node) {
+            Some(right) if right == statement => {}
+            wrong => {
+                self.wrong_method(method_name, statement, wrong);
+                return None;
+            }
+        }
+        let method = Method::read(&method_name.node, &fields, modules.config)?;
+        fields.finish();
+        let sites = match modules.modules(&place.selection) {
+            Ok(sites) => sites,
+            Err(problem) => {
+                self.report(problem);
+                return None;
+            }
+        };
+        self.check_sites(place, &method, &sites);
+        Some(DeltaPlan {
+            name: place.name.node.clone(),
+            change: Change::Method {
+                method,
+                sites: sites.into_iter().map(|site| site.path.clone()).collect(),
+            },
+            span: place.name.span,
+        })
+    }
+
+    fn wrong_method(&self, name: &Name, statement: Placement, right: Option<Placement>) {
+        let (keyword, preposition) = statement.words();
+        let problem = match right {
+            Some(right) => {
+                let (right, right_preposition) = right.words();
+                Problem::new(
+                    "delta::plan::statement",
+                    format!(
+                        "`{}` is placed with `{right}`, not with `{keyword}`",
+                        name.node
+                    ),
+                )
+                .help(format!(
+                    "write `{right} … = {} … {right_preposition} …`",
+                    name.node
+                ))
+            }
+            None => {
+                let known = Method::names(statement);
+                let problem = Problem::new(
+                    "delta::plan::unknown_method",
+                    format!("there is no method `{}` for `{keyword}`", name.node),
+                );
+                match did_you_mean(&name.node, known.iter().copied()) {
+                    Some(near) => problem.help(format!("did you mean `{near}`?")),
+                    None => problem.help(format!(
+                        "`{keyword} … {preposition}` takes {}",
+                        quoted_list(known.iter().copied())
+                    )),
+                }
+            }
+        };
+        self.report(problem.at(name.span, "here"));
+    }
+
+    fn check_sites(&self, place: &Place, method: &Method, sites: &[&Module]) {
+        let wrong: Vec<&str> = sites
+            .iter()
+            .filter(|site| !method.accepts(site.site))
+            .map(|site| site.path.as_str())
+            .collect();
+        let span = place.selection.span;
+        if let Some(first) = sites.iter().find(|site| !method.accepts(site.site)) {
+            let message = format!(
+                "`{}` cannot sit at `{}`, which is {}",
+                method.name(),
+                first.path,
+                first.site.describe()
+            );
+            let help = match method.name() {
+                "houlsby" => "choose sub-layers, such as `block.*.{attn,ff}`".to_owned(),
+                _ => format!(
+                    "choose linear layers, or add `except` for {}",
+                    quoted_list(wrong)
+                ),
+            };
+            return self.report(
+                Problem::new("delta::plan::wrong_site", message)
+                    .at(span, "here")
+                    .help(help),
+            );
+        }
+        if let Some(reason) = sites.iter().find_map(|site| method.check(site).err()) {
+            let place = place
+                .block
+                .as_ref()
+                .map_or(place.method.span, |block| block.span);
+            self.report(
+                Problem::new("delta::plan::dimension", reason)
+                    .at(place, "set here")
+                    .at(span, "placed here")
+                    .help("choose a smaller one"),
+            );
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! What is declared must be used.
+
+use super::build::Builder;
+use super::{Plan, StagePlan, TaskKind, TaskPlan};
+use crate::diagnostic::Problem;
+use crate::syntax::ast::Statement;
+
+impl Builder<'_> {
+    /// Reports what no stage uses, and what a stage uses and cannot have.
+    pub(super) fn check_use(&self, plan: &Plan) {
+        for delta in &plan.deltas {
+            if !plan
+                .stages
+                .iter()
+                .any(|stage| stage.train.contains(&delta.name))
+            {
+                let message = format!("no stage trains `{}`", delta.name);
+                let help = format!(
+                    "add it to a stage: `train = [{}, head]`, or remove it",
+                    delta.name
+                );
+                self.report(
+                    Problem::new("delta::plan::untrained", message)
+                        .at(delta.span, "declared here")
+                        .help(help),
+                );
+            }
+        }
+        for (index, stage) in plan.stages.iter().enumerate() {
+            for name in &stage.without {
+                let earlier = plan.stages[..index]
+                    .iter()
+                    .any(|stage| stage.train.contains(name));
+                if !earlier || stage.train.contains(name) {
+                    let message = format!(
+                        "stage `{}` is to do without `{name}`, which is not in place there",
+                        stage.name
+                    );
+                    let help =
+                        "remove it from `without`, which takes deltas of earlier stages away";
+                    self.report(
+                        Problem::new("delta::plan::without", message)
+                            .at(stage.span, "here")
+                            .help(help),
+                    );
+                }
+            }
+            if let Some(task) = plan.tasks.get(&stage.task) {
+                self.check_head(plan, stage, task);
+            }
+            if plan
+                .data
+                .get(&stage.data)
+                .is_some_and(|data| data.train.is_none())
+            {
+                let message = format!(
+                    "stage `{}` trains on `{}`, which has no `train` file",
+                    stage.name, stage.data
+                );
+                let help = "add `train = tsv(\"train.tsv\")` to the data set";
+                self.report(
+                    Problem::new("delta::plan::no_training_data", message)
+                        .at(stage.span, "here")
+                        .help(help),
+                );
+            }
+        }
+        self.check_named_use(plan);
+    }
+
+    fn check_head(&self, plan: &Plan, stage: &StagePlan, task: &TaskPlan) {
+        let family = plan.backbone.config.family();
+        if task.kind == TaskKind::MaskedLm && family.heads.masked_lm.is_none() {
+            let message = format!("the family {} has no masked language model", family.name);
+            let help = "use `classify` or `regress`, or a backbone of another family";
+            self.report(
+                Problem::new("delta::plan::no_head", message)
+                    .at(task.span, "here")
+                    .help(help),
+            );
+        }
+        if let (None, true) = (
+            plan.data
+                .get(&stage.data)
+                .and_then(|data| data.dev.as_ref()),
+            stage.patience.is_some(),
+        ) {
+            let message = format!(
+                "stage `{}` has `patience`, but its data set has no `dev` file",
+                stage.name
+            );
+            let help = "add a `dev` file, or remove `patience`";
+            self.report(
+                Problem::new("delta::plan::no_dev_data", message)
+                    .at(stage.span, "here")
+                    .help(help),
+            );
+        }
+    }
+
+    /// Data sets and tasks with names of their own must be named by a stage.
+    fn check_named_use(&self, plan: &Plan) {
+        if plan.stages.is_empty() {
+            return;
+        }
+        for statement in self.statements() {
+            let (what, name) = match &statement.node {
+                Statement::Data {
+                    name: Some(name), ..
+                } => ("data", name),
+                Statement::Task {
+                    name: Some(name), ..
+                } => ("task", name),
+                _ => continue,
+            };
+            let used = plan.stages.iter().any(|stage| match what {
+                "data" => stage.data == name.node,
+                _ => stage.task == name.node,
+            });
+            if !used {
+                let message = format!("no stage uses the {what} `{}`", name.node);
+                let help = format!("add `{what} = {}` to a stage, or remove it", name.node);
+                self.report(
+                    Problem::new("delta::plan::unused", message)
+                        .at(name.span, "declared here")
+                        .help(help),
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! Every `.delta` sample of the README and the docs is a pipeline without mistakes. A sample that leaves
+//! out its backbone, data, task or stages gets ordinary ones.
+
+mod common;
+
+use std::path::Path;
+
+const BACKBONE: &str = "backbone \"quickstart/backbone\"\n";
+const DATA: &str = "data { train = tsv(\"train.tsv\"), dev = tsv(\"dev.tsv\") }\n";
+const TASK: &str =
+    "task classify { text = sentence, label = label, labels = [negative, positive] }\n";
+
+/// The samples of a Markdown file, each with the line that it begins on.
+fn samples(text: &str) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    let mut lines = text.lines().enumerate();
+    while let Some((number, line)) = lines.next() {
+        if line.trim() == "```delta" {
+            let sample: String = lines
+                .by_ref()
+                .map(|(_, line)| line)
+                .take_while(|line| line.trim() != "```")
+                .map(|line| format!("{line}\n"))
+                .collect();
+            found.push((number + 1, sample));
+        }
+    }
+    found
+}
+
+fn has(sample: &str, statement: &str) -> bool {
+    sample.lines().any(|line| line.starts_with(statement))
+}
+
+/// The sample with what it leaves out.
+fn complete(sample: &str) -> String {
+    let mut text = String::new();
+    for (statement, ordinary) in [("backbone", BACKBONE), ("data", DATA), ("task", TASK)] {
+        if !has(sample, statement) {
+            text.push_str(ordinary);
+        }
+    }
+    text.push_str(sample);
+    if !has(sample, "stage") {
+        let names = sample.lines().filter_map(|line| {
+            let mut words = line.split_whitespace();
+            let keyword = words.next()?;
+            ["insert", "reparam", "unfreeze"]
+                .contains(&keyword)
+                .then(|| words.next())
+                .flatten()
+        });
+        let train: Vec<&str> = names.chain(["head"]).collect();
+        text.push_str(&format!(
+            "stage s {{ train = [{}], epochs = 1, optimizer = adamw {{ lr = 1e-3 }} }}\n",
+            train.join(", ")
+        ));
+    }
+    text
+}
+
+#[test]
+fn every_sample_is_a_sound_pipeline() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = vec![root.join("README.md")];
+    files.extend(
+        std::fs::read_dir(root.join("docs"))
+            .unwrap()
+            .flatten()
+            .map(|entry| entry.path()),
+    );
+    let mut count = 0;
+    for file in files
+        .iter()
+        .filter(|file| file.extension().is_some_and(|ending| ending == "md"))
+    {
+        for (line, sample) in samples(&std::fs::read_to_string(file).unwrap()) {
+            println!("{}:{line}", file.display());
+            common::plan_of(&complete(&sample), &root.join("pipelines"));
+            count += 1;
+        }
+    }
+    assert!(count >= 10, "only {count} samples were found");
+}

@@ -1,0 +1,140 @@
+//! What selectors choose, in every form that the language has.
+
+mod common;
+
+use common::fixture;
+use deltarun::plan::{Change, Plan};
+
+fn plan(backbone: &str, statements: &str) -> Plan {
+    let text = format!(
+        r#"
+        param two = 2
+        backbone "{backbone}"
+        data {{ train = tsv("train.tsv") }}
+        task classify {{ text = a, label = b, labels = [x, y] }}
+        {statements}
+        stage tune {{ train = [delta], steps = two, optimizer = sgd {{ lr = 1 }} }}
+        "#
+    );
+    common::plan_of(&text, &fixture(""))
+}
+
+fn sites(backbone: &str, selection: &str) -> Vec<String> {
+    let plan = plan(
+        backbone,
+        &format!("reparam delta = lora {{ rank = 1 }} on {selection}"),
+    );
+    match &plan.deltas[0].change {
+        Change::Method { sites, .. } => sites.clone(),
+        Change::Unfreeze { .. } => unreachable!("the statement is a reparam"),
+    }
+}
+
+fn parameters(backbone: &str, selection: &str) -> Vec<String> {
+    match plan(backbone, &format!("unfreeze delta = {selection}"))
+        .deltas
+        .remove(0)
+        .change
+    {
+        Change::Unfreeze { parameters } => parameters,
+        Change::Method { .. } => unreachable!("the statement is an unfreeze"),
+    }
+}
+
+#[test]
+fn modules() {
+    let cases: &[(&str, &[&str])] = &[
+        ("block.0.attn.q", &["block.0.attn.q"]),
+        (
+            "block.*.attn.q expect 3",
+            &["block.0.attn.q", "block.1.attn.q", "block.2.attn.q"],
+        ),
+        ("block.1.attn.{q,v}", &["block.1.attn.q", "block.1.attn.v"]),
+        (
+            "block.2.{attn.o,ff.{up,down}}",
+            &["block.2.attn.o", "block.2.ff.up", "block.2.ff.down"],
+        ),
+        ("block[1].attn.q", &["block.1.attn.q"]),
+        ("block[0..2].attn.q", &["block.0.attn.q", "block.1.attn.q"]),
+        (
+            "block[last 2].attn.q",
+            &["block.1.attn.q", "block.2.attn.q"],
+        ),
+        (
+            "block[last two].attn.q",
+            &["block.1.attn.q", "block.2.attn.q"],
+        ),
+        (
+            "**.q",
+            &["block.0.attn.q", "block.1.attn.q", "block.2.attn.q"],
+        ),
+        (
+            "**.up except block.1.** expect two",
+            &["block.0.ff.up", "block.2.ff.up"],
+        ),
+        ("pooler", &["pooler"]),
+        (
+            "\"encoder.layer.1.attention.self.query\"",
+            &["block.1.attn.q"],
+        ),
+        (
+            "\"bert.encoder.layer.*.output.dense\"",
+            &["block.0.ff.down", "block.1.ff.down", "block.2.ff.down"],
+        ),
+    ];
+    for (selection, expected) in cases {
+        assert_eq!(sites("bert_b", selection), *expected, "{selection}");
+    }
+}
+
+#[test]
+fn random_modules_are_drawn_from_the_seed() {
+    let draw = || sites("bert_b", "random 4 of block.*.*.{q,k,v,o}");
+    assert_eq!(draw().len(), 4);
+    assert_eq!(draw(), draw());
+}
+
+#[test]
+fn fused_modules_are_matched_by_their_own_names_only() {
+    assert_eq!(sites("gpt2", "block.0.attn.{q,k,v,o}").len(), 4);
+    assert_eq!(sites("gpt2", "\"h.0.attn.c_attn\""), ["block.0.attn.qkv"]);
+    assert_eq!(
+        sites("gpt2", "block.*.attn.* except block.*.attn.norm").len(),
+        8
+    );
+}
+
+#[test]
+fn parameters_of_modules_and_by_name() {
+    assert_eq!(
+        parameters("bert_b", "block.0.attn.norm"),
+        ["block.0.attn.norm.weight", "block.0.attn.norm.bias"]
+    );
+    assert_eq!(
+        parameters("bert_b", "block.0.{attn.q,ff.up}.bias"),
+        ["block.0.attn.q.bias", "block.0.ff.up.bias"]
+    );
+    assert_eq!(
+        parameters("bert_b", "\"encoder.layer.0.attention.self.key.bias\""),
+        ["block.0.attn.k.bias"]
+    );
+    assert_eq!(parameters("gpt2", "\"h.1.attn.c_attn.bias\"").len(), 3);
+    let all = parameters("bert_b", "**");
+    assert_eq!(
+        parameters("bert_b", "** except embeddings").len(),
+        all.len() - 5
+    );
+}
+
+#[test]
+fn freeze_takes_back_what_was_unfrozen_before_it() {
+    let plan = plan(
+        "bert_b",
+        "unfreeze delta = block.0.attn.**\nfreeze **.weight",
+    );
+    let Change::Unfreeze { parameters } = &plan.deltas[0].change else {
+        unreachable!()
+    };
+    assert_eq!(parameters.len(), 5);
+    assert!(parameters.iter().all(|path| path.ends_with(".bias")));
+}
