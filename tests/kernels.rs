@@ -3,7 +3,7 @@
 
 use deltarun::engine::{
     backward, definition, with_trace, Activation, AttentionShape, Backend, Dropout, Layout, Matrix,
-    Recorder, Scalar, Vector,
+    Recorder, Scalar, Vector, Weight,
 };
 use dfdx::prelude::*;
 use proptest::prelude::*;
@@ -109,7 +109,7 @@ proptest! {
         let bias = |v: &[Vector<Cpu>]| with_bias.then(|| v[0].clone());
         compare(
             &inputs,
-            &|m, v| Cpu::linear(&m[0], &m[1], bias(v).as_ref()).unwrap(),
+            &|m, v| Cpu::linear(&m[0], &m[1].clone().into(), bias(v).as_ref()).unwrap(),
             &|m, v| definition::linear(&m[0], &m[1], bias(v).as_ref()).unwrap(),
             2e-5,
         );
@@ -122,9 +122,10 @@ proptest! {
         let weight: Tensor<(usize, usize), f32, Cpu> =
             Cpu::default().tensor_from_vec(random.values(out * input, 1.0), (out, input));
         let weight = with_trace(&weight, &deltarun::engine::Trace::off());
+        let kernel: Weight<Cpu> = weight.clone().into();
         compare(
             &inputs,
-            &|m, _| Cpu::linear(&m[0], &weight, None).unwrap(),
+            &|m, _| Cpu::linear(&m[0], &kernel, None).unwrap(),
             &|m, _| definition::linear(&m[0], &weight, None).unwrap(),
             2e-5,
         );

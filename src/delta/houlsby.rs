@@ -73,9 +73,9 @@ impl DeltaMethod for Houlsby {
         _: &Matrix<D>,
         y: Matrix<D>,
     ) -> Result<Matrix<D>, D::Err> {
-        let down = D::linear(&y, &at.matrix("down.weight"), Some(&at.vector("down.bias")))?;
+        let down = D::linear(&y, &at.weight("down.weight"), Some(&at.vector("down.bias")))?;
         let inner = D::activate(&down, self.activation)?; // (rows, bottleneck)
-        let up = D::linear(&inner, &at.matrix("up.weight"), Some(&at.vector("up.bias")))?;
+        let up = D::linear(&inner, &at.weight("up.weight"), Some(&at.vector("up.bias")))?;
         D::add(&y, &up)
     }
 }

@@ -79,9 +79,9 @@ impl DeltaMethod for Lora {
         y: Matrix<D>,
     ) -> Result<Matrix<D>, D::Err> {
         let x = at.dropout(x, self.dropout)?;
-        let low = D::linear(&x, &at.matrix("A"), None)?; // (rows, rank)
+        let low = D::linear(&x, &at.weight("A"), None)?; // (rows, rank)
         let low = D::scale(&low, self.scaling())?;
-        let change = D::linear(&low, &at.matrix("B"), None)?; // (rows, out)
+        let change = D::linear(&low, &at.weight("B"), None)?; // (rows, out)
         D::add(&y, &change)
     }
 

@@ -10,7 +10,7 @@ mod lora;
 use serde::{Deserialize, Serialize};
 
 use crate::backbone::{Config, Module, Site};
-use crate::engine::{Backend, Matrix, Vector};
+use crate::engine::{Backend, Matrix, Vector, Weight};
 use crate::plan::Fields;
 
 pub use houlsby::Houlsby;
@@ -204,7 +204,7 @@ pub enum Init {
 /// What a method sees of the graph at one site.
 pub trait AtSite<D: Backend> {
     /// A parameter of shape `(out, in)`.
-    fn matrix(&self, name: &str) -> Matrix<D>;
+    fn weight(&self, name: &str) -> Weight<D>;
     /// A parameter of shape `(out)`.
     fn vector(&self, name: &str) -> Vector<D>;
     /// Dropout, active in training only.

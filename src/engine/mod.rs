@@ -14,8 +14,9 @@ mod noise;
 mod trace;
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use dfdx::prelude::{Gradients, Shape, Tensor};
+use dfdx::prelude::{Gradients, Shape, SplitTape, Tensor};
 
 pub use layout::{Dropout, Layout};
 pub use noise::mix;
@@ -27,6 +28,24 @@ pub type Matrix<D> = Tensor<(usize, usize), f32, D, Trace<D>>;
 pub type Vector<D> = Tensor<(usize,), f32, D, Trace<D>>;
 /// A loss.
 pub type Scalar<D> = Tensor<(), f32, D, Trace<D>>;
+
+/// A weight `(out, in)`, and what the device keeps beside it to multiply faster.
+pub struct Weight<D: Backend> {
+    /// The weight.
+    pub matrix: Matrix<D>,
+    /// Made from the same elements.
+    pub prepared: Arc<D::Prepared>,
+}
+
+impl<D: Backend> From<Matrix<D>> for Weight<D> {
+    fn from(matrix: Matrix<D>) -> Self {
+        let (plain, _) = matrix.clone().split_tape();
+        Weight {
+            matrix,
+            prepared: Arc::new(D::prepare(&plain)),
+        }
+    }
+}
 
 /// An element-wise non-linearity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -69,14 +88,20 @@ pub struct AttentionShape {
 
 /// A device that can run the graph: dfdx's operations, and the engine's own defined in them.
 pub trait Backend: dfdx::tensor_ops::Device<f32> {
+    /// What the device keeps of a weight beside it; it is used until the weight changes.
+    type Prepared: Send + Sync;
+
+    /// Prepares a weight `(out, in)`. Costs nothing before it is used.
+    fn prepare(weight: &Tensor<(usize, usize), f32, Self>) -> Self::Prepared;
+
     /// `x Wᵀ + b`: `x (rows, in)`, `weight (out, in)`, `bias (out)` → `(rows, out)`.
     /// What is not traced gets no gradient.
     fn linear(
         x: &Matrix<Self>,
-        weight: &Matrix<Self>,
+        weight: &Weight<Self>,
         bias: Option<&Vector<Self>>,
     ) -> Result<Matrix<Self>, Self::Err> {
-        definition::linear(x, weight, bias)
+        definition::linear(x, &weight.matrix, bias)
     }
 
     /// Normalizes each row to mean 0 and variance 1, then `gain ⊙ x + bias`
@@ -182,4 +207,8 @@ pub trait Backend: dfdx::tensor_ops::Device<f32> {
 }
 
 #[cfg(feature = "cuda")]
-impl Backend for dfdx::tensor::Cuda {}
+impl Backend for dfdx::tensor::Cuda {
+    type Prepared = ();
+
+    fn prepare(_: &Tensor<(usize, usize), f32, Self>) {}
+}

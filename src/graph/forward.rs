@@ -7,7 +7,8 @@ use crate::backbone::family::{Head, HeadStep, Kind, Reads};
 use crate::backbone::Site;
 use crate::delta::AtSite;
 use crate::engine::{
-    with_trace, Activation, AttentionShape, Backend, Dropout, Layout, Matrix, Scalar, Trace, Vector,
+    with_trace, Activation, AttentionShape, Backend, Dropout, Layout, Matrix, Scalar, Trace,
+    Vector, Weight,
 };
 use crate::plan::TaskKind;
 
@@ -103,7 +104,7 @@ impl<'g, D: Backend> Pass<'g, D> {
         match (step.kind, &step.weight) {
             (Some(Kind::Norm), _) => self.norm(&step.module, x),
             (Some(Kind::Tied), Some(embedding)) => {
-                let weight = self.matrix(&format!("{embedding}.weight"));
+                let weight = self.weight(&format!("{embedding}.weight"));
                 D::linear(x, &weight, self.bias(&step.module).as_ref())
             }
             // The pooler is a module of the backbone, where deltas may sit.
@@ -138,7 +139,10 @@ impl<'g, D: Backend> Pass<'g, D> {
             .flat_map(|range| (0..range.len()).map(|i| i + offset))
             .collect();
         let look_up = |table: &str, indices: &[usize]| {
-            D::select_rows(&self.matrix(&format!("embeddings.{table}.weight")), indices)
+            D::select_rows(
+                &self.weight(&format!("embeddings.{table}.weight")).matrix,
+                indices,
+            )
         };
         let mut x = look_up("word", &batch.tokens)?;
         if config.types > 0 {
@@ -251,7 +255,7 @@ impl<'g, D: Backend> Pass<'g, D> {
     }
 
     fn linear(&self, path: &str, x: &Matrix<D>, layout: &Layout) -> Outcome<Matrix<D>, D> {
-        let weight = self.matrix(&format!("{path}.weight"));
+        let weight = self.weight(&format!("{path}.weight"));
         let y = D::linear(x, &weight, self.bias(path).as_ref())?;
         self.adapt(path, x, y, layout)
     }
@@ -322,9 +326,12 @@ impl<'g, D: Backend> Pass<'g, D> {
         }
     }
 
-    fn matrix(&self, path: &str) -> Matrix<D> {
+    fn weight(&self, path: &str) -> Weight<D> {
         match self.value(path) {
-            Some((key, Value::Matrix(tensor))) => with_trace(tensor, &self.trace_of(key)),
+            Some((key, Value::Matrix(tensor, prepared))) => Weight {
+                matrix: with_trace(tensor, &self.trace_of(key)),
+                prepared: prepared.clone(),
+            },
             _ => unreachable!("`{path}` is a matrix of every graph: the tree has it"),
         }
     }
@@ -376,8 +383,8 @@ struct At<'p, 'g, D: Backend> {
 }
 
 impl<D: Backend> AtSite<D> for At<'_, '_, D> {
-    fn matrix(&self, name: &str) -> Matrix<D> {
-        self.pass.matrix(&format!("{}.{name}", self.prefix))
+    fn weight(&self, name: &str) -> Weight<D> {
+        self.pass.weight(&format!("{}.{name}", self.prefix))
     }
 
     fn vector(&self, name: &str) -> Vector<D> {

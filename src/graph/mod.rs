@@ -462,7 +462,7 @@ impl<D: Backend> Graph<D> {
         let mut read = BTreeMap::new();
         for key in &self.active.trained {
             let gradient = match &self.values[key] {
-                Value::Matrix(tensor) => D::read_gradient(&mut gradients, tensor)?,
+                Value::Matrix(tensor, _) => D::read_gradient(&mut gradients, tensor)?,
                 Value::Vector(tensor) => D::read_gradient(&mut gradients, tensor)?,
             };
             read.insert(key.clone(), gradient);

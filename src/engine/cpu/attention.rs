@@ -7,8 +7,9 @@ use multiversion::multiversion;
 
 use super::bridge::{data, output, slot, trace};
 use super::math::exp;
-use super::norm::sum_lanes;
-use super::product::{multiply, View};
+use super::norm::{sum_lanes, LANES};
+use super::packed::Packed;
+use super::product::View;
 use super::Outcome;
 use crate::engine::noise::Noise;
 use crate::engine::{AttentionShape, Dropout, Layout, Matrix};
@@ -36,8 +37,8 @@ pub(super) fn attention(
         plan.weights(&mut buffer, &head, data(q), data(k));
         plan.drop(&mut buffer, &head);
         let weights = View::new(&buffer[..head.length * head.length], head.length);
-        let out = &mut values[head.start..];
-        multiply(out, hidden, weights, plan.view(data(v), &head), 1.0, false);
+        plan.pack(data(v), &head)
+            .multiply_add(&mut values[head.start..], hidden, weights);
     });
     let joined = trace(q).merge(trace(k)).merge(trace(v));
     let slots = [slot(q), slot(k), slot(v)];
@@ -107,20 +108,33 @@ impl Heads {
         View::strided(&data[head.start..], head.length, self.width(), self.hidden)
     }
 
+    /// That part, packed to be multiplied by something `(…, length)`.
+    fn pack(&self, data: &[f32], head: &Head) -> Packed {
+        Packed::rows(&data[head.start..], self.hidden, head.length, self.width())
+    }
+
+    /// Its transpose, packed to be multiplied by something `(…, width)`.
+    fn pack_transposed(&self, data: &[f32], head: &Head) -> Packed {
+        Packed::transposed(&data[head.start..], self.hidden, self.width(), head.length)
+    }
+
     /// `softmax(q kᵀ / √width)` of one head, without dropout, into `buffer (length, length)`.
     fn weights(&self, buffer: &mut [f32], head: &Head, q: &[f32], k: &[f32]) {
         let length = head.length;
-        let scale = 1.0 / (self.width() as f32).sqrt();
-        let keys = self.view(k, head).t();
-        multiply(buffer, length, self.view(q, head), keys, scale, false);
-        for (i, row) in buffer[..length * length]
-            .chunks_exact_mut(length.max(1))
-            .enumerate()
-        {
+        let buffer = &mut buffer[..length * length];
+        buffer.fill(0.0);
+        self.pack_transposed(k, head)
+            .multiply_add(buffer, length, self.view(q, head));
+        for (i, row) in buffer.chunks_exact_mut(length.max(1)).enumerate() {
             let seen = if self.shape.causal { i + 1 } else { length };
-            softmax(&mut row[..seen]);
+            softmax(&mut row[..seen], self.scale());
             row[seen..].fill(0.0);
         }
+    }
+
+    /// `1 / √width`
+    fn scale(&self) -> f32 {
+        1.0 / (self.width() as f32).sqrt()
     }
 
     /// Applies the dropout's factors to the weights of one head.
@@ -149,7 +163,6 @@ impl Heads {
         done: impl FnOnce([&[f32]; 3]) -> Result<(), E>,
     ) -> Result<(), E> {
         let hidden = self.hidden;
-        let scale = 1.0 / (self.width() as f32).sqrt();
         let [mut dq, mut dk, mut dv] = [(); 3].map(|()| vec![0.0; q.len()]);
         let (mut weights, mut dropped, mut slopes) = (self.square(), self.square(), self.square());
         self.each(|head| {
@@ -159,59 +172,59 @@ impl Heads {
             dropped[..size].copy_from_slice(&weights[..size]);
             self.drop(&mut dropped, &head);
             let transposed = View::new(&dropped[..size], length).t();
-            multiply(&mut dv[head.start..], hidden, transposed, dy, 1.0, false);
+            self.pack(upstream, &head)
+                .multiply_add(&mut dv[head.start..], hidden, transposed);
             // The gradient of the dropped weights, then of the weights, then of the scores.
-            multiply(&mut slopes, length, dy, self.view(v, &head).t(), 1.0, false);
+            slopes[..size].fill(0.0);
+            self.pack_transposed(v, &head)
+                .multiply_add(&mut slopes[..size], length, dy);
             self.drop(&mut slopes, &head);
             for (slopes, weights) in slopes[..size]
                 .chunks_exact_mut(length)
-                .zip(weights[..size].chunks_exact(length))
+                .zip(weights.chunks_exact(length))
             {
-                softmax_backward(slopes, weights);
+                softmax_backward(slopes, weights, self.scale());
             }
             let slopes = View::new(&slopes[..size], length);
-            multiply(
-                &mut dq[head.start..],
-                hidden,
-                slopes,
-                self.view(k, &head),
-                scale,
-                false,
-            );
-            multiply(
-                &mut dk[head.start..],
-                hidden,
-                slopes.t(),
-                self.view(q, &head),
-                scale,
-                false,
-            );
+            self.pack(k, &head)
+                .multiply_add(&mut dq[head.start..], hidden, slopes);
+            self.pack(q, &head)
+                .multiply_add(&mut dk[head.start..], hidden, slopes.t());
         });
         done([&dq, &dk, &dv])
     }
 }
 
+/// `row ← softmax(scale · row)`.
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
-fn softmax(row: &mut [f32]) {
-    let mut highest = f32::NEG_INFINITY;
-    for &value in row.iter() {
-        highest = if value > highest { value } else { highest };
+fn softmax(row: &mut [f32], scale: f32) {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let mut chunks = row.chunks_exact(LANES);
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    for chunk in &mut chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane = larger(*lane, *value);
+        }
     }
+    let highest = chunks
+        .remainder()
+        .iter()
+        .chain(&lanes)
+        .fold(f32::NEG_INFINITY, |a, b| larger(a, *b));
     for value in row.iter_mut() {
-        *value = exp(*value - highest);
+        *value = exp((*value - highest) * scale);
     }
-    let inverse = 1.0 / sum_lanes(row.len(), |i| row[i]);
+    let inverse = 1.0 / sum_lanes(row, row, |x, _| x);
     for value in row.iter_mut() {
         *value *= inverse;
     }
 }
 
-/// `slopes ← weights ⊙ (slopes − Σ slopes ⊙ weights)`.
+/// `slopes ← scale · weights ⊙ (slopes − Σ slopes ⊙ weights)`.
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
-fn softmax_backward(slopes: &mut [f32], weights: &[f32]) {
-    let weights = &weights[..slopes.len()];
-    let along = sum_lanes(slopes.len(), |i| slopes[i] * weights[i]);
+fn softmax_backward(slopes: &mut [f32], weights: &[f32], scale: f32) {
+    let along = sum_lanes(slopes, weights, |s, w| s * w);
     for (slope, weight) in slopes.iter_mut().zip(weights) {
-        *slope = weight * (*slope - along);
+        *slope = scale * weight * (*slope - along);
     }
 }

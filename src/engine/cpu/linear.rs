@@ -1,18 +1,57 @@
 //! The linear layer.
 
+use std::sync::OnceLock;
+
 use dfdx::prelude::*;
 
 use super::bridge::{data, is_traced, output, slot, trace};
+use super::packed::Packed;
 use super::product::{multiply, View};
 use super::Outcome;
-use crate::engine::{Matrix, Vector};
+use crate::engine::{Matrix, Vector, Weight};
+
+/// A weight, packed for `x Wᵀ` and for `dy W` when either is first needed.
+pub struct Prepared {
+    weight: Tensor<(usize, usize), f32, Cpu>,
+    forward: OnceLock<Packed>,
+    backward: OnceLock<Packed>,
+}
+
+impl Prepared {
+    pub(super) fn new(weight: &Tensor<(usize, usize), f32, Cpu>) -> Self {
+        let weight = weight.clone();
+        Prepared {
+            weight,
+            forward: OnceLock::new(),
+            backward: OnceLock::new(),
+        }
+    }
+
+    /// `Wᵀ (in, out)`.
+    fn forward(&self) -> &Packed {
+        let (out, input) = *self.weight.shape();
+        self.forward
+            .get_or_init(|| Packed::transposed(data(&self.weight), input, input, out))
+    }
+
+    /// `W (out, in)`.
+    fn backward(&self) -> &Packed {
+        let (out, input) = *self.weight.shape();
+        self.backward
+            .get_or_init(|| Packed::rows(data(&self.weight), input, out, input))
+    }
+}
 
 /// See [`crate::engine::Backend::linear`].
 pub(super) fn linear(
     x: &Matrix<Cpu>,
-    weight: &Matrix<Cpu>,
+    weight: &Weight<Cpu>,
     bias: Option<&Vector<Cpu>>,
 ) -> Outcome<Matrix<Cpu>> {
+    let Weight {
+        matrix: weight,
+        prepared,
+    } = weight;
     let (rows, input) = *x.shape();
     let (out, weight_input) = *weight.shape();
     assert_eq!(
@@ -26,8 +65,9 @@ pub(super) fn linear(
             row.copy_from_slice(bias);
         }
     }
-    let (a, w) = (View::new(data(x), input), View::new(data(weight), input));
-    multiply(&mut values, out, a, w.t(), 1.0, true); // (rows, out)
+    prepared
+        .forward()
+        .multiply_add(&mut values, out, View::new(data(x), input)); // (rows, out)
 
     let mut joined = trace(x).merge(trace(weight));
     if let Some(bias) = bias {
@@ -35,7 +75,7 @@ pub(super) fn linear(
     }
     let (x_slot, weight_slot, bias_slot) = (slot(x), slot(weight), bias.and_then(slot));
     let kept_x = is_traced(weight).then(|| x.clone().split_tape().0);
-    let kept_weight = is_traced(x).then(|| weight.clone().split_tape().0);
+    let prepared = prepared.clone();
     output(
         values,
         (rows, out),
@@ -43,9 +83,8 @@ pub(super) fn linear(
         x.device(),
         move |flow, upstream| {
             let dy = View::strided(upstream, rows, out, out);
-            if let (Some(slot), Some(weight)) = (&x_slot, &kept_weight) {
-                let weight = View::new(data(weight), input);
-                multiply(flow.get(slot)?, input, dy, weight, 1.0, true); // (rows, in)
+            if let Some(slot) = &x_slot {
+                prepared.backward().multiply_add(flow.get(slot)?, input, dy); // (rows, in)
             }
             if let (Some(slot), Some(x)) = (&weight_slot, &kept_x) {
                 let x = View::strided(data(x), rows, input, input);

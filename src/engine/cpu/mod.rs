@@ -12,20 +12,27 @@ mod linear;
 mod loss;
 mod math;
 mod norm;
+mod packed;
 mod product;
 mod rows;
 
 use dfdx::prelude::{Cpu, Gradients, HasErr, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{Activation, AttentionShape, Backend, Dropout, Layout, Matrix, Scalar, Vector};
+use super::{Activation, AttentionShape, Backend, Dropout, Layout, Matrix, Scalar, Vector, Weight};
 
 type Outcome<T> = Result<T, <Cpu as HasErr>::Err>;
 
 impl Backend for Cpu {
+    type Prepared = linear::Prepared;
+
+    fn prepare(weight: &Tensor<(usize, usize), f32, Cpu>) -> linear::Prepared {
+        linear::Prepared::new(weight)
+    }
+
     fn linear(
         x: &Matrix<Cpu>,
-        weight: &Matrix<Cpu>,
+        weight: &Weight<Cpu>,
         bias: Option<&Vector<Cpu>>,
     ) -> Outcome<Matrix<Cpu>> {
         linear::linear(x, weight, bias)

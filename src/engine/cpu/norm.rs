@@ -60,11 +60,12 @@ pub(super) fn layer_norm(
             }
             if let Some(slot) = &x_slot {
                 let gain = data(&gain);
+                let mut scaled = vec![0.0; hidden];
                 let dx = flow.get(slot)?;
                 for (((dy, n), dx), inverse) in
                     rows().zip(dx.chunks_exact_mut(hidden)).zip(&inverse)
                 {
-                    backward_row(dy, n, gain, *inverse, dx);
+                    backward_row(dy, n, gain, *inverse, &mut scaled, dx);
                 }
             }
             Ok(())
@@ -72,36 +73,34 @@ pub(super) fn layer_norm(
     )
 }
 
-/// Sums in 16 independent lanes, so that the order is the same on every instruction set.
+/// Independent sums that are joined at the end, so that the order is the same on every instruction
+/// set.
+pub(super) const LANES: usize = 16;
+
+/// `Σ term(x, y)` in lanes.
 #[inline(always)]
-pub(super) fn sum_lanes(length: usize, term: impl Fn(usize) -> f32) -> f32 {
-    const LANES: usize = 16;
+pub(super) fn sum_lanes(x: &[f32], y: &[f32], term: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = [0.0f32; LANES];
-    let whole = length / LANES * LANES;
-    for start in (0..whole).step_by(LANES) {
-        for (lane, sum) in lanes.iter_mut().enumerate() {
-            *sum += term(start + lane);
+    let (xs, ys) = (x.chunks_exact(LANES), y.chunks_exact(LANES));
+    let rest = xs.remainder().iter().zip(ys.remainder());
+    let rest = rest.fold(0.0, |sum, (x, y)| sum + term(*x, *y));
+    for (x, y) in xs.zip(ys) {
+        for ((sum, x), y) in lanes.iter_mut().zip(x).zip(y) {
+            *sum += term(*x, *y);
         }
     }
-    let mut total = 0.0;
-    for lane in lanes {
-        total += lane;
-    }
-    for i in whole..length {
-        total += term(i);
-    }
-    total
+    lanes.iter().fold(rest, |total, lane| total + lane)
 }
 
 /// `normal ← (x − mean) / √(variance + ε)`; returns the inverse of the root.
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
 fn normalize(x: &[f32], normal: &mut [f32], epsilon: f32) -> f32 {
     let count = x.len() as f32;
-    let mean = sum_lanes(x.len(), |i| x[i]) / count;
+    let mean = sum_lanes(x, x, |x, _| x) / count;
     for (n, x) in normal.iter_mut().zip(x) {
         *n = x - mean;
     }
-    let variance = sum_lanes(normal.len(), |i| normal[i] * normal[i]) / count;
+    let variance = sum_lanes(normal, normal, |n, _| n * n) / count;
     let inverse = 1.0 / (variance + epsilon).sqrt();
     for n in normal.iter_mut() {
         *n *= inverse;
@@ -116,14 +115,24 @@ fn affine(normal: &[f32], gain: &[f32], bias: &[f32], out: &mut [f32]) {
     }
 }
 
-/// `dx += inverse · (s − mean(s) − normal · mean(s ⊙ normal))` with `s = dy ⊙ gain`.
+/// `dx += inverse · (s − mean(s) − normal · mean(s ⊙ normal))` with `s = dy ⊙ gain`, for which `scaled`
+/// is a buffer.
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
-fn backward_row(dy: &[f32], normal: &[f32], gain: &[f32], inverse: f32, dx: &mut [f32]) {
-    let (dy, normal, gain) = (&dy[..dx.len()], &normal[..dx.len()], &gain[..dx.len()]);
+fn backward_row(
+    dy: &[f32],
+    normal: &[f32],
+    gain: &[f32],
+    inverse: f32,
+    scaled: &mut [f32],
+    dx: &mut [f32],
+) {
+    for ((scaled, dy), gain) in scaled.iter_mut().zip(dy).zip(gain) {
+        *scaled = dy * gain;
+    }
     let count = dx.len() as f32;
-    let mean = sum_lanes(dx.len(), |i| dy[i] * gain[i]) / count;
-    let along = sum_lanes(dx.len(), |i| dy[i] * gain[i] * normal[i]) / count;
-    for (i, dx) in dx.iter_mut().enumerate() {
-        *dx += inverse * (dy[i] * gain[i] - mean - normal[i] * along);
+    let mean = sum_lanes(scaled, scaled, |s, _| s) / count;
+    let along = sum_lanes(scaled, normal, |s, n| s * n) / count;
+    for ((dx, s), n) in dx.iter_mut().zip(scaled.iter()).zip(normal) {
+        *dx += inverse * (s - mean - n * along);
     }
 }

@@ -5,10 +5,10 @@ use gemm::Parallelism;
 /// A matrix in a slice: `rows × columns`, element `(i, j)` at `i · row_stride + j · column_stride`.
 #[derive(Clone, Copy)]
 pub(super) struct View<'a> {
-    data: &'a [f32],
-    rows: usize,
-    columns: usize,
-    strides: (usize, usize),
+    pub(super) data: &'a [f32],
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) strides: (usize, usize),
 }
 
 impl<'a> View<'a> {
@@ -38,7 +38,8 @@ impl<'a> View<'a> {
         }
     }
 
-    fn fits(&self) -> bool {
+    /// Whether all elements lie within the slice.
+    pub(super) fn fits(&self) -> bool {
         self.rows == 0
             || self.columns == 0
             || (self.rows - 1) * self.strides.0 + (self.columns - 1) * self.strides.1
