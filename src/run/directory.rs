@@ -223,8 +223,9 @@ impl Log {
                 loss,
                 lr,
                 norm,
+                seconds,
             } => json!({
-                "stage": stage.name, "step": step, "epoch": epoch, "loss": loss, "lr": lr, "gradient_norm": norm,
+                "stage": stage.name, "step": step, "epoch": epoch, "loss": loss, "lr": lr, "gradient_norm": norm, "seconds": seconds,
             }),
             Event::Evaluated {
                 stage,

@@ -42,6 +42,7 @@ pub enum Event<'a> {
         loss: f32,
         lr: f32,
         norm: f32,
+        seconds: f64,
     },
     /// The dev set was evaluated.
     Evaluated {
@@ -183,6 +184,7 @@ impl<'a> Stage<'a> {
         graph: &mut Graph<D>,
         watcher: &mut dyn Watcher,
     ) -> Result<(), Problem> {
+        let started = Instant::now();
         let examples = self.examples(step);
         let random = mix(self.seed ^ mix(step as u64));
         let groups = groups(&examples, random, self.data.masking, D::GROUP_ROWS);
@@ -205,6 +207,7 @@ impl<'a> Stage<'a> {
             loss,
             lr,
             norm,
+            seconds: started.elapsed().as_secs_f64(),
         })
     }
 

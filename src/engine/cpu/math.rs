@@ -10,7 +10,8 @@ pub(super) fn exp(x: f32) -> f32 {
     let x = if x < -87.336_54 { -87.336_54 } else { x };
     let x = if x > 88.722_83 { 88.722_83 } else { x };
     const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³: adding it rounds to an integer
-    let n = x * std::f32::consts::LOG2_E + ROUND - ROUND;
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
     let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4; // x − n ln 2, in two parts
     let mut p = 1.987_569_1e-4;
     p = p * r + 1.398_199_9e-3;
@@ -19,15 +20,16 @@ pub(super) fn exp(x: f32) -> f32 {
     p = p * r + 1.666_666_5e-1;
     p = p * r + 5e-1;
     let value = p * r * r + r + 1.0;
-    // 2ⁿ in two factors, so that n = 128 does not overflow the exponent.
-    let half = (n * 0.5 + ROUND - ROUND) as i32;
-    let rest = n as i32 - half;
-    value * power_of_two(half) * power_of_two(rest)
+    // n as an integer stands in the low bits of the shifted number. 2ⁿ in two factors, so that
+    // n = 128 does not overflow the exponent.
+    let n = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
+    let half = n >> 1;
+    value * power_of_two(half) * power_of_two(n.wrapping_sub(half))
 }
 
 #[inline(always)]
 fn power_of_two(n: i32) -> f32 {
-    f32::from_bits(((n + 127) << 23) as u32)
+    f32::from_bits((n.wrapping_add(127) as u32) << 23)
 }
 
 /// GELU and its derivative: `x Φ(x)` and `Φ(x) + x φ(x)`.
