@@ -599,6 +599,54 @@ fn pairs_and_numbers_are_trained_and_predicted() {
     );
 }
 
+/// A cloze: trained, stored with its template, and refused where its words or texts do not fit.
+#[test]
+fn a_cloze_is_trained_and_its_mistakes_are_named() {
+    let place = Place::new();
+    let cloze = |words: &str| {
+        let task = format!("    template = \"{{text}} so i {{mask}} it .\"\n    words = {words}\n");
+        pipeline().replace("    text = text\n", &task)
+    };
+    place.write(
+        "small.delta",
+        cloze("{ negative = \"hated\", positive = \"loved\" }").as_bytes(),
+    );
+    place.succeed(&["small.delta", "--quiet"]);
+    place.write("input.jsonl", b"{\"text\": \"the plot was superb .\"}\n");
+    let predicted = place.succeed(&["predict", "runs/small", "--input", "input.jsonl"]);
+    assert!(predicted.contains("positive"), "{predicted}");
+
+    place.write(
+        "small.delta",
+        cloze("{ negative = \"not dull\", positive = \"loved\" }").as_bytes(),
+    );
+    insta::assert_snapshot!(
+        "label_word_of_two_tokens",
+        place.fail(2, &["check", "small.delta"])
+    );
+    place.write(
+        "small.delta",
+        cloze("{ negative = \"loved\", positive = \"loved\" }").as_bytes(),
+    );
+    insta::assert_snapshot!("label_word_twice", place.fail(2, &["check", "small.delta"]));
+    place.write(
+        "small.delta",
+        cloze("{ negative = \"hated\", positive = \"loved\" }").as_bytes(),
+    );
+    place.write(
+        "train.tsv",
+        b"text\tlabel\nfine\tpositive\nso [MASK] so\tnegative\n",
+    );
+    insta::assert_snapshot!(
+        "mask_in_a_text",
+        place.fail(2, &["small.delta", "--quiet", "--out", "other"])
+    );
+    // A text that is too long is cut; the template is not.
+    let long = format!("text\tlabel\n{}\tpositive\n", "dull ".repeat(100));
+    place.write("train.tsv", long.as_bytes());
+    place.succeed(&["small.delta", "--quiet", "--out", "other"]);
+}
+
 /// Checking a file of twenty stages takes no time: it is far below the bound even when the machine is
 /// busy, so this asserts work, not speed: no weight may be read.
 #[test]

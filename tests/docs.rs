@@ -41,7 +41,7 @@ fn complete(sample: &str) -> String {
         }
     }
     text.push_str(sample);
-    if !has(sample, "stage") {
+    if !has(sample, "stage") && !sample.contains("template =") {
         let names = sample.lines().filter_map(|line| {
             let mut words = line.split_whitespace();
             let keyword = words.next()?;

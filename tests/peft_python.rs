@@ -1,5 +1,5 @@
-//! A LoRA trained here, loaded by PEFT itself; and the merged model, loaded by transformers. Needs
-//! Python with torch, transformers and peft: `DELTARUN_PYTHON` names it, and `.ci/run` sets it.
+//! A LoRA trained here, loaded by PEFT itself; the merged model, loaded by transformers; and a cloze
+//! without training beside transformers' masked language model. Needs Python with torch, transformers and peft: `DELTARUN_PYTHON` names it, and `.ci/run` sets it.
 
 use std::path::Path;
 use std::process::Command;
@@ -101,4 +101,85 @@ fn peft_and_transformers_load_what_a_run_leaves() {
             String::from_utf8_lossy(&output.stderr)
         );
     }
+}
+
+#[test]
+fn zero_shot_logits_are_those_of_transformers() {
+    let Some(python) = std::env::var_os("DELTARUN_PYTHON") else {
+        println!("skipped: DELTARUN_PYTHON is not set to a Python with torch and transformers");
+        return;
+    };
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = tempfile::TempDir::new().unwrap();
+    let quickstart = root.join("pipelines/quickstart");
+    let text = format!(
+        r#"
+        pipeline zero
+        backbone "{0}/backbone"
+        data {{ dev = tsv("{0}/dev.tsv") }}
+        task classify {{
+            label = label
+            labels = [negative, positive]
+            template = "{{text}} so i {{mask}} it ."
+            words = {{ negative = "hated", positive = "loved" }}
+        }}
+        "#,
+        quickstart.display()
+    );
+    std::fs::write(folder.path().join("zero.delta"), text).unwrap();
+    let run = |arguments: &[&str]| -> String {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_deltarun"));
+        let output = command
+            .args(arguments)
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let table = run(&["zero.delta", "--quiet"]);
+    assert!(table.contains("zero-shot"), "{table}");
+    let dev = std::fs::read_to_string(quickstart.join("dev.tsv")).unwrap();
+    let texts: Vec<&str> = dev
+        .lines()
+        .skip(1)
+        .filter_map(|line| line.split('\t').next())
+        .collect();
+    let input: String = texts
+        .iter()
+        .map(|text| serde_json::json!({ "text": text }).to_string() + "\n")
+        .collect();
+    std::fs::write(folder.path().join("input.jsonl"), input).unwrap();
+    let mut predicted = String::new();
+    for (line, text) in run(&["predict", "runs/zero", "--input", "input.jsonl"])
+        .lines()
+        .zip(&texts)
+    {
+        let mut line: serde_json::Value = serde_json::from_str(line).unwrap();
+        line["text"] = serde_json::json!(text);
+        predicted += &(line.to_string() + "\n");
+    }
+    std::fs::write(folder.path().join("predicted.jsonl"), predicted).unwrap();
+    let output = Command::new(&python)
+        .arg(root.join("tests/python/check_cloze.py"))
+        .arg(quickstart.join("backbone"))
+        .args([
+            "predicted.jsonl",
+            "{text} so i [MASK] it .",
+            "hated",
+            "loved",
+        ])
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    println!("{table}{}", String::from_utf8_lossy(&output.stdout));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }

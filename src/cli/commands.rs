@@ -56,6 +56,7 @@ fn open(options: &PipelineOptions) -> Result<Opened, Problems> {
         Ok((directory.clone(), read_config(&directory)?))
     };
     let mut plan = plan::plan(&pipeline, &overrides, &base, &find).map_err(located)?;
+    run::resolve_words(&mut plan).map_err(located)?;
     if !pipeline
         .statements
         .iter()
@@ -307,7 +308,7 @@ fn eval_on<D: Executor>(options: &EvalOptions, device: D) -> Result<Ended, Probl
         device,
     )?;
     let plan = &loaded.plan;
-    let (name, task) = plan
+    let (_, task) = plan
         .final_task()
         .ok_or_else(|| Problem::internal("a run without a task"))?;
     let file = match &options.data {
@@ -321,7 +322,7 @@ fn eval_on<D: Executor>(options: &EvalOptions, device: D) -> Result<Ended, Probl
             })?,
     };
     let mut loader = Loader::new(plan)?;
-    let examples = loader.file(&file, name, task)?;
+    let examples = loader.file(&file, task)?;
     let evaluation =
         crate::train::evaluate(&loaded.graph, &examples.all, task, loader.masking(task)?)?;
     println!("{}: {} examples", file.path.display(), evaluation.examples);

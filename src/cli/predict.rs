@@ -144,7 +144,7 @@ fn write_chunk<D: Executor>(
     if chunk.is_empty() {
         return Ok(());
     }
-    let examples = Examples::of_texts(chunk, encoder)?;
+    let examples = Examples::of_texts(chunk, task, encoder)?;
     for logits in logits_of(&loaded.graph, &examples.all)? {
         let line = describe(&logits, task);
         writeln!(output, "{line}").map_err(|e| {

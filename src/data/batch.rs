@@ -81,11 +81,12 @@ pub fn batch(
     let keys: Vec<u64> = places.iter().map(key).collect();
     let mut tokens: Vec<usize> = Vec::new();
     let mut types: Vec<usize> = Vec::new();
-    let (mut rows, mut hidden) = (Vec::new(), Vec::new());
+    let (mut rows, mut hidden, mut masks) = (Vec::new(), Vec::new(), Vec::new());
     for (example, key) in examples.iter().zip(&keys) {
         let start = tokens.len();
         tokens.extend(example.text.tokens.iter().map(|&token| token as usize));
         types.extend(example.text.types.iter().map(|&kind| usize::from(kind)));
+        masks.extend(example.text.mask.map(|place| start + place));
         if let Some(masking) = masking {
             mask(
                 example,
@@ -142,6 +143,7 @@ pub fn batch(
         tokens,
         types,
         layout,
+        masks,
         targets,
         total,
     }

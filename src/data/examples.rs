@@ -70,7 +70,15 @@ impl Examples {
             .iter()
             .map(|(_, row)| texts.iter().map(|&i| row[i].clone()).collect())
             .collect();
-        let encoded = encode(encoder, &fields)?;
+        let encoded = encode(encoder, task, &fields).map_err(|(index, mut problem)| {
+            let line = table.rows[index].0;
+            problem.message = format!(
+                "`{}`, line {line}: {}",
+                file.path.display(),
+                problem.message
+            );
+            problem.or_at(task.span)
+        })?;
         if let Some(empty) = encoded.iter().position(|text| text.tokens.is_empty()) {
             let line = table.rows[empty].0;
             return Err(at_line(
@@ -93,8 +101,12 @@ impl Examples {
     ///
     /// # Errors
     /// What the tokenizer reports.
-    pub fn of_texts(texts: &[Vec<String>], encoder: &TextEncoder) -> Result<Self, Problem> {
-        let encoded = encode(encoder, texts)?;
+    pub fn of_texts(
+        texts: &[Vec<String>],
+        task: &TaskPlan,
+        encoder: &TextEncoder,
+    ) -> Result<Self, Problem> {
+        let encoded = encode(encoder, task, texts).map_err(|(_, problem)| problem)?;
         let all = encoded
             .into_iter()
             .map(|text| Example {
@@ -124,9 +136,17 @@ impl Examples {
     }
 }
 
-fn encode(encoder: &TextEncoder, texts: &[Vec<String>]) -> Result<Vec<Encoded>, Problem> {
-    let texts: Vec<&[String]> = texts.iter().map(Vec::as_slice).collect();
-    encoder.encode(&texts)
+/// Texts as the task puts them: in its template, or as they are. A problem comes with the number of
+/// its text.
+fn encode(
+    encoder: &TextEncoder,
+    task: &TaskPlan,
+    texts: &[Vec<String>],
+) -> Result<Vec<Encoded>, (usize, Problem)> {
+    match &task.cloze {
+        Some(cloze) => encoder.encode_cloze(cloze, texts),
+        None => encoder.encode(texts).map_err(|problem| (0, problem)),
+    }
 }
 
 /// The target that a value stands for, or what is wrong with it and a way out.

@@ -2,13 +2,16 @@
 
 use std::path::Path;
 
-use tokenizers::{EncodeInput, InputSequence, Tokenizer, TruncationParams};
+use tokenizers::{EncodeInput, Encoding, InputSequence, Tokenizer, TruncationParams};
 
 use crate::diagnostic::Problem;
+use crate::plan::{Cloze, Piece};
+use crate::text::quoted_list;
 
 /// Texts to tokens.
 pub struct TextEncoder {
     tokenizer: Tokenizer,
+    max_length: usize,
     vocabulary: usize,
 }
 
@@ -21,6 +24,8 @@ pub struct Encoded {
     pub types: Vec<u8>,
     /// Whether a token is one of the tokenizer's own, such as `[CLS]`.
     pub special: Vec<bool>,
+    /// Where the mask of a cloze is.
+    pub mask: Option<usize>,
 }
 
 impl TextEncoder {
@@ -53,6 +58,7 @@ impl TextEncoder {
         tokenizer.with_padding(None);
         Ok(TextEncoder {
             tokenizer,
+            max_length,
             vocabulary,
         })
     }
@@ -61,8 +67,8 @@ impl TextEncoder {
     ///
     /// # Errors
     /// The tokenizer gives a token that the backbone has no embedding for, or none at all.
-    pub fn encode(&self, texts: &[&[String]]) -> Result<Vec<Encoded>, Problem> {
-        let input = |texts: &&[String]| match texts {
+    pub fn encode(&self, texts: &[Vec<String>]) -> Result<Vec<Encoded>, Problem> {
+        let input = |texts: &Vec<String>| match texts.as_slice() {
             [first, second] => EncodeInput::Dual(
                 InputSequence::from(first.clone()),
                 InputSequence::from(second.clone()),
@@ -70,27 +76,93 @@ impl TextEncoder {
             _ => EncodeInput::Single(InputSequence::from(texts.concat())),
         };
         let inputs: Vec<EncodeInput> = texts.iter().map(input).collect();
-        let encodings = self.tokenizer.encode_batch(inputs, true).map_err(|e| {
-            Problem::new(
-                "delta::data::tokenizer",
-                format!("the tokenizer refused a text: {e}"),
-            )
-            .help("look for unusual characters in the data")
-        })?;
-        let encoded: Vec<Encoded> = encodings
-            .into_iter()
-            .map(|encoding| Encoded {
-                tokens: encoding.get_ids().to_vec(),
-                types: encoding.get_type_ids().iter().map(|&t| t as u8).collect(),
-                special: encoding
-                    .get_special_tokens_mask()
-                    .iter()
-                    .map(|&s| s == 1)
-                    .collect(),
-            })
-            .collect();
+        let encodings = self.tokenizer.encode_batch(inputs, true).map_err(refused)?;
+        let encoded: Vec<Encoded> = encodings.iter().map(Encoded::from).collect();
         self.check(&encoded)?;
         Ok(encoded)
+    }
+
+    /// Encodes texts in a template. Where the whole is too long, words are cut from the end of the
+    /// longest text, never from the template.
+    ///
+    /// # Errors
+    /// A text has the mask in it; the template alone is too long; what [`TextEncoder::encode`]
+    /// reports. The number of the text comes with the problem.
+    pub fn encode_cloze(
+        &self,
+        cloze: &Cloze,
+        texts: &[Vec<String>],
+    ) -> Result<Vec<Encoded>, (usize, Problem)> {
+        let (name, mask) = self.mask().ok_or_else(|| (0, self.no_mask(cloze)))?;
+        let mut whole = self.tokenizer.clone();
+        whole.with_truncation(None).map_err(|e| (0, refused(e)))?;
+        let columns = cloze.columns();
+        let one = |texts: &Vec<String>| -> Result<Encoded, Problem> {
+            let mut texts = texts.clone();
+            if texts.iter().any(|text| text.contains(name)) {
+                let message = format!("the text has `{name}` in it, which the template puts there");
+                let problem = Problem::new("delta::data::mask_in_text", message);
+                return Err(problem.help("remove it from the text"));
+            }
+            loop {
+                let text = fill(cloze, &columns, &texts, name);
+                let mut encoded = Encoded::from(&whole.encode(text, true).map_err(refused)?);
+                let excess = encoded.tokens.len().saturating_sub(self.max_length);
+                if excess == 0 {
+                    encoded.mask = encoded.tokens.iter().position(|token| *token == mask);
+                    return Ok(encoded);
+                }
+                let longest = texts.iter_mut().max_by_key(|text| text.len());
+                match longest.filter(|text| !text.is_empty()) {
+                    Some(text) => cut_words(text, excess),
+                    None => return Err(self.template_too_long(cloze)),
+                }
+            }
+        };
+        let encoded = texts
+            .iter()
+            .enumerate()
+            .map(|(i, texts)| one(texts).map_err(|p| (i, p)));
+        let encoded: Vec<Encoded> = encoded.collect::<Result<_, _>>()?;
+        self.check(&encoded).map_err(|problem| (0, problem))?;
+        Ok(encoded)
+    }
+
+    /// The token of a label word, as it stands behind a space.
+    ///
+    /// # Errors
+    /// It is not one token; its tokens are shown.
+    pub fn word(&self, word: &str, cloze: &Cloze) -> Result<usize, Problem> {
+        let encoding = self
+            .tokenizer
+            .encode(format!(" {word}"), false)
+            .map_err(refused)?;
+        match encoding.get_ids() {
+            [token] => Ok(*token as usize),
+            _ => {
+                let tokens = quoted_list(encoding.get_tokens().iter().map(String::as_str));
+                let message = format!("the label word `{word}` is not one token, but {tokens}");
+                Err(Problem::new("delta::data::label_word", message)
+                    .at(cloze.span, "in here")
+                    .help("choose a word that the tokenizer knows as a whole"))
+            }
+        }
+    }
+
+    fn no_mask(&self, cloze: &Cloze) -> Problem {
+        Problem::new("delta::data::no_mask", "the tokenizer has no mask token")
+            .at(cloze.span, "needed by this template")
+            .help("use a backbone whose tokenizer has `[MASK]` or `<mask>`")
+    }
+
+    fn template_too_long(&self, cloze: &Cloze) -> Problem {
+        let message = format!(
+            "the template alone has more than {} tokens",
+            self.max_length
+        );
+        Problem::new("delta::data::template_too_long", message)
+            .at(cloze.span, "of this task")
+            .help("shorten the template, or raise `max_length`")
     }
 
     fn check(&self, encoded: &[Encoded]) -> Result<(), Problem> {
@@ -108,8 +180,66 @@ impl TextEncoder {
 
     /// The number of the mask token, if the tokenizer has one.
     pub fn mask_token(&self) -> Option<u32> {
-        ["[MASK]", "<mask>"]
+        self.mask().map(|(_, token)| token)
+    }
+
+    fn mask(&self) -> Option<(&'static str, u32)> {
+        let names = ["[MASK]", "<mask>"].into_iter();
+        names
+            .filter_map(|name| Some((name, self.tokenizer.token_to_id(name)?)))
+            .next()
+    }
+}
+
+impl From<&Encoding> for Encoded {
+    fn from(encoding: &Encoding) -> Self {
+        Encoded {
+            tokens: encoding.get_ids().to_vec(),
+            types: encoding.get_type_ids().iter().map(|&t| t as u8).collect(),
+            special: encoding
+                .get_special_tokens_mask()
+                .iter()
+                .map(|&s| s == 1)
+                .collect(),
+            mask: None,
+        }
+    }
+}
+
+fn refused(error: tokenizers::Error) -> Problem {
+    Problem::new(
+        "delta::data::tokenizer",
+        format!("the tokenizer refused a text: {error}"),
+    )
+    .help("look for unusual characters in the data")
+}
+
+/// The template with texts and mask put in.
+fn fill(cloze: &Cloze, columns: &[String], texts: &[String], mask: &str) -> String {
+    let text_of = |name: &String| {
+        columns
             .iter()
-            .find_map(|name| self.tokenizer.token_to_id(name))
+            .position(|column| column == name)
+            .map(|i| texts[i].as_str())
+    };
+    let piece = |piece: &Piece| match piece {
+        Piece::Text(text) => text.clone(),
+        Piece::Field(name) => text_of(name).unwrap_or_default().to_owned(),
+        Piece::Mask => mask.to_owned(),
+    };
+    cloze.template.iter().map(piece).collect()
+}
+
+/// Cuts about `count` tokens off the end: as many words, or half of a single long word.
+fn cut_words(text: &mut String, count: usize) {
+    for _ in 0..count.div_ceil(2) {
+        let end = match text.trim_end().rfind(char::is_whitespace) {
+            Some(end) => end,
+            None => text
+                .char_indices()
+                .nth(text.chars().count() / 2)
+                .map_or(0, |(half, _)| half),
+        };
+        text.truncate(end);
     }
 }

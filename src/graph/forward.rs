@@ -1,6 +1,6 @@
 //! The transformer interpreter: one forward pass of any family, with the deltas at their sites.
 
-use dfdx::prelude::{HasErr, HasShape};
+use dfdx::prelude::{HasErr, HasShape, ReshapeTo};
 
 use super::{Batch, Graph, Targets, Value};
 use crate::backbone::family::{Head, HeadStep, Kind, Reads};
@@ -10,7 +10,7 @@ use crate::engine::{
     with_trace, Activation, AttentionShape, Backend, Dropout, Layout, Matrix, Scalar, Trace,
     Vector, Weight,
 };
-use crate::plan::TaskKind;
+use crate::plan::TaskPlan;
 
 type Outcome<T, D> = Result<T, <D as HasErr>::Err>;
 
@@ -51,18 +51,19 @@ impl<'g, D: Backend> Pass<'g, D> {
     /// # Errors
     /// What the device reports.
     pub fn logits(&self, batch: &Batch) -> Outcome<Matrix<D>, D> {
-        let is_lm = self
-            .graph
-            .task()
-            .is_some_and(|task| task.kind == TaskKind::MaskedLm);
+        let task = self.graph.task();
         let heads = &self.graph.family.heads;
-        let head = match (is_lm, &heads.masked_lm) {
+        let head = match (
+            task.is_some_and(TaskPlan::uses_language_model),
+            &heads.masked_lm,
+        ) {
             (true, Some(head)) => head,
             _ => &heads.classify,
         };
         let rows: Vec<usize> = match (head.reads, &batch.targets) {
             (Reads::First, _) => batch.layout.ranges().map(|range| range.start).collect(),
             (Reads::Last, _) => batch.layout.ranges().map(|range| range.end - 1).collect(),
+            (Reads::Masked, _) if !batch.masks.is_empty() => batch.masks.clone(),
             (Reads::Masked, Targets::Tokens { rows, .. }) => rows.clone(),
             (Reads::Masked, _) => (0..batch.layout.rows()).collect(),
         };
@@ -103,13 +104,32 @@ impl<'g, D: Backend> Pass<'g, D> {
     fn head_step(&self, step: &HeadStep, x: &Matrix<D>) -> Outcome<Matrix<D>, D> {
         match (step.kind, &step.weight) {
             (Some(Kind::Norm), _) => self.norm(&step.module, x),
-            (Some(Kind::Tied), Some(embedding)) => {
-                let weight = self.weight(&format!("{embedding}.weight"));
-                D::linear(x, &weight, self.bias(&step.module).as_ref())
-            }
+            (Some(Kind::Tied), Some(embedding)) => self.decode(&step.module, embedding, x),
             // The pooler is a module of the backbone, where deltas may sit.
             _ => self.linear(&step.module, x, &Layout::new([x.shape().0], vec![0])),
         }
+    }
+
+    /// Logits over the vocabulary, or over a cloze's label words alone.
+    fn decode(&self, module: &str, embedding: &str, x: &Matrix<D>) -> Outcome<Matrix<D>, D> {
+        let weight = self.weight(&format!("{embedding}.weight"));
+        let bias = self.bias(module);
+        let Some(cloze) = self.graph.task().and_then(|task| task.cloze.as_ref()) else {
+            return D::linear(x, &weight, bias.as_ref());
+        };
+        let words = D::select_rows(&weight.matrix, &cloze.tokens)?; // (labels, hidden)
+        let bias = match bias {
+            Some(bias) => {
+                let count = bias.shape().0;
+                let column = bias.try_reshape_like(&(count, 1))?;
+                Some(
+                    D::select_rows(&column, &cloze.tokens)?
+                        .try_reshape_like(&(cloze.tokens.len(),))?,
+                )
+            }
+            None => None,
+        };
+        D::linear(x, &words.into(), bias.as_ref())
     }
 
     /// The last hidden state: of all rows, or of those that are read. The last block's

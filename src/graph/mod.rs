@@ -19,7 +19,7 @@ use crate::backbone::{head_parameters, Checkpoint, Config, Parameter, Tree};
 use crate::delta::Method;
 use crate::diagnostic::Problem;
 use crate::engine::{backward, Backend, Layout, Recorder, Trace};
-use crate::plan::{Change, Plan, TaskKind, TaskPlan};
+use crate::plan::{Change, Plan, TaskPlan};
 
 pub use executor::Executor;
 pub use forward::Pass;
@@ -34,6 +34,8 @@ pub struct Batch {
     pub types: Vec<usize>,
     /// Which rows make up which sequence.
     pub layout: Layout,
+    /// The row of each sequence's mask, for a cloze; else empty.
+    pub masks: Vec<usize>,
     /// What is to be predicted.
     pub targets: Targets,
     /// The number of predictions in the whole batch, of which this may be a part.
@@ -198,9 +200,9 @@ impl<D: Backend> Graph<D> {
     }
 
     fn head(&self, task: &TaskPlan) -> Option<&Head> {
-        match task.kind {
-            TaskKind::MaskedLm => self.family.heads.masked_lm.as_ref(),
-            _ => Some(&self.family.heads.classify),
+        match task.uses_language_model() {
+            true => self.family.heads.masked_lm.as_ref(),
+            false => Some(&self.family.heads.classify),
         }
     }
 

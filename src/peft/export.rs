@@ -12,7 +12,7 @@ use crate::delta::Method;
 use crate::diagnostic::Problem;
 use crate::engine::Backend;
 use crate::graph::{Graph, Tensors};
-use crate::plan::{Change, Plan, TaskKind};
+use crate::plan::{Change, Plan};
 
 /// Why what a plan leaves has no form in PEFT, if it has none.
 pub fn why_not(plan: &Plan) -> Option<String> {
@@ -35,7 +35,7 @@ pub fn why_not(plan: &Plan) -> Option<String> {
         return Some("only the head was trained".to_owned());
     }
     match plan.final_task() {
-        Some((_, task)) if task.kind == TaskKind::MaskedLm => {
+        Some((_, task)) if task.uses_language_model() => {
             Some("the head is a language model's".to_owned())
         }
         _ => None,

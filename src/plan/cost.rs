@@ -1,6 +1,6 @@
 //! What a stage costs, estimated from shapes alone.
 
-use super::{Change, Plan, StagePlan, TaskKind};
+use super::{Change, Plan, StagePlan, TaskPlan};
 use crate::backbone::{head_parameters, Tree};
 
 /// What a stage trains and needs.
@@ -107,6 +107,18 @@ impl Plan {
                 },
             },
             Gain {
+                name: "the last block only for the rows that are read",
+                applies: true,
+                reason: match self
+                    .tasks
+                    .get(&stage.task)
+                    .is_some_and(TaskPlan::uses_language_model)
+                {
+                    true => "behind its attention, masked tokens alone go on".to_owned(),
+                    false => "behind its attention, one row of a sequence goes on".to_owned(),
+                },
+            },
+            Gain {
                 name: "no padding",
                 applies: true,
                 reason: "sequences are packed, row after row, on the CPU".to_owned(),
@@ -120,9 +132,10 @@ impl Plan {
         };
         let config = &self.backbone.config;
         let heads = config.family().heads;
-        let head = match task.kind {
-            TaskKind::MaskedLm => heads.masked_lm,
-            _ => Some(heads.classify),
+        let head = if task.uses_language_model() {
+            heads.masked_lm
+        } else {
+            Some(heads.classify)
         };
         let parameters = head.map(|head| head_parameters(config, &head, task.outputs()));
         parameters

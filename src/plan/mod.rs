@@ -4,6 +4,7 @@
 //! stored and hashed, or every mistake of the file. It knows no weights, tensors or devices.
 
 mod build;
+mod cloze;
 mod cost;
 mod fields;
 mod placing;
@@ -24,6 +25,7 @@ use crate::diagnostic::Span;
 pub use crate::syntax::ast::Unit;
 
 pub use build::{backbone_location, plan};
+pub use cloze::{Cloze, Piece};
 pub use cost::{Cost, Gain};
 pub use fields::{Fields, Problems};
 pub use scope::{Overrides, Scope};
@@ -181,6 +183,8 @@ pub struct TaskPlan {
     pub labels: Vec<Label>,
     /// What `evaluate` computes and `keep = best` compares.
     pub metric: Metric,
+    /// How labels are read off the language-model head, instead of a classifier.
+    pub cloze: Option<Cloze>,
     /// The share of tokens that are masked, for a masked language model.
     pub mask: f32,
     /// The place of the statement.
@@ -188,6 +192,11 @@ pub struct TaskPlan {
 }
 
 impl TaskPlan {
+    /// Whether the task reads the language-model head.
+    pub fn uses_language_model(&self) -> bool {
+        self.kind == TaskKind::MaskedLm || self.cloze.is_some()
+    }
+
     /// The number of logits for a classification or regression head.
     pub fn outputs(&self) -> usize {
         match self.kind {

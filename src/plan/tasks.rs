@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::cloze::cloze;
 use super::fields::Fields;
 use super::{DataPlan, FileFormat, FilePlan, Label, Metric, TaskKind, TaskPlan};
 use crate::diagnostic::Problem;
@@ -139,10 +140,11 @@ pub(super) fn task(kind: &Name, fields: &Fields) -> Option<TaskPlan> {
     let kind = *found;
     let mut plan = TaskPlan {
         kind,
-        text: text(fields, kind),
+        text: Vec::new(),
         label: String::new(),
         labels: Vec::new(),
         metric: metric(fields, kind),
+        cloze: None,
         mask: 0.15,
         span: fields.span(),
     };
@@ -162,7 +164,13 @@ pub(super) fn task(kind: &Name, fields: &Fields) -> Option<TaskPlan> {
     }
     if kind == TaskKind::Classify {
         plan.labels = labels(fields);
+        plan.cloze = cloze(fields, &plan.labels);
     }
+    plan.text = match &plan.cloze {
+        Some(cloze) => cloze.columns(),
+        None if kind == TaskKind::Classify && fields.raw("template").is_some() => Vec::new(),
+        None => text(fields, kind),
+    };
     fields.finish();
     Some(plan)
 }

@@ -1,7 +1,7 @@
 //! What is declared must be used.
 
 use super::build::Builder;
-use super::{Plan, StagePlan, TaskKind, TaskPlan};
+use super::{Plan, StagePlan, TaskPlan};
 use crate::diagnostic::Problem;
 use crate::syntax::ast::Statement;
 
@@ -65,13 +65,26 @@ impl Builder<'_> {
                 );
             }
         }
+        let is_cloze = |task: &TaskPlan| task.cloze.is_some();
+        if plan.stages.is_empty() && !plan.tasks.values().any(is_cloze) {
+            self.report(
+                Problem::new(
+                    "delta::plan::no_stage",
+                    "the file has no `stage`, and nothing can be asked without training",
+                )
+                .help("add a `stage`, or a `template` and `words` to the task: that is zero-shot"),
+            );
+        }
         self.check_named_use(plan);
     }
 
     fn check_head(&self, plan: &Plan, stage: &StagePlan, task: &TaskPlan) {
         let family = plan.backbone.config.family();
-        if task.kind == TaskKind::MaskedLm && family.heads.masked_lm.is_none() {
-            let message = format!("the family {} has no masked language model", family.name);
+        if task.uses_language_model() && family.heads.masked_lm.is_none() {
+            let message = format!(
+                "the family {} has no masked-language-model head",
+                family.name
+            );
             let help = "use `classify` or `regress`, or a backbone of another family";
             self.report(
                 Problem::new("delta::plan::no_head", message)

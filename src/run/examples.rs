@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::data::{read_columns, Examples, Masking, TextEncoder};
-use crate::diagnostic::Problem;
+use crate::diagnostic::{Problem, Span};
 use crate::plan::{FilePlan, Plan, TaskKind, TaskPlan};
 use crate::text::{did_you_mean, quoted_list};
 use crate::train::Data;
@@ -14,7 +14,8 @@ use crate::train::Data;
 pub struct Loader {
     encoder: TextEncoder,
     vocabulary: usize,
-    read: BTreeMap<(PathBuf, String), Arc<Examples>>,
+    /// By file and task; a task is known by its place.
+    read: BTreeMap<(PathBuf, Span), Arc<Examples>>,
 }
 
 impl Loader {
@@ -52,11 +53,11 @@ impl Loader {
                 return Err(Problem::internal("a stage without its task or data"));
             };
             let train = match &data.train {
-                Some(file) => self.file(file, &stage.task, task)?,
+                Some(file) => self.file(file, task)?,
                 None => Arc::default(),
             };
             let dev = match &data.dev {
-                Some(file) => Some(self.file(file, &stage.task, task)?),
+                Some(file) => Some(self.file(file, task)?),
                 None => None,
             };
             all.push(Data {
@@ -68,29 +69,12 @@ impl Loader {
         Ok(all)
     }
 
-    /// The test examples of the last stage, where there are any.
-    ///
-    /// # Errors
-    /// What [`Examples::read`] reports.
-    pub fn test(&mut self, plan: &Plan) -> Result<Option<Arc<Examples>>, Problem> {
-        let file = plan.final_data().and_then(|data| data.test.as_ref());
-        match (file, plan.final_task()) {
-            (Some(file), Some((name, task))) => self.file(file, name, task).map(Some),
-            _ => Ok(None),
-        }
-    }
-
     /// The examples of one file.
     ///
     /// # Errors
     /// What [`Examples::read`] reports.
-    pub fn file(
-        &mut self,
-        file: &FilePlan,
-        task_name: &str,
-        task: &TaskPlan,
-    ) -> Result<Arc<Examples>, Problem> {
-        let key = (file.path.clone(), task_name.to_owned());
+    pub fn file(&mut self, file: &FilePlan, task: &TaskPlan) -> Result<Arc<Examples>, Problem> {
+        let key = (file.path.clone(), task.span);
         if let Some(examples) = self.read.get(&key) {
             return Ok(examples.clone());
         }
@@ -120,13 +104,58 @@ impl Loader {
     }
 }
 
+/// Looks up the tokens of a plan's label words: all that planning needs the tokenizer for, so it is not
+/// read where no task has a template.
+///
+/// # Errors
+/// The tokenizer cannot be read; a word that is not one token, or two that are the same.
+pub fn resolve_words(plan: &mut Plan) -> Result<(), Vec<Problem>> {
+    if plan.tasks.values().all(|task| task.cloze.is_none()) {
+        return Ok(());
+    }
+    let loader = Loader::new(plan).map_err(|problem| vec![problem])?;
+    let mut problems = Vec::new();
+    for cloze in plan
+        .tasks
+        .values_mut()
+        .filter_map(|task| task.cloze.as_mut())
+    {
+        for word in cloze.words.clone() {
+            match loader.encoder.word(&word, cloze) {
+                Ok(token) if cloze.tokens.contains(&token) => problems.push(
+                    Problem::new(
+                        "delta::data::label_word",
+                        format!("two labels have the word `{word}`"),
+                    )
+                    .at(cloze.span, "in here")
+                    .help("give every label a word of its own"),
+                ),
+                Ok(token) => cloze.tokens.push(token),
+                Err(problem) => problems.push(problem),
+            }
+        }
+    }
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(problems)
+    }
+}
+
 /// Whether the files of a plan are there and have the columns that its tasks name: what `check` can
 /// tell without reading them.
 pub fn check_files(plan: &Plan) -> Vec<Problem> {
     let mut problems = Vec::new();
-    for stage in &plan.stages {
-        let (Some(task), Some(data)) = (plan.tasks.get(&stage.task), plan.data.get(&stage.data))
-        else {
+    let uses = plan
+        .stages
+        .iter()
+        .map(|stage| (plan.tasks.get(&stage.task), plan.data.get(&stage.data)));
+    let zero_shot = plan
+        .stages
+        .is_empty()
+        .then(|| (plan.final_task().map(|(_, task)| task), plan.final_data()));
+    for (task, data) in uses.chain(zero_shot) {
+        let (Some(task), Some(data)) = (task, data) else {
             continue;
         };
         for file in [&data.train, &data.dev, &data.test].into_iter().flatten() {

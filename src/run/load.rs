@@ -180,6 +180,7 @@ fn adapter_task(backbone: &Path, outputs: usize, text: Vec<String>) -> TaskPlan 
         } else {
             Metric::Accuracy
         },
+        cloze: None,
         mask: 0.0,
         span: Span::default(),
     }

@@ -145,12 +145,12 @@ fn merged_config(plan: &Plan) -> Result<Value, Problem> {
     let mut config: Value = serde_json::from_str(&text).map_err(Problem::internal)?;
     let family = plan.backbone.config.family().architecture;
     if let Some((_, task)) = plan.final_task() {
-        let suffix = match task.kind {
-            TaskKind::MaskedLm => "ForMaskedLM",
-            _ => "ForSequenceClassification",
+        let suffix = match task.uses_language_model() {
+            true => "ForMaskedLM",
+            false => "ForSequenceClassification",
         };
         config["architectures"] = json!([format!("{family}{suffix}")]);
-        if task.kind != TaskKind::MaskedLm {
+        if !task.uses_language_model() {
             let names: Vec<String> = match task.kind {
                 TaskKind::Regress => vec![task.label.clone()],
                 _ => task.labels.iter().map(|label| label.name.clone()).collect(),

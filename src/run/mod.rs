@@ -17,13 +17,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::diagnostic::Problem;
 use crate::graph::{Executor, Graph};
-use crate::plan::{Metric, Plan, TaskKind};
+use crate::plan::{FilePlan, Metric, Plan, TaskKind};
 use crate::report::{metric_value, Progress, Table};
 use crate::text::thousands;
-use crate::train::{evaluate, train, Data, Event, StageResult, State, Watcher};
+use crate::train::{evaluate, train, Data, Evaluation, Event, StageResult, State, Watcher};
 
 pub use directory::{Directory, Manifest};
-pub use examples::{check_files, Loader};
+pub use examples::{check_files, resolve_words, Loader};
 pub use load::{open_run, Loaded};
 pub use merge::merge;
 
@@ -36,10 +36,12 @@ pub struct Summary {
     pub metric: Metric,
     /// That metric of a guess that is always the most frequent label of the training data.
     pub majority: Option<f64>,
+    /// Without any training, where the plan has no stage: on the dev set.
+    pub zero_shot: Option<Evaluation>,
     /// Each stage on its dev set.
     pub stages: Vec<StageResult>,
     /// The last stage's parameters on the test set, where there is one.
-    pub test: Option<crate::train::Evaluation>,
+    pub test: Option<Evaluation>,
 }
 
 /// How a run ended.
@@ -68,7 +70,7 @@ pub fn run<D: Executor>(
     let data = loader.stages(plan)?;
     let mut graph =
         Graph::load(plan, device).map_err(|problem| problem.or_at(plan.backbone.span))?;
-    (0..plan.stages.len()).try_for_each(|stage| graph.activate(plan, stage))?;
+    (0..=plan.stages.len()).try_for_each(|stage| graph.activate(plan, stage))?;
     // From here on there is nothing left of the input that could be wrong.
     let directory = Directory::prepare(out, &Manifest::new(plan, source)?, source)?;
     let state = directory.resume()?.unwrap_or_else(|| State {
@@ -90,22 +92,27 @@ pub fn run<D: Executor>(
     let Some(state) = train(plan, &mut graph, &data, state, &mut recorder)? else {
         return Ok(Ended::Interrupted(directory.partial().to_path_buf()));
     };
-    let test = match loader.test(plan)? {
-        Some(test) => {
-            let (_, task) = plan
-                .final_task()
-                .ok_or_else(|| Problem::internal("a run without a task"))?;
-            let masking = data.last().and_then(|data| data.masking);
-            Some(evaluate(&graph, &test.all, task, masking)?)
-        }
-        None => None,
+    let (_, task) = plan
+        .final_task()
+        .ok_or_else(|| Problem::internal("a run without a task"))?;
+    let mut final_result = |file: Option<&FilePlan>| -> Result<Option<Evaluation>, Problem> {
+        let Some(file) = file else { return Ok(None) };
+        let examples = loader.file(file, task)?;
+        evaluate(&graph, &examples.all, task, loader.masking(task)?).map(Some)
     };
+    let files = plan.final_data();
+    let is_zero_shot = plan.stages.is_empty();
+    let zero_shot = final_result(
+        files
+            .and_then(|data| data.dev.as_ref())
+            .filter(|_| is_zero_shot),
+    )?;
+    let test = final_result(files.and_then(|data| data.test.as_ref()))?;
     let summary = Summary {
         name: plan.name.clone(),
-        metric: plan
-            .final_task()
-            .map_or(Metric::Loss, |(_, task)| task.metric),
+        metric: task.metric,
         majority: majority(plan, data.last()),
+        zero_shot,
         stages: state.position.results,
         test,
     };
@@ -158,6 +165,10 @@ impl Summary {
                 "0".to_owned(),
             ];
             table.row(cells);
+        }
+        if let Some(zero_shot) = &self.zero_shot {
+            let value = metric_value(self.metric, zero_shot.get(self.metric));
+            table.row(["zero-shot".to_owned(), value, "0".to_owned()]);
         }
         for stage in &self.stages {
             let value = stage

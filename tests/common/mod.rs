@@ -105,6 +105,7 @@ impl Expected {
             tokens: kept(&ids),
             types: kept(&types),
             layout: Layout::new(lengths, keys),
+            masks: Vec::new(),
             total: labels.len(),
             targets: Targets::Classes(labels),
         }
