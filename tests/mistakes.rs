@@ -199,6 +199,31 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "freeze **\ninsert adapters",
     ),
     (
+        "template_without_mask",
+        "text = sentence",
+        "template = \"{sentence} It was.\"\n    words = { negative = \"bad\", positive = \"good\" }",
+    ),
+    (
+        "template_without_brace",
+        "text = sentence",
+        "template = \"{sentence It was {mask}.\"\n    words = { negative = \"bad\", positive = \"good\" }",
+    ),
+    (
+        "template_without_words",
+        "text = sentence",
+        "template = \"{sentence} It was {mask}.\"",
+    ),
+    (
+        "template_and_text",
+        "text = sentence",
+        "text = sentence\n    template = \"{sentence} It was {mask}.\"\n    words = { negative = \"bad\", positive = \"good\" }",
+    ),
+    (
+        "words_of_other_labels",
+        "text = sentence",
+        "template = \"{sentence} It was {mask}.\"\n    words = { negativ = \"bad\", positive = \"good\" }",
+    ),
+    (
         "several_at_once",
         "alpha = 16 } on block.*.attn.{q,v} expect 4",
         "alhpa = 16 } on block.*.atn.q",

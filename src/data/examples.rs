@@ -71,12 +71,10 @@ impl Examples {
             .map(|(_, row)| texts.iter().map(|&i| row[i].clone()).collect())
             .collect();
         let encoded = encode(encoder, task, &fields).map_err(|(index, mut problem)| {
-            let line = table.rows[index].0;
-            problem.message = format!(
-                "`{}`, line {line}: {}",
-                file.path.display(),
-                problem.message
-            );
+            if let Some(index) = index {
+                let (path, line) = (file.path.display(), table.rows[index].0);
+                problem.message = format!("`{path}`, line {line}: {}", problem.message);
+            }
             problem.or_at(task.span)
         })?;
         if let Some(empty) = encoded.iter().position(|text| text.tokens.is_empty()) {
@@ -142,10 +140,10 @@ fn encode(
     encoder: &TextEncoder,
     task: &TaskPlan,
     texts: &[Vec<String>],
-) -> Result<Vec<Encoded>, (usize, Problem)> {
+) -> Result<Vec<Encoded>, (Option<usize>, Problem)> {
     match &task.cloze {
         Some(cloze) => encoder.encode_cloze(cloze, texts),
-        None => encoder.encode(texts).map_err(|problem| (0, problem)),
+        None => encoder.encode(texts).map_err(|problem| (None, problem)),
     }
 }
 

@@ -92,10 +92,12 @@ impl TextEncoder {
         &self,
         cloze: &Cloze,
         texts: &[Vec<String>],
-    ) -> Result<Vec<Encoded>, (usize, Problem)> {
-        let (name, mask) = self.mask().ok_or_else(|| (0, self.no_mask(cloze)))?;
+    ) -> Result<Vec<Encoded>, (Option<usize>, Problem)> {
+        let (name, mask) = self.mask().ok_or_else(|| (None, self.no_mask(cloze)))?;
         let mut whole = self.tokenizer.clone();
-        whole.with_truncation(None).map_err(|e| (0, refused(e)))?;
+        whole
+            .with_truncation(None)
+            .map_err(|e| (None, refused(e)))?;
         let columns = cloze.columns();
         let one = |texts: &Vec<String>| -> Result<Encoded, Problem> {
             let mut texts = texts.clone();
@@ -122,9 +124,9 @@ impl TextEncoder {
         let encoded = texts
             .iter()
             .enumerate()
-            .map(|(i, texts)| one(texts).map_err(|p| (i, p)));
+            .map(|(i, texts)| one(texts).map_err(|p| (Some(i), p)));
         let encoded: Vec<Encoded> = encoded.collect::<Result<_, _>>()?;
-        self.check(&encoded).map_err(|problem| (0, problem))?;
+        self.check(&encoded).map_err(|problem| (None, problem))?;
         Ok(encoded)
     }
 
