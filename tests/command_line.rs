@@ -661,3 +661,45 @@ fn check_reads_no_weights() {
     place.write("small.delta", text.as_bytes());
     place.succeed(&["check", "small.delta"]);
 }
+
+/// `hf:organisation/name` is found in the hub's local cache; the weights are asked for by a run only.
+#[test]
+fn a_backbone_of_the_hub_is_taken_from_the_local_cache() {
+    let place = Place::new();
+    let repository = place.path("cache/hub/models--some--bert");
+    let snapshot = repository.join("snapshots/abc");
+    std::fs::create_dir_all(repository.join("refs")).unwrap();
+    std::fs::create_dir_all(&snapshot).unwrap();
+    std::fs::write(repository.join("refs/main"), "abc").unwrap();
+    for file in ["config.json", "tokenizer.json"] {
+        std::fs::copy(place.path("backbone").join(file), snapshot.join(file)).unwrap();
+    }
+    place.write(
+        "small.delta",
+        pipeline()
+            .replace("\"backbone\"", "\"hf:some/bert\"")
+            .as_bytes(),
+    );
+    let run = |arguments: &[&str]| {
+        let mut command = place.command(arguments);
+        command
+            .env("HF_HOME", place.path("cache"))
+            .env("HF_ENDPOINT", "http://127.0.0.1:1")
+            .output()
+            .unwrap()
+    };
+    assert!(run(&["check", "small.delta"]).status.success());
+    let missing = run(&["small.delta", "--quiet"]);
+    let message = String::from_utf8_lossy(&missing.stderr).into_owned();
+    assert_eq!(missing.status.code(), Some(1), "{message}");
+    assert!(
+        message.contains("hf:some/bert") && message.contains("help:"),
+        "{message}"
+    );
+    std::fs::copy(
+        place.path("backbone/model.safetensors"),
+        snapshot.join("model.safetensors"),
+    )
+    .unwrap();
+    assert!(run(&["small.delta", "--quiet"]).status.success());
+}

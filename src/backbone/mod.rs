@@ -10,6 +10,6 @@ mod tree;
 mod weights;
 
 pub use config::Config;
-pub use source::{locate, read_config};
+pub use source::{fetch_weights, locate, read_config};
 pub use tree::{head_parameters, Module, Parameter, Site, Source, Tree};
 pub use weights::Checkpoint;

@@ -7,43 +7,59 @@ use hf_hub::api::sync::ApiBuilder;
 use super::Config;
 use crate::diagnostic::Problem;
 
-/// The directory of a backbone. `hf:organisation/name` is looked up in the local cache of the hub
-/// and downloaded where it is not there yet; anything else is a path relative to `base`.
+/// The directory of a backbone. `hf:organisation/name` is looked up in the local cache of the hub;
+/// what is not there yet of `config.json` and `tokenizer.json` is downloaded. Anything else is a path
+/// relative to `base`.
 ///
 /// # Errors
-/// No such directory, or a download that failed.
+/// A download that failed.
 pub fn locate(name: &str, base: &Path) -> Result<PathBuf, Problem> {
-    match name.strip_prefix("hf:") {
-        Some(repository) => download(repository),
-        None => Ok(base.join(name)),
-    }
+    let Some(repository) = name.strip_prefix("hf:") else {
+        return Ok(base.join(name));
+    };
+    let get = repository_files(repository)?;
+    get("tokenizer.json")?;
+    let config = get("config.json")?;
+    Ok(config.parent().map(Path::to_path_buf).unwrap_or_default())
 }
 
-fn download(repository: &str) -> Result<PathBuf, Problem> {
-    let failed = |e: hf_hub::api::sync::ApiError| {
+/// Downloads what the local cache does not have yet of the weights of `hf:organisation/name`, into the
+/// directory that [`locate`] gave. Does nothing for other names.
+///
+/// # Errors
+/// A download that failed.
+pub fn fetch_weights(name: &str) -> Result<(), Problem> {
+    let Some(repository) = name.strip_prefix("hf:") else {
+        return Ok(());
+    };
+    let get = repository_files(repository)?;
+    if get("model.safetensors").is_ok() {
+        return Ok(());
+    }
+    let index = get("model.safetensors.index.json")?;
+    let text = std::fs::read_to_string(index).unwrap_or_default();
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    let shards = json["weight_map"]
+        .as_object()
+        .into_iter()
+        .flat_map(|map| map.values());
+    shards
+        .filter_map(|shard| shard.as_str())
+        .try_for_each(|shard| get(shard).map(drop))
+}
+
+/// Gets files of a repository of the hub, from the local cache where they are there.
+fn repository_files(
+    repository: &str,
+) -> Result<impl Fn(&str) -> Result<PathBuf, Problem> + use<'_>, Problem> {
+    let failed = move |e: hf_hub::api::sync::ApiError| {
         let message = format!("`hf:{repository}` could not be fetched from the hub: {e}");
         let help = "check the name and the network, or give the directory of a downloaded model";
         Problem::failure("delta::backbone::download", message).help(help)
     };
     let api = ApiBuilder::from_env().build().map_err(failed)?;
     let model = api.model(repository.to_owned());
-    let config = model.get("config.json").map_err(failed)?;
-    model.get("tokenizer.json").map_err(failed)?;
-    if model.get("model.safetensors").is_err() {
-        let index = model.get("model.safetensors.index.json").map_err(failed)?;
-        let text = std::fs::read_to_string(&index).unwrap_or_default();
-        let json: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
-        for shard in json["weight_map"]
-            .as_object()
-            .into_iter()
-            .flat_map(|map| map.values())
-        {
-            model
-                .get(shard.as_str().unwrap_or_default())
-                .map_err(failed)?;
-        }
-    }
-    Ok(config.parent().map(Path::to_path_buf).unwrap_or_default())
+    Ok(move |file: &str| model.get(file).map_err(failed))
 }
 
 /// Reads the `config.json` of a backbone.

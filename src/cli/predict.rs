@@ -15,7 +15,7 @@ use crate::run::{open_run, Loaded, Loader};
 use crate::text::did_you_mean;
 use crate::train::{highest, predict as logits_of, softmax};
 
-/// Lines that are predicted together.
+/// The most lines that are predicted together.
 const CHUNK: usize = 512;
 
 pub(super) fn predict(options: &PredictOptions) -> Result<Ended, Problems> {
@@ -83,35 +83,33 @@ fn write_all<D: Executor>(
         .help("give a run whose last stage classifies or regresses"));
     }
     let loader = Loader::new(&loaded.plan)?;
-    let mut chunk = Vec::with_capacity(CHUNK);
+    let mut chunk = Chunk::default();
     for (index, line) in input.lines().enumerate() {
-        let line = line.map_err(|e| {
-            Problem::new(
-                "delta::cli::input",
-                format!("input, line {}: {e}", index + 1),
-            )
-            .help("give UTF-8 text")
-        })?;
+        let number = index + 1;
+        let line = line.map_err(|e| at_line(number, e).help("give UTF-8 text"))?;
         if line.trim().is_empty() {
             continue;
         }
-        chunk.push(texts(&line, index + 1, task)?);
-        if chunk.len() == CHUNK {
-            write_chunk(loaded, task, loader.encoder(), &chunk, &mut output)?;
-            chunk.clear();
+        chunk.texts.push(texts(&line, number, task)?);
+        chunk.numbers.push(number);
+        if chunk.texts.len() == CHUNK {
+            std::mem::take(&mut chunk).write(loaded, task, loader.encoder(), &mut output)?;
         }
     }
-    write_chunk(loaded, task, loader.encoder(), &chunk, &mut output)
+    chunk.write(loaded, task, loader.encoder(), &mut output)
+}
+
+/// A problem in a line of the input.
+fn at_line(number: usize, message: impl std::fmt::Display) -> Problem {
+    Problem::new(
+        "delta::cli::input",
+        format!("input, line {number}: {message}"),
+    )
 }
 
 /// The texts of one line.
 fn texts(line: &str, number: usize, task: &TaskPlan) -> Result<Vec<String>, Problem> {
-    let wrong = |message: String| {
-        Problem::new(
-            "delta::cli::input",
-            format!("input, line {number}: {message}"),
-        )
-    };
+    let wrong = |message: String| at_line(number, message);
     let object: Map<String, Value> = serde_json::from_str(line).map_err(|e| {
         let keys: Vec<String> = task
             .text
@@ -134,32 +132,41 @@ fn texts(line: &str, number: usize, task: &TaskPlan) -> Result<Vec<String>, Prob
     task.text.iter().map(text).collect()
 }
 
-fn write_chunk<D: Executor>(
-    loaded: &Loaded<D>,
-    task: &TaskPlan,
-    encoder: &TextEncoder,
-    chunk: &[Vec<String>],
-    output: &mut impl Write,
-) -> Result<(), Problem> {
-    if chunk.is_empty() {
-        return Ok(());
-    }
-    let examples = Examples::of_texts(chunk, task, encoder)?;
-    for logits in logits_of(&loaded.graph, &examples.all)? {
-        let line = describe(&logits, task);
-        writeln!(output, "{line}").map_err(|e| {
+/// Lines that are predicted together.
+#[derive(Default)]
+struct Chunk {
+    /// Their numbers in the input.
+    numbers: Vec<usize>,
+    texts: Vec<Vec<String>>,
+}
+
+impl Chunk {
+    fn write<D: Executor>(
+        self,
+        loaded: &Loaded<D>,
+        task: &TaskPlan,
+        encoder: &TextEncoder,
+        output: &mut impl Write,
+    ) -> Result<(), Problem> {
+        let failed = |e: std::io::Error| {
             Problem::failure(
                 "delta::cli::io",
                 format!("the output cannot be written: {e}"),
             )
-        })?;
+            .help("check the path, the permissions and the space on the disk")
+        };
+        let examples =
+            Examples::of_texts(&self.texts, task, encoder).map_err(|(index, mut problem)| {
+                if let Some(number) = index.and_then(|index| self.numbers.get(index)) {
+                    problem.message = at_line(*number, &problem.message).message;
+                }
+                problem
+            })?;
+        for logits in logits_of(&loaded.graph, &examples.all)? {
+            writeln!(output, "{}", describe(&logits, task)).map_err(failed)?;
+        }
+        output.flush().map_err(failed)
     }
-    output.flush().map_err(|e| {
-        Problem::failure(
-            "delta::cli::io",
-            format!("the output cannot be written: {e}"),
-        )
-    })
 }
 
 /// What is said of one text: label, probabilities and raw logits, or a number.

@@ -77,16 +77,6 @@ impl Examples {
             }
             problem.or_at(task.span)
         })?;
-        if let Some(empty) = encoded.iter().position(|text| text.tokens.is_empty()) {
-            let line = table.rows[empty].0;
-            return Err(at_line(
-                "delta::data::no_tokens",
-                &file.path,
-                line,
-                "the text has no tokens",
-            )
-            .help("remove the row, or give it a text"));
-        }
         let all = encoded
             .into_iter()
             .zip(targets)
@@ -98,13 +88,13 @@ impl Examples {
     /// Encodes texts whose targets are not known.
     ///
     /// # Errors
-    /// What the tokenizer reports.
+    /// What the tokenizer reports; the number of the text comes with the problem where one is to blame.
     pub fn of_texts(
         texts: &[Vec<String>],
         task: &TaskPlan,
         encoder: &TextEncoder,
-    ) -> Result<Self, Problem> {
-        let encoded = encode(encoder, task, texts).map_err(|(_, problem)| problem)?;
+    ) -> Result<Self, (Option<usize>, Problem)> {
+        let encoded = encode(encoder, task, texts)?;
         let all = encoded
             .into_iter()
             .map(|text| Example {
@@ -141,9 +131,16 @@ fn encode(
     task: &TaskPlan,
     texts: &[Vec<String>],
 ) -> Result<Vec<Encoded>, (Option<usize>, Problem)> {
-    match &task.cloze {
-        Some(cloze) => encoder.encode_cloze(cloze, texts),
-        None => encoder.encode(texts).map_err(|problem| (None, problem)),
+    let encoded = match &task.cloze {
+        Some(cloze) => encoder.encode_cloze(cloze, texts)?,
+        None => encoder.encode(texts).map_err(|problem| (None, problem))?,
+    };
+    match encoded.iter().position(|text| text.tokens.is_empty()) {
+        Some(empty) => {
+            let problem = Problem::new("delta::data::no_tokens", "the text has no tokens");
+            Err((Some(empty), problem.help("remove it, or write something")))
+        }
+        None => Ok(encoded),
     }
 }
 

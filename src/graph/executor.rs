@@ -41,6 +41,9 @@ impl Executor for dfdx::tensor::Cuda {
     }
 }
 
+/// Elements of gradients that are held before they are summed.
+const HELD_GRADIENTS: usize = 8 << 20;
+
 /// The loss of a batch and the gradient of everything trained, by key.
 pub type Gradients = (f32, BTreeMap<String, Vec<f32>>);
 
@@ -52,9 +55,11 @@ impl<D: Executor> Graph<D> {
     pub fn gradients(&self, groups: &[Batch]) -> Result<Gradients, Problem> {
         let mut loss = 0.0;
         let mut sums: BTreeMap<String, Vec<f32>> = BTreeMap::new();
-        // As many groups at a time as can run, so that few gradients are held; they are summed in
-        // the order of the groups, so that the result does not depend on that number.
-        for wave in groups.chunks(rayon::current_num_threads().max(1)) {
+        // So many groups at a time that their gradients take little memory, but as many as can run;
+        // they are summed in the order of the groups, so the result does not depend on that number.
+        let size: usize = self.trained_count().max(1);
+        let at_once = (HELD_GRADIENTS / size).max(rayon::current_num_threads());
+        for wave in groups.chunks(at_once) {
             let results = D::map_groups(self, wave, |graph, group| {
                 graph.group_gradients(group).map_err(device_problem)
             });
@@ -72,6 +77,18 @@ impl<D: Executor> Graph<D> {
             }
         }
         Ok((loss, sums))
+    }
+
+    /// The number of elements that get gradients.
+    fn trained_count(&self) -> usize {
+        let values = self
+            .active
+            .trained
+            .iter()
+            .filter_map(|key| self.values.get(key));
+        values
+            .map(|value| value.shape().iter().product::<usize>())
+            .sum()
     }
 
     /// The logits of every group, `(sequences, labels)` each.

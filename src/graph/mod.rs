@@ -361,6 +361,18 @@ impl<D: Backend> Graph<D> {
             .collect()
     }
 
+    /// Those of them that get gradients.
+    pub fn trained_tensors(&self) -> Tensors {
+        let trained = self
+            .active
+            .trained
+            .iter()
+            .filter_map(|key| self.values.get_key_value(key));
+        trained
+            .map(|(key, value)| (key.clone(), (value.read(), value.shape())))
+            .collect()
+    }
+
     /// One parameter of a delta or head, on the host.
     pub fn tensor(&self, key: &str) -> Option<Vec<f32>> {
         self.values.get(key).map(Value::read)

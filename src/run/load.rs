@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::directory::read_manifest;
-use crate::backbone::{locate, read_config, Checkpoint};
+use crate::backbone::{fetch_weights, locate, read_config, Checkpoint};
 use crate::diagnostic::{Problem, Span};
 use crate::graph::{Executor, Graph, Tensors};
 use crate::peft;
@@ -60,6 +60,7 @@ fn open_own<D: Executor>(
     if let Some(name) = backbone {
         plan.backbone.directory = locate(name, Path::new(""))?;
     }
+    fetch_weights(backbone.unwrap_or(&plan.backbone.location))?;
     read_config(&plan.backbone.directory)?;
     let manifest = read_manifest(directory)?;
     if !plan.backbone.random {
@@ -103,6 +104,7 @@ fn open_adapter<D: Executor>(
         .help("give it with `--backbone DIR`")
     })?;
     let base = locate(&location, Path::new(""))?;
+    fetch_weights(&location)?;
     let config = read_config(&base)?;
     let imported = peft::import(directory, &config)?;
     let outputs = imported.outputs.ok_or_else(|| {

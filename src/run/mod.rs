@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::backbone::fetch_weights;
 use crate::diagnostic::Problem;
 use crate::graph::{Executor, Graph};
 use crate::plan::{FilePlan, Metric, Plan, TaskKind};
@@ -68,6 +69,7 @@ pub fn run<D: Executor>(
     Directory::check(out)?;
     let mut loader = Loader::new(plan)?;
     let data = loader.stages(plan)?;
+    fetch_weights(&plan.backbone.location).map_err(|problem| problem.or_at(plan.backbone.span))?;
     let mut graph =
         Graph::load(plan, device).map_err(|problem| problem.or_at(plan.backbone.span))?;
     (0..=plan.stages.len()).try_for_each(|stage| graph.activate(plan, stage))?;

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::optimizer::Moments;
-use super::StageResult;
+use super::{Evaluation, StageResult};
 use crate::backbone::Checkpoint;
 use crate::diagnostic::Problem;
 use crate::graph::Tensors;
@@ -20,8 +20,10 @@ pub struct Position {
     pub stage: usize,
     /// Its steps that are done.
     pub step: usize,
-    /// The best metric so far, and the step that had it.
-    pub best: Option<(f64, usize)>,
+    /// The best evaluation so far, and the step that had it.
+    pub best: Option<(Evaluation, usize)>,
+    /// The last evaluation.
+    pub last: Option<Evaluation>,
     /// Evaluations since then.
     pub misses: usize,
     /// What finished stages came to.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use super::checkpoint::State;
+use super::checkpoint::{Position, State};
 use super::evaluate::{evaluate, Evaluation};
 use super::optimizer::{clip, Stepper};
 use super::schedule::factor;
@@ -11,7 +11,7 @@ use super::StageResult;
 use crate::data::{groups, order, Example, Examples, Masking};
 use crate::diagnostic::Problem;
 use crate::engine::mix;
-use crate::graph::{Executor, Graph, Tensors};
+use crate::graph::{Executor, Graph};
 use crate::plan::{Keep, Length, Plan, StagePlan, TaskPlan, Unit};
 
 /// The examples of one stage.
@@ -166,10 +166,7 @@ impl<'a> Stage<'a> {
                 break;
             }
             let interrupted = watcher.is_interrupted();
-            watcher.save(
-                &|| self.snapshot(graph),
-                interrupted || self.is_due(step + 1),
-            )?;
+            watcher.save(&|| self.snapshot(graph), interrupted)?;
             if interrupted {
                 return Ok(false);
             }
@@ -258,18 +255,21 @@ impl<'a> Stage<'a> {
         let evaluation = evaluate(graph, &dev.all, self.task, self.data.masking)?;
         let value = evaluation.get(self.task.metric);
         let position = &mut self.state.position;
-        let is_best = position
-            .best
-            .is_none_or(|(best, _)| self.task.metric.better(value, best));
+        let better = |best: &Evaluation| {
+            let metric = self.task.metric;
+            metric.better(value, best.get(metric))
+        };
+        let is_best = position.best.as_ref().is_none_or(|(best, _)| better(best));
         if is_best {
-            position.best = Some((value, position.step));
+            position.best = Some((evaluation.clone(), position.step));
             position.misses = 0;
             if self.plan.keep == Keep::Best {
-                self.state.best = trained(graph);
+                self.state.best = graph.trained_tensors();
             }
         } else {
             position.misses += 1;
         }
+        position.last = Some(evaluation.clone());
         let step = position.step;
         let is_over = self
             .plan
@@ -298,22 +298,17 @@ impl<'a> Stage<'a> {
         graph: &mut Graph<D>,
         watcher: &mut dyn Watcher,
     ) -> Result<(), Problem> {
-        let position = &self.state.position;
+        let position = &mut self.state.position;
         let steps = position.step;
-        let mut kept_step = steps;
-        if let (Keep::Best, Some((_, step)), Some(_)) =
-            (self.plan.keep, position.best, &self.data.dev)
-        {
-            kept_step = step;
+        let (mut dev, mut kept_step) = (position.last.take(), steps);
+        if let (Keep::Best, Some((best, step))) = (self.plan.keep, position.best.take()) {
+            (dev, kept_step) = (Some(best), step);
             graph.set(std::mem::take(&mut self.state.best))?;
         }
-        let dev = match &self.data.dev {
-            Some(dev) => Some(evaluate(graph, &dev.all, self.task, self.data.masking)?),
-            None => None,
-        };
         let result = StageResult {
             stage: self.plan.name.clone(),
-            trained: trained(graph)
+            trained: graph
+                .trained_tensors()
                 .values()
                 .map(|(values, _)| values.len())
                 .sum(),
@@ -327,20 +322,15 @@ impl<'a> Stage<'a> {
             result: &result,
         })?;
         let position = &mut self.state.position;
-        position.results.push(result);
-        position.stage += 1;
-        position.step = 0;
-        position.best = None;
-        position.misses = 0;
-        position.seconds = 0.0;
+        let mut results = std::mem::take(&mut position.results);
+        results.push(result);
+        *position = Position {
+            stage: position.stage + 1,
+            results,
+            ..Position::default()
+        };
         self.stepper.moments = BTreeMap::new();
         self.started = Instant::now();
         watcher.save(&|| self.snapshot(graph), true)
     }
-}
-
-fn trained<D: Executor>(graph: &Graph<D>) -> Tensors {
-    let mut tensors = graph.tensors();
-    tensors.retain(|key, _| graph.trained().contains(key));
-    tensors
 }
