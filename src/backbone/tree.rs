@@ -84,6 +84,16 @@ pub struct Source {
     pub parts: usize,
 }
 
+impl Source {
+    /// The tensor's name as a checkpoint of a model with a head has it.
+    pub fn full_name(&self, prefix: &str) -> String {
+        match self.prefixed {
+            true => format!("{prefix}{}", self.name),
+            false => self.name.clone(),
+        }
+    }
+}
+
 /// The modules of a backbone, in the order of the forward pass.
 #[derive(Clone, Debug)]
 pub struct Tree {

@@ -186,7 +186,7 @@ impl Checkpoint {
         let source = &parameter.source;
         let name = self
             .find(parameter, prefix)
-            .ok_or_else(|| self.missing(&format!("{prefix}{}", source.name)))?;
+            .ok_or_else(|| self.missing(&source.full_name(prefix)))?;
         let (values, found) = self.read(&name)?;
         let mut expected = parameter.shape.clone();
         expected[0] *= source.parts;

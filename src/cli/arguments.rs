@@ -34,8 +34,8 @@ impl Arguments {
     pub fn threads(&self) -> Option<usize> {
         match &self.command {
             Some(Command::Plan(options)) => options.threads,
-            Some(Command::Eval(options)) => options.device.threads,
-            Some(Command::Predict(options)) => options.device.threads,
+            Some(Command::Eval(options)) => options.source.device.threads,
+            Some(Command::Predict(options)) => options.source.device.threads,
             Some(_) => None,
             None => self.run.device.threads,
         }
@@ -122,17 +122,15 @@ pub struct RunOptions {
     pub quiet: bool,
 }
 
+/// A run to ask.
 #[derive(Args)]
-pub struct EvalOptions {
+pub struct SourceOptions {
     /// The directory that a run left, or that PEFT saved an adapter in
     pub run: PathBuf,
-    /// A file to evaluate instead of the run's dev set: `.tsv`, `.csv` or `.jsonl`
-    #[arg(long, value_name = "FILE")]
-    pub data: Option<PathBuf>,
     /// The backbone's directory, if it is not where the run says
     #[arg(long)]
     pub backbone: Option<String>,
-    /// For an adapter: the columns with the texts
+    /// For an adapter: the columns, or keys, with the texts
     #[arg(long, value_delimiter = ',', value_name = "COLUMN,...")]
     pub text: Option<Vec<String>>,
     #[command(flatten)]
@@ -140,21 +138,22 @@ pub struct EvalOptions {
 }
 
 #[derive(Args)]
+pub struct EvalOptions {
+    #[command(flatten)]
+    pub source: SourceOptions,
+    /// A file to evaluate instead of the run's dev set: `.tsv`, `.csv` or `.jsonl`
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+}
+
+#[derive(Args)]
 pub struct PredictOptions {
-    /// The directory that a run left, or that PEFT saved an adapter in
-    pub run: PathBuf,
+    #[command(flatten)]
+    pub source: SourceOptions,
     /// JSON lines with the texts; standard input if absent
     #[arg(long, value_name = "FILE.jsonl")]
     pub input: Option<PathBuf>,
     /// Where to write; standard output if absent
     #[arg(long, value_name = "FILE.jsonl")]
     pub output: Option<PathBuf>,
-    /// The backbone's directory, if it is not where the run says
-    #[arg(long)]
-    pub backbone: Option<String>,
-    /// For an adapter: the keys of the texts
-    #[arg(long, value_delimiter = ',', value_name = "KEY,...")]
-    pub text: Option<Vec<String>>,
-    #[command(flatten)]
-    pub device: DeviceOptions,
 }

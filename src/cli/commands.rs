@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use dfdx::prelude::Cpu;
 
-use super::arguments::{EvalOptions, PipelineOptions, PlanOptions, RunOptions};
+use super::arguments::{EvalOptions, PipelineOptions, PlanOptions, RunOptions, SourceOptions};
 use super::Ended;
 use crate::backbone::{locate, read_config};
 use crate::diagnostic::{Problem, Problems, Span};
@@ -13,7 +13,7 @@ use crate::engine::cpu::measure_rate;
 use crate::graph::Executor;
 use crate::plan::{FileFormat, FilePlan, Overrides, Plan};
 use crate::report::{describe, metric_value, Progress};
-use crate::run::{check_files, open_run, Ended as RunEnded, Loader};
+use crate::run::{check_files, open_run, Ended as RunEnded, Loaded, Loader};
 use crate::text::bytes;
 use crate::{peft, plan, run, syntax};
 
@@ -295,18 +295,22 @@ fn run_on<D: Executor>(
     }
 }
 
+/// Reads the run that `eval` and `predict` ask.
+pub(super) fn open_source<D: Executor>(
+    source: &SourceOptions,
+    device: D,
+) -> Result<Loaded<D>, Problem> {
+    let (backbone, text) = (source.backbone.as_deref(), source.text.as_deref());
+    open_run(&source.run, backbone, text, device)
+}
+
 /// `deltarun eval`
 pub(super) fn eval(options: &EvalOptions) -> Result<Ended, Problems> {
-    on_device!(options.device, |device| eval_on(options, device))
+    on_device!(options.source.device, |device| eval_on(options, device))
 }
 
 fn eval_on<D: Executor>(options: &EvalOptions, device: D) -> Result<Ended, Problems> {
-    let loaded = open_run(
-        &options.run,
-        options.backbone.as_deref(),
-        options.text.as_deref(),
-        device,
-    )?;
+    let loaded = open_source(&options.source, device)?;
     let plan = &loaded.plan;
     let (_, task) = plan
         .final_task()

@@ -5,13 +5,13 @@ use std::io::{BufRead, BufReader, BufWriter, Read, Write};
 use serde_json::{json, Map, Value};
 
 use super::arguments::PredictOptions;
-use super::commands::on_device;
+use super::commands::{on_device, open_source};
 use super::Ended;
 use crate::data::{Examples, TextEncoder};
 use crate::diagnostic::{Problem, Problems};
 use crate::graph::Executor;
 use crate::plan::{TaskKind, TaskPlan};
-use crate::run::{open_run, Loaded, Loader};
+use crate::run::{Loaded, Loader};
 use crate::text::did_you_mean;
 use crate::train::{highest, predict as logits_of, softmax};
 
@@ -19,16 +19,11 @@ use crate::train::{highest, predict as logits_of, softmax};
 const CHUNK: usize = 512;
 
 pub(super) fn predict(options: &PredictOptions) -> Result<Ended, Problems> {
-    on_device!(options.device, |device| predict_on(options, device))
+    on_device!(options.source.device, |device| predict_on(options, device))
 }
 
 fn predict_on<D: Executor>(options: &PredictOptions, device: D) -> Result<Ended, Problems> {
-    let loaded = open_run(
-        &options.run,
-        options.backbone.as_deref(),
-        options.text.as_deref(),
-        device,
-    )?;
+    let loaded = open_source(&options.source, device)?;
     let failed = |what: &str, e: std::io::Error| {
         Problem::failure("delta::cli::io", format!("{what}: {e}"))
             .help("check the path and the permissions")

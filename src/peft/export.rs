@@ -85,12 +85,7 @@ pub fn export<D: Backend>(plan: &Plan, graph: &Graph<D>, directory: &Path) -> Re
         let Some(values) = graph.tensor(&key) else {
             continue;
         };
-        let prefix = if parameter.source.prefixed {
-            prefix.as_str()
-        } else {
-            ""
-        };
-        let stored = format!("{KEY_PREFIX}{prefix}{}", parameter.source.name);
+        let stored = format!("{KEY_PREFIX}{}", parameter.source.full_name(&prefix));
         tensors.insert(stored, (values, parameter.shape.clone()));
         let module = parameter
             .source

@@ -48,21 +48,6 @@ pub fn plan(
     }
 }
 
-/// What the file calls its backbone, params replaced.
-pub fn backbone_location(pipeline: &Pipeline, overrides: &Overrides) -> Option<String> {
-    let scope = Scope::new(pipeline, overrides, &mut Vec::new());
-    pipeline
-        .statements
-        .iter()
-        .find_map(|statement| match &statement.node {
-            Statement::Backbone { location, .. } => match scope.resolve(location).node {
-                Value::Text(text) => Some(text),
-                _ => None,
-            },
-            _ => None,
-        })
-}
-
 /// The seed: the param of that name, or 42 as in Hugging Face's Trainer.
 fn seed(scope: &Scope, problems: &Problems) -> u64 {
     let span = scope.declaration("seed").unwrap_or_default();

@@ -24,7 +24,7 @@ use crate::delta::Method;
 use crate::diagnostic::Span;
 pub use crate::syntax::ast::Unit;
 
-pub use build::{backbone_location, plan};
+pub use build::plan;
 pub use cloze::{Cloze, Piece};
 pub use cost::{Cost, Gain};
 pub use fields::{Fields, Problems};

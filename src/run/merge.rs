@@ -90,7 +90,7 @@ fn merged_tensors<D: Backend>(plan: &Plan, graph: &Graph<D>) -> Result<Tensors, 
                     .zip(&change)
                     .for_each(|(value, change)| *value += change);
             }
-            let name = format!("{prefix}{}", parameter.source.name);
+            let name = parameter.source.full_name(&prefix);
             parts
                 .entry(name)
                 .or_default()
@@ -101,12 +101,7 @@ fn merged_tensors<D: Backend>(plan: &Plan, graph: &Graph<D>) -> Result<Tensors, 
         let Some(values) = graph.tensor(&key) else {
             continue;
         };
-        let prefix = if parameter.source.prefixed {
-            prefix.as_str()
-        } else {
-            ""
-        };
-        let name = format!("{prefix}{}", parameter.source.name);
+        let name = parameter.source.full_name(&prefix);
         parts.entry(name).or_default().push((parameter, values));
     }
     Ok(parts

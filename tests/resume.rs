@@ -1,0 +1,109 @@
+//! Determinism, interruption, resumption, and a loss that is no number.
+
+#[path = "common/place.rs"]
+mod place;
+
+use std::process::Command;
+
+use place::{Place, PIPELINE};
+
+#[test]
+fn the_same_bits_whatever_the_number_of_threads() {
+    let place = Place::new();
+    let mut found = Vec::new();
+    for threads in ["1", "2", "3"] {
+        let out = format!("out{threads}");
+        place.succeed(&[
+            "small.delta",
+            "--quiet",
+            "--out",
+            &out,
+            "--threads",
+            threads,
+        ]);
+        found.push(std::fs::read(place.path(&out).join("delta.safetensors")).unwrap());
+    }
+    assert!(found[0] == found[1] && found[1] == found[2]);
+    place.succeed(&["small.delta", "--quiet", "--out", "other", "--seed", "7"]);
+    assert!(std::fs::read(place.path("other/delta.safetensors")).unwrap() != found[0]);
+}
+
+/// Starts a long run, waits for its first checkpoint or evaluation, and sends it a signal.
+#[cfg(unix)]
+fn stop(place: &Place, signal: &str) -> Option<i32> {
+    let mut child = place.command(&["long.delta", "--quiet"]).spawn().unwrap();
+    let log = place.path("runs/long.partial/log.jsonl");
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    // The log is flushed with every checkpoint; before the first there is an empty file.
+    while !log.exists() && std::time::Instant::now() < deadline {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    std::thread::sleep(std::time::Duration::from_millis(700));
+    let status = Command::new("kill")
+        .args([signal, &child.id().to_string()])
+        .status()
+        .unwrap();
+    assert!(status.success());
+    child.wait().unwrap().code()
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_goes_on_to_the_same_bits() {
+    let place = Place::new();
+    let long = PIPELINE
+        .replace("steps = 12", "steps = 600")
+        .replace("pipeline small", "pipeline long");
+    let first = long[long.find("stage tune").unwrap()..]
+        .replace("stage tune", "stage more")
+        .replace("steps = 600", "steps = 30");
+    place.write("long.delta", (long + &first).as_bytes());
+    place.succeed(&["long.delta", "--quiet", "--out", "whole"]);
+
+    assert_eq!(stop(&place, "-INT"), Some(130));
+    assert_eq!(place.runs(), ["long.partial"]);
+    assert!(place
+        .path("runs/long.partial/checkpoint.safetensors")
+        .exists());
+    assert_eq!(stop(&place, "-KILL"), None);
+    place.succeed(&["long.delta", "--quiet"]);
+    let read = |name: &str| std::fs::read(place.path(name)).unwrap();
+    assert!(read("whole/delta.safetensors") == read("runs/long/delta.safetensors"));
+    let events = |name: &str| -> Vec<serde_json::Value> {
+        let log = String::from_utf8(read(name)).unwrap();
+        let mut events: Vec<serde_json::Value> = log
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        for event in &mut events {
+            event.as_object_mut().unwrap().remove("seconds");
+        }
+        events
+    };
+    assert!(events("whole/log.jsonl").len() > 600);
+    assert_eq!(events("whole/log.jsonl"), events("runs/long/log.jsonl"));
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint() {
+    let place = Place::new();
+    let text = PIPELINE
+        .replace("reparam", "unfreeze everything = **\nreparam")
+        .replace("[low_rank, head]", "[low_rank, everything, head]")
+        .replace(
+            "adamw { lr = 1e-3 }",
+            "sgd { lr = 1000, weight_decay = 1 }\n    clip = off",
+        );
+    // A first stage that is sound: its end is the last good checkpoint.
+    let sound = "stage sound {\n    train = [low_rank, head]\n    steps = 2\n    optimizer = adamw { lr = 1e-3 }\n}\n\nstage tune";
+    place.write("small.delta", text.replace("stage tune", sound).as_bytes());
+    let message = place.fail(1, &["small.delta", "--quiet"]);
+    let message = fancy_regex::Regex::new(r"step \d+: the loss is \S+,")
+        .unwrap()
+        .replace(&message, "step N: the loss is X,")
+        .into_owned();
+    insta::assert_snapshot!(message);
+    assert!(place
+        .path("runs/small.partial/checkpoint.safetensors")
+        .exists());
+}
