@@ -19,7 +19,7 @@ import tempfile
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
-LEARNING_RATE = {"peft": 5e-4, "lora": 5e-4, "bitfit": 1e-3, "houlsby": 5e-4, "head": 1e-3, "full": 5e-5}
+LEARNING_RATE = {"peft": 5e-4, "lora": 5e-4, "bitfit": 1e-3, "houlsby": 5e-4, "head": 1e-1, "full": 5e-5}
 EPOCHS, BATCH, WARMUP, MAX_LENGTH = 1, 32, 0.06, 128
 
 
