@@ -40,7 +40,7 @@ fn error(directory: &Path) -> f32 {
     let expected = Expected::open(&fixture("bert_a"));
     let plan = classifier(directory, 2, "", "head");
     let graph = Graph::load(&plan, Cpu::default()).unwrap();
-    let hidden = graph.inference().hidden(&expected.batch(0), None).unwrap();
+    let hidden = graph.inference().hidden(&expected.batch(0)).unwrap();
     difference(
         &Cpu::read(&hidden),
         &expected.packed_rows("hidden", 0, 18),

@@ -137,11 +137,11 @@ fn adapters_that_do_not_fit_are_refused() {
         ("adapter_wrong_rank", config.replace("\"r\": 2", "\"r\": 3")),
         (
             "adapter_of_another_kind",
-            config.replace("\"LORA\"", "\"IA3\""),
+            config.replace("\"LORA\"", "\"ADALORA\""),
         ),
         (
-            "adapter_with_dora",
-            config.replace("\"use_dora\": false", "\"use_dora\": true"),
+            "adapter_with_lora_bias",
+            config.replace("\"use_dora\": false", "\"lora_bias\": true"),
         ),
     ];
     for (name, spoiled) in cases {

@@ -168,17 +168,19 @@ proptest! {
         heads in 1..4usize,
         width in 1..10usize,
         causal: bool,
+        prefix in 0..4usize,
         drop: bool,
         scale in prop::sample::select(vec![1.0f32, 6.0]),
     ) {
         let mut random = Random::new(seed);
         let (rows, hidden) = (lengths.iter().sum(), heads * width);
+        let keys = rows + lengths.len() * prefix;
         let inputs = Inputs {
-            matrices: (0..3).map(|_| random.matrix(rows, hidden, scale)).collect(),
+            matrices: [rows, keys, keys].map(|rows| random.matrix(rows, hidden, scale)).into(),
             vectors: vec![],
         };
         let layout = layout(&lengths);
-        let shape = AttentionShape { heads, causal };
+        let shape = AttentionShape { heads, causal, prefix };
         let dropout = drop.then_some(Dropout { probability: 0.3, site: 5 });
         compare(
             &inputs,
@@ -194,12 +196,12 @@ proptest! {
         let rows: usize = lengths.iter().sum();
         let inputs = Inputs {
             matrices: vec![random.matrix(rows, columns, 1.0), random.matrix(rows, columns, 1.0)],
-            vectors: vec![],
+            vectors: vec![random.values(columns, 1.0)],
         };
         let layout = layout(&lengths);
         let dropout = Dropout { probability: 0.4, site: 9 };
         let indices: Vec<usize> = (0..rows + 2).map(|i| (i * 7) % rows).collect();
-        let pairs: [(&Op, &Op); 6] = [
+        let pairs: [(&Op, &Op); 7] = [
             (&|m, _| Cpu::add(&m[0], &m[1]).unwrap(), &|m, _| definition::add(&m[0], &m[1]).unwrap()),
             (&|m, _| Cpu::scale(&m[0], 1.7).unwrap(), &|m, _| definition::scale(&m[0], 1.7).unwrap()),
             (
@@ -213,6 +215,10 @@ proptest! {
             (
                 &|m, _| Cpu::columns(&m[0], 1..3).unwrap(),
                 &|m, _| definition::columns(&m[0], 1..3).unwrap(),
+            ),
+            (
+                &|m, v| Cpu::scale_columns(&m[0], &v[0]).unwrap(),
+                &|m, v| definition::scale_columns(&m[0], &v[0]).unwrap(),
             ),
             (&|m, _| Cpu::join_columns(m).unwrap(), &|m, _| definition::join_columns(m).unwrap()),
         ];
@@ -253,6 +259,7 @@ fn a_nan_stays_one() {
     let shape = AttentionShape {
         heads: 1,
         causal: false,
+        prefix: 0,
     };
     assert!(Cpu::attention(&x, &x, &x, &layout(&[1]), shape, None)
         .unwrap()

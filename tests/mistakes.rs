@@ -75,6 +75,9 @@ fn the_sound_pipeline_has_no_mistakes() {
     assert_eq!(message(SOUND, &BTreeMap::new()), None);
 }
 
+/// The statement that other methods replace.
+const ADAPTERS: &str = "insert adapters = houlsby { bottleneck = 6 } after block.*.{attn,ff}";
+
 /// Name of the snapshot, what is replaced, by what.
 const MISTAKES: &[(&str, &str, &str)] = &[
     (
@@ -223,6 +226,48 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "text = sentence",
         "template = \"{sentence} It was {mask}.\"\n    words = { negativ = \"bad\", positive = \"good\" }",
     ),
+    (
+        "wrong_preposition",
+        ADAPTERS,
+        "insert adapters = houlsby { bottleneck = 6 } beside block.*.{attn,ff}",
+    ),
+    (
+        "prefix_at_a_feed_forward",
+        ADAPTERS,
+        "insert adapters = prefix { tokens = 2 } before block.*.{attn,ff}",
+    ),
+    (
+        "prompt_at_attentions",
+        ADAPTERS,
+        "insert adapters = prompt before block.*.attn",
+    ),
+    (
+        "prompt_longer_than_positions",
+        ADAPTERS,
+        "insert adapters = prompt { tokens = 10 } before embeddings",
+    ),
+    (
+        "prompt_without_room",
+        ADAPTERS,
+        "insert adapters = prompt { tokens = 23 } before embeddings",
+    ),
+    (
+        "pfeiffer_at_an_attention",
+        ADAPTERS,
+        "insert adapters = pfeiffer after block.*.{attn,ff}",
+    ),
+    (
+        "terms_that_do_not_divide",
+        ADAPTERS,
+        "insert adapters = compacter { bottleneck = 8, terms = 4 } after block.*.ff",
+    ),
+    (
+        "rank_above_bottleneck",
+        ADAPTERS,
+        "insert adapters = low_rank_adapter { bottleneck = 2, rank = 3 } after block.*.ff",
+    ),
+    ("unknown_scaling", "alpha = 16", "alpha = 16, scaling = sqrt"),
+    ("dora_on_a_norm", "= lora { rank = rank, alpha = 16 } on block.*.attn.{q,v} expect 4", "= dora { rank = rank } on block.*.attn.norm"),
     (
         "several_at_once",
         "alpha = 16 } on block.*.attn.{q,v} expect 4",

@@ -37,7 +37,7 @@ fn hidden_states_are_those_of_transformers() {
         let config = config(&directory);
         let plan = common::classifier(&directory, 2, "", "head");
         let graph = deltarun::graph::Graph::load(&plan, Cpu::default()).unwrap();
-        let hidden = graph.inference().hidden(&expected.batch(0), None).unwrap();
+        let hidden = graph.inference().hidden(&expected.batch(0)).unwrap();
         let expected = expected.packed_rows("hidden", 0, config.hidden);
         let worst = difference(&Cpu::read(&hidden), &expected, false);
         println!("{name}: hidden states differ by at most {worst:e}");

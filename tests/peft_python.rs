@@ -1,11 +1,15 @@
-//! A LoRA trained here, loaded by PEFT itself; the merged model, loaded by transformers; and a cloze
-//! without training beside transformers' masked language model. Needs Python with torch, transformers and peft: `DELTARUN_PYTHON` names it, and `.ci/run` sets it.
+//! What is trained here, loaded by PEFT itself; the merged models, loaded by transformers; and a cloze
+//! without training beside transformers' masked language model. Needs Python with torch, transformers
+//! and peft: `DELTARUN_PYTHON` names it, and `.ci/run` sets it.
 
-use std::path::Path;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// GPT-2's fused projections, every kind of rank, several LoRAs at one module.
-const PLACES: [(&str, &str); 3] = [
+use tempfile::TempDir;
+
+/// Every kind of rank, several LoRAs at one module, and the other methods that PEFT has.
+const PLACES: [(&str, &str); 11] = [
     (
         "one",
         "reparam a = lora { rank = 4, alpha = 9 } on block.*.attn.{q,v}",
@@ -17,101 +21,152 @@ const PLACES: [(&str, &str); 3] = [
          reparam c = lora { rank = 3, alpha = 1 } on block.0.ff.down",
     ),
     ("upper", "reparam a = lora on block[1..3].{attn.o,ff.up}"),
+    (
+        "rslora",
+        "reparam a = lora { rank = 4, scaling = rank_stabilized } on block.*.attn.{q,v}",
+    ),
+    (
+        "dora",
+        "reparam a = dora { rank = 4 } on block.*.{attn.{q,v},ff.down}",
+    ),
+    (
+        "loha",
+        "reparam a = loha { rank = 4 } on block.*.{attn.{q,v},ff.down}",
+    ),
+    (
+        "lokr",
+        "reparam a = lokr { rank = 4 } on block.*.{attn.{q,v},ff.down}",
+    ),
+    (
+        "vera",
+        "reparam a = vera { rank = 8 } on block.*.{attn.{q,v},ff.down}",
+    ),
+    ("ia3", "reparam a = ia3 on block.*.{attn.{k,v},ff.down}"),
+    (
+        "prefix",
+        "insert a = prefix { tokens = 5, hidden = 16 } before block.*.attn",
+    ),
+    (
+        "prompt",
+        "insert a = p_tuning { tokens = 5, hidden = 16 } before embeddings",
+    ),
 ];
+
+/// A folder to run `deltarun` in, and a Python with torch, transformers and PEFT.
+struct Place {
+    folder: TempDir,
+    python: OsString,
+    /// Texts of the quickstart's dev set; they lie in `input.jsonl`.
+    texts: Vec<String>,
+}
+
+impl Place {
+    /// Nothing where there is no such Python.
+    fn new() -> Option<Self> {
+        let Some(python) = std::env::var_os("DELTARUN_PYTHON") else {
+            println!(
+                "skipped: DELTARUN_PYTHON is not set to a Python with torch, transformers and peft"
+            );
+            return None;
+        };
+        let folder = TempDir::new().unwrap();
+        let dev = std::fs::read_to_string(quickstart().join("dev.tsv")).unwrap();
+        let texts = dev
+            .lines()
+            .skip(1)
+            .filter_map(|line| line.split('\t').next());
+        let texts: Vec<String> = texts.take(40).map(str::to_owned).collect();
+        let input: String = texts
+            .iter()
+            .map(|text| serde_json::json!({ "text": text }).to_string() + "\n")
+            .collect();
+        std::fs::write(folder.path().join("input.jsonl"), input).unwrap();
+        Some(Place {
+            folder,
+            python,
+            texts,
+        })
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.folder.path().join(name), text).unwrap();
+    }
+
+    fn run(&self, arguments: &[&str]) -> String {
+        self.output(env!("CARGO_BIN_EXE_deltarun").as_ref(), arguments)
+    }
+
+    /// Predicts the texts with a run, and writes them with their logits.
+    fn predict(&self, run: &str, out: &str) {
+        let predicted = self.run(&["predict", run, "--input", "input.jsonl"]);
+        let mut lines = String::new();
+        for (line, text) in predicted.lines().zip(&self.texts) {
+            let mut line: serde_json::Value = serde_json::from_str(line).unwrap();
+            line["text"] = serde_json::json!(text);
+            lines += &(line.to_string() + "\n");
+        }
+        self.write(out, &lines);
+    }
+
+    /// Runs a script of `tests/python`, which compares and ends with 1 where something differs.
+    fn compare(&self, script: &str, arguments: &[&str]) {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let script = root.join("tests/python").join(script);
+        let backbone = quickstart().join("backbone");
+        let paths = [script.to_str().unwrap(), backbone.to_str().unwrap()];
+        println!(
+            "{}",
+            self.output(&self.python, &[&paths, arguments].concat())
+        );
+    }
+
+    fn output(&self, program: &OsStr, arguments: &[&str]) -> String {
+        let mut command = Command::new(program);
+        let command = command.args(arguments).current_dir(self.folder.path());
+        let output = command.output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {text} {error}");
+        text
+    }
+}
+
+fn quickstart() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines/quickstart")
+}
 
 #[test]
 fn peft_and_transformers_load_what_a_run_leaves() {
-    let Some(python) = std::env::var_os("DELTARUN_PYTHON") else {
-        println!(
-            "skipped: DELTARUN_PYTHON is not set to a Python with torch, transformers and peft"
-        );
-        return;
-    };
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let backbone = root.join("pipelines/quickstart/backbone");
-    let folder = tempfile::TempDir::new().unwrap();
-    let run = |arguments: &[&str]| -> String {
-        let output = Command::new(env!("CARGO_BIN_EXE_deltarun"))
-            .args(arguments)
-            .current_dir(folder.path())
-            .output()
-            .unwrap();
-        assert!(
-            output.status.success(),
-            "{arguments:?}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        String::from_utf8(output.stdout).unwrap()
-    };
-    let dev = std::fs::read_to_string(root.join("pipelines/quickstart/dev.tsv")).unwrap();
-    let texts: Vec<&str> = dev
-        .lines()
-        .skip(1)
-        .take(40)
-        .filter_map(|line| line.split('\t').next())
-        .collect();
-    let input: String = texts
-        .iter()
-        .map(|text| serde_json::json!({ "text": text }).to_string() + "\n")
-        .collect();
-    std::fs::write(folder.path().join("input.jsonl"), input).unwrap();
+    let Some(place) = Place::new() else { return };
     for (name, statements) in PLACES {
         let names: Vec<&str> = statements
             .lines()
             .filter_map(|line| line.split_whitespace().nth(1))
             .collect();
-        let pipeline = std::fs::read_to_string(root.join("pipelines/quickstart.delta")).unwrap();
-        let start = pipeline.find("freeze **").unwrap();
-        let stage = format!(
-            "stage tune {{\n train = [{}, head]\n steps = 60\n optimizer = adamw {{ lr = 3e-3 }}\n}}\n",
-            names.join(", ")
+        let text = format!(
+            r#"
+            backbone "{0}/backbone" {{ max_length = 32 }}
+            data {{ train = tsv("{0}/train.tsv") }}
+            task classify {{ text = text, label = label, labels = [negative, positive] }}
+            {statements}
+            stage tune {{ train = [{1}, head], steps = 40, optimizer = adamw {{ lr = 3e-3 }} }}
+            "#,
+            quickstart().display(),
+            names.join(", "),
         );
-        let text = format!("{}{statements}\n{stage}", &pipeline[..start])
-            .replace("param rank = 8\n", "")
-            .replace(
-                "\"quickstart/",
-                &format!("\"{}/pipelines/quickstart/", root.display()),
-            );
-        std::fs::write(folder.path().join("p.delta"), text).unwrap();
-        run(&["p.delta", "--quiet", "--out", name]);
-        let merged = format!("{name}-merged");
-        run(&["merge", name, &merged]);
-        let predicted: String = run(&["predict", name, "--input", "input.jsonl"])
-            .lines()
-            .zip(&texts)
-            .map(|(line, text)| {
-                let mut line: serde_json::Value = serde_json::from_str(line).unwrap();
-                line["text"] = serde_json::json!(text);
-                line.to_string() + "\n"
-            })
-            .collect();
-        std::fs::write(folder.path().join("predicted.jsonl"), predicted).unwrap();
-        let output = Command::new(&python)
-            .arg(root.join("tests/python/check_peft.py"))
-            .arg(&backbone)
-            .args([name, &merged, "predicted.jsonl"])
-            .current_dir(folder.path())
-            .output()
-            .unwrap();
-        let report = String::from_utf8_lossy(&output.stdout);
-        println!("{name}: {report}");
-        assert!(
-            output.status.success(),
-            "{name}: {report} {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        place.write("p.delta", &text);
+        place.run(&["p.delta", "--quiet", "--out", name]);
+        if !statements.contains("before") {
+            place.run(&["merge", name, &format!("{name}-merged")]);
+        }
+        place.predict(name, &format!("{name}.jsonl"));
     }
+    place.compare("check_peft.py", &PLACES.map(|(name, _)| name));
 }
 
 #[test]
 fn zero_shot_logits_are_those_of_transformers() {
-    let Some(python) = std::env::var_os("DELTARUN_PYTHON") else {
-        println!("skipped: DELTARUN_PYTHON is not set to a Python with torch and transformers");
-        return;
-    };
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let folder = tempfile::TempDir::new().unwrap();
-    let quickstart = root.join("pipelines/quickstart");
+    let Some(place) = Place::new() else { return };
     let text = format!(
         r#"
         pipeline zero
@@ -124,62 +179,15 @@ fn zero_shot_logits_are_those_of_transformers() {
             words = {{ negative = "hated", positive = "loved" }}
         }}
         "#,
-        quickstart.display()
+        quickstart().display()
     );
-    std::fs::write(folder.path().join("zero.delta"), text).unwrap();
-    let run = |arguments: &[&str]| -> String {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_deltarun"));
-        let output = command
-            .args(arguments)
-            .current_dir(folder.path())
-            .output()
-            .unwrap();
-        assert!(
-            output.status.success(),
-            "{arguments:?}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        String::from_utf8(output.stdout).unwrap()
-    };
-    let table = run(&["zero.delta", "--quiet"]);
+    place.write("zero.delta", &text);
+    let table = place.run(&["zero.delta", "--quiet"]);
     assert!(table.contains("zero-shot"), "{table}");
-    let dev = std::fs::read_to_string(quickstart.join("dev.tsv")).unwrap();
-    let texts: Vec<&str> = dev
-        .lines()
-        .skip(1)
-        .filter_map(|line| line.split('\t').next())
-        .collect();
-    let input: String = texts
-        .iter()
-        .map(|text| serde_json::json!({ "text": text }).to_string() + "\n")
-        .collect();
-    std::fs::write(folder.path().join("input.jsonl"), input).unwrap();
-    let mut predicted = String::new();
-    for (line, text) in run(&["predict", "runs/zero", "--input", "input.jsonl"])
-        .lines()
-        .zip(&texts)
-    {
-        let mut line: serde_json::Value = serde_json::from_str(line).unwrap();
-        line["text"] = serde_json::json!(text);
-        predicted += &(line.to_string() + "\n");
-    }
-    std::fs::write(folder.path().join("predicted.jsonl"), predicted).unwrap();
-    let output = Command::new(&python)
-        .arg(root.join("tests/python/check_cloze.py"))
-        .arg(quickstart.join("backbone"))
-        .args([
-            "predicted.jsonl",
-            "{text} so i [MASK] it .",
-            "hated",
-            "loved",
-        ])
-        .current_dir(folder.path())
-        .output()
-        .unwrap();
-    println!("{table}{}", String::from_utf8_lossy(&output.stdout));
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
+    place.predict("runs/zero", "predicted.jsonl");
+    let template = "{text} so i [MASK] it .";
+    place.compare(
+        "check_cloze.py",
+        &["predicted.jsonl", template, "hated", "loved"],
     );
 }

@@ -14,8 +14,12 @@ pub enum Site {
     Norm,
     /// An embedding table.
     Embedding,
-    /// An attention or a feed-forward as a whole, before its residual sum.
-    SubLayer,
+    /// An attention as a whole, before its residual sum.
+    Attention,
+    /// A feed-forward as a whole, before its residual sum.
+    FeedForward,
+    /// The embeddings as a whole.
+    Embeddings,
     /// Anything else that has modules below it.
     Group,
 }
@@ -27,8 +31,10 @@ impl Site {
             Site::Linear => "a linear layer",
             Site::Fused => "a fused linear layer",
             Site::Norm => "a layer norm",
-            Site::Embedding => "an embedding",
-            Site::SubLayer => "a sub-layer",
+            Site::Embedding => "an embedding table",
+            Site::Attention => "an attention",
+            Site::FeedForward => "a feed-forward",
+            Site::Embeddings => "the embeddings",
             Site::Group => "a group of modules",
         }
     }
@@ -220,14 +226,15 @@ fn add_groups(modules: &mut Vec<Module>, path: &str, hidden: usize) {
     for depth in 1..parts.len() {
         let group = parts[..depth].join(".");
         if modules.iter().all(|module| module.path != group) {
-            let is_sub_layer = depth == 3 && matches!(parts[2], "attn" | "ff");
+            let site = match parts[..depth] {
+                [_, _, "attn"] => Site::Attention,
+                [_, _, "ff"] => Site::FeedForward,
+                ["embeddings"] => Site::Embeddings,
+                _ => Site::Group,
+            };
             modules.push(Module {
                 path: group,
-                site: if is_sub_layer {
-                    Site::SubLayer
-                } else {
-                    Site::Group
-                },
+                site,
                 checkpoint_name: String::new(),
                 input: hidden,
                 output: hidden,

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{AtSite, DeltaMethod, Init, NewParameter, Placement};
+use super::{bottleneck, At, DeltaMethod, Init, NewParameter, Preposition};
 use crate::backbone::{Config, Module, Site};
 use crate::engine::{Activation, Backend, Matrix};
 use crate::plan::Fields;
@@ -19,63 +19,39 @@ pub struct Houlsby {
 
 /// Standard deviation of fresh weights, as in AdapterHub: so small that the adapter begins as
 /// nearly nothing.
-const INIT: f32 = 0.02;
+pub(super) const INIT: Init = Init::Normal(0.02);
 
 impl DeltaMethod for Houlsby {
     const NAME: &'static str = "houlsby";
-    const STATEMENT: Placement = Placement::Insert;
+    const PREPOSITION: Preposition = Preposition::After;
     const PAPER: &'static str = "Houlsby et al., arXiv 1902.00751";
+    const SITES: &'static str = "choose sub-layers, such as `block.*.{attn,ff}`";
 
     fn read(fields: &Fields, config: &Config) -> Self {
-        let default = (config.hidden / 16).max(1);
-        let activations = [
-            ("swish", Activation::Swish),
-            ("relu", Activation::Relu),
-            ("gelu", Activation::Gelu),
-            ("tanh", Activation::Tanh),
-        ];
         Houlsby {
-            bottleneck: fields.count("bottleneck", 1..=1_000_000).unwrap_or(default),
-            activation: fields
-                .choice("activation", &activations)
-                .unwrap_or(Activation::Swish),
+            bottleneck: bottleneck::width(fields, config.hidden, 16),
+            activation: bottleneck::activation(fields, Activation::Swish),
         }
     }
 
     fn accepts(site: Site) -> bool {
-        site == Site::SubLayer
+        matches!(site, Site::Attention | Site::FeedForward)
     }
 
     fn check(&self, module: &Module) -> Result<(), String> {
-        if self.bottleneck > module.output {
-            return Err(format!(
-                "`bottleneck` is {}, above the width {} of `{}`",
-                self.bottleneck, module.output, module.path
-            ));
-        }
-        Ok(())
+        bottleneck::check(self.bottleneck, module)
     }
 
     fn parameters(&self, module: &Module) -> Vec<NewParameter> {
-        let (hidden, bottleneck) = (module.output, self.bottleneck);
-        let parameter = |name, shape, init| NewParameter { name, shape, init };
-        vec![
-            parameter("down.weight", vec![bottleneck, hidden], Init::Normal(INIT)),
-            parameter("down.bias", vec![bottleneck], Init::Zeros),
-            parameter("up.weight", vec![hidden, bottleneck], Init::Normal(INIT)),
-            parameter("up.bias", vec![hidden], Init::Zeros),
-        ]
+        bottleneck::parameters(module.output, self.bottleneck, INIT, INIT)
     }
 
     fn forward<D: Backend>(
         &self,
-        at: &impl AtSite<D>,
+        at: &At<D>,
         _: &Matrix<D>,
         y: Matrix<D>,
     ) -> Result<Matrix<D>, D::Err> {
-        let down = D::linear(&y, &at.weight("down.weight"), Some(&at.vector("down.bias")))?;
-        let inner = D::activate(&down, self.activation)?; // (rows, bottleneck)
-        let up = D::linear(&inner, &at.weight("up.weight"), Some(&at.vector("up.bias")))?;
-        D::add(&y, &up)
+        D::add(&y, &bottleneck::apply(at, &y, self.activation)?)
     }
 }

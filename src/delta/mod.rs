@@ -4,125 +4,74 @@
 //! In: typed settings, activations. Out: parameters to train, activations. It knows nothing of
 //! training. A new method is a file beside [`lora`] and a line in the list below.
 
+mod bottleneck;
+mod compacter;
+mod dora;
 mod houlsby;
+mod ia3;
+mod list;
+mod loha;
+mod lokr;
 mod lora;
+mod low_rank_adapter;
+mod p_tuning;
+mod parallel;
+mod parameter;
+mod pfeiffer;
+mod prefix;
+mod prompt;
+mod vera;
 
 use serde::{Deserialize, Serialize};
 
 use crate::backbone::{Config, Module, Site};
-use crate::engine::{Backend, Matrix, Vector, Weight};
+use crate::engine::{Backend, Layout, Matrix, Vector, Weight};
 use crate::plan::Fields;
+pub use crate::syntax::ast::Preposition;
 
+pub use compacter::Compacter;
+pub use dora::Dora;
 pub use houlsby::Houlsby;
-pub use lora::Lora;
+pub use ia3::{Ia3, Scaled};
+pub use loha::Loha;
+pub use lokr::Lokr;
+pub use lora::{Lora, Scaling};
+pub use low_rank_adapter::LowRankAdapter;
+pub use p_tuning::PTuning;
+pub use parallel::Parallel;
+pub use parameter::{Init, NewParameter};
+pub use pfeiffer::Pfeiffer;
+pub use prefix::Prefix;
+pub use prompt::{Prompt, PromptInit};
+pub use vera::Vera;
 
-/// Writes the enum of all methods and the calls that go to each.
-macro_rules! methods {
-    ($($method:ident,)*) => {
-        /// A method with its settings.
-        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-        #[serde(tag = "name", rename_all = "snake_case")]
-        #[allow(missing_docs)]
-        pub enum Method {
-            $($method($method),)*
-        }
-
-        impl Method {
-            /// The names of all methods that a statement can place.
-            pub fn names(placement: Placement) -> Vec<&'static str> {
-                let all = [$(($method::NAME, $method::STATEMENT),)*];
-                all.into_iter().filter(|(_, s)| *s == placement).map(|(name, _)| name).collect()
-            }
-
-            /// The statement that places the method of this name.
-            pub fn placement(name: &str) -> Option<Placement> {
-                $(if name == $method::NAME {
-                    return Some($method::STATEMENT);
-                })*
-                None
-            }
-
-            /// Reads the settings of the method of this name.
-            pub fn read(name: &str, fields: &Fields, config: &Config) -> Option<Self> {
-                $(if name == $method::NAME {
-                    return Some(Method::$method($method::read(fields, config)));
-                })*
-                None
-            }
-
-            /// The method's name in the language.
-            pub fn name(&self) -> &'static str {
-                match self { $(Method::$method(_) => $method::NAME,)* }
-            }
-
-            /// The paper that the method is from.
-            pub fn paper(&self) -> &'static str {
-                match self { $(Method::$method(_) => $method::PAPER,)* }
-            }
-
-            /// See [`DeltaMethod::PEFT_TENSORS`].
-            pub fn peft_tensors(&self) -> &'static [(&'static str, &'static str)] {
-                match self { $(Method::$method(_) => $method::PEFT_TENSORS,)* }
-            }
-
-            /// See [`DeltaMethod::accepts`].
-            pub fn accepts(&self, site: Site) -> bool {
-                match self { $(Method::$method(_) => $method::accepts(site),)* }
-            }
-
-            /// See [`DeltaMethod::check`].
-            ///
-            /// # Errors
-            /// What is wrong, in one sentence.
-            pub fn check(&self, module: &Module) -> Result<(), String> {
-                match self { $(Method::$method(method) => method.check(module),)* }
-            }
-
-            /// See [`DeltaMethod::parameters`].
-            pub fn parameters(&self, module: &Module) -> Vec<NewParameter> {
-                match self { $(Method::$method(method) => method.parameters(module),)* }
-            }
-
-            /// See [`DeltaMethod::forward`].
-            ///
-            /// # Errors
-            /// What the device reports.
-            pub fn forward<D: Backend>(
-                &self,
-                at: &impl AtSite<D>,
-                x: &Matrix<D>,
-                y: Matrix<D>,
-            ) -> Result<Matrix<D>, D::Err> {
-                match self { $(Method::$method(method) => method.forward(at, x, y),)* }
-            }
-
-            /// See [`DeltaMethod::merged`].
-            pub fn merged(
-                &self,
-                module: &Module,
-                tensor: &dyn Fn(&str) -> Vec<f32>,
-            ) -> Option<Vec<f32>> {
-                match self { $(Method::$method(method) => method.merged(module, tensor),)* }
-            }
-        }
-    };
-}
-
-methods! {
+list::methods! {
     Lora,
+    Dora,
+    Loha,
+    Lokr,
+    Vera,
+    Ia3,
     Houlsby,
+    Pfeiffer,
+    Parallel,
+    LowRankAdapter,
+    Compacter,
+    Prefix,
+    Prompt,
+    PTuning,
 }
 
-/// What a method is.
+/// What a method is. What a method does not do has a default.
 pub trait DeltaMethod: Sized {
     /// Its name in the language.
     const NAME: &'static str;
-    /// The statement that places it.
-    const STATEMENT: Placement;
+    /// How it stands to its modules.
+    const PREPOSITION: Preposition;
     /// The paper that it is from.
     const PAPER: &'static str;
-    /// The tensors of one site: our name, and PEFT's suffix. Empty where PEFT has no such method.
-    const PEFT_TENSORS: &'static [(&'static str, &'static str)] = &[];
+    /// Where it can sit, as advice: "choose linear layers, such as `block.*.attn.{q,v}`".
+    const SITES: &'static str;
 
     /// Reads its settings from a block; what is wrong is reported through `fields`.
     fn read(fields: &Fields, config: &Config) -> Self;
@@ -134,10 +83,31 @@ pub trait DeltaMethod: Sized {
     ///
     /// # Errors
     /// The sentence.
-    fn check(&self, module: &Module) -> Result<(), String>;
+    fn check(&self, _module: &Module) -> Result<(), String> {
+        Ok(())
+    }
 
     /// The parameters that it adds at a module.
     fn parameters(&self, module: &Module) -> Vec<NewParameter>;
+
+    /// The parameters that its modules share.
+    fn shared(&self, _modules: &[&Module]) -> Vec<NewParameter> {
+        Vec::new()
+    }
+
+    /// The number of rows that it puts before every sequence, or before its keys. They take places
+    /// of the position table.
+    fn tokens(&self) -> usize {
+        0
+    }
+
+    /// What the module reads, `x (rows, in)`, with the delta.
+    ///
+    /// # Errors
+    /// What the device reports.
+    fn input<D: Backend>(&self, _at: &At<D>, x: Matrix<D>) -> Result<Matrix<D>, D::Err> {
+        Ok(x)
+    }
 
     /// The module's result with the delta: `x (rows, in)` is what the module reads, `y (rows, out)`
     /// what it gives, deltas that stand earlier in the file included.
@@ -146,70 +116,175 @@ pub trait DeltaMethod: Sized {
     /// What the device reports.
     fn forward<D: Backend>(
         &self,
-        at: &impl AtSite<D>,
-        x: &Matrix<D>,
+        _at: &At<D>,
+        _x: &Matrix<D>,
         y: Matrix<D>,
-    ) -> Result<Matrix<D>, D::Err>;
+    ) -> Result<Matrix<D>, D::Err> {
+        Ok(y)
+    }
 
-    /// `ΔW (out, in)` to be added to the module's weight, where the method can be folded into it.
-    /// `tensor` gives a parameter's elements.
-    fn merged(&self, _module: &Module, _tensor: &dyn Fn(&str) -> Vec<f32>) -> Option<Vec<f32>> {
+    /// Keys and values, `(tokens, hidden)` each, that an attention sees before its own.
+    ///
+    /// # Errors
+    /// What the device reports.
+    fn prefix<D: Backend>(&self, _at: &At<D>) -> Result<Option<[Matrix<D>; 2]>, D::Err> {
+        Ok(None)
+    }
+
+    /// Embeddings, `(tokens, hidden)`, that stand before those of every sequence.
+    ///
+    /// # Errors
+    /// What the device reports.
+    fn prompt<D: Backend>(&self, _at: &At<D>) -> Result<Option<Matrix<D>>, D::Err> {
+        Ok(None)
+    }
+
+    /// Folds the delta into a linear layer, where that can be done; `tensor` gives a parameter's
+    /// elements. Returns whether it was done.
+    fn fold(
+        &self,
+        _module: &Module,
+        _layer: &mut Folded,
+        _tensor: &dyn Fn(&str) -> Vec<f32>,
+    ) -> bool {
+        false
+    }
+
+    /// Its form in PEFT, for a method that sits at linear layers.
+    fn peft(&self) -> Option<PeftForm> {
+        None
+    }
+
+    /// The method that PEFT configured for a module, if it is this one.
+    fn from_peft(_config: &PeftConfig, _module: &PeftModule) -> Option<Self> {
         None
     }
 }
 
-/// The statement that places a method.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Placement {
-    /// `insert … after`
-    Insert,
-    /// `reparam … on`
-    Reparam,
+/// What a PEFT configuration says of one module, patterns applied.
+pub struct PeftModule {
+    /// `r`
+    pub rank: usize,
+    /// `lora_alpha`, or `alpha`
+    pub alpha: f32,
+    /// Whether `feedforward_modules` names it.
+    pub is_feedforward: bool,
 }
 
-impl Placement {
-    /// The statement's keyword and preposition.
-    pub fn words(self) -> (&'static str, &'static str) {
-        match self {
-            Placement::Insert => ("insert", "after"),
-            Placement::Reparam => ("reparam", "on"),
-        }
+/// An `adapter_config.json`.
+pub type PeftConfig = serde_json::Map<String, serde_json::Value>;
+
+/// How PEFT stores a method.
+pub struct PeftForm {
+    /// `peft_type`
+    pub kind: &'static str,
+    /// The tensors of a site: our name, and PEFT's suffix.
+    pub tensors: &'static [(&'static str, &'static str)],
+    /// The tensors that sites share.
+    pub shared: &'static [(&'static str, &'static str)],
+    /// The settings in `adapter_config.json`.
+    pub settings: serde_json::Value,
+}
+
+/// Whether a PEFT configuration is of this kind.
+fn is_kind(config: &PeftConfig, kind: &str) -> bool {
+    config.get("peft_type").and_then(|value| value.as_str()) == Some(kind)
+}
+
+/// A switch of a PEFT configuration; off where it is absent.
+fn is_on(config: &PeftConfig, key: &str) -> bool {
+    config.get(key).and_then(|value| value.as_bool()) == Some(true)
+}
+
+/// A linear layer into which deltas are folded, one after the other.
+pub struct Folded {
+    /// The backbone's own weight, `(out, in)`.
+    pub base: Vec<f32>,
+    /// The backbone's own bias, `(out)`.
+    pub base_bias: Option<Vec<f32>>,
+    /// The weight so far.
+    pub weight: Vec<f32>,
+    /// The bias so far.
+    pub bias: Option<Vec<f32>>,
+}
+
+impl Folded {
+    /// Adds `change (out, in)` to the weight.
+    pub fn add(&mut self, change: &[f32]) {
+        let pairs = self.weight.iter_mut().zip(change);
+        pairs.for_each(|(weight, change)| *weight += change);
     }
 }
 
-/// A parameter that a delta adds.
-#[derive(Clone, Debug, PartialEq)]
-pub struct NewParameter {
-    /// Its name at the site: `A`.
-    pub name: &'static str,
-    /// `(out, in)`, or `(out)`.
-    pub shape: Vec<usize>,
-    /// How it begins.
-    pub init: Init,
-}
-
-/// How a new parameter begins.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Init {
-    /// All zeros.
-    Zeros,
-    /// All ones.
-    Ones,
-    /// A normal distribution of mean 0 and this standard deviation.
-    Normal(f32),
-    /// A uniform distribution from minus to plus this bound.
-    Uniform(f32),
-}
-
 /// What a method sees of the graph at one site.
-pub trait AtSite<D: Backend> {
-    /// A parameter of shape `(out, in)`.
+pub struct At<'a, D: Backend> {
+    /// The values that the delta and its module have.
+    pub values: &'a dyn Values<D>,
+    /// Which rows make up which sequence.
+    pub layout: &'a Layout,
+    /// The sub-layer's residual, where the site is one.
+    pub residual: Option<&'a Matrix<D>>,
+}
+
+/// Parameters and places of one site.
+pub trait Values<D: Backend> {
+    /// A parameter `(out, in)` of the site, or one that the delta's sites share.
     fn weight(&self, name: &str) -> Weight<D>;
-    /// A parameter of shape `(out)`.
+    /// A parameter `(out)` of the site, or one that the delta's sites share.
     fn vector(&self, name: &str) -> Vector<D>;
+    /// The path of the module.
+    fn site(&self) -> &str;
+    /// The module's own weight, `(out, in)`.
+    fn module_weight(&self) -> Weight<D>;
+    /// The module's own bias, `(out)`.
+    fn module_bias(&self) -> Option<Vector<D>>;
+    /// The layer norm behind the residual sum, where the family has one there.
+    ///
+    /// # Errors
+    /// What the device reports.
+    fn norm(&self, sum: &Matrix<D>) -> Result<Matrix<D>, D::Err>;
     /// Dropout, active in training only.
     ///
     /// # Errors
     /// What the device reports.
-    fn dropout(&self, x: &Matrix<D>, probability: f32) -> Result<Matrix<D>, D::Err>;
+    fn dropout(
+        &self,
+        x: &Matrix<D>,
+        layout: &Layout,
+        probability: f32,
+    ) -> Result<Matrix<D>, D::Err>;
+}
+
+impl<D: Backend> At<'_, D> {
+    /// See [`Values::weight`].
+    pub fn weight(&self, name: &str) -> Weight<D> {
+        self.values.weight(name)
+    }
+
+    /// See [`Values::weight`].
+    pub fn matrix(&self, name: &str) -> Matrix<D> {
+        self.values.weight(name).matrix
+    }
+
+    /// See [`Values::vector`].
+    pub fn vector(&self, name: &str) -> Vector<D> {
+        self.values.vector(name)
+    }
+
+    /// `W x + b` with the parameters `name.weight` and `name.bias`.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn linear(&self, name: &str, x: &Matrix<D>) -> Result<Matrix<D>, D::Err> {
+        let weight = self.weight(&format!("{name}.weight"));
+        D::linear(x, &weight, Some(&self.vector(&format!("{name}.bias"))))
+    }
+
+    /// Dropout, active in training only.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn dropout(&self, x: &Matrix<D>, probability: f32) -> Result<Matrix<D>, D::Err> {
+        self.values.dropout(x, self.layout, probability)
+    }
 }

@@ -152,29 +152,23 @@ pub fn attention<D: Backend>(
         0,
         "attention: heads do not divide hidden"
     );
-    let (batch, longest) = (layout.sequences(), layout.longest());
+    let keys = layout.extended(shape.prefix);
+    let (batch, longest, seen) = (layout.sequences(), layout.longest(), keys.longest());
     let (heads, width) = (shape.heads, hidden / shape.heads);
     let device = q.device().clone();
 
-    // Where a padded position reads from (any row will do: it is masked), and back.
-    let mut padded = Vec::with_capacity(batch * longest);
-    let mut packed = Vec::with_capacity(rows);
-    for (sequence, range) in layout.ranges().enumerate() {
-        packed.extend((0..range.len()).map(|i| sequence * longest + i));
-        padded.extend((0..longest).map(|i| range.start + i.min(range.len() - 1)));
-    }
-    let split = |x: &Matrix<D>| -> Outcome<_, D> {
-        select_rows(x, &padded)?
-            .try_reshape_like(&(batch, longest, heads, width))?
+    let split = |x: &Matrix<D>, layout: &Layout| -> Outcome<_, D> {
+        select_rows(x, &padded_rows(layout))?
+            .try_reshape_like(&(batch, layout.longest(), heads, width))?
             .try_permute::<_, Axes4<0, 2, 1, 3>>() // (batch, heads, longest, width)
     };
-    let (q, k, v) = (split(q)?, split(k)?, split(v)?);
+    let (q, k, v) = (split(q, layout)?, split(k, &keys)?, split(v, &keys)?);
 
-    let square = (batch, heads, longest, longest);
+    let square = (batch, heads, longest, seen);
     let scores = q
         .try_mul(1.0 / (width as f32).sqrt())?
         .try_matmul(k.try_permute::<_, Axes4<0, 1, 3, 2>>()?)?; // square
-    let mask = device.try_tensor_from_vec(mask(layout, shape.causal), (batch, longest, longest))?;
+    let mask = device.try_tensor_from_vec(mask(layout, shape), (batch, longest, seen))?;
     let scores = scores.try_add(mask.try_broadcast_like::<_, Axis<1>>(&square)?)?;
 
     let (values, trace) = scores.split_tape();
@@ -188,24 +182,39 @@ pub fn attention<D: Backend>(
         .try_sum::<(usize, usize, usize), Axis<3>>()?;
     let mut weights = exponent.try_div(sum.try_broadcast_like::<_, Axis<3>>(&square)?)?;
     if let Some(dropout) = dropout {
-        let factors = attention_dropout(layout, heads, dropout);
+        let factors = attention_dropout(layout, shape, dropout);
         weights = weights.try_mul(device.try_tensor_from_vec(factors, square)?)?;
     }
     let mixed = weights
         .try_matmul(v)? // (batch, heads, longest, width)
         .try_permute::<_, Axes4<0, 2, 1, 3>>()?
         .try_reshape_like(&(batch * longest, hidden))?;
+    let sequences = layout.ranges().enumerate();
+    let packed: Vec<usize> = sequences
+        .flat_map(|(sequence, range)| (0..range.len()).map(move |i| sequence * longest + i))
+        .collect();
     select_rows(&mixed, &packed)
 }
 
-/// `(sequences, longest, longest)`: 0 where a position is seen, a large negative number elsewhere.
-fn mask(layout: &Layout, causal: bool) -> Vec<f32> {
+/// Where each position of a padded rectangle reads from; any row will do for padding: it is masked.
+fn padded_rows(layout: &Layout) -> Vec<usize> {
     let longest = layout.longest();
-    let mut mask = Vec::with_capacity(layout.sequences() * longest * longest);
+    let rows = layout.ranges();
+    rows.flat_map(|range| (0..longest).map(move |i| range.start + i.min(range.len() - 1)))
+        .collect()
+}
+
+/// `(sequences, longest, prefix + longest)`: 0 where a position is seen, a large negative number
+/// elsewhere.
+fn mask(layout: &Layout, shape: AttentionShape) -> Vec<f32> {
+    let longest = layout.longest();
+    let columns = shape.prefix + longest;
+    let mut mask = Vec::with_capacity(layout.sequences() * longest * columns);
     for range in layout.ranges() {
         for from in 0..longest {
-            mask.extend((0..longest).map(|to| {
-                let seen = to < range.len() && (!causal || to <= from);
+            mask.extend((0..columns).map(|to| {
+                let to = to.saturating_sub(shape.prefix);
+                let seen = to < range.len() && (!shape.causal || to <= from);
                 if seen {
                     0.0
                 } else {
@@ -217,17 +226,18 @@ fn mask(layout: &Layout, causal: bool) -> Vec<f32> {
     mask
 }
 
-/// The dropout factors of attention weights, `(sequences, heads, longest, longest)`.
-fn attention_dropout(layout: &Layout, heads: usize, dropout: Dropout) -> Vec<f32> {
+/// The dropout factors of attention weights, `(sequences, heads, longest, prefix + longest)`.
+fn attention_dropout(layout: &Layout, shape: AttentionShape, dropout: Dropout) -> Vec<f32> {
     let longest = layout.longest();
-    let mut factors = vec![0.0; layout.sequences() * heads * longest * longest];
+    let columns = shape.prefix + longest;
+    let mut factors = vec![0.0; layout.sequences() * shape.heads * longest * columns];
     for (sequence, range) in layout.ranges().enumerate() {
         let length = range.len();
         let noise = super::noise::Noise::new(layout.key(sequence), dropout.site);
-        for head in 0..heads {
+        for head in 0..shape.heads {
             for from in 0..length {
-                let start = ((sequence * heads + head) * longest + from) * longest;
-                let row = &mut factors[start..start + length];
+                let start = ((sequence * shape.heads + head) * longest + from) * columns;
+                let row = &mut factors[start..start + shape.prefix + length];
                 noise.dropout_row(head * length + from, dropout.probability, row);
             }
         }
@@ -274,6 +284,63 @@ pub fn join_columns<D: Backend>(parts: &[Matrix<D>]) -> Outcome<Matrix<D>, D> {
     joined
         .try_permute::<_, Axes2<1, 0>>()?
         .try_reshape_like(&shape)
+}
+
+/// See [`Backend::join_rows`].
+pub fn join_rows<D: Backend>(parts: &[Matrix<D>]) -> Outcome<Matrix<D>, D> {
+    let (first, rest) = parts.split_first().expect("there is a part to join");
+    let mut joined = first.clone();
+    for part in rest {
+        joined = (joined, part.clone()).try_concat_along(Axis::<0>)?;
+    }
+    Ok(joined)
+}
+
+/// See [`Backend::matmul`].
+pub fn matmul<D: Backend>(x: &Matrix<D>, y: &Matrix<D>) -> Outcome<Matrix<D>, D> {
+    assert_eq!(x.shape().1, y.shape().0, "matmul: shapes disagree");
+    x.clone().try_matmul(y.clone())
+}
+
+/// See [`Backend::multiply`].
+pub fn multiply<D: Backend>(x: &Matrix<D>, y: &Matrix<D>) -> Outcome<Matrix<D>, D> {
+    assert_eq!(x.shape(), y.shape(), "multiply: shapes disagree");
+    x.clone().try_mul(y.clone())
+}
+
+/// See [`Backend::scale_columns`].
+pub fn scale_columns<D: Backend>(x: &Matrix<D>, factors: &Vector<D>) -> Outcome<Matrix<D>, D> {
+    let shape = *x.shape();
+    assert_eq!(shape.1, factors.shape().0, "scale columns: shapes disagree");
+    let factors = factors.clone().try_broadcast_like::<_, Axis<0>>(&shape)?;
+    x.clone().try_mul(factors)
+}
+
+/// See [`Backend::add_row`].
+pub fn add_row<D: Backend>(x: &Matrix<D>, row: &Vector<D>) -> Outcome<Matrix<D>, D> {
+    let shape = *x.shape();
+    assert_eq!(shape.1, row.shape().0, "add row: shapes disagree");
+    let row = row.clone().try_broadcast_like::<_, Axis<0>>(&shape)?;
+    x.clone().try_add(row)
+}
+
+/// See [`Backend::kronecker`]: an outer product of all elements, put in order.
+pub fn kronecker<D: Backend>(x: &Matrix<D>, y: &Matrix<D>) -> Outcome<Matrix<D>, D> {
+    let ((l, m), (k, n)) = (*x.shape(), *y.shape());
+    let column = x.clone().try_reshape_like(&(l * m, 1))?;
+    let row = y.clone().try_reshape_like(&(1, k * n))?;
+    column
+        .try_matmul(row)? // (l m, k n)
+        .try_reshape_like(&(l, m, k, n))?
+        .try_permute::<_, Axes4<0, 2, 1, 3>>()? // (l, k, m, n)
+        .try_reshape_like(&(l * k, m * n))
+}
+
+/// See [`Backend::row_norms`].
+pub fn row_norms<D: Backend>(x: &Matrix<D>) -> Outcome<Vector<D>, D> {
+    let (x, _) = x.clone().split_tape();
+    let norms = x.try_square()?.try_sum::<(usize,), Axis<1>>()?.try_sqrt()?;
+    Ok(norms.put_tape(super::Trace::off()))
 }
 
 /// See [`Backend::add`].

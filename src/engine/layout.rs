@@ -50,6 +50,20 @@ impl Layout {
         self.ranges().map(|range| range.len()).max().unwrap_or(0)
     }
 
+    /// The layout with `more` rows before each sequence's own.
+    pub fn extended(&self, more: usize) -> Layout {
+        let lengths = self.ranges().map(|range| range.len() + more);
+        Layout::new(lengths, self.keys.clone())
+    }
+
+    /// For each row of `extended(more)`: where it lies when `more` rows that all sequences share are
+    /// followed by this layout's rows.
+    pub fn extended_rows(&self, more: usize) -> Vec<usize> {
+        let rows = self.ranges();
+        rows.flat_map(|range| (0..more).chain(range.start + more..range.end + more))
+            .collect()
+    }
+
     /// The factors of a dropout over `(rows, columns)`: 0 or `1 / (1 - probability)`.
     pub fn dropout_factors(&self, dropout: Dropout, columns: usize) -> Vec<f32> {
         let mut factors = vec![0.0; self.rows() * columns];

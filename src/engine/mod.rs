@@ -84,6 +84,8 @@ pub struct AttentionShape {
     pub heads: usize,
     /// Whether a position sees only itself and what is before it.
     pub causal: bool,
+    /// Rows of `k` and `v` that stand before each sequence's own, seen by all of its positions.
+    pub prefix: usize,
 }
 
 /// A device that can run the graph: dfdx's operations, and the engine's own defined in them.
@@ -121,7 +123,8 @@ pub trait Backend: dfdx::tensor_ops::Device<f32> {
     }
 
     /// `softmax(q kᵀ / √d) v` within each sequence of `layout`, per head of width `d`
-    /// (Vaswani et al., arXiv 1706.03762, eq. 1); `q`, `k`, `v` and the result `(rows, hidden)`.
+    /// (Vaswani et al., arXiv 1706.03762, eq. 1); `q` and the result `(rows, hidden)`, `k` and `v`
+    /// with `shape.prefix` rows more for each sequence, before its own.
     fn attention(
         q: &Matrix<Self>,
         k: &Matrix<Self>,
@@ -156,6 +159,41 @@ pub trait Backend: dfdx::tensor_ops::Device<f32> {
     /// Matrices of as many rows each, side by side.
     fn join_columns(parts: &[Matrix<Self>]) -> Result<Matrix<Self>, Self::Err> {
         definition::join_columns(parts)
+    }
+
+    /// Matrices of as many columns each, one below the other.
+    fn join_rows(parts: &[Matrix<Self>]) -> Result<Matrix<Self>, Self::Err> {
+        definition::join_rows(parts)
+    }
+
+    /// `x y`: `x (n, k)`, `y (k, m)` → `(n, m)`, with a gradient for whichever is traced.
+    fn matmul(x: &Matrix<Self>, y: &Matrix<Self>) -> Result<Matrix<Self>, Self::Err> {
+        definition::matmul(x, y)
+    }
+
+    /// `x ⊙ y`, of one shape.
+    fn multiply(x: &Matrix<Self>, y: &Matrix<Self>) -> Result<Matrix<Self>, Self::Err> {
+        definition::multiply(x, y)
+    }
+
+    /// Every row of `x (rows, columns)` times `factors (columns)`.
+    fn scale_columns(x: &Matrix<Self>, factors: &Vector<Self>) -> Result<Matrix<Self>, Self::Err> {
+        definition::scale_columns(x, factors)
+    }
+
+    /// `x (rows, columns)` with `row (columns)` added to each row.
+    fn add_row(x: &Matrix<Self>, row: &Vector<Self>) -> Result<Matrix<Self>, Self::Err> {
+        definition::add_row(x, row)
+    }
+
+    /// The Kronecker product `x ⊗ y`: `x (l, m)`, `y (k, n)` → `(l k, m n)`.
+    fn kronecker(x: &Matrix<Self>, y: &Matrix<Self>) -> Result<Matrix<Self>, Self::Err> {
+        definition::kronecker(x, y)
+    }
+
+    /// The Euclidean norm of every row, without a gradient: `(rows, columns)` → `(rows)`.
+    fn row_norms(x: &Matrix<Self>) -> Result<Vector<Self>, Self::Err> {
+        definition::row_norms(x)
     }
 
     /// `x + y`, of one shape.

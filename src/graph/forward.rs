@@ -5,7 +5,6 @@ use dfdx::prelude::{HasErr, HasShape, ReshapeTo};
 use super::{Batch, Graph, Targets, Value};
 use crate::backbone::family::{Head, HeadStep, Kind, Reads};
 use crate::backbone::Site;
-use crate::delta::AtSite;
 use crate::engine::{
     with_trace, Activation, AttentionShape, Backend, Dropout, Layout, Matrix, Scalar, Trace,
     Vector, Weight,
@@ -16,7 +15,7 @@ type Outcome<T, D> = Result<T, <D as HasErr>::Err>;
 
 /// One forward pass. With a live trace, what is trained is recorded.
 pub struct Pass<'g, D: Backend> {
-    graph: &'g Graph<D>,
+    pub(super) graph: &'g Graph<D>,
     trace: Trace<D>,
     /// Whether dropout is active.
     training: bool,
@@ -60,33 +59,25 @@ impl<'g, D: Backend> Pass<'g, D> {
             (true, Some(head)) => head,
             _ => &heads.classify,
         };
+        let (x, layout) = self.embed(batch)?;
+        let moved = |rows: &[usize]| moved_rows(rows, &batch.layout, &layout);
         let rows: Vec<usize> = match (head.reads, &batch.targets) {
-            (Reads::First, _) => batch.layout.ranges().map(|range| range.start).collect(),
-            (Reads::Last, _) => batch.layout.ranges().map(|range| range.end - 1).collect(),
-            (Reads::Masked, _) if !batch.masks.is_empty() => batch.masks.clone(),
-            (Reads::Masked, Targets::Tokens { rows, .. }) => rows.clone(),
-            (Reads::Masked, _) => (0..batch.layout.rows()).collect(),
+            // As in PEFT, the first row is the first of a prompt where there is one.
+            (Reads::First, _) => layout.ranges().map(|range| range.start).collect(),
+            (Reads::Last, _) => layout.ranges().map(|range| range.end - 1).collect(),
+            (Reads::Masked, _) if !batch.masks.is_empty() => moved(&batch.masks),
+            (Reads::Masked, Targets::Tokens { rows, .. }) => moved(rows),
+            (Reads::Masked, _) => moved(&(0..batch.layout.rows()).collect::<Vec<_>>()),
         };
-        let hidden = self.hidden(batch, Some(&rows))?;
-        self.apply_head(head, hidden, batch, &rows)
+        let hidden = self.blocks(x, &layout, Some(&rows))?;
+        self.apply_head(head, hidden, &read_layout(&layout, &rows))
     }
 
-    fn apply_head(
-        &self,
-        head: &Head,
-        mut x: Matrix<D>,
-        batch: &Batch,
-        rows: &[usize],
-    ) -> Outcome<Matrix<D>, D> {
-        let layout = read_layout(&batch.layout, rows);
+    fn apply_head(&self, head: &Head, mut x: Matrix<D>, layout: &Layout) -> Outcome<Matrix<D>, D> {
         for step in &head.steps {
             if step.dropout {
-                x = self.drop(
-                    &x,
-                    &layout,
-                    self.graph.config.classifier_dropout,
-                    &step.module,
-                )?;
+                let probability = self.graph.config.classifier_dropout;
+                x = self.drop(&x, layout, probability, &step.module)?;
             }
             x = self.head_step(step, &x)?;
             let activation = match step.activation.as_deref() {
@@ -132,17 +123,27 @@ impl<'g, D: Backend> Pass<'g, D> {
         D::linear(x, &words.into(), bias.as_ref())
     }
 
-    /// The last hidden state: of all rows, or of those that are read. The last block's
-    /// feed-forward then runs on those alone.
+    /// The last hidden state of all rows, those of a prompt included.
     ///
     /// # Errors
     /// What the device reports.
-    pub fn hidden(&self, batch: &Batch, read: Option<&[usize]>) -> Outcome<Matrix<D>, D> {
-        let mut x = self.embed(batch)?;
+    pub fn hidden(&self, batch: &Batch) -> Outcome<Matrix<D>, D> {
+        let (x, layout) = self.embed(batch)?;
+        self.blocks(x, &layout, None)
+    }
+
+    /// All blocks: for all rows, or for those that are read. The last block's feed-forward then runs
+    /// on those alone.
+    fn blocks(
+        &self,
+        mut x: Matrix<D>,
+        layout: &Layout,
+        read: Option<&[usize]>,
+    ) -> Outcome<Matrix<D>, D> {
         let layers = self.graph.config.layers;
         for block in 0..layers {
             let read = if block + 1 == layers { read } else { None };
-            x = self.block(block, x, &batch.layout, read)?;
+            x = self.block(block, x, layout, read)?;
         }
         if self.graph.pre_norm() {
             x = self.norm("norm", &x)?;
@@ -150,35 +151,39 @@ impl<'g, D: Backend> Pass<'g, D> {
         Ok(x)
     }
 
-    fn embed(&self, batch: &Batch) -> Outcome<Matrix<D>, D> {
+    /// The embeddings of a batch, prompts before every sequence, and their layout.
+    fn embed(&self, batch: &Batch) -> Outcome<(Matrix<D>, Layout), D> {
         let config = &self.graph.config;
-        let offset = self.graph.family.position_offset;
-        let positions: Vec<usize> = batch
-            .layout
-            .ranges()
-            .flat_map(|range| (0..range.len()).map(|i| i + offset))
-            .collect();
         let look_up = |table: &str, indices: &[usize]| {
-            D::select_rows(
-                &self.weight(&format!("embeddings.{table}.weight")).matrix,
-                indices,
-            )
+            let table = self.weight(&format!("embeddings.{table}.weight"));
+            D::select_rows(&table.matrix, indices)
         };
         let mut x = look_up("word", &batch.tokens)?;
+        let mut layout = batch.layout.clone();
+        // RoBERTa's tokenizers may number the second text of a pair, its table has one type.
+        let types = batch.types.iter().map(|&t| t.min(config.types.max(1) - 1));
+        let mut types: Vec<usize> = types.collect();
+        let mut before = 0;
+        if let Some(prompt) = self.prompts(&layout)? {
+            before = prompt.shape().0;
+            let rows = layout.extended_rows(before);
+            x = D::select_rows(&D::join_rows(&[prompt, x])?, &rows)?;
+            let type_of = |row: usize| row.checked_sub(before).map_or(0, |row| types[row]);
+            types = rows.into_iter().map(type_of).collect();
+            layout = layout.extended(before);
+        }
         if config.types > 0 {
-            // RoBERTa's tokenizers may number the second text of a pair, its table has one type.
-            let types: Vec<usize> = batch
-                .types
-                .iter()
-                .map(|&t| t.min(config.types - 1))
-                .collect();
             x = D::add(&x, &look_up("type", &types)?)?;
         }
-        x = D::add(&x, &look_up("position", &positions)?)?;
+        // A prompt has positions of its own, and so has, as in PEFT, a prefix without rows here.
+        let first = self.graph.family.position_offset + self.graph.active.tokens - before;
+        let positions = layout.ranges().flat_map(|range| first..first + range.len());
+        x = D::add(&x, &look_up("position", &positions.collect::<Vec<_>>())?)?;
         if !self.graph.pre_norm() {
             x = self.norm("embeddings.norm", &x)?;
         }
-        self.drop(&x, &batch.layout, config.dropout, "embeddings")
+        let x = self.drop(&x, &layout, config.dropout, "embeddings")?;
+        Ok((x, layout))
     }
 
     fn block(
@@ -231,7 +236,7 @@ impl<'g, D: Backend> Pass<'g, D> {
         layout: &Layout,
     ) -> Outcome<Matrix<D>, D> {
         let out = self.drop(&out, layout, self.graph.config.dropout, path)?;
-        let out = self.adapt(path, input, out, layout)?;
+        let out = self.adapt(path, input, out, layout, Some(&residual))?;
         let sum = D::add(&residual, &out)?;
         match self.graph.pre_norm() {
             true => Ok(sum),
@@ -248,9 +253,11 @@ impl<'g, D: Backend> Pass<'g, D> {
             parts = self.adapt_fused(&fused, x, parts, layout)?;
         }
         let [q, k, v] = parts;
+        let ([k, v], prefix) = self.prefixed(path, [k, v], layout)?;
         let shape = AttentionShape {
             heads: config.heads,
             causal: self.graph.family.causal,
+            prefix,
         };
         let dropout = self.dropout(config.attention_dropout, path);
         D::attention(&q, &k, &v, layout, shape, dropout)
@@ -266,7 +273,7 @@ impl<'g, D: Backend> Pass<'g, D> {
     ) -> Outcome<[Matrix<D>; 3], D> {
         let hidden = parts[0].shape().1;
         let joined = D::join_columns(&parts)?; // (rows, 3 hidden)
-        let joined = self.adapt(path, x, joined, layout)?;
+        let joined = self.adapt(path, x, joined, layout, None)?;
         Ok([
             D::columns(&joined, 0..hidden)?,
             D::columns(&joined, hidden..2 * hidden)?,
@@ -276,36 +283,18 @@ impl<'g, D: Backend> Pass<'g, D> {
 
     fn linear(&self, path: &str, x: &Matrix<D>, layout: &Layout) -> Outcome<Matrix<D>, D> {
         let weight = self.weight(&format!("{path}.weight"));
-        let y = D::linear(x, &weight, self.bias(path).as_ref())?;
-        self.adapt(path, x, y, layout)
+        let x = self.adapt_input(path, x.clone(), layout)?;
+        let y = D::linear(&x, &weight, self.bias(path).as_ref())?;
+        self.adapt(path, &x, y, layout, None)
     }
 
-    /// The deltas at a site, in the order of the file.
-    fn adapt(
-        &self,
-        path: &str,
-        x: &Matrix<D>,
-        mut y: Matrix<D>,
-        layout: &Layout,
-    ) -> Outcome<Matrix<D>, D> {
-        for (delta, method) in self.graph.deltas_at(path) {
-            let at = At {
-                pass: self,
-                prefix: format!("{delta}.{path}"),
-                layout,
-            };
-            y = method.forward(&at, x, y)?;
-        }
-        Ok(y)
-    }
-
-    fn norm(&self, path: &str, x: &Matrix<D>) -> Outcome<Matrix<D>, D> {
+    pub(super) fn norm(&self, path: &str, x: &Matrix<D>) -> Outcome<Matrix<D>, D> {
         let gain = self.vector(&format!("{path}.weight"));
         let bias = self.vector(&format!("{path}.bias"));
         D::layer_norm(x, &gain, &bias, self.graph.config.norm_epsilon)
     }
 
-    fn drop(
+    pub(super) fn drop(
         &self,
         x: &Matrix<D>,
         layout: &Layout,
@@ -346,7 +335,7 @@ impl<'g, D: Backend> Pass<'g, D> {
         }
     }
 
-    fn weight(&self, path: &str) -> Weight<D> {
+    pub(super) fn weight(&self, path: &str) -> Weight<D> {
         match self.value(path) {
             Some((key, Value::Matrix(tensor, prepared))) => Weight {
                 matrix: with_trace(tensor, &self.trace_of(key)),
@@ -356,14 +345,14 @@ impl<'g, D: Backend> Pass<'g, D> {
         }
     }
 
-    fn vector(&self, path: &str) -> Vector<D> {
+    pub(super) fn vector(&self, path: &str) -> Vector<D> {
         match self.value(path) {
             Some((key, Value::Vector(tensor))) => with_trace(tensor, &self.trace_of(key)),
             _ => unreachable!("`{path}` is a vector of every graph: the tree has it"),
         }
     }
 
-    fn bias(&self, path: &str) -> Option<Vector<D>> {
+    pub(super) fn bias(&self, path: &str) -> Option<Vector<D>> {
         let path = format!("{path}.bias");
         self.value(&path).is_some().then(|| self.vector(&path))
     }
@@ -388,32 +377,21 @@ fn read_layout(layout: &Layout, rows: &[usize]) -> Layout {
     Layout::new(rows.iter().map(|_| 1), keys)
 }
 
+/// Where rows of a layout lie in the same layout with more rows before each sequence.
+fn moved_rows(rows: &[usize], old: &Layout, new: &Layout) -> Vec<usize> {
+    let more = (new.rows() - old.rows()) / old.sequences().max(1);
+    let ends: Vec<usize> = old.ranges().map(|range| range.end).collect();
+    let sequence = |row: usize| ends.partition_point(|end| *end <= row);
+    rows.iter()
+        .map(|&row| row + more * (sequence(row) + 1))
+        .collect()
+}
+
 /// A number of its own for each place (FNV-1a over the path).
 fn site_number(path: &str) -> u32 {
     path.bytes().fold(0x811c_9dc5, |hash, byte| {
         (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
     })
-}
-
-/// What a method sees of the pass at its site.
-struct At<'p, 'g, D: Backend> {
-    pass: &'p Pass<'g, D>,
-    prefix: String,
-    layout: &'p Layout,
-}
-
-impl<D: Backend> AtSite<D> for At<'_, '_, D> {
-    fn weight(&self, name: &str) -> Weight<D> {
-        self.pass.weight(&format!("{}.{name}", self.prefix))
-    }
-
-    fn vector(&self, name: &str) -> Vector<D> {
-        self.pass.vector(&format!("{}.{name}", self.prefix))
-    }
-
-    fn dropout(&self, x: &Matrix<D>, probability: f32) -> Outcome<Matrix<D>, D> {
-        self.pass.drop(x, self.layout, probability, &self.prefix)
-    }
 }
 
 impl<D: Backend> Graph<D> {

@@ -2,7 +2,7 @@
 //! change another.
 
 use rand::distr::{Distribution, Uniform};
-use rand::SeedableRng;
+use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 use sha2::{Digest, Sha256};
@@ -20,13 +20,9 @@ pub(super) struct Draw {
 impl Draw {
     /// Elements of a new parameter.
     pub fn values(&self, key: &str, count: usize, init: Init) -> Vec<f32> {
-        let mut hasher = Sha256::new();
-        hasher.update(self.seed.to_le_bytes());
-        hasher.update(key);
-        let mut random = ChaCha8Rng::from_seed(hasher.finalize().into());
+        let mut random = self.random(key);
         match init {
-            Init::Zeros => vec![0.0; count],
-            Init::Ones => vec![1.0; count],
+            Init::Constant(value) => vec![value; count],
             Init::Normal(deviation) => (0..count)
                 .map(|_| {
                     let draw: f32 = StandardNormal.sample(&mut random);
@@ -37,7 +33,23 @@ impl Draw {
                 Ok(uniform) => (0..count).map(|_| uniform.sample(&mut random)).collect(),
                 Err(_) => vec![0.0; count],
             },
+            Init::RowNorms | Init::Vocabulary => {
+                unreachable!("these begin as other weights, not at random")
+            }
         }
+    }
+
+    /// `count` numbers below `end`.
+    pub fn choices(&self, key: &str, count: usize, end: usize) -> Vec<usize> {
+        let mut random = self.random(key);
+        (0..count).map(|_| random.random_range(0..end)).collect()
+    }
+
+    fn random(&self, key: &str) -> ChaCha8Rng {
+        let mut hasher = Sha256::new();
+        hasher.update(self.seed.to_le_bytes());
+        hasher.update(key);
+        ChaCha8Rng::from_seed(hasher.finalize().into())
     }
 
     /// Elements of a parameter of the backbone or a head, as transformers draws it: weights from a
@@ -45,8 +57,8 @@ impl Draw {
     pub fn parameter(&self, parameter: &Parameter) -> Vec<f32> {
         let is_bias = parameter.path.ends_with(".bias");
         let init = match (is_bias, parameter.shape.len()) {
-            (true, _) => Init::Zeros,
-            (false, 1) => Init::Ones,
+            (true, _) => Init::ZEROS,
+            (false, 1) => Init::Constant(1.0),
             (false, _) => Init::Normal(self.deviation),
         };
         self.values(&parameter.path, parameter.count(), init)

@@ -7,6 +7,7 @@
 mod executor;
 mod forward;
 mod init;
+mod site;
 mod store;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -72,6 +73,8 @@ pub struct Graph<D: Backend> {
     values: Store<D>,
     /// Heads that were not in the checkpoint, by task.
     fresh_heads: BTreeSet<String>,
+    /// Keys of `values` that are never trained.
+    frozen: BTreeSet<String>,
     active: Active,
 }
 
@@ -82,6 +85,9 @@ struct Active {
     redirects: HashMap<String, String>,
     /// A site's path → the deltas there, in the order of the file.
     sites: HashMap<String, Vec<(String, Method)>>,
+    /// Rows that deltas put before every sequence or before its keys: they take the first places of
+    /// the position table.
+    tokens: usize,
     /// Keys that get gradients.
     trained: BTreeSet<String>,
     task: Option<TaskPlan>,
@@ -117,6 +123,7 @@ impl<D: Backend> Graph<D> {
             base: Arc::default(),
             values: Store::new(),
             fresh_heads: BTreeSet::new(),
+            frozen: BTreeSet::new(),
             active: Active::default(),
         };
         let drawn = init::Draw {
@@ -223,35 +230,6 @@ impl<D: Backend> Graph<D> {
             .collect()
     }
 
-    fn add_deltas(&mut self, plan: &Plan, drawn: &init::Draw) -> Result<(), Problem> {
-        for delta in &plan.deltas {
-            match &delta.change {
-                Change::Unfreeze { parameters } => {
-                    for path in parameters {
-                        // A pooler that the checkpoint lacks is the head's, not the delta's.
-                        let Some(value) = self.base.get(path) else {
-                            continue;
-                        };
-                        self.values
-                            .insert(format!("{}.{path}", delta.name), value.clone());
-                    }
-                }
-                Change::Method { method, sites } => {
-                    for module in sites.iter().filter_map(|site| self.tree.module(site)) {
-                        for parameter in method.parameters(module) {
-                            let key = format!("{}.{}.{}", delta.name, module.path, parameter.name);
-                            let count = parameter.shape.iter().product();
-                            let values = drawn.values(&key, count, parameter.init);
-                            let value = self.put(values, &parameter.shape)?;
-                            self.values.insert(key, value);
-                        }
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Puts in place what a stage has in place, and trains what it trains. For the index one past
     /// the last stage: what the last stage had, nothing trained.
     ///
@@ -272,6 +250,7 @@ impl<D: Backend> Graph<D> {
         })?;
         self.check_head(plan, stage, task_name)?;
         let mut active = Active {
+            tokens: plan.tokens(stage),
             task: Some(task.clone()),
             ..Active::default()
         };
@@ -305,7 +284,7 @@ impl<D: Backend> Graph<D> {
                 active.trained.extend(
                     self.values
                         .keys()
-                        .filter(|key| key.starts_with(&prefix))
+                        .filter(|key| key.starts_with(&prefix) && !self.frozen.contains(*key))
                         .cloned(),
                 );
             }
@@ -376,6 +355,12 @@ impl<D: Backend> Graph<D> {
     /// One parameter of a delta or head, on the host.
     pub fn tensor(&self, key: &str) -> Option<Vec<f32>> {
         self.values.get(key).map(Value::read)
+    }
+
+    /// A parameter of a delta at a site, or one that its sites share, on the host.
+    pub fn delta_tensor(&self, delta: &str, site: &str, name: &str) -> Option<Vec<f32>> {
+        self.tensor(&format!("{delta}.{site}.{name}"))
+            .or_else(|| self.tensor(&format!("{delta}.{name}")))
     }
 
     /// One weight as the forward pass sees it, deltas that unfreeze it included.

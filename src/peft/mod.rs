@@ -4,9 +4,20 @@
 //! silence: here every tensor must be the one that the configuration asks for.
 
 mod export;
+mod form;
 mod import;
+mod low_rank;
+mod prompts;
+mod reader;
+mod tuner;
 
-pub use export::{export, why_not, write_tensors};
+use std::collections::BTreeSet;
+
+use crate::delta::PeftConfig;
+use crate::graph::Tensors;
+
+pub use export::{export, write_tensors};
+pub use form::why_not;
 pub use import::{import, Imported};
 
 /// What stands before every name in an adapter's file.
@@ -15,4 +26,13 @@ const KEY_PREFIX: &str = "base_model.model.";
 /// The name of a module as PEFT sees it, without its own prefix.
 fn module_name(prefix: &str, checkpoint_name: &str) -> String {
     format!("{prefix}{checkpoint_name}")
+}
+
+/// Deltas as PEFT stores them.
+#[derive(Default)]
+struct Written {
+    settings: PeftConfig,
+    tensors: Tensors,
+    /// The modules at which there is one.
+    targets: BTreeSet<String>,
 }

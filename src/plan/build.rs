@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::fields::{Fields, Problems};
 use super::scope::{Overrides, Scope};
 use super::stages::{stage, Known};
-use super::{tasks, BackbonePlan, DataPlan, Plan, TaskPlan};
+use super::{tasks, BackbonePlan, DataPlan, Plan, TaskPlan, SHORTEST};
 use crate::backbone::Config;
 use crate::diagnostic::{Problem, Span};
 use crate::syntax::ast::{Block, Name, Pipeline, Spanned, Statement, Value};
@@ -114,7 +114,7 @@ impl<'a> Builder<'a> {
             Some(backbone) => self.deltas(backbone),
             None => Vec::new(),
         };
-        let plan = Plan {
+        let mut plan = Plan {
             name: name.unwrap_or_else(|| "pipeline".to_owned()),
             seed: self.seed,
             params: self.scope.values(),
@@ -124,6 +124,7 @@ impl<'a> Builder<'a> {
             deltas,
             stages,
         };
+        self.make_room(&mut plan);
         self.check_use(&plan);
         Some(plan)
     }
@@ -191,7 +192,7 @@ impl<'a> Builder<'a> {
         }
         let longest = config.longest();
         let max_length = fields
-            .count("max_length", 3..=longest)
+            .count("max_length", SHORTEST..=longest)
             .unwrap_or(longest.min(512));
         let weights = [("pretrained", false), ("random", true)];
         let random = fields.choice("weights", &weights).unwrap_or(false);
@@ -270,7 +271,7 @@ impl<'a> Builder<'a> {
         for statement in self.statements() {
             let name = match &statement.node {
                 Statement::Unfreeze { name, .. } => name,
-                Statement::Insert(place) | Statement::Reparam(place) => &place.name,
+                Statement::Place(place) => &place.name,
                 _ => continue,
             };
             if RESERVED.contains(&name.node.as_str()) {

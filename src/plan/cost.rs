@@ -155,12 +155,14 @@ impl Plan {
                 .filter(|parameter| parameters.contains(&parameter.path))
                 .map(|parameter| parameter.count())
                 .sum(),
-            Change::Method { method, sites } => sites
-                .iter()
-                .filter_map(|site| tree.module(site))
-                .flat_map(|module| method.parameters(module))
-                .map(|parameter| parameter.shape.iter().product::<usize>())
-                .sum(),
+            Change::Method { method, sites } => {
+                let modules: Vec<_> = sites.iter().filter_map(|site| tree.module(site)).collect();
+                let own = modules.iter().flat_map(|module| method.parameters(module));
+                own.chain(method.shared(&modules))
+                    .filter(|parameter| !parameter.is_frozen)
+                    .map(|parameter| parameter.count())
+                    .sum()
+            }
         }
     }
 

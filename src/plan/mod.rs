@@ -30,6 +30,9 @@ pub use cost::{Cost, Gain};
 pub use fields::{Fields, Problems};
 pub use scope::{Overrides, Scope};
 
+/// The fewest tokens after which a text can be cut: one, and the two that stand around it.
+pub const SHORTEST: usize = 3;
+
 /// A pipeline that is known to be consistent with its backbone.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
@@ -85,6 +88,15 @@ impl Plan {
         };
         let wanted = |delta: &&DeltaPlan| !current.without.contains(&delta.name);
         self.deltas.iter().filter(trained).filter(wanted).collect()
+    }
+
+    /// The places of the position table that deltas in place take during a stage.
+    pub fn tokens(&self, stage: usize) -> usize {
+        let of = |delta: &&DeltaPlan| match &delta.change {
+            Change::Method { method, .. } => method.tokens(),
+            Change::Unfreeze { .. } => 0,
+        };
+        self.active(stage).iter().map(of).sum()
     }
 
     /// The plan as YAML, without tags, so that any YAML reader can read it.

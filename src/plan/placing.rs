@@ -6,7 +6,7 @@ use super::build::Builder;
 use super::selection::Modules;
 use super::{BackbonePlan, Change, DeltaPlan};
 use crate::backbone::{Module, Tree};
-use crate::delta::{Method, Placement};
+use crate::delta::{Method, Preposition};
 use crate::diagnostic::Problem;
 use crate::syntax::ast::{Name, Place, Selection, Statement};
 use crate::text::{did_you_mean, quoted_list};
@@ -29,12 +29,7 @@ impl<'a> Builder<'a> {
                 Statement::Unfreeze { name, selection } => {
                     self.unfreeze(name, selection, &modules, &mut deltas);
                 }
-                Statement::Insert(place) => {
-                    deltas.extend(self.method(place, Placement::Insert, &modules));
-                }
-                Statement::Reparam(place) => {
-                    deltas.extend(self.method(place, Placement::Reparam, &modules));
-                }
+                Statement::Place(place) => deltas.extend(self.method(place, &modules)),
                 _ => {}
             }
         }
@@ -105,19 +100,25 @@ impl<'a> Builder<'a> {
         });
     }
 
-    fn method(
-        &self,
-        place: &'a Place,
-        statement: Placement,
-        modules: &Modules,
-    ) -> Option<DeltaPlan> {
+    fn method(&self, place: &'a Place, modules: &Modules) -> Option<DeltaPlan> {
         let method_name = &place.method;
         let owner = format!("{} `{}`", method_name.node, place.name.node);
         let fields = self.fields(&owner, method_name.span, place.block.as_ref());
-        match Method::placement(&method_name.node) {
-            Some(right) if right == statement => {}
+        let known = Method::ALL
+            .iter()
+            .find(|(name, _)| *name == method_name.node);
+        match known {
+            Some((_, right)) if *right == place.preposition => {}
             wrong => {
-                self.wrong_method(method_name, statement, wrong);
+                // What its settings use is used.
+                fields.all().iter().for_each(|setting| {
+                    self.scope.resolve(&setting.value);
+                });
+                self.wrong_method(
+                    method_name,
+                    place.preposition,
+                    wrong.map(|(_, right)| *right),
+                );
                 return None;
             }
         }
@@ -141,34 +142,33 @@ impl<'a> Builder<'a> {
         })
     }
 
-    fn wrong_method(&self, name: &Name, statement: Placement, right: Option<Placement>) {
-        let (keyword, preposition) = statement.words();
+    fn wrong_method(&self, name: &Name, found: Preposition, right: Option<Preposition>) {
+        let name_text = &name.node;
+        let statement = |p: Preposition| format!("{} … {}", p.keyword(), p.word());
         let problem = match right {
             Some(right) => {
-                let (right, right_preposition) = right.words();
-                Problem::new(
-                    "delta::plan::statement",
-                    format!(
-                        "`{}` is placed with `{right}`, not with `{keyword}`",
-                        name.node
-                    ),
-                )
-                .help(format!(
-                    "write `{right} … = {} … {right_preposition} …`",
-                    name.node
+                let message = format!(
+                    "`{name_text}` is placed with `{}`, not with `{}`",
+                    statement(right),
+                    statement(found)
+                );
+                Problem::new("delta::plan::statement", message).help(format!(
+                    "write `{} … = {name_text} … {} …`",
+                    right.keyword(),
+                    right.word()
                 ))
             }
             None => {
-                let known = Method::names(statement);
-                let problem = Problem::new(
-                    "delta::plan::unknown_method",
-                    format!("there is no method `{}` for `{keyword}`", name.node),
-                );
-                match did_you_mean(&name.node, known.iter().copied()) {
+                let message = format!("there is no method `{name_text}`");
+                let problem = Problem::new("delta::plan::unknown_method", message);
+                let all = || Method::ALL.iter().map(|(name, _)| *name);
+                let fitting = Method::ALL.iter().filter(|(_, p)| *p == found);
+                match did_you_mean(name_text, all()) {
                     Some(near) => problem.help(format!("did you mean `{near}`?")),
                     None => problem.help(format!(
-                        "`{keyword} … {preposition}` takes {}",
-                        quoted_list(known.iter().copied())
+                        "`{}` takes {}",
+                        statement(found),
+                        quoted_list(fitting.map(|(name, _)| *name))
                     )),
                 }
             }
@@ -177,31 +177,21 @@ impl<'a> Builder<'a> {
     }
 
     fn check_sites(&self, place: &Place, method: &Method, sites: &[&Module]) {
-        let wrong: Vec<&str> = sites
-            .iter()
-            .filter(|site| !method.accepts(site.site))
-            .map(|site| site.path.as_str())
-            .collect();
         let span = place.selection.span;
-        if let Some(first) = sites.iter().find(|site| !method.accepts(site.site)) {
+        let mut wrong = sites.iter().filter(|site| !method.accepts(site.site));
+        if let Some(first) = wrong.next() {
             let message = format!(
                 "`{}` cannot sit at `{}`, which is {}",
                 method.name(),
                 first.path,
                 first.site.describe()
             );
-            let help = match method.name() {
-                "houlsby" => "choose sub-layers, such as `block.*.{attn,ff}`".to_owned(),
-                _ => format!(
-                    "choose linear layers, or add `except` for {}",
-                    quoted_list(wrong)
-                ),
+            let others = match wrong.next() {
+                Some(_) => String::new(),
+                None => format!(", or add `except {}`", first.path),
             };
-            return self.report(
-                Problem::new("delta::plan::wrong_site", message)
-                    .at(span, "here")
-                    .help(help),
-            );
+            let problem = Problem::new("delta::plan::wrong_site", message).at(span, "here");
+            return self.report(problem.help(format!("{}{others}", method.sites())));
         }
         if let Some(reason) = sites.iter().find_map(|site| method.check(site).err()) {
             let place = place
@@ -212,7 +202,7 @@ impl<'a> Builder<'a> {
                 Problem::new("delta::plan::dimension", reason)
                     .at(place, "set here")
                     .at(span, "placed here")
-                    .help("choose a smaller one"),
+                    .help("choose another value"),
             );
         }
     }

@@ -1,12 +1,53 @@
 //! What is declared must be used.
 
 use super::build::Builder;
-use super::{Plan, StagePlan, TaskPlan};
+use super::{Change, Plan, StagePlan, TaskPlan, SHORTEST};
 use crate::diagnostic::Problem;
 use crate::syntax::ast::Statement;
 
 impl Builder<'_> {
     /// Reports what no stage uses, and what a stage uses and cannot have.
+    /// Prompts and prefixes take places of the position table: texts are cut earlier, unless the file
+    /// says where.
+    pub(super) fn make_room(&self, plan: &mut Plan) {
+        let tokens = (0..=plan.stages.len())
+            .map(|stage| plan.tokens(stage))
+            .max();
+        let tokens = tokens.unwrap_or(0);
+        let longest = plan.backbone.config.longest();
+        if plan.backbone.max_length + tokens <= longest {
+            return;
+        }
+        let said = self
+            .statements()
+            .find_map(|statement| match &statement.node {
+                Statement::Backbone { block, .. } => block.as_ref()?.setting("max_length"),
+                _ => None,
+            });
+        let room = longest.saturating_sub(tokens);
+        if said.is_none() && room >= SHORTEST {
+            plan.backbone.max_length = room;
+            return;
+        }
+        let message = format!(
+            "prompts and prefixes of {tokens} tokens and texts of {} do not fit the {longest} positions of the backbone",
+            plan.backbone.max_length
+        );
+        let mut problem = Problem::new("delta::plan::positions", message);
+        if let Some(said) = said {
+            problem = problem.at(said.span(), "set here");
+        }
+        for delta in &plan.deltas {
+            if matches!(&delta.change, Change::Method { method, .. } if method.tokens() > 0) {
+                problem = problem.at(delta.span, "takes positions");
+            }
+        }
+        self.report(problem.help(match room >= SHORTEST {
+            true => format!("write `max_length = {room}`, or fewer `tokens`"),
+            false => "write fewer `tokens`".to_owned(),
+        }));
+    }
+
     pub(super) fn check_use(&self, plan: &Plan) {
         for delta in &plan.deltas {
             if !plan

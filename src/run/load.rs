@@ -118,7 +118,7 @@ fn open_adapter<D: Executor>(
         .map(<[String]>::to_vec)
         .unwrap_or_else(|| vec!["text".to_owned()]);
     let task = adapter_task(&base, outputs, columns);
-    let plan = Plan {
+    let mut plan = Plan {
         name: "adapter".to_owned(),
         seed: 0,
         params: Default::default(),
@@ -135,6 +135,8 @@ fn open_adapter<D: Executor>(
         deltas: imported.deltas,
         stages: Vec::new(),
     };
+    let room = plan.backbone.config.longest() - plan.tokens(0);
+    plan.backbone.max_length = plan.backbone.max_length.min(room);
     let mut graph = Graph::load(&plan, device)?;
     graph.set(imported.tensors)?;
     graph.adopt_heads();

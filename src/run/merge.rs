@@ -6,7 +6,8 @@ use std::path::Path;
 use serde_json::{json, Value};
 
 use super::Directory;
-use crate::backbone::{Parameter, Site};
+use crate::backbone::{Module, Parameter, Site};
+use crate::delta::Folded;
 use crate::diagnostic::Problem;
 use crate::engine::Backend;
 use crate::graph::{Graph, Tensors};
@@ -55,41 +56,14 @@ fn merged_tensors<D: Backend>(plan: &Plan, graph: &Graph<D>) -> Result<Tensors, 
     let prefix = plan.backbone.config.family().prefix;
     let mut parts: BTreeMap<String, Vec<(Parameter, Vec<f32>)>> = BTreeMap::new();
     for module in graph.tree().modules() {
-        let mut change = vec![0.0; 0];
-        for (delta, method) in graph.deltas_at(&module.path) {
-            let tensor = |name: &str| {
-                graph
-                    .tensor(&format!("{delta}.{}.{name}", module.path))
-                    .unwrap_or_default()
-            };
-            let folded = method
-                .merged(module, &tensor)
-                .filter(|_| module.site == Site::Linear);
-            let Some(folded) = folded else {
-                let message = format!(
-                    "`{delta}` ({}) at `{}` cannot be folded into the backbone's weights",
-                    method.name(),
-                    module.path
-                );
-                return Err(Problem::new("delta::run::cannot_merge", message)
-                    .help("keep the run as it is: `deltarun predict` reads it"));
-            };
-            change.resize(folded.len(), 0.0);
-            change
-                .iter_mut()
-                .zip(&folded)
-                .for_each(|(sum, value)| *sum += value);
-        }
+        let layer = folded(graph, module)?;
         for parameter in &module.parameters {
-            let Some(mut values) = graph.effective(&parameter.path) else {
-                continue;
+            let values = match &layer {
+                Some(layer) if parameter.path.ends_with(".weight") => Some(layer.weight.clone()),
+                Some(layer) => layer.bias.clone(),
+                None => graph.effective(&parameter.path),
             };
-            if parameter.path.ends_with(".weight") {
-                values
-                    .iter_mut()
-                    .zip(&change)
-                    .for_each(|(value, change)| *value += change);
-            }
+            let Some(values) = values else { continue };
             let name = parameter.source.full_name(&prefix);
             parts
                 .entry(name)
@@ -108,6 +82,41 @@ fn merged_tensors<D: Backend>(plan: &Plan, graph: &Graph<D>) -> Result<Tensors, 
         .into_iter()
         .map(|(name, parts)| (name, stored(parts)))
         .collect())
+}
+
+/// A module's weight and bias with the deltas at it; nothing where there are none.
+fn folded<D: Backend>(graph: &Graph<D>, module: &Module) -> Result<Option<Folded>, Problem> {
+    let deltas = graph.deltas_at(&module.path);
+    if deltas.is_empty() {
+        return Ok(None);
+    }
+    let base = graph.effective(&format!("{}.weight", module.path));
+    let base = base.unwrap_or_default();
+    let bias = graph.effective(&format!("{}.bias", module.path));
+    let mut layer = Folded {
+        weight: base.clone(),
+        bias: bias.clone(),
+        base,
+        base_bias: bias,
+    };
+    for (delta, method) in deltas {
+        let tensor = |name: &str| {
+            graph
+                .delta_tensor(delta, &module.path, name)
+                .unwrap_or_default()
+        };
+        let can = module.site == Site::Linear && method.fold(module, &mut layer, &tensor);
+        if !can {
+            let message = format!(
+                "`{delta}` ({}) at `{}` cannot be folded into the backbone's weights",
+                method.name(),
+                module.path
+            );
+            return Err(Problem::new("delta::run::cannot_merge", message)
+                .help("keep the run as it is: `deltarun predict` reads it"));
+        }
+    }
+    Ok(Some(layer))
 }
 
 /// A tensor as the checkpoint stores it: parts of a fused weight side by side, transposed again.

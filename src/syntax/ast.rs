@@ -53,12 +53,44 @@ pub enum Statement {
     Freeze { selection: Selection },
     /// `unfreeze biases = **.bias`
     Unfreeze { name: Name, selection: Selection },
-    /// `insert adapters = houlsby { … } after block.*.{attn,ff}`
-    Insert(Place),
+    /// `insert adapters = houlsby { … } after block.*.{attn,ff}`, or
     /// `reparam low_rank = lora { … } on block.*.attn.{q,v}`
-    Reparam(Place),
+    Place(Place),
     /// `stage tune { … }`
     Stage { name: Name, block: Block },
+}
+
+/// Where a delta stands to what is selected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Preposition {
+    /// `insert … after`: it changes what a module gives.
+    After,
+    /// `insert … beside`: it is added to what a module gives, and reads what the module reads.
+    Beside,
+    /// `insert … before`: it stands before what a module reads.
+    Before,
+    /// `reparam … on`: it changes a weight.
+    On,
+}
+
+impl Preposition {
+    /// The word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Preposition::After => "after",
+            Preposition::Beside => "beside",
+            Preposition::Before => "before",
+            Preposition::On => "on",
+        }
+    }
+
+    /// The keyword of its statement.
+    pub fn keyword(self) -> &'static str {
+        match self {
+            Preposition::On => "reparam",
+            _ => "insert",
+        }
+    }
 }
 
 /// A method and where it goes.
@@ -70,6 +102,8 @@ pub struct Place {
     pub method: Name,
     /// The method's settings.
     pub block: Option<Block>,
+    /// Where it stands to the modules.
+    pub preposition: Preposition,
     /// The modules.
     pub selection: Selection,
 }
@@ -81,6 +115,13 @@ pub struct Block {
     pub settings: Vec<Setting>,
     /// From brace to brace.
     pub span: Span,
+}
+
+impl Block {
+    /// The setting of this key.
+    pub fn setting(&self, key: &str) -> Option<&Setting> {
+        self.settings.iter().find(|setting| setting.key.node == key)
+    }
 }
 
 /// `key = value`

@@ -84,8 +84,6 @@ fn is_keyword(rule: Rule) -> bool {
             | Rule::kw_insert
             | Rule::kw_reparam
             | Rule::kw_stage
-            | Rule::kw_after
-            | Rule::kw_on
             | Rule::kw_every
             | Rule::kw_except
             | Rule::kw_expect
@@ -145,8 +143,7 @@ fn statement(pair: Pair<Rule>) -> Outcome<Statement> {
             name: children.name()?,
             selection: selection(children.next()?)?,
         },
-        Rule::insert => Statement::Insert(place(children)?),
-        Rule::reparam => Statement::Reparam(place(children)?),
+        Rule::insert | Rule::reparam => Statement::Place(place(children)?),
         Rule::stage => Statement::Stage {
             name: children.name()?,
             block: block(children.next()?)?,
@@ -164,7 +161,22 @@ fn place(mut children: Children) -> Outcome<Place> {
         name: children.name()?,
         method: children.name()?,
         block: children.block_if()?,
+        preposition: preposition(&children.next()?)?,
         selection: selection(children.next()?)?,
+    })
+}
+
+fn preposition(pair: &Pair<Rule>) -> Outcome<Preposition> {
+    Ok(match pair.as_rule() {
+        Rule::after => Preposition::After,
+        Rule::beside => Preposition::Beside,
+        Rule::before => Preposition::Before,
+        Rule::on => Preposition::On,
+        other => {
+            return Err(Problem::internal(format!(
+                "a preposition of the rule {other:?}"
+            )))
+        }
     })
 }
 

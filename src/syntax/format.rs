@@ -168,8 +168,7 @@ impl Printer<'_> {
                 self.words(&["unfreeze", &name.node, "= "]);
                 self.selection(selection);
             }
-            Statement::Insert(place) => self.place("insert", place, " after "),
-            Statement::Reparam(place) => self.place("reparam", place, " on "),
+            Statement::Place(place) => self.place(place),
             Statement::Stage { name, block } => {
                 self.words(&["stage", &name.node, ""]);
                 self.block(block);
@@ -181,10 +180,11 @@ impl Printer<'_> {
         self.out.push_str(&words.join(" "));
     }
 
-    fn place(&mut self, keyword: &str, place: &Place, preposition: &str) {
+    fn place(&mut self, place: &Place) {
+        let keyword = place.preposition.keyword();
         self.words(&[keyword, &place.name.node, "=", &place.method.node]);
         self.optional_block(place.block.as_ref());
-        self.out.push_str(preposition);
+        self.words(&["", place.preposition.word(), ""]);
         self.selection(&place.selection);
     }
 

@@ -36,8 +36,8 @@ pub(super) fn attention(
     plan.each(|head| {
         plan.weights(&mut buffer, &head, data(q), data(k));
         plan.drop(&mut buffer, &head);
-        let weights = View::new(&buffer[..head.length * head.length], head.length);
-        plan.pack(data(v), &head)
+        let weights = View::new(&buffer[..head.size()], head.keys);
+        plan.pack_keys(data(v), &head)
             .multiply_add(&mut values[head.start..], hidden, weights);
     });
     let joined = trace(q).merge(trace(k)).merge(trace(v));
@@ -74,9 +74,21 @@ struct Heads {
 struct Head {
     sequence: usize,
     index: usize,
+    /// Rows of q.
     length: usize,
-    /// Where its first element lies in a `(rows, hidden)` matrix.
+    /// Rows of k and v.
+    keys: usize,
+    /// Where its first element lies in q.
     start: usize,
+    /// Where its first element lies in k and v.
+    key_start: usize,
+}
+
+impl Head {
+    /// The number of its weights.
+    fn size(&self) -> usize {
+        self.length * self.keys
+    }
 }
 
 impl Heads {
@@ -86,24 +98,28 @@ impl Heads {
 
     /// A buffer for the weights of one head.
     fn square(&self) -> Vec<f32> {
-        vec![0.0; self.layout.longest() * self.layout.longest()]
+        let longest = self.layout.longest();
+        vec![0.0; longest * (longest + self.shape.prefix)]
     }
 
     fn each(&self, mut work: impl FnMut(Head)) {
         for (sequence, range) in self.layout.ranges().enumerate() {
+            let first_key = range.start + sequence * self.shape.prefix;
             for index in 0..self.shape.heads {
-                let start = range.start * self.hidden + index * self.width();
+                let column = index * self.width();
                 work(Head {
                     sequence,
                     index,
                     length: range.len(),
-                    start,
+                    keys: range.len() + self.shape.prefix,
+                    start: range.start * self.hidden + column,
+                    key_start: first_key * self.hidden + column,
                 });
             }
         }
     }
 
-    /// The `(length, width)` part of a `(rows, hidden)` matrix that belongs to `head`.
+    /// The `(length, width)` part of q, or of something of its shape, that belongs to `head`.
     fn view<'a>(&self, data: &'a [f32], head: &Head) -> View<'a> {
         View::strided(&data[head.start..], head.length, self.width(), self.hidden)
     }
@@ -113,20 +129,37 @@ impl Heads {
         Packed::rows(&data[head.start..], self.hidden, head.length, self.width())
     }
 
-    /// Its transpose, packed to be multiplied by something `(…, width)`.
-    fn pack_transposed(&self, data: &[f32], head: &Head) -> Packed {
-        Packed::transposed(&data[head.start..], self.hidden, self.width(), head.length)
+    /// The `(keys, width)` part of k or v, packed to be multiplied by something `(…, keys)`.
+    fn pack_keys(&self, data: &[f32], head: &Head) -> Packed {
+        Packed::rows(
+            &data[head.key_start..],
+            self.hidden,
+            head.keys,
+            self.width(),
+        )
     }
 
-    /// `softmax(q kᵀ / √width)` of one head, without dropout, into `buffer (length, length)`.
+    /// Its transpose, packed to be multiplied by something `(…, width)`.
+    fn pack_keys_transposed(&self, data: &[f32], head: &Head) -> Packed {
+        Packed::transposed(
+            &data[head.key_start..],
+            self.hidden,
+            self.width(),
+            head.keys,
+        )
+    }
+
+    /// `softmax(q kᵀ / √width)` of one head, without dropout, into `buffer (length, keys)`.
     fn weights(&self, buffer: &mut [f32], head: &Head, q: &[f32], k: &[f32]) {
-        let length = head.length;
-        let buffer = &mut buffer[..length * length];
+        let buffer = &mut buffer[..head.size()];
         buffer.fill(0.0);
-        self.pack_transposed(k, head)
-            .multiply_add(buffer, length, self.view(q, head));
-        for (i, row) in buffer.chunks_exact_mut(length.max(1)).enumerate() {
-            let seen = if self.shape.causal { i + 1 } else { length };
+        self.pack_keys_transposed(k, head)
+            .multiply_add(buffer, head.keys, self.view(q, head));
+        for (i, row) in buffer.chunks_exact_mut(head.keys.max(1)).enumerate() {
+            let seen = match self.shape.causal {
+                true => self.shape.prefix + i + 1,
+                false => head.keys,
+            };
             softmax(&mut row[..seen], self.scale());
             row[seen..].fill(0.0);
         }
@@ -141,9 +174,9 @@ impl Heads {
     fn drop(&self, buffer: &mut [f32], head: &Head) {
         let Some(dropout) = self.dropout else { return };
         let noise = Noise::new(self.layout.key(head.sequence), dropout.site);
-        let mut factors = vec![0.0; head.length];
+        let mut factors = vec![0.0; head.keys];
         for (i, row) in buffer
-            .chunks_exact_mut(head.length)
+            .chunks_exact_mut(head.keys)
             .take(head.length)
             .enumerate()
         {
@@ -163,33 +196,34 @@ impl Heads {
         done: impl FnOnce([&[f32]; 3]) -> Result<(), E>,
     ) -> Result<(), E> {
         let hidden = self.hidden;
-        let [mut dq, mut dk, mut dv] = [(); 3].map(|()| vec![0.0; q.len()]);
+        let mut dq = vec![0.0; q.len()];
+        let [mut dk, mut dv] = [(); 2].map(|()| vec![0.0; k.len()]);
         let (mut weights, mut dropped, mut slopes) = (self.square(), self.square(), self.square());
         self.each(|head| {
-            let (length, size) = (head.length, head.length * head.length);
+            let (keys, size) = (head.keys, head.size());
             let dy = self.view(upstream, &head);
             self.weights(&mut weights, &head, q, k);
             dropped[..size].copy_from_slice(&weights[..size]);
             self.drop(&mut dropped, &head);
-            let transposed = View::new(&dropped[..size], length).t();
+            let transposed = View::new(&dropped[..size], keys).t();
             self.pack(upstream, &head)
-                .multiply_add(&mut dv[head.start..], hidden, transposed);
+                .multiply_add(&mut dv[head.key_start..], hidden, transposed);
             // The gradient of the dropped weights, then of the weights, then of the scores.
             slopes[..size].fill(0.0);
-            self.pack_transposed(v, &head)
-                .multiply_add(&mut slopes[..size], length, dy);
+            self.pack_keys_transposed(v, &head)
+                .multiply_add(&mut slopes[..size], keys, dy);
             self.drop(&mut slopes, &head);
             for (slopes, weights) in slopes[..size]
-                .chunks_exact_mut(length)
-                .zip(weights.chunks_exact(length))
+                .chunks_exact_mut(keys)
+                .zip(weights.chunks_exact(keys))
             {
                 softmax_backward(slopes, weights, self.scale());
             }
-            let slopes = View::new(&slopes[..size], length);
-            self.pack(k, &head)
+            let slopes = View::new(&slopes[..size], keys);
+            self.pack_keys(k, &head)
                 .multiply_add(&mut dq[head.start..], hidden, slopes);
             self.pack(q, &head)
-                .multiply_add(&mut dk[head.start..], hidden, slopes.t());
+                .multiply_add(&mut dk[head.key_start..], hidden, slopes.t());
         });
         done([&dq, &dk, &dv])
     }

@@ -78,6 +78,10 @@ impl Backend for Cpu {
         rows::join_columns(parts)
     }
 
+    fn scale_columns(x: &Matrix<Cpu>, factors: &Vector<Cpu>) -> Outcome<Matrix<Cpu>> {
+        rows::scale_columns(x, factors)
+    }
+
     fn add(x: &Matrix<Cpu>, y: &Matrix<Cpu>) -> Outcome<Matrix<Cpu>> {
         rows::add(x, y)
     }

@@ -6,7 +6,7 @@ use multiversion::multiversion;
 use super::activation::add_product;
 use super::bridge::{data, output, slot, trace};
 use super::Outcome;
-use crate::engine::{Dropout, Layout, Matrix};
+use crate::engine::{Dropout, Layout, Matrix, Vector};
 
 /// See [`crate::engine::Backend::select_rows`].
 pub(super) fn select_rows(table: &Matrix<Cpu>, indices: &[usize]) -> Outcome<Matrix<Cpu>> {
@@ -81,6 +81,46 @@ pub(super) fn scale(x: &Matrix<Cpu>, factor: f32) -> Outcome<Matrix<Cpu>> {
             Ok(())
         },
     )
+}
+
+/// See [`crate::engine::Backend::scale_columns`].
+pub(super) fn scale_columns(x: &Matrix<Cpu>, factors: &Vector<Cpu>) -> Outcome<Matrix<Cpu>> {
+    let (_, columns) = *x.shape();
+    assert_eq!(columns, factors.shape().0, "scale columns: shapes disagree");
+    let mut values = vec![0.0; data(x).len()];
+    add_scaled_rows(&mut values, data(x), data(factors));
+    let joined = trace(x).merge(trace(factors));
+    let (x_slot, factor_slot) = (slot(x), slot(factors));
+    let kept_x = factor_slot.is_some().then(|| x.clone().split_tape().0);
+    let factors = factors.clone().split_tape().0;
+    output(
+        values,
+        *x.shape(),
+        joined,
+        x.device(),
+        move |flow, upstream| {
+            if let Some(slot) = &x_slot {
+                add_scaled_rows(flow.get(slot)?, upstream, data(&factors));
+            }
+            if let (Some(slot), Some(x)) = (&factor_slot, &kept_x) {
+                let gradient = flow.get(slot)?;
+                let rows = data(x).chunks_exact(columns);
+                for (x, row) in rows.zip(upstream.chunks_exact(columns)) {
+                    add_product(gradient, x, row);
+                }
+            }
+            Ok(())
+        },
+    )
+}
+
+/// `out += factors ⊙ input`, row by row.
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
+fn add_scaled_rows(out: &mut [f32], input: &[f32], factors: &[f32]) {
+    let rows = out.chunks_exact_mut(factors.len());
+    for (out, input) in rows.zip(input.chunks_exact(factors.len())) {
+        add_product(out, input, factors);
+    }
 }
 
 /// See [`crate::engine::Backend::dropout`].

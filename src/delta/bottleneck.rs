@@ -1,0 +1,54 @@
+//! What adapters have in common: `U f(D x)`, a projection to a narrow width and back.
+
+use super::{At, Init, NewParameter};
+use crate::backbone::Module;
+use crate::engine::{Activation, Backend, Matrix};
+use crate::plan::Fields;
+
+/// The width inside, a fraction of the hidden width where it is not set.
+pub(super) fn width(fields: &Fields, hidden: usize, reduction: usize) -> usize {
+    let default = (hidden / reduction).max(1);
+    fields.count("bottleneck", 1..=1_000_000).unwrap_or(default)
+}
+
+/// f.
+pub(super) fn activation(fields: &Fields, default: Activation) -> Activation {
+    let activations = [
+        ("swish", Activation::Swish),
+        ("relu", Activation::Relu),
+        ("gelu", Activation::Gelu),
+        ("tanh", Activation::Tanh),
+    ];
+    fields.choice("activation", &activations).unwrap_or(default)
+}
+
+/// What is wrong with a width at a module.
+pub(super) fn check(width: usize, module: &Module) -> Result<(), String> {
+    match width > module.output {
+        true => Err(format!(
+            "`bottleneck` is {width}, above the width {} of `{}`",
+            module.output, module.path
+        )),
+        false => Ok(()),
+    }
+}
+
+/// The parameters of D and U, biases at 0.
+pub(super) fn parameters(hidden: usize, width: usize, down: Init, up: Init) -> Vec<NewParameter> {
+    vec![
+        NewParameter::new("down.weight", [width, hidden], down),
+        NewParameter::new("down.bias", [width], Init::ZEROS),
+        NewParameter::new("up.weight", [hidden, width], up),
+        NewParameter::new("up.bias", [hidden], Init::ZEROS),
+    ]
+}
+
+/// `U f(D x)`: `x (rows, hidden)` → `(rows, hidden)`.
+pub(super) fn apply<D: Backend>(
+    at: &At<D>,
+    x: &Matrix<D>,
+    activation: Activation,
+) -> Result<Matrix<D>, D::Err> {
+    let down = at.linear("down", x)?; // (rows, bottleneck)
+    at.linear("up", &D::activate(&down, activation)?)
+}

@@ -1,0 +1,113 @@
+//! DoRA: `y = m / ‖W + s B A‖ ⊙ (W + s B A) x + b`, the norms taken row by row and without a
+//! gradient (Liu et al., arXiv 2402.09353, eq. 5 and section 4.3).
+
+use dfdx::prelude::{PutTape, SplitTape, TryMul};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    is_on, At, DeltaMethod, Folded, Init, Lora, NewParameter, PeftConfig, PeftForm, PeftModule,
+    Preposition,
+};
+use crate::backbone::{Config, Module, Site};
+use crate::engine::{Backend, Matrix, Trace, Vector};
+use crate::plan::Fields;
+
+/// Settings of DoRA.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Dora {
+    /// The direction's change.
+    #[serde(flatten)]
+    pub low_rank: Lora,
+}
+
+impl Dora {
+    /// `m / ‖W + s B A‖ (out)`
+    fn factors<D: Backend>(&self, at: &At<D>) -> Result<Vector<D>, D::Err> {
+        let plain = |matrix: Matrix<D>| matrix.split_tape().0.put_tape(Trace::off());
+        let (a, b) = (plain(at.matrix("A")), plain(at.matrix("B")));
+        let change = D::scale(&D::matmul(&b, &a)?, self.low_rank.scale())?; // (out, in)
+        let sum = D::add(&plain(at.values.module_weight().matrix), &change)?;
+        let inverse = D::row_norms(&sum)?.try_recip()?;
+        at.vector("magnitude").try_mul(inverse)
+    }
+}
+
+impl DeltaMethod for Dora {
+    const NAME: &'static str = "dora";
+    const PREPOSITION: Preposition = Preposition::On;
+    const PAPER: &'static str = "Liu et al., arXiv 2402.09353";
+    const SITES: &'static str = Lora::SITES;
+
+    fn read(fields: &Fields, config: &Config) -> Self {
+        Dora {
+            low_rank: Lora::read(fields, config),
+        }
+    }
+
+    fn accepts(site: Site) -> bool {
+        site == Site::Linear
+    }
+
+    fn check(&self, module: &Module) -> Result<(), String> {
+        self.low_rank.check(module)
+    }
+
+    fn parameters(&self, module: &Module) -> Vec<NewParameter> {
+        let mut parameters = self.low_rank.parameters(module);
+        let shape = [module.output];
+        parameters.push(NewParameter::new("magnitude", shape, Init::RowNorms));
+        parameters
+    }
+
+    fn forward<D: Backend>(
+        &self,
+        at: &At<D>,
+        x: &Matrix<D>,
+        y: Matrix<D>,
+    ) -> Result<Matrix<D>, D::Err> {
+        let factors = self.factors(at)?;
+        let sum = D::add(&y, &self.low_rank.change(at, x)?)?;
+        let Some(bias) = at.values.module_bias() else {
+            return D::scale_columns(&sum, &factors);
+        };
+        // The bias is not scaled: it is taken out and put back.
+        let sum = D::add_row(&sum, &bias.clone().try_negate()?)?;
+        D::add_row(&D::scale_columns(&sum, &factors)?, &bias)
+    }
+
+    fn fold(&self, module: &Module, layer: &mut Folded, tensor: &dyn Fn(&str) -> Vec<f32>) -> bool {
+        let change = self.low_rank.product(module, tensor);
+        let magnitude = tensor("magnitude");
+        layer.add(&change);
+        let rows = layer.weight.chunks_exact_mut(module.input);
+        for (out, row) in rows.enumerate() {
+            let range = out * module.input..(out + 1) * module.input;
+            let pairs = layer.base[range.clone()].iter().zip(&change[range]);
+            let norm = pairs.map(|(w, c)| (w + c) * (w + c)).sum::<f32>().sqrt();
+            let factor = magnitude[out] / norm;
+            row.iter_mut().for_each(|weight| *weight *= factor);
+            if let (Some(bias), Some(base)) = (&mut layer.bias, &layer.base_bias) {
+                bias[out] = factor * (bias[out] - base[out]) + base[out];
+            }
+        }
+        true
+    }
+
+    fn peft(&self) -> Option<PeftForm> {
+        let mut form = self.low_rank.peft()?;
+        form.tensors = &[
+            ("A", "lora_A.weight"),
+            ("B", "lora_B.weight"),
+            ("magnitude", "lora_magnitude_vector"),
+        ];
+        form.settings["use_dora"] = true.into();
+        Some(form)
+    }
+
+    fn from_peft(config: &PeftConfig, module: &PeftModule) -> Option<Self> {
+        let mut plain = config.clone();
+        plain.remove("use_dora");
+        let low_rank = Lora::from_peft(&plain, module)?;
+        is_on(config, "use_dora").then_some(Dora { low_rank })
+    }
+}

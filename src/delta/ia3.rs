@@ -1,0 +1,125 @@
+//! (IA)³: learned factors on what keys and values give and on what the feed-forward's second layer
+//! reads (Liu et al., arXiv 2205.05638, section 3.3): `l ⊙ (W x + b)`, or `W (l ⊙ x) + b`.
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::{
+    is_kind, At, DeltaMethod, Folded, Init, NewParameter, PeftConfig, PeftForm, PeftModule,
+    Preposition,
+};
+use crate::backbone::{Config, Module, Site};
+use crate::engine::{Backend, Matrix};
+use crate::plan::Fields;
+
+/// Settings of (IA)³.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Ia3 {
+    /// What the factors are on; as in the paper where it is not set.
+    pub on: Scaled,
+}
+
+/// What factors are on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scaled {
+    /// What the feed-forward's second layer reads, and what all others give.
+    Usual,
+    /// What modules read.
+    Input,
+    /// What modules give.
+    Output,
+}
+
+impl Ia3 {
+    /// Whether the factors are on what the module at this path reads.
+    pub(crate) fn scales_input(&self, path: &str) -> bool {
+        match self.on {
+            Scaled::Usual => path.ends_with(".ff.down"),
+            Scaled::Input => true,
+            Scaled::Output => false,
+        }
+    }
+}
+
+impl DeltaMethod for Ia3 {
+    const NAME: &'static str = "ia3";
+    const PREPOSITION: Preposition = Preposition::On;
+    const PAPER: &'static str = "Liu et al., arXiv 2205.05638";
+    const SITES: &'static str = "choose linear layers, such as `block.*.{attn.{k,v},ff.down}`";
+
+    fn read(fields: &Fields, _: &Config) -> Self {
+        let places = [
+            ("usual", Scaled::Usual),
+            ("input", Scaled::Input),
+            ("output", Scaled::Output),
+        ];
+        Ia3 {
+            on: fields.choice("on", &places).unwrap_or(Scaled::Usual),
+        }
+    }
+
+    fn accepts(site: Site) -> bool {
+        site == Site::Linear
+    }
+
+    fn parameters(&self, module: &Module) -> Vec<NewParameter> {
+        let size = match self.scales_input(&module.path) {
+            true => module.input,
+            false => module.output,
+        };
+        vec![NewParameter::new("scale", [size], Init::Constant(1.0))]
+    }
+
+    fn input<D: Backend>(&self, at: &At<D>, x: Matrix<D>) -> Result<Matrix<D>, D::Err> {
+        match self.scales_input(at.values.site()) {
+            true => D::scale_columns(&x, &at.vector("scale")),
+            false => Ok(x),
+        }
+    }
+
+    fn forward<D: Backend>(
+        &self,
+        at: &At<D>,
+        _: &Matrix<D>,
+        y: Matrix<D>,
+    ) -> Result<Matrix<D>, D::Err> {
+        match self.scales_input(at.values.site()) {
+            true => Ok(y),
+            false => D::scale_columns(&y, &at.vector("scale")),
+        }
+    }
+
+    fn fold(&self, module: &Module, layer: &mut Folded, tensor: &dyn Fn(&str) -> Vec<f32>) -> bool {
+        let scale = tensor("scale");
+        let on_input = self.scales_input(&module.path);
+        for (out, row) in layer.weight.chunks_exact_mut(module.input).enumerate() {
+            for (column, weight) in row.iter_mut().enumerate() {
+                *weight *= scale[if on_input { column } else { out }];
+            }
+        }
+        if let (false, Some(bias)) = (on_input, &mut layer.bias) {
+            let pairs = bias.iter_mut().zip(&scale);
+            pairs.for_each(|(bias, scale)| *bias *= scale);
+        }
+        true
+    }
+
+    fn peft(&self) -> Option<PeftForm> {
+        Some(PeftForm {
+            kind: "IA3",
+            tensors: &[("scale", "ia3_l")],
+            shared: &[],
+            settings: json!({}),
+        })
+    }
+
+    fn from_peft(config: &PeftConfig, module: &PeftModule) -> Option<Self> {
+        is_kind(config, "IA3").then_some(Ia3 {
+            on: match module.is_feedforward {
+                true => Scaled::Input,
+                false => Scaled::Output,
+            },
+        })
+    }
+}

@@ -1,0 +1,139 @@
+//! The enum of all methods, written from the list in `mod.rs`.
+
+/// Writes the enum of all methods and the calls that go to each.
+macro_rules! methods {
+    ($($method:ident,)*) => {
+        /// A method with its settings.
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(tag = "name", rename_all = "snake_case")]
+        #[allow(missing_docs)]
+        pub enum Method {
+            $($method($method),)*
+        }
+
+        impl Method {
+            /// Name and preposition of all methods.
+            pub const ALL: &'static [(&'static str, Preposition)] =
+                &[$(($method::NAME, $method::PREPOSITION),)*];
+
+            /// Reads the settings of the method of this name.
+            pub fn read(name: &str, fields: &Fields, config: &Config) -> Option<Self> {
+                $(if name == $method::NAME {
+                    return Some(Method::$method($method::read(fields, config)));
+                })*
+                None
+            }
+
+            /// The method's name in the language.
+            pub fn name(&self) -> &'static str {
+                match self { $(Method::$method(_) => $method::NAME,)* }
+            }
+
+            /// See [`DeltaMethod::SITES`].
+            pub fn sites(&self) -> &'static str {
+                match self { $(Method::$method(_) => $method::SITES,)* }
+            }
+
+            /// See [`DeltaMethod::accepts`].
+            pub fn accepts(&self, site: Site) -> bool {
+                match self { $(Method::$method(_) => $method::accepts(site),)* }
+            }
+
+            /// See [`DeltaMethod::check`].
+            ///
+            /// # Errors
+            /// What is wrong, in one sentence.
+            pub fn check(&self, module: &Module) -> Result<(), String> {
+                match self { $(Method::$method(method) => method.check(module),)* }
+            }
+
+            /// See [`DeltaMethod::parameters`].
+            pub fn parameters(&self, module: &Module) -> Vec<NewParameter> {
+                match self { $(Method::$method(method) => method.parameters(module),)* }
+            }
+
+            /// See [`DeltaMethod::shared`].
+            pub fn shared(&self, modules: &[&Module]) -> Vec<NewParameter> {
+                match self { $(Method::$method(method) => method.shared(modules),)* }
+            }
+
+            /// See [`DeltaMethod::tokens`].
+            pub fn tokens(&self) -> usize {
+                match self { $(Method::$method(method) => method.tokens(),)* }
+            }
+
+            /// See [`DeltaMethod::input`].
+            ///
+            /// # Errors
+            /// What the device reports.
+            pub fn input<D: Backend>(
+                &self,
+                at: &At<D>,
+                x: Matrix<D>,
+            ) -> Result<Matrix<D>, D::Err> {
+                match self { $(Method::$method(method) => method.input(at, x),)* }
+            }
+
+            /// See [`DeltaMethod::forward`].
+            ///
+            /// # Errors
+            /// What the device reports.
+            pub fn forward<D: Backend>(
+                &self,
+                at: &At<D>,
+                x: &Matrix<D>,
+                y: Matrix<D>,
+            ) -> Result<Matrix<D>, D::Err> {
+                match self { $(Method::$method(method) => method.forward(at, x, y),)* }
+            }
+
+            /// See [`DeltaMethod::prefix`].
+            ///
+            /// # Errors
+            /// What the device reports.
+            pub fn prefix<D: Backend>(
+                &self,
+                at: &At<D>,
+            ) -> Result<Option<[Matrix<D>; 2]>, D::Err> {
+                match self { $(Method::$method(method) => method.prefix(at),)* }
+            }
+
+            /// See [`DeltaMethod::prompt`].
+            ///
+            /// # Errors
+            /// What the device reports.
+            pub fn prompt<D: Backend>(&self, at: &At<D>) -> Result<Option<Matrix<D>>, D::Err> {
+                match self { $(Method::$method(method) => method.prompt(at),)* }
+            }
+
+            /// The paper that the method is from.
+            pub fn paper(&self) -> &'static str {
+                match self { $(Method::$method(_) => $method::PAPER,)* }
+            }
+
+            /// See [`DeltaMethod::peft`].
+            pub fn peft(&self) -> Option<PeftForm> {
+                match self { $(Method::$method(method) => method.peft(),)* }
+            }
+
+            /// The method that PEFT configured, if it is one of ours.
+            pub fn from_peft(config: &PeftConfig, module: &PeftModule) -> Option<Self> {
+                $(if let Some(method) = $method::from_peft(config, module) {
+                    return Some(Method::$method(method));
+                })*
+                None
+            }
+
+            /// See [`DeltaMethod::fold`].
+            pub fn fold(
+                &self,
+                module: &Module,
+                layer: &mut Folded,
+                tensor: &dyn Fn(&str) -> Vec<f32>,
+            ) -> bool {
+                match self { $(Method::$method(method) => method.fold(module, layer, tensor),)* }
+            }
+        }
+    };
+}
+pub(super) use methods;

@@ -1,0 +1,103 @@
+//! LoHa: `ΔW = s · (B₁ A₁) ⊙ (B₂ A₂)` with `s = alpha / rank` (Hyeon-Woo et al., arXiv 2108.06098,
+//! proposition 1; as an adapter: Yeh et al., arXiv 2309.14859).
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::lora::{check_rank, product};
+use super::{
+    is_kind, At, DeltaMethod, Folded, Init, NewParameter, PeftConfig, PeftForm, PeftModule,
+    Preposition,
+};
+use crate::backbone::{Config, Module, Site};
+use crate::engine::{Backend, Matrix};
+use crate::plan::Fields;
+
+/// Settings of LoHa.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Loha {
+    /// Rank of each of the two products; 8 as in PEFT.
+    pub rank: usize,
+    /// The scaling's numerator; 8 as in PEFT.
+    pub alpha: f32,
+}
+
+impl Loha {
+    fn scale(&self) -> f32 {
+        self.alpha / self.rank as f32
+    }
+}
+
+impl DeltaMethod for Loha {
+    const NAME: &'static str = "loha";
+    const PREPOSITION: Preposition = Preposition::On;
+    const PAPER: &'static str = "Hyeon-Woo et al., arXiv 2108.06098";
+    const SITES: &'static str = "choose linear layers, such as `block.*.attn.{q,v}`";
+
+    fn read(fields: &Fields, _: &Config) -> Self {
+        Loha {
+            rank: fields.count("rank", 1..=1_000_000).unwrap_or(8),
+            alpha: fields.number("alpha", 8.0, 1e-6..=1e6) as f32,
+        }
+    }
+
+    fn accepts(site: Site) -> bool {
+        site == Site::Linear
+    }
+
+    fn check(&self, module: &Module) -> Result<(), String> {
+        check_rank(self.rank, module)
+    }
+
+    fn parameters(&self, module: &Module) -> Vec<NewParameter> {
+        let (input, output, rank) = (module.input, module.output, self.rank);
+        // As PEFT draws them: A₂ at zero, the others Kaiming.
+        vec![
+            NewParameter::new("B1", [output, rank], Init::kaiming(rank)),
+            NewParameter::new("A1", [rank, input], Init::kaiming(input)),
+            NewParameter::new("B2", [output, rank], Init::kaiming(rank)),
+            NewParameter::new("A2", [rank, input], Init::ZEROS),
+        ]
+    }
+
+    fn forward<D: Backend>(
+        &self,
+        at: &At<D>,
+        x: &Matrix<D>,
+        y: Matrix<D>,
+    ) -> Result<Matrix<D>, D::Err> {
+        let first = D::matmul(&at.matrix("B1"), &at.matrix("A1"))?; // (out, in)
+        let second = D::matmul(&at.matrix("B2"), &at.matrix("A2"))?; // (out, in)
+        let change = D::scale(&D::multiply(&first, &second)?, self.scale())?;
+        D::add(&y, &D::linear(x, &change.into(), None)?)
+    }
+
+    fn fold(&self, module: &Module, layer: &mut Folded, tensor: &dyn Fn(&str) -> Vec<f32>) -> bool {
+        let first = product(&tensor("B1"), &tensor("A1"), module.input, self.scale());
+        let second = product(&tensor("B2"), &tensor("A2"), module.input, 1.0);
+        let pairs = first.iter().zip(&second);
+        layer.add(&pairs.map(|(a, b)| a * b).collect::<Vec<_>>());
+        true
+    }
+
+    fn peft(&self) -> Option<PeftForm> {
+        Some(PeftForm {
+            kind: "LOHA",
+            tensors: &[
+                ("B1", "hada_w1_a"),
+                ("A1", "hada_w1_b"),
+                ("B2", "hada_w2_a"),
+                ("A2", "hada_w2_b"),
+            ],
+            shared: &[],
+            settings: json!({ "r": self.rank, "alpha": self.alpha }),
+        })
+    }
+
+    fn from_peft(config: &PeftConfig, module: &PeftModule) -> Option<Self> {
+        is_kind(config, "LOHA").then_some(Loha {
+            rank: module.rank,
+            alpha: module.alpha,
+        })
+    }
+}

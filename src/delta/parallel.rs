@@ -1,0 +1,59 @@
+//! The parallel adapter of He et al., arXiv 2110.04366 (table 1): beside a sub-layer, it reads what
+//! the sub-layer reads: `y + s · U f(D x)`. With a prefix of 30 tokens on every attention, and it on
+//! every feed-forward, it is their mix-and-match adapter (MAM).
+
+use serde::{Deserialize, Serialize};
+
+use super::{bottleneck, At, DeltaMethod, Init, NewParameter, Preposition};
+use crate::backbone::{Config, Module, Site};
+use crate::engine::{Activation, Backend, Matrix};
+use crate::plan::Fields;
+
+/// Settings of the parallel adapter.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Parallel {
+    /// Width inside the adapter; half the hidden width, as in AdapterHub.
+    pub bottleneck: usize,
+    /// f; relu, as in AdapterHub.
+    pub activation: Activation,
+    /// s; 4, as in the paper.
+    pub scale: f32,
+}
+
+impl DeltaMethod for Parallel {
+    const NAME: &'static str = "parallel";
+    const PREPOSITION: Preposition = Preposition::Beside;
+    const PAPER: &'static str = "He et al., arXiv 2110.04366";
+    const SITES: &'static str = "choose sub-layers, such as `block.*.ff`";
+
+    fn read(fields: &Fields, config: &Config) -> Self {
+        Parallel {
+            bottleneck: bottleneck::width(fields, config.hidden, 2),
+            activation: bottleneck::activation(fields, Activation::Relu),
+            scale: fields.number("scale", 4.0, 1e-6..=1e6) as f32,
+        }
+    }
+
+    fn accepts(site: Site) -> bool {
+        matches!(site, Site::Attention | Site::FeedForward)
+    }
+
+    fn check(&self, module: &Module) -> Result<(), String> {
+        bottleneck::check(self.bottleneck, module)
+    }
+
+    fn parameters(&self, module: &Module) -> Vec<NewParameter> {
+        let hidden = module.output;
+        bottleneck::parameters(hidden, self.bottleneck, Init::kaiming(hidden), Init::ZEROS)
+    }
+
+    fn forward<D: Backend>(
+        &self,
+        at: &At<D>,
+        x: &Matrix<D>,
+        y: Matrix<D>,
+    ) -> Result<Matrix<D>, D::Err> {
+        let change = bottleneck::apply(at, x, self.activation)?;
+        D::add(&y, &D::scale(&change, self.scale)?)
+    }
+}

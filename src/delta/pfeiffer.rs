@@ -1,0 +1,59 @@
+//! The adapter of Pfeiffer et al., arXiv 2005.00247 (section 3.2.2, appendix A), as AdapterHub has
+//! it: behind the feed-forward alone; it reads the normed residual sum, `a = U f(D LN(y + x))`, and
+//! its result joins the sum: `LN(y + a + x)`.
+
+use serde::{Deserialize, Serialize};
+
+use super::{bottleneck, houlsby, At, DeltaMethod, NewParameter, Preposition};
+use crate::backbone::{Config, Module, Site};
+use crate::engine::{Activation, Backend, Matrix};
+use crate::plan::Fields;
+
+/// Settings of the Pfeiffer adapter.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Pfeiffer {
+    /// Width inside the adapter; a sixteenth of the hidden width, as in AdapterHub.
+    pub bottleneck: usize,
+    /// f; relu, as in AdapterHub.
+    pub activation: Activation,
+}
+
+impl DeltaMethod for Pfeiffer {
+    const NAME: &'static str = "pfeiffer";
+    const PREPOSITION: Preposition = Preposition::After;
+    const PAPER: &'static str = "Pfeiffer et al., arXiv 2005.00247";
+    const SITES: &'static str = "choose feed-forwards, such as `block.*.ff`";
+
+    fn read(fields: &Fields, config: &Config) -> Self {
+        Pfeiffer {
+            bottleneck: bottleneck::width(fields, config.hidden, 16),
+            activation: bottleneck::activation(fields, Activation::Relu),
+        }
+    }
+
+    fn accepts(site: Site) -> bool {
+        site == Site::FeedForward
+    }
+
+    fn check(&self, module: &Module) -> Result<(), String> {
+        bottleneck::check(self.bottleneck, module)
+    }
+
+    fn parameters(&self, module: &Module) -> Vec<NewParameter> {
+        let init = houlsby::INIT;
+        bottleneck::parameters(module.output, self.bottleneck, init, init)
+    }
+
+    fn forward<D: Backend>(
+        &self,
+        at: &At<D>,
+        _: &Matrix<D>,
+        y: Matrix<D>,
+    ) -> Result<Matrix<D>, D::Err> {
+        let sum = match at.residual {
+            Some(residual) => at.values.norm(&D::add(&y, residual)?)?,
+            None => y.clone(),
+        };
+        D::add(&y, &bottleneck::apply(at, &sum, self.activation)?)
+    }
+}

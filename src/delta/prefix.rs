@@ -1,0 +1,88 @@
+//! Prefix tuning: `softmax(q [P_K; K]ᵀ / √d) [P_V; V]` in each attention (Li and Liang,
+//! arXiv 2101.00190, section 4). With `hidden` set, P comes out of an MLP that all attentions share
+//! but for its last layer: `P = U tanh(D E + b) + c`. Without it, and with a linear head, it is
+//! P-tuning v2 (Liu et al., arXiv 2110.07602).
+
+use serde::{Deserialize, Serialize};
+
+use super::{At, DeltaMethod, Init, NewParameter, Preposition};
+use crate::backbone::{Config, Module, Site};
+use crate::engine::{Activation, Backend, Matrix};
+use crate::plan::Fields;
+
+/// Settings of prefix tuning.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Prefix {
+    /// Rows of P_K and P_V; 30 as in AdapterHub.
+    pub tokens: usize,
+    /// Width inside the MLP; without it there is none.
+    pub hidden: Option<usize>,
+}
+
+/// How PEFT's embeddings begin: PyTorch's default.
+const EMBEDDING: Init = Init::Normal(1.0);
+
+impl DeltaMethod for Prefix {
+    const NAME: &'static str = "prefix";
+    const PREPOSITION: Preposition = Preposition::Before;
+    const PAPER: &'static str = "Li and Liang, arXiv 2101.00190";
+    const SITES: &'static str = "choose attentions, such as `block.*.attn`";
+
+    fn read(fields: &Fields, _: &Config) -> Self {
+        Prefix {
+            tokens: fields.count("tokens", 1..=1_000_000).unwrap_or(30),
+            hidden: fields.count("hidden", 1..=1_000_000),
+        }
+    }
+
+    fn accepts(site: Site) -> bool {
+        site == Site::Attention
+    }
+
+    fn parameters(&self, module: &Module) -> Vec<NewParameter> {
+        let (tokens, width) = (self.tokens, module.output);
+        match self.hidden {
+            None => vec![
+                NewParameter::new("keys", [tokens, width], EMBEDDING),
+                NewParameter::new("values", [tokens, width], EMBEDDING),
+            ],
+            Some(hidden) => {
+                let init = Init::kaiming(hidden);
+                vec![
+                    NewParameter::new("keys.weight", [width, hidden], init),
+                    NewParameter::new("keys.bias", [width], init),
+                    NewParameter::new("values.weight", [width, hidden], init),
+                    NewParameter::new("values.bias", [width], init),
+                ]
+            }
+        }
+    }
+
+    fn shared(&self, modules: &[&Module]) -> Vec<NewParameter> {
+        let (Some(hidden), Some(module)) = (self.hidden, modules.first()) else {
+            return Vec::new();
+        };
+        let width = module.output;
+        vec![
+            NewParameter::new("embedding", [self.tokens, width], EMBEDDING),
+            NewParameter::new("down.weight", [hidden, width], Init::kaiming(width)),
+            NewParameter::new("down.bias", [hidden], Init::kaiming(width)),
+        ]
+    }
+
+    fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    fn prefix<D: Backend>(&self, at: &At<D>) -> Result<Option<[Matrix<D>; 2]>, D::Err> {
+        if self.hidden.is_none() {
+            return Ok(Some([at.matrix("keys"), at.matrix("values")]));
+        }
+        let inner = at.linear("down", &at.matrix("embedding"))?; // (tokens, hidden)
+        let inner = D::activate(&inner, Activation::Tanh)?;
+        Ok(Some([
+            at.linear("keys", &inner)?,
+            at.linear("values", &inner)?,
+        ]))
+    }
+}

@@ -1,0 +1,252 @@
+//! The deltas at their sites: their parameters drawn, their part of the forward pass.
+
+use dfdx::prelude::HasShape;
+
+use super::forward::Pass;
+use super::init::Draw;
+use super::{Graph, Outcome, Value};
+use crate::backbone::Module;
+use crate::delta::{At, Init, NewParameter, Values};
+use crate::diagnostic::Problem;
+use crate::engine::{Backend, Layout, Matrix, Vector, Weight};
+use crate::plan::{Change, Plan};
+
+impl<D: Backend> Graph<D> {
+    /// Draws the parameters of all deltas.
+    pub(super) fn add_deltas(&mut self, plan: &Plan, drawn: &Draw) -> Result<(), Problem> {
+        for delta in &plan.deltas {
+            match &delta.change {
+                Change::Unfreeze { parameters } => {
+                    for path in parameters {
+                        // A pooler that the checkpoint lacks is the head's, not the delta's.
+                        let Some(value) = self.base.get(path) else {
+                            continue;
+                        };
+                        let key = format!("{}.{path}", delta.name);
+                        self.values.insert(key, value.clone());
+                    }
+                }
+                Change::Method { method, sites } => {
+                    let tree = self.tree.clone();
+                    let modules: Vec<&Module> =
+                        sites.iter().filter_map(|site| tree.module(site)).collect();
+                    for parameter in method.shared(&modules) {
+                        let key = format!("{}.{}", delta.name, parameter.name);
+                        self.add_parameter(key, &parameter, None, drawn)?;
+                    }
+                    for module in modules {
+                        for parameter in method.parameters(module) {
+                            let key = format!("{}.{}.{}", delta.name, module.path, parameter.name);
+                            self.add_parameter(key, &parameter, Some(module), drawn)?;
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn add_parameter(
+        &mut self,
+        key: String,
+        parameter: &NewParameter,
+        module: Option<&Module>,
+        drawn: &Draw,
+    ) -> Result<(), Problem> {
+        let count = parameter.count();
+        let values = match (parameter.init, module) {
+            (Init::RowNorms, Some(module)) => {
+                let weight = self.read_base(&format!("{}.weight", module.path));
+                let rows = weight.chunks_exact(module.input.max(1));
+                rows.map(|row| row.iter().map(|w| w * w).sum::<f32>().sqrt())
+                    .collect()
+            }
+            (Init::Vocabulary, _) => {
+                let table = self.read_base("embeddings.word.weight");
+                let rows: Vec<&[f32]> = table.chunks_exact(parameter.shape[1]).collect();
+                let chosen = drawn.choices(&key, parameter.shape[0], rows.len());
+                chosen
+                    .into_iter()
+                    .flat_map(|row| rows[row])
+                    .copied()
+                    .collect()
+            }
+            (init, _) => drawn.values(&key, count, init),
+        };
+        let value = self.put(values, &parameter.shape)?;
+        if parameter.is_frozen {
+            self.frozen.insert(key.clone());
+        }
+        self.values.insert(key, value);
+        Ok(())
+    }
+
+    fn read_base(&self, path: &str) -> Vec<f32> {
+        self.base.get(path).map(Value::read).unwrap_or_default()
+    }
+}
+
+impl<D: Backend> Graph<D> {
+    /// The prompts in place, `(tokens, hidden)`, on the host; what encoders make of them included.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn prompt(&self) -> Outcome<Vec<f32>, D> {
+        let prompt = self.inference().prompts(&Layout::new([], vec![]))?;
+        Ok(prompt.map(|prompt| D::read(&prompt)).unwrap_or_default())
+    }
+
+    /// The prefixes in place at an attention: keys and values, `(tokens, hidden)` each.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn prefix(&self, path: &str) -> Outcome<Vec<Vec<f32>>, D> {
+        let prefix = self.inference().prefixes(path, &Layout::new([], vec![]))?;
+        Ok(prefix.iter().flatten().map(|part| D::read(part)).collect())
+    }
+}
+
+impl<D: Backend> Pass<'_, D> {
+    /// What a module reads, with the deltas at it.
+    pub(super) fn adapt_input(
+        &self,
+        path: &str,
+        mut x: Matrix<D>,
+        layout: &Layout,
+    ) -> Outcome<Matrix<D>, D> {
+        for (delta, method) in self.graph.deltas_at(path) {
+            x = method.input(&self.at(delta, path).at(layout, None), x)?;
+        }
+        Ok(x)
+    }
+
+    /// What a module gives, with the deltas at it, in the order of the file.
+    pub(super) fn adapt(
+        &self,
+        path: &str,
+        x: &Matrix<D>,
+        mut y: Matrix<D>,
+        layout: &Layout,
+        residual: Option<&Matrix<D>>,
+    ) -> Outcome<Matrix<D>, D> {
+        for (delta, method) in self.graph.deltas_at(path) {
+            y = method.forward(&self.at(delta, path).at(layout, residual), x, y)?;
+        }
+        Ok(y)
+    }
+
+    /// Keys and values with the prefixes at an attention before those of every sequence, and the
+    /// number of rows that came before each.
+    pub(super) fn prefixed(
+        &self,
+        path: &str,
+        [k, v]: [Matrix<D>; 2],
+        layout: &Layout,
+    ) -> Outcome<([Matrix<D>; 2], usize), D> {
+        let Some([keys, values]) = self.prefixes(path, layout)? else {
+            return Ok(([k, v], 0));
+        };
+        let count = keys.shape().0;
+        let rows = layout.extended_rows(count);
+        let extend = |prefix, own| D::select_rows(&D::join_rows(&[prefix, own])?, &rows);
+        Ok(([extend(keys, k)?, extend(values, v)?], count))
+    }
+
+    /// The prefixes at an attention: keys and values, each joined.
+    fn prefixes(&self, path: &str, layout: &Layout) -> Outcome<Option<[Matrix<D>; 2]>, D> {
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        for (delta, method) in self.graph.deltas_at(path) {
+            if let Some([k, v]) = method.prefix(&self.at(delta, path).at(layout, None))? {
+                keys.push(k);
+                values.push(v);
+            }
+        }
+        match keys.len() {
+            0 => Ok(None),
+            _ => Ok(Some([D::join_rows(&keys)?, D::join_rows(&values)?])),
+        }
+    }
+
+    /// The prompts before every sequence, `(tokens, hidden)`, where there are any.
+    pub(super) fn prompts(&self, layout: &Layout) -> Outcome<Option<Matrix<D>>, D> {
+        let mut parts = Vec::new();
+        for (delta, method) in self.graph.deltas_at(EMBEDDINGS) {
+            parts.extend(method.prompt(&self.at(delta, EMBEDDINGS).at(layout, None))?);
+        }
+        match parts.len() {
+            0 => Ok(None),
+            _ => D::join_rows(&parts).map(Some),
+        }
+    }
+
+    fn at<'a>(&'a self, delta: &'a str, site: &'a str) -> Site<'a, D> {
+        Site {
+            pass: self,
+            delta,
+            site,
+        }
+    }
+}
+
+/// The path of the embeddings as a whole.
+pub(super) const EMBEDDINGS: &str = "embeddings";
+
+/// What a method sees of the pass at its site.
+struct Site<'a, D: Backend> {
+    pass: &'a Pass<'a, D>,
+    delta: &'a str,
+    site: &'a str,
+}
+
+impl<D: Backend> Site<'_, D> {
+    fn at<'a>(&'a self, layout: &'a Layout, residual: Option<&'a Matrix<D>>) -> At<'a, D> {
+        At {
+            values: self,
+            layout,
+            residual,
+        }
+    }
+
+    /// The key of a parameter: the site's own, or one that the delta's sites share.
+    fn key(&self, name: &str) -> String {
+        let own = format!("{}.{}.{name}", self.delta, self.site);
+        match self.pass.graph.values.contains_key(&own) {
+            true => own,
+            false => format!("{}.{name}", self.delta),
+        }
+    }
+}
+
+impl<D: Backend> Values<D> for Site<'_, D> {
+    fn weight(&self, name: &str) -> Weight<D> {
+        self.pass.weight(&self.key(name))
+    }
+
+    fn vector(&self, name: &str) -> Vector<D> {
+        self.pass.vector(&self.key(name))
+    }
+
+    fn site(&self) -> &str {
+        self.site
+    }
+
+    fn module_weight(&self) -> Weight<D> {
+        self.pass.weight(&format!("{}.weight", self.site))
+    }
+
+    fn module_bias(&self) -> Option<Vector<D>> {
+        self.pass.bias(self.site)
+    }
+
+    fn norm(&self, sum: &Matrix<D>) -> Outcome<Matrix<D>, D> {
+        match self.pass.graph.pre_norm() {
+            true => Ok(sum.clone()),
+            false => self.pass.norm(&format!("{}.norm", self.site), sum),
+        }
+    }
+
+    fn dropout(&self, x: &Matrix<D>, layout: &Layout, probability: f32) -> Outcome<Matrix<D>, D> {
+        let place = format!("{}.{}", self.delta, self.site);
+        self.pass.drop(x, layout, probability, &place)
+    }
+}

@@ -1,0 +1,209 @@
+//! LoRAs as PEFT stores them. Several at one module, or on parts of a fused one, become one LoRA of
+//! their ranks' sum.
+
+use std::collections::BTreeMap;
+
+use serde_json::{json, Map, Value};
+
+use super::{module_name, Written, KEY_PREFIX};
+use crate::backbone::{Module, Site};
+use crate::delta::{Method, Scaling};
+use crate::engine::Backend;
+use crate::graph::Graph;
+use crate::plan::{Change, Plan};
+
+/// The tensors and settings of all LoRAs in place.
+pub(super) fn low_rank<D: Backend>(plan: &Plan, graph: &Graph<D>) -> Written {
+    let adapters = adapters(plan, graph);
+    let mut written = Written {
+        targets: adapters.keys().cloned().collect(),
+        settings: settings(plan, &adapters),
+        ..Written::default()
+    };
+    for (name, adapter) in adapters {
+        let key = |suffix: &str| format!("{KEY_PREFIX}{name}.{suffix}.weight");
+        let (a, b) = (
+            [adapter.rank, adapter.input],
+            [adapter.output, adapter.rank],
+        );
+        let tensors = &mut written.tensors;
+        tensors.insert(key("lora_A"), (adapter.a, a.to_vec()));
+        tensors.insert(key("lora_B"), (adapter.b, b.to_vec()));
+    }
+    written
+}
+
+/// A LoRA at one checkpoint module, as PEFT stores it.
+struct Adapter {
+    rank: usize,
+    alpha: f32,
+    scaling: Scaling,
+    /// `(rank, in)`
+    a: Vec<f32>,
+    /// `(out, rank)`
+    b: Vec<f32>,
+    input: usize,
+    output: usize,
+}
+
+/// The LoRAs in place, by the name of the module that PEFT knows. Several at one module, or on
+/// parts of a fused one, become one LoRA of their ranks' sum.
+fn adapters<D: Backend>(plan: &Plan, graph: &Graph<D>) -> BTreeMap<String, Adapter> {
+    let prefix = plan.backbone.config.family().prefix;
+    let mut parts: BTreeMap<String, Vec<(Adapter, usize, usize)>> = BTreeMap::new();
+    for delta in plan.active(plan.stages.len()) {
+        let Change::Method {
+            method: Method::Lora(lora),
+            sites,
+        } = &delta.change
+        else {
+            continue;
+        };
+        for module in sites.iter().filter_map(|site| graph.tree().module(site)) {
+            let tensor = |name: &str| {
+                graph
+                    .tensor(&format!("{}.{}.{name}", delta.name, module.path))
+                    .unwrap_or_default()
+            };
+            let adapter = Adapter {
+                rank: lora.rank,
+                alpha: lora.alpha,
+                scaling: lora.scaling,
+                a: tensor("A"),
+                b: tensor("B"),
+                input: module.input,
+                output: module.output,
+            };
+            let (first_row, rows) = place_in_checkpoint(module);
+            let name = module_name(&prefix, &module.checkpoint_name);
+            parts
+                .entry(name)
+                .or_default()
+                .push((adapter, first_row, rows));
+        }
+    }
+    let joined = parts.into_iter().map(|(name, parts)| (name, join(parts)));
+    let joined: BTreeMap<String, Adapter> = joined.collect();
+    match joined
+        .values()
+        .all(|adapter| adapter.scaling == Scaling::RankStabilized)
+    {
+        true => joined,
+        false => joined
+            .into_iter()
+            .map(|(name, adapter)| (name, adapter.standard()))
+            .collect(),
+    }
+}
+
+impl Adapter {
+    fn scale(&self) -> f32 {
+        self.scaling.of(self.alpha, self.rank)
+    }
+
+    /// The same with `alpha / rank` as its scaling.
+    fn standard(mut self) -> Self {
+        if self.scaling != Scaling::Standard {
+            self.alpha = self.scale() * self.rank as f32;
+            self.scaling = Scaling::Standard;
+        }
+        self
+    }
+}
+
+/// The first output row of a module within its checkpoint tensor, and that tensor's rows.
+fn place_in_checkpoint(module: &Module) -> (usize, usize) {
+    match module.parameters.first() {
+        Some(parameter) if module.site == Site::Linear => {
+            let source = &parameter.source;
+            (source.part * module.output, source.parts * module.output)
+        }
+        _ => (0, module.output),
+    }
+}
+
+/// Several LoRAs as one: A stacked, B side by side with the scalings folded in, so that
+/// `alpha = rank`.
+fn join(mut parts: Vec<(Adapter, usize, usize)>) -> Adapter {
+    if parts.len() == 1 && parts[0].0.output == parts[0].2 {
+        return parts.remove(0).0;
+    }
+    let rank: usize = parts.iter().map(|(adapter, ..)| adapter.rank).sum();
+    let (input, output) = (parts[0].0.input, parts[0].2);
+    let mut joined = Adapter {
+        rank,
+        alpha: rank as f32,
+        scaling: Scaling::Standard,
+        a: Vec::new(),
+        b: vec![0.0; output * rank],
+        input,
+        output,
+    };
+    let mut first_column = 0;
+    for (adapter, first_row, _) in &parts {
+        joined.a.extend_from_slice(&adapter.a);
+        let scaling = adapter.scale();
+        for (row, values) in adapter.b.chunks_exact(adapter.rank).enumerate() {
+            let start = (first_row + row) * rank + first_column;
+            for (target, value) in joined.b[start..].iter_mut().zip(values) {
+                *target = scaling * value;
+            }
+        }
+        first_column += adapter.rank;
+    }
+    joined
+}
+
+/// `adapter_config.json` of LoRAs: the most common rank and alpha, and the modules that have others.
+fn settings(plan: &Plan, adapters: &BTreeMap<String, Adapter>) -> Map<String, Value> {
+    let (rank, alpha) = most_common(adapters);
+    let mut ranks = Map::new();
+    let mut alphas = Map::new();
+    for (name, adapter) in adapters {
+        let pattern = fancy_regex::escape(name).into_owned();
+        if adapter.rank != rank {
+            ranks.insert(pattern.clone(), json!(adapter.rank));
+        }
+        if adapter.alpha != alpha {
+            alphas.insert(pattern, json!(adapter.alpha));
+        }
+    }
+    let dropout = plan
+        .active(plan.stages.len())
+        .iter()
+        .find_map(|delta| match &delta.change {
+            Change::Method {
+                method: Method::Lora(lora),
+                ..
+            } => Some(lora.dropout),
+            _ => None,
+        });
+    let settings = json!({
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": dropout.unwrap_or(0.0),
+        "bias": "none",
+        "init_lora_weights": true,
+        "rank_pattern": ranks,
+        "alpha_pattern": alphas,
+        "use_dora": false,
+        "use_rslora": adapters.values().all(|a| a.scaling == Scaling::RankStabilized),
+    });
+    settings.as_object().cloned().unwrap_or_default()
+}
+
+fn most_common(adapters: &BTreeMap<String, Adapter>) -> (usize, f32) {
+    let mut counts: Vec<((usize, f32), usize)> = Vec::new();
+    for adapter in adapters.values() {
+        let setting = (adapter.rank, adapter.alpha);
+        match counts.iter_mut().find(|(other, _)| *other == setting) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((setting, 1)),
+        }
+    }
+    counts
+        .into_iter()
+        .max_by_key(|(_, count)| *count)
+        .map_or((8, 16.0), |(setting, _)| setting)
+}

@@ -1,0 +1,83 @@
+//! Tensors taken out of an adapter's file, every one of them accounted for.
+
+use std::path::Path;
+
+use crate::backbone::Checkpoint;
+use crate::diagnostic::Problem;
+use crate::graph::Tensors;
+use crate::text::quoted_list;
+
+/// Takes tensors out of an adapter's file and notes which were asked for.
+pub(super) struct Reader<'a> {
+    directory: &'a Path,
+    pub(super) file: &'a Checkpoint,
+    expected: Vec<String>,
+    pub(super) tensors: Tensors,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(directory: &'a Path, file: &'a Checkpoint) -> Self {
+        Reader {
+            directory,
+            file,
+            expected: Vec::new(),
+            tensors: Tensors::new(),
+        }
+    }
+
+    fn problem(&self, message: String) -> Problem {
+        let place = self.directory.join("adapter_model.safetensors");
+        Problem::new(
+            "delta::peft::tensors",
+            format!("`{}`: {message}", place.display()),
+        )
+        .help(
+            "give an adapter whose configuration and tensors belong together, and its own backbone",
+        )
+    }
+
+    /// Takes the tensor `stored` for our `key`; its elements are in our order, whatever its shape.
+    pub(super) fn take(
+        &mut self,
+        stored: &str,
+        shape: &[usize],
+        key: String,
+        ours: &[usize],
+    ) -> Result<(), Problem> {
+        let values = self.take_values(stored, shape)?;
+        self.tensors.insert(key, (values, ours.to_vec()));
+        Ok(())
+    }
+
+    /// The elements of the tensor `stored`, which must have this shape.
+    pub(super) fn take_values(
+        &mut self,
+        stored: &str,
+        shape: &[usize],
+    ) -> Result<Vec<f32>, Problem> {
+        self.expected.push(stored.to_owned());
+        let Some(found) = self.file.shape(stored) else {
+            return Err(self.problem(format!("the tensor `{stored}` is missing")));
+        };
+        if found != shape {
+            return Err(self.problem(format!(
+                "`{stored}` has the shape {found:?}, but {shape:?} is needed"
+            )));
+        }
+        Ok(self.file.read(stored)?.0)
+    }
+
+    /// Makes sure that nothing is left over.
+    pub(super) fn check_extra(&self) -> Result<(), Problem> {
+        let names = self.file.names();
+        let extra: Vec<&str> = names
+            .into_iter()
+            .filter(|name| !self.expected.iter().any(|known| known == name))
+            .collect();
+        if extra.is_empty() {
+            return Ok(());
+        }
+        let list = quoted_list(extra.iter().copied());
+        Err(self.problem(format!("the configuration does not ask for {list}")))
+    }
+}
