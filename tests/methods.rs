@@ -3,80 +3,13 @@
 
 mod common;
 
-use common::{classifier, fixture, Expected};
+use common::{classifier, fixture, Expected, METHODS};
 use deltarun::engine::Backend;
 use deltarun::graph::{Batch, Graph};
 use deltarun::plan::Plan;
 use dfdx::prelude::Cpu;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-
-/// Statements that place each method, and whether it changes nothing at first. All are named `delta`.
-const METHODS: [(&str, bool); 18] = [
-    ("unfreeze delta = **.bias", true),
-    ("unfreeze delta = **", true),
-    (
-        "reparam delta = lora { rank = 3, alpha = 5 } on block.*.{attn.{q,o},ff.down}",
-        true,
-    ),
-    (
-        "reparam delta = lora { rank = 3, scaling = rank_stabilized } on block.*.attn.v",
-        true,
-    ),
-    (
-        "reparam delta = dora { rank = 3, alpha = 5 } on block.*.{attn.{q,o},ff.down}",
-        true,
-    ),
-    (
-        "reparam delta = loha { rank = 3, alpha = 5 } on block.*.{attn.{q,o},ff.down}",
-        true,
-    ),
-    (
-        "reparam delta = lokr { rank = 2, alpha = 5 } on block.*.{attn.{q,o},ff.down}",
-        true,
-    ),
-    (
-        "reparam delta = vera { rank = 5 } on block.*.{attn.{q,o},ff.down}",
-        true,
-    ),
-    ("reparam delta = ia3 on block.*.{attn.{k,v},ff.down}", true),
-    (
-        "insert delta = parallel { bottleneck = 4, activation = gelu } beside block.*.{attn,ff}",
-        true,
-    ),
-    (
-        "insert delta = houlsby { bottleneck = 5 } after block.*.{attn,ff}",
-        false,
-    ),
-    (
-        "insert delta = pfeiffer { bottleneck = 5, activation = tanh } after block.*.ff",
-        false,
-    ),
-    (
-        "insert delta = low_rank_adapter { bottleneck = 4 } after block.*.{attn,ff}",
-        false,
-    ),
-    (
-        "insert delta = compacter { bottleneck = 4, terms = 2 } after block.*.{attn,ff}",
-        false,
-    ),
-    (
-        "insert delta = prefix { tokens = 3 } before block.*.attn",
-        false,
-    ),
-    (
-        "insert delta = prefix { tokens = 2, hidden = 5 } before block.*.attn",
-        false,
-    ),
-    (
-        "insert delta = prompt { tokens = 3 } before embeddings",
-        false,
-    ),
-    (
-        "insert delta = p_tuning { tokens = 3, hidden = 6 } before embeddings",
-        false,
-    ),
-];
 
 fn load(backbone: &str, statement: &str, train: &str) -> (Plan, Graph<Cpu>, Vec<Batch>) {
     let directory = fixture(backbone);

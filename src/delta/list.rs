@@ -2,41 +2,41 @@
 
 /// Writes the enum of all methods and the calls that go to each.
 macro_rules! methods {
-    ($($method:ident,)*) => {
+    ($($file:ident::$method:ident,)*) => {
         /// A method with its settings.
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
         #[serde(tag = "name", rename_all = "snake_case")]
         #[allow(missing_docs)]
         pub enum Method {
-            $($method($method),)*
+            $($method($file::$method),)*
         }
 
         impl Method {
             /// Name and preposition of all methods.
             pub const ALL: &'static [(&'static str, Preposition)] =
-                &[$(($method::NAME, $method::PREPOSITION),)*];
+                &[$(($file::$method::NAME, $file::$method::PREPOSITION),)*];
 
             /// Reads the settings of the method of this name.
             pub fn read(name: &str, fields: &Fields, config: &Config) -> Option<Self> {
-                $(if name == $method::NAME {
-                    return Some(Method::$method($method::read(fields, config)));
+                $(if name == $file::$method::NAME {
+                    return Some(Method::$method($file::$method::read(fields, config)));
                 })*
                 None
             }
 
             /// The method's name in the language.
             pub fn name(&self) -> &'static str {
-                match self { $(Method::$method(_) => $method::NAME,)* }
+                match self { $(Method::$method(_) => $file::$method::NAME,)* }
             }
 
             /// See [`DeltaMethod::SITES`].
             pub fn sites(&self) -> &'static str {
-                match self { $(Method::$method(_) => $method::SITES,)* }
+                match self { $(Method::$method(_) => $file::$method::SITES,)* }
             }
 
             /// See [`DeltaMethod::accepts`].
             pub fn accepts(&self, site: Site) -> bool {
-                match self { $(Method::$method(_) => $method::accepts(site),)* }
+                match self { $(Method::$method(_) => $file::$method::accepts(site),)* }
             }
 
             /// See [`DeltaMethod::check`].
@@ -108,7 +108,7 @@ macro_rules! methods {
 
             /// The paper that the method is from.
             pub fn paper(&self) -> &'static str {
-                match self { $(Method::$method(_) => $method::PAPER,)* }
+                match self { $(Method::$method(_) => $file::$method::PAPER,)* }
             }
 
             /// See [`DeltaMethod::peft`].
@@ -118,7 +118,7 @@ macro_rules! methods {
 
             /// The method that PEFT configured, if it is one of ours.
             pub fn from_peft(config: &PeftConfig, module: &PeftModule) -> Option<Self> {
-                $(if let Some(method) = $method::from_peft(config, module) {
+                $(if let Some(method) = $file::$method::from_peft(config, module) {
                     return Some(Method::$method(method));
                 })*
                 None

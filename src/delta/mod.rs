@@ -29,37 +29,27 @@ use crate::engine::{Backend, Layout, Matrix, Vector, Weight};
 use crate::plan::Fields;
 pub use crate::syntax::ast::Preposition;
 
-pub use compacter::Compacter;
-pub use dora::Dora;
-pub use houlsby::Houlsby;
-pub use ia3::{Ia3, Scaled};
-pub use loha::Loha;
-pub use lokr::Lokr;
+pub use ia3::Ia3;
 pub use lora::{Lora, Scaling};
-pub use low_rank_adapter::LowRankAdapter;
-pub use p_tuning::PTuning;
-pub use parallel::Parallel;
 pub use parameter::{Init, NewParameter};
-pub use pfeiffer::Pfeiffer;
 pub use prefix::Prefix;
 pub use prompt::{Prompt, PromptInit};
-pub use vera::Vera;
 
 list::methods! {
-    Lora,
-    Dora,
-    Loha,
-    Lokr,
-    Vera,
-    Ia3,
-    Houlsby,
-    Pfeiffer,
-    Parallel,
-    LowRankAdapter,
-    Compacter,
-    Prefix,
-    Prompt,
-    PTuning,
+    lora::Lora,
+    dora::Dora,
+    loha::Loha,
+    lokr::Lokr,
+    vera::Vera,
+    ia3::Ia3,
+    houlsby::Houlsby,
+    pfeiffer::Pfeiffer,
+    parallel::Parallel,
+    low_rank_adapter::LowRankAdapter,
+    compacter::Compacter,
+    prefix::Prefix,
+    prompt::Prompt,
+    p_tuning::PTuning,
 }
 
 /// What a method is. What a method does not do has a default.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use deltarun::backbone::{read_config, Checkpoint, Config};
+use deltarun::diagnostic::Problem;
 use deltarun::engine::Layout;
 use deltarun::graph::{Batch, Graph, Targets};
 use deltarun::peft::Imported;
@@ -20,17 +21,31 @@ pub fn fixture(name: &str) -> PathBuf {
 
 /// A plan from text, its backbone a directory.
 pub fn plan_of(text: &str, base: &Path) -> Plan {
+    planned(text, base).unwrap_or_else(|problems| panic!("{problems:#?}"))
+}
+
+fn planned(text: &str, base: &Path) -> Result<Plan, Vec<Problem>> {
     let pipeline = parse(text).unwrap_or_else(|problem| panic!("{problem:?}"));
     let find = |location: &str| {
         let directory = base.join(location);
         Ok((directory.clone(), read_config(&directory)?))
     };
     plan(&pipeline, &BTreeMap::new(), base, &find)
-        .unwrap_or_else(|problems| panic!("{problems:#?}"))
 }
 
 /// A plan for a backbone with a classification head of `labels` labels and these statements.
 pub fn classifier(directory: &Path, labels: usize, statements: &str, train: &str) -> Plan {
+    try_plan(directory, labels, statements, train)
+        .unwrap_or_else(|problems| panic!("{statements}: {problems:#?}"))
+}
+
+/// The same, or what is wrong.
+pub fn try_plan(
+    directory: &Path,
+    labels: usize,
+    statements: &str,
+    train: &str,
+) -> Result<Plan, Vec<Problem>> {
     let labels: Vec<String> = (0..labels).map(|i| format!("l{i}")).collect();
     let text = format!(
         r#"
@@ -43,7 +58,7 @@ pub fn classifier(directory: &Path, labels: usize, statements: &str, train: &str
         directory.display(),
         labels.join(", "),
     );
-    plan_of(&text, directory)
+    planned(&text, directory)
 }
 
 /// The graph of a fixture with the LoRA that PEFT saved, everything in it trained.
@@ -146,3 +161,70 @@ pub fn difference(found: &[f32], expected: &[f32], relative: bool) -> f32 {
 pub fn config(directory: &Path) -> Config {
     read_config(directory).unwrap()
 }
+
+/// Statements that place each method, and whether it changes nothing at first. All are named `delta`.
+pub const METHODS: [(&str, bool); 18] = [
+    ("unfreeze delta = **.bias", true),
+    ("unfreeze delta = **", true),
+    (
+        "reparam delta = lora { rank = 3, alpha = 5 } on block.*.{attn.{q,o},ff.down}",
+        true,
+    ),
+    (
+        "reparam delta = lora { rank = 3, scaling = rank_stabilized } on block.*.attn.v",
+        true,
+    ),
+    (
+        "reparam delta = dora { rank = 3, alpha = 5 } on block.*.{attn.{q,o},ff.down}",
+        true,
+    ),
+    (
+        "reparam delta = loha { rank = 3, alpha = 5 } on block.*.{attn.{q,o},ff.down}",
+        true,
+    ),
+    (
+        "reparam delta = lokr { rank = 2, alpha = 5 } on block.*.{attn.{q,o},ff.down}",
+        true,
+    ),
+    (
+        "reparam delta = vera { rank = 5 } on block.*.{attn.{q,o},ff.down}",
+        true,
+    ),
+    ("reparam delta = ia3 on block.*.{attn.{k,v},ff.down}", true),
+    (
+        "insert delta = parallel { bottleneck = 4, activation = gelu } beside block.*.{attn,ff}",
+        true,
+    ),
+    (
+        "insert delta = houlsby { bottleneck = 5 } after block.*.{attn,ff}",
+        false,
+    ),
+    (
+        "insert delta = pfeiffer { bottleneck = 5, activation = tanh } after block.*.ff",
+        false,
+    ),
+    (
+        "insert delta = low_rank_adapter { bottleneck = 4 } after block.*.{attn,ff}",
+        false,
+    ),
+    (
+        "insert delta = compacter { bottleneck = 4, terms = 2 } after block.*.{attn,ff}",
+        false,
+    ),
+    (
+        "insert delta = prefix { tokens = 3 } before block.*.attn",
+        false,
+    ),
+    (
+        "insert delta = prefix { tokens = 2, hidden = 5 } before block.*.attn",
+        false,
+    ),
+    (
+        "insert delta = prompt { tokens = 3 } before embeddings",
+        false,
+    ),
+    (
+        "insert delta = p_tuning { tokens = 3, hidden = 6 } before embeddings",
+        false,
+    ),
+];

@@ -1,0 +1,87 @@
+//! Every ordered pair of methods in one model: it builds, a few steps lower the loss of a fixed batch,
+//! and what is saved and loaded gives the same bits. A pair that cannot share a model is a mistake
+//! with its reason.
+
+mod common;
+
+use common::{classifier, fixture, try_plan, Expected, METHODS};
+use deltarun::backbone::Checkpoint;
+use deltarun::engine::Backend;
+use deltarun::graph::{Batch, Graph};
+use deltarun::peft::write_tensors;
+use deltarun::plan::{Optimizer, Plan};
+use deltarun::train::optimizer::Stepper;
+use dfdx::prelude::Cpu;
+
+/// The two statements, the first delta named `first` and the second `second`.
+fn statements(first: &str, second: &str) -> String {
+    let name = |statement: &str, name: &str| statement.replacen("delta", name, 1);
+    format!("{}\n{}", name(first, "first"), name(second, "second"))
+}
+
+fn load(plan: &Plan) -> Graph<Cpu> {
+    let mut graph = Graph::load(plan, Cpu::default()).unwrap();
+    graph.activate(plan, 0).unwrap();
+    graph
+}
+
+/// The loss before and after a few small steps.
+fn train(graph: &mut Graph<Cpu>, batch: &Batch) -> (f32, f32) {
+    let mut stepper = Stepper::new(Optimizer::AdamW {
+        lr: 1e-3,
+        betas: (0.9, 0.999),
+        epsilon: 1e-8,
+        weight_decay: 0.0,
+    });
+    let groups = [batch.clone()];
+    let (before, _) = graph.gradients(&groups).unwrap();
+    for _ in 0..3 {
+        let (_, gradients) = graph.gradients(&groups).unwrap();
+        stepper.begin();
+        let mut tensors = graph.trained_tensors();
+        for (key, (values, _)) in &mut tensors {
+            stepper.update(key, values, &gradients[key], 1e-3);
+        }
+        graph.set(tensors).unwrap();
+    }
+    (before, graph.gradients(&groups).unwrap().0)
+}
+
+fn logits(graph: &Graph<Cpu>, batch: &Batch) -> Vec<f32> {
+    Cpu::read(&graph.inference().logits(batch).unwrap())
+}
+
+#[test]
+fn every_pair_trains_and_is_the_same_after_saving_and_loading() {
+    let directory = fixture("bert_a");
+    let batch = Expected::open(&directory).batch(0);
+    let folder = tempfile::TempDir::new().unwrap();
+    let file = folder.path().join("delta.safetensors");
+    let (mut trained, mut refused) = (0, 0);
+    for (first, _) in METHODS {
+        for (second, _) in METHODS {
+            let text = statements(first, second);
+            let overlap = first.starts_with("unfreeze") && second.starts_with("unfreeze");
+            if overlap {
+                let problems = try_plan(&directory, 2, &text, "first, second, head").unwrap_err();
+                assert_eq!(problems[0].code, "delta::plan::overlap", "{text}");
+                refused += 1;
+                continue;
+            }
+            let plan = classifier(&directory, 2, &text, "first, second, head");
+            let mut graph = load(&plan);
+            let (before, after) = train(&mut graph, &batch);
+            assert!(after < before, "{text}: {before} became {after}");
+            write_tensors(&file, &graph.tensors(), None).unwrap();
+            let saved = Checkpoint::open(std::slice::from_ref(&file)).unwrap();
+            let names = saved.names().into_iter().map(str::to_owned);
+            let tensors = names.map(|name| (name.clone(), saved.read(&name).unwrap()));
+            let mut again = load(&plan);
+            again.set(tensors.collect()).unwrap();
+            assert_eq!(logits(&graph, &batch), logits(&again, &batch), "{text}");
+            trained += 1;
+        }
+    }
+    println!("{trained} pairs were trained, {refused} were refused");
+    assert_eq!(trained + refused, METHODS.len() * METHODS.len());
+}
