@@ -41,6 +41,26 @@ const ROWS: &[(&str, &str, Source)] = &[
         Peft("rslora"),
     ),
     (
+        "PiSSA, rank 8",
+        "reparam d = lora { rank = 8, init = pissa } on block.*.attn.{q,v}",
+        Peft("lora"),
+    ),
+    (
+        "LoRA on word embeddings, rank 8",
+        "reparam d = lora { rank = 8 } on embeddings.word",
+        Peft("lora, embeddings"),
+    ),
+    (
+        "AdaLoRA, rank 12 at first",
+        "reparam d = adalora on block.*.attn.{q,v}",
+        Peft("adalora"),
+    ),
+    (
+        "trainable tokens, 3",
+        "reparam d = trainable_tokens { tokens = [1037, 2143, 3185] } on embeddings.word",
+        Formula(|c| 3 * c.hidden),
+    ),
+    (
         "DoRA, rank 8",
         "reparam d = dora { rank = 8 } on block.*.attn.{q,v}",
         Peft("dora"),

@@ -137,7 +137,7 @@ fn adapters_that_do_not_fit_are_refused() {
         ("adapter_wrong_rank", config.replace("\"r\": 2", "\"r\": 3")),
         (
             "adapter_of_another_kind",
-            config.replace("\"LORA\"", "\"ADALORA\""),
+            config.replace("\"LORA\"", "\"OFT\""),
         ),
         (
             "adapter_with_lora_bias",

@@ -269,6 +269,46 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ("unknown_scaling", "alpha = 16", "alpha = 16, scaling = sqrt"),
     ("dora_on_a_norm", "= lora { rank = rank, alpha = 16 } on block.*.attn.{q,v} expect 4", "= dora { rank = rank } on block.*.attn.norm"),
     (
+        "unknown_init",
+        "alpha = 16",
+        "alpha = 16, init = svd",
+    ),
+    (
+        "pissa_at_an_embedding",
+        "= lora { rank = rank, alpha = 16 } on block.*.attn.{q,v} expect 4",
+        "= lora { init = pissa } on embeddings.word",
+    ),
+    (
+        "target_rank_above_rank",
+        "= lora { rank = rank, alpha = 16 } on block.*.attn.{q,v} expect 4",
+        "= adalora { rank = 4, target_rank = 6 } on block.*.attn.{q,v}",
+    ),
+    (
+        "adalora_share",
+        "= lora { rank = rank, alpha = 16 } on block.*.attn.{q,v} expect 4",
+        "= adalora { rank = 4, beta1 = 1 } on block.*.attn.{q,v}",
+    ),
+    (
+        "token_outside_the_vocabulary",
+        "= lora { rank = rank, alpha = 16 } on block.*.attn.{q,v} expect 4",
+        "= trainable_tokens { tokens = [3, 61] } on embeddings.word",
+    ),
+    (
+        "tokens_of_no_kind",
+        "= lora { rank = rank, alpha = 16 } on block.*.attn.{q,v} expect 4",
+        "= trainable_tokens { tokens = [0.5] } on embeddings.word",
+    ),
+    (
+        "no_tokens",
+        "= lora { rank = rank, alpha = 16 } on block.*.attn.{q,v} expect 4",
+        "= trainable_tokens on embeddings.word",
+    ),
+    (
+        "tokens_of_positions",
+        "= lora { rank = rank, alpha = 16 } on block.*.attn.{q,v} expect 4",
+        "= trainable_tokens { tokens = [3] } on embeddings.position",
+    ),
+    (
         "several_at_once",
         "alpha = 16 } on block.*.attn.{q,v} expect 4",
         "alhpa = 16 } on block.*.atn.q",

@@ -15,16 +15,26 @@ use deltarun::peft::{export, import};
 use deltarun::plan::{Change, Plan};
 use dfdx::prelude::Cpu;
 
-/// The fixture, and the backbone that it was made on.
-const CASES: [(&str, &str); 15] = [
+/// Fixtures of methods inside the backbone, and the backbone that each was made on.
+const TUNERS: [(&str, &str); 14] = [
     ("rslora", "bert_a"),
     ("dora", "bert_a"),
     ("dora_gpt2", "gpt2"),
+    ("lora_embedding", "bert_a"),
+    ("pissa", "bert_a"),
+    ("adalora", "bert_a"),
+    ("trainable_tokens", "bert_a"),
+    ("layer_norms", "bert_a"),
+    ("layer_norms_gpt2", "gpt2"),
     ("loha", "bert_a"),
     ("lokr", "bert_a"),
     ("lokr_whole", "bert_a"),
     ("vera", "bert_a"),
     ("ia3", "bert_a"),
+];
+
+/// Those of prompts and prefixes.
+const PROMPTS: [(&str, &str); 7] = [
     ("prefix", "bert_a"),
     ("prefix_mlp", "bert_a"),
     ("prefix_gpt2", "gpt2"),
@@ -33,6 +43,10 @@ const CASES: [(&str, &str); 15] = [
     ("prompt_roberta", "roberta"),
     ("p_tuning", "bert_a"),
 ];
+
+fn cases() -> impl Iterator<Item = (&'static str, &'static str)> {
+    TUNERS.into_iter().chain(PROMPTS)
+}
 
 fn adapter(name: &str) -> PathBuf {
     fixture("methods").join(name)
@@ -46,7 +60,7 @@ fn opened(name: &str, backbone: &str) -> (Plan, Graph<Cpu>) {
 
 #[test]
 fn logits_are_those_of_peft() {
-    for (name, backbone) in CASES {
+    for (name, backbone) in cases() {
         let (_, graph) = opened(name, backbone);
         let expected = Expected::open(&adapter(name));
         let batch = Expected::open(&fixture(backbone)).batch(0);
@@ -57,42 +71,68 @@ fn logits_are_those_of_peft() {
     }
 }
 
-/// PEFT's name of each trained key, `.weight` left out.
-fn names(plan: &Plan, graph: &Graph<Cpu>) -> BTreeMap<String, String> {
+/// A tensor's name in PEFT, `.weight` left out, and the columns of ours where PEFT has it transposed.
+type Stored = (String, Option<usize>);
+
+/// How PEFT stores each trained key.
+fn stored(plan: &Plan, graph: &Graph<Cpu>) -> BTreeMap<String, Stored> {
     let prefix = plan.backbone.config.family().prefix;
-    let mut names = BTreeMap::new();
+    let mut stored = BTreeMap::new();
+    let mut put = |key: String, module: &str, suffix: &str, columns: Option<usize>| {
+        let name = format!("base_model.model.{prefix}{module}.{suffix}");
+        let name = name.trim_end_matches(".weight").to_owned();
+        stored.insert(key, (name, columns));
+    };
     for delta in &plan.deltas {
-        let Change::Method { method, sites } = &delta.change else {
-            continue;
-        };
-        let form = method.peft().unwrap();
-        for module in sites.iter().map(|site| graph.tree().module(site).unwrap()) {
-            for (ours, suffix) in form.tensors {
-                let key = format!("{}.{}.{ours}", delta.name, module.path);
-                let suffix = suffix.trim_end_matches(".weight");
-                let name = format!(
-                    "base_model.model.{prefix}{}.{suffix}",
-                    module.checkpoint_name
-                );
-                names.insert(key, name);
+        match &delta.change {
+            Change::Method { method, sites } => {
+                for module in sites.iter().map(|site| graph.tree().module(site).unwrap()) {
+                    for parameter in method.parameters(module) {
+                        let (suffix, columns) = match method.peft_tensor(module, &parameter) {
+                            Some(tensor) => {
+                                let columns = tensor.is_transposed.then(|| parameter.shape[1]);
+                                (tensor.suffix, columns)
+                            }
+                            None if parameter.name == "rows" => {
+                                ("token_adapter.trainable_tokens_delta", None)
+                            }
+                            None => continue, // what is not trained
+                        };
+                        let key = format!("{}.{}.{}", delta.name, module.path, parameter.name);
+                        put(key, &module.checkpoint_name, suffix, columns);
+                    }
+                }
+            }
+            Change::Unfreeze { parameters } => {
+                for path in parameters {
+                    let (module, leaf) = path.rsplit_once('.').unwrap();
+                    let module = &graph.tree().module(module).unwrap().checkpoint_name;
+                    let key = format!("{}.{path}", delta.name);
+                    put(key, module, &format!("ln_tuning_layers.{leaf}"), None);
+                }
             }
         }
     }
     for (parameter, key) in graph.head_keys() {
         let name = format!("base_model.model.{}", parameter.source.full_name(&prefix));
-        names.insert(key, name.trim_end_matches(".weight").to_owned());
+        stored.insert(key, (name.trim_end_matches(".weight").to_owned(), None));
     }
-    names
+    stored
+}
+
+fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
+    let column = |c: usize| values.iter().skip(c).step_by(columns).copied();
+    (0..columns).flat_map(column).collect()
 }
 
 #[test]
 fn gradients_are_those_of_peft() {
-    for (name, backbone) in CASES.into_iter().take(8) {
+    for (name, backbone) in TUNERS {
         let (plan, graph) = opened(name, backbone);
         let expected = Expected::open(&adapter(name));
         let batch = Expected::open(&fixture(backbone)).batch(0);
         let (_, gradients) = graph.gradients(&[batch]).unwrap();
-        let names = names(&plan, &graph);
+        let stored = stored(&plan, &graph);
         let mut saved: BTreeMap<String, Vec<f32>> = BTreeMap::new();
         for key in expected.names() {
             if let Some(key) = key.strip_prefix("gradient.") {
@@ -103,7 +143,12 @@ fn gradients_are_those_of_peft() {
         assert_eq!(saved.len(), gradients.len(), "{name}: {:?}", saved.keys());
         let mut worst = 0.0f32;
         for (key, gradient) in &gradients {
-            let found = difference(gradient, &saved[&names[key]], true);
+            let (name_there, columns) = &stored[key];
+            let gradient = match columns {
+                Some(columns) => transposed(gradient, *columns),
+                None => gradient.clone(),
+            };
+            let found = difference(&gradient, &saved[name_there], true);
             assert!(found < 1e-4, "{name}, {key}: relative difference {found}");
             worst = worst.max(found);
         }
@@ -215,7 +260,8 @@ fn ours_of(expected: &Expected, what: &str, hidden: usize, graph: &Graph<Cpu>) -
 /// What we write is what PEFT wrote: the same tensors, the same bits, settings that mean the same.
 #[test]
 fn what_is_written_is_what_peft_wrote() {
-    for (name, backbone) in CASES {
+    // PiSSA is written as the LoRA that is left of it, see below.
+    for (name, backbone) in cases().filter(|(name, _)| *name != "pissa") {
         let (plan, graph) = opened(name, backbone);
         let folder = tempfile::TempDir::new().unwrap();
         export(&plan, &graph, folder.path()).unwrap();
@@ -230,4 +276,51 @@ fn what_is_written_is_what_peft_wrote() {
         let again = import(folder.path(), &plan.backbone.config).unwrap();
         assert_eq!(again.deltas, plan.deltas, "{name}");
     }
+}
+
+/// PEFT's conversion subtracts what A and B began as, in ranks of its own; singular vectors have no
+/// sign, so what counts is what the two adapters compute.
+#[test]
+fn pissa_is_written_as_the_lora_that_peft_makes_of_it() {
+    let (plan, graph) = opened("pissa", "bert_a");
+    let folder = tempfile::TempDir::new().unwrap();
+    export(&plan, &graph, folder.path()).unwrap();
+    let expected = Expected::open(&adapter("pissa")).read("logits");
+    let batch = Expected::open(&fixture("bert_a")).batch(0);
+    let head = import(folder.path(), &plan.backbone.config)
+        .unwrap()
+        .tensors;
+    // PEFT leaves the head out of what it converts.
+    let converted = adapter("pissa/converted");
+    let config_file = |directory: &Path| directory.join("adapter_config.json");
+    let text = std::fs::read_to_string(config_file(&converted)).unwrap();
+    let mut settings: serde_json::Value = serde_json::from_str(&text).unwrap();
+    settings["modules_to_save"] = serde_json::Value::Null;
+    let headless = tempfile::TempDir::new().unwrap();
+    std::fs::write(config_file(headless.path()), settings.to_string()).unwrap();
+    let file = "adapter_model.safetensors";
+    std::fs::copy(converted.join(file), headless.path().join(file)).unwrap();
+    for directory in [folder.path(), headless.path()] {
+        let mut imported = import(directory, &plan.backbone.config).unwrap();
+        imported.outputs = Some(2);
+        let is_head = |key: &str| key.starts_with("task.");
+        imported
+            .tensors
+            .extend(head.clone().into_iter().filter(|(key, _)| is_head(key)));
+        let (_, graph) = imported_graph(&fixture("bert_a"), imported);
+        let logits = Cpu::read(&graph.inference().logits(&batch).unwrap());
+        let worst = difference(&logits, &expected, false);
+        assert!(worst < 1e-5, "{}: {worst}", directory.display());
+    }
+    let shapes = |directory: &Path| -> Vec<(String, Vec<usize>)> {
+        let file = Checkpoint::open(&[directory.join("adapter_model.safetensors")]).unwrap();
+        let names = file
+            .names()
+            .into_iter()
+            .filter(|name| name.contains("lora"));
+        names
+            .map(|name| (name.to_owned(), file.shape(name).unwrap().to_vec()))
+            .collect()
+    };
+    assert_eq!(shapes(folder.path()), shapes(&adapter("pissa/converted")));
 }

@@ -9,7 +9,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 /// Every kind of rank, several LoRAs at one module, and the other methods that PEFT has.
-const PLACES: [(&str, &str); 11] = [
+const PLACES: [(&str, &str); 18] = [
     (
         "one",
         "reparam a = lora { rank = 4, alpha = 9 } on block.*.attn.{q,v}",
@@ -25,6 +25,29 @@ const PLACES: [(&str, &str); 11] = [
         "rslora",
         "reparam a = lora { rank = 4, scaling = rank_stabilized } on block.*.attn.{q,v}",
     ),
+    (
+        "embedding",
+        "reparam a = lora { rank = 4 } on embeddings.word\n\
+         reparam b = lora { rank = 2 } on block.*.attn.q",
+    ),
+    (
+        "pissa",
+        "reparam a = lora { rank = 4, init = pissa } on block.*.attn.{q,v}",
+    ),
+    (
+        "adalora",
+        "reparam a = adalora { rank = 4, target_rank = 2, last = 10 } on block.*.attn.{q,v}",
+    ),
+    (
+        "words",
+        "reparam a = trainable_tokens { words = [\"good\", \"bad\"] } on embeddings.word",
+    ),
+    (
+        "words_and_rank",
+        "reparam a = trainable_tokens { words = [\"good\", \"bad\"] } on embeddings.word\n\
+         reparam b = lora { rank = 2 } on block.*.attn.q",
+    ),
+    ("norms", "unfreeze a = **.norm"),
     (
         "dora",
         "reparam a = dora { rank = 4 } on block.*.{attn.{q,v},ff.down}",
@@ -45,6 +68,10 @@ const PLACES: [(&str, &str); 11] = [
     (
         "prefix",
         "insert a = prefix { tokens = 5, hidden = 16 } before block.*.attn",
+    ),
+    (
+        "text",
+        "insert a = prompt { tokens = 4, init = \"is it good or bad\" } before embeddings",
     ),
     (
         "prompt",

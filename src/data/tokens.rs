@@ -130,15 +130,28 @@ impl TextEncoder {
         Ok(encoded)
     }
 
+    /// The tokens of a text as it stands behind a space, without any of the tokenizer's own.
+    ///
+    /// # Errors
+    /// The tokenizer refuses it; a token that the backbone has no embedding for.
+    pub fn tokens(&self, text: &str) -> Result<Vec<usize>, Problem> {
+        let encoded = Encoded::from(&self.plain(text)?);
+        let tokens = encoded.tokens.iter().map(|token| *token as usize).collect();
+        self.check(&[encoded])?;
+        Ok(tokens)
+    }
+
+    fn plain(&self, text: &str) -> Result<Encoding, Problem> {
+        let text = format!(" {text}");
+        self.tokenizer.encode(text, false).map_err(refused)
+    }
+
     /// The token of a label word, as it stands behind a space.
     ///
     /// # Errors
     /// It is not one token; its tokens are shown.
     pub fn word(&self, word: &str, cloze: &Cloze) -> Result<usize, Problem> {
-        let encoding = self
-            .tokenizer
-            .encode(format!(" {word}"), false)
-            .map_err(refused)?;
+        let encoding = self.plain(word)?;
         match encoding.get_ids() {
             [token] => Ok(*token as usize),
             _ => {

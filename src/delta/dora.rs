@@ -36,11 +36,11 @@ impl DeltaMethod for Dora {
     const NAME: &'static str = "dora";
     const PREPOSITION: Preposition = Preposition::On;
     const PAPER: &'static str = "Liu et al., arXiv 2402.09353";
-    const SITES: &'static str = Lora::SITES;
+    const SITES: &'static str = "choose linear layers, such as `block.*.attn.{q,v}`";
 
-    fn read(fields: &Fields, config: &Config) -> Self {
+    fn read(fields: &Fields, _: &Config) -> Self {
         Dora {
-            low_rank: Lora::read(fields, config),
+            low_rank: Lora::read_settings(fields),
         }
     }
 

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::{
     is_kind, At, DeltaMethod, Folded, Init, NewParameter, PeftConfig, PeftForm, PeftModule,
-    Preposition,
+    PeftTensor, Preposition,
 };
 use crate::backbone::{Config, Module, Site};
 use crate::engine::{Backend, Matrix};
@@ -111,6 +111,18 @@ impl DeltaMethod for Ia3 {
             tensors: &[("scale", "ia3_l")],
             shared: &[],
             settings: json!({}),
+        })
+    }
+
+    /// PEFT has columns, or rows where it scales what a module reads.
+    fn peft_tensor(&self, module: &Module, parameter: &NewParameter) -> Option<PeftTensor> {
+        let count = parameter.count();
+        Some(PeftTensor {
+            shape: match self.scales_input(&module.path) {
+                true => vec![1, count],
+                false => vec![count, 1],
+            },
+            ..self.peft()?.tensor(parameter)?
         })
     }
 

@@ -57,6 +57,19 @@ macro_rules! methods {
                 match self { $(Method::$method(method) => method.shared(modules),)* }
             }
 
+            /// See [`DeltaMethod::texts`].
+            pub fn texts(&self) -> Vec<&str> {
+                match self { $(Method::$method(method) => method.texts(),)* }
+            }
+
+            /// See [`DeltaMethod::set_tokens`].
+            ///
+            /// # Errors
+            /// What is wrong with them, in one sentence.
+            pub fn set_tokens(&mut self, tokens: Vec<Vec<usize>>) -> Result<(), String> {
+                match self { $(Method::$method(method) => method.set_tokens(tokens),)* }
+            }
+
             /// See [`DeltaMethod::tokens`].
             pub fn tokens(&self) -> usize {
                 match self { $(Method::$method(method) => method.tokens(),)* }
@@ -87,6 +100,19 @@ macro_rules! methods {
                 match self { $(Method::$method(method) => method.forward(at, x, y),)* }
             }
 
+            /// See [`DeltaMethod::look_up`].
+            ///
+            /// # Errors
+            /// What the device reports.
+            pub fn look_up<D: Backend>(
+                &self,
+                at: &At<D>,
+                indices: &[usize],
+                y: Matrix<D>,
+            ) -> Result<Matrix<D>, D::Err> {
+                match self { $(Method::$method(method) => method.look_up(at, indices, y),)* }
+            }
+
             /// See [`DeltaMethod::prefix`].
             ///
             /// # Errors
@@ -106,6 +132,11 @@ macro_rules! methods {
                 match self { $(Method::$method(method) => method.prompt(at),)* }
             }
 
+            /// See [`DeltaMethod::on_host`].
+            pub fn on_host(&self) -> Option<&dyn OnHost> {
+                match self { $(Method::$method(method) => method.on_host(),)* }
+            }
+
             /// The paper that the method is from.
             pub fn paper(&self) -> &'static str {
                 match self { $(Method::$method(_) => $file::$method::PAPER,)* }
@@ -114,6 +145,15 @@ macro_rules! methods {
             /// See [`DeltaMethod::peft`].
             pub fn peft(&self) -> Option<PeftForm> {
                 match self { $(Method::$method(method) => method.peft(),)* }
+            }
+
+            /// See [`DeltaMethod::peft_tensor`].
+            pub fn peft_tensor(
+                &self,
+                module: &Module,
+                parameter: &NewParameter,
+            ) -> Option<PeftTensor> {
+                match self { $(Method::$method(method) => method.peft_tensor(module, parameter),)* }
             }
 
             /// The method that PEFT configured, if it is one of ours.

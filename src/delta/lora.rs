@@ -1,13 +1,15 @@
 //! LoRA: `y = W x + b + s · B A x` with `s = alpha / rank`
 //! (Hu et al., arXiv 2106.09685, eq. 3), or `s = alpha / √rank` (rsLoRA: Kalajdzievski,
-//! arXiv 2312.03732, section 3).
+//! arXiv 2312.03732, section 3). With `init = pissa`, A and B begin as A₀ and B₀, the principal
+//! singular vectors of W, and `y = (W − s · B₀ A₀) x + b + s · B A x` (Meng et al.,
+//! arXiv 2404.02948, eq. 2 to 5). At an embedding table, `E + s · A Bᵀ`.
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{
     is_kind, is_on, At, DeltaMethod, Folded, Init, NewParameter, PeftConfig, PeftForm, PeftModule,
-    Preposition,
+    PeftTensor, Preposition,
 };
 use crate::backbone::{Config, Module, Site};
 use crate::engine::{Backend, Matrix};
@@ -25,6 +27,9 @@ pub struct Lora {
     pub scaling: Scaling,
     /// Dropout of what A reads; 0 as in PEFT.
     pub dropout: f32,
+    /// How A and B begin; as in the paper.
+    #[serde(default)]
+    pub init: LoraInit,
 }
 
 /// How the scaling depends on the rank.
@@ -38,6 +43,17 @@ pub enum Scaling {
     RankStabilized,
 }
 
+/// How A and B begin.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LoraInit {
+    /// A at random, B at zero.
+    #[default]
+    Standard,
+    /// As principal singular vectors, which are taken out of the weight.
+    Pissa,
+}
+
 impl Scaling {
     /// s
     pub fn of(self, alpha: f32, rank: usize) -> f32 {
@@ -49,6 +65,21 @@ impl Scaling {
 }
 
 impl Lora {
+    /// Everything but the init.
+    pub(super) fn read_settings(fields: &Fields) -> Self {
+        let scalings = [
+            ("standard", Scaling::Standard),
+            ("rank_stabilized", Scaling::RankStabilized),
+        ];
+        Lora {
+            rank: fields.count("rank", 1..=1_000_000).unwrap_or(8),
+            alpha: fields.number("alpha", 16.0, 1e-6..=1e6) as f32,
+            scaling: fields.choice("scaling", &scalings).unwrap_or_default(),
+            dropout: fields.number("dropout", 0.0, 0.0..=0.99) as f32,
+            init: LoraInit::Standard,
+        }
+    }
+
     /// s
     pub fn scale(&self) -> f32 {
         self.scaling.of(self.alpha, self.rank)
@@ -60,17 +91,35 @@ impl Lora {
         at: &At<D>,
         x: &Matrix<D>,
     ) -> Result<Matrix<D>, D::Err> {
-        let x = at.dropout(x, self.dropout)?;
-        let low = D::linear(&x, &at.weight("A"), None)?; // (rows, rank)
-        let low = D::scale(&low, self.scale())?;
-        D::linear(&low, &at.weight("B"), None)
+        self.through(at, &at.dropout(x, self.dropout)?, ["A", "B"])
     }
 
-    /// `s · B A (out, in)`
+    fn through<D: Backend>(
+        &self,
+        at: &At<D>,
+        x: &Matrix<D>,
+        [a, b]: [&str; 2],
+    ) -> Result<Matrix<D>, D::Err> {
+        let low = D::linear(x, &at.weight(a), None)?; // (rows, rank)
+        let low = D::scale(&low, self.scale())?;
+        D::linear(&low, &at.weight(b), None)
+    }
+
+    /// `s · B A (out, in)`, less what it began as where that was taken out of the weight.
     pub(super) fn product(&self, module: &Module, tensor: &dyn Fn(&str) -> Vec<f32>) -> Vec<f32> {
-        product(&tensor("B"), &tensor("A"), module.input, self.scale())
+        let mut change = product(&tensor("B"), &tensor("A"), module.input, self.scale());
+        if self.init == LoraInit::Pissa {
+            let [a, b] = INITIAL.map(tensor);
+            let initial = product(&b, &a, module.input, self.scale());
+            let pairs = change.iter_mut().zip(&initial);
+            pairs.for_each(|(change, initial)| *change -= initial);
+        }
+        change
     }
 }
+
+/// A₀ and B₀ of PiSSA.
+pub(crate) const INITIAL: [&str; 2] = ["A_initial", "B_initial"];
 
 /// `scale · B A` of `B (out, rank)` and `A (rank, input)`, on the host.
 pub(super) fn product(b: &[f32], a: &[f32], input: usize, scale: f32) -> Vec<f32> {
@@ -91,34 +140,58 @@ impl DeltaMethod for Lora {
     const NAME: &'static str = "lora";
     const PREPOSITION: Preposition = Preposition::On;
     const PAPER: &'static str = "Hu et al., arXiv 2106.09685";
-    const SITES: &'static str = "choose linear layers, such as `block.*.attn.{q,v}`";
+    const SITES: &'static str =
+        "choose linear layers, such as `block.*.attn.{q,v}`, or embedding tables";
 
     fn read(fields: &Fields, _: &Config) -> Self {
-        let scalings = [
-            ("standard", Scaling::Standard),
-            ("rank_stabilized", Scaling::RankStabilized),
-        ];
+        let inits = [("standard", LoraInit::Standard), ("pissa", LoraInit::Pissa)];
         Lora {
-            rank: fields.count("rank", 1..=1_000_000).unwrap_or(8),
-            alpha: fields.number("alpha", 16.0, 1e-6..=1e6) as f32,
-            scaling: fields.choice("scaling", &scalings).unwrap_or_default(),
-            dropout: fields.number("dropout", 0.0, 0.0..=0.99) as f32,
+            init: fields.choice("init", &inits).unwrap_or_default(),
+            ..Lora::read_settings(fields)
         }
     }
 
     fn accepts(site: Site) -> bool {
-        matches!(site, Site::Linear | Site::Fused)
+        matches!(site, Site::Linear | Site::Fused | Site::Embedding)
     }
 
     fn check(&self, module: &Module) -> Result<(), String> {
-        check_rank(self.rank, module)
+        match (self.init, module.site) {
+            (LoraInit::Pissa, Site::Fused | Site::Embedding) => Err(format!(
+                "`init = pissa` needs one linear layer, and `{}` is {}",
+                module.path,
+                module.site.describe()
+            )),
+            _ => check_rank(self.rank, module),
+        }
     }
 
     fn parameters(&self, module: &Module) -> Vec<NewParameter> {
-        let init = Init::kaiming(module.input); // as PEFT draws it
+        let (rank, scale) = (self.rank, self.scale());
+        if module.site == Site::Embedding {
+            let (entries, width) = (module.output, module.input);
+            return vec![
+                NewParameter::new("A", [entries, rank], Init::ZEROS),
+                NewParameter::new("B", [width, rank], Init::Normal(1.0)),
+            ];
+        }
+        let (a_shape, b_shape) = ([rank, module.input], [module.output, rank]);
+        if self.init == LoraInit::Pissa {
+            let (rows, columns) = (
+                Init::PrincipalRows { scale },
+                Init::PrincipalColumns { scale },
+            );
+            return vec![
+                NewParameter::new("A", a_shape, rows.clone()),
+                NewParameter::new("B", b_shape, columns.clone()),
+                NewParameter::new(INITIAL[0], a_shape, rows).frozen(),
+                NewParameter::new(INITIAL[1], b_shape, columns).frozen(),
+            ];
+        }
         vec![
-            NewParameter::new("A", [self.rank, module.input], init),
-            NewParameter::new("B", [module.output, self.rank], Init::ZEROS),
+            // as PEFT draws it
+            NewParameter::new("A", a_shape, Init::kaiming(module.input)),
+            NewParameter::new("B", b_shape, Init::ZEROS),
         ]
     }
 
@@ -128,10 +201,30 @@ impl DeltaMethod for Lora {
         x: &Matrix<D>,
         y: Matrix<D>,
     ) -> Result<Matrix<D>, D::Err> {
+        let y = match self.init {
+            LoraInit::Standard => y,
+            LoraInit::Pissa => D::add(&y, &D::scale(&self.through(at, x, INITIAL)?, -1.0)?)?,
+        };
         D::add(&y, &self.change(at, x)?)
     }
 
+    fn look_up<D: Backend>(
+        &self,
+        at: &At<D>,
+        indices: &[usize],
+        y: Matrix<D>,
+    ) -> Result<Matrix<D>, D::Err> {
+        let low = D::select_rows(&at.matrix("A"), indices)?; // (rows, rank)
+        let low = D::scale(&low, self.scale())?;
+        D::add(&y, &D::linear(&low, &at.weight("B"), None)?)
+    }
+
     fn fold(&self, module: &Module, layer: &mut Folded, tensor: &dyn Fn(&str) -> Vec<f32>) -> bool {
+        if module.site == Site::Embedding {
+            let b = transposed(&tensor("B"), self.rank); // (rank, width)
+            layer.add(&product(&tensor("A"), &b, module.input, self.scale()));
+            return true;
+        }
         layer.add(&self.product(module, tensor));
         true
     }
@@ -153,8 +246,27 @@ impl DeltaMethod for Lora {
         })
     }
 
+    fn peft_tensor(&self, module: &Module, parameter: &NewParameter) -> Option<PeftTensor> {
+        if module.site != Site::Embedding {
+            return self.peft()?.tensor(parameter);
+        }
+        let is_a = parameter.name == "A";
+        let (suffix, shape) = match is_a {
+            true => ("lora_embedding_A", vec![self.rank, module.output]),
+            false => ("lora_embedding_B", vec![module.input, self.rank]),
+        };
+        Some(PeftTensor {
+            suffix,
+            shape,
+            is_transposed: is_a,
+        })
+    }
+
     fn from_peft(config: &PeftConfig, module: &PeftModule) -> Option<Self> {
         let is_ours = is_kind(config, "LORA") && !is_on(config, "use_dora");
+        let init = config
+            .get("init_lora_weights")
+            .and_then(|init| init.as_str());
         is_ours.then(|| Lora {
             rank: module.rank,
             alpha: module.alpha,
@@ -163,8 +275,21 @@ impl DeltaMethod for Lora {
                 false => Scaling::Standard,
             },
             dropout: 0.0,
+            init: match init {
+                Some("pissa") => LoraInit::Pissa,
+                _ => LoraInit::Standard,
+            },
         })
     }
+}
+
+/// A matrix of `columns` columns with rows and columns exchanged.
+pub(crate) fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
+    let rows = values.len() / columns.max(1);
+    let places = (0..columns).flat_map(|column| (0..rows).map(move |row| (row, column)));
+    places
+        .map(|(row, column)| values[row * columns + column])
+        .collect()
 }
 
 /// What is wrong with a rank at a linear layer.

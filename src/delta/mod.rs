@@ -4,6 +4,7 @@
 //! In: typed settings, activations. Out: parameters to train, activations. It knows nothing of
 //! training. A new method is a file beside [`lora`] and a line in the list below.
 
+mod adalora;
 mod bottleneck;
 mod compacter;
 mod dora;
@@ -20,7 +21,10 @@ mod parameter;
 mod pfeiffer;
 mod prefix;
 mod prompt;
+mod trainable_tokens;
 mod vera;
+
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -30,18 +34,22 @@ use crate::plan::Fields;
 pub use crate::syntax::ast::Preposition;
 
 pub use ia3::Ia3;
-pub use lora::{Lora, Scaling};
+pub(crate) use lora::{transposed, INITIAL};
+pub use lora::{Lora, LoraInit, Scaling};
 pub use parameter::{Init, NewParameter};
 pub use prefix::Prefix;
 pub use prompt::{Prompt, PromptInit};
+pub use trainable_tokens::TrainableTokens;
 
 list::methods! {
     lora::Lora,
     dora::Dora,
+    adalora::AdaLora,
     loha::Loha,
     lokr::Lokr,
     vera::Vera,
     ia3::Ia3,
+    trainable_tokens::TrainableTokens,
     houlsby::Houlsby,
     pfeiffer::Pfeiffer,
     parallel::Parallel,
@@ -85,6 +93,19 @@ pub trait DeltaMethod: Sized {
         Vec::new()
     }
 
+    /// Texts in its settings whose tokens it needs; they are looked up before anything runs.
+    fn texts(&self) -> Vec<&str> {
+        Vec::new()
+    }
+
+    /// Takes the tokens of its [`texts`](DeltaMethod::texts), each at least one.
+    ///
+    /// # Errors
+    /// What is wrong with them, in one sentence.
+    fn set_tokens(&mut self, _tokens: Vec<Vec<usize>>) -> Result<(), String> {
+        Ok(())
+    }
+
     /// The number of rows that it puts before every sequence, or before its keys. They take places
     /// of the position table.
     fn tokens(&self) -> usize {
@@ -113,6 +134,19 @@ pub trait DeltaMethod: Sized {
         Ok(y)
     }
 
+    /// What an embedding table gives with the delta: `y (rows, width)` are its rows `indices`.
+    ///
+    /// # Errors
+    /// What the device reports.
+    fn look_up<D: Backend>(
+        &self,
+        _at: &At<D>,
+        _indices: &[usize],
+        y: Matrix<D>,
+    ) -> Result<Matrix<D>, D::Err> {
+        Ok(y)
+    }
+
     /// Keys and values, `(tokens, hidden)` each, that an attention sees before its own.
     ///
     /// # Errors
@@ -129,7 +163,12 @@ pub trait DeltaMethod: Sized {
         Ok(None)
     }
 
-    /// Folds the delta into a linear layer, where that can be done; `tensor` gives a parameter's
+    /// What it does on the host in every step of a stage that trains it.
+    fn on_host(&self) -> Option<&dyn OnHost> {
+        None
+    }
+
+    /// Folds the delta into a linear layer or an embedding table, where that can be done; `tensor` gives a parameter's
     /// elements. Returns whether it was done.
     fn fold(
         &self,
@@ -140,15 +179,51 @@ pub trait DeltaMethod: Sized {
         false
     }
 
-    /// Its form in PEFT, for a method that sits at linear layers.
+    /// Its form in PEFT, for a method that sits at linear layers or embedding tables.
     fn peft(&self) -> Option<PeftForm> {
         None
+    }
+
+    /// How PEFT stores one of its parameters at a module: as ours, under the suffix that
+    /// [`peft`](DeltaMethod::peft) has for it.
+    fn peft_tensor(&self, _module: &Module, parameter: &NewParameter) -> Option<PeftTensor> {
+        self.peft()?.tensor(parameter)
     }
 
     /// The method that PEFT configured for a module, if it is this one.
     fn from_peft(_config: &PeftConfig, _module: &PeftModule) -> Option<Self> {
         None
     }
+}
+
+/// What a method does on the host in every step of a stage that trains it.
+pub trait OnHost {
+    /// What is wrong with a stage of so many steps, in one sentence.
+    ///
+    /// # Errors
+    /// The sentence.
+    fn check_steps(&self, steps: usize) -> Result<(), String>;
+
+    /// Adds the gradient of a penalty on its parameters to the gradients, and gives the penalty,
+    /// which is a part of the loss.
+    fn penalty(&self, step: &mut Step) -> f32;
+
+    /// Changes its parameters after the optimizer did.
+    fn allocate(&self, step: &mut Step);
+}
+
+/// A delta in a step of a stage that trains it, on the host.
+pub struct Step<'a> {
+    /// The step, from 1.
+    pub number: usize,
+    /// The steps of the stage.
+    pub steps: usize,
+    /// The delta's trained parameters, by key: `delta.site.name`.
+    pub values: BTreeMap<String, Vec<f32>>,
+    /// Their gradients, by key, and those of others.
+    pub gradients: &'a mut BTreeMap<String, Vec<f32>>,
+    /// What is to be known in the next step.
+    pub memory: &'a mut BTreeMap<String, Vec<f32>>,
 }
 
 /// What a PEFT configuration says of one module, patterns applied.
@@ -176,6 +251,31 @@ pub struct PeftForm {
     pub settings: serde_json::Value,
 }
 
+impl PeftForm {
+    /// A parameter as it is, under its suffix.
+    fn tensor(&self, parameter: &NewParameter) -> Option<PeftTensor> {
+        let found = self
+            .tensors
+            .iter()
+            .find(|(ours, _)| *ours == parameter.name);
+        found.map(|(_, suffix)| PeftTensor {
+            suffix,
+            shape: parameter.shape.clone(),
+            is_transposed: false,
+        })
+    }
+}
+
+/// How PEFT stores one parameter.
+pub struct PeftTensor {
+    /// What stands behind the module's name.
+    pub suffix: &'static str,
+    /// Its shape there.
+    pub shape: Vec<usize>,
+    /// Whether rows and columns are exchanged.
+    pub is_transposed: bool,
+}
+
 /// Whether a PEFT configuration is of this kind.
 fn is_kind(config: &PeftConfig, kind: &str) -> bool {
     config.get("peft_type").and_then(|value| value.as_str()) == Some(kind)
@@ -186,9 +286,9 @@ fn is_on(config: &PeftConfig, key: &str) -> bool {
     config.get(key).and_then(|value| value.as_bool()) == Some(true)
 }
 
-/// A linear layer into which deltas are folded, one after the other.
+/// A linear layer or an embedding table into which deltas are folded, one after the other.
 pub struct Folded {
-    /// The backbone's own weight, `(out, in)`.
+    /// The backbone's own weight, `(out, in)`, or `(entries, width)`.
     pub base: Vec<f32>,
     /// The backbone's own bias, `(out)`.
     pub base_bias: Option<Vec<f32>>,

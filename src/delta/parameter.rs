@@ -39,7 +39,7 @@ impl NewParameter {
 }
 
 /// How a new parameter begins.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Init {
     /// All of this value.
     Constant(f32),
@@ -51,6 +51,18 @@ pub enum Init {
     RowNorms,
     /// Rows of the word embeddings, drawn without preference.
     Vocabulary,
+    /// These rows of the word embeddings, from the first again where there are too few.
+    Rows(Vec<usize>),
+    /// `√(S / scale) Vᵀ (rank, in)` of the module's own weight `U S Vᵀ`, the largest singular values.
+    PrincipalRows {
+        /// What the product of rows and columns is multiplied with later.
+        scale: f32,
+    },
+    /// `U √(S / scale) (out, rank)`
+    PrincipalColumns {
+        /// See above.
+        scale: f32,
+    },
 }
 
 impl Init {

@@ -40,8 +40,7 @@ impl DeltaMethod for Pfeiffer {
     }
 
     fn parameters(&self, module: &Module) -> Vec<NewParameter> {
-        let init = houlsby::INIT;
-        bottleneck::parameters(module.output, self.bottleneck, init, init)
+        bottleneck::parameters(module.output, self.bottleneck, houlsby::INIT, houlsby::INIT)
     }
 
     fn forward<D: Backend>(

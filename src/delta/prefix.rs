@@ -47,12 +47,12 @@ impl DeltaMethod for Prefix {
                 NewParameter::new("values", [tokens, width], EMBEDDING),
             ],
             Some(hidden) => {
-                let init = Init::kaiming(hidden);
+                let init = || Init::kaiming(hidden);
                 vec![
-                    NewParameter::new("keys.weight", [width, hidden], init),
-                    NewParameter::new("keys.bias", [width], init),
-                    NewParameter::new("values.weight", [width, hidden], init),
-                    NewParameter::new("values.bias", [width], init),
+                    NewParameter::new("keys.weight", [width, hidden], init()),
+                    NewParameter::new("keys.bias", [width], init()),
+                    NewParameter::new("values.weight", [width, hidden], init()),
+                    NewParameter::new("values.bias", [width], init()),
                 ]
             }
         }

@@ -6,6 +6,7 @@ use super::{At, DeltaMethod, Init, NewParameter, Preposition};
 use crate::backbone::{Config, Module, Site};
 use crate::engine::{Backend, Matrix};
 use crate::plan::Fields;
+use crate::syntax::ast::Value;
 
 /// Settings of prompt tuning.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -17,13 +18,20 @@ pub struct Prompt {
 }
 
 /// How a prompt begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PromptInit {
     /// Embeddings of words drawn from the seed.
     Vocabulary,
     /// A standard normal distribution.
     Random,
+    /// Embeddings of a text's tokens, from the first again where the prompt is longer.
+    Text {
+        /// The text.
+        text: String,
+        /// Its tokens.
+        tokens: Vec<usize>,
+    },
 }
 
 impl DeltaMethod for Prompt {
@@ -33,16 +41,19 @@ impl DeltaMethod for Prompt {
     const SITES: &'static str = "choose `embeddings`";
 
     fn read(fields: &Fields, _: &Config) -> Self {
-        let inits = [
-            ("vocabulary", PromptInit::Vocabulary),
-            ("random", PromptInit::Random),
-        ];
-        Prompt {
-            tokens: fields.count("tokens", 1..=1_000_000).unwrap_or(10),
-            init: fields
-                .choice("init", &inits)
-                .unwrap_or(PromptInit::Vocabulary),
-        }
+        let init = match fields.value("init").map(|value| value.node) {
+            None => PromptInit::Vocabulary,
+            Some(Value::Text(text)) => PromptInit::Text {
+                text,
+                tokens: Vec::new(),
+            },
+            Some(_) => match fields.choice("init", &[("vocabulary", false), ("random", true)]) {
+                Some(true) => PromptInit::Random,
+                _ => PromptInit::Vocabulary,
+            },
+        };
+        let tokens = fields.count("tokens", 1..=1_000_000).unwrap_or(10);
+        Prompt { tokens, init }
     }
 
     fn accepts(site: Site) -> bool {
@@ -50,15 +61,30 @@ impl DeltaMethod for Prompt {
     }
 
     fn parameters(&self, module: &Module) -> Vec<NewParameter> {
-        let init = match self.init {
+        let init = match &self.init {
             PromptInit::Vocabulary => Init::Vocabulary,
             PromptInit::Random => Init::Normal(1.0),
+            PromptInit::Text { tokens, .. } => Init::Rows(tokens.clone()),
         };
         vec![NewParameter::new(
             "prompt",
             [self.tokens, module.output],
             init,
         )]
+    }
+
+    fn texts(&self) -> Vec<&str> {
+        match &self.init {
+            PromptInit::Text { text, .. } => vec![text],
+            _ => Vec::new(),
+        }
+    }
+
+    fn set_tokens(&mut self, found: Vec<Vec<usize>>) -> Result<(), String> {
+        if let PromptInit::Text { tokens, .. } = &mut self.init {
+            *tokens = found.concat();
+        }
+        Ok(())
     }
 
     fn tokens(&self) -> usize {

@@ -154,12 +154,8 @@ impl<'g, D: Backend> Pass<'g, D> {
     /// The embeddings of a batch, prompts before every sequence, and their layout.
     fn embed(&self, batch: &Batch) -> Outcome<(Matrix<D>, Layout), D> {
         let config = &self.graph.config;
-        let look_up = |table: &str, indices: &[usize]| {
-            let table = self.weight(&format!("embeddings.{table}.weight"));
-            D::select_rows(&table.matrix, indices)
-        };
-        let mut x = look_up("word", &batch.tokens)?;
         let mut layout = batch.layout.clone();
+        let mut x = self.look_up("embeddings.word", &batch.tokens, &layout)?;
         // RoBERTa's tokenizers may number the second text of a pair, its table has one type.
         let types = batch.types.iter().map(|&t| t.min(config.types.max(1) - 1));
         let mut types: Vec<usize> = types.collect();
@@ -173,12 +169,16 @@ impl<'g, D: Backend> Pass<'g, D> {
             layout = layout.extended(before);
         }
         if config.types > 0 {
-            x = D::add(&x, &look_up("type", &types)?)?;
+            x = D::add(&x, &self.look_up("embeddings.type", &types, &layout)?)?;
         }
         // A prompt has positions of its own, and so has, as in PEFT, a prefix without rows here.
         let first = self.graph.family.position_offset + self.graph.active.tokens - before;
         let positions = layout.ranges().flat_map(|range| first..first + range.len());
-        x = D::add(&x, &look_up("position", &positions.collect::<Vec<_>>())?)?;
+        let positions: Vec<usize> = positions.collect();
+        x = D::add(
+            &x,
+            &self.look_up("embeddings.position", &positions, &layout)?,
+        )?;
         if !self.graph.pre_norm() {
             x = self.norm("embeddings.norm", &x)?;
         }

@@ -19,9 +19,9 @@ pub(super) struct Draw {
 
 impl Draw {
     /// Elements of a new parameter.
-    pub fn values(&self, key: &str, count: usize, init: Init) -> Vec<f32> {
+    pub fn values(&self, key: &str, count: usize, init: &Init) -> Vec<f32> {
         let mut random = self.random(key);
-        match init {
+        match *init {
             Init::Constant(value) => vec![value; count],
             Init::Normal(deviation) => (0..count)
                 .map(|_| {
@@ -33,9 +33,7 @@ impl Draw {
                 Ok(uniform) => (0..count).map(|_| uniform.sample(&mut random)).collect(),
                 Err(_) => vec![0.0; count],
             },
-            Init::RowNorms | Init::Vocabulary => {
-                unreachable!("these begin as other weights, not at random")
-            }
+            _ => unreachable!("all else begins as other weights, not at random"),
         }
     }
 
@@ -61,6 +59,6 @@ impl Draw {
             (false, 1) => Init::Constant(1.0),
             (false, _) => Init::Normal(self.deviation),
         };
-        self.values(&parameter.path, parameter.count(), init)
+        self.values(&parameter.path, parameter.count(), &init)
     }
 }

@@ -7,6 +7,7 @@
 mod executor;
 mod forward;
 mod init;
+mod singular;
 mod site;
 mod store;
 
@@ -350,6 +351,14 @@ impl<D: Backend> Graph<D> {
         trained
             .map(|(key, value)| (key.clone(), (value.read(), value.shape())))
             .collect()
+    }
+
+    /// Those of them that belong to a delta.
+    pub fn trained_tensors_of(&self, delta: &str) -> Tensors {
+        let mut tensors = self.trained_tensors();
+        let prefix = format!("{delta}.");
+        tensors.retain(|key, _| key.starts_with(&prefix));
+        tensors
     }
 
     /// One parameter of a delta or head, on the host.

@@ -1,9 +1,12 @@
 //! The deltas at their sites: their parameters drawn, their part of the forward pass.
 
+use std::cell::OnceCell;
+
 use dfdx::prelude::HasShape;
 
 use super::forward::Pass;
 use super::init::Draw;
+use super::singular::Singular;
 use super::{Graph, Outcome, Value};
 use crate::backbone::Module;
 use crate::delta::{At, Init, NewParameter, Values};
@@ -35,9 +38,10 @@ impl<D: Backend> Graph<D> {
                         self.add_parameter(key, &parameter, None, drawn)?;
                     }
                     for module in modules {
+                        let origin = Origin::new(self, module);
                         for parameter in method.parameters(module) {
                             let key = format!("{}.{}.{}", delta.name, module.path, parameter.name);
-                            self.add_parameter(key, &parameter, Some(module), drawn)?;
+                            self.add_parameter(key, &parameter, Some(&origin), drawn)?;
                         }
                     }
                 }
@@ -50,28 +54,27 @@ impl<D: Backend> Graph<D> {
         &mut self,
         key: String,
         parameter: &NewParameter,
-        module: Option<&Module>,
+        origin: Option<&Origin>,
         drawn: &Draw,
     ) -> Result<(), Problem> {
-        let count = parameter.count();
-        let values = match (parameter.init, module) {
-            (Init::RowNorms, Some(module)) => {
-                let weight = self.read_base(&format!("{}.weight", module.path));
-                let rows = weight.chunks_exact(module.input.max(1));
-                rows.map(|row| row.iter().map(|w| w * w).sum::<f32>().sqrt())
-                    .collect()
-            }
+        let own = match origin {
+            Some(origin) => origin.values(parameter)?,
+            None => None,
+        };
+        let rows = |chosen: &[usize]| -> Vec<f32> {
+            let table = self.read_base("embeddings.word.weight");
+            let rows: Vec<&[f32]> = table.chunks_exact(parameter.shape[1]).collect();
+            let chosen = chosen.iter().cycle().take(parameter.shape[0]);
+            chosen.flat_map(|row| rows[*row]).copied().collect()
+        };
+        let values = match (&parameter.init, own) {
+            (_, Some(values)) => values,
+            (Init::Rows(chosen), _) => rows(chosen),
             (Init::Vocabulary, _) => {
-                let table = self.read_base("embeddings.word.weight");
-                let rows: Vec<&[f32]> = table.chunks_exact(parameter.shape[1]).collect();
-                let chosen = drawn.choices(&key, parameter.shape[0], rows.len());
-                chosen
-                    .into_iter()
-                    .flat_map(|row| rows[row])
-                    .copied()
-                    .collect()
+                let entries = self.config.vocabulary;
+                rows(&drawn.choices(&key, parameter.shape[0], entries))
             }
-            (init, _) => drawn.values(&key, count, init),
+            (init, _) => drawn.values(&key, parameter.count(), init),
         };
         let value = self.put(values, &parameter.shape)?;
         if parameter.is_frozen {
@@ -83,6 +86,61 @@ impl<D: Backend> Graph<D> {
 
     fn read_base(&self, path: &str) -> Vec<f32> {
         self.base.get(path).map(Value::read).unwrap_or_default()
+    }
+}
+
+/// A module's own weight, where a parameter may begin as something made of it.
+struct Origin {
+    path: String,
+    weight: OnceCell<Vec<f32>>,
+    columns: usize,
+    singular: OnceCell<Option<Singular>>,
+    read: Box<dyn Fn() -> Vec<f32>>,
+}
+
+impl Origin {
+    fn new<D: Backend>(graph: &Graph<D>, module: &Module) -> Self {
+        let value = graph.base.get(&format!("{}.weight", module.path)).cloned();
+        Origin {
+            path: module.path.clone(),
+            weight: OnceCell::new(),
+            columns: module.input.max(1),
+            singular: OnceCell::new(),
+            read: Box::new(move || value.as_ref().map(Value::read).unwrap_or_default()),
+        }
+    }
+
+    /// How a parameter begins, if it begins as something made of the weight.
+    fn values(&self, parameter: &NewParameter) -> Result<Option<Vec<f32>>, Problem> {
+        Ok(match parameter.init {
+            Init::RowNorms => {
+                let rows = self.weight().chunks_exact(self.columns);
+                let norm = |row: &[f32]| row.iter().map(|w| w * w).sum::<f32>().sqrt();
+                Some(rows.map(norm).collect())
+            }
+            Init::PrincipalRows { scale } => Some(self.singular()?.rows(parameter.shape[0], scale)),
+            Init::PrincipalColumns { scale } => {
+                Some(self.singular()?.columns(parameter.shape[1], scale))
+            }
+            _ => None,
+        })
+    }
+
+    fn weight(&self) -> &[f32] {
+        self.weight.get_or_init(&self.read)
+    }
+
+    fn singular(&self) -> Result<&Singular, Problem> {
+        let decompose = || Singular::of(self.weight(), self.columns);
+        let singular = self.singular.get_or_init(decompose).as_ref();
+        singular.ok_or_else(|| {
+            let message = format!(
+                "the weight of `{}` has no singular value decomposition: it is not finite",
+                self.path
+            );
+            Problem::new("delta::graph::singular", message)
+                .help("give another checkpoint, or write `init = standard`")
+        })
     }
 }
 
@@ -118,6 +176,21 @@ impl<D: Backend> Pass<'_, D> {
             x = method.input(&self.at(delta, path).at(layout, None), x)?;
         }
         Ok(x)
+    }
+
+    /// Rows of an embedding table, with the deltas at it.
+    pub(super) fn look_up(
+        &self,
+        path: &str,
+        indices: &[usize],
+        layout: &Layout,
+    ) -> Outcome<Matrix<D>, D> {
+        let table = self.weight(&format!("{path}.weight"));
+        let mut y = D::select_rows(&table.matrix, indices)?;
+        for (delta, method) in self.graph.deltas_at(path) {
+            y = method.look_up(&self.at(delta, path).at(layout, None), indices, y)?;
+        }
+        Ok(y)
     }
 
     /// What a module gives, with the deltas at it, in the order of the file.

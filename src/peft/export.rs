@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::form::{form, Form};
 use super::low_rank::low_rank;
-use super::{module_name, prompts, tuner, KEY_PREFIX};
+use super::{module_name, norms, prompts, token_rows, tuner, KEY_PREFIX};
 use crate::diagnostic::Problem;
 use crate::engine::Backend;
 use crate::graph::{Graph, Tensors};
@@ -28,8 +28,13 @@ pub fn export<D: Backend>(plan: &Plan, graph: &Graph<D>, directory: &Path) -> Re
     let form = form(plan).map_err(Problem::internal)?;
     let is_prompt = matches!(form, Form::Prefix | Form::Prompt);
     let mut written = match form {
-        Form::LowRank => low_rank(plan, graph),
+        Form::LowRank => {
+            let mut written = low_rank(plan, graph);
+            token_rows::write(plan, graph, &mut written);
+            written
+        }
         Form::Tuner(deltas) => tuner::write(plan, graph, &deltas),
+        Form::Norms(paths) => norms::write(plan, graph, &paths),
         Form::Prefix => prompts::prefix(plan, graph)?,
         Form::Prompt => prompts::prompt(plan, graph)?,
     };
@@ -50,8 +55,11 @@ pub fn export<D: Backend>(plan: &Plan, graph: &Graph<D>, directory: &Path) -> Re
     settings.insert("base_model_name_or_path".into(), base_name(plan).into());
     settings.insert("inference_mode".into(), json!(true));
     if !is_prompt {
-        let targets = targets(graph, plan, &written.targets);
-        settings.insert("target_modules".into(), json!(targets));
+        let targets = match written.targets.is_empty() {
+            true => json!(token_rows::NO_TARGETS),
+            false => json!(targets(graph, plan, &written.targets)),
+        };
+        settings.insert("target_modules".into(), targets);
     }
     settings.insert("modules_to_save".into(), json!(saved));
     if matches!(

@@ -6,10 +6,12 @@ use crate::plan::{Change, DeltaPlan, Plan};
 
 /// A kind of adapter.
 pub(super) enum Form<'p> {
-    /// Any number of LoRAs.
+    /// Any number of LoRAs, and trained rows of the word embeddings.
     LowRank,
     /// Deltas of one other method with one choice of settings, at whole linear layers.
     Tuner(Vec<&'p DeltaPlan>),
+    /// Layer norms trained whole, by their paths.
+    Norms(Vec<String>),
     /// Prefixes at all attentions.
     Prefix,
     /// Prompts before the embeddings.
@@ -37,24 +39,33 @@ pub(super) fn form(plan: &Plan) -> Result<Form<'_>, String> {
         return Err("the head is a language model's".to_owned());
     }
     let mut methods = Vec::new();
+    let mut unfrozen = Vec::new();
     for delta in &active {
         match &delta.change {
-            Change::Unfreeze { .. } => {
-                let name = &delta.name;
-                return Err(format!("`{name}` changes weights of the backbone itself"));
-            }
+            Change::Unfreeze { parameters } => unfrozen.extend(parameters),
             Change::Method { method, sites } => methods.push((method, sites)),
         }
     }
+    if !unfrozen.is_empty() {
+        let norms = whole_norms(plan, &unfrozen).filter(|_| methods.is_empty());
+        return norms.map(Form::Norms).ok_or_else(|| {
+            let mut names = active.iter().filter(|delta| delta.unfreezes());
+            let name = names.next().map_or("", |delta| delta.name.as_str());
+            format!("`{name}` changes weights of the backbone itself, and not layer norms alone")
+        });
+    }
     for (method, _) in &methods {
-        let is_known = is_prompt(method) || is_prefix(method) || method.peft().is_some();
+        let is_known = is_prompt(method)
+            || is_prefix(method)
+            || is_low_rank(method)
+            || method.peft().is_some();
         if !is_known {
             return Err(format!("PEFT has no `{}`", method.name()));
         }
     }
     let all = |test: fn(&Method) -> bool| methods.iter().all(|(method, _)| test(method));
-    if all(|method| matches!(method, Method::Lora(_))) {
-        return Ok(Form::LowRank);
+    if all(is_low_rank) {
+        return check_rows(&methods).map(|()| Form::LowRank);
     }
     if all(is_prompt) {
         return Ok(Form::Prompt);
@@ -79,6 +90,42 @@ pub(super) fn form(plan: &Plan) -> Result<Form<'_>, String> {
     }
     check_sites(plan, &active)?;
     Ok(Form::Tuner(active))
+}
+
+/// The layer norms that make up all of these parameters, weight and bias of each.
+fn whole_norms(plan: &Plan, parameters: &[&String]) -> Option<Vec<String>> {
+    let tree = Tree::new(&plan.backbone.config);
+    let norms = tree.modules().iter().filter(|module| {
+        let mut own = module.parameters.iter();
+        module.site == Site::Norm && own.all(|own| parameters.contains(&&own.path))
+    });
+    let norms: Vec<_> = norms.collect();
+    let count: usize = norms.iter().map(|module| module.parameters.len()).sum();
+    (count == parameters.len()).then(|| norms.iter().map(|norm| norm.path.clone()).collect())
+}
+
+fn is_low_rank(method: &Method) -> bool {
+    matches!(method, Method::Lora(_) | Method::TrainableTokens(_))
+}
+
+/// Where rows of an embedding table are trained, PEFT has nothing else at it.
+fn check_rows(methods: &[(&Method, &Vec<String>)]) -> Result<(), String> {
+    let rows = methods
+        .iter()
+        .filter(|(method, _)| matches!(method, Method::TrainableTokens(_)));
+    for table in rows.flat_map(|(_, sites)| sites.iter()) {
+        if methods
+            .iter()
+            .filter(|(_, sites)| sites.contains(table))
+            .count()
+            > 1
+        {
+            return Err(format!(
+                "`{table}` has two deltas, and PEFT has one at a module"
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn is_prompt(method: &Method) -> bool {

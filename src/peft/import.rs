@@ -7,10 +7,10 @@ use serde_json::Value;
 
 use super::export::PROMPT_PREFIX;
 use super::reader::Reader;
-use super::tuner::{shared_key, site_key, stored_shape};
-use super::{module_name, prompts, KEY_PREFIX};
+use super::tuner::{shared_key, site_key};
+use super::{module_name, norms, prompts, token_rows, KEY_PREFIX};
 use crate::backbone::{head_parameters, Checkpoint, Config, Module, Parameter, Site, Tree};
-use crate::delta::{Method, PeftConfig, PeftModule};
+use crate::delta::{transposed, Method, PeftConfig, PeftModule};
 use crate::diagnostic::{Problem, Span};
 use crate::graph::Tensors;
 use crate::plan::{Change, DeltaPlan};
@@ -79,15 +79,39 @@ fn read_tuner(
     reader: &mut Reader,
 ) -> Result<Vec<DeltaPlan>, Problem> {
     let tree = Tree::new(config);
-    let sites = target_sites(directory, adapter, &tree, prefix)?;
+    if adapter.get("peft_type").and_then(Value::as_str) == Some(norms::KIND) {
+        let norms = target_sites(directory, adapter, &tree, prefix, |site| site == Site::Norm)?;
+        return norms::read(&norms, reader);
+    }
+    let is_layer = |site| matches!(site, Site::Linear | Site::Fused | Site::Embedding);
+    let has_targets = adapter.get("target_modules") != Some(&token_rows::NO_TARGETS.into());
+    let sites = match has_targets {
+        true => target_sites(directory, adapter, &tree, prefix, is_layer)?,
+        false => Vec::new(),
+    };
     let mut groups: Vec<(Method, Vec<(&Module, String)>)> = Vec::new();
     for (module, name) in sites {
         let settings = settings_of(adapter, &name);
+        if settings.rank == 0 {
+            // AdaLoRA left nothing of it.
+            for (suffix, shape) in [
+                ("lora_A", [0, module.input]),
+                ("lora_B", [module.output, 0]),
+                ("lora_E", [0, 1]),
+            ] {
+                reader.take_values(&site_key(&name, suffix), &shape)?;
+            }
+            continue;
+        }
         let method = Method::from_peft(adapter, &settings).ok_or_else(|| {
             problem(directory, "its kind of adapter cannot be read")
                 .help("save the adapter as one of the methods in `docs/language.md`")
         })?;
-        method.check(module).map_err(|message| {
+        let accepted = match method.accepts(module.site) {
+            true => method.check(module),
+            false => Err(format!("`{name}` is {}", module.site.describe())),
+        };
+        accepted.map_err(|message| {
             problem(directory, message).help("give the backbone that the adapter was made for")
         })?;
         match groups.iter_mut().find(|(other, _)| *other == method) {
@@ -112,6 +136,8 @@ fn read_tuner(
             span: Span::default(),
         });
     }
+    let setting = adapter.get(token_rows::SETTING);
+    deltas.extend(token_rows::read(directory, setting, &tree, prefix, reader)?);
     Ok(deltas)
 }
 
@@ -124,22 +150,26 @@ fn read_tensors(
     let form = method
         .peft()
         .ok_or_else(|| Problem::internal("a method without a form"))?;
-    let suffix = |list: &[(&str, &'static str)], name: &str| {
-        let found = list.iter().find(|(ours, _)| *ours == name);
-        found.map_or("", |(_, suffix)| *suffix)
-    };
     let modules: Vec<&Module> = sites.iter().map(|(module, _)| *module).collect();
     for parameter in method.shared(&modules) {
-        let stored = shared_key(suffix(form.shared, parameter.name));
+        let mut shared = form.shared.iter();
+        let Some((_, suffix)) = shared.find(|(ours, _)| *ours == parameter.name) else {
+            continue;
+        };
         let key = format!("{delta}.{}", parameter.name);
-        reader.take(&stored, &parameter.shape, key, &parameter.shape)?;
+        reader.take(&shared_key(suffix), &parameter.shape, key, &parameter.shape)?;
     }
     for (module, name) in sites {
         for parameter in method.parameters(module) {
-            let stored = site_key(name, suffix(form.tensors, parameter.name));
+            let Some(stored) = method.peft_tensor(module, &parameter) else {
+                continue;
+            };
+            let mut values = reader.take_values(&site_key(name, stored.suffix), &stored.shape)?;
+            if stored.is_transposed {
+                values = transposed(&values, stored.shape[1]);
+            }
             let key = format!("{delta}.{}.{}", module.path, parameter.name);
-            let shape = stored_shape(method, module, &parameter);
-            reader.take(&stored, &shape, key, &parameter.shape)?;
+            reader.tensors.insert(key, (values, parameter.shape));
         }
     }
     Ok(())
@@ -152,7 +182,9 @@ fn check_supported(directory: &Path, adapter: &PeftConfig) -> Result<(), Problem
         "LOHA",
         "LOKR",
         "VERA",
+        "ADALORA",
         "IA3",
+        norms::KIND,
         "PROMPT_TUNING",
         "P_TUNING",
         "PREFIX_TUNING",
@@ -163,9 +195,19 @@ fn check_supported(directory: &Path, adapter: &PeftConfig) -> Result<(), Problem
         let help = format!("give one of {}", quoted_list(known.iter().copied()));
         return Err(problem(directory, message).help(help));
     }
-    let needs_rank = ["LORA", "LOHA", "LOKR", "VERA"].contains(&kind);
-    if needs_rank && adapter.get("r").and_then(Value::as_u64).is_none() {
-        return Err(problem(directory, "it has no `r`")
+    let rank = match kind {
+        "LORA" | "LOHA" | "LOKR" | "VERA" => Some("r"),
+        "ADALORA" => Some("init_r"),
+        _ => None,
+    };
+    let is_rank = |key: &&str| {
+        adapter
+            .get(*key)
+            .and_then(Value::as_u64)
+            .is_some_and(|r| r > 0)
+    };
+    if let Some(key) = rank.filter(|key| !is_rank(key)) {
+        return Err(problem(directory, format!("it has no `{key}` above 0"))
             .help("give a directory that PEFT's `save_pretrained` wrote"));
     }
     if kind == "VERA" && adapter.get("save_projection") == Some(&Value::Bool(false)) {
@@ -185,7 +227,6 @@ fn check_supported(directory: &Path, adapter: &PeftConfig) -> Result<(), Problem
         "bias",
         "layer_replication",
         "target_parameters",
-        "trainable_token_indices",
         "use_qalora",
         "use_bdlora",
         "alora_invocation_tokens",
@@ -202,9 +243,12 @@ fn check_supported(directory: &Path, adapter: &PeftConfig) -> Result<(), Problem
         }
     }
     let init = adapter.get("init_lora_weights");
-    let plain = matches!(init, None | Some(Value::Null | Value::Bool(_)))
-        || init == Some(&Value::from("gaussian"));
-    if !plain {
+    let known = ["gaussian", "pissa"].map(Value::from);
+    let is_known = match init {
+        None | Some(Value::Null | Value::Bool(_)) => true,
+        Some(init) => known.contains(init),
+    };
+    if !is_known {
         let message = format!(
             "`init_lora_weights` is {}: the backbone's own weights were changed",
             init.unwrap_or(&Value::Null)
@@ -227,13 +271,17 @@ fn key_prefix(file: &Checkpoint, family: &str) -> String {
 /// What the configuration says of one module; PEFT's defaults where it says nothing.
 fn settings_of(adapter: &PeftConfig, name: &str) -> PeftModule {
     let number = |key: &str| adapter.get(key).and_then(Value::as_f64);
-    let rank = pattern(adapter.get("rank_pattern"), name).or(number("r"));
+    let initial = number("init_r").or(number("r"));
+    let kept = kept_ranks(adapter.get("rank_pattern"), name);
+    let rank = kept
+        .or(pattern(adapter.get("rank_pattern"), name))
+        .or(initial);
     let alpha = pattern(adapter.get("alpha_pattern"), name)
         .or(number("lora_alpha"))
         .or(number("alpha"));
     let feedforward = adapter.get("feedforward_modules");
     PeftModule {
-        rank: rank.unwrap_or(8.0).max(1.0) as usize,
+        rank: rank.unwrap_or(8.0) as usize,
         alpha: alpha.unwrap_or(8.0) as f32,
         is_feedforward: feedforward.is_some_and(|targets| names(targets, name)),
     }
@@ -248,6 +296,12 @@ fn pattern(patterns: Option<&Value>, name: &str) -> Option<f64> {
         .and_then(|(_, value)| value.as_f64())
 }
 
+/// The number of ranks that AdaLoRA left of a module.
+fn kept_ranks(patterns: Option<&Value>, name: &str) -> Option<f64> {
+    let kept = patterns?.get(format!("{name}.lora_E"))?.as_array()?;
+    Some(kept.iter().filter(|kept| **kept == true).count() as f64)
+}
+
 fn is_match(pattern: &str, name: &str) -> bool {
     let anchored = Regex::new(&format!("^(?:{pattern})"));
     anchored.is_ok_and(|regex| regex.is_match(name).unwrap_or(false))
@@ -259,6 +313,7 @@ fn target_sites<'t>(
     adapter: &PeftConfig,
     tree: &'t Tree,
     prefix: &str,
+    is_wanted: impl Fn(Site) -> bool,
 ) -> Result<Vec<(&'t Module, String)>, Problem> {
     let layers = adapter.get("layers_to_transform");
     if layers.is_some_and(|layers| !layers.is_null()) {
@@ -273,7 +328,8 @@ fn target_sites<'t>(
     let sites: Vec<_> = tree
         .modules()
         .iter()
-        .filter(|module| matches!(module.site, Site::Linear | Site::Fused) && !is_fused(module))
+        .filter(|module| is_wanted(module.site) && !is_fused(module))
+        .filter(|module| targets != "all-linear" || module.site != Site::Embedding)
         .map(|module| (module, module_name(prefix, &module.checkpoint_name)))
         .filter(|(_, name)| names(targets, name))
         .filter(|(_, name)| !names(excluded, name))

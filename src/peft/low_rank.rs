@@ -7,7 +7,7 @@ use serde_json::{json, Map, Value};
 
 use super::{module_name, Written, KEY_PREFIX};
 use crate::backbone::{Module, Site};
-use crate::delta::{Method, Scaling};
+use crate::delta::{transposed, Lora, LoraInit, Method, Scaling, INITIAL};
 use crate::engine::Backend;
 use crate::graph::Graph;
 use crate::plan::{Change, Plan};
@@ -21,14 +21,18 @@ pub(super) fn low_rank<D: Backend>(plan: &Plan, graph: &Graph<D>) -> Written {
         ..Written::default()
     };
     for (name, adapter) in adapters {
-        let key = |suffix: &str| format!("{KEY_PREFIX}{name}.{suffix}.weight");
+        let key = |matrix: &str| match adapter.is_embedding {
+            true => format!("{KEY_PREFIX}{name}.lora_embedding_{matrix}"),
+            false => format!("{KEY_PREFIX}{name}.lora_{matrix}.weight"),
+        };
+        let (a_key, b_key) = (key("A"), key("B"));
         let (a, b) = (
             [adapter.rank, adapter.input],
             [adapter.output, adapter.rank],
         );
         let tensors = &mut written.tensors;
-        tensors.insert(key("lora_A"), (adapter.a, a.to_vec()));
-        tensors.insert(key("lora_B"), (adapter.b, b.to_vec()));
+        tensors.insert(a_key, (adapter.a, a.to_vec()));
+        tensors.insert(b_key, (adapter.b, b.to_vec()));
     }
     written
 }
@@ -42,8 +46,10 @@ struct Adapter {
     a: Vec<f32>,
     /// `(out, rank)`
     b: Vec<f32>,
+    /// Its width, or for an embedding table the number of entries.
     input: usize,
     output: usize,
+    is_embedding: bool,
 }
 
 /// The LoRAs in place, by the name of the module that PEFT knows. Several at one module, or on
@@ -65,15 +71,7 @@ fn adapters<D: Backend>(plan: &Plan, graph: &Graph<D>) -> BTreeMap<String, Adapt
                     .tensor(&format!("{}.{}.{name}", delta.name, module.path))
                     .unwrap_or_default()
             };
-            let adapter = Adapter {
-                rank: lora.rank,
-                alpha: lora.alpha,
-                scaling: lora.scaling,
-                a: tensor("A"),
-                b: tensor("B"),
-                input: module.input,
-                output: module.output,
-            };
+            let adapter = Adapter::new(lora, module, &tensor);
             let (first_row, rows) = place_in_checkpoint(module);
             let name = module_name(&prefix, &module.checkpoint_name);
             parts
@@ -97,6 +95,48 @@ fn adapters<D: Backend>(plan: &Plan, graph: &Graph<D>) -> BTreeMap<String, Adapt
 }
 
 impl Adapter {
+    /// As PEFT has it. PiSSA's A₀ and B₀ are subtracted, as ranks of their own: that is how PEFT
+    /// converts it to a LoRA of the backbone as it is.
+    fn new(lora: &Lora, module: &Module, tensor: &dyn Fn(&str) -> Vec<f32>) -> Self {
+        let is_embedding = module.site == Site::Embedding;
+        let (input, output) = match is_embedding {
+            true => (module.output, module.input),
+            false => (module.input, module.output),
+        };
+        let a = match is_embedding {
+            true => transposed(&tensor("A"), lora.rank),
+            false => tensor("A"),
+        };
+        let mut adapter = Adapter {
+            rank: lora.rank,
+            alpha: lora.alpha,
+            scaling: lora.scaling,
+            a,
+            b: tensor("B"),
+            input,
+            output,
+            is_embedding,
+        };
+        if lora.init == LoraInit::Pissa {
+            let [a, b] = INITIAL.map(tensor);
+            adapter.a.extend(a);
+            let rows = adapter.b.chunks_exact(lora.rank);
+            let pairs = rows.zip(b.chunks_exact(lora.rank));
+            let joined = pairs.flat_map(|(b, initial)| {
+                let initial = initial.iter().map(|value| -value);
+                b.iter().copied().chain(initial)
+            });
+            adapter.b = joined.collect();
+            adapter.rank *= 2;
+            // So that the scaling stays what it was.
+            adapter.alpha = match lora.scaling {
+                Scaling::Standard => 2.0 * lora.alpha,
+                Scaling::RankStabilized => 2.0f32.sqrt() * lora.alpha,
+            };
+        }
+        adapter
+    }
+
     fn scale(&self) -> f32 {
         self.scaling.of(self.alpha, self.rank)
     }
@@ -118,6 +158,7 @@ fn place_in_checkpoint(module: &Module) -> (usize, usize) {
             let source = &parameter.source;
             (source.part * module.output, source.parts * module.output)
         }
+        _ if module.site == Site::Embedding => (0, module.input),
         _ => (0, module.output),
     }
 }
@@ -138,6 +179,7 @@ fn join(mut parts: Vec<(Adapter, usize, usize)>) -> Adapter {
         b: vec![0.0; output * rank],
         input,
         output,
+        is_embedding: parts[0].0.is_embedding,
     };
     let mut first_column = 0;
     for (adapter, first_row, _) in &parts {

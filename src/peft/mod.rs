@@ -7,8 +7,10 @@ mod export;
 mod form;
 mod import;
 mod low_rank;
+mod norms;
 mod prompts;
 mod reader;
+mod token_rows;
 mod tuner;
 
 use std::collections::BTreeSet;

@@ -4,7 +4,7 @@ use serde_json::{json, Map, Value};
 
 use super::{module_name, Written, KEY_PREFIX};
 use crate::backbone::Module;
-use crate::delta::{Method, NewParameter};
+use crate::delta::{transposed, Method};
 use crate::engine::Backend;
 use crate::graph::Graph;
 use crate::plan::{Change, DeltaPlan, Plan};
@@ -22,19 +22,6 @@ pub(super) fn shared_key(suffix: &str) -> String {
     format!("{SHARED_PREFIX}{suffix}")
 }
 
-/// The shape of a tensor in PEFT: (IA)³ has columns, or rows where it scales what a module reads.
-pub(super) fn stored_shape(
-    method: &Method,
-    module: &Module,
-    parameter: &NewParameter,
-) -> Vec<usize> {
-    match method {
-        Method::Ia3(ia3) if ia3.scales_input(&module.path) => vec![1, parameter.count()],
-        Method::Ia3(_) => vec![parameter.count(), 1],
-        _ => parameter.shape.clone(),
-    }
-}
-
 /// The tensors and settings of deltas of one method.
 pub(super) fn write<D: Backend>(plan: &Plan, graph: &Graph<D>, deltas: &[&DeltaPlan]) -> Written {
     let prefix = plan.backbone.config.family().prefix;
@@ -49,17 +36,15 @@ pub(super) fn write<D: Backend>(plan: &Plan, graph: &Graph<D>, deltas: &[&DeltaP
         written
             .settings
             .insert("peft_type".into(), json!(form.kind));
-        let suffix = |list: &[(&str, &'static str)], name: &str| {
-            let found = list.iter().find(|(ours, _)| *ours == name);
-            found.map(|(_, suffix)| *suffix)
-        };
         let modules: Vec<&Module> = sites
             .iter()
             .filter_map(|s| graph.tree().module(s))
             .collect();
         for parameter in method.shared(&modules) {
             let values = graph.delta_tensor(&delta.name, "", parameter.name);
-            if let (Some(values), Some(suffix)) = (values, suffix(form.shared, parameter.name)) {
+            let mut shared = form.shared.iter();
+            let suffix = shared.find(|(ours, _)| *ours == parameter.name);
+            if let (Some(values), Some((_, suffix))) = (values, suffix) {
                 let tensor = (values, parameter.shape.clone());
                 written.tensors.insert(shared_key(suffix), tensor);
             }
@@ -71,12 +56,14 @@ pub(super) fn write<D: Backend>(plan: &Plan, graph: &Graph<D>, deltas: &[&DeltaP
             }
             for parameter in method.parameters(module) {
                 let values = graph.delta_tensor(&delta.name, &module.path, parameter.name);
-                let suffix = suffix(form.tensors, parameter.name);
-                if let (Some(values), Some(suffix)) = (values, suffix) {
-                    let shape = stored_shape(method, module, &parameter);
-                    written
-                        .tensors
-                        .insert(site_key(&name, suffix), (values, shape));
+                let stored = method.peft_tensor(module, &parameter);
+                if let (Some(values), Some(stored)) = (values, stored) {
+                    let values = match stored.is_transposed {
+                        true => transposed(&values, parameter.shape[1]),
+                        false => values,
+                    };
+                    let key = site_key(&name, stored.suffix);
+                    written.tensors.insert(key, (values, stored.shape));
                 }
             }
             written.targets.insert(name);

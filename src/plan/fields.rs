@@ -156,6 +156,25 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// A list of whole numbers, if the key is there.
+    pub fn counts(&self, key: &'static str) -> Option<Vec<usize>> {
+        let value = self.value(key)?;
+        let number = |value: &Spanned<Value>| match self.scope.resolve(value).node {
+            Value::Number(number) if number >= 0.0 && number.fract() == 0.0 && number < 1e9 => {
+                Some(number as usize)
+            }
+            _ => None,
+        };
+        let numbers = match &value.node {
+            Value::List(values) => values.iter().map(number).collect(),
+            _ => number(&value).map(|number| vec![number]),
+        };
+        if numbers.is_none() {
+            self.wrong(key, &value, "a list of whole numbers");
+        }
+        numbers
+    }
+
     /// A text, if the key is there.
     pub fn text(&self, key: &'static str) -> Option<Spanned<String>> {
         let value = self.value(key)?;

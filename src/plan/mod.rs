@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::backbone::Config;
-use crate::delta::Method;
+use crate::delta::{Method, OnHost};
 use crate::diagnostic::Span;
 pub use crate::syntax::ast::Unit;
 
@@ -88,6 +88,15 @@ impl Plan {
         };
         let wanted = |delta: &&DeltaPlan| !current.without.contains(&delta.name);
         self.deltas.iter().filter(trained).filter(wanted).collect()
+    }
+
+    /// The deltas that a stage trains and that do something on the host.
+    pub fn trained_on_host(&self, stage: &StagePlan) -> Vec<&DeltaPlan> {
+        let trained = self
+            .deltas
+            .iter()
+            .filter(|delta| stage.train.contains(&delta.name));
+        trained.filter(|delta| delta.on_host().is_some()).collect()
     }
 
     /// The places of the position table that deltas in place take during a stage.
@@ -284,6 +293,29 @@ pub struct DeltaPlan {
     pub change: Change,
     /// The place of the statement.
     pub span: Span,
+}
+
+impl DeltaPlan {
+    /// Texts in its settings whose tokens it needs.
+    pub fn texts(&self) -> Vec<&str> {
+        match &self.change {
+            Change::Method { method, .. } => method.texts(),
+            Change::Unfreeze { .. } => Vec::new(),
+        }
+    }
+
+    /// What its method does on the host, if it does.
+    pub fn on_host(&self) -> Option<&dyn OnHost> {
+        match &self.change {
+            Change::Method { method, .. } => method.on_host(),
+            Change::Unfreeze { .. } => None,
+        }
+    }
+
+    /// Whether it trains parameters of the backbone itself.
+    pub fn unfreezes(&self) -> bool {
+        matches!(self.change, Change::Unfreeze { .. })
+    }
 }
 
 /// What a delta does.

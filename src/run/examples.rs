@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::data::{read_columns, Examples, Masking, TextEncoder};
 use crate::diagnostic::{Problem, Span};
-use crate::plan::{FilePlan, Plan, TaskKind, TaskPlan};
+use crate::plan::{Change, Cloze, DeltaPlan, FilePlan, Plan, TaskKind, TaskPlan};
 use crate::text::{did_you_mean, quoted_list};
 use crate::train::Data;
 
@@ -104,41 +104,71 @@ impl Loader {
     }
 }
 
-/// Looks up the tokens of a plan's label words: all that planning needs the tokenizer for, so it is not
-/// read where no task has a template.
+/// Looks up the tokens of a plan's label words and of texts in the settings of deltas: all that planning
+/// needs the tokenizer for, so it is not read where there are none.
 ///
 /// # Errors
 /// The tokenizer cannot be read; a word that is not one token, or two that are the same.
 pub fn resolve_words(plan: &mut Plan) -> Result<(), Vec<Problem>> {
-    if plan.tasks.values().all(|task| task.cloze.is_none()) {
+    let has_words = plan.tasks.values().any(|task| task.cloze.is_some());
+    if !has_words && plan.deltas.iter().all(|delta| delta.texts().is_empty()) {
         return Ok(());
     }
     let loader = Loader::new(plan).map_err(|problem| vec![problem])?;
     let mut problems = Vec::new();
-    for cloze in plan
-        .tasks
-        .values_mut()
-        .filter_map(|task| task.cloze.as_mut())
-    {
-        for word in cloze.words.clone() {
-            match loader.encoder.word(&word, cloze) {
-                Ok(token) if cloze.tokens.contains(&token) => problems.push(
-                    Problem::new(
-                        "delta::data::label_word",
-                        format!("two labels have the word `{word}`"),
-                    )
-                    .at(cloze.span, "in here")
-                    .help("give every label a word of its own"),
-                ),
-                Ok(token) => cloze.tokens.push(token),
-                Err(problem) => problems.push(problem),
-            }
-        }
+    let clozes = plan.tasks.values_mut().map(|task| &mut task.cloze);
+    for cloze in clozes.flatten() {
+        resolve_labels(cloze, &loader.encoder, &mut problems);
+    }
+    for delta in &mut plan.deltas {
+        problems.extend(resolve_texts(delta, &loader.encoder).err());
     }
     if problems.is_empty() {
         Ok(())
     } else {
         Err(problems)
+    }
+}
+
+fn resolve_labels(cloze: &mut Cloze, encoder: &TextEncoder, problems: &mut Vec<Problem>) {
+    for word in cloze.words.clone() {
+        match encoder.word(&word, cloze) {
+            Ok(token) if cloze.tokens.contains(&token) => problems.push(
+                Problem::new(
+                    "delta::data::label_word",
+                    format!("two labels have the word `{word}`"),
+                )
+                .at(cloze.span, "in here")
+                .help("give every label a word of its own"),
+            ),
+            Ok(token) => cloze.tokens.push(token),
+            Err(problem) => problems.push(problem),
+        }
+    }
+}
+
+fn resolve_texts(delta: &mut DeltaPlan, encoder: &TextEncoder) -> Result<(), Problem> {
+    let span = delta.span;
+    let Change::Method { method, .. } = &mut delta.change else {
+        return Ok(());
+    };
+    let wrong = |message: String| {
+        let problem = Problem::new("delta::data::tokens", message).at(span, "of this delta");
+        problem.help("write another text")
+    };
+    let mut found = Vec::new();
+    for text in method.texts() {
+        let tokens = encoder
+            .tokens(text)
+            .map_err(|problem| problem.or_at(span))?;
+        if tokens.is_empty() {
+            return Err(wrong(format!("the text {text:?} has no tokens")));
+        }
+        found.push(tokens);
+    }
+    match found.is_empty() {
+        true => Ok(()),
+        false => method.set_tokens(found).map_err(wrong),
     }
 }
 

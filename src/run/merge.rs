@@ -7,12 +7,12 @@ use serde_json::{json, Value};
 
 use super::Directory;
 use crate::backbone::{Module, Parameter, Site};
-use crate::delta::Folded;
+use crate::delta::{transposed, Folded};
 use crate::diagnostic::Problem;
 use crate::engine::Backend;
 use crate::graph::{Graph, Tensors};
 use crate::peft::write_tensors;
-use crate::plan::{Plan, TaskKind};
+use crate::plan::{Plan, TaskKind, TaskPlan};
 
 /// Writes `config.json`, `model.safetensors` and the tokenizer into `out`.
 ///
@@ -105,7 +105,13 @@ fn folded<D: Backend>(graph: &Graph<D>, module: &Module) -> Result<Option<Folded
                 .delta_tensor(delta, &module.path, name)
                 .unwrap_or_default()
         };
-        let can = module.site == Site::Linear && method.fold(module, &mut layer, &tensor);
+        let can = match module.site {
+            Site::Linear => true,
+            // A tied head reads the table without the deltas at it.
+            Site::Embedding => !graph.task().is_some_and(TaskPlan::uses_language_model),
+            _ => false,
+        };
+        let can = can && method.fold(module, &mut layer, &tensor);
         if !can {
             let message = format!(
                 "`{delta}` ({}) at `{}` cannot be folded into the backbone's weights",
@@ -129,12 +135,7 @@ fn stored(mut parts: Vec<(Parameter, Vec<f32>)>) -> (Vec<f32>, Vec<usize>) {
     if !parameter.source.transposed {
         return (values, shape);
     }
-    let (rows, columns) = (shape[0], shape[1]);
-    let transposed = (0..columns).flat_map(|column| (0..rows).map(move |row| (row, column)));
-    let transposed = transposed
-        .map(|(row, column)| values[row * columns + column])
-        .collect();
-    (transposed, vec![columns, rows])
+    (transposed(&values, shape[1]), vec![shape[1], shape[0]])
 }
 
 /// The backbone's `config.json`, with the labels and the architecture of the merged model.

@@ -43,6 +43,8 @@ pub struct State {
     pub values: Tensors,
     /// The optimizer's memory.
     pub moments: BTreeMap<String, Moments>,
+    /// What deltas remember between steps.
+    pub memory: BTreeMap<String, Vec<f32>>,
     /// The parameters that had the best metric.
     pub best: Tensors,
 }
@@ -67,6 +69,9 @@ pub fn save(state: &State, path: &Path) -> Result<(), Problem> {
     for (key, moments) in &state.moments {
         put("first", key, &moments.first, &[moments.first.len()]);
         put("second", key, &moments.second, &[moments.second.len()]);
+    }
+    for (key, values) in &state.memory {
+        put("memory", key, values, &[values.len()]);
     }
     let position = serde_json::to_string(&state.position).map_err(Problem::internal)?;
     let metadata = HashMap::from([(POSITION.to_owned(), position)]);
@@ -107,6 +112,7 @@ pub fn load(path: &Path) -> Result<State, Problem> {
         match kind {
             "value" => drop(state.values.insert(key, (values, shape))),
             "best" => drop(state.best.insert(key, (values, shape))),
+            "memory" => drop(state.memory.insert(key, values)),
             "first" => state.moments.entry(key).or_default().first = values,
             "second" => state.moments.entry(key).or_default().second = values,
             _ => {}

@@ -9,10 +9,11 @@ use super::optimizer::{clip, Stepper};
 use super::schedule::factor;
 use super::StageResult;
 use crate::data::{groups, order, Example, Examples, Masking};
+use crate::delta::{OnHost, Step};
 use crate::diagnostic::Problem;
 use crate::engine::mix;
 use crate::graph::{Executor, Graph};
-use crate::plan::{Keep, Length, Plan, StagePlan, TaskPlan, Unit};
+use crate::plan::{DeltaPlan, Keep, Length, Plan, StagePlan, TaskPlan, Unit};
 
 /// The examples of one stage.
 #[derive(Clone, Default)]
@@ -115,6 +116,8 @@ struct Stage<'a> {
     state: State,
     started: Instant,
     order: (usize, Vec<usize>),
+    /// The trained deltas that do something on the host.
+    on_host: Vec<&'a DeltaPlan>,
 }
 
 impl<'a> Stage<'a> {
@@ -140,6 +143,7 @@ impl<'a> Stage<'a> {
             state,
             started: Instant::now(),
             order: (usize::MAX, Vec::new()),
+            on_host: plan.trained_on_host(stage),
         }
     }
 
@@ -149,6 +153,7 @@ impl<'a> Stage<'a> {
         graph: &mut Graph<D>,
         watcher: &mut dyn Watcher,
     ) -> Result<bool, Problem> {
+        self.check_steps()?;
         let first = self.state.position.step;
         watcher.event(Event::Begin {
             stage: self.plan,
@@ -175,6 +180,20 @@ impl<'a> Stage<'a> {
         Ok(true)
     }
 
+    fn check_steps(&self) -> Result<(), Problem> {
+        for delta in &self.on_host {
+            let check = delta.on_host().map(|method| method.check_steps(self.steps));
+            if let Some(Err(message)) = check {
+                let problem = Problem::new("delta::train::steps", message);
+                return Err(problem
+                    .at(delta.span, "this delta")
+                    .at(self.plan.span, "trained in this stage")
+                    .help("write smaller ones, or more steps"));
+            }
+        }
+        Ok(())
+    }
+
     fn step<D: Executor>(
         &mut self,
         step: usize,
@@ -185,7 +204,10 @@ impl<'a> Stage<'a> {
         let examples = self.examples(step);
         let random = mix(self.seed ^ mix(step as u64));
         let groups = groups(&examples, random, self.data.masking, D::GROUP_ROWS);
-        let (loss, mut gradients) = graph.gradients(&groups)?;
+        let (mut loss, mut gradients) = graph.gradients(&groups)?;
+        self.on_host(step, graph, &mut gradients, |method, step| {
+            loss += method.penalty(step);
+        })?;
         let norm = clip(&mut gradients, self.plan.clip);
         if !loss.is_finite() || !norm.is_finite() {
             return Err(self.not_a_number(step + 1, loss));
@@ -195,6 +217,9 @@ impl<'a> Stage<'a> {
         let stepper = &mut self.stepper;
         graph.update(&gradients, |key, values, gradient| {
             stepper.update(key, values, gradient, lr)
+        })?;
+        self.on_host(step, graph, &mut gradients, |method, step| {
+            method.allocate(step)
         })?;
         let epoch = (step + 1) as f64 / self.epoch_steps as f64;
         watcher.event(Event::Step {
@@ -206,6 +231,39 @@ impl<'a> Stage<'a> {
             norm,
             seconds: started.elapsed().as_secs_f64(),
         })
+    }
+
+    /// What the methods of trained deltas do on the host.
+    fn on_host<D: Executor>(
+        &mut self,
+        step: usize,
+        graph: &mut Graph<D>,
+        gradients: &mut BTreeMap<String, Vec<f32>>,
+        mut act: impl FnMut(&dyn OnHost, &mut Step),
+    ) -> Result<(), Problem> {
+        for delta in &self.on_host {
+            let Some(method) = delta.on_host() else {
+                continue;
+            };
+            let before = graph.trained_tensors_of(&delta.name);
+            let values = before
+                .iter()
+                .map(|(key, (values, _))| (key.clone(), values.clone()));
+            let mut step = Step {
+                number: step + 1,
+                steps: self.steps,
+                values: values.collect(),
+                gradients,
+                memory: &mut self.state.memory,
+            };
+            act(method, &mut step);
+            let changed = before.into_iter().filter_map(|(key, (old, shape))| {
+                let new = step.values.remove(&key)?;
+                (new != old).then_some((key, (new, shape)))
+            });
+            graph.set(changed.collect())?;
+        }
+        Ok(())
     }
 
     /// The examples of a step: the next ones in the order of its epoch.
@@ -330,6 +388,7 @@ impl<'a> Stage<'a> {
             ..Position::default()
         };
         self.stepper.moments = BTreeMap::new();
+        self.state.memory = BTreeMap::new();
         self.started = Instant::now();
         watcher.save(&|| self.snapshot(graph), true)
     }

@@ -163,7 +163,7 @@ pub fn config(directory: &Path) -> Config {
 }
 
 /// Statements that place each method, and whether it changes nothing at first. All are named `delta`.
-pub const METHODS: [(&str, bool); 18] = [
+pub const METHODS: [(&str, bool); 22] = [
     ("unfreeze delta = **.bias", true),
     ("unfreeze delta = **", true),
     (
@@ -172,6 +172,22 @@ pub const METHODS: [(&str, bool); 18] = [
     ),
     (
         "reparam delta = lora { rank = 3, scaling = rank_stabilized } on block.*.attn.v",
+        true,
+    ),
+    (
+        "reparam delta = lora { rank = 3, alpha = 5 } on embeddings.word",
+        true,
+    ),
+    (
+        "reparam delta = lora { rank = 3, alpha = 5, init = pissa } on block.*.{attn.{q,o},ff.down}",
+        true,
+    ),
+    (
+        "reparam delta = adalora { rank = 3, target_rank = 2, alpha = 5 } on block.*.{attn.{q,o},ff.down}",
+        true,
+    ),
+    (
+        "reparam delta = trainable_tokens { tokens = [3, 7, 12, 40] } on embeddings.word",
         true,
     ),
     (

@@ -1,0 +1,350 @@
+//! AdaLoRA: `y = W x + b + s · B (E ⊙ (A x))` with `s = alpha / rank`. While it is trained, A and B
+//! are kept near orthogonal, and the least important of all modules' ranks are set to zero, until
+//! `target_rank` of them are left on average (Zhang et al., arXiv 2303.10512, eq. 3 and 4 and
+//! algorithm 1).
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::{
+    is_kind, lora, At, DeltaMethod, Folded, Init, NewParameter, OnHost, PeftConfig, PeftForm,
+    PeftModule, PeftTensor, Preposition, Step,
+};
+use crate::backbone::{Config, Module, Site};
+use crate::engine::{Backend, Matrix};
+use crate::plan::Fields;
+
+/// Settings of AdaLoRA; the defaults are PEFT's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AdaLora {
+    /// Ranks of a module at first; 12.
+    pub rank: usize,
+    /// Ranks that are left of a module, on average; 8.
+    pub target_rank: usize,
+    /// The scaling's numerator; 16 as for LoRA.
+    pub alpha: f32,
+    /// Dropout of what A reads; 0.
+    pub dropout: f32,
+    /// Steps before the first ranks go; 0.
+    pub warmup: usize,
+    /// Steps at the end in which no rank goes; 0.
+    pub last: usize,
+    /// Steps between two choices; 1.
+    pub interval: usize,
+    /// Share of the last sensitivity and uncertainty that is kept; 0.85 each.
+    pub betas: (f32, f32),
+    /// Weight of the penalty `mean ‖P Pᵀ − I‖` over all A and B; 0.5.
+    pub orthogonal: f32,
+}
+
+impl AdaLora {
+    /// s; what is added to the rank is PEFT's.
+    fn scale(&self) -> f32 {
+        self.alpha / (self.rank as f32 + 1e-5)
+    }
+
+    /// The ranks of `modules` modules that may be left after a step, if it is one that chooses.
+    fn budget(&self, step: &Step, modules: usize) -> Option<usize> {
+        let (first, target) = (self.rank * modules, self.target_rank * modules);
+        let end = step.steps.saturating_sub(self.last);
+        if step.number <= self.warmup.min(end.saturating_sub(1)) || step.number > end {
+            return None;
+        }
+        if step.number == end {
+            return Some(target);
+        }
+        let done = (step.number - self.warmup) as f64 / (end - self.warmup) as f64;
+        let excess = (first - target) as f64 * (1.0 - done).powi(3);
+        let is_due = step.number.is_multiple_of(self.interval);
+        is_due.then_some((excess + target as f64) as usize)
+    }
+
+    /// Smooths `|p ∂p|` and how much it varies (eq. 8 to 10).
+    fn remember(&self, step: &mut Step) {
+        for (key, values) in &step.values {
+            let Some(gradient) = step.gradients.get(key) else {
+                continue;
+            };
+            let mut memory = |kind: &str| {
+                let zeros = || vec![0.0; values.len()];
+                step.memory
+                    .remove(&format!("{kind} {key}"))
+                    .unwrap_or_else(zeros)
+            };
+            let (mut sensitivity, mut uncertainty) = (memory(SENSITIVITY), memory(UNCERTAINTY));
+            let smoothed = sensitivity.iter_mut().zip(&mut uncertainty);
+            for ((s, u), (p, g)) in smoothed.zip(values.iter().zip(gradient)) {
+                let now = (p * g).abs();
+                *s = self.betas.0 * *s + (1.0 - self.betas.0) * now;
+                *u = self.betas.1 * *u + (1.0 - self.betas.1) * (now - *s).abs();
+            }
+            step.memory
+                .insert(format!("{SENSITIVITY} {key}"), sensitivity);
+            step.memory
+                .insert(format!("{UNCERTAINTY} {key}"), uncertainty);
+        }
+    }
+
+    /// How important each rank of a module is (eq. 7): that of its E and the means of its row of A
+    /// and its column of B.
+    fn importance(&self, step: &Step, module: &str) -> Vec<f64> {
+        let scores = |name: &str| -> Vec<f64> {
+            let memory = |kind: &str| step.memory.get(&format!("{kind} {module}.{name}"));
+            let (sensitivity, uncertainty) = (memory(SENSITIVITY), memory(UNCERTAINTY));
+            let pairs = sensitivity
+                .into_iter()
+                .flatten()
+                .zip(uncertainty.into_iter().flatten());
+            pairs.map(|(s, u)| f64::from(s * u)).collect()
+        };
+        let (a, b, e) = (scores("A"), scores("B"), scores("E"));
+        let (input, output) = (a.len() / self.rank, b.len() / self.rank);
+        let of_rank = |rank: usize| {
+            let row: f64 = a[rank * input..(rank + 1) * input].iter().sum();
+            let column: f64 = b.iter().skip(rank).step_by(self.rank).sum();
+            e[rank] + row / input as f64 + column / output as f64
+        };
+        (0..self.rank).map(of_rank).collect()
+    }
+
+    /// Keeps the `budget` most important ranks of all modules, and remembers which.
+    fn choose(&self, step: &mut Step, modules: &[String], budget: usize) {
+        let scores: Vec<Vec<f64>> = modules
+            .iter()
+            .map(|module| self.importance(step, module))
+            .collect();
+        let mut all: Vec<f64> = scores.concat();
+        all.sort_by(f64::total_cmp);
+        let threshold = match all.len() - budget.min(all.len()) {
+            0 => f64::NEG_INFINITY,
+            gone => all[gone - 1],
+        };
+        for (module, scores) in modules.iter().zip(scores) {
+            let kept = scores.iter().map(|score| f32::from(*score > threshold));
+            step.memory
+                .insert(format!("{KEPT} {module}"), kept.collect());
+        }
+        self.apply(step, modules);
+    }
+
+    /// Sets to zero what was not kept.
+    fn apply(&self, step: &mut Step, modules: &[String]) {
+        for module in modules {
+            let kept = step.memory.get(&format!("{KEPT} {module}"));
+            let factors = step.values.get_mut(&format!("{module}.E"));
+            if let (Some(kept), Some(factors)) = (kept, factors) {
+                factors
+                    .iter_mut()
+                    .zip(kept)
+                    .for_each(|(e, kept)| *e *= kept);
+            }
+        }
+    }
+}
+
+/// Kinds of memory.
+const SENSITIVITY: &str = "sensitivity";
+const UNCERTAINTY: &str = "uncertainty";
+const KEPT: &str = "kept";
+
+impl OnHost for AdaLora {
+    fn check_steps(&self, steps: usize) -> Result<(), String> {
+        match self.warmup + self.last >= steps {
+            true => Err(format!(
+                "`warmup` and `last` of `adalora` leave none of the stage's {steps} steps to choose ranks"
+            )),
+            false => Ok(()),
+        }
+    }
+
+    fn penalty(&self, step: &mut Step) -> f32 {
+        let is_factor = |key: &str| key.ends_with(".A") || key.ends_with(".B");
+        let count = step.values.keys().filter(|key| is_factor(key)).count() as f32;
+        let mut sum = 0.0;
+        for (key, values) in step.values.iter().filter(|(key, _)| is_factor(key)) {
+            // P has its ranks in rows: A as it is, B transposed.
+            let is_a = key.ends_with(".A");
+            let rows = match is_a {
+                true => values.clone(),
+                false => lora::transposed(values, self.rank),
+            };
+            let (norm, gradient) = orthogonality(&rows, self.rank);
+            sum += norm;
+            let gradient = match is_a {
+                true => gradient,
+                false => lora::transposed(&gradient, rows.len() / self.rank),
+            };
+            let pairs = step
+                .gradients
+                .get_mut(key)
+                .into_iter()
+                .flatten()
+                .zip(gradient);
+            pairs.for_each(|(sum, g)| *sum += self.orthogonal / count * g);
+        }
+        self.orthogonal * sum / count.max(1.0)
+    }
+
+    fn allocate(&self, step: &mut Step) {
+        let modules: Vec<String> = step
+            .values
+            .keys()
+            .filter_map(|key| key.strip_suffix(".E").map(str::to_owned))
+            .collect();
+        if step.number > step.steps - self.last {
+            return self.apply(step, &modules);
+        }
+        if step.number < step.steps - self.last {
+            self.remember(step);
+        }
+        if let Some(budget) = self.budget(step, modules.len()) {
+            self.choose(step, &modules, budget);
+        }
+    }
+}
+
+/// `‖P Pᵀ − I‖` and its gradient `2 (P Pᵀ − I) P / ‖P Pᵀ − I‖` of `P (ranks, width)`.
+fn orthogonality(p: &[f32], ranks: usize) -> (f32, Vec<f32>) {
+    let width = p.len() / ranks;
+    let row = |rank: usize| &p[rank * width..(rank + 1) * width];
+    let mut excess = vec![0.0f32; ranks * ranks];
+    for i in 0..ranks {
+        for j in 0..ranks {
+            let product: f32 = row(i).iter().zip(row(j)).map(|(x, y)| x * y).sum();
+            excess[i * ranks + j] = product - f32::from(i == j);
+        }
+    }
+    let norm = excess.iter().map(|value| value * value).sum::<f32>().sqrt();
+    let mut gradient = vec![0.0; p.len()];
+    for (i, sums) in gradient.chunks_exact_mut(width).enumerate() {
+        for j in 0..ranks {
+            let factor = 2.0 * excess[i * ranks + j] / norm.max(f32::MIN_POSITIVE);
+            sums.iter_mut()
+                .zip(row(j))
+                .for_each(|(sum, p)| *sum += factor * p);
+        }
+    }
+    (norm, gradient)
+}
+
+impl DeltaMethod for AdaLora {
+    const NAME: &'static str = "adalora";
+    const PREPOSITION: Preposition = Preposition::On;
+    const PAPER: &'static str = "Zhang et al., arXiv 2303.10512";
+    const SITES: &'static str = "choose linear layers, such as `block.*.attn.{q,v}`";
+
+    fn read(fields: &Fields, _: &Config) -> Self {
+        let rank = fields.count("rank", 1..=1_000_000).unwrap_or(12);
+        let steps = |key| fields.count(key, 0..=1_000_000_000).unwrap_or(0);
+        let share = |key| fields.number(key, 0.85, 1e-6..=0.999_999) as f32;
+        AdaLora {
+            rank,
+            target_rank: fields.count("target_rank", 1..=rank).unwrap_or(rank.min(8)),
+            alpha: fields.number("alpha", 16.0, 1e-6..=1e6) as f32,
+            dropout: fields.number("dropout", 0.0, 0.0..=0.99) as f32,
+            warmup: steps("warmup"),
+            last: steps("last"),
+            interval: fields.count("interval", 1..=1_000_000).unwrap_or(1),
+            betas: (share("beta1"), share("beta2")),
+            orthogonal: fields.number("orthogonal", 0.5, 0.0..=1e6) as f32,
+        }
+    }
+
+    fn accepts(site: Site) -> bool {
+        site == Site::Linear
+    }
+
+    fn check(&self, module: &Module) -> Result<(), String> {
+        lora::check_rank(self.rank, module)
+    }
+
+    fn parameters(&self, module: &Module) -> Vec<NewParameter> {
+        let init = || Init::Normal(0.02); // as PEFT draws it
+        vec![
+            NewParameter::new("A", [self.rank, module.input], init()),
+            NewParameter::new("B", [module.output, self.rank], init()),
+            NewParameter::new("E", [self.rank], Init::ZEROS),
+        ]
+    }
+
+    fn forward<D: Backend>(
+        &self,
+        at: &At<D>,
+        x: &Matrix<D>,
+        y: Matrix<D>,
+    ) -> Result<Matrix<D>, D::Err> {
+        let low = D::linear(&at.dropout(x, self.dropout)?, &at.weight("A"), None)?;
+        let low = D::scale_columns(&low, &at.vector("E"))?; // (rows, rank)
+        let low = D::scale(&low, self.scale())?;
+        D::add(&y, &D::linear(&low, &at.weight("B"), None)?)
+    }
+
+    fn on_host(&self) -> Option<&dyn OnHost> {
+        Some(self)
+    }
+
+    fn fold(&self, module: &Module, layer: &mut Folded, tensor: &dyn Fn(&str) -> Vec<f32>) -> bool {
+        let mut a = tensor("A");
+        for (row, e) in a.chunks_exact_mut(module.input).zip(tensor("E")) {
+            row.iter_mut().for_each(|a| *a *= e);
+        }
+        layer.add(&lora::product(&tensor("B"), &a, module.input, self.scale()));
+        true
+    }
+
+    /// With all ranks: those that went are zeros of E, and PEFT computes the same.
+    fn peft(&self) -> Option<PeftForm> {
+        Some(PeftForm {
+            kind: "ADALORA",
+            tensors: &[("A", "lora_A"), ("B", "lora_B"), ("E", "lora_E")],
+            shared: &[],
+            settings: json!({
+                "init_r": self.rank,
+                "target_r": self.target_rank,
+                "r": self.rank,
+                "lora_alpha": self.alpha,
+                "lora_dropout": self.dropout,
+                "tinit": self.warmup,
+                "tfinal": self.last,
+                "deltaT": self.interval,
+                "beta1": self.betas.0,
+                "beta2": self.betas.1,
+                "orth_reg_weight": self.orthogonal,
+                "total_step": self.warmup + self.last + 1,
+                "bias": "none",
+            }),
+        })
+    }
+
+    /// E is a column there.
+    fn peft_tensor(&self, _: &Module, parameter: &NewParameter) -> Option<PeftTensor> {
+        let mut stored = self.peft()?.tensor(parameter)?;
+        if parameter.name == "E" {
+            stored.shape.push(1);
+        }
+        Some(stored)
+    }
+
+    /// The scaling stays that of the initial rank where ranks were taken out.
+    fn from_peft(config: &PeftConfig, module: &PeftModule) -> Option<Self> {
+        if !is_kind(config, "ADALORA") {
+            return None;
+        }
+        let number = |key: &str| config.get(key).and_then(|value| value.as_f64());
+        let initial = number("init_r")? as f32;
+        Some(AdaLora {
+            rank: module.rank,
+            target_rank: module.rank.min(number("target_r")? as usize),
+            alpha: module.alpha * (module.rank as f32 + 1e-5) / (initial + 1e-5),
+            dropout: 0.0,
+            warmup: number("tinit").unwrap_or(0.0) as usize,
+            last: number("tfinal").unwrap_or(0.0) as usize,
+            interval: number("deltaT").unwrap_or(1.0).max(1.0) as usize,
+            betas: (
+                number("beta1").unwrap_or(0.85) as f32,
+                number("beta2").unwrap_or(0.85) as f32,
+            ),
+            orthogonal: number("orth_reg_weight").unwrap_or(0.5) as f32,
+        })
+    }
+}

@@ -1,0 +1,96 @@
+//! Rows of an embedding table that are trained, the others staying as they are: `trainable_tokens`
+//! of PEFT, for words that the backbone does not know well.
+
+use serde::{Deserialize, Serialize};
+
+use super::{At, DeltaMethod, Folded, Init, NewParameter, Preposition};
+use crate::backbone::{Config, Module, Site};
+use crate::engine::{Backend, Matrix};
+use crate::plan::Fields;
+
+/// Settings of trainable tokens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainableTokens {
+    /// Words, as they stand behind a space; all the tokens of each are trained.
+    pub words: Vec<String>,
+    /// The rows that are trained: tokens by their numbers, those of the words among them.
+    pub tokens: Vec<usize>,
+}
+
+impl DeltaMethod for TrainableTokens {
+    const NAME: &'static str = "trainable_tokens";
+    const PREPOSITION: Preposition = Preposition::On;
+    const PAPER: &'static str = "PEFT, https://github.com/huggingface/peft";
+    const SITES: &'static str = "choose `embeddings.word`";
+
+    fn read(fields: &Fields, _: &Config) -> Self {
+        let words = fields.names("words");
+        let tokens = fields.counts("tokens");
+        if fields.value("words").is_none() && fields.value("tokens").is_none() {
+            fields.missing("words", "[\"good\", \"bad\"]");
+        }
+        TrainableTokens {
+            words: words.into_iter().flatten().map(|word| word.node).collect(),
+            tokens: tokens.unwrap_or_default(),
+        }
+    }
+
+    fn accepts(site: Site) -> bool {
+        site == Site::Embedding
+    }
+
+    fn check(&self, module: &Module) -> Result<(), String> {
+        let (path, entries) = (&module.path, module.output);
+        match self.tokens.iter().find(|token| **token >= entries) {
+            _ if path != "embeddings.word" => Err(format!("`{path}` has no tokens")),
+            Some(token) => Err(format!(
+                "there is no token {token}: the vocabulary has {entries}"
+            )),
+            None => Ok(()),
+        }
+    }
+
+    fn texts(&self) -> Vec<&str> {
+        self.words.iter().map(String::as_str).collect()
+    }
+
+    fn set_tokens(&mut self, tokens: Vec<Vec<usize>>) -> Result<(), String> {
+        for token in tokens.concat() {
+            if !self.tokens.contains(&token) {
+                self.tokens.push(token);
+            }
+        }
+        Ok(())
+    }
+
+    fn parameters(&self, module: &Module) -> Vec<NewParameter> {
+        let shape = [self.tokens.len(), module.input];
+        let init = Init::Rows(self.tokens.clone());
+        vec![NewParameter::new("rows", shape, init)]
+    }
+
+    fn look_up<D: Backend>(
+        &self,
+        at: &At<D>,
+        indices: &[usize],
+        y: Matrix<D>,
+    ) -> Result<Matrix<D>, D::Err> {
+        // The trained rows stand behind those of the table: each row takes the one that counts.
+        let place = |index: &usize| self.tokens.iter().position(|token| token == index);
+        let chosen = indices.iter().enumerate().map(|(row, index)| {
+            let trained = place(index).map(|place| indices.len() + place);
+            trained.unwrap_or(row)
+        });
+        let chosen: Vec<usize> = chosen.collect();
+        D::select_rows(&D::join_rows(&[y, at.matrix("rows")])?, &chosen)
+    }
+
+    fn fold(&self, module: &Module, table: &mut Folded, tensor: &dyn Fn(&str) -> Vec<f32>) -> bool {
+        let rows = tensor("rows");
+        for (token, row) in self.tokens.iter().zip(rows.chunks_exact(module.input)) {
+            let start = token * module.input;
+            table.weight[start..start + module.input].copy_from_slice(row);
+        }
+        true
+    }
+}

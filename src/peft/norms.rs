@@ -1,0 +1,63 @@
+//! Layer norms that were trained whole, as PEFT's `LN_TUNING` stores them: a copy of each.
+
+use serde_json::json;
+
+use super::reader::Reader;
+use super::tuner::site_key;
+use super::{module_name, Written};
+use crate::backbone::Module;
+use crate::diagnostic::{Problem, Span};
+use crate::engine::Backend;
+use crate::graph::Graph;
+use crate::plan::{Change, DeltaPlan, Plan};
+
+/// `peft_type`
+pub(super) const KIND: &str = "LN_TUNING";
+
+/// The name of the one delta that is read.
+const DELTA: &str = "norms";
+
+fn suffix(path: &str) -> String {
+    let leaf = path.rsplit('.').next().unwrap_or_default();
+    format!("ln_tuning_layers.{leaf}")
+}
+
+/// The norms at these paths.
+pub(super) fn write<D: Backend>(plan: &Plan, graph: &Graph<D>, paths: &[String]) -> Written {
+    let prefix = plan.backbone.config.family().prefix;
+    let mut written = Written::default();
+    written.settings.insert("peft_type".into(), json!(KIND));
+    for module in paths.iter().filter_map(|path| graph.tree().module(path)) {
+        let name = module_name(&prefix, &module.checkpoint_name);
+        for parameter in &module.parameters {
+            let key = site_key(&name, &suffix(&parameter.path));
+            let values = graph.effective(&parameter.path).unwrap_or_default();
+            written
+                .tensors
+                .insert(key, (values, parameter.shape.clone()));
+        }
+        written.targets.insert(name);
+    }
+    written
+}
+
+/// The delta and its tensors.
+pub(super) fn read(
+    norms: &[(&Module, String)],
+    reader: &mut Reader,
+) -> Result<Vec<DeltaPlan>, Problem> {
+    let mut parameters = Vec::new();
+    for (module, name) in norms {
+        for parameter in &module.parameters {
+            let stored = site_key(name, &suffix(&parameter.path));
+            let key = format!("{DELTA}.{}", parameter.path);
+            reader.take(&stored, &parameter.shape, key, &parameter.shape)?;
+            parameters.push(parameter.path.clone());
+        }
+    }
+    Ok(vec![DeltaPlan {
+        name: DELTA.to_owned(),
+        change: Change::Unfreeze { parameters },
+        span: Span::default(),
+    }])
+}

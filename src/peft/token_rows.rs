@@ -1,0 +1,105 @@
+//! Trained rows of the word embeddings: in PEFT a setting of a LoRA, which may have no other module.
+
+use std::path::Path;
+
+use serde_json::{json, Value};
+
+use super::import::problem;
+use super::reader::Reader;
+use super::tuner::site_key;
+use super::{module_name, Written};
+use crate::backbone::{Module, Tree};
+use crate::delta::{Method, TrainableTokens};
+use crate::diagnostic::{Problem, Span};
+use crate::engine::Backend;
+use crate::graph::Graph;
+use crate::plan::{Change, DeltaPlan, Plan};
+
+/// The setting that lists the rows.
+pub(super) const SETTING: &str = "trainable_token_indices";
+
+/// What PEFT calls `target_modules` that are to match nothing.
+pub(super) const NO_TARGETS: &str = "dummy-target-modules";
+
+const SUFFIX: &str = "token_adapter.trainable_tokens_delta";
+const TABLE: &str = "embeddings.word";
+const DELTA: &str = "trainable_tokens";
+
+/// Adds the rows that a plan trains to what its LoRAs are written as.
+pub(super) fn write<D: Backend>(plan: &Plan, graph: &Graph<D>, written: &mut Written) {
+    let Some(table) = graph.tree().module(TABLE) else {
+        return;
+    };
+    let prefix = plan.backbone.config.family().prefix;
+    for delta in plan.active(plan.stages.len()) {
+        let Change::Method {
+            method: Method::TrainableTokens(method),
+            ..
+        } = &delta.change
+        else {
+            continue;
+        };
+        let rows = graph.delta_tensor(&delta.name, TABLE, "rows");
+        let name = module_name(&prefix, &table.checkpoint_name);
+        let shape = vec![method.tokens.len(), table.input];
+        let tensor = (rows.unwrap_or_default(), shape);
+        written.tensors.insert(site_key(&name, SUFFIX), tensor);
+        let (_, leaf) = name.rsplit_once('.').unwrap_or(("", &name));
+        let indices = json!({ leaf: method.tokens });
+        written.settings.insert(SETTING.into(), indices);
+    }
+}
+
+/// The delta that the setting describes, if it is there.
+pub(super) fn read(
+    directory: &Path,
+    setting: Option<&Value>,
+    tree: &Tree,
+    prefix: &str,
+    reader: &mut Reader,
+) -> Result<Option<DeltaPlan>, Problem> {
+    let (Some(setting), Some(table)) = (setting, tree.module(TABLE)) else {
+        return Ok(None);
+    };
+    let wrong = || {
+        problem(directory, format!("`{SETTING}` is {setting}"))
+            .help("give rows of the word embeddings as a list of whole numbers")
+    };
+    let name = module_name(prefix, &table.checkpoint_name);
+    let tokens = match setting {
+        Value::Null => return Ok(None),
+        Value::Object(modules) => match modules.iter().next() {
+            None => return Ok(None),
+            Some((module, tokens)) if modules.len() == 1 && name.ends_with(module) => tokens,
+            _ => return Err(wrong()),
+        },
+        tokens => tokens,
+    };
+    let number = |token: &Value| token.as_u64().map(|token| token as usize);
+    let tokens = tokens.as_array().ok_or_else(wrong)?.iter().map(number);
+    let tokens: Vec<usize> = tokens.collect::<Option<_>>().ok_or_else(wrong)?;
+    read_rows(tokens, table, &name, reader).map(Some)
+}
+
+fn read_rows(
+    tokens: Vec<usize>,
+    table: &Module,
+    name: &str,
+    reader: &mut Reader,
+) -> Result<DeltaPlan, Problem> {
+    let shape = [tokens.len(), table.input];
+    let key = format!("{DELTA}.{TABLE}.rows");
+    reader.take(&site_key(name, SUFFIX), &shape, key, &shape)?;
+    let method = TrainableTokens {
+        words: Vec::new(),
+        tokens,
+    };
+    Ok(DeltaPlan {
+        name: DELTA.to_owned(),
+        change: Change::Method {
+            method: Method::TrainableTokens(method),
+            sites: vec![TABLE.to_owned()],
+        },
+        span: Span::default(),
+    })
+}
