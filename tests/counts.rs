@@ -105,6 +105,27 @@ const ROWS: &[(&str, &str, Source)] = &[
         "insert d = p_tuning { tokens = 20 } before embeddings",
         Peft("p_tuning"),
     ),
+    (
+        "LoRA, rank 8, gated",
+        "reparam d = lora { rank = 8, gate = on } on block.*.attn.{q,v}",
+        // A gate is a row of the width, and a bias.
+        Formula(|c| {
+            let (l, h, _) = sizes(c);
+            2 * l * (2 * 8 * h + h + 1)
+        }),
+    ),
+    (
+        "intrinsic dimension (DID), 1000",
+        "reparam d = intrinsic_dimension { dimension = 1000 } on block.*.{attn.{q,k,v,o},ff.{up,down}}",
+        Formula(|_| 1000),
+    ),
+    (
+        "intrinsic dimension (SAID), 1000",
+        "reparam d = intrinsic_dimension { dimension = 1000, structure_aware = on } \
+         on block.*.{attn.{q,k,v,o},ff.{up,down}}",
+        // A factor of each of the six weights of a layer.
+        Formula(|c| 1000 + 6 * c.layers),
+    ),
     ("layer norms", "unfreeze d = **.norm", Peft("layer norms")),
     (
         "BitFit",

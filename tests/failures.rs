@@ -3,7 +3,7 @@
 #[path = "common/place.rs"]
 mod place;
 
-use place::Place;
+use place::{Place, PIPELINE};
 
 #[test]
 fn an_existing_output_is_not_touched() {
@@ -148,6 +148,42 @@ fn adapters_that_do_not_fit_are_refused() {
         assert_ne!(config, spoiled, "{name}");
         place.write("runs/small/peft/adapter_config.json", spoiled.as_bytes());
         insta::assert_snapshot!(name, place.fail(2, &predict));
+    }
+}
+
+#[test]
+fn what_cannot_be_merged_says_why() {
+    let place = Place::new();
+    let cases = [
+        (
+            "merge_adapter",
+            "insert low_rank = houlsby after block.*.ff",
+        ),
+        (
+            "merge_prefix",
+            "insert low_rank = prefix { tokens = 2 } before block.*.attn",
+        ),
+        (
+            "merge_prompt",
+            "insert low_rank = prompt { tokens = 2 } before embeddings",
+        ),
+        (
+            "merge_gate",
+            "reparam low_rank = lora { rank = 2, gate = on } on block.*.attn.q",
+        ),
+    ];
+    let lora = PIPELINE
+        .lines()
+        .find(|line| line.starts_with("reparam"))
+        .unwrap();
+    for (name, statement) in cases {
+        place.write(
+            &format!("{name}.delta"),
+            PIPELINE.replace(lora, statement).as_bytes(),
+        );
+        place.succeed(&[&format!("{name}.delta"), "--quiet", "--out", name]);
+        insta::assert_snapshot!(name, place.fail(2, &["merge", name, "merged"]));
+        assert!(!place.path("merged").exists());
     }
 }
 

@@ -2,8 +2,8 @@
 //! input, for odd sizes, one row, sequences of length 1, and extreme values.
 
 use deltarun::engine::{
-    backward, definition, with_trace, Activation, AttentionShape, Backend, Dropout, Layout, Matrix,
-    Recorder, Scalar, Vector, Weight,
+    backward, definition, with_trace, Activation, AttentionShape, Backend, Dropout, Fastfood,
+    Layout, Matrix, Recorder, Scalar, Vector, Weight,
 };
 use dfdx::prelude::*;
 use proptest::prelude::*;
@@ -151,7 +151,7 @@ proptest! {
         let mut random = Random::new(seed);
         let inputs = Inputs { matrices: vec![random.matrix(rows, columns, scale)], vectors: vec![] };
         use Activation::*;
-        for activation in [Gelu, GeluTanh, Relu, Swish, Tanh] {
+        for activation in [Gelu, GeluTanh, Relu, Swish, Tanh, Sigmoid] {
             compare(
                 &inputs,
                 &|m, _| Cpu::activate(&m[0], activation).unwrap(),
@@ -225,6 +225,18 @@ proptest! {
         for (kernel, definition) in pairs {
             compare(&inputs, kernel, definition, 1e-6);
         }
+    }
+
+    #[test]
+    fn projections(seed: u64, dimension in 1..40usize, rows in 1..20usize, columns in 1..20usize) {
+        let inputs = Inputs { matrices: vec![Random::new(seed).matrix(1, dimension, 1.0)], vectors: vec![] };
+        let projection = Fastfood { dimension, length: rows * columns, seed };
+        compare(
+            &inputs,
+            &|m, _| Cpu::project(&m[0], projection, (rows, columns)).unwrap(),
+            &|m, _| definition::project(&m[0], projection, (rows, columns)).unwrap(),
+            1e-5,
+        );
     }
 
     #[test]

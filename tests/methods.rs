@@ -3,9 +3,9 @@
 
 mod common;
 
-use common::{classifier, fixture, Expected, METHODS};
-use deltarun::engine::Backend;
-use deltarun::graph::{Batch, Graph};
+use common::{classifier, difference, fixture, Expected, METHODS};
+use deltarun::engine::{Backend, Layout};
+use deltarun::graph::{Batch, Graph, Targets};
 use deltarun::plan::Plan;
 use dfdx::prelude::Cpu;
 use rand::{Rng, SeedableRng};
@@ -108,6 +108,94 @@ fn a_fresh_adapter_changes_almost_nothing() {
     let (_, graph, _) = load("bert_a", statement, "delta, head");
     let difference = (loss(&plain, &batch) - loss(&graph, &batch)).abs();
     assert!(difference > 0.0 && difference < 1e-2, "{difference}");
+}
+
+const GATED: [&str; 3] = [
+    "reparam delta = lora { rank = 3, alpha = 5, gate = on } on block.*.attn.{q,v}",
+    "insert delta = houlsby { bottleneck = 5, gate = on } after block.*.{attn,ff}",
+    "insert delta = prefix { tokens = 3, gate = on } before block.*.attn",
+];
+
+/// Opens all gates by `bias`, whatever they read.
+fn set_gates(graph: &mut Graph<Cpu>, bias: f32) {
+    let mut gates = graph.trained_tensors();
+    gates.retain(|key, _| key.contains(".gate."));
+    assert!(!gates.is_empty());
+    for (key, (values, _)) in &mut gates {
+        values.fill(if key.ends_with("bias") { bias } else { 0.0 });
+    }
+    graph.set(gates).unwrap();
+}
+
+#[test]
+fn an_open_gate_is_none_and_a_closed_one_takes_the_delta_away() {
+    for statement in GATED {
+        let (_, mut plain, _) = load(
+            "bert_a",
+            &statement.replace(", gate = on", ""),
+            "delta, head",
+        );
+        let (_, mut graph, batch) = load("bert_a", statement, "delta, head");
+        shake(&mut plain, 4);
+        graph.set(plain.tensors()).unwrap();
+        set_gates(&mut graph, 40.0);
+        let difference = (loss(&graph, &batch) - loss(&plain, &batch)).abs();
+        assert!(difference < 1e-6, "{statement}: {difference}");
+        if statement.contains("prefix") {
+            continue; // keys of zero still take their share of the softmax
+        }
+        set_gates(&mut graph, -40.0);
+        let (_, mut bare, _) = load("bert_a", "", "head");
+        let mut head = plain.tensors();
+        head.retain(|key, _| !key.starts_with("delta."));
+        bare.set(head).unwrap();
+        let difference = (loss(&graph, &batch) - loss(&bare, &batch)).abs();
+        assert!(difference < 1e-6, "{statement}: {difference}");
+    }
+}
+
+/// With nothing read, a gate is σ(b): the same as a smaller alpha.
+#[test]
+fn a_gate_weighs_by_the_sigmoid() {
+    let statement = GATED[0];
+    let (_, mut graph, batch) = load("bert_a", statement, "delta, head");
+    shake(&mut graph, 4);
+    set_gates(&mut graph, 1.5);
+    let weighed = 5.0 / (1.0 + (-1.5f64).exp());
+    let weaker = statement
+        .replace(", gate = on", "")
+        .replace("alpha = 5", &format!("alpha = {weighed}"));
+    let (_, mut plain, _) = load("bert_a", &weaker, "delta, head");
+    let mut same = graph.tensors();
+    same.retain(|key, _| !key.contains(".gate."));
+    plain.set(same).unwrap();
+    let difference = (loss(&graph, &batch) - loss(&plain, &batch)).abs();
+    assert!(difference < 1e-6, "{difference}");
+}
+
+/// A gate is one sequence's own: what else is in the batch does not matter.
+#[test]
+fn a_gate_opens_for_each_sequence_alone() {
+    for statement in GATED {
+        let (_, mut graph, batch) = load("bert_a", statement, "delta, head");
+        shake(&mut graph, 4);
+        let batch = &batch[0];
+        let all = Cpu::read(&graph.inference().logits(batch).unwrap());
+        let labels = all.len() / batch.layout.sequences();
+        for (number, range) in batch.layout.ranges().enumerate() {
+            let alone = Batch {
+                tokens: batch.tokens[range.clone()].to_vec(),
+                types: batch.types[range.clone()].to_vec(),
+                layout: Layout::new([range.len()], vec![0]),
+                masks: Vec::new(),
+                total: 1,
+                targets: Targets::Classes(vec![0]),
+            };
+            let logits = Cpu::read(&graph.inference().logits(&alone).unwrap());
+            let found = difference(&logits, &all[number * labels..][..labels], false);
+            assert!(found < 1e-5, "{statement}, sequence {number}: {found}");
+        }
+    }
 }
 
 #[test]

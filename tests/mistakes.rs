@@ -309,6 +309,21 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "= trainable_tokens { tokens = [3] } on embeddings.position",
     ),
     (
+        "gated_prompt",
+        ADAPTERS,
+        "insert adapters = prompt { tokens = 2, gate = on } before embeddings",
+    ),
+    (
+        "gated_embedding",
+        "= lora { rank = rank, alpha = 16 } on block.*.attn.{q,v} expect 4",
+        "= lora { rank = rank, gate = on } on embeddings.word",
+    ),
+    (
+        "intrinsic_dimension_without_one",
+        "= lora { rank = rank, alpha = 16 } on block.*.attn.{q,v} expect 4",
+        "= intrinsic_dimension { structure_aware = on } on block.*.attn.q",
+    ),
+    (
         "several_at_once",
         "alpha = 16 } on block.*.attn.{q,v} expect 4",
         "alhpa = 16 } on block.*.atn.q",

@@ -9,7 +9,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 /// Every kind of rank, several LoRAs at one module, and the other methods that PEFT has.
-const PLACES: [(&str, &str); 18] = [
+const PLACES: [(&str, &str); 19] = [
     (
         "one",
         "reparam a = lora { rank = 4, alpha = 9 } on block.*.attn.{q,v}",
@@ -46,6 +46,10 @@ const PLACES: [(&str, &str); 18] = [
         "words_and_rank",
         "reparam a = trainable_tokens { words = [\"good\", \"bad\"] } on embeddings.word\n\
          reparam b = lora { rank = 2 } on block.*.attn.q",
+    ),
+    (
+        "intrinsic",
+        "reparam a = intrinsic_dimension { dimension = 50, structure_aware = on } on block.*.ff.{up,down}",
     ),
     ("norms", "unfreeze a = **.norm"),
     (

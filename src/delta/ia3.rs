@@ -47,6 +47,7 @@ impl DeltaMethod for Ia3 {
     const PREPOSITION: Preposition = Preposition::On;
     const PAPER: &'static str = "Liu et al., arXiv 2205.05638";
     const SITES: &'static str = "choose linear layers, such as `block.*.{attn.{k,v},ff.down}`";
+    const CAN_BE_GATED: bool = false;
 
     fn read(fields: &Fields, _: &Config) -> Self {
         let places = [

@@ -29,6 +29,16 @@ macro_rules! methods {
                 match self { $(Method::$method(_) => $file::$method::NAME,)* }
             }
 
+            /// How it stands to its modules.
+            pub fn preposition(&self) -> Preposition {
+                match self { $(Method::$method(_) => $file::$method::PREPOSITION,)* }
+            }
+
+            /// See [`DeltaMethod::CAN_BE_GATED`].
+            pub fn can_be_gated(&self) -> bool {
+                match self { $(Method::$method(_) => $file::$method::CAN_BE_GATED,)* }
+            }
+
             /// See [`DeltaMethod::SITES`].
             pub fn sites(&self) -> &'static str {
                 match self { $(Method::$method(_) => $file::$method::SITES,)* }

@@ -8,8 +8,10 @@ mod adalora;
 mod bottleneck;
 mod compacter;
 mod dora;
+pub(crate) mod gate;
 mod houlsby;
 mod ia3;
+mod intrinsic_dimension;
 mod list;
 mod loha;
 mod lokr;
@@ -49,6 +51,7 @@ list::methods! {
     lokr::Lokr,
     vera::Vera,
     ia3::Ia3,
+    intrinsic_dimension::IntrinsicDimension,
     trainable_tokens::TrainableTokens,
     houlsby::Houlsby,
     pfeiffer::Pfeiffer,
@@ -70,6 +73,9 @@ pub trait DeltaMethod: Sized {
     const PAPER: &'static str;
     /// Where it can sit, as advice: "choose linear layers, such as `block.*.attn.{q,v}`".
     const SITES: &'static str;
+
+    /// Whether a gate can weigh what it changes: not what it does to embeddings or to inputs.
+    const CAN_BE_GATED: bool = true;
 
     /// Reads its settings from a block; what is wrong is reported through `fields`.
     fn read(fields: &Fields, config: &Config) -> Self;

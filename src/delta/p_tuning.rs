@@ -22,6 +22,7 @@ impl DeltaMethod for PTuning {
     const PREPOSITION: Preposition = Preposition::Before;
     const PAPER: &'static str = "Liu et al., arXiv 2103.10385";
     const SITES: &'static str = "choose `embeddings`";
+    const CAN_BE_GATED: bool = false;
 
     fn read(fields: &Fields, config: &Config) -> Self {
         PTuning {

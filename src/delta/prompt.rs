@@ -39,6 +39,7 @@ impl DeltaMethod for Prompt {
     const PREPOSITION: Preposition = Preposition::Before;
     const PAPER: &'static str = "Lester et al., arXiv 2104.08691";
     const SITES: &'static str = "choose `embeddings`";
+    const CAN_BE_GATED: bool = false;
 
     fn read(fields: &Fields, _: &Config) -> Self {
         let init = match fields.value("init").map(|value| value.node) {

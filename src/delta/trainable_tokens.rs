@@ -22,6 +22,7 @@ impl DeltaMethod for TrainableTokens {
     const PREPOSITION: Preposition = Preposition::On;
     const PAPER: &'static str = "PEFT, https://github.com/huggingface/peft";
     const SITES: &'static str = "choose `embeddings.word`";
+    const CAN_BE_GATED: bool = false;
 
     fn read(fields: &Fields, _: &Config) -> Self {
         let words = fields.names("words");

@@ -5,7 +5,9 @@
 
 use dfdx::prelude::*;
 
-use super::{Activation, AttentionShape, Backend, Dropout, Layout, Matrix, Scalar, Vector};
+use super::{
+    Activation, AttentionShape, Backend, Dropout, Fastfood, Layout, Matrix, Scalar, Vector,
+};
 
 type Outcome<T, D> = Result<T, <D as HasErr>::Err>;
 
@@ -103,6 +105,7 @@ pub fn activate<D: Backend>(x: &Matrix<D>, activation: Activation) -> Outcome<Ma
         Activation::Relu => x.clone().try_relu(),
         Activation::Swish => x.clone().try_sigmoid()?.try_mul(x.clone()),
         Activation::Tanh => x.clone().try_tanh(),
+        Activation::Sigmoid => x.clone().try_sigmoid(),
     }
 }
 
@@ -334,6 +337,55 @@ pub fn kronecker<D: Backend>(x: &Matrix<D>, y: &Matrix<D>) -> Outcome<Matrix<D>,
         .try_reshape_like(&(l, m, k, n))?
         .try_permute::<_, Axes4<0, 2, 1, 3>>()? // (l, k, m, n)
         .try_reshape_like(&(l * k, m * n))
+}
+
+/// See [`Backend::project`]: all blocks at once, H as a matrix.
+pub fn project<D: Backend>(
+    z: &Matrix<D>,
+    projection: Fastfood,
+    shape: (usize, usize),
+) -> Outcome<Matrix<D>, D> {
+    assert_eq!(
+        z.shape(),
+        &(1, projection.dimension),
+        "project: shapes disagree"
+    );
+    assert_eq!(
+        shape.0 * shape.1,
+        projection.length,
+        "project: shapes disagree"
+    );
+    let device = z.device().clone();
+    let width = projection.width();
+    let (mut signs, mut order, mut gains) = (Vec::new(), Vec::new(), Vec::new());
+    for (number, block) in projection.blocks().enumerate() {
+        signs.extend(block.signs);
+        order.extend(block.order.into_iter().map(|from| number * width + from));
+        gains.extend(block.gains);
+    }
+    let blocks = (signs.len() / width, width);
+    let all = |rows: Matrix<D>| rows.try_reshape_like(&(blocks.0 * width, 1));
+    let hadamard = (0..width * width).map(|i| match ((i / width) & (i % width)).count_ones() % 2 {
+        0 => 1.0,
+        _ => -1.0,
+    });
+    let hadamard = device.try_tensor_from_vec(hadamard.collect(), (width, width))?;
+    let padded = match width - projection.dimension {
+        0 => z.clone(),
+        more => {
+            let zeros = device.try_tensor_from_vec(vec![0.0; more], (1, more))?;
+            join_columns(&[z.clone(), zeros.put_tape(super::Trace::off())])?
+        }
+    };
+    let mixed = select_rows(&padded, &vec![0; blocks.0])?
+        .try_mul(device.try_tensor_from_vec(signs, blocks)?)?
+        .try_matmul(hadamard.clone())?; // blocks
+    let projected = select_rows(&all(mixed)?, &order)?
+        .try_reshape_like(&blocks)?
+        .try_mul(device.try_tensor_from_vec(gains, blocks)?)?
+        .try_matmul(hadamard)?; // blocks
+    let kept: Vec<usize> = (0..projection.length).collect();
+    select_rows(&all(projected)?, &kept)?.try_reshape_like(&shape)
 }
 
 /// See [`Backend::row_norms`].

@@ -9,6 +9,7 @@
 
 pub mod cpu;
 pub mod definition;
+mod fastfood;
 mod layout;
 mod noise;
 mod trace;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 
 use dfdx::prelude::{Gradients, Shape, SplitTape, Tensor};
 
+pub use fastfood::Fastfood;
 pub use layout::{Dropout, Layout};
 pub use noise::mix;
 pub use trace::{backward, with_trace, Recorder, Trace};
@@ -61,6 +63,8 @@ pub enum Activation {
     Swish,
     /// Hyperbolic tangent.
     Tanh,
+    /// `σ(x) = 1 / (1 + exp(−x))`.
+    Sigmoid,
 }
 
 impl Activation {
@@ -189,6 +193,15 @@ pub trait Backend: dfdx::tensor_ops::Device<f32> {
     /// The Kronecker product `x ⊗ y`: `x (l, m)`, `y (k, n)` → `(l k, m n)`.
     fn kronecker(x: &Matrix<Self>, y: &Matrix<Self>) -> Result<Matrix<Self>, Self::Err> {
         definition::kronecker(x, y)
+    }
+
+    /// `P z` as a matrix of `shape`: `z (1, dimension)` → `(out, in)`.
+    fn project(
+        z: &Matrix<Self>,
+        projection: Fastfood,
+        shape: (usize, usize),
+    ) -> Result<Matrix<Self>, Self::Err> {
+        definition::project(z, projection, shape)
     }
 
     /// The Euclidean norm of every row, without a gradient: `(rows, columns)` → `(rows)`.

@@ -141,9 +141,17 @@ impl<'g, D: Backend> Pass<'g, D> {
         read: Option<&[usize]>,
     ) -> Outcome<Matrix<D>, D> {
         let layers = self.graph.config.layers;
+        // A gate reads all rows of a sequence.
+        let (early, late) = match self.graph.is_gated(layers - 1) {
+            true => (None, read),
+            false => (read, None),
+        };
         for block in 0..layers {
-            let read = if block + 1 == layers { read } else { None };
+            let read = if block + 1 == layers { early } else { None };
             x = self.block(block, x, layout, read)?;
+        }
+        if let Some(rows) = late {
+            x = D::select_rows(&x, rows)?;
         }
         if self.graph.pre_norm() {
             x = self.norm("norm", &x)?;
@@ -253,7 +261,7 @@ impl<'g, D: Backend> Pass<'g, D> {
             parts = self.adapt_fused(&fused, x, parts, layout)?;
         }
         let [q, k, v] = parts;
-        let ([k, v], prefix) = self.prefixed(path, [k, v], layout)?;
+        let ([k, v], prefix) = self.prefixed(path, x, [k, v], layout)?;
         let shape = AttentionShape {
             heads: config.heads,
             causal: self.graph.family.causal,

@@ -85,7 +85,7 @@ struct Active {
     /// A path of the backbone or the head → the key that holds its value instead.
     redirects: HashMap<String, String>,
     /// A site's path → the deltas there, in the order of the file.
-    sites: HashMap<String, Vec<(String, Method)>>,
+    sites: HashMap<String, Vec<Placed>>,
     /// Rows that deltas put before every sequence or before its keys: they take the first places of
     /// the position table.
     tokens: usize,
@@ -95,6 +95,16 @@ struct Active {
 }
 
 type Outcome<T, D> = Result<T, <D as HasErr>::Err>;
+
+/// A delta at a site.
+pub struct Placed {
+    /// Its name.
+    pub delta: String,
+    /// Its method.
+    pub method: Method,
+    /// Whether a gate weighs what it changes.
+    pub is_gated: bool,
+}
 
 /// What a device reports, for the user.
 pub fn device_problem(error: impl std::fmt::Display) -> Problem {
@@ -276,7 +286,11 @@ impl<D: Backend> Graph<D> {
                 Change::Method { method, sites } => {
                     for site in sites {
                         let place = active.sites.entry(site.clone()).or_default();
-                        place.push((delta.name.clone(), method.clone()));
+                        place.push(Placed {
+                            delta: delta.name.clone(),
+                            method: method.clone(),
+                            is_gated: delta.is_gated,
+                        });
                     }
                 }
             }
@@ -388,12 +402,21 @@ impl<D: Backend> Graph<D> {
     }
 
     /// The deltas at a site, in the order of the file.
-    pub fn deltas_at(&self, site: &str) -> &[(String, Method)] {
+    pub fn deltas_at(&self, site: &str) -> &[Placed] {
         self.active
             .sites
             .get(site)
             .map(Vec::as_slice)
             .unwrap_or_default()
+    }
+
+    /// Whether something is gated in a block.
+    fn is_gated(&self, block: usize) -> bool {
+        let prefix = format!("block.{block}.");
+        let mut sites = self.active.sites.iter();
+        sites.any(|(site, placed)| {
+            site.starts_with(&prefix) && placed.iter().any(|placed| placed.is_gated)
+        })
     }
 
     /// The parameters of the head in place: path and key.

@@ -7,9 +7,9 @@ use dfdx::prelude::HasShape;
 use super::forward::Pass;
 use super::init::Draw;
 use super::singular::Singular;
-use super::{Graph, Outcome, Value};
+use super::{Graph, Outcome, Placed, Value};
 use crate::backbone::Module;
-use crate::delta::{At, Init, NewParameter, Values};
+use crate::delta::{gate, At, Init, NewParameter, Preposition, Values};
 use crate::diagnostic::Problem;
 use crate::engine::{Backend, Layout, Matrix, Vector, Weight};
 use crate::plan::{Change, Plan};
@@ -39,7 +39,7 @@ impl<D: Backend> Graph<D> {
                     }
                     for module in modules {
                         let origin = Origin::new(self, module);
-                        for parameter in method.parameters(module) {
+                        for parameter in delta.parameters(module) {
                             let key = format!("{}.{}.{}", delta.name, module.path, parameter.name);
                             self.add_parameter(key, &parameter, Some(&origin), drawn)?;
                         }
@@ -159,8 +159,16 @@ impl<D: Backend> Graph<D> {
     /// # Errors
     /// What the device reports.
     pub fn prefix(&self, path: &str) -> Outcome<Vec<Vec<f32>>, D> {
-        let prefix = self.inference().prefixes(path, &Layout::new([], vec![]))?;
-        Ok(prefix.iter().flatten().map(|part| D::read(part)).collect())
+        let pass = self.inference();
+        let prefixes = pass.prefixes(path, None, &Layout::new([], vec![]))?;
+        let joined = |part: usize| -> Outcome<Vec<f32>, D> {
+            let parts: Vec<_> = prefixes.iter().map(|p| p.rows[part].clone()).collect();
+            Ok(D::read(&D::join_rows(&parts)?))
+        };
+        match prefixes.is_empty() {
+            true => Ok(Vec::new()),
+            false => Ok(vec![joined(0)?, joined(1)?]),
+        }
     }
 }
 
@@ -172,7 +180,7 @@ impl<D: Backend> Pass<'_, D> {
         mut x: Matrix<D>,
         layout: &Layout,
     ) -> Outcome<Matrix<D>, D> {
-        for (delta, method) in self.graph.deltas_at(path) {
+        for Placed { delta, method, .. } in self.graph.deltas_at(path) {
             x = method.input(&self.at(delta, path).at(layout, None), x)?;
         }
         Ok(x)
@@ -187,7 +195,7 @@ impl<D: Backend> Pass<'_, D> {
     ) -> Outcome<Matrix<D>, D> {
         let table = self.weight(&format!("{path}.weight"));
         let mut y = D::select_rows(&table.matrix, indices)?;
-        for (delta, method) in self.graph.deltas_at(path) {
+        for Placed { delta, method, .. } in self.graph.deltas_at(path) {
             y = method.look_up(&self.at(delta, path).at(layout, None), indices, y)?;
         }
         Ok(y)
@@ -202,48 +210,102 @@ impl<D: Backend> Pass<'_, D> {
         layout: &Layout,
         residual: Option<&Matrix<D>>,
     ) -> Outcome<Matrix<D>, D> {
-        for (delta, method) in self.graph.deltas_at(path) {
-            y = method.forward(&self.at(delta, path).at(layout, residual), x, y)?;
+        for placed in self.graph.deltas_at(path) {
+            let site = self.at(&placed.delta, path);
+            let (at, before) = (site.at(layout, residual), y.clone());
+            y = placed.method.forward(&at, x, y)?;
+            if placed.is_gated {
+                let reads = match placed.method.preposition() {
+                    Preposition::After => &before,
+                    _ => x,
+                };
+                let gates = gate::open(&at, reads)?;
+                let change = D::add(&y, &D::scale(&before, -1.0)?)?;
+                y = D::add(&before, &gate::weigh(&gates, &change, layout)?)?;
+            }
         }
         Ok(y)
     }
 
     /// Keys and values with the prefixes at an attention before those of every sequence, and the
-    /// number of rows that came before each.
+    /// number of rows that came before each; `x` is what the attention reads.
     pub(super) fn prefixed(
         &self,
         path: &str,
+        x: &Matrix<D>,
         [k, v]: [Matrix<D>; 2],
         layout: &Layout,
     ) -> Outcome<([Matrix<D>; 2], usize), D> {
-        let Some([keys, values]) = self.prefixes(path, layout)? else {
+        let prefixes = self.prefixes(path, Some(x), layout)?;
+        if prefixes.is_empty() {
             return Ok(([k, v], 0));
+        }
+        // Where each row lies when all prefixes are followed by the sequences' own rows.
+        let count = prefixes.iter().map(|prefix| prefix.tokens).sum();
+        let own: usize = prefixes.iter().map(|prefix| prefix.rows[0].shape().0).sum();
+        let mut rows = Vec::with_capacity(layout.rows() + count * layout.sequences());
+        for (sequence, range) in layout.ranges().enumerate() {
+            let mut start = 0;
+            for prefix in &prefixes {
+                let first = start
+                    + if prefix.is_shared {
+                        0
+                    } else {
+                        sequence * prefix.tokens
+                    };
+                rows.extend(first..first + prefix.tokens);
+                start += prefix.rows[0].shape().0;
+            }
+            rows.extend(own + range.start..own + range.end);
+        }
+        let extend = |part: usize, own: Matrix<D>| {
+            let mut parts: Vec<_> = prefixes.iter().map(|p| p.rows[part].clone()).collect();
+            parts.push(own);
+            D::select_rows(&D::join_rows(&parts)?, &rows)
         };
-        let count = keys.shape().0;
-        let rows = layout.extended_rows(count);
-        let extend = |prefix, own| D::select_rows(&D::join_rows(&[prefix, own])?, &rows);
-        Ok(([extend(keys, k)?, extend(values, v)?], count))
+        Ok(([extend(0, k)?, extend(1, v)?], count))
     }
 
-    /// The prefixes at an attention: keys and values, each joined.
-    fn prefixes(&self, path: &str, layout: &Layout) -> Outcome<Option<[Matrix<D>; 2]>, D> {
-        let (mut keys, mut values) = (Vec::new(), Vec::new());
-        for (delta, method) in self.graph.deltas_at(path) {
-            if let Some([k, v]) = method.prefix(&self.at(delta, path).at(layout, None))? {
-                keys.push(k);
-                values.push(v);
+    /// The prefixes at an attention; those that are gated for each sequence where `x` is given.
+    fn prefixes(
+        &self,
+        path: &str,
+        x: Option<&Matrix<D>>,
+        layout: &Layout,
+    ) -> Outcome<Vec<PrefixRows<D>>, D> {
+        let mut prefixes = Vec::new();
+        for placed in self.graph.deltas_at(path) {
+            let site = self.at(&placed.delta, path);
+            let at = site.at(layout, None);
+            let Some(mut rows) = placed.method.prefix(&at)? else {
+                continue;
+            };
+            let tokens = rows[0].shape().0;
+            let gated = x.filter(|_| placed.is_gated);
+            if let Some(x) = gated {
+                let gates = gate::open(&at, x)?;
+                let sequences = layout.sequences();
+                let copies = Layout::new(vec![tokens; sequences], vec![0; sequences]);
+                let rows_of_all = (0..tokens).cycle().take(copies.rows());
+                let rows_of_all: Vec<usize> = rows_of_all.collect();
+                for part in &mut rows {
+                    let all = D::select_rows(part, &rows_of_all)?;
+                    *part = gate::weigh(&gates, &all, &copies)?;
+                }
             }
+            prefixes.push(PrefixRows {
+                rows,
+                tokens,
+                is_shared: gated.is_none(),
+            });
         }
-        match keys.len() {
-            0 => Ok(None),
-            _ => Ok(Some([D::join_rows(&keys)?, D::join_rows(&values)?])),
-        }
+        Ok(prefixes)
     }
 
     /// The prompts before every sequence, `(tokens, hidden)`, where there are any.
     pub(super) fn prompts(&self, layout: &Layout) -> Outcome<Option<Matrix<D>>, D> {
         let mut parts = Vec::new();
-        for (delta, method) in self.graph.deltas_at(EMBEDDINGS) {
+        for Placed { delta, method, .. } in self.graph.deltas_at(EMBEDDINGS) {
             parts.extend(method.prompt(&self.at(delta, EMBEDDINGS).at(layout, None))?);
         }
         match parts.len() {
@@ -259,6 +321,14 @@ impl<D: Backend> Pass<'_, D> {
             site,
         }
     }
+}
+
+/// Keys and values of one prefix.
+struct PrefixRows<D: Backend> {
+    /// `(tokens, hidden)`, or `(sequences · tokens, hidden)` where sequences do not share them.
+    rows: [Matrix<D>; 2],
+    tokens: usize,
+    is_shared: bool,
 }
 
 /// The path of the embeddings as a whole.

@@ -54,6 +54,9 @@ pub(super) fn form(plan: &Plan) -> Result<Form<'_>, String> {
             format!("`{name}` changes weights of the backbone itself, and not layer norms alone")
         });
     }
+    if let Some(gated) = active.iter().find(|delta| delta.is_gated) {
+        return Err(format!("PEFT has no gates, and `{}` has one", gated.name));
+    }
     for (method, _) in &methods {
         let is_known = is_prompt(method)
             || is_prefix(method)

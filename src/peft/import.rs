@@ -133,6 +133,7 @@ fn read_tuner(
         deltas.push(DeltaPlan {
             name,
             change: Change::Method { method, sites },
+            is_gated: false,
             span: Span::default(),
         });
     }

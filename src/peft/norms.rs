@@ -58,6 +58,7 @@ pub(super) fn read(
     Ok(vec![DeltaPlan {
         name: DELTA.to_owned(),
         change: Change::Unfreeze { parameters },
+        is_gated: false,
         span: Span::default(),
     }])
 }

@@ -101,6 +101,7 @@ pub(super) fn read(
     Ok(vec![DeltaPlan {
         name: method.name().to_owned(),
         change: Change::Method { method, sites },
+        is_gated: false,
         span: Span::default(),
     }])
 }

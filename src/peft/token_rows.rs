@@ -100,6 +100,7 @@ fn read_rows(
             method: Method::TrainableTokens(method),
             sites: vec![TABLE.to_owned()],
         },
+        is_gated: false,
         span: Span::default(),
     })
 }

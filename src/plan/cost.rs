@@ -1,6 +1,6 @@
 //! What a stage costs, estimated from shapes alone.
 
-use super::{Change, Plan, StagePlan, TaskPlan};
+use super::{Change, DeltaPlan, Plan, StagePlan};
 use crate::backbone::{head_parameters, Tree};
 
 /// What a stage trains and needs.
@@ -108,14 +108,15 @@ impl Plan {
             },
             Gain {
                 name: "the last block only for the rows that are read",
-                applies: true,
-                reason: match self
-                    .tasks
-                    .get(&stage.task)
-                    .is_some_and(TaskPlan::uses_language_model)
-                {
-                    true => "behind its attention, masked tokens alone go on".to_owned(),
-                    false => "behind its attention, one row of a sequence goes on".to_owned(),
+                applies: !self.is_gated_at_the_top(index),
+                reason: match self.tasks.get(&stage.task) {
+                    _ if self.is_gated_at_the_top(index) => {
+                        "a gate in it reads all rows of a sequence".to_owned()
+                    }
+                    Some(task) if task.uses_language_model() => {
+                        "behind its attention, masked tokens alone go on".to_owned()
+                    }
+                    _ => "behind its attention, one row of a sequence goes on".to_owned(),
                 },
             },
             Gain {
@@ -124,6 +125,17 @@ impl Plan {
                 reason: "sequences are packed, row after row, on the CPU".to_owned(),
             },
         ]
+    }
+
+    /// Whether a delta in the last block is gated.
+    fn is_gated_at_the_top(&self, stage: usize) -> bool {
+        let last = format!("block.{}.", self.backbone.config.layers - 1);
+        let is_there = |delta: &&DeltaPlan| match &delta.change {
+            Change::Method { sites, .. } => sites.iter().any(|site| site.starts_with(&last)),
+            Change::Unfreeze { .. } => false,
+        };
+        let mut active = self.active(stage).into_iter();
+        active.any(|delta| delta.is_gated && is_there(&delta))
     }
 
     fn head_count(&self, stage: &StagePlan) -> usize {
@@ -157,7 +169,7 @@ impl Plan {
                 .sum(),
             Change::Method { method, sites } => {
                 let modules: Vec<_> = sites.iter().filter_map(|site| tree.module(site)).collect();
-                let own = modules.iter().flat_map(|module| method.parameters(module));
+                let own = modules.iter().flat_map(|module| delta.parameters(module));
                 own.chain(method.shared(&modules))
                     .filter(|parameter| !parameter.is_frozen)
                     .map(|parameter| parameter.count())

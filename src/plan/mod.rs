@@ -19,8 +19,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::backbone::Config;
-use crate::delta::{Method, OnHost};
+use crate::backbone::{Config, Module};
+use crate::delta::{gate, Method, NewParameter, OnHost};
 use crate::diagnostic::Span;
 pub use crate::syntax::ast::Unit;
 
@@ -291,11 +291,26 @@ pub struct DeltaPlan {
     pub name: String,
     /// What it does.
     pub change: Change,
+    /// Whether a gate weighs what it changes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_gated: bool,
     /// The place of the statement.
     pub span: Span,
 }
 
 impl DeltaPlan {
+    /// The parameters that it adds at a module, its gate's among them.
+    pub fn parameters(&self, module: &Module) -> Vec<NewParameter> {
+        let Change::Method { method, .. } = &self.change else {
+            return Vec::new();
+        };
+        let mut parameters = method.parameters(module);
+        if self.is_gated {
+            parameters.extend(gate::parameters(module, method.preposition()));
+        }
+        parameters
+    }
+
     /// Texts in its settings whose tokens it needs.
     pub fn texts(&self) -> Vec<&str> {
         match &self.change {

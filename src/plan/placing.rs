@@ -6,7 +6,7 @@ use super::build::Builder;
 use super::selection::Modules;
 use super::{BackbonePlan, Change, DeltaPlan};
 use crate::backbone::{Module, Tree};
-use crate::delta::{Method, Preposition};
+use crate::delta::{gate, Method, Preposition};
 use crate::diagnostic::Problem;
 use crate::syntax::ast::{Name, Place, Selection, Statement};
 use crate::text::{did_you_mean, quoted_list};
@@ -96,6 +96,7 @@ impl<'a> Builder<'a> {
         deltas.push(DeltaPlan {
             name: name.node.clone(),
             change: Change::Unfreeze { parameters },
+            is_gated: false,
             span: name.span,
         });
     }
@@ -123,6 +124,8 @@ impl<'a> Builder<'a> {
             }
         }
         let method = Method::read(&method_name.node, &fields, modules.config)?;
+        let switch = [("on", true), ("off", false)];
+        let is_gated = fields.choice("gate", &switch).unwrap_or_default();
         fields.finish();
         let sites = match modules.modules(&place.selection) {
             Ok(sites) => sites,
@@ -132,12 +135,20 @@ impl<'a> Builder<'a> {
             }
         };
         self.check_sites(place, &method, &sites);
+        if is_gated && !(method.can_be_gated() && sites.iter().all(|site| gate::accepts(site))) {
+            let message = format!("`{}` cannot be gated here", method.name());
+            let problem = Problem::new("delta::plan::gate", message).at(fields.span(), "set here");
+            self.report(problem.help(
+                "remove `gate`; it is for what adds to a module's result inside a block, and for prefixes",
+            ));
+        }
         Some(DeltaPlan {
             name: place.name.node.clone(),
             change: Change::Method {
                 method,
                 sites: sites.into_iter().map(|site| site.path.clone()).collect(),
             },
+            is_gated,
             span: place.name.span,
         })
     }

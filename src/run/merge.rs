@@ -7,10 +7,10 @@ use serde_json::{json, Value};
 
 use super::Directory;
 use crate::backbone::{Module, Parameter, Site};
-use crate::delta::{transposed, Folded};
+use crate::delta::{transposed, Folded, Preposition};
 use crate::diagnostic::Problem;
 use crate::engine::Backend;
-use crate::graph::{Graph, Tensors};
+use crate::graph::{Graph, Placed, Tensors};
 use crate::peft::write_tensors;
 use crate::plan::{Plan, TaskKind, TaskPlan};
 
@@ -99,22 +99,35 @@ fn folded<D: Backend>(graph: &Graph<D>, module: &Module) -> Result<Option<Folded
         base,
         base_bias: bias,
     };
-    for (delta, method) in deltas {
+    for Placed {
+        delta,
+        method,
+        is_gated,
+    } in deltas
+    {
         let tensor = |name: &str| {
             graph
                 .delta_tensor(delta, &module.path, name)
                 .unwrap_or_default()
         };
-        let can = match module.site {
-            Site::Linear => true,
-            // A tied head reads the table without the deltas at it.
-            Site::Embedding => !graph.task().is_some_and(TaskPlan::uses_language_model),
-            _ => false,
+        let reason = match module.site {
+            _ if *is_gated => Some("its gate opens differently for every text"),
+            Site::Embedding if graph.task().is_some_and(TaskPlan::uses_language_model) => {
+                Some("the language model's head reads the same table without it")
+            }
+            Site::Linear | Site::Embedding => {
+                let is_done = method.fold(module, &mut layer, &tensor);
+                (!is_done).then_some("what it does is no change of a weight")
+            }
+            Site::Attention | Site::FeedForward if method.preposition() != Preposition::Before => {
+                Some("it is a network of its own beside the weights")
+            }
+            Site::Attention | Site::Embeddings => Some("it adds rows, which no weight can do"),
+            _ => Some("it spans several weights"),
         };
-        let can = can && method.fold(module, &mut layer, &tensor);
-        if !can {
+        if let Some(reason) = reason {
             let message = format!(
-                "`{delta}` ({}) at `{}` cannot be folded into the backbone's weights",
+                "`{delta}` ({}) at `{}` cannot be folded into the backbone's weights: {reason}",
                 method.name(),
                 module.path
             );

@@ -163,7 +163,7 @@ pub fn config(directory: &Path) -> Config {
 }
 
 /// Statements that place each method, and whether it changes nothing at first. All are named `delta`.
-pub const METHODS: [(&str, bool); 22] = [
+pub const METHODS: [(&str, bool); 27] = [
     ("unfreeze delta = **.bias", true),
     ("unfreeze delta = **", true),
     (
@@ -206,6 +206,14 @@ pub const METHODS: [(&str, bool); 22] = [
         "reparam delta = vera { rank = 5 } on block.*.{attn.{q,o},ff.down}",
         true,
     ),
+    (
+        "reparam delta = intrinsic_dimension { dimension = 11 } on block.*.{attn.{q,o},ff.down}",
+        true,
+    ),
+    (
+        "reparam delta = intrinsic_dimension { dimension = 6, structure_aware = on } on block.*.ff.{up,down}",
+        true,
+    ),
     ("reparam delta = ia3 on block.*.{attn.{k,v},ff.down}", true),
     (
         "insert delta = parallel { bottleneck = 4, activation = gelu } beside block.*.{attn,ff}",
@@ -233,6 +241,18 @@ pub const METHODS: [(&str, bool); 22] = [
     ),
     (
         "insert delta = prefix { tokens = 2, hidden = 5 } before block.*.attn",
+        false,
+    ),
+    (
+        "reparam delta = lora { rank = 3, alpha = 5, gate = on } on block.*.attn.{q,v}",
+        true,
+    ),
+    (
+        "insert delta = pfeiffer { bottleneck = 5, activation = tanh, gate = on } after block.*.ff",
+        false,
+    ),
+    (
+        "insert delta = prefix { tokens = 3, gate = on } before block.*.attn",
         false,
     ),
     (

@@ -3,8 +3,8 @@
     check_peft.py BACKBONE RUN...
 
 Each RUN is a run's directory; beside it are `RUN.jsonl`, lines `{"text": ..., "logits": [...]}` from
-`deltarun predict`, and `RUN-merged`, what `deltarun merge` wrote, where it can be merged. Prints the
-largest difference for each; exits with 1 if one is above 1e-4.
+`deltarun predict`, and `RUN-merged`, what `deltarun merge` wrote, where it can be merged; a method that
+PEFT does not have leaves that alone. Prints the largest difference for each; exits with 1 if one is above 1e-4.
 """
 
 import json
@@ -24,9 +24,12 @@ for run in runs:
     batch.pop("token_type_ids", None)
     ours = torch.tensor([row["logits"] for row in rows])
     base = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=ours.shape[1])
-    models = {"adapter": PeftModel.from_pretrained(base, f"{run}/peft")}
+    models = {}
+    if pathlib.Path(f"{run}/peft").exists():
+        models["adapter"] = PeftModel.from_pretrained(base, f"{run}/peft")
     if pathlib.Path(f"{run}-merged").exists():
         models["merged"] = AutoModelForSequenceClassification.from_pretrained(f"{run}-merged")
+    assert models, f"{run} has neither an adapter nor a merged model"
     for name, model in models.items():
         model.eval()
         with torch.no_grad():

@@ -5,7 +5,7 @@ use dfdx::prelude::*;
 use multiversion::multiversion;
 
 use super::bridge::{data, is_traced, output, slot, trace};
-use super::math::{gelu, gelu_tanh, swish, tanh};
+use super::math::{gelu, gelu_tanh, sigmoid, swish, tanh};
 use super::Outcome;
 use crate::engine::{Activation, Matrix};
 
@@ -57,6 +57,7 @@ fn apply(activation: Activation, input: &[f32], values: &mut [f32], slopes: &mut
             let t = tanh(x);
             (t, 1.0 - t * t)
         }),
+        Activation::Sigmoid => map(input, values, slopes, sigmoid),
     }
 }
 

@@ -79,8 +79,15 @@ pub(super) fn gelu_tanh(x: f32) -> (f32, f32) {
 /// Swish and its derivative: `x σ(x)` and `σ(x) (1 + x (1 − σ(x)))`.
 #[inline(always)]
 pub(super) fn swish(x: f32) -> (f32, f32) {
-    let sigmoid = 1.0 / (1.0 + exp(-x));
+    let (sigmoid, _) = sigmoid(x);
     (x * sigmoid, sigmoid * (1.0 + x * (1.0 - sigmoid)))
+}
+
+/// σ and its derivative: `1 / (1 + exp(−x))` and `σ(x) (1 − σ(x))`.
+#[inline(always)]
+pub(super) fn sigmoid(x: f32) -> (f32, f32) {
+    let sigmoid = 1.0 / (1.0 + exp(-x));
+    (sigmoid, sigmoid * (1.0 - sigmoid))
 }
 
 #[cfg(test)]

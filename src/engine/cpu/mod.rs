@@ -19,7 +19,9 @@ mod rows;
 use dfdx::prelude::{Cpu, Gradients, HasErr, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{Activation, AttentionShape, Backend, Dropout, Layout, Matrix, Scalar, Vector, Weight};
+use super::{
+    Activation, AttentionShape, Backend, Dropout, Fastfood, Layout, Matrix, Scalar, Vector, Weight,
+};
 
 type Outcome<T> = Result<T, <Cpu as HasErr>::Err>;
 
@@ -80,6 +82,14 @@ impl Backend for Cpu {
 
     fn scale_columns(x: &Matrix<Cpu>, factors: &Vector<Cpu>) -> Outcome<Matrix<Cpu>> {
         rows::scale_columns(x, factors)
+    }
+
+    fn project(
+        z: &Matrix<Cpu>,
+        projection: Fastfood,
+        shape: (usize, usize),
+    ) -> Outcome<Matrix<Cpu>> {
+        rows::project(z, projection, shape)
     }
 
     fn add(x: &Matrix<Cpu>, y: &Matrix<Cpu>) -> Outcome<Matrix<Cpu>> {

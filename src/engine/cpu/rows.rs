@@ -6,7 +6,7 @@ use multiversion::multiversion;
 use super::activation::add_product;
 use super::bridge::{data, output, slot, trace};
 use super::Outcome;
-use crate::engine::{Dropout, Layout, Matrix, Vector};
+use crate::engine::{Dropout, Fastfood, Layout, Matrix, Vector};
 
 /// See [`crate::engine::Backend::select_rows`].
 pub(super) fn select_rows(table: &Matrix<Cpu>, indices: &[usize]) -> Outcome<Matrix<Cpu>> {
@@ -57,6 +57,32 @@ pub(super) fn add(x: &Matrix<Cpu>, y: &Matrix<Cpu>) -> Outcome<Matrix<Cpu>> {
         move |flow, upstream| {
             for slot in [&x_slot, &y_slot].into_iter().flatten() {
                 flow.add(slot, upstream)?;
+            }
+            Ok(())
+        },
+    )
+}
+
+/// See [`crate::engine::Backend::project`].
+pub(super) fn project(
+    z: &Matrix<Cpu>,
+    projection: Fastfood,
+    shape: (usize, usize),
+) -> Outcome<Matrix<Cpu>> {
+    assert_eq!(
+        shape.0 * shape.1,
+        projection.length,
+        "project: shapes disagree"
+    );
+    let z_slot = slot(z);
+    output(
+        projection.apply(data(z)),
+        shape,
+        trace(z),
+        z.device(),
+        move |flow, upstream| {
+            if let Some(slot) = &z_slot {
+                flow.add(slot, &projection.apply_transposed(upstream))?;
             }
             Ok(())
         },

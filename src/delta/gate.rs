@@ -1,0 +1,65 @@
+//! Gates (UniPELT: Mao et al., arXiv 2110.07577, section 3.2): what a delta changes is weighed by
+//! `G = mean over the tokens of σ(W x + b)`, one number for each sequence and module.
+
+use dfdx::prelude::{HasShape, PutTape};
+
+use super::{At, Init, NewParameter, Preposition};
+use crate::backbone::{Module, Site};
+use crate::engine::{Activation, Backend, Layout, Matrix, Trace};
+
+/// The parameters of a gate at a module; fresh as in AdapterHub.
+pub(crate) fn parameters(module: &Module, method: Preposition) -> Vec<NewParameter> {
+    let width = match method {
+        Preposition::After => module.output,
+        _ => module.input,
+    };
+    vec![
+        NewParameter::new("gate.weight", [1, width], Init::Normal(0.02)),
+        NewParameter::new("gate.bias", [1], Init::ZEROS),
+    ]
+}
+
+/// Whether a gate can stand at a module: inside a block, where whole sequences are at hand.
+pub(crate) fn accepts(module: &Module) -> bool {
+    let is_site = matches!(
+        module.site,
+        Site::Linear | Site::Fused | Site::Attention | Site::FeedForward
+    );
+    is_site && module.path.starts_with("block.")
+}
+
+/// G of every sequence, `(sequences, 1)`, from all of its rows `x (rows, in)`.
+pub(crate) fn open<D: Backend>(at: &At<D>, x: &Matrix<D>) -> Result<Matrix<D>, D::Err> {
+    let rows = at.linear("gate", x)?; // (rows, 1)
+    let rows = D::activate(&rows, Activation::Sigmoid)?;
+    let (sequences, count) = (at.layout.sequences(), at.layout.rows());
+    let mut shares = vec![0.0; sequences * count];
+    for (sequence, range) in at.layout.ranges().enumerate() {
+        let share = 1.0 / range.len() as f32;
+        shares[sequence * count..][range].fill(share);
+    }
+    D::matmul(&constant(x, shares, (sequences, count))?, &rows)
+}
+
+/// `G ⊙ y` with the gate of each row's sequence: `gates (sequences, 1)`, `y (rows, width)`.
+pub(crate) fn weigh<D: Backend>(
+    gates: &Matrix<D>,
+    y: &Matrix<D>,
+    layout: &Layout,
+) -> Result<Matrix<D>, D::Err> {
+    let sequences = layout.ranges().enumerate();
+    let of_row = sequences.flat_map(|(sequence, range)| range.map(move |_| sequence));
+    let gates = D::select_rows(gates, &of_row.collect::<Vec<_>>())?; // (rows, 1)
+    let width = y.shape().1;
+    let ones = constant(y, vec![1.0; width], (1, width))?;
+    D::multiply(&D::matmul(&gates, &ones)?, y)
+}
+
+fn constant<D: Backend>(
+    like: &Matrix<D>,
+    values: Vec<f32>,
+    shape: (usize, usize),
+) -> Result<Matrix<D>, D::Err> {
+    let tensor = like.device().try_tensor_from_vec(values, shape)?;
+    Ok(tensor.put_tape(Trace::off()))
+}
