@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::run::Rule;
+
 /// Delta tuning (parameter-efficient fine-tuning) from a small declarative file.
 #[derive(Parser)]
 #[command(
@@ -61,6 +63,8 @@ pub enum Command {
     Eval(EvalOptions),
     /// Predict with a finished run, or an adapter saved by PEFT: JSON lines in, JSON lines out
     Predict(PredictOptions),
+    /// Make one run of several with LoRAs: their average, TIES or DARE
+    Combine(CombineOptions),
     /// Fold a run into its backbone: a directory that transformers loads without PEFT
     Merge {
         /// The directory that a run left
@@ -71,6 +75,34 @@ pub enum Command {
         #[arg(long)]
         backbone: Option<String>,
     },
+}
+
+#[derive(Args)]
+pub struct CombineOptions {
+    /// Directories that runs left, or that PEFT saved LoRAs in
+    #[arg(required = true, num_args = 2..)]
+    pub runs: Vec<PathBuf>,
+    /// `average`, `ties` or `dare`
+    #[arg(long, default_value = "average")]
+    pub by: Rule,
+    /// How much each run counts; the same for all if absent
+    #[arg(long, value_delimiter = ',', value_name = "WEIGHT,...")]
+    pub weights: Option<Vec<f32>>,
+    /// The share of each change that `ties` and `dare` keep
+    #[arg(long, default_value_t = 0.2)]
+    pub density: f32,
+    /// The rank of the result; if absent, the sum of the ranks for `average`, else the largest
+    #[arg(long)]
+    pub rank: Option<usize>,
+    /// What `dare` draws from
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// The directory to write
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// The backbone's directory, if it is not where the runs say
+    #[arg(long)]
+    pub backbone: Option<String>,
 }
 
 #[derive(Args)]

@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use dfdx::prelude::Cpu;
 
-use super::arguments::{EvalOptions, PipelineOptions, PlanOptions, RunOptions, SourceOptions};
+use super::arguments::{
+    CombineOptions, EvalOptions, PipelineOptions, PlanOptions, RunOptions, SourceOptions,
+};
 use super::Ended;
 use crate::backbone::{locate, read_config};
 use crate::diagnostic::{Problem, Problems, Span};
@@ -371,5 +373,24 @@ pub(super) fn merge(
     let loaded = open_run(directory, backbone, None, cpu())?;
     run::merge(&loaded.plan, &loaded.graph, out)?;
     println!("{}", out.display());
+    Ok(Ended::Done)
+}
+
+pub(super) fn combine(options: &CombineOptions) -> Result<Ended, Problems> {
+    let open = |run: &PathBuf| open_run(run, options.backbone.as_deref(), None, cpu());
+    let runs = options
+        .runs
+        .iter()
+        .map(open)
+        .collect::<Result<Vec<_>, _>>()?;
+    let combination = run::Combination {
+        rule: options.by,
+        weights: options.weights.clone(),
+        density: options.density,
+        rank: options.rank,
+        seed: options.seed,
+    };
+    run::combine(&runs, &combination, cpu(), &options.out)?;
+    println!("{}", options.out.display());
     Ok(Ended::Done)
 }

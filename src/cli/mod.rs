@@ -56,6 +56,7 @@ fn dispatch(arguments: Arguments) -> Result<Ended, Problems> {
         Some(Command::Fmt { files, check }) => commands::fmt(&files, check),
         Some(Command::Eval(options)) => commands::eval(&options),
         Some(Command::Predict(options)) => predict::predict(&options),
+        Some(Command::Combine(options)) => commands::combine(&options),
         Some(Command::Merge { run, out, backbone }) => {
             commands::merge(&run, &out, backbone.as_deref())
         }

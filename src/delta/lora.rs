@@ -85,6 +85,14 @@ impl Lora {
         self.scaling.of(self.alpha, self.rank)
     }
 
+    /// The rank of what it adds to a weight.
+    pub fn full_rank(&self) -> usize {
+        match self.init {
+            LoraInit::Standard => self.rank,
+            LoraInit::Pissa => 2 * self.rank,
+        }
+    }
+
     /// `s · B A x`: `x (rows, in)` → `(rows, out)`.
     pub(super) fn change<D: Backend>(
         &self,

@@ -25,6 +25,7 @@ use crate::plan::{Change, Plan, TaskPlan};
 
 pub use executor::Executor;
 pub use forward::Pass;
+pub(crate) use singular::Singular;
 pub use store::{Store, Tensors, Value};
 
 /// Sequences of tokens, packed, and what is to be predicted of them.

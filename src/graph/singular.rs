@@ -3,7 +3,7 @@
 use faer::Mat;
 
 /// `W = U S Vᵀ`, singular values falling.
-pub(super) struct Singular {
+pub(crate) struct Singular {
     left: Mat<f64>,
     values: Vec<f64>,
     right: Mat<f64>,

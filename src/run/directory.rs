@@ -183,9 +183,22 @@ impl Directory {
         graph: &Graph<D>,
         summary: &Summary,
     ) -> Result<(), Problem> {
-        self.write("plan.yaml", &plan.to_yaml().map_err(Problem::internal)?)?;
+        self.write_delta(plan, graph)?;
         let metrics = serde_json::to_string_pretty(summary).map_err(Problem::internal)?;
         self.write("metrics.json", &(metrics + "\n"))?;
+        let checkpoint = self.partial.join(CHECKPOINT);
+        if checkpoint.exists() {
+            std::fs::remove_file(&checkpoint).map_err(|e| failed("removed", &checkpoint, &e))?;
+        }
+        self.rename()
+    }
+
+    /// Writes the plan and what was trained, ours and PEFT's.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn write_delta<D: Backend>(&self, plan: &Plan, graph: &Graph<D>) -> Result<(), Problem> {
+        self.write("plan.yaml", &plan.to_yaml().map_err(Problem::internal)?)?;
         peft::write_tensors(
             &self.partial.join("delta.safetensors"),
             &graph.tensors(),
@@ -194,10 +207,14 @@ impl Directory {
         if peft::why_not(plan).is_none() {
             peft::export(plan, graph, &self.partial.join("peft"))?;
         }
-        let checkpoint = self.partial.join(CHECKPOINT);
-        if checkpoint.exists() {
-            std::fs::remove_file(&checkpoint).map_err(|e| failed("removed", &checkpoint, &e))?;
-        }
+        Ok(())
+    }
+
+    /// Gives the directory its name.
+    ///
+    /// # Errors
+    /// It cannot be renamed.
+    pub fn rename(&self) -> Result<(), Problem> {
         std::fs::rename(&self.partial, &self.out).map_err(|e| failed("renamed", &self.partial, &e))
     }
 }

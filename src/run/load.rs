@@ -81,6 +81,7 @@ fn open_own<D: Executor>(
     }
     let mut graph = Graph::load(&plan, device)?;
     graph.set(tensors)?;
+    graph.adopt_heads();
     graph.activate(&plan, plan.stages.len())?;
     Ok(Loaded { plan, graph })
 }

@@ -3,6 +3,7 @@
 //! A run writes into `NAME.partial` and is renamed to `NAME` when it is complete. What a
 //! `NAME.partial` holds is enough to go on to the same bits.
 
+mod combine;
 mod directory;
 mod examples;
 mod load;
@@ -23,6 +24,7 @@ use crate::report::{metric_value, Progress, Table};
 use crate::text::thousands;
 use crate::train::{evaluate, train, Data, Evaluation, Event, StageResult, State, Watcher};
 
+pub use combine::{combine, combined, Combination, Rule};
 pub use directory::{Directory, Manifest};
 pub use examples::{check_files, resolve_words, Loader};
 pub use load::{open_run, Loaded};

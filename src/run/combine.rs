@@ -1,0 +1,355 @@
+//! Several runs with LoRAs become one: the weighted sum of what each adds to a weight, TIES
+//! (Yadav et al., arXiv 2306.01708, section 4) or DARE (Yu et al., arXiv 2311.03099, section 3).
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use sha2::{Digest, Sha256};
+
+use super::{Directory, Loaded, Manifest};
+use crate::backbone::{Checkpoint, Module, Site};
+use crate::delta::{transposed, Folded, Lora, LoraInit, Method, Scaling};
+use crate::diagnostic::{Problem, Span};
+use crate::graph::{Executor, Graph, Singular, Tensors};
+use crate::plan::{Change, DeltaPlan, Plan};
+
+/// How runs are combined.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Combination {
+    /// What is done with the changes of each weight.
+    pub rule: Rule,
+    /// How much each run counts; without it, `1 / runs`, and for TIES 1, whose mean is its own.
+    pub weights: Option<Vec<f32>>,
+    /// The share of a change's elements that TIES and DARE keep, above 0, at most 1.
+    pub density: f32,
+    /// The rank of the result; without it, the sum of the ranks for the average, which is then exact,
+    /// and the largest rank otherwise.
+    pub rank: Option<usize>,
+    /// What DARE draws from.
+    pub seed: u64,
+}
+
+/// What is done with the changes of each weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// Their weighted sum.
+    Average,
+    /// The largest elements of each, where their signs agree with the sum's, averaged.
+    Ties,
+    /// The weighted sum of random elements of each, scaled up.
+    Dare,
+}
+
+impl std::str::FromStr for Rule {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "average" => Ok(Rule::Average),
+            "ties" => Ok(Rule::Ties),
+            "dare" => Ok(Rule::Dare),
+            _ => Err("one of `average`, `ties` and `dare` is needed".to_owned()),
+        }
+    }
+}
+
+/// What the deltas that are left are called.
+const DELTA: &str = "combined";
+
+/// Combines runs into a run directory `out`.
+///
+/// # Errors
+/// Runs that do not go together, deltas other than LoRAs, settings out of range; a file cannot be
+/// written.
+pub fn combine<D: Executor>(
+    runs: &[Loaded<D>],
+    combination: &Combination,
+    device: D,
+    out: &Path,
+) -> Result<(), Problem> {
+    Directory::check(out)?;
+    let (plan, tensors) = combined(runs, combination)?;
+    let mut graph = Graph::load(&plan, device)?;
+    graph.set(tensors)?;
+    graph.adopt_heads();
+    graph.activate(&plan, 0)?;
+    let names: Vec<&str> = runs.iter().map(|run| run.plan.name.as_str()).collect();
+    let source = format!("# {combination:?} of {}\n", names.join(", "));
+    let manifest = Manifest::new(&plan, &source)?;
+    let directory = Directory::prepare(out, &manifest, &source)?;
+    directory.write_delta(&plan, &graph)?;
+    directory.rename()
+}
+
+/// The plan and the tensors of the combined run.
+///
+/// # Errors
+/// See [`combine`].
+pub fn combined<D: Executor>(
+    runs: &[Loaded<D>],
+    combination: &Combination,
+) -> Result<(Plan, Tensors), Problem> {
+    check(runs, combination)?;
+    let weights = combination.weights.clone().unwrap_or_else(|| {
+        let even = match combination.rule {
+            Rule::Ties => 1.0,
+            Rule::Average | Rule::Dare => 1.0 / runs.len() as f32,
+        };
+        vec![even; runs.len()]
+    });
+    let mut tensors = head(runs, &weights);
+    // Modules by their rank: one delta for each.
+    let mut deltas: BTreeMap<usize, Vec<String>> = BTreeMap::new();
+    for module in runs[0].graph.tree().modules() {
+        let changes: Vec<Option<Ranked>> = runs.iter().map(|run| change(run, module)).collect();
+        let ranks = || changes.iter().flatten().map(|change| change.rank);
+        let Some(largest) = ranks().max() else {
+            continue;
+        };
+        let rank = combination.rank.unwrap_or(match combination.rule {
+            Rule::Average => ranks().sum(),
+            Rule::Ties | Rule::Dare => largest,
+        });
+        let rank = rank.min(module.input).min(module.output);
+        let pairs = weights.iter().zip(changes);
+        let present = pairs.filter_map(|(weight, change)| Some((*weight, change?.values)));
+        let sum = combination.apply(present.collect(), &module.path);
+        let columns = module.input;
+        let singular = Singular::of(&sum, columns).ok_or_else(|| {
+            let message = format!("the LoRAs at `{}` are not finite", module.path);
+            Problem::new("delta::run::combine", message).help("train them again")
+        })?;
+        let (rows, columns) = (singular.rows(rank, 1.0), singular.columns(rank, 1.0));
+        let (a, b) = match module.site {
+            Site::Embedding => (columns, transposed(&rows, module.input)),
+            _ => (rows, columns),
+        };
+        let shapes = match module.site {
+            Site::Embedding => [[module.output, rank], [module.input, rank]],
+            _ => [[rank, module.input], [module.output, rank]],
+        };
+        for ((name, values), shape) in [("A", a), ("B", b)].into_iter().zip(shapes) {
+            let key = format!("{DELTA}_{rank}.{}.{name}", module.path);
+            tensors.insert(key, (values, shape.to_vec()));
+        }
+        deltas.entry(rank).or_default().push(module.path.clone());
+    }
+    let mut plan = runs[0].plan.clone();
+    plan.name = DELTA.to_owned();
+    plan.tasks = runs[0].plan.final_task().into_iter().map(owned).collect();
+    plan.deltas = deltas
+        .into_iter()
+        .map(|(rank, sites)| delta(rank, sites))
+        .collect();
+    plan.stages = Vec::new();
+    Ok((plan, tensors))
+}
+
+fn owned<T: Clone>((name, value): (&str, &T)) -> (String, T) {
+    (name.to_owned(), value.clone())
+}
+
+fn delta(rank: usize, sites: Vec<String>) -> DeltaPlan {
+    let lora = Lora {
+        rank,
+        alpha: rank as f32,
+        scaling: Scaling::Standard,
+        dropout: 0.0,
+        init: LoraInit::Standard,
+    };
+    DeltaPlan {
+        name: format!("{DELTA}_{rank}"),
+        change: Change::Method {
+            method: Method::Lora(lora),
+            sites,
+        },
+        is_gated: false,
+        span: Span::default(),
+    }
+}
+
+fn check<D: Executor>(runs: &[Loaded<D>], combination: &Combination) -> Result<(), Problem> {
+    let problem = |message: String, help: &str| {
+        Err(Problem::new("delta::run::combine", message).help(help.to_owned()))
+    };
+    if runs.len() < 2 {
+        return problem("one run is nothing to combine".into(), "give two or more");
+    }
+    if !(combination.density > 0.0 && combination.density <= 1.0) {
+        let message = format!("the density is {}", combination.density);
+        return problem(message, "give one above 0, and at most 1");
+    }
+    if combination.rank == Some(0) {
+        return problem("the rank is 0".into(), "give one above 0");
+    }
+    if let Some(weights) = combination
+        .weights
+        .as_ref()
+        .filter(|w| w.len() != runs.len())
+    {
+        let message = format!(
+            "there are {} weights and {} runs",
+            weights.len(),
+            runs.len()
+        );
+        return problem(message, "give one weight for each run");
+    }
+    let hash = |run: &Loaded<D>| {
+        Checkpoint::open_directory(&run.plan.backbone.directory).map(|file| file.hash())
+    };
+    let first = &runs[0];
+    let shapes = |run: &Loaded<D>| -> Vec<Vec<usize>> {
+        let keys = run.graph.head_keys();
+        keys.into_iter()
+            .map(|(parameter, _)| parameter.shape)
+            .collect()
+    };
+    for run in runs {
+        let name = &run.plan.name;
+        let active = run.plan.active(run.plan.stages.len());
+        let is_lora = |delta: &&DeltaPlan| {
+            let is_lora = matches!(
+                &delta.change,
+                Change::Method {
+                    method: Method::Lora(_),
+                    ..
+                }
+            );
+            is_lora && !delta.is_gated
+        };
+        if let Some(other) = active.iter().find(|delta| !is_lora(delta)) {
+            let message = format!("`{}` of `{name}` is no LoRA", other.name);
+            return problem(message, "combine runs that have plain LoRAs alone");
+        }
+        if hash(run)? != hash(first)? {
+            let message = format!(
+                "`{name}` and `{}` have different backbones",
+                first.plan.name
+            );
+            return problem(message, "combine runs on one backbone");
+        }
+        if shapes(run) != shapes(first) {
+            let message = format!("`{name}` and `{}` have different heads", first.plan.name);
+            return problem(message, "combine runs with the same labels");
+        }
+    }
+    Ok(())
+}
+
+/// What LoRAs add to a weight.
+struct Ranked {
+    /// `(out, in)`, or `(entries, width)`.
+    values: Vec<f32>,
+    rank: usize,
+}
+
+/// What a run adds to a module's weight, if it has a LoRA there.
+fn change<D: Executor>(run: &Loaded<D>, module: &Module) -> Option<Ranked> {
+    let zeros = vec![0.0; module.input * module.output];
+    let mut layer = Folded {
+        base: Vec::new(),
+        base_bias: None,
+        weight: zeros,
+        bias: None,
+    };
+    let mut rank = 0;
+    for placed in run.graph.deltas_at(&module.path) {
+        if let Method::Lora(lora) = &placed.method {
+            let tensor = |name: &str| {
+                let values = run.graph.delta_tensor(&placed.delta, &module.path, name);
+                values.unwrap_or_default()
+            };
+            placed.method.fold(module, &mut layer, &tensor);
+            rank += lora.full_rank();
+        }
+    }
+    (rank > 0).then_some(Ranked {
+        values: layer.weight,
+        rank,
+    })
+}
+
+/// The heads' weighted mean.
+fn head<D: Executor>(runs: &[Loaded<D>], weights: &[f32]) -> Tensors {
+    let total: f32 = weights.iter().sum();
+    let mut tensors = Tensors::new();
+    for (run, weight) in runs.iter().zip(weights) {
+        let first = runs[0].graph.head_keys();
+        for ((_, key), (parameter, own)) in first.into_iter().zip(run.graph.head_keys()) {
+            let values = run.graph.tensor(&own).unwrap_or_default();
+            let zeros = || (vec![0.0; values.len()], parameter.shape.clone());
+            let (sum, _) = tensors.entry(key).or_insert_with(zeros);
+            let pairs = sum.iter_mut().zip(&values);
+            pairs.for_each(|(sum, value)| *sum += weight / total * value);
+        }
+    }
+    tensors
+}
+
+impl Combination {
+    /// One change out of those of several runs, each with its weight.
+    fn apply(&self, mut changes: Vec<(f32, Vec<f32>)>, path: &str) -> Vec<f32> {
+        match self.rule {
+            Rule::Average => sum(&changes),
+            Rule::Ties => {
+                changes.iter_mut().for_each(|(_, change)| self.trim(change));
+                elect(&changes)
+            }
+            Rule::Dare => {
+                for (run, (_, change)) in changes.iter_mut().enumerate() {
+                    self.drop(change, &format!("{path} {run}"));
+                }
+                sum(&changes)
+            }
+        }
+    }
+
+    /// Sets all but the largest elements to zero.
+    fn trim(&self, change: &mut [f32]) {
+        let kept = (f64::from(self.density) * change.len() as f64) as usize;
+        let mut order: Vec<usize> = (0..change.len()).collect();
+        order.sort_by(|a, b| change[*b].abs().total_cmp(&change[*a].abs()));
+        order[kept..].iter().for_each(|index| change[*index] = 0.0);
+    }
+
+    /// Sets random elements to zero and scales the others up.
+    fn drop(&self, change: &mut [f32], name: &str) {
+        let mut hasher = Sha256::new();
+        hasher.update(self.seed.to_le_bytes());
+        hasher.update(name);
+        let mut random = ChaCha8Rng::from_seed(hasher.finalize().into());
+        for value in change {
+            let is_kept = random.random::<f32>() < self.density;
+            *value = if is_kept { *value / self.density } else { 0.0 };
+        }
+    }
+}
+
+fn sum(changes: &[(f32, Vec<f32>)]) -> Vec<f32> {
+    let mut result = vec![0.0; changes[0].1.len()];
+    for (weight, change) in changes {
+        let pairs = result.iter_mut().zip(change);
+        pairs.for_each(|(sum, value)| *sum += weight * value);
+    }
+    result
+}
+
+/// The mean of the weighted elements whose sign is that of the elements' sum; zeros do not count.
+fn elect(changes: &[(f32, Vec<f32>)]) -> Vec<f32> {
+    let elements = 0..changes[0].1.len();
+    let merged = elements.map(|index| {
+        let all = || {
+            changes
+                .iter()
+                .map(|(weight, change)| (weight, change[index]))
+        };
+        let total: f32 = all().map(|(_, value)| value).sum();
+        let elected = if total >= 0.0 { 1.0 } else { -1.0 };
+        let agree = || all().filter(|(_, value)| *value != 0.0 && value.signum() == elected);
+        let sum: f32 = agree().map(|(weight, value)| weight * value).sum();
+        sum / agree().count().max(1) as f32
+    });
+    merged.collect()
+}
