@@ -232,6 +232,7 @@ impl DeltaMethod for AdaLora {
     const PREPOSITION: Preposition = Preposition::On;
     const PAPER: &'static str = "Zhang et al., arXiv 2303.10512";
     const SITES: &'static str = "choose linear layers, such as `block.*.attn.{q,v}`";
+    const PEFT_KIND: Option<&'static str> = Some("ADALORA");
 
     fn read(fields: &Fields, _: &Config) -> Self {
         let rank = fields.count("rank", 1..=1_000_000).unwrap_or(12);
@@ -295,7 +296,6 @@ impl DeltaMethod for AdaLora {
     /// With all ranks: those that went are zeros of E, and PEFT computes the same.
     fn peft(&self) -> Option<PeftForm> {
         Some(PeftForm {
-            kind: "ADALORA",
             tensors: &[("A", "lora_A"), ("B", "lora_B"), ("E", "lora_E")],
             shared: &[],
             settings: json!({
@@ -327,7 +327,7 @@ impl DeltaMethod for AdaLora {
 
     /// The scaling stays that of the initial rank where ranks were taken out.
     fn from_peft(config: &PeftConfig, module: &PeftModule) -> Option<Self> {
-        if !is_kind(config, "ADALORA") {
+        if !is_kind(config, Self::PEFT_KIND) {
             return None;
         }
         let number = |key: &str| config.get(key).and_then(|value| value.as_f64());

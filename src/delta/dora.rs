@@ -37,6 +37,7 @@ impl DeltaMethod for Dora {
     const PREPOSITION: Preposition = Preposition::On;
     const PAPER: &'static str = "Liu et al., arXiv 2402.09353";
     const SITES: &'static str = "choose linear layers, such as `block.*.attn.{q,v}`";
+    const PEFT_KIND: Option<&'static str> = Some("LORA");
 
     fn read(fields: &Fields, _: &Config) -> Self {
         Dora {

@@ -48,6 +48,7 @@ impl DeltaMethod for Ia3 {
     const PAPER: &'static str = "Liu et al., arXiv 2205.05638";
     const SITES: &'static str = "choose linear layers, such as `block.*.{attn.{k,v},ff.down}`";
     const CAN_BE_GATED: bool = false;
+    const PEFT_KIND: Option<&'static str> = Some("IA3");
 
     fn read(fields: &Fields, _: &Config) -> Self {
         let places = [
@@ -108,7 +109,6 @@ impl DeltaMethod for Ia3 {
 
     fn peft(&self) -> Option<PeftForm> {
         Some(PeftForm {
-            kind: "IA3",
             tensors: &[("scale", "ia3_l")],
             shared: &[],
             settings: json!({}),
@@ -128,7 +128,7 @@ impl DeltaMethod for Ia3 {
     }
 
     fn from_peft(config: &PeftConfig, module: &PeftModule) -> Option<Self> {
-        is_kind(config, "IA3").then_some(Ia3 {
+        is_kind(config, Self::PEFT_KIND).then_some(Ia3 {
             on: match module.is_feedforward {
                 true => Scaled::Input,
                 false => Scaled::Output,

@@ -34,6 +34,15 @@ macro_rules! methods {
                 match self { $(Method::$method(_) => $file::$method::PREPOSITION,)* }
             }
 
+            /// The kinds of PEFT that there is a method for.
+            pub const PEFT_KINDS: &'static [Option<&'static str>] =
+                &[$($file::$method::PEFT_KIND,)*];
+
+            /// See [`DeltaMethod::PEFT_KIND`].
+            pub fn peft_kind(&self) -> Option<&'static str> {
+                match self { $(Method::$method(_) => $file::$method::PEFT_KIND,)* }
+            }
+
             /// See [`DeltaMethod::CAN_BE_GATED`].
             pub fn can_be_gated(&self) -> bool {
                 match self { $(Method::$method(_) => $file::$method::CAN_BE_GATED,)* }

@@ -33,6 +33,7 @@ impl DeltaMethod for Loha {
     const PREPOSITION: Preposition = Preposition::On;
     const PAPER: &'static str = "Hyeon-Woo et al., arXiv 2108.06098";
     const SITES: &'static str = "choose linear layers, such as `block.*.attn.{q,v}`";
+    const PEFT_KIND: Option<&'static str> = Some("LOHA");
 
     fn read(fields: &Fields, _: &Config) -> Self {
         Loha {
@@ -82,7 +83,6 @@ impl DeltaMethod for Loha {
 
     fn peft(&self) -> Option<PeftForm> {
         Some(PeftForm {
-            kind: "LOHA",
             tensors: &[
                 ("B1", "hada_w1_a"),
                 ("A1", "hada_w1_b"),
@@ -95,7 +95,7 @@ impl DeltaMethod for Loha {
     }
 
     fn from_peft(config: &PeftConfig, module: &PeftModule) -> Option<Self> {
-        is_kind(config, "LOHA").then_some(Loha {
+        is_kind(config, Self::PEFT_KIND).then_some(Loha {
             rank: module.rank,
             alpha: module.alpha,
         })

@@ -65,6 +65,7 @@ impl DeltaMethod for Lokr {
     const PREPOSITION: Preposition = Preposition::On;
     const PAPER: &'static str = "Yeh et al., arXiv 2309.14859";
     const SITES: &'static str = "choose linear layers, such as `block.*.attn.{q,v}`";
+    const PEFT_KIND: Option<&'static str> = Some("LOKR");
 
     fn read(fields: &Fields, _: &Config) -> Self {
         Lokr {
@@ -137,7 +138,6 @@ impl DeltaMethod for Lokr {
 
     fn peft(&self) -> Option<PeftForm> {
         Some(PeftForm {
-            kind: "LOKR",
             tensors: &[
                 ("W1", "lokr_w1"),
                 ("W2", "lokr_w2"),
@@ -155,7 +155,7 @@ impl DeltaMethod for Lokr {
     }
 
     fn from_peft(config: &PeftConfig, module: &PeftModule) -> Option<Self> {
-        is_kind(config, "LOKR").then_some(Lokr {
+        is_kind(config, Self::PEFT_KIND).then_some(Lokr {
             rank: module.rank,
             alpha: module.alpha,
         })

@@ -150,6 +150,7 @@ impl DeltaMethod for Lora {
     const PAPER: &'static str = "Hu et al., arXiv 2106.09685";
     const SITES: &'static str =
         "choose linear layers, such as `block.*.attn.{q,v}`, or embedding tables";
+    const PEFT_KIND: Option<&'static str> = Some("LORA");
 
     fn read(fields: &Fields, _: &Config) -> Self {
         let inits = [("standard", LoraInit::Standard), ("pissa", LoraInit::Pissa)];
@@ -239,7 +240,6 @@ impl DeltaMethod for Lora {
 
     fn peft(&self) -> Option<PeftForm> {
         Some(PeftForm {
-            kind: "LORA",
             tensors: &[("A", "lora_A.weight"), ("B", "lora_B.weight")],
             shared: &[],
             settings: json!({
@@ -271,7 +271,7 @@ impl DeltaMethod for Lora {
     }
 
     fn from_peft(config: &PeftConfig, module: &PeftModule) -> Option<Self> {
-        let is_ours = is_kind(config, "LORA") && !is_on(config, "use_dora");
+        let is_ours = is_kind(config, Self::PEFT_KIND) && !is_on(config, "use_dora");
         let init = config
             .get("init_lora_weights")
             .and_then(|init| init.as_str());

@@ -74,6 +74,10 @@ pub trait DeltaMethod: Sized {
     /// Where it can sit, as advice: "choose linear layers, such as `block.*.attn.{q,v}`".
     const SITES: &'static str;
 
+    /// What PEFT calls it (`peft_type`), for a method that sits at linear layers or embedding tables
+    /// and has a [`peft`](DeltaMethod::peft) form.
+    const PEFT_KIND: Option<&'static str> = None;
+
     /// Whether a gate can weigh what it changes: not what it does to embeddings or to inputs.
     const CAN_BE_GATED: bool = true;
 
@@ -247,8 +251,6 @@ pub type PeftConfig = serde_json::Map<String, serde_json::Value>;
 
 /// How PEFT stores a method.
 pub struct PeftForm {
-    /// `peft_type`
-    pub kind: &'static str,
     /// The tensors of a site: our name, and PEFT's suffix.
     pub tensors: &'static [(&'static str, &'static str)],
     /// The tensors that sites share.
@@ -283,8 +285,8 @@ pub struct PeftTensor {
 }
 
 /// Whether a PEFT configuration is of this kind.
-fn is_kind(config: &PeftConfig, kind: &str) -> bool {
-    config.get("peft_type").and_then(|value| value.as_str()) == Some(kind)
+fn is_kind(config: &PeftConfig, kind: Option<&str>) -> bool {
+    config.get("peft_type").and_then(|value| value.as_str()) == kind
 }
 
 /// A switch of a PEFT configuration; off where it is absent.

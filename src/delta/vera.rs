@@ -35,6 +35,7 @@ impl DeltaMethod for Vera {
     const PREPOSITION: Preposition = Preposition::On;
     const PAPER: &'static str = "Kopiczko et al., arXiv 2310.11454";
     const SITES: &'static str = "choose linear layers, such as `block.*.attn.{q,v}`";
+    const PEFT_KIND: Option<&'static str> = Some("VERA");
 
     fn read(fields: &Fields, _: &Config) -> Self {
         Vera {
@@ -106,7 +107,6 @@ impl DeltaMethod for Vera {
 
     fn peft(&self) -> Option<PeftForm> {
         Some(PeftForm {
-            kind: "VERA",
             tensors: &[("lambda_d", "vera_lambda_d"), ("lambda_b", "vera_lambda_b")],
             shared: &[("A", "vera_A"), ("B", "vera_B")],
             settings: json!({
@@ -120,7 +120,7 @@ impl DeltaMethod for Vera {
     }
 
     fn from_peft(config: &PeftConfig, module: &PeftModule) -> Option<Self> {
-        is_kind(config, "VERA").then_some(Vera {
+        is_kind(config, Self::PEFT_KIND).then_some(Vera {
             rank: module.rank,
             dropout: 0.0,
         })

@@ -81,7 +81,7 @@ pub(super) fn form(plan: &Plan) -> Result<Form<'_>, String> {
         };
     }
     // (IA)³ on inputs and on outputs is one method to PEFT: what counts is what PEFT is told.
-    let told = |method: &Method| method.peft().map(|form| (form.kind, form.settings));
+    let told = |method: &Method| (method.peft_kind(), method.peft().map(|form| form.settings));
     if methods
         .iter()
         .any(|(method, _)| told(method) != told(methods[0].0))

@@ -178,38 +178,24 @@ fn read_tensors(
 
 fn check_supported(directory: &Path, adapter: &PeftConfig) -> Result<(), Problem> {
     let kind = adapter.get("peft_type").and_then(Value::as_str);
-    let known = [
-        "LORA",
-        "LOHA",
-        "LOKR",
-        "VERA",
-        "ADALORA",
-        "IA3",
-        norms::KIND,
-        "PROMPT_TUNING",
-        "P_TUNING",
-        "PREFIX_TUNING",
-    ];
+    let kinds = Method::PEFT_KINDS.iter().flatten().copied();
+    let mut known: Vec<&str> = kinds.chain([norms::KIND]).chain(prompts::KINDS).collect();
+    known.sort_unstable();
+    known.dedup();
     let kind = kind.unwrap_or("nothing");
     if !known.contains(&kind) {
         let message = format!("its `peft_type` is {kind}, which cannot be read");
-        let help = format!("give one of {}", quoted_list(known.iter().copied()));
+        let help = format!("give one of {}", quoted_list(known));
         return Err(problem(directory, message).help(help));
     }
-    let rank = match kind {
-        "LORA" | "LOHA" | "LOKR" | "VERA" => Some("r"),
-        "ADALORA" => Some("init_r"),
-        _ => None,
-    };
-    let is_rank = |key: &&str| {
-        adapter
-            .get(*key)
-            .and_then(Value::as_u64)
-            .is_some_and(|r| r > 0)
-    };
-    if let Some(key) = rank.filter(|key| !is_rank(key)) {
-        return Err(problem(directory, format!("it has no `{key}` above 0"))
-            .help("give a directory that PEFT's `save_pretrained` wrote"));
+    for key in ["r", "init_r"] {
+        let is_rank = |value: &Value| value.as_u64().is_some_and(|rank| rank > 0);
+        if adapter.get(key).is_some_and(|value| !is_rank(value)) {
+            return Err(
+                problem(directory, format!("its `{key}` is no number above 0"))
+                    .help("give a directory that PEFT's `save_pretrained` wrote"),
+            );
+        }
     }
     if kind == "VERA" && adapter.get("save_projection") == Some(&Value::Bool(false)) {
         return Err(problem(directory, "its projections were not saved")

@@ -46,10 +46,13 @@ pub(super) fn prefix<D: Backend>(plan: &Plan, graph: &Graph<D>) -> Result<Writte
     Ok(written(settings, values, parts.len() * config.hidden))
 }
 
+/// What PEFT calls prompts and prefixes.
+pub(super) const KINDS: [&str; 3] = ["PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING"];
+
 /// Whether a configuration is of a prompt or a prefix.
 pub(super) fn is_prompt(adapter: &PeftConfig) -> bool {
     let kind = adapter.get("peft_type").and_then(Value::as_str);
-    matches!(kind, Some("PROMPT_TUNING" | "P_TUNING" | "PREFIX_TUNING"))
+    kind.is_some_and(|kind| KINDS.contains(&kind))
 }
 
 /// The delta and its tensors.

@@ -35,7 +35,7 @@ pub(super) fn write<D: Backend>(plan: &Plan, graph: &Graph<D>, deltas: &[&DeltaP
         written.settings = settings(&form.settings);
         written
             .settings
-            .insert("peft_type".into(), json!(form.kind));
+            .insert("peft_type".into(), json!(method.peft_kind()));
         let modules: Vec<&Module> = sites
             .iter()
             .filter_map(|s| graph.tree().module(s))
