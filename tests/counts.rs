@@ -81,6 +81,11 @@ const ROWS: &[(&str, &str, Source)] = &[
         Peft("vera"),
     ),
     (
+        "MiSS, rank 64",
+        "reparam d = miss on block.*.attn.{q,v}",
+        Peft("miss"),
+    ),
+    (
         "(IA)³",
         "reparam d = ia3 on block.*.{attn.{k,v},ff.down}",
         Peft("ia3"),

@@ -16,7 +16,7 @@ use deltarun::plan::{Change, Plan};
 use dfdx::prelude::Cpu;
 
 /// Fixtures of methods inside the backbone, and the backbone that each was made on.
-const TUNERS: [(&str, &str); 14] = [
+const TUNERS: [(&str, &str); 15] = [
     ("rslora", "bert_a"),
     ("dora", "bert_a"),
     ("dora_gpt2", "gpt2"),
@@ -30,6 +30,7 @@ const TUNERS: [(&str, &str); 14] = [
     ("lokr", "bert_a"),
     ("lokr_whole", "bert_a"),
     ("vera", "bert_a"),
+    ("miss", "bert_a"),
     ("ia3", "bert_a"),
 ];
 

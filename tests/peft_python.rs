@@ -9,7 +9,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 /// Every kind of rank, several LoRAs at one module, and the other methods that PEFT has.
-const PLACES: [(&str, &str); 19] = [
+const PLACES: [(&str, &str); 20] = [
     (
         "one",
         "reparam a = lora { rank = 4, alpha = 9 } on block.*.attn.{q,v}",
@@ -67,6 +67,10 @@ const PLACES: [(&str, &str); 19] = [
     (
         "vera",
         "reparam a = vera { rank = 8 } on block.*.{attn.{q,v},ff.down}",
+    ),
+    (
+        "miss",
+        "reparam a = miss { rank = 4 } on block.*.{attn.{q,v},ff.down}",
     ),
     ("ia3", "reparam a = ia3 on block.*.{attn.{k,v},ff.down}"),
     (

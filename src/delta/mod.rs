@@ -17,6 +17,7 @@ mod loha;
 mod lokr;
 mod lora;
 mod low_rank_adapter;
+mod miss;
 mod p_tuning;
 mod parallel;
 mod parameter;
@@ -50,6 +51,7 @@ list::methods! {
     loha::Loha,
     lokr::Lokr,
     vera::Vera,
+    miss::Miss,
     ia3::Ia3,
     intrinsic_dimension::IntrinsicDimension,
     trainable_tokens::TrainableTokens,

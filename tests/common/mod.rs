@@ -163,7 +163,7 @@ pub fn config(directory: &Path) -> Config {
 }
 
 /// Statements that place each method, and whether it changes nothing at first. All are named `delta`.
-pub const METHODS: [(&str, bool); 27] = [
+pub const METHODS: [(&str, bool); 28] = [
     ("unfreeze delta = **.bias", true),
     ("unfreeze delta = **", true),
     (
@@ -212,6 +212,10 @@ pub const METHODS: [(&str, bool); 27] = [
     ),
     (
         "reparam delta = intrinsic_dimension { dimension = 6, structure_aware = on } on block.*.ff.{up,down}",
+        true,
+    ),
+    (
+        "reparam delta = miss { rank = 5 } on block.*.{attn.{q,o},ff.down}",
         true,
     ),
     ("reparam delta = ia3 on block.*.{attn.{k,v},ff.down}", true),

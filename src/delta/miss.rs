@@ -1,0 +1,107 @@
+//! MiSS (formerly Bone): `y = W x + b + Dᵀ S x`, where S sums what is read over every `rank`-th
+//! column, so that D is all that is stored (Kang and Yin, arXiv 2409.15371, section 3).
+
+use dfdx::prelude::{HasShape, PutTape};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::{
+    is_kind, lora, At, DeltaMethod, Folded, Init, NewParameter, PeftConfig, PeftForm, PeftModule,
+    Preposition,
+};
+use crate::backbone::{Config, Module, Site};
+use crate::engine::{Backend, Matrix, Trace};
+use crate::plan::Fields;
+
+/// Settings of MiSS.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Miss {
+    /// Rows of D; 64 as in PEFT.
+    pub rank: usize,
+    /// Dropout of what S reads; 0 as in PEFT.
+    pub dropout: f32,
+}
+
+/// S, `(rank, input)`.
+fn sums(rank: usize, input: usize) -> Vec<f32> {
+    let places = (0..rank).flat_map(|row| (0..input).map(move |column| column % rank == row));
+    places.map(f32::from).collect()
+}
+
+impl DeltaMethod for Miss {
+    const NAME: &'static str = "miss";
+    const PREPOSITION: Preposition = Preposition::On;
+    const PAPER: &'static str = "Kang and Yin, arXiv 2409.15371";
+    const SITES: &'static str = "choose linear layers, such as `block.*.attn.{q,v}`";
+    const PEFT_KIND: Option<&'static str> = Some("MISS");
+
+    fn read(fields: &Fields, _: &Config) -> Self {
+        Miss {
+            rank: fields.count("rank", 1..=1_000_000).unwrap_or(64),
+            dropout: fields.number("dropout", 0.0, 0.0..=0.99) as f32,
+        }
+    }
+
+    fn accepts(site: Site) -> bool {
+        site == Site::Linear
+    }
+
+    fn check(&self, module: &Module) -> Result<(), String> {
+        lora::check_rank(self.rank, module)
+    }
+
+    fn parameters(&self, module: &Module) -> Vec<NewParameter> {
+        let shape = [self.rank, module.output];
+        vec![NewParameter::new("D", shape, Init::ZEROS)]
+    }
+
+    fn forward<D: Backend>(
+        &self,
+        at: &At<D>,
+        x: &Matrix<D>,
+        y: Matrix<D>,
+    ) -> Result<Matrix<D>, D::Err> {
+        let shape = (self.rank, x.shape().1);
+        let sums = x
+            .device()
+            .try_tensor_from_vec(sums(shape.0, shape.1), shape)?;
+        let sums = sums.put_tape(Trace::off());
+        let low = D::linear(&at.dropout(x, self.dropout)?, &sums.into(), None)?; // (rows, rank)
+        D::add(&y, &D::matmul(&low, &at.matrix("D"))?)
+    }
+
+    fn fold(&self, module: &Module, layer: &mut Folded, tensor: &dyn Fn(&str) -> Vec<f32>) -> bool {
+        let d = lora::transposed(&tensor("D"), module.output); // (out, rank)
+        layer.add(&lora::product(
+            &d,
+            &sums(self.rank, module.input),
+            module.input,
+            1.0,
+        ));
+        true
+    }
+
+    fn peft(&self) -> Option<PeftForm> {
+        Some(PeftForm {
+            tensors: &[("D", "miss_block")],
+            shared: &[],
+            settings: json!({
+                "r": self.rank,
+                "miss_dropout": self.dropout,
+                "init_weights": true,
+                "bias": "none",
+            }),
+        })
+    }
+
+    fn from_peft(config: &PeftConfig, module: &PeftModule) -> Option<Self> {
+        // "bat" and "mini" have other blocks.
+        let is_plain = !config
+            .get("init_weights")
+            .is_some_and(|init| init.is_string());
+        (is_kind(config, Self::PEFT_KIND) && is_plain).then_some(Miss {
+            rank: module.rank,
+            dropout: 0.0,
+        })
+    }
+}
