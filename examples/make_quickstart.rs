@@ -155,7 +155,34 @@ impl Writer {
     }
 }
 
-fn table(seed: u64, adjectives: usize, rows: usize, avoid: &mut BTreeSet<String>) -> String {
+impl Writer {
+    /// What somebody left a play like, whatever it was; for experiments with several tasks.
+    fn mood(&mut self, good: bool) -> String {
+        let (happy, sad) = *MOODS.choose(&mut self.random).expect("there are moods");
+        let mood = if good { happy } else { sad };
+        let who = self.pick(&["i", "we", "everyone"]);
+        format!("{} but {who} left {mood} .", self.clause(!good))
+    }
+
+    /// What somebody says of a play as a whole.
+    fn verdict(&mut self, good: bool) -> String {
+        let verb = self.pick(if good { &LOVED } else { &HATED });
+        let who = self.pick(&["i", "we", "everyone"]);
+        let thing = self.pick(&THINGS);
+        format!("{} but {who} {verb} the {thing} .", self.clause(!good))
+    }
+}
+
+/// What says something good, or its opposite.
+type Says = fn(&mut Writer, bool) -> String;
+
+fn table(
+    seed: u64,
+    adjectives: usize,
+    rows: usize,
+    avoid: &mut BTreeSet<String>,
+    says: Says,
+) -> String {
     let mut writer = Writer {
         random: ChaCha8Rng::seed_from_u64(seed),
         adjectives,
@@ -164,7 +191,7 @@ fn table(seed: u64, adjectives: usize, rows: usize, avoid: &mut BTreeSet<String>
     let mut count = 0;
     while count < rows {
         let good = count % 2 == 0;
-        let review = writer.review(good);
+        let review = says(&mut writer, good);
         if avoid.insert(review.clone()) {
             let _ = writeln!(
                 text,
@@ -235,12 +262,26 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let blank = folder.join("blank");
     std::fs::create_dir_all(&blank)?;
     let mut used = BTreeSet::new();
-    std::fs::write(folder.join("train.tsv"), table(1, SEEN, 800, &mut used))?;
-    std::fs::write(folder.join("dev.tsv"), table(2, GOOD.len(), 400, &mut used))?;
+    std::fs::write(
+        folder.join("train.tsv"),
+        table(1, SEEN, 800, &mut used, Writer::review),
+    )?;
+    std::fs::write(
+        folder.join("dev.tsv"),
+        table(2, GOOD.len(), 400, &mut used, Writer::review),
+    )?;
     std::fs::write(
         folder.join("test.tsv"),
-        table(3, GOOD.len(), 400, &mut used),
+        table(3, GOOD.len(), 400, &mut used, Writer::review),
     )?;
+    let study = Path::new("pipelines/study");
+    let tasks: [(&str, Says); 2] = [("moods", Writer::mood), ("verdicts", Writer::verdict)];
+    for (seed, (name, says)) in (5u64..).step_by(2).zip(tasks) {
+        for (set, seed, rows) in [("train", seed, 400), ("dev", seed + 1, 200)] {
+            let text = table(seed, GOOD.len(), rows, &mut used, says);
+            std::fs::write(study.join(format!("{name}_{set}.tsv")), text)?;
+        }
+    }
 
     let mut writer = Writer {
         random: ChaCha8Rng::seed_from_u64(4),
@@ -252,19 +293,26 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
 
     let vocabulary = vocabulary();
-    std::fs::write(
-        blank.join("tokenizer.json"),
-        serde_json::to_string(&tokenizer(&vocabulary))? + "\n",
-    )?;
-    let config = json!({
-        "architectures": ["BertForMaskedLM"], "model_type": "bert", "hidden_size": 128, "num_hidden_layers": 3,
-        "num_attention_heads": 4, "intermediate_size": 384, "hidden_act": "gelu", "vocab_size": vocabulary.len(),
-        "max_position_embeddings": 48, "type_vocab_size": 2, "layer_norm_eps": 1e-12, "initializer_range": 0.02,
-        "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "pad_token_id": 0,
-    });
-    std::fs::write(
-        blank.join("config.json"),
-        serde_json::to_string_pretty(&config)? + "\n",
-    )?;
+    let tokenizer = serde_json::to_string(&tokenizer(&vocabulary))? + "\n";
+    let sizes = study.join("sizes");
+    let models = [
+        (blank, 128, 3, 4),
+        (sizes.join("small"), 64, 2, 2),
+        (sizes.join("medium"), 128, 3, 4),
+        (sizes.join("large"), 192, 4, 6),
+    ];
+    for (model, hidden, layers, heads) in models {
+        std::fs::create_dir_all(&model)?;
+        std::fs::write(model.join("tokenizer.json"), &tokenizer)?;
+        let config = json!({
+            "architectures": ["BertForMaskedLM"], "model_type": "bert", "hidden_size": hidden,
+            "num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": 3 * hidden,
+            "hidden_act": "gelu", "vocab_size": vocabulary.len(), "max_position_embeddings": 48,
+            "type_vocab_size": 2, "layer_norm_eps": 1e-12, "initializer_range": 0.02,
+            "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "pad_token_id": 0,
+        });
+        let config = serde_json::to_string_pretty(&config)? + "\n";
+        std::fs::write(model.join("config.json"), config)?;
+    }
     Ok(())
 }

@@ -12,6 +12,9 @@
 //! 6. [`run::run`]: all of that, and a directory with the results; [`peft`] writes and reads PEFT's
 //!    format.
 //!
+//!
+//! [`script::run`] runs an experiment: a rhai script over pipelines.
+//!
 //! What is wrong at any step is a [`diagnostic::Problem`]; [`cli`] and [`report`] show it.
 #![warn(missing_docs)]
 
@@ -26,6 +29,7 @@ pub mod peft;
 pub mod plan;
 pub mod report;
 pub mod run;
+pub mod script;
 pub mod syntax;
 pub mod text;
 pub mod train;

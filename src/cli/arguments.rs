@@ -107,10 +107,10 @@ pub struct CombineOptions {
 
 #[derive(Args)]
 pub struct PipelineOptions {
-    /// A pipeline: a `.delta` file
-    #[arg(value_name = "FILE.delta")]
+    /// A pipeline: a `.delta` file; to be run, an experiment, too: a `.rhai` script
+    #[arg(value_name = "FILE")]
     pub file: Option<PathBuf>,
-    /// Set a param of the file
+    /// Set a param of the file; several may be set
     #[arg(long = "set", value_name = "NAME=VALUE")]
     pub set: Vec<String>,
     /// Set params from a YAML file
@@ -144,6 +144,9 @@ pub struct DeviceOptions {
 pub struct RunOptions {
     #[command(flatten)]
     pub pipeline: PipelineOptions,
+    /// For a script: which of its presets of params
+    #[arg(long, value_name = "NAME")]
+    pub preset: Option<String>,
     /// The directory of the run, instead of `runs/NAME`
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,

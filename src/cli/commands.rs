@@ -9,32 +9,17 @@ use super::arguments::{
     CombineOptions, EvalOptions, PipelineOptions, PlanOptions, RunOptions, SourceOptions,
 };
 use super::Ended;
-use crate::backbone::{locate, read_config};
 use crate::diagnostic::{Problem, Problems, Span};
 use crate::engine::cpu::measure_rate;
-use crate::graph::Executor;
+use crate::graph::{Backbones, Executor};
 use crate::plan::{FileFormat, FilePlan, Overrides, Plan};
 use crate::report::{describe, metric_value, Progress};
-use crate::run::{check_files, open_run, Ended as RunEnded, Loaded, Loader};
+use crate::run::{open_run, read_text, Ended as RunEnded, Loaded, Loader, Source};
 use crate::text::bytes;
-use crate::{peft, plan, run, syntax};
+use crate::{peft, run, script, syntax};
 
-/// A pipeline that was read and checked.
-pub(super) struct Opened {
-    pub name: String,
-    pub text: String,
-    pub plan: Plan,
-}
-
-impl Opened {
-    /// A problem in this file.
-    pub(super) fn locate(&self, problem: Problem) -> Problems {
-        Problems::in_source(&self.name, &self.text, vec![problem])
-    }
-}
-
-/// Reads and checks a pipeline.
-fn open(options: &PipelineOptions) -> Result<Opened, Problems> {
+/// Reads a pipeline.
+fn open(options: &PipelineOptions) -> Result<Source, Problems> {
     let Some(path) = &options.file else {
         return Err(
             Problem::new("delta::cli::no_file", "a `.delta` file is missing")
@@ -42,59 +27,16 @@ fn open(options: &PipelineOptions) -> Result<Opened, Problems> {
                 .into(),
         );
     };
-    let name = path.display().to_string();
-    let text = read(path)?;
-    let located = |problems| Problems::in_source(&name, &text, problems);
-    let pipeline = syntax::parse(&text).map_err(|problem| located(vec![problem]))?;
-    let overrides = overrides(options)?;
-    let base = path.parent().unwrap_or(Path::new(""));
-    let base = match base.as_os_str().is_empty() {
-        true => PathBuf::from("."),
-        false => base.to_path_buf(),
-    };
-    let base = base.canonicalize().unwrap_or(base);
-    let find = |location: &str| {
-        let directory = locate(location, &base)?;
-        Ok((directory.clone(), read_config(&directory)?))
-    };
-    let mut plan = plan::plan(&pipeline, &overrides, &base, &find).map_err(located)?;
-    run::resolve_words(&mut plan).map_err(located)?;
-    if !pipeline
-        .statements
-        .iter()
-        .any(|s| matches!(s.node, syntax::ast::Statement::Pipeline { .. }))
-    {
-        plan.name = path
-            .file_stem()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-    }
-    Ok(Opened { name, text, plan })
-}
-
-fn read(path: &Path) -> Result<String, Problem> {
-    let bytes = std::fs::read(path).map_err(|e| {
-        Problem::new(
-            "delta::cli::unreadable",
-            format!("`{}` cannot be read: {e}", path.display()),
-        )
-        .help("check the path")
-    })?;
-    String::from_utf8(bytes).map_err(|_| {
-        Problem::new(
-            "delta::cli::not_utf8",
-            format!("`{}` is not UTF-8", path.display()),
-        )
-        .help("save the file as UTF-8")
-    })
+    let mut source = Source::read(path)?;
+    source.overrides = overrides(options)?;
+    Ok(source)
 }
 
 /// Params from `--params`, then `--set`, then `--seed`.
 fn overrides(options: &PipelineOptions) -> Result<Overrides, Problem> {
     let mut all = Overrides::new();
     if let Some(path) = &options.params {
-        let text = read(path)?;
+        let text = read_text(path)?;
         let wrong = |message: String| {
             Problem::new(
                 "delta::cli::params",
@@ -129,21 +71,18 @@ fn overrides(options: &PipelineOptions) -> Result<Overrides, Problem> {
 
 /// `deltarun check`
 pub(super) fn check(options: &PipelineOptions) -> Result<Ended, Problems> {
-    let opened = open(options)?;
-    let problems = check_files(&opened.plan);
-    if !problems.is_empty() {
-        return Err(Problems::in_source(&opened.name, &opened.text, problems));
-    }
-    println!("{}: no mistakes found", opened.name);
+    let source = open(options)?;
+    source.checked_plan()?;
+    println!("{}: no mistakes found", source.name);
     Ok(Ended::Done)
 }
 
 /// `deltarun plan`
 pub(super) fn plan(options: &PlanOptions) -> Result<Ended, Problems> {
-    let opened = open(&options.pipeline)?;
+    let plan = open(&options.pipeline)?.plan()?;
     print!(
         "{}",
-        describe(&opened.plan, rayon::current_num_threads(), measure_rate())
+        describe(&plan, rayon::current_num_threads(), measure_rate())
     );
     Ok(Ended::Done)
 }
@@ -151,7 +90,7 @@ pub(super) fn plan(options: &PlanOptions) -> Result<Ended, Problems> {
 /// `deltarun fmt`
 pub(super) fn fmt(files: &[PathBuf], check: bool) -> Result<Ended, Problems> {
     for path in files {
-        let text = read(path)?;
+        let text = read_text(path)?;
         let name = path.display().to_string();
         let formatted =
             syntax::format(&text).map_err(|p| Problems::in_source(&name, &text, vec![p]))?;
@@ -243,39 +182,77 @@ pub(super) fn no_device(name: &str) -> Problem {
 
 /// `deltarun FILE.delta`
 pub(super) fn run(options: &RunOptions) -> Result<Ended, Problems> {
-    let opened = open(&options.pipeline)?;
-    let problems = check_files(&opened.plan);
-    if !problems.is_empty() {
-        return Err(Problems::in_source(&opened.name, &opened.text, problems));
+    let is_script = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "rhai");
+    if let Some(path) = options
+        .pipeline
+        .file
+        .as_ref()
+        .filter(|path| is_script(path))
+    {
+        return run_script(path, options);
     }
+    if let Some(preset) = &options.preset {
+        let message = format!("`--preset {preset}` is for scripts");
+        let problem = Problem::new("delta::cli::preset", message);
+        return Err(problem.help("set params with `--set` or `--params`").into());
+    }
+    let source = open(&options.pipeline)?;
+    let plan = source.checked_plan()?;
     let out = options
         .out
         .clone()
-        .unwrap_or_else(|| Path::new("runs").join(&opened.plan.name));
+        .unwrap_or_else(|| Path::new("runs").join(&plan.name));
     on_device!(options.device, |device| run_on(
-        &opened,
+        &source,
+        &plan,
         device,
         &out,
         options.quiet
     ))
 }
 
+/// `deltarun FILE.rhai`
+fn run_script(path: &Path, options: &RunOptions) -> Result<Ended, Problems> {
+    if options.device.device != "cpu" {
+        let problem = Problem::new("delta::cli::device", "scripts run on the CPU");
+        return Err(problem.help("leave `--device` out").into());
+    }
+    let stem = path.file_stem().unwrap_or_default();
+    let default = || Path::new("runs").join(stem);
+    let options = script::Options {
+        set: overrides(&options.pipeline)?,
+        preset: options.preset.clone(),
+        out: options.out.clone().unwrap_or_else(default),
+        is_quiet: options.quiet,
+        interrupted: interruption(),
+    };
+    match script::run(path, &options)? {
+        script::Ended::Complete => Ok(Ended::Done),
+        script::Ended::Interrupted => {
+            eprintln!("interrupted; the same command goes on");
+            Ok(Ended::Interrupted)
+        }
+    }
+}
+
 fn run_on<D: Executor>(
-    opened: &Opened,
+    source: &Source,
+    plan: &Plan,
     device: D,
     out: &Path,
     is_quiet: bool,
 ) -> Result<Ended, Problems> {
     let progress = Progress::new(is_quiet);
     let ended = run::run(
-        &opened.plan,
-        &opened.text,
+        plan,
+        &source.text,
         device,
+        &Backbones::default(),
         out,
         interruption(),
         progress,
     );
-    match ended.map_err(|problem| opened.locate(problem))? {
+    match ended.map_err(|problem| source.locate(vec![problem]))? {
         RunEnded::Interrupted(partial) => {
             eprintln!(
                 "interrupted; the same command goes on from `{}`",
@@ -288,7 +265,7 @@ fn run_on<D: Executor>(
             let delta = out.join("delta.safetensors");
             let size = std::fs::metadata(&delta).map_or(0, |file| file.len());
             println!("  delta: {} ({})", delta.display(), bytes(size as usize));
-            match peft::why_not(&opened.plan) {
+            match peft::why_not(plan) {
                 None => println!("  for PEFT: {}", out.join("peft").display()),
                 Some(reason) => println!("  not in PEFT's format: {reason}"),
             }
@@ -360,6 +337,7 @@ fn data_file(path: &Path) -> Result<FilePlan, Problem> {
         format,
         path: path.to_path_buf(),
         columns: None,
+        few: None,
         span: Span::default(),
     })
 }

@@ -1,9 +1,13 @@
 //! A file's rows as examples of a task.
 
+use rand::seq::SliceRandom;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
 use super::table::{at_line, Table};
 use super::tokens::{Encoded, TextEncoder};
 use crate::diagnostic::Problem;
-use crate::plan::{FilePlan, TaskKind, TaskPlan};
+use crate::plan::{Few, FilePlan, TaskKind, TaskPlan};
 use crate::text::{did_you_mean, quoted_list};
 
 /// One example.
@@ -83,6 +87,40 @@ impl Examples {
             .map(|(text, target)| Example { text, target })
             .collect();
         Ok(Examples { all })
+    }
+
+    /// A few examples of each label, in the order of the file.
+    ///
+    /// # Errors
+    /// The task has no labels, or a label too few examples.
+    pub fn few(&self, few: &Few, task: &TaskPlan) -> Result<Self, Problem> {
+        let problem = |message: String| Problem::new("delta::data::few", message);
+        if task.kind != TaskKind::Classify {
+            let message = "a few examples of each label need a task with labels".to_owned();
+            return Err(problem(message).help("use the whole file"));
+        }
+        let mut chosen = Vec::new();
+        for (class, label) in task.labels.iter().enumerate() {
+            let of_class = self.all.iter().enumerate();
+            let of_class = of_class.filter(|(_, e)| e.target == Target::Class(class));
+            let mut places: Vec<usize> = of_class.map(|(place, _)| place).collect();
+            let mut random = ChaCha8Rng::seed_from_u64(few.seed);
+            random.set_stream(class as u64);
+            places.shuffle(&mut random);
+            let end = few.skipped + few.per_class;
+            let Some(part) = places.get(few.skipped..end) else {
+                let message = format!(
+                    "the label `{}` has {} examples, and {end} are asked for",
+                    label.name,
+                    places.len()
+                );
+                return Err(problem(message).help("ask for fewer"));
+            };
+            chosen.extend_from_slice(part);
+        }
+        chosen.sort_unstable();
+        let all = chosen.into_iter().map(|place| self.all[place].clone());
+        Ok(Examples { all: all.collect() })
     }
 
     /// Encodes texts whose targets are not known.

@@ -12,7 +12,8 @@ mod site;
 mod store;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use dfdx::prelude::{Gradients, HasErr};
 
@@ -97,6 +98,35 @@ struct Active {
 
 type Outcome<T, D> = Result<T, <D as HasErr>::Err>;
 
+/// Backbones in memory, for graphs that share them.
+pub struct Backbones<D: Backend>(Mutex<BTreeMap<PathBuf, Arc<Store<D>>>>);
+
+impl<D: Backend> Default for Backbones<D> {
+    fn default() -> Self {
+        Backbones(Mutex::default())
+    }
+}
+
+impl<D: Backend> Backbones<D> {
+    fn get(
+        &self,
+        plan: &Plan,
+        load: impl FnOnce() -> Result<Store<D>, Problem>,
+    ) -> Result<Arc<Store<D>>, Problem> {
+        if plan.backbone.random {
+            return load().map(Arc::new);
+        }
+        let mut loaded = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let directory = &plan.backbone.directory;
+        if let Some(base) = loaded.get(directory) {
+            return Ok(base.clone());
+        }
+        let base = Arc::new(load()?);
+        loaded.insert(directory.clone(), base.clone());
+        Ok(base)
+    }
+}
+
 /// A delta at a site.
 pub struct Placed {
     /// Its name.
@@ -122,6 +152,14 @@ impl<D: Backend> Graph<D> {
     /// # Errors
     /// A file that cannot be read, a tensor that is missing or misshapen.
     pub fn load(plan: &Plan, device: D) -> Result<Self, Problem> {
+        Graph::load_beside(plan, device, &Backbones::default())
+    }
+
+    /// The same, with the backbone of an earlier graph where it is the same one.
+    ///
+    /// # Errors
+    /// See [`Graph::load`].
+    pub fn load_beside(plan: &Plan, device: D, backbones: &Backbones<D>) -> Result<Self, Problem> {
         let config = plan.backbone.config.clone();
         let checkpoint = match plan.backbone.random {
             true => None,
@@ -142,7 +180,7 @@ impl<D: Backend> Graph<D> {
             seed: plan.seed,
             deviation: graph.config.initializer_range,
         };
-        graph.base = Arc::new(graph.load_base(checkpoint.as_ref(), &drawn)?);
+        graph.base = backbones.get(plan, || graph.load_base(checkpoint.as_ref(), &drawn))?;
         for (name, task) in &plan.tasks {
             graph.load_head(name, task, checkpoint.as_ref(), &drawn)?;
         }

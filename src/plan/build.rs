@@ -215,7 +215,7 @@ impl<'a> Builder<'a> {
             };
             let key = name.as_ref().map_or("data", |name| name.node.as_str());
             let fields = self.fields(&format!("data `{key}`"), statement.span, Some(block));
-            let plan = tasks::data(&fields, self.base);
+            let plan = tasks::data(&fields, self.base, self.seed);
             if all.insert(key.to_owned(), plan).is_some() {
                 self.twice("data set", key, statement.span);
             }

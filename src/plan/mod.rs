@@ -173,8 +173,22 @@ pub struct FilePlan {
     pub path: PathBuf,
     /// Names of the columns, where the file has no header.
     pub columns: Option<Vec<String>>,
+    /// Which of its examples are used, where not all are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub few: Option<Few>,
     /// The place of the path.
     pub span: Span,
+}
+
+/// A few examples of each label, drawn from a seed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Few {
+    /// Examples of each label.
+    pub per_class: usize,
+    /// Examples of each label that are left to another set, in the order that is drawn.
+    pub skipped: usize,
+    /// What the order is drawn from.
+    pub seed: u64,
 }
 
 /// How a file of examples is read.

@@ -4,19 +4,32 @@ use std::path::Path;
 
 use super::cloze::cloze;
 use super::fields::Fields;
-use super::{DataPlan, FileFormat, FilePlan, Label, Metric, TaskKind, TaskPlan};
+use super::{DataPlan, Few, FileFormat, FilePlan, Label, Metric, TaskKind, TaskPlan};
 use crate::diagnostic::Problem;
 use crate::syntax::ast::{Argument, Name, Spanned, Value};
 use crate::text::{did_you_mean, quoted_list};
 
 /// Reads a `data` block; paths are relative to `base`.
-pub(super) fn data(fields: &Fields, base: &Path) -> DataPlan {
-    let plan = DataPlan {
-        train: file(fields, "train", base),
-        dev: file(fields, "dev", base),
-        test: file(fields, "test", base),
+pub(super) fn data(fields: &Fields, base: &Path, seed: u64) -> DataPlan {
+    let mut plan = DataPlan {
+        train: file(fields, "train", base, seed),
+        dev: file(fields, "dev", base, seed),
+        test: file(fields, "test", base, seed),
     };
     fields.finish();
+    // A few of the same file for training and for evaluation are different ones.
+    let train = plan
+        .train
+        .as_ref()
+        .map(|file| (file.path.clone(), file.few));
+    if let (Some((path, Some(train))), Some(dev)) = (train, &mut plan.dev) {
+        match &mut dev.few {
+            Some(few) if dev.path == path && few.seed == train.seed => {
+                few.skipped = train.per_class;
+            }
+            _ => {}
+        }
+    }
     plan
 }
 
@@ -27,10 +40,57 @@ const READERS: [(&str, FileFormat); 4] = [
     ("text", FileFormat::Text),
 ];
 
-fn file(fields: &Fields, key: &'static str, base: &Path) -> Option<FilePlan> {
+fn file(fields: &Fields, key: &'static str, base: &Path, seed: u64) -> Option<FilePlan> {
     let value = fields.value(key)?;
+    match &value.node {
+        Value::Call { name, arguments } if name.node == "few" => {
+            few(fields, &value, arguments, base, seed)
+        }
+        _ => whole_file(fields, key, &value, base),
+    }
+}
+
+/// `few(tsv("train.tsv"), 16)`: that many examples of each label; `seed = N` draws others.
+fn few(
+    fields: &Fields,
+    value: &Spanned<Value>,
+    arguments: &[Argument],
+    base: &Path,
+    seed: u64,
+) -> Option<FilePlan> {
+    let number = |argument: &Argument| match fields.scope.resolve(&argument.value).node {
+        Value::Number(number) if number >= 1.0 && number.fract() == 0.0 => Some(number as u64),
+        _ => None,
+    };
+    let is_plain = |argument: &&Argument| argument.key.is_none();
+    let plain: Vec<&Argument> = arguments.iter().filter(is_plain).collect();
+    let named: Vec<&Argument> = arguments.iter().filter(|a| a.key.is_some()).collect();
+    let seed = match named.as_slice() {
+        [] => Some(seed),
+        [one] if one.key.as_ref().is_some_and(|key| key.node == "seed") => number(one),
+        _ => None,
+    };
+    let (file, per_class) = match plain.as_slice() {
+        [file, count] => (Some(&file.value), number(count)),
+        _ => (None, None),
+    };
+    let (Some(file), Some(per_class), Some(seed)) = (file, per_class, seed) else {
+        let wanted = "a few examples of each label, such as `few(tsv(\"train.tsv\"), 16)`";
+        fields.wrong("few", value, wanted);
+        return None;
+    };
+    let mut plan = whole_file(fields, "few", file, base)?;
+    plan.few = Some(Few {
+        per_class: per_class as usize,
+        skipped: 0,
+        seed,
+    });
+    Some(plan)
+}
+
+fn whole_file(fields: &Fields, key: &str, value: &Spanned<Value>, base: &Path) -> Option<FilePlan> {
     let Value::Call { name, arguments } = &value.node else {
-        fields.wrong(key, &value, "a file such as `tsv(\"train.tsv\")`");
+        fields.wrong(key, value, "a file such as `tsv(\"train.tsv\")`");
         return None;
     };
     let Some((_, format)) = READERS.iter().find(|(reader, _)| *reader == name.node) else {
@@ -79,6 +139,7 @@ fn file(fields: &Fields, key: &'static str, base: &Path) -> Option<FilePlan> {
         format: *format,
         path: base.join(path),
         columns,
+        few: None,
         span,
     })
 }

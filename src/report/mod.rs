@@ -1,10 +1,14 @@
 //! What a person sees of a run: progress while it goes on, tables when it is over.
 
+mod page;
 mod plan;
+mod plot;
 mod progress;
 mod table;
 
+pub use page::Page;
 pub use plan::describe;
+pub use plot::{plot, Series};
 pub use progress::Progress;
 pub use table::Table;
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::data::{read_columns, Examples, Masking, TextEncoder};
 use crate::diagnostic::{Problem, Span};
-use crate::plan::{Change, Cloze, DeltaPlan, FilePlan, Plan, TaskKind, TaskPlan};
+use crate::plan::{Change, Cloze, DeltaPlan, Few, FilePlan, Plan, TaskKind, TaskPlan};
 use crate::text::{did_you_mean, quoted_list};
 use crate::train::Data;
 
@@ -15,7 +15,7 @@ pub struct Loader {
     encoder: TextEncoder,
     vocabulary: usize,
     /// By file and task; a task is known by its place.
-    read: BTreeMap<(PathBuf, Span), Arc<Examples>>,
+    read: BTreeMap<(PathBuf, Option<Few>, Span), Arc<Examples>>,
 }
 
 impl Loader {
@@ -74,11 +74,17 @@ impl Loader {
     /// # Errors
     /// What [`Examples::read`] reports.
     pub fn file(&mut self, file: &FilePlan, task: &TaskPlan) -> Result<Arc<Examples>, Problem> {
-        let key = (file.path.clone(), task.span);
+        let key = (file.path.clone(), file.few, task.span);
         if let Some(examples) = self.read.get(&key) {
             return Ok(examples.clone());
         }
-        let examples = Arc::new(Examples::read(file, task, &self.encoder)?);
+        let mut examples = Examples::read(file, task, &self.encoder)?;
+        if let Some(few) = &file.few {
+            examples = examples
+                .few(few, task)
+                .map_err(|problem| problem.or_at(file.span))?;
+        }
+        let examples = Arc::new(examples);
         self.read.insert(key, examples.clone());
         Ok(examples)
     }

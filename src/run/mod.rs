@@ -8,6 +8,7 @@ mod directory;
 mod examples;
 mod load;
 mod merge;
+mod source;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backbone::fetch_weights;
 use crate::diagnostic::Problem;
-use crate::graph::{Executor, Graph};
+use crate::graph::{Backbones, Executor, Graph};
 use crate::plan::{FilePlan, Metric, Plan, TaskKind};
 use crate::report::{metric_value, Progress, Table};
 use crate::text::thousands;
@@ -29,6 +30,7 @@ pub use directory::{Directory, Manifest};
 pub use examples::{check_files, resolve_words, Loader};
 pub use load::{open_run, Loaded};
 pub use merge::merge;
+pub use source::{read_text, Source};
 
 /// What a finished run came to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -45,6 +47,9 @@ pub struct Summary {
     pub stages: Vec<StageResult>,
     /// The last stage's parameters on the test set, where there is one.
     pub test: Option<Evaluation>,
+    /// The most memory that the process has had so far, in bytes, where the system tells.
+    #[serde(default)]
+    pub peak_memory: Option<u64>,
 }
 
 /// How a run ended.
@@ -55,7 +60,7 @@ pub enum Ended {
     Interrupted(PathBuf),
 }
 
-/// Runs a plan on a device and leaves `out`.
+/// Runs a plan on a device and leaves `out`; a backbone that is among `backbones` is not read again.
 ///
 /// # Errors
 /// A mistake in the data, the weights or the output directory; a failure of the device or the disk;
@@ -64,6 +69,7 @@ pub fn run<D: Executor>(
     plan: &Plan,
     source: &str,
     device: D,
+    backbones: &Backbones<D>,
     out: &Path,
     interrupted: &AtomicBool,
     progress: Progress,
@@ -72,8 +78,8 @@ pub fn run<D: Executor>(
     let mut loader = Loader::new(plan)?;
     let data = loader.stages(plan)?;
     fetch_weights(&plan.backbone.location).map_err(|problem| problem.or_at(plan.backbone.span))?;
-    let mut graph =
-        Graph::load(plan, device).map_err(|problem| problem.or_at(plan.backbone.span))?;
+    let mut graph = Graph::load_beside(plan, device, backbones)
+        .map_err(|problem| problem.or_at(plan.backbone.span))?;
     (0..=plan.stages.len()).try_for_each(|stage| graph.activate(plan, stage))?;
     // From here on there is nothing left of the input that could be wrong.
     let directory = Directory::prepare(out, &Manifest::new(plan, source)?, source)?;
@@ -119,9 +125,20 @@ pub fn run<D: Executor>(
         zero_shot,
         stages: state.position.results,
         test,
+        peak_memory: peak_memory(),
     };
     directory.finish(plan, &graph, &summary)?;
     Ok(Ended::Complete(summary, out.to_path_buf()))
+}
+
+/// What Linux says of the process: the line `VmHWM` of `/proc/self/status`, in kB.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse().ok()?;
+    Some(1024 * kilobytes)
 }
 
 /// The metric of a guess that is always the most frequent label of the training data.
@@ -158,6 +175,13 @@ fn majority(plan: &Plan, data: Option<&Data>) -> Option<f64> {
 }
 
 impl Summary {
+    /// The metric in the end: that of the last stage on its dev set, or without training.
+    pub fn value(&self) -> Option<f64> {
+        let last = self.stages.last().and_then(|stage| stage.dev.as_ref());
+        let evaluation = last.or(self.zero_shot.as_ref());
+        evaluation.map(|evaluation| evaluation.get(self.metric))
+    }
+
     /// The table that a run ends with.
     pub fn table(&self) -> String {
         let name = format!("dev {}", self.metric.name());

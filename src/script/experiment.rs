@@ -1,0 +1,407 @@
+//! Pipelines and runs, as scripts see them.
+
+use std::path::Path;
+use std::rc::Rc;
+
+use dfdx::prelude::Cpu;
+use rhai::{Array, Dynamic, Engine, ImmutableString, Map};
+
+use super::error::{mistake, thrown, Outcome};
+use super::functions::number;
+use super::runner::Finished;
+use super::session::Session;
+use crate::backbone::Checkpoint;
+use crate::diagnostic::Problem;
+use crate::engine::cpu::measure_rate;
+use crate::graph::{Graph, Tensors};
+use crate::plan::{Plan, TaskPlan};
+use crate::report::describe;
+use crate::run::{merge, open_run, Loaded, Loader, Source};
+use crate::train::evaluate;
+
+/// A pipeline, not yet read.
+#[derive(Clone)]
+pub(super) struct Pipeline(pub Source);
+
+/// A run that is complete.
+pub(super) type Run = Rc<Finished>;
+
+pub(super) fn register(engine: &mut Engine, session: &Rc<Session>) {
+    engine.register_type_with_name::<Pipeline>("Pipeline");
+    engine.register_type_with_name::<Run>("Run");
+    let own = session.clone();
+    engine.register_fn(
+        "params",
+        move |defaults: Map, presets: Map| -> Outcome<Map> {
+            own.params(&defaults, &presets).map_err(thrown)
+        },
+    );
+    let own = session.clone();
+    engine.register_fn("params", move |defaults: Map| -> Outcome<Map> {
+        own.params(&defaults, &Map::new()).map_err(thrown)
+    });
+    let own = session.clone();
+    engine.register_fn(
+        "pipeline",
+        move |file: ImmutableString| -> Outcome<Pipeline> {
+            own.source(&file).map(Pipeline).map_err(thrown)
+        },
+    );
+    engine.register_fn("with", with);
+    engine.register_fn("add", |pipeline: &mut Pipeline, text: ImmutableString| {
+        let mut longer = pipeline.clone();
+        longer.0.text.push('\n');
+        longer.0.text.push_str(&text);
+        longer
+    });
+    engine.register_fn("plan", plan);
+    register_running(engine, session);
+    register_results(engine);
+}
+
+fn register_running(engine: &mut Engine, session: &Rc<Session>) {
+    let own = session.clone();
+    engine.register_fn("run", move |pipeline: &mut Pipeline| -> Outcome<Run> {
+        let mut runs = own.runner.run_all(std::slice::from_ref(&pipeline.0)).map_err(thrown)?;
+        runs.pop()
+            .map(Rc::new)
+            .ok_or_else(|| mistake("nothing was run", "report this"))
+    });
+    let own = session.clone();
+    engine.register_fn(
+        "run_alone",
+        move |pipeline: &mut Pipeline| -> Outcome<Run> {
+            own.runner
+                .run_alone(&pipeline.0)
+                .map(Rc::new)
+                .map_err(thrown)
+        },
+    );
+    let own = session.clone();
+    engine.register_fn(
+        "run_seeds",
+        move |pipeline: &mut Pipeline, seeds: Array| -> Outcome<Array> {
+            let mut seeded = |seed: &Dynamic| -> Outcome<Source> {
+                let seed = Map::from([("seed".into(), seed.clone())]);
+                Ok(with(pipeline, seed)?.0)
+            };
+            let sources = seeds.iter().map(&mut seeded).collect::<Outcome<Vec<_>>>()?;
+            let runs = own.runner.run_all(&sources).map_err(thrown)?;
+            Ok(runs
+                .into_iter()
+                .map(|run| Dynamic::from(Rc::new(run)))
+                .collect())
+        },
+    );
+    let own = session.clone();
+    engine.register_fn("run_all", move |pipelines: Array| -> Outcome<Array> {
+        let source = |pipeline: Dynamic| {
+            pipeline
+                .try_cast::<Pipeline>()
+                .map(|pipeline| pipeline.0)
+                .ok_or_else(|| {
+                    mistake(
+                        "`run_all` needs a list of pipelines",
+                        "write `run_all([p, q])`",
+                    )
+                })
+        };
+        let sources = pipelines
+            .into_iter()
+            .map(source)
+            .collect::<Outcome<Vec<_>>>()?;
+        let runs = own.runner.run_all(&sources).map_err(thrown)?;
+        Ok(runs
+            .into_iter()
+            .map(|run| Dynamic::from(Rc::new(run)))
+            .collect())
+    });
+    engine.register_fn("merge", merged);
+    let own = session.clone();
+    engine.register_fn("evaluate", move |run: &mut Run, set: ImmutableString| {
+        evaluate_on_set(&own, run, &set)
+    });
+    let own = session.clone();
+    engine.register_fn("evaluate", move |run: &mut Run, other: Pipeline| {
+        evaluate_elsewhere(&own, run, &other.0)
+    });
+}
+
+/// The same pipeline with these params.
+fn with(pipeline: &mut Pipeline, params: Map) -> Outcome<Pipeline> {
+    let mut set = pipeline.clone();
+    for (key, value) in params {
+        let is_plain = value.is_int() || value.is_float() || value.is_string() || value.is_bool();
+        if !is_plain {
+            return Err(mistake(
+                format!("the param `{key}` is {}", value.type_name()),
+                "give a number, a text or a truth value",
+            ));
+        }
+        // Rust writes the shortest digits that read as the same number.
+        let text = match value.as_float() {
+            Ok(number) => number.to_string(),
+            Err(_) => value.to_string(),
+        };
+        set.0.overrides.insert(key.to_string(), text);
+    }
+    Ok(set)
+}
+
+/// What a pipeline would train: `trained` and `total` parameters and `memory` in bytes of the last
+/// stage, and the `text` of `deltarun plan`.
+fn plan(pipeline: &mut Pipeline) -> Outcome<Map> {
+    let plan = pipeline.0.plan().map_err(thrown)?;
+    let threads = rayon::current_num_threads();
+    let mut map = Map::new();
+    map.insert("name".into(), plan.name.clone().into());
+    map.insert(
+        "text".into(),
+        describe(&plan, threads, measure_rate()).into(),
+    );
+    if let Some(last) = plan.stages.len().checked_sub(1) {
+        let cost = plan.cost(last, plan.backbone.max_length, threads, 256);
+        map.insert("trained".into(), (cost.trained as i64).into());
+        map.insert("total".into(), (cost.total as i64).into());
+        map.insert("memory".into(), (cost.memory as i64).into());
+    }
+    Ok(map)
+}
+
+fn register_results(engine: &mut Engine) {
+    engine
+        .register_get("name", |run: &mut Run| run.plan.name.clone())
+        .register_get("directory", |run: &mut Run| {
+            run.directory.display().to_string()
+        })
+        .register_get("metric", |run: &mut Run| {
+            run.summary.metric.name().to_owned()
+        })
+        .register_get("value", |run: &mut Run| {
+            run.summary.value().unwrap_or(f64::NAN)
+        })
+        .register_get("test", |run: &mut Run| {
+            let test = run.summary.test.as_ref();
+            test.map_or(f64::NAN, |test| test.get(run.summary.metric))
+        })
+        .register_get("majority", |run: &mut Run| {
+            run.summary.majority.unwrap_or(f64::NAN)
+        })
+        .register_get("trained", |run: &mut Run| {
+            last_stage(run, |stage| stage.trained as i64)
+        })
+        .register_get("steps", |run: &mut Run| {
+            last_stage(run, |stage| stage.steps as i64)
+        })
+        .register_get("seconds", |run: &mut Run| {
+            run.summary
+                .stages
+                .iter()
+                .map(|stage| stage.seconds)
+                .sum::<f64>()
+        })
+        .register_get("peak_memory", |run: &mut Run| {
+            run.summary
+                .peak_memory
+                .map_or(f64::NAN, |bytes| bytes as f64 / 1048576.0)
+        })
+        .register_get("stages", stages)
+        .register_get("params", |run: &mut Run| -> Map {
+            let overrides = run.source.overrides.iter();
+            overrides
+                .map(|(key, value)| (key.as_str().into(), value.clone().into()))
+                .collect()
+        })
+        .register_get("curve", |run: &mut Run| {
+            let metric = run.summary.metric.name();
+            points(run, |line| line["dev"][metric].as_f64())
+        })
+        .register_get("losses", |run: &mut Run| {
+            points(run, |line| line["loss"].as_f64())
+        })
+        .register_get("step_seconds", |run: &mut Run| -> Outcome<f64> {
+            let mut seconds = Vec::new();
+            for point in points(run, |line| {
+                line["lr"].as_f64().and(line["seconds"].as_f64())
+            })? {
+                let pair = point.into_typed_array::<f64>().unwrap_or_default();
+                seconds.extend(pair.last());
+            }
+            seconds.sort_by(f64::total_cmp);
+            Ok(seconds.get(seconds.len() / 2).copied().unwrap_or(f64::NAN))
+        });
+}
+
+fn last_stage(run: &Run, get: impl Fn(&crate::train::StageResult) -> i64) -> i64 {
+    run.summary.stages.last().map_or(0, get)
+}
+
+fn stages(run: &mut Run) -> Array {
+    let stage = |stage: &crate::train::StageResult| {
+        let value = stage.dev.as_ref().map(|dev| dev.get(run.summary.metric));
+        let mut map = Map::new();
+        map.insert("name".into(), stage.stage.clone().into());
+        map.insert("value".into(), value.unwrap_or(f64::NAN).into());
+        map.insert("trained".into(), (stage.trained as i64).into());
+        map.insert("steps".into(), (stage.steps as i64).into());
+        map.insert("seconds".into(), stage.seconds.into());
+        Dynamic::from(map)
+    };
+    run.summary.stages.iter().map(stage).collect()
+}
+
+/// `[step, value]` of every line of the last stage's log that has such a value.
+fn points(run: &Run, value: impl Fn(&serde_json::Value) -> Option<f64>) -> Outcome<Array> {
+    let path = run.directory.join("log.jsonl");
+    let text = std::fs::read_to_string(&path).map_err(|e| {
+        mistake(
+            format!("`{}` cannot be read: {e}", path.display()),
+            "run it again",
+        )
+    })?;
+    let last = run.summary.stages.last().map(|stage| stage.stage.as_str());
+    let lines = text
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let of_last = lines.filter(|line| line["stage"].as_str() == last);
+    let points = of_last.filter_map(|line| {
+        let (step, value) = (line["step"].as_f64()?, value(&line)?);
+        Some(Dynamic::from(vec![
+            Dynamic::from(step),
+            Dynamic::from(value),
+        ]))
+    });
+    Ok(points.collect())
+}
+
+/// The run folded into its backbone, beside it: a backbone for other pipelines.
+fn merged(run: &mut Run) -> Outcome<String> {
+    let out = run.directory.join("merged");
+    let fold = || -> Result<(), Problem> {
+        let loaded: Loaded<Cpu> = open_run(&run.directory, None, None, Cpu::default())?;
+        merge(&loaded.plan, &loaded.graph, &out)
+    };
+    if !out.exists() {
+        fold().map_err(thrown)?;
+    }
+    let out = out.canonicalize().unwrap_or(out);
+    Ok(out.display().to_string())
+}
+
+/// The metric of a run on its own `train`, `dev` or `test` set.
+fn evaluate_on_set(session: &Session, run: &Run, set: &str) -> Outcome<f64> {
+    let data = run.plan.final_data();
+    let file = match (set, data) {
+        ("train", Some(data)) => data.train.as_ref(),
+        ("dev", Some(data)) => data.dev.as_ref(),
+        ("test", Some(data)) => data.test.as_ref(),
+        _ => None,
+    };
+    let file = file.ok_or_else(|| {
+        mistake(
+            format!("the run has no set `{set}`"),
+            "write \"train\", \"dev\" or \"test\"",
+        )
+    })?;
+    let loaded: Loaded<Cpu> =
+        open_run(&run.directory, None, None, Cpu::default()).map_err(thrown)?;
+    score(session, &loaded.plan, &loaded.graph, file).map_err(thrown)
+}
+
+fn score(
+    session: &Session,
+    plan: &Plan,
+    graph: &Graph<Cpu>,
+    file: &crate::plan::FilePlan,
+) -> Result<f64, Problem> {
+    let task = final_task(plan)?;
+    let mut loader = Loader::new(plan)?;
+    let examples = loader.file(file, task)?;
+    let found = evaluate(graph, &examples.all, task, loader.masking(task)?)?;
+    debug_assert!(!session.is_interrupted() || found.examples > 0);
+    Ok(found.get(task.metric))
+}
+
+fn final_task(plan: &Plan) -> Result<&TaskPlan, Problem> {
+    let task = plan.final_task().map(|(_, task)| task);
+    task.ok_or_else(|| Problem::internal("a plan without a task"))
+}
+
+/// The metric of a run's deltas on another pipeline's task and dev set: transfer.
+fn evaluate_elsewhere(session: &Session, run: &Run, other: &Source) -> Outcome<f64> {
+    let mut plan = other.plan().map_err(thrown)?;
+    let file = plan.final_data().and_then(|data| data.dev.clone());
+    let file = file.ok_or_else(|| {
+        mistake(
+            format!("`{}` has no dev set", other.name),
+            "add one to its `data` block",
+        )
+    })?;
+    let mut transfer = || -> Result<f64, Problem> {
+        let hash = |plan: &Plan| {
+            Checkpoint::open_directory(&plan.backbone.directory).map(|file| file.hash())
+        };
+        if hash(&plan)? != hash(&run.plan)? {
+            let message = format!(
+                "`{}` and `{}` have different backbones",
+                run.plan.name, plan.name
+            );
+            return Err(Problem::new("delta::script::transfer", message)
+                .help("transfer deltas between tasks of one backbone"));
+        }
+        let name = plan.final_task().map(|(name, _)| name.to_owned());
+        let trained = run.plan.final_task().map(|(name, _)| name.to_owned());
+        plan.deltas = run
+            .plan
+            .active(run.plan.stages.len())
+            .into_iter()
+            .cloned()
+            .collect();
+        plan.stages = Vec::new();
+        let mut graph = Graph::load_beside(&plan, Cpu::default(), &session.runner.backbones)?;
+        let stored = Checkpoint::open(&[run.directory.join("delta.safetensors")])?;
+        let known = graph.tensors();
+        let mut tensors = Tensors::new();
+        for key in stored.names() {
+            // The head's parameters are named after its task.
+            let renamed = match (&trained, &name) {
+                (Some(old), Some(new)) => key
+                    .strip_prefix(&format!("{old}."))
+                    .map(|rest| format!("{new}.{rest}")),
+                _ => None,
+            };
+            let renamed = renamed.unwrap_or_else(|| key.to_owned());
+            let values = stored.read(key)?;
+            if known
+                .get(&renamed)
+                .is_some_and(|(_, shape)| *shape == values.1)
+            {
+                tensors.insert(renamed, values);
+            }
+        }
+        graph.set(tensors)?;
+        graph.adopt_heads();
+        graph.activate(&plan, 0)?;
+        score(session, &plan, &graph, &file)
+    };
+    transfer().map_err(thrown)
+}
+
+/// A path that a script's function was given, for its extension alone.
+pub(super) fn has_ending(file: &str, ending: &str) -> bool {
+    Path::new(file)
+        .extension()
+        .is_some_and(|found| found == ending)
+}
+
+/// A pair of numbers out of a list of two.
+pub(super) fn pair(point: &Dynamic) -> Outcome<(f64, f64)> {
+    let list = point.read_lock::<Array>();
+    match list.as_deref().map(Vec::as_slice) {
+        Some([x, y]) => Ok((number(x)?, number(y)?)),
+        _ => Err(mistake(
+            "a point is a list of two numbers",
+            "write `[step, value]`",
+        )),
+    }
+}

@@ -1,0 +1,93 @@
+//! Experiments: rhai scripts that run pipelines, compare their results and leave a report.
+//!
+//! In: a script, params. Out: runs under one directory, tables, pages. A script reaches no file but
+//! through pipelines of its own folder and pages of its own output, and cannot run for ever.
+
+mod error;
+mod experiment;
+mod functions;
+mod pages;
+mod runner;
+mod session;
+
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::atomic::AtomicBool;
+
+use rhai::module_resolvers::DummyModuleResolver;
+use rhai::{Engine, EvalAltResult, Scope, Token};
+
+use crate::diagnostic::Problems;
+use crate::plan::Overrides;
+use crate::run::read_text;
+use session::Session;
+
+/// What a script is given.
+pub struct Options<'a> {
+    /// Params by name.
+    pub set: Overrides,
+    /// The preset of its params.
+    pub preset: Option<String>,
+    /// Where its runs and pages go.
+    pub out: PathBuf,
+    /// Whether nothing is shown but what the script prints.
+    pub is_quiet: bool,
+    /// Asks for a stop at the end of a step.
+    pub interrupted: &'a AtomicBool,
+}
+
+/// How a script ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// To its end.
+    Complete,
+    /// It was interrupted; the same command goes on.
+    Interrupted,
+}
+
+/// Operations that a script may take, runs aside.
+const MOST_OPERATIONS: u64 = 20_000_000;
+
+/// Runs a script.
+///
+/// # Errors
+/// A mistake in the script or in a pipeline that it runs, with its place in the script.
+pub fn run(path: &Path, options: &Options<'static>) -> Result<Ended, Problems> {
+    let text = read_text(path)?;
+    let name = path.display().to_string();
+    let session = Rc::new(Session::new(path, options)?);
+    let engine = engine(&session);
+    let located = |error: Box<EvalAltResult>| error::problems(&name, &text, &error);
+    let ast = engine.compile(&text).map_err(|e| located(e.into()))?;
+    let mut scope = Scope::new();
+    match engine.run_ast_with_scope(&mut scope, &ast) {
+        Ok(()) => session.check_params(&name, &text).map(|()| Ended::Complete),
+        Err(_) if session.is_interrupted() => Ok(Ended::Interrupted),
+        Err(error) => Err(located(error)),
+    }
+}
+
+fn engine(session: &Rc<Session>) -> Engine {
+    let mut engine = Engine::new();
+    engine.set_module_resolver(DummyModuleResolver::new());
+    engine.set_max_operations(MOST_OPERATIONS);
+    engine.set_max_call_levels(64);
+    engine.set_max_expr_depths(128, 64);
+    engine.set_max_string_size(10_000_000);
+    engine.set_max_array_size(1_000_000);
+    engine.set_max_map_size(100_000);
+    engine.disable_symbol("eval");
+    engine.on_print(|text| println!("{text}"));
+    // `with` is a word that rhai reserves and has no use for.
+    #[allow(deprecated)] // rhai marks it volatile, not obsolete
+    engine.on_parse_token(|token, _, _| match token {
+        Token::Reserved(word) if word.as_str() == "with" => Token::Identifier(word),
+        other => other,
+    });
+    let stop = session.clone();
+    engine.on_progress(move |_| stop.is_interrupted().then_some(rhai::Dynamic::UNIT));
+    functions::register(&mut engine);
+    pages::register(&mut engine, session);
+    experiment::register(&mut engine, session);
+    engine
+}

@@ -1,0 +1,195 @@
+//! Runs of a script: several side by side, none twice, one backbone in memory for all.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use dfdx::prelude::Cpu;
+use sha2::{Digest, Sha256};
+
+use crate::diagnostic::{Problem, Problems};
+use crate::engine::Backend;
+use crate::graph::Backbones;
+use crate::plan::Plan;
+use crate::report::{metric_value, Progress};
+use crate::run::{self, Manifest, Source, Summary};
+use crate::text::hexadecimal;
+
+/// What runs need of the script.
+pub(super) struct Runner {
+    /// Where runs and pages go.
+    pub out: PathBuf,
+    pub is_quiet: bool,
+    pub interrupted: &'static AtomicBool,
+    pub backbones: Backbones<Cpu>,
+}
+
+/// A run that is complete.
+#[derive(Clone, Debug)]
+pub(super) struct Finished {
+    pub directory: PathBuf,
+    pub summary: Summary,
+    pub source: Source,
+    pub plan: Plan,
+}
+
+impl Runner {
+    pub fn is_interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
+    }
+
+    /// Runs what has not been run, in the order given, several side by side where there is memory
+    /// for it.
+    pub fn run_all(&self, sources: &[Source]) -> Result<Vec<Finished>, Problems> {
+        let plans = sources.iter().map(Source::checked_plan);
+        let plans: Vec<Plan> = plans.collect::<Result<_, _>>()?;
+        let next = AtomicUsize::new(0);
+        let results: Mutex<Vec<Option<Result<Finished, Problems>>>> =
+            Mutex::new(sources.iter().map(|_| None).collect());
+        let work = || loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= sources.len() || self.is_interrupted() {
+                return;
+            }
+            let result = self.run(&sources[index], &plans[index]);
+            match &result {
+                Ok(finished) => self.show(finished, index + 1, sources.len()),
+                // Nothing more is begun.
+                Err(_) => next.store(sources.len(), Ordering::Relaxed),
+            }
+            results.lock().unwrap_or_else(PoisonError::into_inner)[index] = Some(result);
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..workers(&plans) {
+                scope.spawn(work);
+            }
+            work();
+        });
+        let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let (done, stopped): (Vec<_>, Vec<_>) = results.into_iter().partition(Option::is_some);
+        let finished: Vec<Finished> = done.into_iter().flatten().collect::<Result<_, _>>()?;
+        match stopped.is_empty() {
+            true => Ok(finished),
+            false => Err(stop().into()),
+        }
+    }
+
+    /// Runs a pipeline with a backbone of its own and nothing beside it, so that the most memory
+    /// that the process has is the run's.
+    pub fn run_alone(&self, source: &Source) -> Result<Finished, Problems> {
+        let plan = source.checked_plan()?;
+        // Linux then counts the most memory anew; elsewhere it is that of the whole process.
+        let _ = std::fs::write("/proc/self/clear_refs", "5");
+        let alone = Runner {
+            out: self.out.join("alone"),
+            is_quiet: self.is_quiet,
+            interrupted: self.interrupted,
+            backbones: Backbones::default(),
+        };
+        let finished = alone.run(source, &plan)?;
+        self.show(&finished, 1, 1);
+        Ok(finished)
+    }
+
+    /// Runs a plan, or finds the run of it that is complete.
+    fn run(&self, source: &Source, plan: &Plan) -> Result<Finished, Problems> {
+        let located = |problem: Problem| source.locate(vec![problem]);
+        let manifest = Manifest::new(plan, &source.text).map_err(located)?;
+        let directory = self
+            .out
+            .join(format!("{}-{}", plan.name, identity(&manifest)));
+        let metrics = directory.join("metrics.json");
+        let summary = match std::fs::read_to_string(&metrics) {
+            Ok(text) => serde_json::from_str(&text).map_err(|e| {
+                let message = format!("`{}` cannot be read: {e}", metrics.display());
+                Problem::new("delta::script::run", message).help("remove the run's directory")
+            })?,
+            Err(_) => {
+                let ended = run::run(
+                    plan,
+                    &source.text,
+                    Cpu::default(),
+                    &self.backbones,
+                    &directory,
+                    self.interrupted,
+                    Progress::new(true),
+                );
+                match ended.map_err(located)? {
+                    run::Ended::Complete(summary, _) => summary,
+                    run::Ended::Interrupted(_) => return Err(stop().into()),
+                }
+            }
+        };
+        Ok(Finished {
+            directory,
+            summary,
+            source: source.clone(),
+            plan: plan.clone(),
+        })
+    }
+
+    fn show(&self, finished: &Finished, number: usize, count: usize) {
+        if self.is_quiet {
+            return;
+        }
+        let Finished {
+            plan,
+            summary,
+            source,
+            ..
+        } = finished;
+        let params = source
+            .overrides
+            .iter()
+            .map(|(key, value)| format!("{key}={value}"));
+        let value = summary
+            .value()
+            .map(|value| metric_value(summary.metric, value));
+        eprintln!(
+            "run {number} of {count}: {} {} {}",
+            plan.name,
+            params.collect::<Vec<_>>().join(" "),
+            value.unwrap_or_default(),
+        );
+    }
+}
+
+fn stop() -> Problem {
+    Problem::failure("delta::script::stopped", "the script was stopped")
+        .help("the same command goes on")
+}
+
+/// What a run's directory is known by: a hash of its plan, its backbone and its data.
+fn identity(manifest: &Manifest) -> String {
+    let mut hasher = Sha256::new();
+    hasher.update(&manifest.plan_hash);
+    hasher.update(&manifest.backbone_hash);
+    for hash in manifest.data_hashes.values() {
+        hasher.update(hash);
+    }
+    hexadecimal(&hasher.finalize())[..12].to_owned()
+}
+
+/// How many runs go side by side: one for each thread, while there is memory for the largest.
+fn workers(plans: &[Plan]) -> usize {
+    let threads = rayon::current_num_threads();
+    let memory = |plan: &Plan| {
+        let stages = 0..plan.stages.len();
+        let tokens = plan.backbone.max_length;
+        let of = |stage| plan.cost(stage, tokens, threads, Cpu::GROUP_ROWS).memory;
+        stages.map(of).max().unwrap_or(0)
+    };
+    let largest = plans.iter().map(memory).max().unwrap_or(0).max(1);
+    let fitting = free_memory().map_or(1, |free| free / 2 / largest);
+    threads.min(fitting).min(plans.len()).max(1)
+}
+
+/// What Linux says is available, in bytes.
+fn free_memory() -> Option<usize> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kilobytes: usize = line.trim().trim_end_matches(" kB").parse().ok()?;
+    Some(1024 * kilobytes)
+}

@@ -1,0 +1,205 @@
+//! Experiments: every script of `pipelines/study` in its smallest form, one that is killed, and bad ones.
+
+#[path = "common/place.rs"]
+mod place;
+
+use std::path::Path;
+use std::time::Duration;
+
+use place::Place;
+
+/// Every script, and what its smallest form must say.
+const STUDY: [(&str, &[&str]); 11] = [
+    ("ranking", &["full fine-tuning", "LoRA", "prompt"]),
+    ("convergence", &["95 %", "adapter"]),
+    ("size", &["LoRA", "prefix"]),
+    ("simultaneous", &["PBA", "none"]),
+    ("templates", &["16 per label", "all"]),
+    ("sequential", &["adapter, bitfit, prompt"]),
+    ("gap", &["train", "dev", "BitFit"]),
+    ("scale", &["random modules", "last layer"]),
+    ("memory", &["peak_mebibytes"]),
+    ("intrinsic", &["SAID", "d90"]),
+    ("transfer", &["reviews", "moods", "verdicts", "nothing"]),
+];
+
+fn study(name: &str) -> String {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines/study");
+    folder.join(format!("{name}.rhai")).display().to_string()
+}
+
+#[test]
+fn every_experiment_of_the_study_runs_and_leaves_a_page() {
+    let place = Place::new();
+    for (name, words) in STUDY {
+        let text = place.succeed(&[&study(name), "--preset", "tiny", "--quiet"]);
+        let page =
+            std::fs::read_to_string(place.path(&format!("runs/{name}/{name}.html"))).unwrap();
+        for word in words {
+            assert!(text.contains(word), "{name}: no `{word}` in {text}");
+        }
+        assert!(
+            page.contains("<table>") && page.ends_with("</body></html>\n"),
+            "{name}"
+        );
+        let outside = page.replace("http://www.w3.org/2000/svg", "");
+        assert!(!outside.contains("http"), "{name} needs the network");
+    }
+}
+
+const GRID: &str = r#"
+let runs = [];
+for point in grid(#{ lr: [1e-3, 3e-3], seed: [1, 2] }) { runs.push(pipeline("grid.delta").with(point)); }
+let rows = [];
+for run in run_all(runs) { rows.push(#{ lr: run.params["lr"], accuracy: run.value, steps: run.steps }); }
+let page = page("Grid");
+page.table(["lr", "mean", "deviation", "n"], group(rows, ["lr"], "accuracy"));
+page.save("grid.html");
+print(table(["lr", "accuracy", "steps"], rows));
+"#;
+
+fn grid_place() -> Place {
+    let place = Place::new();
+    let text = place::PIPELINE.replace("pipeline small", "pipeline small\n\nparam lr = 1e-3");
+    let text = text
+        .replace("lr = 1e-3 }", "lr = lr }")
+        .replace("steps = 12", "steps = 60");
+    place.write("grid.delta", text.as_bytes());
+    place.write("grid.rhai", GRID.as_bytes());
+    place
+}
+
+/// A script that is killed and started again leaves what it would have left, and repeats no run.
+#[test]
+fn a_killed_script_goes_on_to_the_same_report() {
+    let whole = grid_place();
+    let expected = whole.succeed(&["grid.rhai", "--quiet", "--threads", "1"]);
+    let page = |place: &Place| std::fs::read(place.path("runs/grid/grid.html")).unwrap();
+
+    let killed = grid_place();
+    let mut child = killed
+        .command(&["grid.rhai", "--quiet", "--threads", "1"])
+        .spawn()
+        .unwrap();
+    let finished = || -> Vec<_> {
+        let entries = std::fs::read_dir(killed.path("runs/grid"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        let complete = entries.filter(|entry| entry.path().join("metrics.json").exists());
+        let complete = complete.filter(|e| !e.file_name().to_string_lossy().ends_with(".partial"));
+        complete
+            .map(|entry| {
+                let metrics = entry.path().join("metrics.json");
+                (
+                    entry.file_name(),
+                    metrics.metadata().unwrap().modified().unwrap(),
+                )
+            })
+            .collect()
+    };
+    while finished().is_empty() && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let before = finished();
+    assert!(!before.is_empty());
+    let found = killed.succeed(&["grid.rhai", "--quiet", "--threads", "1"]);
+    let last_line = |text: &str| text.lines().skip(1).map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(last_line(&found), last_line(&expected));
+    assert_eq!(page(&killed), page(&whole));
+    let after = finished();
+    assert_eq!(after.len(), 4);
+    assert!(
+        before.iter().all(|run| after.contains(run)),
+        "a finished run was repeated"
+    );
+}
+
+const BAD: [(&str, &str); 12] = [
+    ("syntax", "let x = ;"),
+    ("unknown_function", "pipelin(\"small.delta\");"),
+    ("unknown_variable", "print(missing);"),
+    ("endless_loop", "let x = 0; loop { x += 1; }"),
+    ("missing_file", "pipeline(\"nothing.delta\").run();"),
+    ("page_outside", "page(\"x\").save(\"../x.html\");"),
+    (
+        "unknown_param_of_a_pipeline",
+        "let p = pipeline(\"small.delta\");\np.with(#{ rnak: 3 }).run();",
+    ),
+    (
+        "field_that_the_data_lacks",
+        "pipeline(\"cloze.delta\").with(#{ template: \"{txt} {mask} .\" }).run();",
+    ),
+    (
+        "word_of_two_tokens",
+        "pipeline(\"cloze.delta\").with(#{ word: \"superb charming\" }).run();",
+    ),
+    (
+        "template_without_a_mask",
+        "pipeline(\"cloze.delta\").with(#{ template: \"{text} .\" }).run();",
+    ),
+    (
+        "rows_without_a_column",
+        "print(table([\"a\"], [#{ b: 1 }]));",
+    ),
+    ("import", "import \"other\" as other;"),
+];
+
+const CLOZE: &str = r#"
+param template = "{text} so i {mask} it ."
+param word = "hated"
+backbone "backbone"
+data { dev = tsv("dev.tsv") }
+task classify {
+    label = label
+    labels = [negative, positive]
+    template = template
+    words = { negative = word, positive = "loved" }
+}
+"#;
+
+#[test]
+fn every_bad_script_has_its_message() {
+    let place = Place::new();
+    place.write("cloze.delta", CLOZE.as_bytes());
+    for (name, script) in BAD {
+        place.write("bad.rhai", script.as_bytes());
+        insta::assert_snapshot!(
+            format!("script_{name}"),
+            place.fail(2, &["bad.rhai", "--quiet"])
+        );
+    }
+    std::fs::create_dir(place.path("inner")).unwrap();
+    place.write("inner/bad.rhai", b"pipeline(\"../small.delta\").run();");
+    let message = place.fail(2, &["inner/bad.rhai", "--quiet"]);
+    insta::assert_snapshot!("script_file_outside", message);
+}
+
+#[test]
+fn params_come_from_presets_and_from_outside() {
+    let place = Place::new();
+    let script = "let p = params(#{ steps: 5, rates: [1e-3] }, #{ small: #{ steps: 2 } });\n\
+                  print(`${p.steps} ${p.rates}`);";
+    place.write("p.rhai", script.as_bytes());
+    assert_eq!(place.succeed(&["p.rhai"]), "5 [0.001]\n");
+    assert_eq!(
+        place.succeed(&["p.rhai", "--preset", "small"]),
+        "2 [0.001]\n"
+    );
+    let set = ["p.rhai", "--set", "steps=7", "--set", "rates=0.1,0.2"];
+    assert_eq!(place.succeed(&set), "7 [0.1, 0.2]\n");
+    insta::assert_snapshot!(
+        "script_unknown_preset",
+        place.fail(2, &["p.rhai", "--preset", "smal"])
+    );
+    insta::assert_snapshot!(
+        "script_unknown_param",
+        place.fail(2, &["p.rhai", "--set", "step=7"])
+    );
+    insta::assert_snapshot!(
+        "script_wrong_param",
+        place.fail(2, &["p.rhai", "--set", "steps=x"])
+    );
+}
