@@ -324,6 +324,11 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "= intrinsic_dimension { structure_aware = on } on block.*.attn.q",
     ),
     (
+        "few_without_a_number",
+        "train = tsv(\"train.tsv\")",
+        "train = few(tsv(\"train.tsv\"))",
+    ),
+    (
         "several_at_once",
         "alpha = 16 } on block.*.attn.{q,v} expect 4",
         "alhpa = 16 } on block.*.atn.q",

@@ -117,6 +117,28 @@ fn a_killed_script_goes_on_to_the_same_report() {
     );
 }
 
+/// The sample of the documentation.
+#[test]
+fn the_sample_runs() {
+    let docs = include_str!("../docs/scripts.md");
+    let sample = docs
+        .split("```rhai\n")
+        .nth(1)
+        .unwrap()
+        .split("```")
+        .next()
+        .unwrap();
+    let place = grid_place();
+    let pipeline = std::fs::read(place.path("grid.delta")).unwrap();
+    place.write("sst2.delta", &pipeline);
+    place.write("rates.rhai", sample.as_bytes());
+    let text = place.succeed(&["rates.rhai", "--preset", "small", "--quiet"]);
+    assert!(
+        text.contains("deviation") && text.contains("rates.html"),
+        "{text}"
+    );
+}
+
 const BAD: [(&str, &str); 12] = [
     ("syntax", "let x = ;"),
     ("unknown_function", "pipelin(\"small.delta\");"),

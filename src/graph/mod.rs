@@ -12,8 +12,7 @@ mod site;
 mod store;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use dfdx::prelude::{Gradients, HasErr};
 
@@ -27,7 +26,7 @@ use crate::plan::{Change, Plan, TaskPlan};
 pub use executor::Executor;
 pub use forward::Pass;
 pub(crate) use singular::Singular;
-pub use store::{Store, Tensors, Value};
+pub use store::{Backbones, Store, Tensors, Value};
 
 /// Sequences of tokens, packed, and what is to be predicted of them.
 #[derive(Clone, Debug)]
@@ -97,35 +96,6 @@ struct Active {
 }
 
 type Outcome<T, D> = Result<T, <D as HasErr>::Err>;
-
-/// Backbones in memory, for graphs that share them.
-pub struct Backbones<D: Backend>(Mutex<BTreeMap<PathBuf, Arc<Store<D>>>>);
-
-impl<D: Backend> Default for Backbones<D> {
-    fn default() -> Self {
-        Backbones(Mutex::default())
-    }
-}
-
-impl<D: Backend> Backbones<D> {
-    fn get(
-        &self,
-        plan: &Plan,
-        load: impl FnOnce() -> Result<Store<D>, Problem>,
-    ) -> Result<Arc<Store<D>>, Problem> {
-        if plan.backbone.random {
-            return load().map(Arc::new);
-        }
-        let mut loaded = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let directory = &plan.backbone.directory;
-        if let Some(base) = loaded.get(directory) {
-            return Ok(base.clone());
-        }
-        let base = Arc::new(load()?);
-        loaded.insert(directory.clone(), base.clone());
-        Ok(base)
-    }
-}
 
 /// A delta at a site.
 pub struct Placed {

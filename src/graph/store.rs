@@ -1,11 +1,14 @@
 //! Parameters on a device, by dotted path.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use dfdx::prelude::{HasErr, HasShape, Tensor};
 
+use crate::diagnostic::Problem;
 use crate::engine::Backend;
+use crate::plan::Plan;
 
 /// One parameter.
 pub enum Value<D: Backend> {
@@ -65,3 +68,33 @@ pub type Store<D> = BTreeMap<String, Value<D>>;
 
 /// Parameters on the host: elements and shape by key.
 pub type Tensors = BTreeMap<String, (Vec<f32>, Vec<usize>)>;
+
+/// Backbones in memory, for graphs that share them.
+pub struct Backbones<D: Backend>(Mutex<BTreeMap<PathBuf, Arc<Store<D>>>>);
+
+impl<D: Backend> Default for Backbones<D> {
+    fn default() -> Self {
+        Backbones(Mutex::default())
+    }
+}
+
+impl<D: Backend> Backbones<D> {
+    /// That of a plan, loaded where it is not there yet.
+    pub(super) fn get(
+        &self,
+        plan: &Plan,
+        load: impl FnOnce() -> Result<Store<D>, Problem>,
+    ) -> Result<Arc<Store<D>>, Problem> {
+        if plan.backbone.random {
+            return load().map(Arc::new);
+        }
+        let mut loaded = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let directory = &plan.backbone.directory;
+        if let Some(base) = loaded.get(directory) {
+            return Ok(base.clone());
+        }
+        let base = Arc::new(load()?);
+        loaded.insert(directory.clone(), base.clone());
+        Ok(base)
+    }
+}

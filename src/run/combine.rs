@@ -170,32 +170,12 @@ fn delta(rank: usize, sites: Vec<String>) -> DeltaPlan {
     }
 }
 
+fn problem(message: String, help: &str) -> Result<(), Problem> {
+    Err(Problem::new("delta::run::combine", message).help(help.to_owned()))
+}
+
 fn check<D: Executor>(runs: &[Loaded<D>], combination: &Combination) -> Result<(), Problem> {
-    let problem = |message: String, help: &str| {
-        Err(Problem::new("delta::run::combine", message).help(help.to_owned()))
-    };
-    if runs.len() < 2 {
-        return problem("one run is nothing to combine".into(), "give two or more");
-    }
-    if !(combination.density > 0.0 && combination.density <= 1.0) {
-        let message = format!("the density is {}", combination.density);
-        return problem(message, "give one above 0, and at most 1");
-    }
-    if combination.rank == Some(0) {
-        return problem("the rank is 0".into(), "give one above 0");
-    }
-    if let Some(weights) = combination
-        .weights
-        .as_ref()
-        .filter(|w| w.len() != runs.len())
-    {
-        let message = format!(
-            "there are {} weights and {} runs",
-            weights.len(),
-            runs.len()
-        );
-        return problem(message, "give one weight for each run");
-    }
+    combination.check(runs.len())?;
     let hash = |run: &Loaded<D>| {
         Checkpoint::open_directory(&run.plan.backbone.directory).map(|file| file.hash())
     };
@@ -289,6 +269,25 @@ fn head<D: Executor>(runs: &[Loaded<D>], weights: &[f32]) -> Tensors {
 }
 
 impl Combination {
+    /// Whether the settings fit so many runs.
+    fn check(&self, runs: usize) -> Result<(), Problem> {
+        if runs < 2 {
+            return problem("one run is nothing to combine".into(), "give two or more");
+        }
+        if !(self.density > 0.0 && self.density <= 1.0) {
+            let message = format!("the density is {}", self.density);
+            return problem(message, "give one above 0, and at most 1");
+        }
+        if self.rank == Some(0) {
+            return problem("the rank is 0".into(), "give one above 0");
+        }
+        if let Some(weights) = self.weights.as_ref().filter(|w| w.len() != runs) {
+            let message = format!("there are {} weights and {} runs", weights.len(), runs);
+            return problem(message, "give one weight for each run");
+        }
+        Ok(())
+    }
+
     /// One change out of those of several runs, each with its weight.
     fn apply(&self, mut changes: Vec<(f32, Vec<f32>)>, path: &str) -> Vec<f32> {
         match self.rule {

@@ -62,7 +62,10 @@ pub(super) fn register(engine: &mut Engine, session: &Rc<Session>) {
 fn register_running(engine: &mut Engine, session: &Rc<Session>) {
     let own = session.clone();
     engine.register_fn("run", move |pipeline: &mut Pipeline| -> Outcome<Run> {
-        let mut runs = own.runner.run_all(std::slice::from_ref(&pipeline.0)).map_err(thrown)?;
+        let mut runs = own
+            .runner
+            .run_all(std::slice::from_ref(&pipeline.0))
+            .map_err(thrown)?;
         runs.pop()
             .map(Rc::new)
             .ok_or_else(|| mistake("nothing was run", "report this"))
