@@ -55,7 +55,7 @@ METHODS = [
     ("prefix, MLP of 512", 5e-4, "insert delta = prefix { hidden = 512 } before block.*.attn"),
     ("prompt, vocabulary", 5e-2, "insert delta = prompt before embeddings"),
     ("prompt, from a text", 5e-2, 'insert delta = prompt { init = "is this sentence about a film positive or negative ?" } before embeddings'),
-    ("P-tuning", 1e-3, "insert delta = p_tuning before embeddings"),
+    ("P-tuning", 1e-2, "insert delta = p_tuning before embeddings"),
     ("MAM", 2e-4, "insert prefixes = prefix { hidden = 512 } before block.*.attn\ninsert adapters = parallel { bottleneck = 96 } beside block.*.ff"),
     ("UniPELT", 1e-3, f"insert prefixes = prefix {{ tokens = 10, gate = on }} before block.*.attn\ninsert adapters = pfeiffer {{ gate = on }} after block.*.ff\nreparam low_rank = lora {{ gate = on }} on {QV}"),
 ]
