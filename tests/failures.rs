@@ -25,6 +25,11 @@ fn an_unfinished_run_of_another_plan_is_not_touched() {
 type Spoil = fn(&Place);
 
 const SPOILED: &[(&str, Spoil)] = &[
+    ("warmup_beyond_the_steps", |place| {
+        let adalora = "adalora { rank = 4, target_rank = 2, warmup = 10, last = 5 }";
+        let lora = "lora { rank = 2, alpha = 4, dropout = 0.1 }";
+        place.write("small.delta", PIPELINE.replace(lora, adalora).as_bytes())
+    }),
     ("missing_file", |place| {
         std::fs::remove_file(place.path("dev.tsv")).unwrap()
     }),

@@ -4,6 +4,7 @@
 //! In: a [`Plan`] and a backbone's weights. Out: hidden states, logits, losses and gradients. It
 //! knows no files of examples and no text.
 
+mod batch;
 mod executor;
 mod forward;
 mod init;
@@ -20,48 +21,14 @@ use crate::backbone::family::{Family, Head, NormPlace};
 use crate::backbone::{head_parameters, Checkpoint, Config, Parameter, Tree};
 use crate::delta::Method;
 use crate::diagnostic::Problem;
-use crate::engine::{backward, Backend, Layout, Recorder, Trace};
+use crate::engine::{backward, Backend, Recorder, Trace};
 use crate::plan::{Change, Plan, TaskPlan};
 
+pub use batch::{Batch, Targets};
 pub use executor::Executor;
 pub use forward::Pass;
 pub(crate) use singular::Singular;
 pub use store::{Backbones, Store, Tensors, Value};
-
-/// Sequences of tokens, packed, and what is to be predicted of them.
-#[derive(Clone, Debug)]
-pub struct Batch {
-    /// Token numbers, `(rows)`.
-    pub tokens: Vec<usize>,
-    /// Token types, `(rows)`.
-    pub types: Vec<usize>,
-    /// Which rows make up which sequence.
-    pub layout: Layout,
-    /// The row of each sequence's mask, for a cloze; else empty.
-    pub masks: Vec<usize>,
-    /// What is to be predicted.
-    pub targets: Targets,
-    /// The number of predictions in the whole batch, of which this may be a part.
-    pub total: usize,
-}
-
-/// What is to be predicted.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Targets {
-    /// A label for each sequence.
-    Classes(Vec<usize>),
-    /// A number for each sequence.
-    Numbers(Vec<f32>),
-    /// The tokens at some rows.
-    Tokens {
-        /// The rows.
-        rows: Vec<usize>,
-        /// The tokens that stood there.
-        tokens: Vec<usize>,
-    },
-    /// Nothing is known.
-    None,
-}
 
 /// The executable graph of one plan.
 pub struct Graph<D: Backend> {

@@ -186,6 +186,7 @@ fn check<D: Executor>(runs: &[Loaded<D>], combination: &Combination) -> Result<(
             .map(|(parameter, _)| parameter.shape)
             .collect()
     };
+    let backbone = hash(first)?;
     for run in runs {
         let name = &run.plan.name;
         let active = run.plan.active(run.plan.stages.len());
@@ -203,7 +204,7 @@ fn check<D: Executor>(runs: &[Loaded<D>], combination: &Combination) -> Result<(
             let message = format!("`{}` of `{name}` is no LoRA", other.name);
             return problem(message, "combine runs that have plain LoRAs alone");
         }
-        if hash(run)? != hash(first)? {
+        if hash(run)? != backbone {
             let message = format!(
                 "`{name}` and `{}` have different backbones",
                 first.plan.name

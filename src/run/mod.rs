@@ -23,7 +23,9 @@ use crate::graph::{Backbones, Executor, Graph};
 use crate::plan::{FilePlan, Metric, Plan, TaskKind};
 use crate::report::{metric_value, Progress, Table};
 use crate::text::thousands;
-use crate::train::{evaluate, train, Data, Evaluation, Event, StageResult, State, Watcher};
+use crate::train::{
+    check_steps, evaluate, train, Data, Evaluation, Event, StageResult, State, Watcher,
+};
 
 pub use combine::{combine, combined, Combination, Rule};
 pub use directory::{Directory, Manifest};
@@ -77,6 +79,7 @@ pub fn run<D: Executor>(
     Directory::check(out)?;
     let mut loader = Loader::new(plan)?;
     let data = loader.stages(plan)?;
+    check_steps(plan, &data)?;
     fetch_weights(&plan.backbone.location).map_err(|problem| problem.or_at(plan.backbone.span))?;
     let mut graph = Graph::load_beside(plan, device, backbones)
         .map_err(|problem| problem.or_at(plan.backbone.span))?;

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use checkpoint::{load, save, Position, State};
 pub use evaluate::{evaluate, highest, predict, softmax, Evaluation};
-pub use stage::{train, Data, Event, Watcher};
+pub use stage::{check_steps, train, Data, Event, Watcher};
 
 /// What a stage came to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -77,6 +77,39 @@ pub trait Watcher {
     fn is_interrupted(&self) -> bool;
 }
 
+/// Steps in an epoch of a stage, and in all.
+fn steps(stage: &StagePlan, data: &Data) -> (usize, usize) {
+    let per_step = stage.batch * stage.accumulate;
+    let of_epoch = data.train.len().div_ceil(per_step).max(1);
+    let all = match stage.length {
+        Length::Steps(steps) => steps,
+        Length::Epochs(epochs) => ((epochs * of_epoch as f64).ceil() as usize).max(1),
+    };
+    (of_epoch, all)
+}
+
+/// Whether every stage has as many steps as the deltas need that it trains: what can only be told
+/// once the examples are counted.
+///
+/// # Errors
+/// A delta that needs more.
+pub fn check_steps(plan: &Plan, data: &[Data]) -> Result<(), Problem> {
+    for (stage, data) in plan.stages.iter().zip(data) {
+        let (_, steps) = steps(stage, data);
+        for delta in plan.trained_on_host(stage) {
+            let check = delta.on_host().map(|method| method.check_steps(steps));
+            if let Some(Err(message)) = check {
+                let problem = Problem::new("delta::train::steps", message);
+                return Err(problem
+                    .at(delta.span, "this delta")
+                    .at(stage.span, "trained in this stage")
+                    .help("write smaller ones, or more steps"));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Trains all stages of a plan, from `state` on. Returns the final state, or nothing when it was
 /// interrupted (the state is then saved).
 ///
@@ -123,12 +156,7 @@ struct Stage<'a> {
 impl<'a> Stage<'a> {
     fn new(plan: &'a Plan, index: usize, data: &'a Data, mut state: State) -> Self {
         let stage = &plan.stages[index];
-        let per_step = stage.batch * stage.accumulate;
-        let epoch_steps = data.train.len().div_ceil(per_step).max(1);
-        let steps = match stage.length {
-            Length::Steps(steps) => steps,
-            Length::Epochs(epochs) => ((epochs * epoch_steps as f64).ceil() as usize).max(1),
-        };
+        let (epoch_steps, steps) = steps(stage, data);
         let mut stepper = Stepper::new(stage.optimizer);
         stepper.moments = std::mem::take(&mut state.moments);
         stepper.steps = state.position.step;
@@ -153,7 +181,6 @@ impl<'a> Stage<'a> {
         graph: &mut Graph<D>,
         watcher: &mut dyn Watcher,
     ) -> Result<bool, Problem> {
-        self.check_steps()?;
         let first = self.state.position.step;
         watcher.event(Event::Begin {
             stage: self.plan,
@@ -178,20 +205,6 @@ impl<'a> Stage<'a> {
         }
         self.finish(graph, watcher)?;
         Ok(true)
-    }
-
-    fn check_steps(&self) -> Result<(), Problem> {
-        for delta in &self.on_host {
-            let check = delta.on_host().map(|method| method.check_steps(self.steps));
-            if let Some(Err(message)) = check {
-                let problem = Problem::new("delta::train::steps", message);
-                return Err(problem
-                    .at(delta.span, "this delta")
-                    .at(self.plan.span, "trained in this stage")
-                    .help("write smaller ones, or more steps"));
-            }
-        }
-        Ok(())
     }
 
     fn step<D: Executor>(

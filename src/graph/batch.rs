@@ -1,0 +1,38 @@
+//! What goes into a pass.
+
+use crate::engine::Layout;
+
+/// Sequences of tokens, packed, and what is to be predicted of them.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// Token numbers, `(rows)`.
+    pub tokens: Vec<usize>,
+    /// Token types, `(rows)`.
+    pub types: Vec<usize>,
+    /// Which rows make up which sequence.
+    pub layout: Layout,
+    /// The row of each sequence's mask, for a cloze; else empty.
+    pub masks: Vec<usize>,
+    /// What is to be predicted.
+    pub targets: Targets,
+    /// The number of predictions in the whole batch, of which this may be a part.
+    pub total: usize,
+}
+
+/// What is to be predicted.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Targets {
+    /// A label for each sequence.
+    Classes(Vec<usize>),
+    /// A number for each sequence.
+    Numbers(Vec<f32>),
+    /// The tokens at some rows.
+    Tokens {
+        /// The rows.
+        rows: Vec<usize>,
+        /// The tokens that stood there.
+        tokens: Vec<usize>,
+    },
+    /// Nothing is known.
+    None,
+}
