@@ -215,6 +215,52 @@ fn a_cloze_is_trained_and_its_mistakes_are_named() {
     place.succeed(&["small.delta", "--quiet", "--out", "other"]);
 }
 
+/// A delta that begins as that of a finished run: the same predictions without a step, and refused where
+/// the run, its delta or its backbone is another one.
+#[test]
+fn a_delta_goes_on_from_another_run() {
+    let place = Place::new();
+    place.succeed(&["small.delta", "--quiet"]);
+    let declared = "on block.*.attn.{q,v}";
+    assert!(PIPELINE.contains(declared), "{PIPELINE}");
+    let from = |run: &str| PIPELINE.replace(declared, &format!("{declared} from \"{run}\""));
+    let head_only = from("runs/small").replace("train = [low_rank, head]", "train = [head]");
+    place.write("other.delta", head_only.as_bytes());
+    place.succeed(&["other.delta", "--quiet", "--out", "runs/other"]);
+    let delta = |run: &str| {
+        let path = place.path(run).join("delta.safetensors");
+        let bytes = std::fs::read(path).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let of_delta = tensors.tensors().into_iter();
+        let of_delta = of_delta.filter(|(name, _)| name.starts_with("low_rank."));
+        let mut all: Vec<(String, Vec<u8>)> = of_delta
+            .map(|(name, view)| (name, view.data().to_vec()))
+            .collect();
+        all.sort();
+        all
+    };
+    assert!(!delta("runs/small").is_empty());
+    assert!(
+        delta("runs/small") == delta("runs/other"),
+        "it was in place, and not trained"
+    );
+
+    let refused = |text: String| {
+        place.write("other.delta", text.as_bytes());
+        place.fail(2, &["other.delta", "--quiet", "--out", "runs/third"])
+    };
+    insta::assert_snapshot!("origin_that_is_no_run", refused(from("runs")));
+    let renamed = from("runs/small").replace("low_rank", "low_rnk");
+    insta::assert_snapshot!("origin_without_the_delta", refused(renamed));
+    let other = from("runs/small").replace("attn.{q,v}", "attn.{q,k}");
+    insta::assert_snapshot!("origin_with_another_delta", refused(other));
+    let changed = std::fs::read(place.path("backbone/model.safetensors")).unwrap();
+    let mut changed: Vec<u8> = changed;
+    *changed.last_mut().unwrap() ^= 1;
+    place.write("backbone/model.safetensors", &changed);
+    insta::assert_snapshot!("origin_on_another_backbone", refused(from("runs/small")));
+}
+
 /// Checking a file of twenty stages takes no time: it is far below the bound even when the machine is
 /// busy, so this asserts work, not speed: no weight may be read.
 #[test]
@@ -225,7 +271,7 @@ fn check_reads_no_weights() {
     let stage = |number: usize| {
         format!("stage s{number} {{\n    train = [low_rank, head]\n    steps = 1\n    optimizer = adamw {{ lr = 1e-3 }}\n}}\n")
     };
-    let text = PIPELINE.to_owned() + &(0..19).map(stage).collect::<String>();
+    let text = format!("{PIPELINE}{}", (0..19).map(stage).collect::<String>());
     place.write("small.delta", text.as_bytes());
     place.succeed(&["check", "small.delta"]);
 }

@@ -188,6 +188,7 @@ fn a_gate_opens_for_each_sequence_alone() {
                 types: batch.types[range.clone()].to_vec(),
                 layout: Layout::new([range.len()], vec![0]),
                 masks: Vec::new(),
+                soft: Vec::new(),
                 total: 1,
                 targets: Targets::Classes(vec![0]),
             };

@@ -207,6 +207,46 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "template = \"{sentence} It was.\"\n    words = { negative = \"bad\", positive = \"good\" }",
     ),
     (
+        "template_with_an_unknown_edit",
+        "text = sentence",
+        "template = \"{sentence:drop_lst} It was {mask}.\"\n    words = { negative = \"bad\", positive = \"good\" }",
+    ),
+    (
+        "template_with_two_soft_places",
+        "text = sentence",
+        "template = \"{soft}{sentence} It was {mask}.{soft}\"\n    words = { negative = \"bad\", positive = \"good\" }",
+    ),
+    (
+        "template_with_an_unknown_segment",
+        "text = sentence",
+        "template = \"{sentence} {segment:2} It was {mask}.\"\n    words = { negative = \"bad\", positive = \"good\" }",
+    ),
+    (
+        "template_with_an_edited_mask",
+        "text = sentence",
+        "template = \"{sentence} It was {mask:drop_last}.\"\n    words = { negative = \"bad\", positive = \"good\" }",
+    ),
+    (
+        "interpolation_without_range",
+        "task classify {\n    text = sentence\n    label = label\n    labels = { \"0\" = negative, \"1\" = positive }\n    metric = accuracy",
+        "task regress {\n    label = label\n    template = \"{sentence} {mask}\"\n    words = { low = \"No\", high = \"Yes\" }",
+    ),
+    (
+        "head_in_a_delta_and_trained",
+        "text = sentence\n    label = label\n    labels = { \"0\" = negative, \"1\" = positive }\n    metric = accuracy\n}\n\nunfreeze biases = **.bias",
+        "label = label\n    labels = [negative, positive]\n    template = \"{sentence} {mask}\"\n    words = { negative = \"bad\", positive = \"good\" }\n}\n\nunfreeze biases = {**,lm_head.**}.bias",
+    ),
+    (
+        "from_something_else",
+        "**.bias",
+        "**.bias from warm_up",
+    ),
+    (
+        "no_causal_head",
+        "task classify {\n    text = sentence\n    label = label\n    labels = { \"0\" = negative, \"1\" = positive }\n    metric = accuracy",
+        "task causal_lm {\n    text = sentence",
+    ),
+    (
         "template_without_brace",
         "text = sentence",
         "template = \"{sentence It was {mask}.\"\n    words = { negative = \"bad\", positive = \"good\" }",

@@ -226,3 +226,103 @@ fn zero_shot_logits_are_those_of_transformers() {
         &["predicted.jsonl", template, "hated", "loved"],
     );
 }
+
+/// Templates with special, soft and edited pieces, words of several tokens, numbers between words, biases
+/// of the head, heads with a weight of their own and causal ones: all against transformers.
+#[test]
+fn templates_and_language_model_heads_are_those_of_transformers() {
+    let Some(place) = Place::new() else { return };
+    place.compare("check_templates.py", &["make"]);
+    let numbers = place.texts.iter().enumerate();
+    let numbers = numbers.map(|(i, text)| format!("{text}\t{}\n", 1 + i % 5));
+    let table = format!("text\tlabel\n{}", numbers.collect::<String>());
+    place.write("numbers.tsv", &table);
+    place.write("texts.txt", &place.texts.join("\n"));
+
+    let own = quickstart().join("backbone").display().to_string();
+    let plain = "{text} so i {mask} it .";
+    let tuned = |statement: &str, name: &str| {
+        format!("{statement}\nstage tune {{ train = [{name}], steps = 5, optimizer = adamw {{ lr = 1e-2 }} }}")
+    };
+    let soft = "insert soft = prompt { tokens = 3 } before embeddings";
+    let biases = "unfreeze biases = {**,lm_head.**}.bias";
+    let classify = "classify { labels = [negative, positive], words = { negative = \"hated\", positive = \"loved\" }";
+    let mean = "classify { labels = [negative, positive], words = { negative = \"hated dull\", positive = \"loved\" }, multi_token = mean";
+    let regress = "regress { range = [1, 5], words = { low = \"hated\", high = \"loved\" }";
+    let cases = [
+        (
+            "separators",
+            own.as_str(),
+            classify,
+            "{cls}{text}{sep}{mask}{sep}",
+            String::new(),
+        ),
+        (
+            "segments",
+            &own,
+            classify,
+            "{cls}{text}{sep}{segment:1}it is {mask}{sep}",
+            String::new(),
+        ),
+        (
+            "soft",
+            &own,
+            classify,
+            "{soft}{text} so i {mask} it .",
+            tuned(soft, "soft"),
+        ),
+        (
+            "edits",
+            &own,
+            classify,
+            "{text:drop_last:lower_first}? {mask}, it is",
+            String::new(),
+        ),
+        ("mean", &own, mean, plain, String::new()),
+        ("interpolation", &own, regress, plain, String::new()),
+        ("bitfit", &own, classify, plain, tuned(biases, "biases")),
+        ("untied", "untied", classify, plain, String::new()),
+        (
+            "causal",
+            "gpt2",
+            classify,
+            "{text} so i {mask}",
+            String::new(),
+        ),
+    ];
+    for (name, backbone, task, template, statements) in cases {
+        let file = match name {
+            "interpolation" => "numbers.tsv".to_owned(),
+            _ => quickstart().join("dev.tsv").display().to_string(),
+        };
+        let text = format!(
+            r#"
+            pipeline {name}
+            backbone "{backbone}"
+            data {{ train = tsv("{file}"), dev = tsv("{file}") }}
+            task {task}, label = label, template = "{template}" }}
+            {statements}
+            "#
+        );
+        place.write("p.delta", &text);
+        place.run(&["p.delta", "--quiet"]);
+        let run = format!("runs/{name}");
+        if name == "bitfit" {
+            place.run(&["merge", &run, "merged"]);
+        }
+        place.predict(&run, "predicted.jsonl");
+        place.compare("check_templates.py", &[name, "predicted.jsonl", &run]);
+    }
+    let text = r#"
+        pipeline causal_lm
+        backbone "gpt2"
+        data { dev = text("texts.txt") }
+        task causal_lm { text = text }
+    "#;
+    place.write("p.delta", text);
+    place.run(&["p.delta", "--quiet"]);
+    place.compare(
+        "check_templates.py",
+        &["causal_lm", "input.jsonl", "runs/causal_lm"],
+    );
+}

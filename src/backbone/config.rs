@@ -38,6 +38,9 @@ pub struct Config {
     pub classifier_dropout: f32,
     /// Standard deviation of freshly drawn weights.
     pub initializer_range: f32,
+    /// Whether a language-model head has a weight of its own instead of the word embedding.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_untied: bool,
 }
 
 impl Config {
@@ -76,6 +79,7 @@ impl Config {
                 _ => fraction(&json, "classifier_dropout", 0.1)?,
             },
             initializer_range: fraction(&json, "initializer_range", 0.02)?,
+            is_untied: json["tie_word_embeddings"] == Value::Bool(false),
             family: family.name,
         };
         if !config.hidden.is_multiple_of(config.heads) {

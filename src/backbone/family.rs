@@ -121,8 +121,17 @@ fn one() -> usize {
 pub struct Heads {
     /// Classification and regression.
     pub classify: Head,
-    /// The language-model head.
+    /// The language-model head of a family that sees both sides of a position.
     pub masked_lm: Option<Head>,
+    /// The language-model head of a family that sees only what is before a position.
+    pub causal_lm: Option<Head>,
+}
+
+impl Heads {
+    /// The language-model head that the family has.
+    pub fn language_model(&self) -> Option<&Head> {
+        self.masked_lm.as_ref().or(self.causal_lm.as_ref())
+    }
 }
 
 /// A head: which rows it reads, and the steps from them to logits.
@@ -145,6 +154,8 @@ pub enum Reads {
     Last,
     /// The rows of masked tokens.
     Masked,
+    /// Every row with another behind it, to predict that one.
+    Next,
 }
 
 /// One step of a head: a module of its own, or one of the backbone's.
@@ -165,6 +176,8 @@ pub struct HeadStep {
     pub bias: bool,
     /// The embedding whose weight a `tied` step multiplies by.
     pub weight: Option<String>,
+    /// The step's name in a checkpoint that has a weight of its own for it.
+    pub untied: Option<String>,
     /// Applied to the step's result: an activation's name, or `config` for the backbone's own.
     pub activation: Option<String>,
     /// Whether the classifier's dropout precedes it.

@@ -11,5 +11,5 @@ mod weights;
 
 pub use config::Config;
 pub use source::{fetch_weights, locate, read_config};
-pub use tree::{head_parameters, Module, Parameter, Site, Source, Tree};
+pub use tree::{head_parameters, language_model_parameters, Module, Parameter, Site, Source, Tree};
 pub use weights::Checkpoint;

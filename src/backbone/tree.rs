@@ -164,6 +164,14 @@ pub fn head_parameters(config: &Config, head: &Head, labels: usize) -> Vec<Param
         .collect()
 }
 
+/// The parameters of the family's language-model head; none where it has no such head.
+pub fn language_model_parameters(config: &Config) -> Vec<Parameter> {
+    match config.family().heads.language_model() {
+        Some(head) => head_parameters(config, head, 0),
+        None => Vec::new(),
+    }
+}
+
 fn head_module(config: &Config, step: &HeadStep, labels: usize) -> Option<Module> {
     let entry = ModuleEntry {
         kind: step.kind?,
@@ -175,6 +183,24 @@ fn head_module(config: &Config, step: &HeadStep, labels: usize) -> Option<Module
         parts: 1,
     };
     let mut module = sized_module(config, &step.module, &entry, labels);
+    if let Some(name) = step.untied.as_ref().filter(|_| config.is_untied) {
+        let weight = Parameter {
+            path: format!("{}.weight", step.module),
+            shape: vec![module.output, config.hidden],
+            source: Source {
+                name: String::new(),
+                prefixed: false,
+                transposed: false,
+                part: 0,
+                parts: 1,
+            },
+        };
+        module.parameters.insert(0, weight);
+        for parameter in &mut module.parameters {
+            let leaf = parameter.path.rsplit('.').next().unwrap_or_default();
+            parameter.source.name = format!("{name}.{leaf}");
+        }
+    }
     for parameter in &mut module.parameters {
         parameter.source.prefixed = false;
     }

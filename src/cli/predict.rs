@@ -70,10 +70,10 @@ fn write_all<D: Executor>(
         .plan
         .final_task()
         .ok_or_else(|| Problem::internal("a run without a task"))?;
-    if task.kind == TaskKind::MaskedLm {
+    if task.kind.is_language_model() {
         return Err(Problem::new(
             "delta::cli::task",
-            "a masked language model has no labels to predict",
+            "a language model has no labels to predict",
         )
         .help("give a run whose last stage classifies or regresses"));
     }

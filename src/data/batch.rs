@@ -81,12 +81,18 @@ pub fn batch(
     let keys: Vec<u64> = places.iter().map(key).collect();
     let mut tokens: Vec<usize> = Vec::new();
     let mut types: Vec<usize> = Vec::new();
-    let (mut rows, mut hidden, mut masks) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut rows, mut hidden) = (Vec::new(), Vec::new());
+    let (mut masks, mut soft) = (Vec::new(), Vec::new());
     for (example, key) in examples.iter().zip(&keys) {
         let start = tokens.len();
         tokens.extend(example.text.tokens.iter().map(|&token| token as usize));
         types.extend(example.text.types.iter().map(|&kind| usize::from(kind)));
         masks.extend(example.text.mask.map(|place| start + place));
+        soft.push(example.text.soft.unwrap_or(0));
+        if example.target == Target::NextTokens {
+            rows.extend(start..tokens.len() - 1);
+            hidden.extend_from_slice(&tokens[start + 1..]);
+        }
         if let Some(masking) = masking {
             mask(
                 example,
@@ -105,7 +111,7 @@ pub fn batch(
         keys,
     );
     let targets = match (masking, examples.first().map(|example| example.target)) {
-        (Some(_), _) => Targets::Tokens {
+        (Some(_), _) | (None, Some(Target::NextTokens)) => Targets::Tokens {
             rows,
             tokens: hidden,
         },
@@ -144,6 +150,7 @@ pub fn batch(
         types,
         layout,
         masks,
+        soft,
         targets,
         total,
     }

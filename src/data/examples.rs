@@ -27,7 +27,9 @@ pub enum Target {
     /// A number.
     Number(f32),
     /// The masked tokens.
-    Tokens,
+    MaskedTokens,
+    /// The token after each.
+    NextTokens,
     /// Nothing is known.
     None,
 }
@@ -54,7 +56,7 @@ impl Examples {
         };
         let texts: Vec<usize> = task.text.iter().map(column).collect::<Result<_, _>>()?;
         let label = match task.kind {
-            TaskKind::MaskedLm => None,
+            kind if kind.is_language_model() => None,
             _ => Some(column(&task.label)?),
         };
         let mut targets = Vec::with_capacity(table.rows.len());
@@ -65,7 +67,8 @@ impl Examples {
                         .at(task.span, "the task")
                         .help(help)
                 })?,
-                None => Target::Tokens,
+                None if task.kind == TaskKind::CausalLm => Target::NextTokens,
+                None => Target::MaskedTokens,
             };
             targets.push(target);
         }

@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
-use tokenizers::{EncodeInput, Encoding, InputSequence, Tokenizer, TruncationParams};
+use tokenizers::{EncodeInput, Encoding, InputSequence, Token, Tokenizer, TruncationParams};
 
+use crate::backbone::Config;
 use crate::diagnostic::Problem;
-use crate::plan::{Cloze, Piece};
+use crate::plan::{Cloze, Edit, Piece};
 use crate::text::quoted_list;
 
 /// Texts to tokens.
@@ -13,6 +14,8 @@ pub struct TextEncoder {
     tokenizer: Tokenizer,
     max_length: usize,
     vocabulary: usize,
+    /// Whether the word of a cloze is read off the token before it, and not off a mask.
+    is_causal: bool,
 }
 
 /// Tokens of one example.
@@ -24,17 +27,20 @@ pub struct Encoded {
     pub types: Vec<u8>,
     /// Whether a token is one of the tokenizer's own, such as `[CLS]`.
     pub special: Vec<bool>,
-    /// Where the mask of a cloze is.
+    /// The token off which the word of a cloze is read: its mask, or the last one of the template for
+    /// a family that sees only what is before a position.
     pub mask: Option<usize>,
+    /// The number of tokens before soft ones, where a template says where they stand.
+    pub soft: Option<usize>,
 }
 
 impl TextEncoder {
-    /// Reads `tokenizer.json` of a backbone with `vocabulary` word embeddings; texts are cut to
-    /// `max_length` tokens, the longer of a pair first.
+    /// Reads `tokenizer.json` of a backbone; texts are cut to `max_length` tokens, the longer of a
+    /// pair first.
     ///
     /// # Errors
     /// The file is missing or is not a tokenizer.
-    pub fn open(directory: &Path, max_length: usize, vocabulary: usize) -> Result<Self, Problem> {
+    pub fn open(directory: &Path, max_length: usize, config: &Config) -> Result<Self, Problem> {
         let path = directory.join("tokenizer.json");
         if !path.exists() {
             let message = format!("`{}` has no `tokenizer.json`", directory.display());
@@ -59,7 +65,8 @@ impl TextEncoder {
         Ok(TextEncoder {
             tokenizer,
             max_length,
-            vocabulary,
+            vocabulary: config.vocabulary,
+            is_causal: config.family().causal,
         })
     }
 
@@ -93,25 +100,33 @@ impl TextEncoder {
         cloze: &Cloze,
         texts: &[Vec<String>],
     ) -> Result<Vec<Encoded>, (Option<usize>, Problem)> {
-        let (name, mask) = self.mask().ok_or_else(|| (None, self.no_mask(cloze)))?;
+        let mask = match (self.is_causal, self.mask()) {
+            (true, _) => None,
+            (false, Some(mask)) => Some(mask),
+            (false, None) => return Err((None, self.no_mask(cloze))),
+        };
         let mut whole = self.tokenizer.clone();
         whole
             .with_truncation(None)
             .map_err(|e| (None, refused(e)))?;
-        let columns = cloze.columns();
+        let template = Template {
+            cloze,
+            columns: cloze.columns(),
+            mask,
+            tokenizer: &whole,
+        };
         let one = |texts: &Vec<String>| -> Result<Encoded, Problem> {
             let mut texts = texts.clone();
-            if texts.iter().any(|text| text.contains(name)) {
+            if let Some((name, _)) = mask.filter(|(name, _)| texts.iter().any(|t| t.contains(name)))
+            {
                 let message = format!("the text has `{name}` in it, which the template puts there");
                 let problem = Problem::new("delta::data::mask_in_text", message);
                 return Err(problem.help("remove it from the text"));
             }
             loop {
-                let text = fill(cloze, &columns, &texts, name);
-                let mut encoded = Encoded::from(&whole.encode(text, true).map_err(refused)?);
+                let encoded = template.encode(&texts)?;
                 let excess = encoded.tokens.len().saturating_sub(self.max_length);
                 if excess == 0 {
-                    encoded.mask = encoded.tokens.iter().position(|token| *token == mask);
                     return Ok(encoded);
                 }
                 let longest = texts.iter_mut().max_by_key(|text| text.len());
@@ -146,22 +161,24 @@ impl TextEncoder {
         self.tokenizer.encode(text, false).map_err(refused)
     }
 
-    /// The token of a label word, as it stands behind a space.
+    /// The tokens of a label word, as it stands behind a space: one, unless the cloze takes the mean
+    /// of several.
     ///
     /// # Errors
     /// It is not one token; its tokens are shown.
-    pub fn word(&self, word: &str, cloze: &Cloze) -> Result<usize, Problem> {
+    pub fn word(&self, word: &str, cloze: &Cloze) -> Result<Vec<usize>, Problem> {
         let encoding = self.plain(word)?;
-        match encoding.get_ids() {
-            [token] => Ok(*token as usize),
-            _ => {
-                let tokens = quoted_list(encoding.get_tokens().iter().map(String::as_str));
-                let message = format!("the label word `{word}` is not one token, but {tokens}");
-                Err(Problem::new("delta::data::label_word", message)
-                    .at(cloze.span, "in here")
-                    .help("choose a word that the tokenizer knows as a whole"))
-            }
+        let tokens = encoding.get_ids();
+        if tokens.len() == 1 || (cloze.takes_mean && !tokens.is_empty()) {
+            return Ok(tokens.iter().map(|token| *token as usize).collect());
         }
+        let tokens = quoted_list(encoding.get_tokens().iter().map(String::as_str));
+        let message = format!("the label word `{word}` is not one token, but {tokens}");
+        let way_out =
+            "choose a word that the tokenizer knows as a whole, or write `multi_token = mean`";
+        Err(Problem::new("delta::data::label_word", message)
+            .at(cloze.span, "in here")
+            .help(way_out))
     }
 
     fn no_mask(&self, cloze: &Cloze) -> Problem {
@@ -217,6 +234,7 @@ impl From<&Encoding> for Encoded {
                 .map(|&s| s == 1)
                 .collect(),
             mask: None,
+            soft: None,
         }
     }
 }
@@ -229,20 +247,102 @@ fn refused(error: tokenizers::Error) -> Problem {
     .help("look for unusual characters in the data")
 }
 
-/// The template with texts and mask put in.
-fn fill(cloze: &Cloze, columns: &[String], texts: &[String], mask: &str) -> String {
-    let text_of = |name: &String| {
-        columns
-            .iter()
-            .position(|column| column == name)
-            .map(|i| texts[i].as_str())
-    };
-    let piece = |piece: &Piece| match piece {
-        Piece::Text(text) => text.clone(),
-        Piece::Field(name) => text_of(name).unwrap_or_default().to_owned(),
-        Piece::Mask => mask.to_owned(),
-    };
-    cloze.template.iter().map(piece).collect()
+/// A template, and what fills and encodes it.
+struct Template<'a> {
+    cloze: &'a Cloze,
+    columns: Vec<String>,
+    /// The tokenizer's mask, where the backbone reads one.
+    mask: Option<(&'static str, u32)>,
+    /// It cuts nothing.
+    tokenizer: &'a Tokenizer,
+}
+
+impl Template<'_> {
+    /// Puts texts and mask in, and encodes what stands between soft and special tokens as one text.
+    /// A template that names no special token gets the tokenizer's own.
+    fn encode(&self, texts: &[String]) -> Result<Encoded, Problem> {
+        let mut joined = Encoding::default();
+        let mut types = Vec::new();
+        let (mut segment, mut soft, mut text) = (0, None, String::new());
+        let end = [Piece::Segment(0)];
+        for piece in self.cloze.template.iter().chain(&end) {
+            if let Some(more) = self.text_of(piece, texts) {
+                text.push_str(&more);
+                continue;
+            }
+            let text = std::mem::take(&mut text);
+            joined.merge_with(self.tokenizer.encode(text, false).map_err(refused)?, false);
+            if let Some(token) = self.special(piece)? {
+                joined.merge_with(Encoding::from_tokens(vec![token], 0), false);
+            }
+            types.resize(joined.len(), segment);
+            match piece {
+                Piece::Segment(number) => segment = *number,
+                Piece::Soft => soft = Some(joined.len()),
+                _ => {}
+            }
+        }
+        let own = joined.get_ids().to_vec();
+        let is_special = |piece: &Piece| matches!(piece, Piece::Cls | Piece::Sep);
+        if !self.cloze.template.iter().any(is_special) {
+            let processed = self.tokenizer.post_process(joined, None, true);
+            joined = processed.map_err(refused)?;
+        }
+        let mut encoded = Encoded::from(&joined);
+        // The tokenizer's own tokens stand before and behind.
+        let first = match own.len() {
+            0 => 0,
+            length => encoded
+                .tokens
+                .windows(length)
+                .position(|w| w == own)
+                .unwrap_or(0),
+        };
+        encoded.types[first..first + own.len()].copy_from_slice(&types);
+        let last = types.last().copied().unwrap_or(0);
+        encoded.types[first + own.len()..].fill(last);
+        encoded.soft = soft.map(|before| first + before);
+        encoded.mask = match self.mask {
+            Some((_, mask)) => encoded.tokens.iter().position(|token| *token == mask),
+            None => (first + own.len()).checked_sub(1),
+        };
+        Ok(encoded)
+    }
+
+    /// What a piece adds to the text; nothing where it is none.
+    fn text_of(&self, piece: &Piece, texts: &[String]) -> Option<String> {
+        match piece {
+            Piece::Text(text) => Some(text.clone()),
+            Piece::Field { column, edits } => {
+                let place = self.columns.iter().position(|name| name == column)?;
+                let edited = |text: String, edit: &Edit| edit.apply(&text);
+                Some(edits.iter().fold(texts[place].clone(), edited))
+            }
+            Piece::Mask => Some(
+                self.mask
+                    .map(|(name, _)| name.to_owned())
+                    .unwrap_or_default(),
+            ),
+            Piece::Soft | Piece::Cls | Piece::Sep | Piece::Segment(_) => None,
+        }
+    }
+
+    fn special(&self, piece: &Piece) -> Result<Option<Token>, Problem> {
+        let (names, called) = match piece {
+            Piece::Cls => (["[CLS]", "<s>"], "{cls}"),
+            Piece::Sep => (["[SEP]", "</s>"], "{sep}"),
+            _ => return Ok(None),
+        };
+        for name in names {
+            if let Some(id) = self.tokenizer.token_to_id(name) {
+                return Ok(Some(Token::new(id, name.to_owned(), (0, 0))));
+            }
+        }
+        let message = format!("the tokenizer has no token for `{called}`");
+        Err(Problem::new("delta::data::special_token", message)
+            .at(self.cloze.span, "of this task")
+            .help("remove it from the template"))
+    }
 }
 
 /// Cuts about `count` tokens off the end: as many words, or half of a single long word.

@@ -56,12 +56,16 @@ impl Layout {
         Layout::new(lengths, self.keys.clone())
     }
 
-    /// For each row of `extended(more)`: where it lies when `more` rows that all sequences share are
-    /// followed by this layout's rows.
-    pub fn extended_rows(&self, more: usize) -> Vec<usize> {
-        let rows = self.ranges();
-        rows.flat_map(|range| (0..more).chain(range.start + more..range.end + more))
-            .collect()
+    /// For each row of `extended(more)`, where `more` rows that all sequences share stand behind
+    /// `offsets[i]` of sequence `i`'s own (before all of them where `offsets` is empty): where it lies
+    /// when the shared rows are followed by this layout's.
+    pub fn extended_rows(&self, more: usize, offsets: &[usize]) -> Vec<usize> {
+        let rows = self.ranges().enumerate().flat_map(|(sequence, range)| {
+            let middle = range.start + offsets.get(sequence).copied().unwrap_or(0) + more;
+            let (start, end) = (range.start + more, range.end + more);
+            (start..middle).chain(0..more).chain(middle..end)
+        });
+        rows.collect()
     }
 
     /// The factors of a dropout over `(rows, columns)`: 0 or `1 / (1 - probability)`.

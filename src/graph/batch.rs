@@ -11,8 +11,10 @@ pub struct Batch {
     pub types: Vec<usize>,
     /// Which rows make up which sequence.
     pub layout: Layout,
-    /// The row of each sequence's mask, for a cloze; else empty.
+    /// The row of each sequence off which the word of a cloze is read; else empty.
     pub masks: Vec<usize>,
+    /// The number of each sequence's own rows before those of a prompt; empty where it is 0.
+    pub soft: Vec<usize>,
     /// What is to be predicted.
     pub targets: Targets,
     /// The number of predictions in the whole batch, of which this may be a part.

@@ -9,7 +9,6 @@ use crate::engine::{
     with_trace, Activation, AttentionShape, Backend, Dropout, Layout, Matrix, Scalar, Trace,
     Vector, Weight,
 };
-use crate::plan::TaskPlan;
 
 type Outcome<T, D> = Result<T, <D as HasErr>::Err>;
 
@@ -51,23 +50,21 @@ impl<'g, D: Backend> Pass<'g, D> {
     /// What the device reports.
     pub fn logits(&self, batch: &Batch) -> Outcome<Matrix<D>, D> {
         let task = self.graph.task();
-        let heads = &self.graph.family.heads;
-        let head = match (
-            task.is_some_and(TaskPlan::uses_language_model),
-            &heads.masked_lm,
-        ) {
-            (true, Some(head)) => head,
-            _ => &heads.classify,
-        };
+        let head = task.and_then(|task| self.graph.head(task));
+        let head = head.unwrap_or(&self.graph.family.heads.classify);
         let (x, layout) = self.embed(batch)?;
-        let moved = |rows: &[usize]| moved_rows(rows, &batch.layout, &layout);
         let rows: Vec<usize> = match (head.reads, &batch.targets) {
             // As in PEFT, the first row is the first of a prompt where there is one.
             (Reads::First, _) => layout.ranges().map(|range| range.start).collect(),
             (Reads::Last, _) => layout.ranges().map(|range| range.end - 1).collect(),
-            (Reads::Masked, _) if !batch.masks.is_empty() => moved(&batch.masks),
-            (Reads::Masked, Targets::Tokens { rows, .. }) => moved(rows),
-            (Reads::Masked, _) => moved(&(0..batch.layout.rows()).collect::<Vec<_>>()),
+            (Reads::Masked | Reads::Next, targets) => {
+                let rows: Vec<usize> = match targets {
+                    _ if !batch.masks.is_empty() => batch.masks.clone(),
+                    Targets::Tokens { rows, .. } => rows.clone(),
+                    _ => (0..batch.layout.rows()).collect(),
+                };
+                moved_rows(&rows, batch, &layout)
+            }
         };
         let hidden = self.blocks(x, &layout, Some(&rows))?;
         self.apply_head(head, hidden, &read_layout(&layout, &rows))
@@ -101,26 +98,61 @@ impl<'g, D: Backend> Pass<'g, D> {
         }
     }
 
-    /// Logits over the vocabulary, or over a cloze's label words alone.
+    /// Logits over the vocabulary, or what a cloze makes of those of its label words.
     fn decode(&self, module: &str, embedding: &str, x: &Matrix<D>) -> Outcome<Matrix<D>, D> {
-        let weight = self.weight(&format!("{embedding}.weight"));
+        let own = format!("{module}.weight");
+        let weight = match self.value(&own) {
+            Some(_) => self.weight(&own),
+            None => self.weight(&format!("{embedding}.weight")),
+        };
         let bias = self.bias(module);
         let Some(cloze) = self.graph.task().and_then(|task| task.cloze.as_ref()) else {
             return D::linear(x, &weight, bias.as_ref());
         };
-        let words = D::select_rows(&weight.matrix, &cloze.tokens)?; // (labels, hidden)
+        let tokens = cloze.tokens.concat();
+        let words = D::select_rows(&weight.matrix, &tokens)?; // (tokens, hidden)
         let bias = match bias {
             Some(bias) => {
                 let count = bias.shape().0;
                 let column = bias.try_reshape_like(&(count, 1))?;
-                Some(
-                    D::select_rows(&column, &cloze.tokens)?
-                        .try_reshape_like(&(cloze.tokens.len(),))?,
-                )
+                let chosen = D::select_rows(&column, &tokens)?;
+                Some(chosen.try_reshape_like(&(tokens.len(),))?)
             }
             None => None,
         };
-        D::linear(x, &words.into(), bias.as_ref())
+        let mut logits = D::linear(x, &words.into(), bias.as_ref())?; // (rows, tokens)
+        if tokens.len() > cloze.tokens.len() {
+            logits = D::linear(&logits, &self.means(&cloze.tokens)?, None)?; // (rows, labels)
+        }
+        match cloze.range {
+            Some(range) => self.interpolate(&logits, range),
+            None => Ok(logits),
+        }
+    }
+
+    /// `(words, tokens)`: times the logits of all words' tokens, the mean of each word's.
+    fn means(&self, words: &[Vec<usize>]) -> Outcome<Weight<D>, D> {
+        let all: usize = words.iter().map(Vec::len).sum();
+        let mut means = vec![0.0; words.len() * all];
+        let mut start = 0;
+        for (row, word) in means.chunks_exact_mut(all).zip(words) {
+            row[start..start + word.len()].fill(1.0 / word.len() as f32);
+            start += word.len();
+        }
+        let device = self.graph.device();
+        let means = device.try_tensor_from_vec(means, (words.len(), all))?;
+        Ok(with_trace(&means, &Trace::off()).into())
+    }
+
+    /// The number between two that the logits of their words make likely: `(rows, 2)` → `(rows, 1)`.
+    fn interpolate(&self, logits: &Matrix<D>, (low, high): (f32, f32)) -> Outcome<Matrix<D>, D> {
+        let device = self.graph.device();
+        let signs = device.try_tensor_from_vec(vec![-1.0, 1.0], (1, 2))?;
+        let signs = with_trace(&signs, &Trace::off()).into();
+        let share = D::activate(&D::linear(logits, &signs, None)?, Activation::Sigmoid)?;
+        let lowest = device.try_tensor_from_vec(vec![low], (1,))?;
+        let lowest = with_trace(&lowest, &Trace::off());
+        D::add_row(&D::scale(&share, high - low)?, &lowest)
     }
 
     /// The last hidden state of all rows, those of a prompt included.
@@ -159,7 +191,7 @@ impl<'g, D: Backend> Pass<'g, D> {
         Ok(x)
     }
 
-    /// The embeddings of a batch, prompts before every sequence, and their layout.
+    /// The embeddings of a batch, with prompts before or in every sequence, and their layout.
     fn embed(&self, batch: &Batch) -> Outcome<(Matrix<D>, Layout), D> {
         let config = &self.graph.config;
         let mut layout = batch.layout.clone();
@@ -170,7 +202,7 @@ impl<'g, D: Backend> Pass<'g, D> {
         let mut before = 0;
         if let Some(prompt) = self.prompts(&layout)? {
             before = prompt.shape().0;
-            let rows = layout.extended_rows(before);
+            let rows = layout.extended_rows(before, &batch.soft);
             x = D::select_rows(&D::join_rows(&[prompt, x])?, &rows)?;
             let type_of = |row: usize| row.checked_sub(before).map_or(0, |row| types[row]);
             types = rows.into_iter().map(type_of).collect();
@@ -385,14 +417,17 @@ fn read_layout(layout: &Layout, rows: &[usize]) -> Layout {
     Layout::new(rows.iter().map(|_| 1), keys)
 }
 
-/// Where rows of a layout lie in the same layout with more rows before each sequence.
-fn moved_rows(rows: &[usize], old: &Layout, new: &Layout) -> Vec<usize> {
+/// Where rows of a batch lie in `new`, which has as many more rows in each sequence.
+fn moved_rows(rows: &[usize], batch: &Batch, new: &Layout) -> Vec<usize> {
+    let old = &batch.layout;
     let more = (new.rows() - old.rows()) / old.sequences().max(1);
-    let ends: Vec<usize> = old.ranges().map(|range| range.end).collect();
-    let sequence = |row: usize| ends.partition_point(|end| *end <= row);
-    rows.iter()
-        .map(|&row| row + more * (sequence(row) + 1))
-        .collect()
+    let mut moved = vec![0; old.rows()];
+    for (place, row) in old.extended_rows(more, &batch.soft).into_iter().enumerate() {
+        if row >= more {
+            moved[row - more] = place;
+        }
+    }
+    rows.iter().map(|&row| moved[row]).collect()
 }
 
 /// A number of its own for each place (FNV-1a over the path).

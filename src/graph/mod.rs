@@ -195,7 +195,7 @@ impl<D: Backend> Graph<D> {
 
     fn head(&self, task: &TaskPlan) -> Option<&Head> {
         match task.uses_language_model() {
-            true => self.family.heads.masked_lm.as_ref(),
+            true => self.family.heads.language_model(),
             false => Some(&self.family.heads.classify),
         }
     }

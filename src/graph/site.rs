@@ -21,12 +21,18 @@ impl<D: Backend> Graph<D> {
             match &delta.change {
                 Change::Unfreeze { parameters } => {
                     for path in parameters {
-                        // A pooler that the checkpoint lacks is the head's, not the delta's.
-                        let Some(value) = self.base.get(path) else {
+                        // A pooler that the checkpoint lacks is the head's, not the delta's; the
+                        // language-model head is the same for all tasks.
+                        let of_head = || {
+                            let mut tasks = plan.tasks.iter();
+                            let (task, _) = tasks.find(|(_, task)| task.uses_language_model())?;
+                            self.values.get(&format!("{task}.{path}"))
+                        };
+                        let Some(value) = self.base.get(path).or_else(of_head).cloned() else {
                             continue;
                         };
                         let key = format!("{}.{path}", delta.name);
-                        self.values.insert(key, value.clone());
+                        self.values.insert(key, value);
                     }
                 }
                 Change::Method { method, sites } => {

@@ -134,6 +134,7 @@ fn read_tuner(
             name,
             change: Change::Method { method, sites },
             is_gated: false,
+            origin: None,
             span: Span::default(),
         });
     }

@@ -59,6 +59,7 @@ pub(super) fn read(
         name: DELTA.to_owned(),
         change: Change::Unfreeze { parameters },
         is_gated: false,
+        origin: None,
         span: Span::default(),
     }])
 }

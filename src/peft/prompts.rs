@@ -105,6 +105,7 @@ pub(super) fn read(
         name: method.name().to_owned(),
         change: Change::Method { method, sites },
         is_gated: false,
+        origin: None,
         span: Span::default(),
     }])
 }

@@ -101,6 +101,7 @@ fn read_rows(
             sites: vec![TABLE.to_owned()],
         },
         is_gated: false,
+        origin: None,
         span: Span::default(),
     })
 }

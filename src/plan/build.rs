@@ -72,7 +72,7 @@ fn seed(scope: &Scope, problems: &Problems) -> u64 {
 /// What planning goes through the file with.
 pub(super) struct Builder<'a> {
     pipeline: &'a Pipeline,
-    base: &'a Path,
+    pub(super) base: &'a Path,
     pub(super) scope: &'a Scope,
     problems: &'a Problems,
     pub(super) seed: u64,
@@ -111,7 +111,7 @@ impl<'a> Builder<'a> {
         };
         let stages = self.stages(&known);
         let deltas = match &backbone {
-            Some(backbone) => self.deltas(backbone),
+            Some(backbone) => self.deltas(backbone, &tasks),
             None => Vec::new(),
         };
         let mut plan = Plan {

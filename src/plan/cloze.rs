@@ -1,8 +1,9 @@
-//! Templates and label words: a classification read off the language-model head.
+//! Templates and label words: a classification, or a number, read off the language-model head.
 
 use serde::{Deserialize, Serialize};
 
 use super::fields::Fields;
+use super::template::Piece;
 use super::Label;
 use crate::diagnostic::{Problem, Span};
 use crate::syntax::ast::{Spanned, Value};
@@ -15,22 +16,16 @@ pub struct Cloze {
     pub template: Vec<Piece>,
     /// The word of each label, in the order of the labels.
     pub words: Vec<String>,
-    /// Their tokens; empty until the tokenizer was asked.
-    pub tokens: Vec<usize>,
+    /// The tokens of each; empty until the tokenizer was asked.
+    pub tokens: Vec<Vec<usize>>,
+    /// Whether a word may be several tokens: the mean of their logits then stands for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub takes_mean: bool,
+    /// What the first and the last word stand for, where a number between them is asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub range: Option<(f32, f32)>,
     /// The place of the words.
     pub span: Span,
-}
-
-/// A piece of a template.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Piece {
-    /// Text as it is.
-    Text(String),
-    /// The text of a column.
-    Field(String),
-    /// The mask.
-    Mask,
 }
 
 impl Cloze {
@@ -38,9 +33,9 @@ impl Cloze {
     pub fn columns(&self) -> Vec<String> {
         let mut columns: Vec<String> = Vec::new();
         for piece in &self.template {
-            if let Piece::Field(name) = piece {
-                if !columns.contains(name) {
-                    columns.push(name.clone());
+            if let Piece::Field { column, .. } = piece {
+                if !columns.contains(column) {
+                    columns.push(column.clone());
                 }
             }
         }
@@ -75,54 +70,23 @@ pub(super) fn cloze(fields: &Fields, labels: &[Label]) -> Option<Cloze> {
             .help("remove `text`: the template names the columns"),
         );
     }
-    let pieces = match pieces(&template.node) {
+    let pieces = match Piece::parse(&template.node) {
         Ok(pieces) => pieces,
-        Err(message) => {
-            fields.report(
-                Problem::new("delta::plan::template", message)
-                    .at(template.span, "in this template")
-                    .help("write columns and one mask in braces: \"{sentence} It was {mask}.\""),
-            );
+        Err((message, help)) => {
+            let problem = Problem::new("delta::plan::template", message);
+            fields.report(problem.at(template.span, "in this template").help(help));
             return None;
         }
     };
+    let multi_token = [("refuse", false), ("mean", true)];
     Some(Cloze {
         template: pieces,
         words: label_words(fields, words, labels)?,
         tokens: Vec::new(),
+        takes_mean: fields.choice("multi_token", &multi_token).unwrap_or(false),
+        range: None,
         span: words.span,
     })
-}
-
-fn pieces(text: &str) -> Result<Vec<Piece>, String> {
-    let mut pieces = Vec::new();
-    let mut rest = text;
-    while let Some(start) = rest.find(['{', '}']) {
-        let Some(end) = rest[start..]
-            .find('}')
-            .map(|end| start + end)
-            .filter(|_| rest[start..].starts_with('{'))
-        else {
-            return Err("the template has a brace without its partner".to_owned());
-        };
-        if start > 0 {
-            pieces.push(Piece::Text(rest[..start].to_owned()));
-        }
-        pieces.push(match rest[start + 1..end].trim() {
-            "mask" => Piece::Mask,
-            "" => return Err("the template has empty braces".to_owned()),
-            name => Piece::Field(name.to_owned()),
-        });
-        rest = &rest[end + 1..];
-    }
-    if !rest.is_empty() {
-        pieces.push(Piece::Text(rest.to_owned()));
-    }
-    match pieces.iter().filter(|piece| **piece == Piece::Mask).count() {
-        1 => Ok(pieces),
-        0 => Err("the template has no `{mask}`".to_owned()),
-        _ => Err("the template has more than one `{mask}`".to_owned()),
-    }
 }
 
 /// The word of every label.

@@ -1,7 +1,7 @@
 //! What a stage costs, estimated from shapes alone.
 
 use super::{Change, DeltaPlan, Plan, StagePlan};
-use crate::backbone::{head_parameters, Tree};
+use crate::backbone::{head_parameters, language_model_parameters, Tree};
 
 /// What a stage trains and needs.
 #[derive(Clone, Debug, PartialEq)]
@@ -145,11 +145,11 @@ impl Plan {
         let config = &self.backbone.config;
         let heads = config.family().heads;
         let head = if task.uses_language_model() {
-            heads.masked_lm
+            heads.language_model()
         } else {
-            Some(heads.classify)
+            Some(&heads.classify)
         };
-        let parameters = head.map(|head| head_parameters(config, &head, task.outputs()));
+        let parameters = head.map(|head| head_parameters(config, head, task.outputs()));
         parameters
             .unwrap_or_default()
             .iter()
@@ -162,11 +162,14 @@ impl Plan {
             return 0;
         };
         match &delta.change {
-            Change::Unfreeze { parameters } => tree
-                .parameters()
-                .filter(|parameter| parameters.contains(&parameter.path))
-                .map(|parameter| parameter.count())
-                .sum(),
+            Change::Unfreeze { parameters } => {
+                let head = language_model_parameters(&self.backbone.config);
+                tree.parameters()
+                    .chain(&head)
+                    .filter(|parameter| parameters.contains(&parameter.path))
+                    .map(|parameter| parameter.count())
+                    .sum()
+            }
             Change::Method { method, sites } => {
                 let modules: Vec<_> = sites.iter().filter_map(|site| tree.module(site)).collect();
                 let own = modules.iter().flat_map(|module| delta.parameters(module));

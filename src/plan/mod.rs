@@ -12,6 +12,7 @@ mod scope;
 mod selection;
 mod stages;
 mod tasks;
+mod template;
 mod uses;
 
 use std::collections::BTreeMap;
@@ -25,10 +26,11 @@ use crate::diagnostic::Span;
 pub use crate::syntax::ast::Unit;
 
 pub use build::plan;
-pub use cloze::{Cloze, Piece};
+pub use cloze::Cloze;
 pub use cost::{Cost, Gain};
 pub use fields::{Fields, Problems};
 pub use scope::{Overrides, Scope};
+pub use template::{Edit, Piece};
 
 /// The fewest tokens after which a text can be cut: one, and the two that stand around it.
 pub const SHORTEST: usize = 3;
@@ -74,20 +76,21 @@ impl Plan {
         }
     }
 
-    /// The deltas that are in place during a stage: its own and those of earlier stages, less those
-    /// that it does without. After the last stage, `stages.len()`, what the last stage had.
+    /// The deltas that are in place during a stage: its own, those of earlier stages and those that
+    /// come from other runs, less those that it does without. After the last stage, `stages.len()`,
+    /// what the last stage had.
     pub fn active(&self, stage: usize) -> Vec<&DeltaPlan> {
         let last = stage.min(self.stages.len().saturating_sub(1));
         let Some(current) = self.stages.get(last) else {
             return self.deltas.iter().collect();
         };
-        let trained = |delta: &&DeltaPlan| {
-            self.stages[..=last]
-                .iter()
-                .any(|stage| stage.train.contains(&delta.name))
+        let is_in_place = |delta: &&DeltaPlan| {
+            let mut so_far = self.stages[..=last].iter();
+            delta.origin.is_some() || so_far.any(|stage| stage.train.contains(&delta.name))
         };
-        let wanted = |delta: &&DeltaPlan| !current.without.contains(&delta.name);
-        self.deltas.iter().filter(trained).filter(wanted).collect()
+        let is_wanted = |delta: &&DeltaPlan| !current.without.contains(&delta.name);
+        let in_place = self.deltas.iter().filter(is_in_place);
+        in_place.filter(is_wanted).collect()
     }
 
     /// The deltas that a stage trains and that do something on the host.
@@ -229,7 +232,7 @@ pub struct TaskPlan {
 impl TaskPlan {
     /// Whether the task reads the language-model head.
     pub fn uses_language_model(&self) -> bool {
-        self.kind == TaskKind::MaskedLm || self.cloze.is_some()
+        self.kind.is_language_model() || self.cloze.is_some()
     }
 
     /// The number of logits for a classification or regression head.
@@ -251,6 +254,15 @@ pub enum TaskKind {
     Regress,
     /// The tokens that were masked.
     MaskedLm,
+    /// The token after each.
+    CausalLm,
+}
+
+impl TaskKind {
+    /// Whether it asks for tokens of the text itself.
+    pub fn is_language_model(self) -> bool {
+        matches!(self, TaskKind::MaskedLm | TaskKind::CausalLm)
+    }
 }
 
 /// A label: as the data has it, and its name.
@@ -308,7 +320,21 @@ pub struct DeltaPlan {
     /// Whether a gate weighs what it changes.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_gated: bool,
+    /// The run from which its parameters begin, if not as its method begins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
     /// The place of the statement.
+    pub span: Span,
+}
+
+/// A finished run from which a delta begins.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Origin {
+    /// Its directory.
+    pub run: PathBuf,
+    /// SHA-256 of its `delta.safetensors`.
+    pub hash: String,
+    /// The place of its path.
     pub span: Span,
 }
 

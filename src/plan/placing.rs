@@ -1,22 +1,31 @@
 //! Deltas: methods with their settings, placed on modules.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::build::Builder;
 use super::selection::Modules;
-use super::{BackbonePlan, Change, DeltaPlan};
-use crate::backbone::{Module, Tree};
+use super::{BackbonePlan, Change, DeltaPlan, Origin, TaskPlan};
+use crate::backbone::{language_model_parameters, Module, Tree};
 use crate::delta::{gate, Method, Preposition};
 use crate::diagnostic::Problem;
-use crate::syntax::ast::{Name, Place, Selection, Statement};
+use crate::syntax::ast::{Name, Place, Selection, Spanned, Statement, Value};
 use crate::text::{did_you_mean, quoted_list};
 
 impl<'a> Builder<'a> {
     /// All deltas of the file, in its order.
-    pub(super) fn deltas(&self, backbone: &BackbonePlan) -> Vec<DeltaPlan> {
+    pub(super) fn deltas(
+        &self,
+        backbone: &BackbonePlan,
+        tasks: &BTreeMap<String, TaskPlan>,
+    ) -> Vec<DeltaPlan> {
         let tree = Tree::new(&backbone.config);
+        let head = match tasks.values().any(TaskPlan::uses_language_model) {
+            true => language_model_parameters(&backbone.config),
+            false => Vec::new(),
+        };
         let modules = Modules {
             tree: &tree,
+            head: &head,
             config: &backbone.config,
             location: &backbone.location,
             scope: self.scope,
@@ -26,8 +35,15 @@ impl<'a> Builder<'a> {
         for statement in self.statements() {
             match &statement.node {
                 Statement::Freeze { selection } => self.freeze(selection, &modules, &mut deltas),
-                Statement::Unfreeze { name, selection } => {
+                Statement::Unfreeze {
+                    name,
+                    selection,
+                    origin,
+                } => {
                     self.unfreeze(name, selection, &modules, &mut deltas);
+                    if let Some(delta) = deltas.last_mut().filter(|d| d.name == name.node) {
+                        delta.origin = self.origin(origin.as_ref());
+                    }
                 }
                 Statement::Place(place) => deltas.extend(self.method(place, &modules)),
                 _ => {}
@@ -97,6 +113,7 @@ impl<'a> Builder<'a> {
             name: name.node.clone(),
             change: Change::Unfreeze { parameters },
             is_gated: false,
+            origin: None,
             span: name.span,
         });
     }
@@ -149,7 +166,27 @@ impl<'a> Builder<'a> {
                 sites: sites.into_iter().map(|site| site.path.clone()).collect(),
             },
             is_gated,
+            origin: self.origin(place.origin.as_ref()),
             span: place.name.span,
+        })
+    }
+
+    /// `from "runs/x"`; what is there is looked at later.
+    fn origin(&self, run: Option<&Spanned<Value>>) -> Option<Origin> {
+        let value = self.scope.resolve(run?);
+        let Value::Text(path) = &value.node else {
+            let message = format!(
+                "`from` takes the directory of a run, not {}",
+                value.node.describe()
+            );
+            let problem = Problem::new("delta::plan::wrong_type", message).at(value.span, "here");
+            self.report(problem.help("write it in quotes: `from \"runs/x\"`"));
+            return None;
+        };
+        Some(Origin {
+            run: self.base.join(path),
+            hash: String::new(),
+            span: value.span,
         })
     }
 

@@ -14,6 +14,9 @@ use crate::text::{counted, did_you_mean, quoted_list};
 pub struct Modules<'a> {
     /// The module tree.
     pub tree: &'a Tree,
+    /// Parameters of a language-model head, which a selector reaches by their own path alone: `**`
+    /// is the backbone.
+    pub head: &'a [Parameter],
     /// The dimensions.
     pub config: &'a Config,
     /// What the file calls the backbone.
@@ -54,7 +57,7 @@ impl Modules<'_> {
     /// # Errors
     /// As for [`Modules::modules`].
     pub fn parameters(&self, selection: &Selection) -> Result<Vec<&Parameter>, Problem> {
-        let all: Vec<&Parameter> = self.tree.parameters().collect();
+        let all: Vec<&Parameter> = self.tree.parameters().chain(self.head).collect();
         self.select(
             selection,
             &all,
@@ -68,7 +71,11 @@ impl Modules<'_> {
                         .map_or(source.as_str(), |(stem, _)| stem);
                     self.is_called(source, name) || self.is_called(stem, name)
                 }
-                Pattern::Path(path) => ancestors(&parameter.path).any(|node| matches(path, node)),
+                Pattern::Path(path) => {
+                    let is_head = self.head.iter().any(|head| head.path == parameter.path);
+                    let may = !is_head || matches!(path.first(), Some(Segment::Name(_)));
+                    may && ancestors(&parameter.path).any(|node| matches(path, node))
+                }
             },
         )
     }

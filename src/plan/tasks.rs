@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::cloze::cloze;
+use super::cloze::{cloze, Cloze};
 use super::fields::Fields;
 use super::{DataPlan, Few, FileFormat, FilePlan, Label, Metric, TaskKind, TaskPlan};
 use crate::diagnostic::Problem;
@@ -184,6 +184,7 @@ pub(super) fn task(kind: &Name, fields: &Fields) -> Option<TaskPlan> {
         ("classify", TaskKind::Classify),
         ("regress", TaskKind::Regress),
         ("masked_lm", TaskKind::MaskedLm),
+        ("causal_lm", TaskKind::CausalLm),
     ];
     let Some((_, found)) = kinds.iter().find(|(name, _)| *name == kind.node) else {
         let known = || kinds.iter().map(|(name, _)| *name);
@@ -209,31 +210,67 @@ pub(super) fn task(kind: &Name, fields: &Fields) -> Option<TaskPlan> {
         mask: 0.15,
         span: fields.span(),
     };
-    match kind {
-        TaskKind::MaskedLm => {
-            if let Some(value) = fields.value("mask") {
-                match value.node {
-                    Value::Percent(share) if share > 0.0 && share < 1.0 => plan.mask = share as f32,
-                    _ => fields.wrong("mask", &value, "a percentage above 0 and below 100"),
-                }
-            }
-        }
-        _ => match fields.name("label") {
+    if kind == TaskKind::MaskedLm {
+        plan.mask = masked_share(fields).unwrap_or(plan.mask);
+    }
+    if !kind.is_language_model() {
+        match fields.name("label") {
             Some(label) => plan.label = label.node,
             None => fields.missing("label", "label"),
-        },
-    }
-    if kind == TaskKind::Classify {
-        plan.labels = labels(fields);
-        plan.cloze = cloze(fields, &plan.labels);
+        }
+        if kind == TaskKind::Classify {
+            plan.labels = labels(fields);
+            plan.cloze = cloze(fields, &plan.labels);
+        } else {
+            plan.cloze = interpolation(fields);
+        }
     }
     plan.text = match &plan.cloze {
         Some(cloze) => cloze.columns(),
-        None if kind == TaskKind::Classify && fields.raw("template").is_some() => Vec::new(),
+        None if !kind.is_language_model() && fields.raw("template").is_some() => Vec::new(),
         None => text(fields, kind),
     };
     fields.finish();
     Some(plan)
+}
+
+fn masked_share(fields: &Fields) -> Option<f32> {
+    let value = fields.value("mask")?;
+    match value.node {
+        Value::Percent(share) if share > 0.0 && share < 1.0 => Some(share as f32),
+        _ => {
+            fields.wrong("mask", &value, "a percentage above 0 and below 100");
+            None
+        }
+    }
+}
+
+/// A number between two, read off how likely the word of the higher one is (Gao et al., LM-BFF,
+/// arXiv 2012.15723, section 3): `low + (high − low) · P(high)`.
+fn interpolation(fields: &Fields) -> Option<Cloze> {
+    let ends = ["low", "high"].map(|name| Label {
+        value: name.to_owned(),
+        name: name.to_owned(),
+    });
+    let range = fields.value("range");
+    let mut cloze = cloze(fields, &ends)?;
+    let Some(range) = range else {
+        fields.missing("range", "[0, 5]");
+        return None;
+    };
+    let number = |value: &Spanned<Value>| match fields.scope.resolve(value).node {
+        Value::Number(number) => Some(number as f32),
+        _ => None,
+    };
+    let ends: Option<Vec<f32>> = match &range.node {
+        Value::List(values) => values.iter().map(number).collect(),
+        _ => None,
+    };
+    match ends.as_deref() {
+        Some([low, high]) if low < high => cloze.range = Some((*low, *high)),
+        _ => fields.wrong("range", &range, "two numbers, the lower first: `[0, 5]`"),
+    }
+    Some(cloze)
 }
 
 fn text(fields: &Fields, kind: TaskKind) -> Vec<String> {
@@ -241,7 +278,7 @@ fn text(fields: &Fields, kind: TaskKind) -> Vec<String> {
         fields.missing("text", "sentence");
         return Vec::new();
     };
-    let most = if kind == TaskKind::MaskedLm { 1 } else { 2 };
+    let most = if kind.is_language_model() { 1 } else { 2 };
     if names.is_empty() || names.len() > most {
         let span = fields
             .raw("text")
@@ -280,7 +317,7 @@ fn metric(fields: &Fields, kind: TaskKind) -> Metric {
             ],
             Metric::Pearson,
         ),
-        TaskKind::MaskedLm => (
+        TaskKind::MaskedLm | TaskKind::CausalLm => (
             &[("accuracy", Metric::Accuracy), ("loss", Metric::Loss)],
             Metric::Loss,
         ),

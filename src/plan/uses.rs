@@ -1,7 +1,8 @@
 //! What is declared must be used.
 
 use super::build::Builder;
-use super::{Change, Plan, StagePlan, TaskPlan, SHORTEST};
+use super::{Change, Piece, Plan, StagePlan, TaskKind, TaskPlan, SHORTEST};
+use crate::backbone::language_model_parameters;
 use crate::diagnostic::Problem;
 use crate::syntax::ast::Statement;
 
@@ -50,11 +51,9 @@ impl Builder<'_> {
 
     pub(super) fn check_use(&self, plan: &Plan) {
         for delta in &plan.deltas {
-            if !plan
-                .stages
-                .iter()
-                .any(|stage| stage.train.contains(&delta.name))
-            {
+            let mut stages = plan.stages.iter();
+            let is_trained = stages.any(|stage| stage.train.contains(&delta.name));
+            if !is_trained && delta.origin.is_none() {
                 let message = format!("no stage trains `{}`", delta.name);
                 let help = format!(
                     "add it to a stage: `train = [{}, head]`, or remove it",
@@ -69,9 +68,11 @@ impl Builder<'_> {
         }
         for (index, stage) in plan.stages.iter().enumerate() {
             for name in &stage.without {
-                let earlier = plan.stages[..index]
-                    .iter()
-                    .any(|stage| stage.train.contains(name));
+                let mut origins = plan.deltas.iter().filter(|delta| delta.name == *name);
+                let earlier = origins.any(|delta| delta.origin.is_some())
+                    || plan.stages[..index]
+                        .iter()
+                        .any(|stage| stage.train.contains(name));
                 if !earlier || stage.train.contains(name) {
                     let message = format!(
                         "stage `{}` is to do without `{name}`, which is not in place there",
@@ -86,9 +87,8 @@ impl Builder<'_> {
                     );
                 }
             }
-            if let Some(task) = plan.tasks.get(&stage.task) {
-                self.check_head(plan, stage, task);
-            }
+            self.check_patience(plan, stage);
+            self.check_unfrozen_head(plan, stage);
             if plan
                 .data
                 .get(&stage.data)
@@ -106,8 +106,8 @@ impl Builder<'_> {
                 );
             }
         }
-        let is_cloze = |task: &TaskPlan| task.cloze.is_some();
-        if plan.stages.is_empty() && !plan.tasks.values().any(is_cloze) {
+        let is_answered = |task: &TaskPlan| task.uses_language_model();
+        if plan.stages.is_empty() && !plan.tasks.values().any(is_answered) {
             self.report(
                 Problem::new(
                     "delta::plan::no_stage",
@@ -116,23 +116,47 @@ impl Builder<'_> {
                 .help("add a `stage`, or a `template` and `words` to the task: that is zero-shot"),
             );
         }
+        plan.tasks
+            .values()
+            .for_each(|task| self.check_task(plan, task));
         self.check_named_use(plan);
     }
 
-    fn check_head(&self, plan: &Plan, stage: &StagePlan, task: &TaskPlan) {
+    /// Whether the backbone can do what a task asks.
+    fn check_task(&self, plan: &Plan, task: &TaskPlan) {
         let family = plan.backbone.config.family();
-        if task.uses_language_model() && family.heads.masked_lm.is_none() {
-            let message = format!(
-                "the family {} has no masked-language-model head",
-                family.name
-            );
-            let help = "use `classify` or `regress`, or a backbone of another family";
-            self.report(
-                Problem::new("delta::plan::no_head", message)
-                    .at(task.span, "here")
-                    .help(help),
-            );
+        let (name, heads) = (&family.name, &family.heads);
+        let lacks = match task.kind {
+            TaskKind::MaskedLm if heads.masked_lm.is_none() => Some("masked-language-model"),
+            TaskKind::CausalLm if heads.causal_lm.is_none() => Some("causal-language-model"),
+            _ if task.uses_language_model() && heads.language_model().is_none() => {
+                Some("language-model")
+            }
+            _ => None,
+        };
+        if let Some(head) = lacks {
+            let message = format!("the family {name} has no {head} head");
+            let problem = Problem::new("delta::plan::no_head", message).at(task.span, "here");
+            self.report(problem.help("use another task, or a backbone of another family"));
         }
+        let Some(cloze) = &task.cloze else { return };
+        let at_the_end = cloze.template.last() == Some(&Piece::Mask);
+        if family.causal && !at_the_end {
+            let message = format!("the family {name} sees only what is before the mask");
+            let problem =
+                Problem::new("delta::plan::template", message).at(task.span, "of this task");
+            self.report(problem.help("end the template with `{mask}`"));
+        }
+        let segment = |piece: &&Piece| matches!(piece, Piece::Segment(1));
+        if plan.backbone.config.types < 2 && cloze.template.iter().any(|piece| segment(&piece)) {
+            let message = format!("the backbone, of the family {name}, has one segment only");
+            let problem =
+                Problem::new("delta::plan::template", message).at(task.span, "of this task");
+            self.report(problem.help("remove `{segment:1}` from the template"));
+        }
+    }
+
+    fn check_patience(&self, plan: &Plan, stage: &StagePlan) {
         if let (None, true) = (
             plan.data
                 .get(&stage.data)
@@ -148,6 +172,33 @@ impl Builder<'_> {
                 Problem::new("delta::plan::no_dev_data", message)
                     .at(stage.span, "here")
                     .help(help),
+            );
+        }
+    }
+
+    /// A part of the language-model head that is a delta cannot also be trained as the head.
+    fn check_unfrozen_head(&self, plan: &Plan, stage: &StagePlan) {
+        let is_model = |task: &TaskPlan| task.uses_language_model();
+        if !stage.train_head || !plan.tasks.get(&stage.task).is_some_and(is_model) {
+            return;
+        }
+        let head = language_model_parameters(&plan.backbone.config);
+        for delta in &plan.deltas {
+            let Change::Unfreeze { parameters } = &delta.change else {
+                continue;
+            };
+            let Some(shared) = head.iter().find(|p| parameters.contains(&p.path)) else {
+                continue;
+            };
+            let message = format!(
+                "`{}` has `{}`, and stage `{}` trains the whole head",
+                delta.name, shared.path, stage.name
+            );
+            let problem = Problem::new("delta::plan::overlap", message)
+                .at(delta.span, "declared here")
+                .at(stage.span, "here");
+            self.report(
+                problem.help("take `head` out of the stage, or `lm_head` out of the selection"),
             );
         }
     }

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::Table;
-use crate::backbone::Tree;
+use crate::backbone::{language_model_parameters, Tree};
 use crate::engine::Backend;
-use crate::plan::{Change, Plan};
+use crate::plan::{Change, Plan, TaskPlan};
 use crate::text::{bytes, quoted_list, thousands};
 
 /// Sequences of this many tokens are assumed for estimates, or `max_length` where that is less.
@@ -93,7 +93,7 @@ fn modules(plan: &Plan, tree: &Tree) -> Table {
         }
     }
     let mut rows = others;
-    let tail = rows.split_off(first_block_at.min(rows.len()));
+    let mut tail = rows.split_off(first_block_at.min(rows.len()));
     let mut shown: Vec<[String; 3]> = Vec::new();
     let mut flush = |last: &mut Option<(usize, usize, Vec<[String; 3]>)>| {
         if let Some((first, end, rows)) = last.take() {
@@ -118,11 +118,32 @@ fn modules(plan: &Plan, tree: &Tree) -> Table {
         }
     }
     flush(&mut last);
+    tail.extend(head_rows(plan));
     rows.into_iter()
         .chain(shown)
         .chain(tail)
         .for_each(|row| table.row(row));
     table
+}
+
+/// The modules of the language-model head, where a task reads it.
+fn head_rows(plan: &Plan) -> Vec<[String; 3]> {
+    if !plan.tasks.values().any(TaskPlan::uses_language_model) {
+        return Vec::new();
+    }
+    let mut rows: Vec<(String, usize)> = Vec::new();
+    for parameter in language_model_parameters(&plan.backbone.config) {
+        let path = parameter.path.rsplit_once('.').map_or("", |(path, _)| path);
+        match rows.iter_mut().find(|(known, _)| known == path) {
+            Some((_, count)) => *count += parameter.count(),
+            None => rows.push((path.to_owned(), parameter.count())),
+        }
+    }
+    let row = |(path, count): (String, usize)| {
+        let deltas = deltas_at(plan, &path);
+        [path, thousands(count), deltas]
+    };
+    rows.into_iter().map(row).collect()
 }
 
 fn deltas_at(plan: &Plan, path: &str) -> String {

@@ -166,6 +166,7 @@ fn delta(rank: usize, sites: Vec<String>) -> DeltaPlan {
             sites,
         },
         is_gated: false,
+        origin: None,
         span: Span::default(),
     }
 }

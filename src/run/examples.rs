@@ -26,7 +26,7 @@ impl Loader {
     pub fn new(plan: &Plan) -> Result<Self, Problem> {
         let backbone = &plan.backbone;
         let vocabulary = backbone.config.vocabulary;
-        let encoder = TextEncoder::open(&backbone.directory, backbone.max_length, vocabulary)
+        let encoder = TextEncoder::open(&backbone.directory, backbone.max_length, &backbone.config)
             .map_err(|problem| problem.or_at(backbone.span))?;
         Ok(Loader {
             encoder,
@@ -139,7 +139,7 @@ pub fn resolve_words(plan: &mut Plan) -> Result<(), Vec<Problem>> {
 fn resolve_labels(cloze: &mut Cloze, encoder: &TextEncoder, problems: &mut Vec<Problem>) {
     for word in cloze.words.clone() {
         match encoder.word(&word, cloze) {
-            Ok(token) if cloze.tokens.contains(&token) => problems.push(
+            Ok(tokens) if cloze.tokens.contains(&tokens) => problems.push(
                 Problem::new(
                     "delta::data::label_word",
                     format!("two labels have the word `{word}`"),
@@ -147,7 +147,7 @@ fn resolve_labels(cloze: &mut Cloze, encoder: &TextEncoder, problems: &mut Vec<P
                 .at(cloze.span, "in here")
                 .help("give every label a word of its own"),
             ),
-            Ok(token) => cloze.tokens.push(token),
+            Ok(tokens) => cloze.tokens.push(tokens),
             Err(problem) => problems.push(problem),
         }
     }
@@ -210,7 +210,7 @@ fn check_columns(
     columns: &[String],
     problems: &mut Vec<Problem>,
 ) {
-    let label = (task.kind != TaskKind::MaskedLm).then_some(&task.label);
+    let label = (!task.kind.is_language_model()).then_some(&task.label);
     for name in task.text.iter().chain(label) {
         if columns.contains(name) {
             continue;

@@ -163,9 +163,11 @@ fn merged_config(plan: &Plan) -> Result<Value, Problem> {
     let mut config: Value = serde_json::from_str(&text).map_err(Problem::internal)?;
     let family = plan.backbone.config.family().architecture;
     if let Some((_, task)) = plan.final_task() {
-        let suffix = match task.uses_language_model() {
-            true => "ForMaskedLM",
-            false => "ForSequenceClassification",
+        let heads = plan.backbone.config.family().heads;
+        let suffix = match (task.uses_language_model(), heads.masked_lm) {
+            (true, Some(_)) => "ForMaskedLM",
+            (true, None) => "LMHeadModel",
+            (false, _) => "ForSequenceClassification",
         };
         config["architectures"] = json!([format!("{family}{suffix}")]);
         if !task.uses_language_model() {

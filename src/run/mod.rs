@@ -8,6 +8,7 @@ mod directory;
 mod examples;
 mod load;
 mod merge;
+mod origin;
 mod source;
 
 use std::collections::BTreeMap;
@@ -32,6 +33,7 @@ pub use directory::{Directory, Manifest};
 pub use examples::{check_files, resolve_words, Loader};
 pub use load::{open_run, Loaded};
 pub use merge::merge;
+pub use origin::resolve_origins;
 pub use source::{read_text, Source};
 
 /// What a finished run came to.
@@ -83,9 +85,11 @@ pub fn run<D: Executor>(
     fetch_weights(&plan.backbone.location).map_err(|problem| problem.or_at(plan.backbone.span))?;
     let mut graph = Graph::load_beside(plan, device, backbones)
         .map_err(|problem| problem.or_at(plan.backbone.span))?;
+    let manifest = Manifest::new(plan, source)?;
+    origin::load_origins(plan, &manifest, &mut graph)?;
     (0..=plan.stages.len()).try_for_each(|stage| graph.activate(plan, stage))?;
     // From here on there is nothing left of the input that could be wrong.
-    let directory = Directory::prepare(out, &Manifest::new(plan, source)?, source)?;
+    let directory = Directory::prepare(out, &manifest, source)?;
     let state = directory.resume()?.unwrap_or_else(|| State {
         values: graph.tensors(),
         ..State::default()

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{check_files, resolve_words};
+use super::{check_files, resolve_origins, resolve_words};
 use crate::backbone::{locate, read_config};
 use crate::diagnostic::{Problem, Problems};
 use crate::plan::{plan, Overrides, Plan};
@@ -60,6 +60,7 @@ impl Source {
         };
         let mut plan = plan(&pipeline, &self.overrides, &self.base, &find).map_err(located)?;
         resolve_words(&mut plan).map_err(located)?;
+        resolve_origins(&mut plan).map_err(located)?;
         let is_name = |statement: &Statement| matches!(statement, Statement::Pipeline { .. });
         if !pipeline.statements.iter().any(|s| is_name(&s.node)) {
             let stem = Path::new(&self.name).file_stem().unwrap_or_default();

@@ -52,7 +52,11 @@ pub enum Statement {
     /// `freeze **`
     Freeze { selection: Selection },
     /// `unfreeze biases = **.bias`
-    Unfreeze { name: Name, selection: Selection },
+    Unfreeze {
+        name: Name,
+        selection: Selection,
+        origin: Option<Spanned<Value>>,
+    },
     /// `insert adapters = houlsby { … } after block.*.{attn,ff}`, or
     /// `reparam low_rank = lora { … } on block.*.attn.{q,v}`
     Place(Place),
@@ -106,6 +110,8 @@ pub struct Place {
     pub preposition: Preposition,
     /// The modules.
     pub selection: Selection,
+    /// The run from which its parameters begin: `from "runs/x"`.
+    pub origin: Option<Spanned<Value>>,
 }
 
 /// `{ key = value … }`

@@ -69,6 +69,12 @@ impl<'a> Children<'a> {
     fn block_if(&mut self) -> Outcome<Option<Block>> {
         self.next_if(Rule::block).map(block).transpose()
     }
+
+    fn origin_if(&mut self) -> Outcome<Option<Spanned<Value>>> {
+        let origin = self.next_if(Rule::origin);
+        let run = |pair| value(Children::of(pair).next()?);
+        origin.map(run).transpose()
+    }
 }
 
 fn is_keyword(rule: Rule) -> bool {
@@ -89,6 +95,7 @@ fn is_keyword(rule: Rule) -> bool {
             | Rule::kw_expect
             | Rule::kw_random
             | Rule::kw_of
+            | Rule::kw_from
     )
 }
 
@@ -142,6 +149,7 @@ fn statement(pair: Pair<Rule>) -> Outcome<Statement> {
         Rule::unfreeze => Statement::Unfreeze {
             name: children.name()?,
             selection: selection(children.next()?)?,
+            origin: children.origin_if()?,
         },
         Rule::insert | Rule::reparam => Statement::Place(place(children)?),
         Rule::stage => Statement::Stage {
@@ -163,6 +171,7 @@ fn place(mut children: Children) -> Outcome<Place> {
         block: children.block_if()?,
         preposition: preposition(&children.next()?)?,
         selection: selection(children.next()?)?,
+        origin: children.origin_if()?,
     })
 }
 

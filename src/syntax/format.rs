@@ -164,9 +164,14 @@ impl Printer<'_> {
                 self.words(&["freeze "]);
                 self.selection(selection);
             }
-            Statement::Unfreeze { name, selection } => {
+            Statement::Unfreeze {
+                name,
+                selection,
+                origin,
+            } => {
                 self.words(&["unfreeze", &name.node, "= "]);
                 self.selection(selection);
+                self.origin(origin.as_ref());
             }
             Statement::Place(place) => self.place(place),
             Statement::Stage { name, block } => {
@@ -186,6 +191,14 @@ impl Printer<'_> {
         self.optional_block(place.block.as_ref());
         self.words(&["", place.preposition.word(), ""]);
         self.selection(&place.selection);
+        self.origin(place.origin.as_ref());
+    }
+
+    fn origin(&mut self, origin: Option<&Spanned<Value>>) {
+        if let Some(run) = origin {
+            self.words(&["", "from", ""]);
+            self.value(run);
+        }
     }
 
     fn optional_block(&mut self, block: Option<&Block>) {

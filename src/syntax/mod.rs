@@ -186,6 +186,7 @@ fn describe(rule: &Rule) -> &'static str {
         Rule::kw_of => "`of`",
         Rule::kw_except | Rule::exception => "`except`",
         Rule::kw_expect | Rule::expectation => "`expect`",
+        Rule::kw_from | Rule::origin => "`from`",
         Rule::selection
         | Rule::selector
         | Rule::path

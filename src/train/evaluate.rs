@@ -79,8 +79,8 @@ pub fn evaluate<D: Executor>(
     masking: Option<Masking>,
 ) -> Result<Evaluation, Problem> {
     let mut score = Score::default();
-    match masking {
-        Some(_) => {
+    match task.kind.is_language_model() {
+        true => {
             // A wave at a time: logits over a vocabulary are large.
             for wave in batches::<D>(examples, masking).chunks(16) {
                 for (batch, logits) in wave.iter().zip(graph.logits(wave)?) {
@@ -94,12 +94,12 @@ pub fn evaluate<D: Executor>(
                 }
             }
         }
-        None => {
+        false => {
             for (example, logits) in examples.iter().zip(predict(graph, examples)?) {
                 match example.target {
                     Target::Class(class) => score.class(&logits, class),
                     Target::Number(number) => score.number(logits[0], number),
-                    Target::Tokens | Target::None => {}
+                    Target::MaskedTokens | Target::NextTokens | Target::None => {}
                 }
             }
         }
@@ -138,7 +138,7 @@ impl Score {
                 metrics::classification(&self.predicted, &self.labels, task.labels.len())
             }
             TaskKind::Regress => metrics::regression(&self.predicted_numbers, &self.numbers),
-            TaskKind::MaskedLm => vec![(
+            TaskKind::MaskedLm | TaskKind::CausalLm => vec![(
                 Metric::Accuracy,
                 metrics::accuracy(&self.predicted, &self.labels),
             )],

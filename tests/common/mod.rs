@@ -121,6 +121,7 @@ impl Expected {
             types: kept(&types),
             layout: Layout::new(lengths, keys),
             masks: Vec::new(),
+            soft: Vec::new(),
             total: labels.len(),
             targets: Targets::Classes(labels),
         }

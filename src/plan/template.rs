@@ -1,0 +1,173 @@
+//! Templates: a text with a gap, piece by piece.
+
+use serde::{Deserialize, Serialize};
+
+use crate::text::{did_you_mean, quoted_list};
+
+/// A piece of a template.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Piece {
+    /// Text as it is.
+    Text(String),
+    /// The text of a column.
+    Field {
+        /// The column.
+        column: String,
+        /// What is done to its text, in this order.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        edits: Vec<Edit>,
+    },
+    /// The mask.
+    Mask,
+    /// Where soft tokens stand, if there are any.
+    Soft,
+    /// The tokenizer's first token: `[CLS]`, `<s>`.
+    Cls,
+    /// The token that it puts behind a text: `[SEP]`, `</s>`.
+    Sep,
+    /// What follows has this token type.
+    Segment(u8),
+}
+
+/// What is done to a column's text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Edit {
+    /// The last character is dropped.
+    DropLast,
+    /// The first letter is written in lower case.
+    LowerFirst,
+}
+
+impl Edit {
+    const ALL: [(&'static str, Edit); 2] = [
+        ("drop_last", Edit::DropLast),
+        ("lower_first", Edit::LowerFirst),
+    ];
+
+    /// The text, changed.
+    pub fn apply(self, text: &str) -> String {
+        let mut characters = text.chars();
+        match self {
+            Edit::DropLast => {
+                characters.next_back();
+                characters.collect()
+            }
+            Edit::LowerFirst => {
+                let first = characters.next().into_iter().flat_map(char::to_lowercase);
+                first.chain(characters).collect()
+            }
+        }
+    }
+}
+
+impl Piece {
+    /// The pieces of a template; one of them is the mask.
+    ///
+    /// # Errors
+    /// One sentence and a way out: a brace without its partner, empty braces, an edit or segment
+    /// that there is not, not exactly one mask, soft tokens in two places.
+    pub fn parse(text: &str) -> Result<Vec<Piece>, (String, String)> {
+        let example = "write columns and one mask in braces: \"{sentence} It was {mask}.\"";
+        let wrong = |message: &str| (message.to_owned(), example.to_owned());
+        let mut pieces = Vec::new();
+        let mut rest = text;
+        while let Some(start) = rest.find(['{', '}']) {
+            let Some(end) = rest[start..]
+                .find('}')
+                .map(|end| start + end)
+                .filter(|_| rest[start..].starts_with('{'))
+            else {
+                return Err(wrong("the template has a brace without its partner"));
+            };
+            if start > 0 {
+                pieces.push(Piece::Text(rest[..start].to_owned()));
+            }
+            match rest[start + 1..end].trim() {
+                "" => return Err(wrong("the template has empty braces")),
+                inner => pieces.push(Piece::in_braces(inner)?),
+            }
+            rest = &rest[end + 1..];
+        }
+        if !rest.is_empty() {
+            pieces.push(Piece::Text(rest.to_owned()));
+        }
+        let count = |wanted: Piece| pieces.iter().filter(|piece| **piece == wanted).count();
+        match (count(Piece::Mask), count(Piece::Soft)) {
+            (0, _) => Err(wrong("the template has no `{mask}`")),
+            (1, 0 | 1) => Ok(pieces),
+            (1, _) => Err(wrong("the template has more than one `{soft}`")),
+            _ => Err(wrong("the template has more than one `{mask}`")),
+        }
+    }
+
+    fn in_braces(inner: &str) -> Result<Piece, (String, String)> {
+        let mut parts = inner.split(':').map(str::trim);
+        let name = parts.next().unwrap_or_default();
+        let plain = match name {
+            "mask" => Some(Piece::Mask),
+            "soft" => Some(Piece::Soft),
+            "cls" => Some(Piece::Cls),
+            "sep" => Some(Piece::Sep),
+            _ => None,
+        };
+        let rest: Vec<&str> = parts.collect();
+        match (plain, name, rest.as_slice()) {
+            (Some(piece), _, []) => Ok(piece),
+            (Some(_), _, _) => Err((
+                format!("`{{{name}}}` takes nothing behind it"),
+                format!("write `{{{name}}}`"),
+            )),
+            (None, "segment", [number]) => match number.parse() {
+                Ok(number @ (0 | 1)) => Ok(Piece::Segment(number)),
+                _ => Err((
+                    format!("there is no segment `{number}`"),
+                    "write `{segment:0}` or `{segment:1}`".to_owned(),
+                )),
+            },
+            (None, _, edits) => Ok(Piece::Field {
+                column: name.to_owned(),
+                edits: edits
+                    .iter()
+                    .map(|edit| edit_called(edit))
+                    .collect::<Result<_, _>>()?,
+            }),
+        }
+    }
+}
+
+fn edit_called(name: &str) -> Result<Edit, (String, String)> {
+    let found = Edit::ALL.iter().find(|(known, _)| *known == name);
+    found.map(|(_, edit)| *edit).ok_or_else(|| {
+        let known = || Edit::ALL.iter().map(|(known, _)| *known);
+        let help = match did_you_mean(name, known()) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => format!("a column takes {}", quoted_list(known())),
+        };
+        (format!("a template has no edit `{name}`"), help)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn edits_change_whole_characters() {
+        assert_eq!(Edit::DropLast.apply("Füße"), "Füß");
+        assert_eq!(Edit::DropLast.apply(""), "");
+        assert_eq!(Edit::LowerFirst.apply("Über Nacht"), "über Nacht");
+        assert_eq!(Edit::LowerFirst.apply(""), "");
+    }
+
+    #[test]
+    fn the_templates_of_the_study_are_read() {
+        let manual = Piece::parse("{soft}{a:drop_last}? {mask}, {b:lower_first}").unwrap();
+        assert_eq!(manual.len(), 6);
+        let none = "{cls}{soft}{a}{sep}{b}{sep}{segment:1}{mask}{sep}";
+        let none = Piece::parse(none).unwrap();
+        assert_eq!(none[0], Piece::Cls);
+        assert_eq!(none[6], Piece::Segment(1));
+    }
+}
