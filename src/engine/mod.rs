@@ -14,11 +14,13 @@ mod layout;
 mod noise;
 mod trace;
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
-use dfdx::prelude::{Gradients, Shape, SplitTape, Tensor};
+use dfdx::prelude::{Gradients, HasShape, Shape, Tensor};
 
+pub use cpu::Deferred;
 pub use fastfood::Fastfood;
 pub use layout::{Dropout, Layout};
 pub use noise::mix;
@@ -41,10 +43,9 @@ pub struct Weight<D: Backend> {
 
 impl<D: Backend> From<Matrix<D>> for Weight<D> {
     fn from(matrix: Matrix<D>) -> Self {
-        let (plain, _) = matrix.clone().split_tape();
         Weight {
             matrix,
-            prepared: Arc::new(D::prepare(&plain)),
+            prepared: Arc::default(),
         }
     }
 }
@@ -95,10 +96,7 @@ pub struct AttentionShape {
 /// A device that can run the graph: dfdx's operations, and the engine's own defined in them.
 pub trait Backend: dfdx::tensor_ops::Device<f32> {
     /// What the device keeps of a weight beside it; it is used until the weight changes.
-    type Prepared: Send + Sync;
-
-    /// Prepares a weight `(out, in)`. Costs nothing before it is used.
-    fn prepare(weight: &Tensor<(usize, usize), f32, Self>) -> Self::Prepared;
+    type Prepared: Default + Send + Sync;
 
     /// `x Wᵀ + b`: `x (rows, in)`, `weight (out, in)`, `bias (out)` → `(rows, out)`.
     /// What is not traced gets no gradient.
@@ -243,6 +241,11 @@ pub trait Backend: dfdx::tensor_ops::Device<f32> {
         tensor.as_vec()
     }
 
+    /// The same, where they lie if the host can see them there.
+    fn view<S: Shape>(tensor: &Tensor<S, f32, Self>) -> Cow<'_, [f32]> {
+        Cow::Owned(Self::read(tensor))
+    }
+
     /// The gradient of `parameter` (zeros where nothing flowed into it).
     fn read_gradient<S: Shape>(
         gradients: &mut Gradients<f32, Self>,
@@ -250,6 +253,25 @@ pub trait Backend: dfdx::tensor_ops::Device<f32> {
     ) -> Result<Vec<f32>, Self::Err> {
         gradients.get_or_alloc_mut(parameter)?;
         Ok(gradients.get(parameter).as_vec())
+    }
+
+    /// Changes the elements of a parameter.
+    fn update<S: Shape>(
+        tensor: &mut Tensor<S, f32, Self>,
+        change: impl FnOnce(&mut [f32]),
+    ) -> Result<(), Self::Err> {
+        let mut values = Self::read(tensor);
+        change(&mut values);
+        *tensor = tensor
+            .device()
+            .try_tensor_from_vec(values, *tensor.shape())?;
+        Ok(())
+    }
+
+    /// What a parameter is known by where parts of its gradient are computed after the pass; nothing
+    /// on a device that leaves none.
+    fn address<S: Shape>(_: &Tensor<S, f32, Self>) -> Option<usize> {
+        None
     }
 
     /// How many rows a group of sequences should have. A constant of the device, never of the
@@ -260,6 +282,4 @@ pub trait Backend: dfdx::tensor_ops::Device<f32> {
 #[cfg(feature = "cuda")]
 impl Backend for dfdx::tensor::Cuda {
     type Prepared = ();
-
-    fn prepare(_: &Tensor<(usize, usize), f32, Self>) {}
 }

@@ -1,8 +1,10 @@
 //! The run-time tape: a tensor carries a recorder exactly when it depends on something trained.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
+use super::cpu::Deferred;
 use dfdx::prelude::{Gradients, HasErr, Merge, NoneTape, PutTape, Shape, Storage, Tape, Tensor};
 
 type BackwardOp<D> =
@@ -11,14 +13,25 @@ type BackwardOp<D> =
 /// Where the backward operations of one pass are noted, in the order of the forward pass.
 pub struct Recorder<D: Storage<f32>> {
     operations: RefCell<Vec<BackwardOp<D>>>,
+    /// The addresses of parameters whose gradients are computed after the pass.
+    deferring: BTreeSet<usize>,
+    deferred: RefCell<Vec<Deferred>>,
 }
 
 impl<D: Storage<f32>> Recorder<D> {
     /// A recorder for one forward and one backward pass.
     #[allow(clippy::new_ret_no_self)]
     pub fn new() -> Trace<D> {
+        Recorder::deferring(BTreeSet::new())
+    }
+
+    /// The same, where what products and look-ups add to the gradients of some parameters is left to
+    /// [`Trace::take_deferred`]: each known by [`super::Backend::address`].
+    pub fn deferring(addresses: BTreeSet<usize>) -> Trace<D> {
         Trace(Some(Rc::new(Recorder {
             operations: RefCell::default(),
+            deferring: addresses,
+            deferred: RefCell::default(),
         })))
     }
 }
@@ -40,6 +53,27 @@ impl<D: Storage<f32>> Trace<D> {
     /// Whether operations on this tensor are recorded.
     pub fn is_on(&self) -> bool {
         self.0.is_some()
+    }
+
+    /// Whether the gradient of the parameter at this address is computed after the pass.
+    pub(super) fn defers(&self, address: usize) -> bool {
+        let recorder = self.0.as_ref();
+        recorder.is_some_and(|recorder| recorder.deferring.contains(&address))
+    }
+
+    /// Leaves a part of a gradient for after the pass.
+    pub(super) fn defer(&self, part: Deferred) {
+        if let Some(recorder) = &self.0 {
+            recorder.deferred.borrow_mut().push(part);
+        }
+    }
+
+    /// What a backward pass left, in its order.
+    pub fn take_deferred(&self) -> Vec<Deferred> {
+        self.0
+            .as_ref()
+            .map(|recorder| recorder.deferred.take())
+            .unwrap_or_default()
     }
 }
 

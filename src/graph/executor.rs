@@ -57,16 +57,20 @@ impl<D: Executor> Graph<D> {
         let mut sums: BTreeMap<String, Vec<f32>> = BTreeMap::new();
         // So many groups at a time that their gradients take little memory, but as many as can run;
         // they are summed in the order of the groups, so the result does not depend on that number.
-        let size: usize = self.trained_count().max(1);
-        let at_once = (HELD_GRADIENTS / size).max(rayon::current_num_threads());
+        let threads = rayon::current_num_threads();
+        let at_once = match self.active.deferred.is_empty() {
+            true => (HELD_GRADIENTS / self.trained_count().max(1)).max(threads),
+            // Each group holds its activations until its parts are added.
+            false => threads,
+        };
         for wave in groups.chunks(at_once) {
             let results = D::map_groups(self, wave, |graph, group| {
                 graph.group_gradients(group).map_err(device_problem)
             });
             for result in results {
-                let (group_loss, gradients) = result?;
-                loss += group_loss;
-                for (key, gradient) in gradients {
+                let group = result?;
+                loss += group.loss;
+                for (key, gradient) in group.whole {
                     match sums.get_mut(&key) {
                         Some(sum) => sum.iter_mut().zip(&gradient).for_each(|(s, g)| *s += g),
                         None => {
@@ -74,13 +78,24 @@ impl<D: Executor> Graph<D> {
                         }
                     }
                 }
+                for (key, part) in group.parts {
+                    let shape = self.values[&key].shape();
+                    let zeros = || vec![0.0; shape.iter().product()];
+                    part.add_to(sums.entry(key).or_insert_with(zeros), shape[1]);
+                }
             }
+        }
+        for key in &self.active.deferred {
+            // What nothing flowed into.
+            let length = || self.values[key].shape().iter().product();
+            sums.entry(key.clone())
+                .or_insert_with(|| vec![0.0; length()]);
         }
         Ok((loss, sums))
     }
 
     /// The number of elements that get gradients.
-    fn trained_count(&self) -> usize {
+    pub fn trained_count(&self) -> usize {
         let values = self
             .active
             .trained

@@ -15,20 +15,20 @@ mod store;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use dfdx::prelude::{Gradients, HasErr};
+use dfdx::prelude::{Gradients, HasErr, HasShape};
 
 use crate::backbone::family::{Family, Head, NormPlace};
 use crate::backbone::{head_parameters, Checkpoint, Config, Parameter, Tree};
 use crate::delta::Method;
 use crate::diagnostic::Problem;
-use crate::engine::{backward, Backend, Recorder, Trace};
+use crate::engine::{backward, Backend, Deferred, Recorder, Trace};
 use crate::plan::{Change, Plan, TaskPlan};
 
 pub use batch::{Batch, Targets};
 pub use executor::Executor;
 pub use forward::Pass;
 pub(crate) use singular::Singular;
-pub use store::{Backbones, Store, Tensors, Value};
+pub use store::{Backbones, Store, Tensors, Value, Views};
 
 /// The executable graph of one plan.
 pub struct Graph<D: Backend> {
@@ -59,10 +59,21 @@ struct Active {
     tokens: usize,
     /// Keys that get gradients.
     trained: BTreeSet<String>,
+    /// Those of them that are large and that only products and look-ups read.
+    deferred: BTreeSet<String>,
     task: Option<TaskPlan>,
 }
 
 type Outcome<T, D> = Result<T, <D as HasErr>::Err>;
+
+/// What the sequences of one group add to the gradients of a batch.
+struct GroupGradients {
+    loss: f32,
+    /// By key.
+    whole: BTreeMap<String, Vec<f32>>,
+    /// What is still to be computed, with its key, in the order of the backward pass.
+    parts: Vec<(String, Deferred)>,
+}
 
 /// A delta at a site.
 pub struct Placed {
@@ -73,6 +84,9 @@ pub struct Placed {
     /// Whether a gate weighs what it changes.
     pub is_gated: bool,
 }
+
+/// Elements from which on a gradient is not held for each group.
+const LARGE: usize = 1 << 15;
 
 /// What a device reports, for the user.
 pub fn device_problem(error: impl std::fmt::Display) -> Problem {
@@ -280,8 +294,29 @@ impl<D: Backend> Graph<D> {
                 );
             }
         }
+        active.deferred = self.deferred(&active);
         self.active = active;
         Ok(())
+    }
+
+    /// The large matrices among what is trained that stand for weights where no method acts.
+    fn deferred(&self, active: &Active) -> BTreeSet<String> {
+        let is_free = |path: &str| {
+            let module = path.rsplit_once('.').map_or(path, |(module, _)| module);
+            !active.sites.contains_key(module)
+        };
+        let is_large = |key: &String| match self.values.get(key) {
+            Some(Value::Matrix(tensor, _)) => {
+                let (out, input) = *tensor.shape();
+                out * input >= LARGE
+            }
+            _ => false,
+        };
+        let replaced = active.redirects.iter();
+        let keys = replaced.filter(|(path, key)| is_free(path) && is_large(key));
+        keys.map(|(_, key)| key.clone())
+            .filter(|key| active.trained.contains(key))
+            .collect()
     }
 
     fn check_head(&self, plan: &Plan, stage: usize, task: &str) -> Result<(), Problem> {
@@ -328,6 +363,14 @@ impl<D: Backend> Graph<D> {
         self.values
             .iter()
             .map(|(key, value)| (key.clone(), (value.read(), value.shape())))
+            .collect()
+    }
+
+    /// The same without a copy where the device is the host.
+    pub fn views(&self) -> Views<'_> {
+        self.values
+            .iter()
+            .map(|(key, value)| (key.clone(), (value.view(), value.shape())))
             .collect()
     }
 
@@ -445,13 +488,10 @@ impl<D: Backend> Graph<D> {
         mut step: impl FnMut(&str, &mut [f32], &[f32]),
     ) -> Result<(), Problem> {
         for (key, gradient) in gradients {
-            let Some(old) = self.values.get(key) else {
-                continue;
-            };
-            let mut values = old.read();
-            step(key, &mut values, gradient);
-            let value = self.put(values, &old.shape())?;
-            self.values.insert(key.clone(), value);
+            if let Some(value) = self.values.get_mut(key) {
+                let change = |values: &mut [f32]| step(key, values, gradient);
+                value.update(change).map_err(device_problem)?;
+            }
         }
         Ok(())
     }
@@ -462,19 +502,33 @@ impl<D: Backend> Graph<D> {
     }
 
     /// The loss of one group, and the gradient of everything trained.
-    fn group_gradients(&self, batch: &Batch) -> Outcome<(f32, BTreeMap<String, Vec<f32>>), D> {
-        let loss = Pass::new(self, Recorder::new(), true).loss(batch)?;
-        let value = D::read(&loss)[0];
+    fn group_gradients(&self, batch: &Batch) -> Outcome<GroupGradients, D> {
+        let deferred = self.active.deferred.iter();
+        let addresses: BTreeMap<usize, &String> = deferred
+            .filter_map(|key| Some((self.values[key].address()?, key)))
+            .collect();
+        let trace = Recorder::deferring(addresses.keys().copied().collect());
+        let loss = Pass::new(self, trace.clone(), true).loss(batch)?;
+        let mut group = GroupGradients {
+            loss: D::read(&loss)[0],
+            whole: BTreeMap::new(),
+            parts: Vec::new(),
+        };
         let mut gradients: Gradients<f32, D> = backward(loss)?;
-        let mut read = BTreeMap::new();
+        let key_of = |part: &Deferred| addresses[&part.parameter].clone();
+        let parts = trace.take_deferred().into_iter();
+        group.parts = parts.map(|part| (key_of(&part), part)).collect();
         for key in &self.active.trained {
+            if addresses.values().any(|deferred| *deferred == key) {
+                continue;
+            }
             let gradient = match &self.values[key] {
                 Value::Matrix(tensor, _) => D::read_gradient(&mut gradients, tensor)?,
                 Value::Vector(tensor) => D::read_gradient(&mut gradients, tensor)?,
             };
-            read.insert(key.clone(), gradient);
+            group.whole.insert(key.clone(), gradient);
         }
-        Ok((value, read))
+        Ok(group)
     }
 
     fn pre_norm(&self) -> bool {

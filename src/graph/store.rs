@@ -1,5 +1,6 @@
 //! Parameters on a device, by dotted path.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,8 +37,7 @@ impl<D: Backend> Value<D> {
         Ok(match shape {
             [out, input] => {
                 let tensor = device.try_tensor_from_vec(values, (*out, *input))?;
-                let prepared = Arc::new(D::prepare(&tensor));
-                Value::Matrix(tensor, prepared)
+                Value::Matrix(tensor, Arc::default())
             }
             _ => {
                 let length = values.len();
@@ -46,11 +46,41 @@ impl<D: Backend> Value<D> {
         })
     }
 
+    /// Changes the elements.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn update(&mut self, change: impl FnOnce(&mut [f32])) -> Result<(), <D as HasErr>::Err> {
+        match self {
+            Value::Matrix(tensor, prepared) => {
+                *prepared = Arc::default();
+                D::update(tensor, change)
+            }
+            Value::Vector(tensor) => D::update(tensor, change),
+        }
+    }
+
     /// The elements, row by row.
     pub fn read(&self) -> Vec<f32> {
         match self {
             Value::Matrix(tensor, _) => D::read(tensor),
             Value::Vector(tensor) => D::read(tensor),
+        }
+    }
+
+    /// The elements where they lie, if the host can see them there.
+    pub(super) fn view(&self) -> Cow<'_, [f32]> {
+        match self {
+            Value::Matrix(tensor, _) => D::view(tensor),
+            Value::Vector(tensor) => D::view(tensor),
+        }
+    }
+
+    /// See [`Backend::address`].
+    pub(super) fn address(&self) -> Option<usize> {
+        match self {
+            Value::Matrix(tensor, _) => D::address(tensor),
+            Value::Vector(tensor) => D::address(tensor),
         }
     }
 
@@ -68,6 +98,9 @@ pub type Store<D> = BTreeMap<String, Value<D>>;
 
 /// Parameters on the host: elements and shape by key.
 pub type Tensors = BTreeMap<String, (Vec<f32>, Vec<usize>)>;
+
+/// The same, where they lie if the host can see them there.
+pub type Views<'a> = BTreeMap<String, (Cow<'a, [f32]>, Vec<usize>)>;
 
 /// Backbones in memory, for graphs that share them.
 pub struct Backbones<D: Backend>(Mutex<BTreeMap<PathBuf, Arc<Store<D>>>>);

@@ -1,9 +1,10 @@
 //! The deltas and the head of a run, as PEFT would have saved them.
 
-use std::collections::BTreeSet;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use safetensors::tensor::{Dtype, TensorView};
+use safetensors::tensor::{Dtype, View};
 use serde_json::json;
 
 use super::form::{form, Form};
@@ -11,7 +12,7 @@ use super::low_rank::low_rank;
 use super::{module_name, norms, prompts, token_rows, tuner, KEY_PREFIX};
 use crate::diagnostic::Problem;
 use crate::engine::Backend;
-use crate::graph::{Graph, Tensors};
+use crate::graph::Graph;
 use crate::plan::Plan;
 
 /// Writes `adapter_config.json`, `adapter_model.safetensors` and a `README.md` into `directory`.
@@ -88,26 +89,15 @@ pub(super) const PROMPT_PREFIX: &str = "base_model.";
 ///
 /// # Errors
 /// The file cannot be written.
-pub fn write_tensors(
+pub fn write_tensors<V: AsRef<[f32]>>(
     path: &Path,
-    tensors: &Tensors,
+    tensors: &BTreeMap<String, (V, Vec<usize>)>,
     metadata: Option<std::collections::HashMap<String, String>>,
 ) -> Result<(), Problem> {
-    let bytes: Vec<(String, Vec<u8>, Vec<usize>)> = tensors
-        .iter()
-        .map(|(key, (values, shape))| {
-            let bytes = values
-                .iter()
-                .flat_map(|value| value.to_le_bytes())
-                .collect();
-            (key.clone(), bytes, shape.clone())
-        })
-        .collect();
-    let views = bytes
-        .iter()
-        .map(|(key, bytes, shape)| Ok((key, TensorView::new(Dtype::F32, shape.clone(), bytes)?)))
-        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
-        .map_err(Problem::internal)?;
+    let views = tensors.iter().map(|(key, (values, shape))| {
+        let values = values.as_ref();
+        (key, Stored { values, shape })
+    });
     let metadata = metadata.or_else(|| Some([("format".to_owned(), "pt".to_owned())].into()));
     safetensors::serialize_to_file(views, metadata, path).map_err(|e| {
         Problem::failure(
@@ -115,6 +105,31 @@ pub fn write_tensors(
             format!("`{}` cannot be written: {e}", path.display()),
         )
     })
+}
+
+/// A tensor that becomes bytes when its turn has come.
+struct Stored<'a> {
+    values: &'a [f32],
+    shape: &'a [usize],
+}
+
+impl View for Stored<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let bytes = self.values.iter().flat_map(|value| value.to_le_bytes());
+        Cow::Owned(bytes.collect())
+    }
+
+    fn data_len(&self) -> usize {
+        4 * self.values.len()
+    }
 }
 
 /// What PEFT is told of the backbone: the hub's name, or the directory.

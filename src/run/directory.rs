@@ -17,7 +17,7 @@ use crate::graph::Graph;
 use crate::peft;
 use crate::plan::Plan;
 use crate::text::hexadecimal;
-use crate::train::{load, save, Event, State};
+use crate::train::{load, save, Event, Snapshot, State};
 
 /// The record of a run: its plan, and hashes of everything that it was made from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -151,7 +151,7 @@ impl Directory {
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn save(&self, state: &State) -> Result<(), Problem> {
+    pub fn save(&self, state: &Snapshot) -> Result<(), Problem> {
         save(state, &self.partial.join(CHECKPOINT))
     }
 
@@ -201,7 +201,7 @@ impl Directory {
         self.write("plan.yaml", &plan.to_yaml().map_err(Problem::internal)?)?;
         peft::write_tensors(
             &self.partial.join("delta.safetensors"),
-            &graph.tensors(),
+            &graph.views(),
             None,
         )?;
         if peft::why_not(plan).is_none() {

@@ -25,7 +25,7 @@ use crate::plan::{FilePlan, Metric, Plan, TaskKind};
 use crate::report::{metric_value, Progress, Table};
 use crate::text::thousands;
 use crate::train::{
-    check_steps, evaluate, train, Data, Evaluation, Event, StageResult, State, Watcher,
+    check_steps, evaluate, train, Data, Evaluation, Event, Snapshot, StageResult, Watcher,
 };
 
 pub use combine::{combine, combined, Combination, Rule};
@@ -90,10 +90,7 @@ pub fn run<D: Executor>(
     (0..=plan.stages.len()).try_for_each(|stage| graph.activate(plan, stage))?;
     // From here on there is nothing left of the input that could be wrong.
     let directory = Directory::prepare(out, &manifest, source)?;
-    let state = directory.resume()?.unwrap_or_else(|| State {
-        values: graph.tensors(),
-        ..State::default()
-    });
+    let state = directory.resume()?.unwrap_or_default();
     let mut recorder = Recorder {
         log: directory.open_log(state.position.log_length)?,
         directory: &directory,
@@ -254,7 +251,7 @@ impl Watcher for Recorder<'_> {
         self.log.write(&event)
     }
 
-    fn save(&mut self, state: &dyn Fn() -> State, must: bool) -> Result<(), Problem> {
+    fn save<'s>(&mut self, state: &dyn Fn() -> Snapshot<'s>, must: bool) -> Result<(), Problem> {
         if !must && self.saved.elapsed() < SAVE_EVERY {
             return Ok(());
         }

@@ -9,7 +9,7 @@ use super::optimizer::Moments;
 use super::{Evaluation, StageResult};
 use crate::backbone::Checkpoint;
 use crate::diagnostic::Problem;
-use crate::graph::Tensors;
+use crate::graph::{Tensors, Views};
 use crate::peft::write_tensors;
 
 /// How far a run is. Nothing random is in it: whatever is drawn is a function of the seed and the
@@ -49,29 +49,46 @@ pub struct State {
     pub best: Tensors,
 }
 
+/// A [`State`] that lies where training has it.
+pub struct Snapshot<'a> {
+    /// See [`State::position`].
+    pub position: Position,
+    /// See [`State::values`].
+    pub values: Views<'a>,
+    /// See [`State::moments`].
+    pub moments: &'a BTreeMap<String, Moments>,
+    /// See [`State::memory`].
+    pub memory: &'a BTreeMap<String, Vec<f32>>,
+    /// See [`State::best`].
+    pub best: &'a Tensors,
+}
+
 const POSITION: &str = "position";
 
 /// Writes a state to a temporary name beside `path`, then renames it.
 ///
 /// # Errors
 /// The file cannot be written.
-pub fn save(state: &State, path: &Path) -> Result<(), Problem> {
-    let mut tensors = Tensors::new();
-    let mut put = |kind: &str, key: &str, values: &[f32], shape: &[usize]| {
-        tensors.insert(format!("{kind}:{key}"), (values.to_vec(), shape.to_vec()));
-    };
+pub fn save(state: &Snapshot, path: &Path) -> Result<(), Problem> {
+    let mut tensors: BTreeMap<String, (&[f32], Vec<usize>)> = BTreeMap::new();
     for (key, (values, shape)) in &state.values {
-        put("value", key, values, shape);
+        tensors.insert(format!("value:{key}"), (values, shape.clone()));
     }
-    for (key, (values, shape)) in &state.best {
-        put("best", key, values, shape);
+    for (key, (values, shape)) in state.best {
+        tensors.insert(format!("best:{key}"), (values, shape.clone()));
     }
-    for (key, moments) in &state.moments {
-        put("first", key, &moments.first, &[moments.first.len()]);
-        put("second", key, &moments.second, &[moments.second.len()]);
-    }
-    for (key, values) in &state.memory {
-        put("memory", key, values, &[values.len()]);
+    let moments = state.moments.iter().flat_map(|(key, moments)| {
+        [
+            ("first", key, &moments.first),
+            ("second", key, &moments.second),
+        ]
+    });
+    let memory = state
+        .memory
+        .iter()
+        .map(|(key, values)| ("memory", key, values));
+    for (kind, key, values) in moments.chain(memory) {
+        tensors.insert(format!("{kind}:{key}"), (values, vec![values.len()]));
     }
     let position = serde_json::to_string(&state.position).map_err(Problem::internal)?;
     let metadata = HashMap::from([(POSITION.to_owned(), position)]);

@@ -12,7 +12,7 @@ mod stage;
 
 use serde::{Deserialize, Serialize};
 
-pub use checkpoint::{load, save, Position, State};
+pub use checkpoint::{load, save, Position, Snapshot, State};
 pub use evaluate::{evaluate, highest, predict, softmax, Evaluation};
 pub use stage::{check_steps, train, Data, Event, Watcher};
 

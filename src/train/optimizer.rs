@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use rayon::prelude::*;
+
 use crate::plan::Optimizer;
 
 /// What an optimizer remembers of one parameter.
@@ -95,6 +97,16 @@ impl AdamStep {
     }
 
     fn apply(&self, parameter: &mut [f32], gradient: &[f32], mean: &mut [f32], square: &mut [f32]) {
+        let parameters = parameter
+            .par_chunks_mut(CHUNK)
+            .zip(gradient.par_chunks(CHUNK));
+        let moments = mean.par_chunks_mut(CHUNK).zip(square.par_chunks_mut(CHUNK));
+        parameters
+            .zip(moments)
+            .for_each(|((p, g), (m, v))| self.chunk(p, g, m, v));
+    }
+
+    fn chunk(&self, parameter: &mut [f32], gradient: &[f32], mean: &mut [f32], square: &mut [f32]) {
         let (a, b) = self.betas;
         for (((p, g), m), v) in parameter.iter_mut().zip(gradient).zip(mean).zip(square) {
             *m += (1.0 - a) * (g - *m);
@@ -105,18 +117,25 @@ impl AdamStep {
     }
 }
 
+/// Elements that one thread works on at a time.
+const CHUNK: usize = 1 << 16;
+
 /// Scales all gradients down so that their norm is at most `limit`; returns the norm before.
 pub fn clip(gradients: &mut BTreeMap<String, Vec<f32>>, limit: Option<f32>) -> f32 {
-    let square = |values: &Vec<f32>| {
-        values
-            .iter()
-            .map(|g| f64::from(*g) * f64::from(*g))
-            .sum::<f64>()
+    let square_of = |chunk: &[f32]| -> f64 {
+        let squares = chunk.iter().map(|g| f64::from(*g) * f64::from(*g));
+        squares.sum()
+    };
+    let square = |values: &Vec<f32>| -> f64 {
+        // Chunk by chunk, and then in their order, so that threads change nothing.
+        let chunks: Vec<f64> = values.par_chunks(CHUNK).map(square_of).collect();
+        chunks.iter().sum()
     };
     let norm = gradients.values().map(square).sum::<f64>().sqrt() as f32;
     if let Some(limit) = limit.filter(|limit| norm > *limit) {
         let factor = limit / (norm + 1e-6);
-        gradients.values_mut().flatten().for_each(|g| *g *= factor);
+        let all = gradients.values_mut();
+        all.for_each(|values| values.par_iter_mut().for_each(|g| *g *= factor));
     }
     norm
 }

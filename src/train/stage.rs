@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use super::checkpoint::{Position, State};
+use super::checkpoint::{Position, Snapshot, State};
 use super::evaluate::{evaluate, Evaluation};
 use super::optimizer::{clip, Stepper};
 use super::schedule::factor;
@@ -71,7 +71,7 @@ pub trait Watcher {
     ///
     /// # Errors
     /// It cannot be written.
-    fn save(&mut self, state: &dyn Fn() -> State, must: bool) -> Result<(), Problem>;
+    fn save<'s>(&mut self, state: &dyn Fn() -> Snapshot<'s>, must: bool) -> Result<(), Problem>;
 
     /// Whether to stop after this step.
     fn is_interrupted(&self) -> bool;
@@ -110,8 +110,8 @@ pub fn check_steps(plan: &Plan, data: &[Data]) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Trains all stages of a plan, from `state` on. Returns the final state, or nothing when it was
-/// interrupted (the state is then saved).
+/// Trains all stages of a plan, from `state` on. Returns the final state, its values left in the
+/// graph, or nothing when it was interrupted (the state is then saved).
 ///
 /// # Errors
 /// What the device reports, a loss that is not a number.
@@ -133,7 +133,6 @@ pub fn train<D: Executor>(
         }
     }
     graph.activate(plan, plan.stages.len())?;
-    state.values = graph.tensors();
     Ok(Some(state))
 }
 
@@ -355,12 +354,16 @@ impl<'a> Stage<'a> {
         Ok(is_over)
     }
 
-    fn snapshot<D: Executor>(&self, graph: &Graph<D>) -> State {
-        let mut state = self.state.clone();
-        state.values = graph.tensors();
-        state.moments = self.stepper.moments.clone();
-        state.position.seconds += self.started.elapsed().as_secs_f64();
-        state
+    fn snapshot<'s, D: Executor>(&'s self, graph: &'s Graph<D>) -> Snapshot<'s> {
+        let mut position = self.state.position.clone();
+        position.seconds += self.started.elapsed().as_secs_f64();
+        Snapshot {
+            position,
+            values: graph.views(),
+            moments: &self.stepper.moments,
+            memory: &self.state.memory,
+            best: &self.state.best,
+        }
     }
 
     /// Puts the parameters in place that the stage leaves, and makes the state ready for the next.
@@ -378,11 +381,7 @@ impl<'a> Stage<'a> {
         }
         let result = StageResult {
             stage: self.plan.name.clone(),
-            trained: graph
-                .trained_tensors()
-                .values()
-                .map(|(values, _)| values.len())
-                .sum(),
+            trained: graph.trained_count(),
             steps,
             kept_step,
             dev,

@@ -34,6 +34,18 @@ pub(super) fn data<S: Shape, T>(tensor: &Tensor<S, f32, Cpu, T>) -> &[f32] {
     unsafe { std::slice::from_raw_parts(first, length) }
 }
 
+/// The same, to be written; a storage that other tensors share is copied first.
+pub(super) fn data_mut<S: Shape>(tensor: &mut Tensor<S, f32, Cpu>) -> &mut [f32] {
+    let length = data(tensor).len();
+    if length == 0 {
+        return &mut [];
+    }
+    let first: *mut f32 = &mut tensor[S::Concrete::default()];
+    // SAFETY: `data` has just asserted that all `length` elements lie behind the first one in the
+    // tensor's one `Vec<f32>`; indexing has made it this tensor's own, which is borrowed exclusively.
+    unsafe { std::slice::from_raw_parts_mut(first, length) }
+}
+
 /// Gradient buffers during the backward pass.
 pub(super) struct Flow<'a>(&'a mut Gradients<f32, Cpu>);
 

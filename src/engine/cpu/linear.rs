@@ -5,42 +5,36 @@ use std::sync::OnceLock;
 use dfdx::prelude::*;
 
 use super::bridge::{data, is_traced, output, slot, trace};
+use super::deferred::{Deferred, Part};
 use super::packed::Packed;
 use super::product::{multiply, View};
 use super::Outcome;
 use crate::engine::{Matrix, Vector, Weight};
 
 /// A weight, packed for `x Wᵀ` and for `dy W` when either is first needed.
+#[derive(Default)]
 pub struct Prepared {
-    weight: Tensor<(usize, usize), f32, Cpu>,
     forward: OnceLock<Packed>,
     backward: OnceLock<Packed>,
 }
 
 impl Prepared {
-    pub(super) fn new(weight: &Tensor<(usize, usize), f32, Cpu>) -> Self {
-        let weight = weight.clone();
-        Prepared {
-            weight,
-            forward: OnceLock::new(),
-            backward: OnceLock::new(),
-        }
-    }
-
     /// `Wᵀ (in, out)`.
-    fn forward(&self) -> &Packed {
-        let (out, input) = *self.weight.shape();
+    fn forward(&self, weight: &Plain) -> &Packed {
+        let (out, input) = *weight.shape();
         self.forward
-            .get_or_init(|| Packed::transposed(data(&self.weight), input, input, out))
+            .get_or_init(|| Packed::transposed(data(weight), input, input, out))
     }
 
     /// `W (out, in)`.
-    fn backward(&self) -> &Packed {
-        let (out, input) = *self.weight.shape();
+    fn backward(&self, weight: &Plain) -> &Packed {
+        let (out, input) = *weight.shape();
         self.backward
-            .get_or_init(|| Packed::rows(data(&self.weight), input, out, input))
+            .get_or_init(|| Packed::rows(data(weight), input, out, input))
     }
 }
+
+type Plain = Tensor<(usize, usize), f32, Cpu>;
 
 /// See [`crate::engine::Backend::linear`].
 pub(super) fn linear(
@@ -65,17 +59,20 @@ pub(super) fn linear(
             row.copy_from_slice(bias);
         }
     }
+    let (plain, weight_trace) = weight.clone().split_tape();
     prepared
-        .forward()
+        .forward(&plain)
         .multiply_add(&mut values, out, View::new(data(x), input)); // (rows, out)
 
-    let mut joined = trace(x).merge(trace(weight));
+    let mut joined = trace(x).merge(weight_trace.clone());
     if let Some(bias) = bias {
         joined = joined.merge(trace(bias));
     }
     let (x_slot, weight_slot, bias_slot) = (slot(x), slot(weight), bias.and_then(slot));
     let kept_x = is_traced(weight).then(|| x.clone().split_tape().0);
     let prepared = prepared.clone();
+    let address = data(&plain).as_ptr() as usize;
+    let deferring = weight_trace.defers(address).then_some(weight_trace);
     output(
         values,
         (rows, out),
@@ -84,9 +81,18 @@ pub(super) fn linear(
         move |flow, upstream| {
             let dy = View::strided(upstream, rows, out, out);
             if let Some(slot) = &x_slot {
-                prepared.backward().multiply_add(flow.get(slot)?, input, dy); // (rows, in)
+                let packed = prepared.backward(&plain);
+                packed.multiply_add(flow.get(slot)?, input, dy); // (rows, in)
             }
-            if let (Some(slot), Some(x)) = (&weight_slot, &kept_x) {
+            if let (Some(trace), Some(x)) = (&deferring, &kept_x) {
+                trace.defer(Deferred {
+                    parameter: address,
+                    part: Part::Product {
+                        upstream: upstream.to_vec(),
+                        input: x.clone(),
+                    },
+                });
+            } else if let (Some(slot), Some(x)) = (&weight_slot, &kept_x) {
                 let x = View::strided(data(x), rows, input, input);
                 multiply(flow.get(slot)?, input, dy.t(), x, 1.0, true); // (out, in)
             }

@@ -8,6 +8,7 @@
 mod activation;
 mod attention;
 mod bridge;
+mod deferred;
 mod linear;
 mod loss;
 mod math;
@@ -16,6 +17,8 @@ mod packed;
 mod product;
 mod rows;
 
+use std::borrow::Cow;
+
 use dfdx::prelude::{Cpu, Gradients, HasErr, Shape, Tensor};
 use rayon::prelude::*;
 
@@ -23,14 +26,12 @@ use super::{
     Activation, AttentionShape, Backend, Dropout, Fastfood, Layout, Matrix, Scalar, Vector, Weight,
 };
 
+pub use deferred::Deferred;
+
 type Outcome<T> = Result<T, <Cpu as HasErr>::Err>;
 
 impl Backend for Cpu {
     type Prepared = linear::Prepared;
-
-    fn prepare(weight: &Tensor<(usize, usize), f32, Cpu>) -> linear::Prepared {
-        linear::Prepared::new(weight)
-    }
 
     fn linear(
         x: &Matrix<Cpu>,
@@ -108,6 +109,10 @@ impl Backend for Cpu {
         bridge::data(tensor).to_vec()
     }
 
+    fn view<S: Shape>(tensor: &Tensor<S, f32, Cpu>) -> Cow<'_, [f32]> {
+        Cow::Borrowed(bridge::data(tensor))
+    }
+
     fn read_gradient<S: Shape>(
         gradients: &mut Gradients<f32, Cpu>,
         parameter: &Tensor<S, f32, Cpu>,
@@ -115,6 +120,18 @@ impl Backend for Cpu {
         Ok(std::mem::take(
             &mut **gradients.get_or_alloc_mut(parameter)?,
         ))
+    }
+
+    fn update<S: Shape>(
+        tensor: &mut Tensor<S, f32, Cpu>,
+        change: impl FnOnce(&mut [f32]),
+    ) -> Outcome<()> {
+        change(bridge::data_mut(tensor));
+        Ok(())
+    }
+
+    fn address<S: Shape>(tensor: &Tensor<S, f32, Cpu>) -> Option<usize> {
+        Some(bridge::data(tensor).as_ptr() as usize)
     }
 
     const GROUP_ROWS: usize = 256;

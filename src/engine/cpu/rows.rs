@@ -5,6 +5,7 @@ use multiversion::multiversion;
 
 use super::activation::add_product;
 use super::bridge::{data, output, slot, trace};
+use super::deferred::{Deferred, Part};
 use super::Outcome;
 use crate::engine::{Dropout, Fastfood, Layout, Matrix, Vector};
 
@@ -23,13 +24,23 @@ pub(super) fn select_rows(table: &Matrix<Cpu>, indices: &[usize]) -> Outcome<Mat
         Vec::new()
     };
     let shape = (indices.len(), columns);
+    let address = source.as_ptr() as usize;
+    let deferring = trace(table).defers(address).then(|| trace(table));
     output(
         values,
         shape,
         trace(table),
         table.device(),
         move |flow, upstream| {
-            if let Some(slot) = &table_slot {
+            if let Some(trace) = deferring {
+                trace.defer(Deferred {
+                    parameter: address,
+                    part: Part::Rows {
+                        indices: kept,
+                        upstream: upstream.to_vec(),
+                    },
+                });
+            } else if let Some(slot) = &table_slot {
                 let gradient = flow.get(slot)?;
                 for (index, row) in kept.iter().zip(upstream.chunks_exact(columns)) {
                     let target = &mut gradient[index * columns..(index + 1) * columns];
