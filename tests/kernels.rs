@@ -132,6 +132,42 @@ proptest! {
     }
 
     #[test]
+    fn low_rank(seed: u64, rows in 1..40usize, input in 1..70usize, out in 1..70usize, rank in 1..20usize, is_shared: bool) {
+        let mut random = Random::new(seed);
+        let inputs = Inputs {
+            matrices: vec![
+                random.matrix(rows, out, 1.0),
+                random.matrix(rows, input, 1.0),
+                random.matrix(rank, input, 1.0),
+                random.matrix(out, rank, 1.0),
+            ],
+            vectors: vec![],
+        };
+        let weights = |m: &[Matrix<Cpu>]| [m[2].clone().into(), m[3].clone().into()];
+        compare(
+            &inputs,
+            &|m, _| {
+                // What is added to in place is a result of its own; a copy of it keeps what it was.
+                let y = Cpu::scale(&m[0], 2.0).unwrap();
+                let copy = is_shared.then(|| y.clone());
+                let [a, b] = weights(m);
+                let sum = Cpu::add_low_rank(y, &m[1], &a, &b, 0.7).unwrap();
+                copy.map_or(sum.clone(), |copy| Cpu::multiply(&sum, &copy).unwrap())
+            },
+            &|m, _| {
+                let y = definition::scale(&m[0], 2.0).unwrap();
+                let [a, b] = weights(m);
+                let sum = definition::add_low_rank(&y, &m[1], &a, &b, 0.7).unwrap();
+                match is_shared {
+                    true => definition::multiply(&sum, &y).unwrap(),
+                    false => sum,
+                }
+            },
+            2e-4,
+        );
+    }
+
+    #[test]
     fn layer_norm(seed: u64, rows in 1..20usize, hidden in 2..70usize, scale in prop::sample::select(vec![1e-2f32, 1.0, 1e3])) {
         let mut random = Random::new(seed);
         let inputs = Inputs {
@@ -184,8 +220,38 @@ proptest! {
         let dropout = drop.then_some(Dropout { probability: 0.3, site: 5 });
         compare(
             &inputs,
-            &|m, _| Cpu::attention(&m[0], &m[1], &m[2], &layout, shape, dropout).unwrap(),
+            &|m, _| Cpu::attention(&m[0], &m[1], &m[2], &layout, None, shape, dropout).unwrap(),
             &|m, _| definition::attention(&m[0], &m[1], &m[2], &layout, shape, dropout).unwrap(),
+            5e-5,
+        );
+        // Some rows alone, of some sequences none.
+        let queries: Vec<usize> = (0..rows).filter(|row| random.0.random_bool(0.4) || *row == 0).collect();
+        let inputs = Inputs {
+            matrices: [queries.len(), keys, keys].map(|rows| random.matrix(rows, hidden, scale)).into(),
+            vectors: vec![],
+        };
+        compare(
+            &inputs,
+            &|m, _| Cpu::attention(&m[0], &m[1], &m[2], &layout, Some(&queries), shape, dropout).unwrap(),
+            &|m, _| definition::attention_of_rows(&m[0], &m[1], &m[2], &layout, &queries, shape, dropout).unwrap(),
+            5e-5,
+        );
+    }
+
+    #[test]
+    fn attention_of_long_sequences(seed: u64, length in 250..300usize, causal: bool) {
+        // Weights of so many keys are computed again in the backward pass.
+        let mut random = Random::new(seed);
+        let inputs = Inputs {
+            matrices: (0..3).map(|_| random.matrix(length, 8, 1.0)).collect(),
+            vectors: vec![],
+        };
+        let layout = layout(&[length]);
+        let shape = AttentionShape { heads: 2, causal, prefix: 0 };
+        compare(
+            &inputs,
+            &|m, _| Cpu::attention(&m[0], &m[1], &m[2], &layout, None, shape, None).unwrap(),
+            &|m, _| definition::attention(&m[0], &m[1], &m[2], &layout, shape, None).unwrap(),
             5e-5,
         );
     }
@@ -273,7 +339,7 @@ fn a_nan_stays_one() {
         causal: false,
         prefix: 0,
     };
-    assert!(Cpu::attention(&x, &x, &x, &layout(&[1]), shape, None)
+    assert!(Cpu::attention(&x, &x, &x, &layout(&[1]), None, shape, None)
         .unwrap()
         .as_vec()[0]
         .is_nan());

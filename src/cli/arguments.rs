@@ -36,6 +36,7 @@ impl Arguments {
     pub fn threads(&self) -> Option<usize> {
         match &self.command {
             Some(Command::Plan(options)) => options.threads,
+            Some(Command::Profile(options)) => options.threads,
             Some(Command::Eval(options)) => options.source.device.threads,
             Some(Command::Predict(options)) => options.source.device.threads,
             Some(_) => None,
@@ -50,6 +51,8 @@ pub enum Command {
     Check(PipelineOptions),
     /// Show the module tree with what sits where, trained parameters, estimated memory and time
     Plan(PlanOptions),
+    /// Run a few steps and show where their time and memory go, operation by operation
+    Profile(ProfileOptions),
     /// Rewrite files in the one canonical form
     Fmt {
         /// `.delta` files
@@ -126,6 +129,21 @@ pub struct PlanOptions {
     #[command(flatten)]
     pub pipeline: PipelineOptions,
     /// Threads to estimate for
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+#[derive(Args)]
+pub struct ProfileOptions {
+    #[command(flatten)]
+    pub pipeline: PipelineOptions,
+    /// The stage; the first one if absent
+    #[arg(long, value_name = "NAME")]
+    pub stage: Option<String>,
+    /// Steps to measure
+    #[arg(long, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub steps: u32,
+    /// Threads
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
 }

@@ -6,16 +6,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use dfdx::prelude::Cpu;
 
 use super::arguments::{
-    CombineOptions, EvalOptions, PipelineOptions, PlanOptions, RunOptions, SourceOptions,
+    CombineOptions, EvalOptions, PipelineOptions, PlanOptions, ProfileOptions, RunOptions,
+    SourceOptions,
 };
 use super::Ended;
 use crate::diagnostic::{Problem, Problems, Span};
-use crate::engine::cpu::measure_rate;
+use crate::engine::cpu::{measure_limits, measure_rate};
 use crate::graph::{Backbones, Executor};
 use crate::plan::{FileFormat, FilePlan, Overrides, Plan};
-use crate::report::{describe, metric_value, Progress};
+use crate::report::{describe, metric_value, profile_table, Progress};
 use crate::run::{open_run, read_text, Ended as RunEnded, Loaded, Loader, Source};
-use crate::text::bytes;
+use crate::text::{bytes, quoted_list};
 use crate::{peft, run, script, syntax};
 
 /// Reads a pipeline.
@@ -84,6 +85,34 @@ pub(super) fn plan(options: &PlanOptions) -> Result<Ended, Problems> {
         "{}",
         describe(&plan, rayon::current_num_threads(), measure_rate())
     );
+    Ok(Ended::Done)
+}
+
+/// `deltarun profile`
+pub(super) fn profile(options: &ProfileOptions) -> Result<Ended, Problems> {
+    let source = open(&options.pipeline)?;
+    let plan = source.checked_plan()?;
+    let names = || plan.stages.iter().map(|stage| stage.name.as_str());
+    let index = match &options.stage {
+        None if plan.stages.is_empty() => None,
+        None => Some(0),
+        Some(name) => names().position(|stage| stage == name),
+    };
+    let index = index.ok_or_else(|| {
+        let message = match &options.stage {
+            Some(name) => format!("`{}` has no stage `{name}`", source.name),
+            None => format!("`{}` has no stage", source.name),
+        };
+        let problem = Problem::new("delta::cli::stage", message);
+        match plan.stages.is_empty() {
+            true => problem.help("add a `stage` block: nothing is trained without one"),
+            false => problem.help(format!("the stages are {}", quoted_list(names()))),
+        }
+    })?;
+    let profile = run::profile(&plan, index, options.steps as usize)
+        .map_err(|problem| source.locate(vec![problem]))?;
+    let threads = rayon::current_num_threads();
+    print!("{}", profile_table(&profile, threads, &measure_limits()));
     Ok(Ended::Done)
 }
 

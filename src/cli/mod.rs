@@ -53,6 +53,7 @@ fn dispatch(arguments: Arguments) -> Result<Ended, Problems> {
     match arguments.command {
         Some(Command::Check(options)) => commands::check(&options),
         Some(Command::Plan(options)) => commands::plan(&options),
+        Some(Command::Profile(options)) => commands::profile(&options),
         Some(Command::Fmt { files, check }) => commands::fmt(&files, check),
         Some(Command::Eval(options)) => commands::eval(&options),
         Some(Command::Predict(options)) => predict::predict(&options),

@@ -67,7 +67,7 @@ impl DeltaMethod for Dora {
         y: Matrix<D>,
     ) -> Result<Matrix<D>, D::Err> {
         let factors = self.factors(at)?;
-        let sum = D::add(&y, &self.low_rank.change(at, x)?)?;
+        let sum = self.low_rank.add_change(at, x, y)?;
         let Some(bias) = at.values.module_bias() else {
             return D::scale_columns(&sum, &factors);
         };

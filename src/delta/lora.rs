@@ -93,24 +93,15 @@ impl Lora {
         }
     }
 
-    /// `s · B A x`: `x (rows, in)` → `(rows, out)`.
-    pub(super) fn change<D: Backend>(
+    /// `y + s · B A x`: `x (rows, in)`, `y (rows, out)`.
+    pub(super) fn add_change<D: Backend>(
         &self,
         at: &At<D>,
         x: &Matrix<D>,
+        y: Matrix<D>,
     ) -> Result<Matrix<D>, D::Err> {
-        self.through(at, &at.dropout(x, self.dropout)?, ["A", "B"])
-    }
-
-    fn through<D: Backend>(
-        &self,
-        at: &At<D>,
-        x: &Matrix<D>,
-        [a, b]: [&str; 2],
-    ) -> Result<Matrix<D>, D::Err> {
-        let low = D::linear(x, &at.weight(a), None)?; // (rows, rank)
-        let low = D::scale(&low, self.scale())?;
-        D::linear(&low, &at.weight(b), None)
+        let x = at.dropout(x, self.dropout)?;
+        D::add_low_rank(y, &x, &at.weight("A"), &at.weight("B"), self.scale())
     }
 
     /// `s · B A (out, in)`, less what it began as where that was taken out of the weight.
@@ -212,9 +203,12 @@ impl DeltaMethod for Lora {
     ) -> Result<Matrix<D>, D::Err> {
         let y = match self.init {
             LoraInit::Standard => y,
-            LoraInit::Pissa => D::add(&y, &D::scale(&self.through(at, x, INITIAL)?, -1.0)?)?,
+            LoraInit::Pissa => {
+                let [a, b] = INITIAL.map(|name| at.weight(name));
+                D::add_low_rank(y, x, &a, &b, -self.scale())?
+            }
         };
-        D::add(&y, &self.change(at, x)?)
+        self.add_change(at, x, y)
     }
 
     fn look_up<D: Backend>(

@@ -6,7 +6,7 @@
 use dfdx::prelude::*;
 
 use super::{
-    Activation, AttentionShape, Backend, Dropout, Fastfood, Layout, Matrix, Scalar, Vector,
+    Activation, AttentionShape, Backend, Dropout, Fastfood, Layout, Matrix, Scalar, Vector, Weight,
 };
 
 type Outcome<T, D> = Result<T, <D as HasErr>::Err>;
@@ -40,6 +40,19 @@ pub fn linear<D: Backend>(
         }
         None => Ok(product),
     }
+}
+
+/// See [`Backend::add_low_rank`].
+pub fn add_low_rank<D: Backend>(
+    y: &Matrix<D>,
+    x: &Matrix<D>,
+    a: &Weight<D>,
+    b: &Weight<D>,
+    factor: f32,
+) -> Outcome<Matrix<D>, D> {
+    let low = linear(x, &a.matrix, None)?; // (rows, rank)
+    let change = linear(&scale(&low, factor)?, &b.matrix, None)?; // (rows, out)
+    add(y, &change)
 }
 
 /// `x Wᵀ` for a weight that gets no gradient: its backward pass is one product, where dfdx's
@@ -197,6 +210,31 @@ pub fn attention<D: Backend>(
         .flat_map(|(sequence, range)| (0..range.len()).map(move |i| sequence * longest + i))
         .collect();
     select_rows(&mixed, &packed)
+}
+
+/// See [`Backend::attention`]: that of all rows, of which those that are not asked for see some other
+/// row of `q` in their place, and are left out.
+pub fn attention_of_rows<D: Backend>(
+    q: &Matrix<D>,
+    k: &Matrix<D>,
+    v: &Matrix<D>,
+    layout: &Layout,
+    queries: &[usize],
+    shape: AttentionShape,
+    dropout: Option<Dropout>,
+) -> Outcome<Matrix<D>, D> {
+    assert_eq!(
+        q.shape().0,
+        queries.len(),
+        "attention: rows and queries disagree"
+    );
+    let mut sources = vec![0; layout.rows()];
+    for (place, row) in queries.iter().enumerate() {
+        sources[*row] = place;
+    }
+    let all = select_rows(q, &sources)?;
+    let mixed = attention(&all, k, v, layout, shape, dropout)?;
+    select_rows(&mixed, queries)
 }
 
 /// Where each position of a padded rectangle reads from; any row will do for padding: it is masked.

@@ -12,6 +12,7 @@ pub mod definition;
 mod fastfood;
 mod layout;
 mod noise;
+pub mod profile;
 mod trace;
 
 use std::borrow::Cow;
@@ -108,6 +109,18 @@ pub trait Backend: dfdx::tensor_ops::Device<f32> {
         definition::linear(x, &weight.matrix, bias)
     }
 
+    /// `y + scale · x Aᵀ Bᵀ`: `y (rows, out)`, `x (rows, in)`, `a (rank, in)`, `b (out, rank)`
+    /// (Hu et al., arXiv 2106.09685, eq. 3).
+    fn add_low_rank(
+        y: Matrix<Self>,
+        x: &Matrix<Self>,
+        a: &Weight<Self>,
+        b: &Weight<Self>,
+        scale: f32,
+    ) -> Result<Matrix<Self>, Self::Err> {
+        definition::add_low_rank(&y, x, a, b, scale)
+    }
+
     /// Normalizes each row to mean 0 and variance 1, then `gain ⊙ x + bias`
     /// (Ba et al., arXiv 1607.06450).
     fn layer_norm(
@@ -126,16 +139,21 @@ pub trait Backend: dfdx::tensor_ops::Device<f32> {
 
     /// `softmax(q kᵀ / √d) v` within each sequence of `layout`, per head of width `d`
     /// (Vaswani et al., arXiv 1706.03762, eq. 1); `q` and the result `(rows, hidden)`, `k` and `v`
-    /// with `shape.prefix` rows more for each sequence, before its own.
+    /// with `shape.prefix` rows more for each sequence, before its own. Where `queries` are given, `q`
+    /// and the result are those rows of the layout alone, in ascending order.
     fn attention(
         q: &Matrix<Self>,
         k: &Matrix<Self>,
         v: &Matrix<Self>,
         layout: &Layout,
+        queries: Option<&[usize]>,
         shape: AttentionShape,
         dropout: Option<Dropout>,
     ) -> Result<Matrix<Self>, Self::Err> {
-        definition::attention(q, k, v, layout, shape, dropout)
+        match queries {
+            None => definition::attention(q, k, v, layout, shape, dropout),
+            Some(rows) => definition::attention_of_rows(q, k, v, layout, rows, shape, dropout),
+        }
     }
 
     /// Sets elements to zero with the dropout's probability and scales the others up

@@ -241,17 +241,15 @@ impl<'g, D: Backend> Pass<'g, D> {
         } else {
             x.clone()
         };
-        let mut mixed = self.attention(&attn, &input, layout)?; // (rows, hidden)
-        let (mut x, mut input) = (x, input);
-        let read_rows;
-        let mut layout = layout;
+        let (mut x, mut input, all) = (x, input.clone(), input);
+        let read_layout = read.map(|rows| read_layout(layout, rows));
         if let Some(rows) = read {
-            mixed = D::select_rows(&mixed, rows)?;
             x = D::select_rows(&x, rows)?;
             input = D::select_rows(&input, rows)?;
-            read_rows = read_layout(layout, rows);
-            layout = &read_rows;
         }
+        let queries = read.zip(read_layout.as_ref());
+        let mixed = self.attention(&attn, &all, &input, layout, queries)?; // (rows, hidden)
+        let layout = read_layout.as_ref().unwrap_or(layout);
         let out = self.linear(&format!("{attn}.o"), &mixed, layout)?;
         x = self.close(&attn, &input, x, out, layout)?;
 
@@ -284,15 +282,34 @@ impl<'g, D: Backend> Pass<'g, D> {
         }
     }
 
-    fn attention(&self, path: &str, x: &Matrix<D>, layout: &Layout) -> Outcome<Matrix<D>, D> {
+    /// Keys and values of all rows `x`; queries of the rows `asking`, which are `x` or, with their
+    /// numbers and layout, some of it.
+    fn attention(
+        &self,
+        path: &str,
+        x: &Matrix<D>,
+        asking: &Matrix<D>,
+        layout: &Layout,
+        queries: Option<(&[usize], &Layout)>,
+    ) -> Outcome<Matrix<D>, D> {
         let config = &self.graph.config;
         let project = |name: &str| self.linear(&format!("{path}.{name}"), x, layout);
-        let mut parts = [project("q")?, project("k")?, project("v")?];
         let fused = format!("{path}.qkv");
-        if !self.graph.deltas_at(&fused).is_empty() {
-            parts = self.adapt_fused(&fused, x, parts, layout)?;
-        }
-        let [q, k, v] = parts;
+        let [q, k, v] = match self.graph.deltas_at(&fused).is_empty() {
+            true => {
+                let own = queries.map_or(layout, |(_, layout)| layout);
+                let q = self.linear(&format!("{path}.q"), asking, own)?;
+                [q, project("k")?, project("v")?]
+            }
+            false => {
+                let parts = [project("q")?, project("k")?, project("v")?];
+                let [q, k, v] = self.adapt_fused(&fused, x, parts, layout)?;
+                match queries {
+                    Some((rows, _)) => [D::select_rows(&q, rows)?, k, v],
+                    None => [q, k, v],
+                }
+            }
+        };
         let ([k, v], prefix) = self.prefixed(path, x, [k, v], layout)?;
         let shape = AttentionShape {
             heads: config.heads,
@@ -300,7 +317,8 @@ impl<'g, D: Backend> Pass<'g, D> {
             prefix,
         };
         let dropout = self.dropout(config.attention_dropout, path);
-        D::attention(&q, &k, &v, layout, shape, dropout)
+        let queries = queries.map(|(rows, _)| rows);
+        D::attention(&q, &k, &v, layout, queries, shape, dropout)
     }
 
     /// Deltas on a weight that the checkpoint stores fused: they act on q, k and v side by side.

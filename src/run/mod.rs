@@ -9,6 +9,7 @@ mod examples;
 mod load;
 mod merge;
 mod origin;
+mod profile;
 mod source;
 
 use std::collections::BTreeMap;
@@ -34,6 +35,7 @@ pub use examples::{check_files, resolve_words, Loader};
 pub use load::{open_run, Loaded};
 pub use merge::merge;
 pub use origin::resolve_origins;
+pub use profile::{profile, Profile};
 pub use source::{read_text, Source};
 
 /// What a finished run came to.

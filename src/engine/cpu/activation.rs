@@ -7,7 +7,7 @@ use multiversion::multiversion;
 use super::bridge::{data, is_traced, output, slot, trace};
 use super::math::{gelu, gelu_tanh, sigmoid, swish, tanh};
 use super::Outcome;
-use crate::engine::{Activation, Matrix};
+use crate::engine::{profile, Activation, Matrix};
 
 /// See [`crate::engine::Backend::activate`].
 pub(super) fn activate(x: &Matrix<Cpu>, activation: Activation) -> Outcome<Matrix<Cpu>> {
@@ -15,6 +15,7 @@ pub(super) fn activate(x: &Matrix<Cpu>, activation: Activation) -> Outcome<Matri
     let mut values = vec![0.0; input.len()];
     let mut slopes = vec![0.0; if is_traced(x) { input.len() } else { 0 }];
     apply(activation, input, &mut values, &mut slopes);
+    profile::kept(slopes.len());
     let x_slot = slot(x);
     output(
         values,

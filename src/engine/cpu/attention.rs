@@ -1,18 +1,23 @@
-//! Attention over packed rows, with the softmax inside. The weights are computed again in the
-//! backward pass instead of being kept: they are the one thing that grows with the square of the
-//! length.
+//! Attention over packed rows, with the softmax inside. The weights are kept for the backward pass
+//! where they are few, and computed again where they are many: they are the one thing that grows with
+//! the square of the length.
+
+use std::ops::Range;
 
 use dfdx::prelude::*;
 use multiversion::multiversion;
 
-use super::bridge::{data, output, slot, trace};
+use super::bridge::{data, output, slot, trace, Flow, Slot};
 use super::math::exp;
 use super::norm::{sum_lanes, LANES};
 use super::packed::Packed;
 use super::product::View;
 use super::Outcome;
 use crate::engine::noise::Noise;
-use crate::engine::{AttentionShape, Dropout, Layout, Matrix};
+use crate::engine::{profile, AttentionShape, Dropout, Layout, Matrix};
+
+/// Keys of a sequence up to which its weights are kept.
+const MOST_KEPT_KEYS: usize = 256;
 
 /// See [`crate::engine::Backend::attention`].
 pub(super) fn attention(
@@ -20,27 +25,35 @@ pub(super) fn attention(
     k: &Matrix<Cpu>,
     v: &Matrix<Cpu>,
     layout: &Layout,
+    queries: Option<&[usize]>,
     shape: AttentionShape,
     dropout: Option<Dropout>,
 ) -> Outcome<Matrix<Cpu>> {
     let (rows, hidden) = *q.shape();
-    assert_eq!(rows, layout.rows(), "attention: rows and layout disagree");
-    let plan = Heads {
-        layout: layout.clone(),
-        shape,
-        hidden,
-        dropout,
-    };
-    let mut values = vec![0.0; rows * hidden];
-    let mut buffer = plan.square();
-    plan.each(|head| {
-        plan.weights(&mut buffer, &head, data(q), data(k));
-        plan.drop(&mut buffer, &head);
-        let weights = View::new(&buffer[..head.size()], head.keys);
-        plan.pack_keys(data(v), &head)
-            .multiply_add(&mut values[head.start..], hidden, weights);
-    });
+    let plan = Heads::new(layout, queries, shape, hidden, dropout);
+    assert_eq!(rows, plan.rows(), "attention: rows and layout disagree");
+    let [own, others @ ..] = [q, k, v].map(|tensor| data(tensor).as_ptr());
     let joined = trace(q).merge(trace(k)).merge(trace(v));
+    assert!(
+        !joined.is_on() || (others[0] != others[1] && !others.contains(&own)),
+        "attention: q, k and v are to be three tensors"
+    );
+    let is_kept = joined.is_on() && layout.longest() + shape.prefix <= MOST_KEPT_KEYS;
+    let mut kept: Vec<f32> = Vec::new();
+    let mut values = vec![0.0; rows * hidden];
+    let mut buffers = Buffers::default();
+    plan.each(|head| {
+        plan.weights(&mut buffers, head, data(q), data(k));
+        if is_kept {
+            kept.extend_from_slice(&buffers.weights);
+        }
+        plan.drop(&mut buffers.weights, head);
+        let weights = View::new(&buffers.weights, head.keys);
+        let packed = &mut buffers.packed;
+        packed.pack_rows(&data(v)[head.key_start..], hidden, head.keys, plan.width());
+        packed.multiply_into(&mut values[head.start..], hidden, weights);
+    });
+    profile::kept(kept.len());
     let slots = [slot(q), slot(k), slot(v)];
     let [q, k, v] = [q, k, v].map(|tensor| tensor.clone().split_tape().0);
     let device = q.device().clone();
@@ -50,14 +63,8 @@ pub(super) fn attention(
         joined,
         &device,
         move |flow, upstream| {
-            plan.backward([data(&q), data(&k), data(&v)], upstream, |gradients| {
-                for (slot, gradient) in slots.iter().zip(gradients) {
-                    if let Some(slot) = slot {
-                        flow.add(slot, gradient)?;
-                    }
-                }
-                Ok(())
-            })
+            let kept = is_kept.then_some(kept.as_slice());
+            plan.backward([data(&q), data(&k), data(&v)], upstream, kept, &slots, flow)
         },
     )
 }
@@ -68,96 +75,116 @@ struct Heads {
     shape: AttentionShape,
     hidden: usize,
     dropout: Option<Dropout>,
+    /// `starts[i]..starts[i + 1]` are the rows of q that belong to sequence `i`.
+    starts: Vec<usize>,
+    /// The place of each row of q in its sequence.
+    places: Vec<usize>,
 }
 
 /// One head of one sequence.
+#[derive(Clone, Copy)]
 struct Head {
     sequence: usize,
     index: usize,
-    /// Rows of q.
-    length: usize,
-    /// Rows of k and v.
+    /// The first of its rows of q, and their number.
+    row: usize,
+    queries: usize,
+    /// Rows of k and v, and how many of them are the sequence's own.
     keys: usize,
+    length: usize,
     /// Where its first element lies in q.
     start: usize,
     /// Where its first element lies in k and v.
     key_start: usize,
 }
 
-impl Head {
-    /// The number of its weights.
-    fn size(&self) -> usize {
-        self.length * self.keys
-    }
+/// What is written anew for each head.
+#[derive(Default)]
+struct Buffers {
+    packed: Packed,
+    /// `(queries, keys)` each.
+    weights: Vec<f32>,
+    dropped: Vec<f32>,
+    slopes: Vec<f32>,
 }
 
 impl Heads {
-    fn width(&self) -> usize {
-        self.hidden / self.shape.heads
+    fn new(
+        layout: &Layout,
+        queries: Option<&[usize]>,
+        shape: AttentionShape,
+        hidden: usize,
+        dropout: Option<Dropout>,
+    ) -> Self {
+        let (mut starts, mut places) = (vec![0], Vec::new());
+        for range in layout.ranges() {
+            match queries {
+                None => places.extend(0..range.len()),
+                Some(rows) => {
+                    let own = rows[starts[starts.len() - 1]..].iter();
+                    let own = own.take_while(|row| range.contains(row));
+                    places.extend(own.map(|row| row - range.start));
+                }
+            }
+            starts.push(places.len());
+        }
+        Heads {
+            layout: layout.clone(),
+            shape,
+            hidden,
+            dropout,
+            starts,
+            places,
+        }
     }
 
-    /// A buffer for the weights of one head.
-    fn square(&self) -> Vec<f32> {
-        let longest = self.layout.longest();
-        vec![0.0; longest * (longest + self.shape.prefix)]
+    /// Rows of q.
+    fn rows(&self) -> usize {
+        self.places.len()
+    }
+
+    fn width(&self) -> usize {
+        self.hidden / self.shape.heads
     }
 
     fn each(&self, mut work: impl FnMut(Head)) {
         for (sequence, range) in self.layout.ranges().enumerate() {
             let first_key = range.start + sequence * self.shape.prefix;
+            let own: Range<usize> = self.starts[sequence]..self.starts[sequence + 1];
+            if own.is_empty() {
+                continue;
+            }
             for index in 0..self.shape.heads {
                 let column = index * self.width();
                 work(Head {
                     sequence,
                     index,
-                    length: range.len(),
+                    row: own.start,
+                    queries: own.len(),
                     keys: range.len() + self.shape.prefix,
-                    start: range.start * self.hidden + column,
+                    length: range.len(),
+                    start: own.start * self.hidden + column,
                     key_start: first_key * self.hidden + column,
                 });
             }
         }
     }
 
-    /// The `(length, width)` part of q, or of something of its shape, that belongs to `head`.
-    fn view<'a>(&self, data: &'a [f32], head: &Head) -> View<'a> {
-        View::strided(&data[head.start..], head.length, self.width(), self.hidden)
+    /// The `(queries, width)` part of q, or of something of its shape, that belongs to `head`.
+    fn view<'a>(&self, data: &'a [f32], head: Head) -> View<'a> {
+        View::strided(&data[head.start..], head.queries, self.width(), self.hidden)
     }
 
-    /// That part, packed to be multiplied by something `(…, length)`.
-    fn pack(&self, data: &[f32], head: &Head) -> Packed {
-        Packed::rows(&data[head.start..], self.hidden, head.length, self.width())
-    }
-
-    /// The `(keys, width)` part of k or v, packed to be multiplied by something `(…, keys)`.
-    fn pack_keys(&self, data: &[f32], head: &Head) -> Packed {
-        Packed::rows(
-            &data[head.key_start..],
-            self.hidden,
-            head.keys,
-            self.width(),
-        )
-    }
-
-    /// Its transpose, packed to be multiplied by something `(…, width)`.
-    fn pack_keys_transposed(&self, data: &[f32], head: &Head) -> Packed {
-        Packed::transposed(
-            &data[head.key_start..],
-            self.hidden,
-            self.width(),
-            head.keys,
-        )
-    }
-
-    /// `softmax(q kᵀ / √width)` of one head, without dropout, into `buffer (length, keys)`.
-    fn weights(&self, buffer: &mut [f32], head: &Head, q: &[f32], k: &[f32]) {
-        let buffer = &mut buffer[..head.size()];
-        buffer.fill(0.0);
-        self.pack_keys_transposed(k, head)
-            .multiply_add(buffer, head.keys, self.view(q, head));
-        for (i, row) in buffer.chunks_exact_mut(head.keys.max(1)).enumerate() {
+    /// `softmax(q kᵀ / √width)` of one head, without dropout, into `buffers.weights`.
+    fn weights(&self, buffers: &mut Buffers, head: Head, q: &[f32], k: &[f32]) {
+        let packed = &mut buffers.packed;
+        packed.pack_transposed(&k[head.key_start..], self.hidden, self.width(), head.keys);
+        let weights = &mut buffers.weights;
+        weights.resize(head.queries * head.keys, 0.0);
+        packed.multiply_into(weights, head.keys, self.view(q, head));
+        for (i, row) in weights.chunks_exact_mut(head.keys.max(1)).enumerate() {
             let seen = match self.shape.causal {
-                true => self.shape.prefix + i + 1,
+                true => self.shape.prefix + self.places[head.row + i] + 1,
                 false => head.keys,
             };
             softmax(&mut row[..seen], self.scale());
@@ -171,16 +198,12 @@ impl Heads {
     }
 
     /// Applies the dropout's factors to the weights of one head.
-    fn drop(&self, buffer: &mut [f32], head: &Head) {
+    fn drop(&self, weights: &mut [f32], head: Head) {
         let Some(dropout) = self.dropout else { return };
         let noise = Noise::new(self.layout.key(head.sequence), dropout.site);
         let mut factors = vec![0.0; head.keys];
-        for (i, row) in buffer
-            .chunks_exact_mut(head.keys)
-            .take(head.length)
-            .enumerate()
-        {
-            let position = head.index * head.length + i;
+        for (i, row) in weights.chunks_exact_mut(head.keys.max(1)).enumerate() {
+            let position = head.index * head.length + self.places[head.row + i];
             noise.dropout_row(position, dropout.probability, &mut factors);
             row.iter_mut()
                 .zip(&factors)
@@ -188,44 +211,91 @@ impl Heads {
         }
     }
 
-    /// Gradients of q, k and v, `(rows, hidden)` each, given to `done`.
-    fn backward<E>(
+    /// Adds to the gradients of q, k and v where they are asked for.
+    fn backward(
         &self,
         [q, k, v]: [&[f32]; 3],
         upstream: &[f32],
-        done: impl FnOnce([&[f32]; 3]) -> Result<(), E>,
-    ) -> Result<(), E> {
+        kept: Option<&[f32]>,
+        slots: &[Option<Slot>; 3],
+        flow: &mut Flow,
+    ) -> Outcome<()> {
         let hidden = self.hidden;
-        let mut dq = vec![0.0; q.len()];
-        let [mut dk, mut dv] = [(); 2].map(|()| vec![0.0; k.len()]);
-        let (mut weights, mut dropped, mut slopes) = (self.square(), self.square(), self.square());
-        self.each(|head| {
-            let (keys, size) = (head.keys, head.size());
-            let dy = self.view(upstream, &head);
-            self.weights(&mut weights, &head, q, k);
-            dropped[..size].copy_from_slice(&weights[..size]);
-            self.drop(&mut dropped, &head);
-            let transposed = View::new(&dropped[..size], keys).t();
-            self.pack(upstream, &head)
-                .multiply_add(&mut dv[head.key_start..], hidden, transposed);
-            // The gradient of the dropped weights, then of the weights, then of the scores.
-            slopes[..size].fill(0.0);
-            self.pack_keys_transposed(v, &head)
-                .multiply_add(&mut slopes[..size], keys, dy);
-            self.drop(&mut slopes, &head);
-            for (slopes, weights) in slopes[..size]
-                .chunks_exact_mut(keys)
-                .zip(weights.chunks_exact(keys))
-            {
-                softmax_backward(slopes, weights, self.scale());
+        let mut taken = [None, None, None];
+        for (gradient, slot) in taken.iter_mut().zip(slots) {
+            if let Some(slot) = slot {
+                *gradient = Some(flow.take(slot)?);
             }
-            let slopes = View::new(&slopes[..size], keys);
-            self.pack_keys(k, &head)
-                .multiply_add(&mut dq[head.start..], hidden, slopes);
-            self.pack(q, &head)
-                .multiply_add(&mut dk[head.key_start..], hidden, slopes.t());
+        }
+        let [dq, dk, dv] = &mut taken;
+        let mut buffers = Buffers::default();
+        let mut done = 0;
+        self.each(|head| {
+            let (keys, size) = (head.keys, head.queries * head.keys);
+            match kept {
+                Some(kept) => {
+                    buffers.weights.clear();
+                    let own = &kept[done..done + size];
+                    buffers.weights.extend_from_slice(own);
+                    done += size;
+                }
+                None => self.weights(&mut buffers, head, q, k),
+            }
+            if let Some(dv) = dv {
+                self.values_backward(&mut buffers, head, upstream, dv);
+            }
+            if dq.is_none() && dk.is_none() {
+                return;
+            }
+            self.scores_backward(&mut buffers, head, v, upstream);
+            let slopes = View::strided(&buffers.slopes, head.queries, keys, keys);
+            let packed = &mut buffers.packed;
+            if let Some(dq) = dq {
+                packed.pack_rows(&k[head.key_start..], hidden, keys, self.width());
+                packed.multiply_add(&mut dq[head.start..], hidden, slopes);
+            }
+            if let Some(dk) = dk {
+                packed.pack_rows(&q[head.start..], hidden, head.queries, self.width());
+                packed.multiply_add(&mut dk[head.key_start..], hidden, slopes.t());
+            }
         });
-        done([&dq, &dk, &dv])
+        for (gradient, slot) in taken.into_iter().zip(slots) {
+            if let (Some(gradient), Some(slot)) = (gradient, slot) {
+                flow.put(slot, gradient)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The gradient of v: `dv ← dv + weightsᵀ dy`, with the weights as they were dropped.
+    fn values_backward(&self, buffers: &mut Buffers, head: Head, dy: &[f32], dv: &mut [f32]) {
+        let weights = match self.dropout {
+            None => &buffers.weights,
+            Some(_) => {
+                buffers.dropped.clone_from(&buffers.weights);
+                self.drop(&mut buffers.dropped, head);
+                &buffers.dropped
+            }
+        };
+        let weights = View::strided(weights, head.queries, head.keys, head.keys);
+        let packed = &mut buffers.packed;
+        packed.pack_rows(&dy[head.start..], self.hidden, head.queries, self.width());
+        packed.multiply_add(&mut dv[head.key_start..], self.hidden, weights.t());
+    }
+
+    /// The gradient of the dropped weights, then of the weights, then of the scores.
+    fn scores_backward(&self, buffers: &mut Buffers, head: Head, v: &[f32], dy: &[f32]) {
+        let keys = head.keys;
+        let packed = &mut buffers.packed;
+        packed.pack_transposed(&v[head.key_start..], self.hidden, self.width(), keys);
+        let slopes = &mut buffers.slopes;
+        slopes.resize(head.queries * keys, 0.0);
+        packed.multiply_into(slopes, keys, self.view(dy, head));
+        self.drop(slopes, head);
+        let rows = buffers.weights.chunks_exact(keys.max(1));
+        for (slopes, weights) in slopes.chunks_exact_mut(keys.max(1)).zip(rows) {
+            softmax_backward(slopes, weights, self.scale());
+        }
     }
 }
 

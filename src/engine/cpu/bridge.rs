@@ -1,10 +1,12 @@
 //! The one place where a kernel meets dfdx's tensors: data in place, a result moved in, a
 //! gradient buffer borrowed. Gradients, ids and raw pointers stay inside.
 
-use dfdx::prelude::{Cpu, Gradients, HasShape, PutTape, Shape, Tape, Tensor, TensorFromVec};
+use dfdx::prelude::{
+    Cpu, Gradients, HasShape, Merge, PutTape, Shape, SplitTape, Tape, Tensor, TensorFromVec,
+};
 use dfdx::tensor::CpuError;
 
-use crate::engine::Trace;
+use crate::engine::{profile, Trace};
 
 /// The elements of a contiguous tensor, row by row, in place.
 ///
@@ -72,14 +74,28 @@ pub(super) fn is_traced<S: Shape>(input: &Tensor<S, f32, Cpu, Trace<Cpu>>) -> bo
 
 /// The trace of a tensor.
 pub(super) fn trace<S: Shape>(input: &Tensor<S, f32, Cpu, Trace<Cpu>>) -> Trace<Cpu> {
-    use dfdx::prelude::SplitTape;
     input.clone().split_tape().1
 }
 
 impl Flow<'_> {
     /// The gradient buffer of a slot, to be added to. It is a slice: its length cannot change.
     pub(super) fn get(&mut self, slot: &Slot) -> Result<&mut [f32], CpuError> {
-        (slot.0)(self.0).map(Vec::as_mut_slice)
+        let gradient = (slot.0)(self.0)?.as_mut_slice();
+        profile::moved(2 * gradient.len());
+        Ok(gradient)
+    }
+
+    /// Takes the gradient buffer of a slot out, to be put back when it has been added to.
+    pub(super) fn take(&mut self, slot: &Slot) -> Result<Vec<f32>, CpuError> {
+        let gradient = std::mem::take((slot.0)(self.0)?);
+        profile::moved(2 * gradient.len());
+        Ok(gradient)
+    }
+
+    /// Puts it back.
+    pub(super) fn put(&mut self, slot: &Slot, gradient: Vec<f32>) -> Result<(), CpuError> {
+        *(slot.0)(self.0)? = gradient;
+        Ok(())
     }
 
     /// Adds `values` to the gradient of a slot. Where it is empty so far, it takes them over.
@@ -100,11 +116,85 @@ pub(super) fn output<S: Shape>(
     device: &Cpu,
     backward: impl FnOnce(&mut Flow, &[f32]) -> Result<(), CpuError> + 'static,
 ) -> Result<Tensor<S, f32, Cpu, Trace<Cpu>>, CpuError> {
+    profile::moved(values.len());
+    profile::kept(if trace.is_on() { values.len() } else { 0 });
+    let op = profile::current();
     let result = device.try_tensor_from_vec(values, shape)?;
     let ghost = result.ghost();
     trace.add_backward_op(move |gradients| {
         let upstream: Vec<f32> = std::mem::take(&mut **gradients.get_or_alloc_mut(&ghost)?);
-        backward(&mut Flow(gradients), &upstream)
+        profile::backward(op, || {
+            profile::moved(upstream.len());
+            backward(&mut Flow(gradients), &upstream)
+        })
     });
     Ok(result.put_tape(trace))
+}
+
+/// A tensor whose elements are about to be added to, where they lie.
+///
+/// A sum has the same gradient as what is added to, so result and input share one gradient buffer. A
+/// tensor that has copies keeps its elements and its buffer: the sum is then a new one.
+pub(super) struct Sum<S: Shape> {
+    tensor: Tensor<S, f32, Cpu>,
+    trace: Trace<Cpu>,
+    /// Where the gradient of what was added to belongs, where that is another buffer.
+    other: Option<Slot>,
+}
+
+impl<S: Shape> Sum<S> {
+    /// Begins with `y`.
+    pub(super) fn new(y: Tensor<S, f32, Cpu, Trace<Cpu>>) -> Result<Self, CpuError> {
+        let y_slot = slot(&y);
+        let (mut tensor, trace) = y.split_tape();
+        let before = data(&tensor).as_ptr();
+        let values = data_mut(&mut tensor);
+        let is_shared = values.as_ptr() != before;
+        if is_shared {
+            let values = values.to_vec();
+            tensor = tensor
+                .device()
+                .try_tensor_from_vec(values, *tensor.shape())?;
+        }
+        Ok(Sum {
+            tensor,
+            trace,
+            other: y_slot.filter(|_| is_shared),
+        })
+    }
+
+    /// The elements so far.
+    pub(super) fn values(&mut self) -> &mut [f32] {
+        data_mut(&mut self.tensor)
+    }
+
+    /// The sum. With a live trace of `y` or of what was `added`, `backward` is recorded; it is given the
+    /// gradient of the sum and sees to what was added.
+    pub(super) fn finish(
+        self,
+        added: Trace<Cpu>,
+        backward: impl FnOnce(&mut Flow, &[f32]) -> Result<(), CpuError> + 'static,
+    ) -> Tensor<S, f32, Cpu, Trace<Cpu>> {
+        profile::moved(data(&self.tensor).len());
+        let (is_own, other) = (self.trace.is_on() && self.other.is_none(), self.other);
+        let ghost = self.tensor.ghost();
+        let op = profile::current();
+        let mut trace = self.trace.merge(added);
+        trace.add_backward_op(move |gradients| {
+            let upstream = std::mem::take(&mut **gradients.get_or_alloc_mut(&ghost)?);
+            profile::backward(op, || {
+                let mut flow = Flow(gradients);
+                profile::moved(upstream.len());
+                if let Some(slot) = &other {
+                    flow.add(slot, &upstream)?;
+                }
+                backward(&mut flow, &upstream)
+            })?;
+            if is_own {
+                **gradients.get_or_alloc_mut(&ghost)? = upstream;
+            }
+            Ok(())
+        });
+        self.tensor.put_tape(trace)
+    }
 }

@@ -20,14 +20,14 @@ pub struct Prepared {
 
 impl Prepared {
     /// `Wᵀ (in, out)`.
-    fn forward(&self, weight: &Plain) -> &Packed {
+    pub(super) fn forward(&self, weight: &Plain) -> &Packed {
         let (out, input) = *weight.shape();
         self.forward
             .get_or_init(|| Packed::transposed(data(weight), input, input, out))
     }
 
     /// `W (out, in)`.
-    fn backward(&self, weight: &Plain) -> &Packed {
+    pub(super) fn backward(&self, weight: &Plain) -> &Packed {
         let (out, input) = *weight.shape();
         self.backward
             .get_or_init(|| Packed::rows(data(weight), input, out, input))
@@ -52,17 +52,9 @@ pub(super) fn linear(
         input, weight_input,
         "linear: x is {rows}x{input}, weight {out}x{weight_input}"
     );
-    let mut values = vec![0.0; rows * out];
-    if let Some(bias) = bias {
-        let bias = data(bias);
-        for row in values.chunks_exact_mut(out) {
-            row.copy_from_slice(bias);
-        }
-    }
     let (plain, weight_trace) = weight.clone().split_tape();
-    prepared
-        .forward(&plain)
-        .multiply_add(&mut values, out, View::new(data(x), input)); // (rows, out)
+    let packed = prepared.forward(&plain);
+    let values = packed.product(View::strided(data(x), rows, input, input), bias.map(data)); // (rows, out)
 
     let mut joined = trace(x).merge(weight_trace.clone());
     if let Some(bias) = bias {

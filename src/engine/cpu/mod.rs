@@ -11,6 +11,7 @@ mod bridge;
 mod deferred;
 mod linear;
 mod loss;
+mod low_rank;
 mod math;
 mod norm;
 mod packed;
@@ -19,9 +20,10 @@ mod rows;
 
 use std::borrow::Cow;
 
-use dfdx::prelude::{Cpu, Gradients, HasErr, Shape, Tensor};
+use dfdx::prelude::{Cpu, Gradients, HasErr, HasShape, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::profile::{self, Op};
 use super::{
     Activation, AttentionShape, Backend, Dropout, Fastfood, Layout, Matrix, Scalar, Vector, Weight,
 };
@@ -29,6 +31,10 @@ use super::{
 pub use deferred::Deferred;
 
 type Outcome<T> = Result<T, <Cpu as HasErr>::Err>;
+
+fn elements(x: &Matrix<Cpu>) -> usize {
+    x.shape().num_elements()
+}
 
 impl Backend for Cpu {
     type Prepared = linear::Prepared;
@@ -38,7 +44,20 @@ impl Backend for Cpu {
         weight: &Weight<Cpu>,
         bias: Option<&Vector<Cpu>>,
     ) -> Outcome<Matrix<Cpu>> {
-        linear::linear(x, weight, bias)
+        profile::forward(Op::Linear, elements(x), || linear::linear(x, weight, bias))
+    }
+
+    fn add_low_rank(
+        y: Matrix<Cpu>,
+        x: &Matrix<Cpu>,
+        a: &Weight<Cpu>,
+        b: &Weight<Cpu>,
+        scale: f32,
+    ) -> Outcome<Matrix<Cpu>> {
+        let count = elements(x) + elements(&y);
+        profile::forward(Op::LowRank, count, || {
+            low_rank::add_low_rank(y, x, a, b, scale)
+        })
     }
 
     fn layer_norm(
@@ -47,11 +66,15 @@ impl Backend for Cpu {
         bias: &Vector<Cpu>,
         epsilon: f32,
     ) -> Outcome<Matrix<Cpu>> {
-        norm::layer_norm(x, gain, bias, epsilon)
+        profile::forward(Op::LayerNorm, elements(x), || {
+            norm::layer_norm(x, gain, bias, epsilon)
+        })
     }
 
     fn activate(x: &Matrix<Cpu>, activation: Activation) -> Outcome<Matrix<Cpu>> {
-        activation::activate(x, activation)
+        profile::forward(Op::Activation, elements(x), || {
+            activation::activate(x, activation)
+        })
     }
 
     fn attention(
@@ -59,30 +82,39 @@ impl Backend for Cpu {
         k: &Matrix<Cpu>,
         v: &Matrix<Cpu>,
         layout: &Layout,
+        queries: Option<&[usize]>,
         shape: AttentionShape,
         dropout: Option<Dropout>,
     ) -> Outcome<Matrix<Cpu>> {
-        attention::attention(q, k, v, layout, shape, dropout)
+        profile::forward(
+            Op::Attention,
+            elements(q) + elements(k) + elements(v),
+            || attention::attention(q, k, v, layout, queries, shape, dropout),
+        )
     }
 
     fn dropout(x: &Matrix<Cpu>, layout: &Layout, dropout: Dropout) -> Outcome<Matrix<Cpu>> {
-        rows::dropout(x, layout, dropout)
+        profile::forward(Op::Dropout, elements(x), || {
+            rows::dropout(x, layout, dropout)
+        })
     }
 
     fn select_rows(table: &Matrix<Cpu>, indices: &[usize]) -> Outcome<Matrix<Cpu>> {
-        rows::select_rows(table, indices)
+        let count = indices.len() * table.shape().1;
+        profile::forward(Op::Rows, count, || rows::select_rows(table, indices))
     }
 
     fn columns(x: &Matrix<Cpu>, range: std::ops::Range<usize>) -> Outcome<Matrix<Cpu>> {
-        rows::columns(x, range)
+        profile::forward(Op::Rows, elements(x), || rows::columns(x, range))
     }
 
     fn join_columns(parts: &[Matrix<Cpu>]) -> Outcome<Matrix<Cpu>> {
-        rows::join_columns(parts)
+        let count = parts.iter().map(elements).sum();
+        profile::forward(Op::Rows, count, || rows::join_columns(parts))
     }
 
     fn scale_columns(x: &Matrix<Cpu>, factors: &Vector<Cpu>) -> Outcome<Matrix<Cpu>> {
-        rows::scale_columns(x, factors)
+        profile::forward(Op::Rows, elements(x), || rows::scale_columns(x, factors))
     }
 
     fn project(
@@ -90,19 +122,23 @@ impl Backend for Cpu {
         projection: Fastfood,
         shape: (usize, usize),
     ) -> Outcome<Matrix<Cpu>> {
-        rows::project(z, projection, shape)
+        profile::forward(Op::Projection, elements(z), || {
+            rows::project(z, projection, shape)
+        })
     }
 
     fn add(x: &Matrix<Cpu>, y: &Matrix<Cpu>) -> Outcome<Matrix<Cpu>> {
-        rows::add(x, y)
+        profile::forward(Op::Add, elements(x) + elements(y), || rows::add(x, y))
     }
 
     fn scale(x: &Matrix<Cpu>, factor: f32) -> Outcome<Matrix<Cpu>> {
-        rows::scale(x, factor)
+        profile::forward(Op::Add, elements(x), || rows::scale(x, factor))
     }
 
     fn cross_entropy(logits: &Matrix<Cpu>, labels: &[usize], total: usize) -> Outcome<Scalar<Cpu>> {
-        loss::cross_entropy(logits, labels, total)
+        profile::forward(Op::Loss, elements(logits), || {
+            loss::cross_entropy(logits, labels, total)
+        })
     }
 
     fn read<S: Shape, T>(tensor: &Tensor<S, f32, Cpu, T>) -> Vec<f32> {
@@ -137,25 +173,61 @@ impl Backend for Cpu {
     const GROUP_ROWS: usize = 256;
 }
 
+/// What this machine reaches at best on all threads.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Floating-point operations per second in products with a packed matrix.
+    pub operations: f64,
+    /// Bytes per second read and written where they do not fit in the inner caches.
+    pub bytes: f64,
+}
+
 /// Floating-point operations per second that the matrix products of this machine reach on all
 /// threads, measured for about 30 milliseconds.
 pub fn measure_rate() -> f64 {
     const SIZE: usize = 384;
-    const ROWS: usize = 256;
-    let work = |_: usize| {
-        let (a, b) = (vec![0.5f32; ROWS * SIZE], vec![0.5f32; SIZE * SIZE]);
+    const ROWS: usize = 240;
+    let (a, b) = (vec![0.5f32; ROWS * SIZE], vec![0.5f32; SIZE * SIZE]);
+    let b = packed::Packed::rows(&b, SIZE, SIZE, SIZE);
+    let (a, b) = (&a, &b);
+    on_all_threads(|| {
         let mut out = vec![0.0; ROWS * SIZE];
-        let start = std::time::Instant::now();
-        let mut count = 0;
-        while start.elapsed().as_millis() < 30 {
-            let (a, b) = (product::View::new(&a, SIZE), product::View::new(&b, SIZE));
-            product::multiply(&mut out, SIZE, a, b, 1.0, false);
-            count += 1;
+        move || {
+            b.multiply_add(&mut out, SIZE, product::View::new(a, SIZE));
+            2 * ROWS * SIZE * SIZE
         }
-        (count * 2 * ROWS * SIZE * SIZE) as f64 / start.elapsed().as_secs_f64()
+    })
+}
+
+/// Measures the limits of this machine, for about 60 milliseconds.
+pub fn measure_limits() -> Limits {
+    const LENGTH: usize = 1 << 21; // 8 MiB
+    Limits {
+        operations: measure_rate(),
+        bytes: on_all_threads(|| {
+            let (from, mut to) = (vec![1.0f32; LENGTH], vec![0.0f32; LENGTH]);
+            move || {
+                rows::add_to(&mut to, &from);
+                3 * 4 * LENGTH
+            }
+        }),
+    }
+}
+
+/// How much of what `work` counts all threads do in a second: the best of their tries.
+fn on_all_threads<W: FnMut() -> usize>(prepare: impl Fn() -> W + Sync) -> f64 {
+    let one = |_: usize| {
+        let mut work = prepare();
+        work();
+        let begun = std::time::Instant::now();
+        let mut best: f64 = 0.0;
+        while begun.elapsed().as_millis() < 30 {
+            let start = std::time::Instant::now();
+            let count: usize = (0..4).map(|_| work()).sum();
+            best = best.max(count as f64 / start.elapsed().as_secs_f64());
+        }
+        best
     };
-    (0..rayon::current_num_threads())
-        .into_par_iter()
-        .map(work)
-        .sum()
+    let threads = 0..rayon::current_num_threads();
+    threads.into_par_iter().map(one).sum()
 }

@@ -5,7 +5,7 @@ use multiversion::multiversion;
 
 use super::bridge::{data, output, slot, trace};
 use super::Outcome;
-use crate::engine::{Matrix, Vector};
+use crate::engine::{profile, Matrix, Vector};
 
 /// See [`crate::engine::Backend::layer_norm`].
 pub(super) fn layer_norm(
@@ -29,6 +29,7 @@ pub(super) fn layer_norm(
             kept.copy_from_slice(&scratch);
         }
     }
+    profile::kept(normal.len());
     let (x_slot, gain_slot, bias_slot) = (slot(x), slot(gain), slot(bias));
     let gain = gain.clone().split_tape().0;
     output(

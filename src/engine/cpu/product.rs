@@ -2,6 +2,8 @@
 
 use gemm::Parallelism;
 
+use crate::engine::profile;
+
 /// A matrix in a slice: `rows × columns`, element `(i, j)` at `i · row_stride + j · column_stride`.
 #[derive(Clone, Copy)]
 pub(super) struct View<'a> {
@@ -63,6 +65,7 @@ pub(super) fn multiply(
     }
     assert_eq!(a.columns, b.rows, "product: {m}x{k} by {}x{n}", b.rows);
     assert!(a.fits() && b.fits() && (m - 1) * stride + n <= out.len() && n <= stride);
+    profile::product(m, k, n);
     // SAFETY: all three views were just checked to lie within their slices, and `out` is borrowed
     // exclusively, so it overlaps neither `a` nor `b`.
     unsafe {

@@ -54,6 +54,20 @@ pub(super) fn select_rows(table: &Matrix<Cpu>, indices: &[usize]) -> Outcome<Mat
     )
 }
 
+/// `values ← factor · values`.
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
+pub(super) fn scale_by(values: &mut [f32], factor: f32) {
+    values.iter_mut().for_each(|value| *value *= factor);
+}
+
+/// `sum += values`.
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
+pub(super) fn add_to(sum: &mut [f32], values: &[f32]) {
+    for (sum, value) in sum.iter_mut().zip(values) {
+        *sum += value;
+    }
+}
+
 /// See [`crate::engine::Backend::add`].
 pub(super) fn add(x: &Matrix<Cpu>, y: &Matrix<Cpu>) -> Outcome<Matrix<Cpu>> {
     assert_eq!(x.shape(), y.shape(), "add: shapes disagree");

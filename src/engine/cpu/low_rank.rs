@@ -1,0 +1,72 @@
+//! What LoRA adds to a linear layer's result: two small products, added in place.
+
+use dfdx::prelude::*;
+
+use super::bridge::{data, slot, trace, Sum};
+use super::packed::Packed;
+use super::product::View;
+use super::rows::scale_by;
+use super::Outcome;
+use crate::engine::{profile, Matrix, Weight};
+
+/// See [`crate::engine::Backend::add_low_rank`].
+pub(super) fn add_low_rank(
+    y: Matrix<Cpu>,
+    x: &Matrix<Cpu>,
+    a: &Weight<Cpu>,
+    b: &Weight<Cpu>,
+    scale: f32,
+) -> Outcome<Matrix<Cpu>> {
+    let ((rows, input), (out, rank)) = (*x.shape(), *b.matrix.shape());
+    assert_eq!(*y.shape(), (rows, out), "low rank: y and b disagree");
+    assert_eq!(
+        *a.matrix.shape(),
+        (rank, input),
+        "low rank: a disagrees with x or b"
+    );
+    let a_trace = trace(&a.matrix);
+    let joined = trace(x).merge(a_trace).merge(trace(&b.matrix));
+    let slots = [slot(x), slot(&a.matrix), slot(&b.matrix)];
+    let [a_plain, b_plain] = [a, b].map(|weight| weight.matrix.clone().split_tape().0);
+    let (a_prepared, b_prepared) = (a.prepared.clone(), b.prepared.clone());
+
+    let x_view = View::strided(data(x), rows, input, input);
+    let mut low = a_prepared.forward(&a_plain).product(x_view, None); // (rows, rank)
+    scale_by(&mut low, scale);
+    let mut sum = Sum::new(y)?;
+    let packed = b_prepared.forward(&b_plain);
+    packed.multiply_add(sum.values(), out, View::strided(&low, rows, rank, rank)); // (rows, out)
+    profile::kept(if joined.is_on() { low.len() } else { 0 });
+    let x = x.clone().split_tape().0;
+    Ok(sum.finish(joined, move |flow, upstream| {
+        let [x_slot, a_slot, b_slot] = &slots;
+        let dy = View::strided(upstream, rows, out, out);
+        if let Some(slot) = b_slot {
+            // dB = dyᵀ low
+            let low = Packed::rows(&low, rank, rows, rank);
+            low.multiply_add(flow.get(slot)?, rank, dy.t()); // (out, rank)
+        }
+        if x_slot.is_none() && a_slot.is_none() {
+            return Ok(());
+        }
+        let mut d_low = b_prepared.backward(&b_plain).product(dy, None); // (rows, rank)
+        scale_by(&mut d_low, scale);
+        if let Some(slot) = a_slot {
+            // dAᵀ = xᵀ d_low: the narrow one of the two ways to compute it.
+            let packed = Packed::rows(&d_low, rank, rows, rank);
+            let x = View::strided(data(&x), rows, input, input);
+            let transposed = packed.product(x.t(), None); // (in, rank)
+            for (i, row) in flow.get(slot)?.chunks_exact_mut(input).enumerate() {
+                for (sum, column) in row.iter_mut().zip(transposed.chunks_exact(rank)) {
+                    *sum += column[i];
+                }
+            }
+        }
+        if let Some(slot) = x_slot {
+            let d_low = View::strided(&d_low, rows, rank, rank);
+            let packed = a_prepared.backward(&a_plain);
+            packed.multiply_add(flow.get(slot)?, input, d_low); // (rows, in)
+        }
+        Ok(())
+    }))
+}

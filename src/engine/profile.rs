@@ -1,0 +1,211 @@
+//! Where the time of the CPU's kernels goes, operation by operation: what `deltarun profile` prints.
+//!
+//! Off, it costs one relaxed load for each operation. On, every operation of every thread adds to one
+//! table.
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
+
+/// A class of operations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Op {
+    /// Linear layers, frozen and trained.
+    Linear,
+    /// Sums of LoRA's kind: two small products.
+    LowRank,
+    /// Attention with its softmax.
+    Attention,
+    /// Layer norm.
+    LayerNorm,
+    /// Non-linearities.
+    Activation,
+    /// Dropout.
+    Dropout,
+    /// Sums of activations.
+    Add,
+    /// Rows and columns chosen, joined, scaled.
+    Rows,
+    /// Losses.
+    Loss,
+    /// Projections of intrinsic dimension.
+    Projection,
+}
+
+impl Op {
+    /// All of them, in the order of a table.
+    pub const ALL: [Op; 10] = [
+        Op::Linear,
+        Op::LowRank,
+        Op::Attention,
+        Op::LayerNorm,
+        Op::Activation,
+        Op::Dropout,
+        Op::Add,
+        Op::Rows,
+        Op::Loss,
+        Op::Projection,
+    ];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Op::Linear => "linear",
+            Op::LowRank => "low rank",
+            Op::Attention => "attention",
+            Op::LayerNorm => "layer norm",
+            Op::Activation => "activation",
+            Op::Dropout => "dropout",
+            Op::Add => "add",
+            Op::Rows => "rows",
+            Op::Loss => "loss",
+            Op::Projection => "projection",
+        }
+    }
+}
+
+/// What one class of operations took, summed over threads.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Spent {
+    /// Calls in the forward pass.
+    pub calls: u64,
+    /// Seconds in the forward pass.
+    pub forward: f64,
+    /// Seconds in the backward pass.
+    pub backward: f64,
+    /// Floating-point operations of matrix products, forward and backward.
+    pub operations: u64,
+    /// Bytes of activations that were read and written, forward and backward.
+    pub moved: u64,
+    /// Bytes of results and of what the backward pass needs beside them.
+    pub kept: u64,
+}
+
+#[derive(Default)]
+struct Row {
+    calls: AtomicU64,
+    forward: AtomicU64,
+    backward: AtomicU64,
+    operations: AtomicU64,
+    moved: AtomicU64,
+    kept: AtomicU64,
+}
+
+static IS_ON: AtomicBool = AtomicBool::new(false);
+static TABLE: [Row; Op::ALL.len()] = [const {
+    Row {
+        calls: AtomicU64::new(0),
+        forward: AtomicU64::new(0),
+        backward: AtomicU64::new(0),
+        operations: AtomicU64::new(0),
+        moved: AtomicU64::new(0),
+        kept: AtomicU64::new(0),
+    }
+}; Op::ALL.len()];
+
+thread_local! {
+    static CURRENT: Cell<Option<Op>> = const { Cell::new(None) };
+}
+
+/// Begins a profile with an empty table.
+pub fn start() {
+    for row in &TABLE {
+        for cell in [
+            &row.calls,
+            &row.forward,
+            &row.backward,
+            &row.operations,
+            &row.moved,
+            &row.kept,
+        ] {
+            cell.store(0, Relaxed);
+        }
+    }
+    IS_ON.store(true, Relaxed);
+}
+
+/// Ends it: what each class of operations took.
+pub fn stop() -> Vec<(Op, Spent)> {
+    IS_ON.store(false, Relaxed);
+    let seconds = |cell: &AtomicU64| cell.load(Relaxed) as f64 * 1e-9;
+    let spent = |row: &Row| Spent {
+        calls: row.calls.load(Relaxed),
+        forward: seconds(&row.forward),
+        backward: seconds(&row.backward),
+        operations: row.operations.load(Relaxed),
+        moved: row.moved.load(Relaxed),
+        kept: row.kept.load(Relaxed),
+    };
+    Op::ALL
+        .iter()
+        .map(|op| (*op, spent(&TABLE[*op as usize])))
+        .collect()
+}
+
+/// Runs an operation's forward pass, which reads `elements` of activations.
+pub(super) fn forward<T>(op: Op, elements: usize, run: impl FnOnce() -> T) -> T {
+    timed(
+        op,
+        |row| &row.forward,
+        || {
+            if let Some(op) = current() {
+                TABLE[op as usize].calls.fetch_add(1, Relaxed);
+                moved(elements);
+            }
+            run()
+        },
+    )
+}
+
+/// Runs the backward pass of an operation that [`current`] named in its forward pass.
+pub(super) fn backward<T>(op: Option<Op>, run: impl FnOnce() -> T) -> T {
+    match op {
+        Some(op) => timed(op, |row| &row.backward, run),
+        None => run(),
+    }
+}
+
+fn timed<T>(op: Op, cell: fn(&Row) -> &AtomicU64, run: impl FnOnce() -> T) -> T {
+    if !IS_ON.load(Relaxed) {
+        return run();
+    }
+    CURRENT.set(Some(op));
+    let started = Instant::now();
+    let result = run();
+    let nanoseconds = started.elapsed().as_nanos() as u64;
+    cell(&TABLE[op as usize]).fetch_add(nanoseconds, Relaxed);
+    CURRENT.set(None);
+    result
+}
+
+/// The operation that runs on this thread, while a profile is made.
+pub(super) fn current() -> Option<Op> {
+    CURRENT.get()
+}
+
+/// Counts floating-point operations of a matrix product.
+pub(super) fn product(rows: usize, depth: usize, columns: usize) {
+    if let Some(op) = current() {
+        let count = 2 * rows as u64 * depth as u64 * columns as u64;
+        TABLE[op as usize].operations.fetch_add(count, Relaxed);
+    }
+}
+
+/// Counts elements of activations that are read or written.
+pub(super) fn moved(elements: usize) {
+    if let Some(op) = current() {
+        TABLE[op as usize]
+            .moved
+            .fetch_add(4 * elements as u64, Relaxed);
+    }
+}
+
+/// Counts elements that stay until the backward pass has used them.
+pub(super) fn kept(elements: usize) {
+    if let Some(op) = current() {
+        TABLE[op as usize]
+            .kept
+            .fetch_add(4 * elements as u64, Relaxed);
+    }
+}

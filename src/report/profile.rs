@@ -1,0 +1,118 @@
+//! Where a step's time and memory go, as a table.
+
+use std::fmt::Write;
+
+use super::Table;
+use crate::engine::cpu::Limits;
+use crate::engine::profile::{Op, Spent};
+use crate::run::Profile;
+use crate::text::bytes;
+
+/// The table that `deltarun profile` prints. `limits` are those of all threads together.
+pub fn profile_table(profile: &Profile, threads: usize, limits: &Limits) -> String {
+    let mut sorted = profile.seconds.clone();
+    sorted.sort_by(f64::total_cmp);
+    let median = sorted[sorted.len() / 2];
+    let all: f64 = profile.seconds.iter().sum();
+    let mut table = Table::new([
+        "operation",
+        "calls",
+        "forward ms",
+        "backward ms",
+        "share",
+        "GFLOP/s",
+        "GB/s",
+        "of the limit",
+        "kept",
+    ]);
+    let per_step = |value: f64| value / profile.steps as f64;
+    let mut noted = 0.0;
+    for (op, spent) in &profile.spent {
+        if spent.calls == 0 {
+            continue;
+        }
+        let seconds = spent.forward + spent.backward;
+        noted += seconds;
+        table.row(row(
+            *op,
+            spent,
+            per_step,
+            seconds / (all * threads as f64),
+            threads,
+            limits,
+        ));
+    }
+    let rest = 1.0 - noted / (all * threads as f64);
+    table.row([
+        "optimizer, sums, waiting".to_owned(),
+        String::new(),
+        String::new(),
+        String::new(),
+        format!("{:.1} %", 100.0 * rest),
+    ]);
+    let operations: u64 = profile
+        .spent
+        .iter()
+        .map(|(_, spent)| spent.operations)
+        .sum();
+    let products = per_step(operations as f64) / limits.operations;
+    let mut text = String::new();
+    let _ = writeln!(
+        text,
+        "stage {}: {:.1} ms a step (median of {}), {threads} threads\n",
+        profile.stage,
+        1e3 * median,
+        profile.steps
+    );
+    let _ = writeln!(text, "{table}");
+    let _ = writeln!(
+        text,
+        "  forward and backward: milliseconds of a step, summed over threads; kept: until the backward pass, all groups"
+    );
+    let _ = writeln!(
+        text,
+        "  measured limits: {:.0} GFLOP/s in products, {:.1} GB/s in memory",
+        1e-9 * limits.operations,
+        1e-9 * limits.bytes
+    );
+    let _ = writeln!(
+        text,
+        "  its {:.1} GFLOP of products alone would take {:.1} ms: the step is {:.2} times that",
+        1e-9 * per_step(operations as f64),
+        1e3 * products,
+        median / products
+    );
+    text
+}
+
+fn row(
+    op: Op,
+    spent: &Spent,
+    per_step: impl Fn(f64) -> f64,
+    share: f64,
+    threads: usize,
+    limits: &Limits,
+) -> [String; 9] {
+    // Time is summed over threads, so rates are those of one thread, times the threads.
+    let seconds = (spent.forward + spent.backward) / threads as f64;
+    let (operations, moved) = (
+        spent.operations as f64 / seconds,
+        spent.moved as f64 / seconds,
+    );
+    // An operation is bound by products or by memory, whichever it comes nearer to.
+    let of_limit = f64::max(operations / limits.operations, moved / limits.bytes);
+    [
+        op.name().to_owned(),
+        format!("{:.0}", per_step(spent.calls as f64)),
+        format!("{:.1}", 1e3 * per_step(spent.forward)),
+        format!("{:.1}", 1e3 * per_step(spent.backward)),
+        format!("{:.1} %", 100.0 * share),
+        match spent.operations {
+            0 => String::new(),
+            _ => format!("{:.0}", 1e-9 * operations),
+        },
+        format!("{:.1}", 1e-9 * moved),
+        format!("{:.0} %", 100.0 * of_limit),
+        bytes(per_step(spent.kept as f64) as usize),
+    ]
+}

@@ -1,0 +1,103 @@
+//! A few steps of a stage, measured operation by operation.
+
+use dfdx::prelude::Cpu;
+
+use super::Loader;
+use crate::backbone::fetch_weights;
+use crate::diagnostic::Problem;
+use crate::engine::profile::{self, Op, Spent};
+use crate::graph::Graph;
+use crate::plan::Plan;
+use crate::train::{check_steps, train, Event, Position, Snapshot, State, Watcher};
+
+/// What the measured steps of a stage took.
+pub struct Profile {
+    /// The stage.
+    pub stage: String,
+    /// The steps that were measured.
+    pub steps: usize,
+    /// Seconds of each.
+    pub seconds: Vec<f64>,
+    /// What each class of operations took in all of them, summed over threads.
+    pub spent: Vec<(Op, Spent)>,
+}
+
+/// Steps that are not measured: weights are packed and buffers allocated in them.
+const SKIPPED: usize = 2;
+
+/// Runs a few steps of stage `index`, deltas as they begin, and leaves nothing behind.
+///
+/// # Errors
+/// What a run reports before its first step; a loss that is not a number.
+pub fn profile(plan: &Plan, index: usize, steps: usize) -> Result<Profile, Problem> {
+    let mut data = Loader::new(plan)?.stages(plan)?;
+    check_steps(plan, &data)?;
+    data.iter_mut().for_each(|data| data.dev = None);
+    fetch_weights(&plan.backbone.location).map_err(|problem| problem.or_at(plan.backbone.span))?;
+    let mut graph =
+        Graph::load(plan, Cpu::default()).map_err(|problem| problem.or_at(plan.backbone.span))?;
+    let position = Position {
+        stage: index,
+        ..Position::default()
+    };
+    let state = State {
+        position,
+        ..State::default()
+    };
+    let mut clock = Clock {
+        last: SKIPPED + steps,
+        seconds: Vec::new(),
+        spent: Vec::new(),
+    };
+    train(plan, &mut graph, &data, state, &mut clock)?;
+    if clock.seconds.is_empty() {
+        let message = format!(
+            "stage `{}` has no more than {SKIPPED} steps, which are not measured",
+            plan.stages[index].name
+        );
+        return Err(Problem::new("delta::run::profile", message)
+            .at(plan.stages[index].span, "this stage")
+            .help("give it more `steps`, or a smaller `batch`"));
+    }
+    if clock.spent.is_empty() {
+        clock.spent = profile::stop();
+    }
+    Ok(Profile {
+        stage: plan.stages[index].name.clone(),
+        steps: clock.seconds.len(),
+        seconds: clock.seconds,
+        spent: clock.spent,
+    })
+}
+
+/// Measures the steps behind the first ones and stops the training behind the last.
+struct Clock {
+    last: usize,
+    seconds: Vec<f64>,
+    spent: Vec<(Op, Spent)>,
+}
+
+impl Watcher for Clock {
+    fn event(&mut self, event: Event) -> Result<(), Problem> {
+        if let Event::Step { step, seconds, .. } = event {
+            if step > SKIPPED && self.spent.is_empty() {
+                self.seconds.push(seconds);
+            }
+            if step == SKIPPED {
+                profile::start();
+            }
+            if step == self.last {
+                self.spent = profile::stop();
+            }
+        }
+        Ok(())
+    }
+
+    fn save<'s>(&mut self, _: &dyn Fn() -> Snapshot<'s>, _: bool) -> Result<(), Problem> {
+        Ok(())
+    }
+
+    fn is_interrupted(&self) -> bool {
+        !self.spent.is_empty()
+    }
+}
