@@ -277,7 +277,7 @@ impl DeltaMethod for AdaLora {
         let low = D::linear(&at.dropout(x, self.dropout)?, &at.weight("A"), None)?;
         let low = D::scale_columns(&low, &at.vector("E"))?; // (rows, rank)
         let low = D::scale(&low, self.scale())?;
-        D::add(&y, &D::linear(&low, &at.weight("B"), None)?)
+        D::add(y, &D::linear(&low, &at.weight("B"), None)?)
     }
 
     fn on_host(&self) -> Option<&dyn OnHost> {

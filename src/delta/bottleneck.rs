@@ -50,5 +50,5 @@ pub(super) fn apply<D: Backend>(
     activation: Activation,
 ) -> Result<Matrix<D>, D::Err> {
     let down = at.linear("down", x)?; // (rows, bottleneck)
-    at.linear("up", &D::activate(&down, activation)?)
+    at.linear("up", &D::activate(down, activation)?)
 }

@@ -39,7 +39,7 @@ impl Compacter {
             let t = part(&t, i, self.rank)?; // (rank, in / n)
             let term = D::kronecker(&rule, &D::matmul(&s, &t)?)?; // (out, in)
             sum = Some(match sum {
-                Some(sum) => D::add(&sum, &term)?,
+                Some(sum) => D::add(sum, &term)?,
                 None => term,
             });
         }
@@ -125,8 +125,8 @@ impl DeltaMethod for Compacter {
             D::linear(x, &self.weight(at, factors)?.into(), Some(&at.vector(bias)))
         };
         let down = linear(["down.s", "down.t"], "down.bias", &y)?;
-        let inner = D::activate(&down, self.activation)?; // (rows, bottleneck)
+        let inner = D::activate(down, self.activation)?; // (rows, bottleneck)
         let up = linear(["up.s", "up.t"], "up.bias", &inner)?;
-        D::add(&y, &up)
+        D::add(y, &up)
     }
 }

@@ -31,7 +31,7 @@ pub(crate) fn accepts(module: &Module) -> bool {
 /// G of every sequence, `(sequences, 1)`, from all of its rows `x (rows, in)`.
 pub(crate) fn open<D: Backend>(at: &At<D>, x: &Matrix<D>) -> Result<Matrix<D>, D::Err> {
     let rows = at.linear("gate", x)?; // (rows, 1)
-    let rows = D::activate(&rows, Activation::Sigmoid)?;
+    let rows = D::activate(rows, Activation::Sigmoid)?;
     let (sequences, count) = (at.layout.sequences(), at.layout.rows());
     let mut shares = vec![0.0; sequences * count];
     for (sequence, range) in at.layout.ranges().enumerate() {

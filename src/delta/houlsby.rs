@@ -52,6 +52,7 @@ impl DeltaMethod for Houlsby {
         _: &Matrix<D>,
         y: Matrix<D>,
     ) -> Result<Matrix<D>, D::Err> {
-        D::add(&y, &bottleneck::apply(at, &y, self.activation)?)
+        let change = bottleneck::apply(at, &y, self.activation)?;
+        D::add(y, &change)
     }
 }

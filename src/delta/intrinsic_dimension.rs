@@ -80,7 +80,7 @@ impl DeltaMethod for IntrinsicDimension {
         };
         let projection = self.projection(&D::read(&at.vector("seed")), shape.0 * shape.1);
         let change = D::project(&z, projection, shape)?; // (out, in)
-        D::add(&y, &D::linear(x, &change.into(), None)?)
+        D::add(y, &D::linear(x, &change.into(), None)?)
     }
 
     fn fold(&self, module: &Module, layer: &mut Folded, tensor: &dyn Fn(&str) -> Vec<f32>) -> bool {

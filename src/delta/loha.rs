@@ -70,7 +70,7 @@ impl DeltaMethod for Loha {
         let first = D::matmul(&at.matrix("B1"), &at.matrix("A1"))?; // (out, in)
         let second = D::matmul(&at.matrix("B2"), &at.matrix("A2"))?; // (out, in)
         let change = D::scale(&D::multiply(&first, &second)?, self.scale())?;
-        D::add(&y, &D::linear(x, &change.into(), None)?)
+        D::add(y, &D::linear(x, &change.into(), None)?)
     }
 
     fn fold(&self, module: &Module, layer: &mut Folded, tensor: &dyn Fn(&str) -> Vec<f32>) -> bool {

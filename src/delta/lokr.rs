@@ -111,7 +111,7 @@ impl DeltaMethod for Lokr {
         };
         let first = D::scale(&at.matrix("W1"), self.scale())?;
         let change = D::kronecker(&first, &second)?; // (out, in)
-        D::add(&y, &D::linear(x, &change.into(), None)?)
+        D::add(y, &D::linear(x, &change.into(), None)?)
     }
 
     fn fold(&self, module: &Module, layer: &mut Folded, tensor: &dyn Fn(&str) -> Vec<f32>) -> bool {

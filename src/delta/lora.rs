@@ -219,7 +219,7 @@ impl DeltaMethod for Lora {
     ) -> Result<Matrix<D>, D::Err> {
         let low = D::select_rows(&at.matrix("A"), indices)?; // (rows, rank)
         let low = D::scale(&low, self.scale())?;
-        D::add(&y, &D::linear(&low, &at.weight("B"), None)?)
+        D::add(y, &D::linear(&low, &at.weight("B"), None)?)
     }
 
     fn fold(&self, module: &Module, layer: &mut Folded, tensor: &dyn Fn(&str) -> Vec<f32>) -> bool {

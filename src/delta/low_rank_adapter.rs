@@ -80,8 +80,8 @@ impl DeltaMethod for LowRankAdapter {
         y: Matrix<D>,
     ) -> Result<Matrix<D>, D::Err> {
         let down = product(at, ["down.outer", "down.inner", "down.bias"], &y)?;
-        let inner = D::activate(&down, self.activation)?; // (rows, bottleneck)
+        let inner = D::activate(down, self.activation)?; // (rows, bottleneck)
         let up = product(at, ["up.outer", "up.inner", "up.bias"], &inner)?;
-        D::add(&y, &up)
+        D::add(y, &up)
     }
 }

@@ -54,6 +54,6 @@ impl DeltaMethod for Parallel {
         y: Matrix<D>,
     ) -> Result<Matrix<D>, D::Err> {
         let change = bottleneck::apply(at, x, self.activation)?;
-        D::add(&y, &D::scale(&change, self.scale)?)
+        D::add(y, &D::scale(&change, self.scale)?)
     }
 }

@@ -50,9 +50,9 @@ impl DeltaMethod for Pfeiffer {
         y: Matrix<D>,
     ) -> Result<Matrix<D>, D::Err> {
         let sum = match at.residual {
-            Some(residual) => at.values.norm(&D::add(&y, residual)?)?,
+            Some(residual) => at.values.norm(&D::add(y.clone(), residual)?)?,
             None => y.clone(),
         };
-        D::add(&y, &bottleneck::apply(at, &sum, self.activation)?)
+        D::add(y, &bottleneck::apply(at, &sum, self.activation)?)
     }
 }

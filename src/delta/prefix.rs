@@ -79,7 +79,7 @@ impl DeltaMethod for Prefix {
             return Ok(Some([at.matrix("keys"), at.matrix("values")]));
         }
         let inner = at.linear("down", &at.matrix("embedding"))?; // (tokens, hidden)
-        let inner = D::activate(&inner, Activation::Tanh)?;
+        let inner = D::activate(inner, Activation::Tanh)?;
         Ok(Some([
             at.linear("keys", &inner)?,
             at.linear("values", &inner)?,

@@ -85,7 +85,7 @@ impl DeltaMethod for Vera {
         let low = D::linear(&at.dropout(x, self.dropout)?, &a, None)?; // (rows, rank)
         let low = D::scale_columns(&low, &at.vector("lambda_d"))?;
         let change = D::linear(&low, &b, None)?; // (rows, out)
-        D::add(&y, &D::scale_columns(&change, &at.vector("lambda_b"))?)
+        D::add(y, &D::scale_columns(&change, &at.vector("lambda_b"))?)
     }
 
     fn fold(&self, module: &Module, layer: &mut Folded, tensor: &dyn Fn(&str) -> Vec<f32>) -> bool {

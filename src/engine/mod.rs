@@ -95,6 +95,8 @@ pub struct AttentionShape {
 }
 
 /// A device that can run the graph: dfdx's operations, and the engine's own defined in them.
+///
+/// An operation that takes a tensor by value may put its result in the tensor's place.
 pub trait Backend: dfdx::tensor_ops::Device<f32> {
     /// What the device keeps of a weight beside it; it is used until the weight changes.
     type Prepared: Default + Send + Sync;
@@ -133,8 +135,8 @@ pub trait Backend: dfdx::tensor_ops::Device<f32> {
     }
 
     /// An element-wise non-linearity.
-    fn activate(x: &Matrix<Self>, activation: Activation) -> Result<Matrix<Self>, Self::Err> {
-        definition::activate(x, activation)
+    fn activate(x: Matrix<Self>, activation: Activation) -> Result<Matrix<Self>, Self::Err> {
+        definition::activate(&x, activation)
     }
 
     /// `softmax(q kᵀ / √d) v` within each sequence of `layout`, per head of width `d`
@@ -159,11 +161,11 @@ pub trait Backend: dfdx::tensor_ops::Device<f32> {
     /// Sets elements to zero with the dropout's probability and scales the others up
     /// (Srivastava et al. 2014).
     fn dropout(
-        x: &Matrix<Self>,
+        x: Matrix<Self>,
         layout: &Layout,
         dropout: Dropout,
     ) -> Result<Matrix<Self>, Self::Err> {
-        definition::dropout(x, layout, dropout)
+        definition::dropout(&x, layout, dropout)
     }
 
     /// Rows `indices` of `table (n, columns)`; an index may occur several times.
@@ -226,8 +228,8 @@ pub trait Backend: dfdx::tensor_ops::Device<f32> {
     }
 
     /// `x + y`, of one shape.
-    fn add(x: &Matrix<Self>, y: &Matrix<Self>) -> Result<Matrix<Self>, Self::Err> {
-        definition::add(x, y)
+    fn add(x: Matrix<Self>, y: &Matrix<Self>) -> Result<Matrix<Self>, Self::Err> {
+        definition::add(&x, y)
     }
 
     /// `factor · x`.

@@ -74,7 +74,7 @@ impl<'g, D: Backend> Pass<'g, D> {
         for step in &head.steps {
             if step.dropout {
                 let probability = self.graph.config.classifier_dropout;
-                x = self.drop(&x, layout, probability, &step.module)?;
+                x = self.drop(x, layout, probability, &step.module)?;
             }
             x = self.head_step(step, &x)?;
             let activation = match step.activation.as_deref() {
@@ -83,7 +83,7 @@ impl<'g, D: Backend> Pass<'g, D> {
                 None => None,
             };
             if let Some(activation) = activation {
-                x = D::activate(&x, activation)?;
+                x = D::activate(x, activation)?;
             }
         }
         Ok(x)
@@ -149,7 +149,7 @@ impl<'g, D: Backend> Pass<'g, D> {
         let device = self.graph.device();
         let signs = device.try_tensor_from_vec(vec![-1.0, 1.0], (1, 2))?;
         let signs = with_trace(&signs, &Trace::off()).into();
-        let share = D::activate(&D::linear(logits, &signs, None)?, Activation::Sigmoid)?;
+        let share = D::activate(D::linear(logits, &signs, None)?, Activation::Sigmoid)?;
         let lowest = device.try_tensor_from_vec(vec![low], (1,))?;
         let lowest = with_trace(&lowest, &Trace::off());
         D::add_row(&D::scale(&share, high - low)?, &lowest)
@@ -209,20 +209,20 @@ impl<'g, D: Backend> Pass<'g, D> {
             layout = layout.extended(before);
         }
         if config.types > 0 {
-            x = D::add(&x, &self.look_up("embeddings.type", &types, &layout)?)?;
+            x = D::add(x, &self.look_up("embeddings.type", &types, &layout)?)?;
         }
         // A prompt has positions of its own, and so has, as in PEFT, a prefix without rows here.
         let first = self.graph.family.position_offset + self.graph.active.tokens - before;
         let positions = layout.ranges().flat_map(|range| first..first + range.len());
         let positions: Vec<usize> = positions.collect();
         x = D::add(
-            &x,
+            x,
             &self.look_up("embeddings.position", &positions, &layout)?,
         )?;
         if !self.graph.pre_norm() {
             x = self.norm("embeddings.norm", &x)?;
         }
-        let x = self.drop(&x, &layout, config.dropout, "embeddings")?;
+        let x = self.drop(x, &layout, config.dropout, "embeddings")?;
         Ok((x, layout))
     }
 
@@ -259,7 +259,7 @@ impl<'g, D: Backend> Pass<'g, D> {
             x.clone()
         };
         let up = self.linear(&format!("{ff}.up"), &input, layout)?; // (rows, inner)
-        let inner = D::activate(&up, self.graph.config.activation)?;
+        let inner = D::activate(up, self.graph.config.activation)?;
         let out = self.linear(&format!("{ff}.down"), &inner, layout)?;
         self.close(&ff, &input, x, out, layout)
     }
@@ -273,9 +273,9 @@ impl<'g, D: Backend> Pass<'g, D> {
         out: Matrix<D>,
         layout: &Layout,
     ) -> Outcome<Matrix<D>, D> {
-        let out = self.drop(&out, layout, self.graph.config.dropout, path)?;
+        let out = self.drop(out, layout, self.graph.config.dropout, path)?;
         let out = self.adapt(path, input, out, layout, Some(&residual))?;
-        let sum = D::add(&residual, &out)?;
+        let sum = D::add(out, &residual)?;
         match self.graph.pre_norm() {
             true => Ok(sum),
             false => self.norm(&format!("{path}.norm"), &sum),
@@ -354,14 +354,14 @@ impl<'g, D: Backend> Pass<'g, D> {
 
     pub(super) fn drop(
         &self,
-        x: &Matrix<D>,
+        x: Matrix<D>,
         layout: &Layout,
         probability: f32,
         path: &str,
     ) -> Outcome<Matrix<D>, D> {
         match self.dropout(probability, path) {
             Some(dropout) => D::dropout(x, layout, dropout),
-            None => Ok(x.clone()),
+            None => Ok(x),
         }
     }
 

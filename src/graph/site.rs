@@ -226,8 +226,8 @@ impl<D: Backend> Pass<'_, D> {
                     _ => x,
                 };
                 let gates = gate::open(&at, reads)?;
-                let change = D::add(&y, &D::scale(&before, -1.0)?)?;
-                y = D::add(&before, &gate::weigh(&gates, &change, layout)?)?;
+                let change = D::add(y, &D::scale(&before, -1.0)?)?;
+                y = D::add(before, &gate::weigh(&gates, &change, layout)?)?;
             }
         }
         Ok(y)
@@ -396,6 +396,6 @@ impl<D: Backend> Values<D> for Site<'_, D> {
 
     fn dropout(&self, x: &Matrix<D>, layout: &Layout, probability: f32) -> Outcome<Matrix<D>, D> {
         let place = format!("{}.{}", self.delta, self.site);
-        self.pass.drop(x, layout, probability, &place)
+        self.pass.drop(x.clone(), layout, probability, &place)
     }
 }

@@ -4,31 +4,31 @@
 use dfdx::prelude::*;
 use multiversion::multiversion;
 
-use super::bridge::{data, is_traced, output, slot, trace};
+use super::bridge::InPlace;
 use super::math::{gelu, gelu_tanh, sigmoid, swish, tanh};
 use super::Outcome;
-use crate::engine::{profile, Activation, Matrix};
+use crate::engine::{profile, Activation, Matrix, Trace};
 
 /// See [`crate::engine::Backend::activate`].
-pub(super) fn activate(x: &Matrix<Cpu>, activation: Activation) -> Outcome<Matrix<Cpu>> {
-    let input = data(x);
-    let mut values = vec![0.0; input.len()];
-    let mut slopes = vec![0.0; if is_traced(x) { input.len() } else { 0 }];
-    apply(activation, input, &mut values, &mut slopes);
+pub(super) fn activate(x: Matrix<Cpu>, activation: Activation) -> Outcome<Matrix<Cpu>> {
+    let mut result = InPlace::new(x)?;
+    let is_traced = result.is_traced();
+    let values = result.values();
+    let mut slopes = Vec::with_capacity(if is_traced { values.len() } else { 0 });
+    apply(activation, values, is_traced.then_some(&mut slopes));
     profile::kept(slopes.len());
-    let x_slot = slot(x);
-    output(
-        values,
-        *x.shape(),
-        trace(x),
-        x.device(),
-        move |flow, upstream| {
-            if let Some(slot) = &x_slot {
-                add_product(flow.get(slot)?, upstream, &slopes);
-            }
-            Ok(())
-        },
-    )
+    Ok(result.finish(Trace::off(), move |_, gradient| {
+        multiply_by(gradient, &slopes);
+        Ok(())
+    }))
+}
+
+/// `values ← values ⊙ factors`.
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
+pub(super) fn multiply_by(values: &mut [f32], factors: &[f32]) {
+    for (value, factor) in values.iter_mut().zip(factors) {
+        *value *= factor;
+    }
 }
 
 /// `sum += a ⊙ b`.
@@ -39,13 +39,14 @@ pub(super) fn add_product(sum: &mut [f32], a: &[f32], b: &[f32]) {
     }
 }
 
-/// Fills `values`, and `slopes` where it is not empty.
+/// `values ← f(values)`; `slopes`, which is empty and has room, gets the derivatives where it is asked
+/// for.
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
-fn apply(activation: Activation, input: &[f32], values: &mut [f32], slopes: &mut [f32]) {
+fn apply(activation: Activation, values: &mut [f32], slopes: Option<&mut Vec<f32>>) {
     match activation {
-        Activation::Gelu => map(input, values, slopes, gelu),
-        Activation::GeluTanh => map(input, values, slopes, gelu_tanh),
-        Activation::Relu => map(input, values, slopes, |x| {
+        Activation::Gelu => map(values, slopes, gelu),
+        Activation::GeluTanh => map(values, slopes, gelu_tanh),
+        Activation::Relu => map(values, slopes, |x| {
             // Written so that a NaN stays one.
             if x <= 0.0 {
                 (0.0, 0.0)
@@ -53,24 +54,29 @@ fn apply(activation: Activation, input: &[f32], values: &mut [f32], slopes: &mut
                 (x, 1.0)
             }
         }),
-        Activation::Swish => map(input, values, slopes, swish),
-        Activation::Tanh => map(input, values, slopes, |x| {
+        Activation::Swish => map(values, slopes, swish),
+        Activation::Tanh => map(values, slopes, |x| {
             let t = tanh(x);
             (t, 1.0 - t * t)
         }),
-        Activation::Sigmoid => map(input, values, slopes, sigmoid),
+        Activation::Sigmoid => map(values, slopes, sigmoid),
     }
 }
 
 #[inline(always)]
-fn map(input: &[f32], values: &mut [f32], slopes: &mut [f32], f: impl Fn(f32) -> (f32, f32)) {
-    if slopes.is_empty() {
-        for (value, x) in values.iter_mut().zip(input) {
-            *value = f(*x).0;
+fn map(values: &mut [f32], slopes: Option<&mut Vec<f32>>, f: impl Fn(f32) -> (f32, f32)) {
+    let Some(slopes) = slopes else {
+        for value in values {
+            *value = f(*value).0;
         }
-    } else {
-        for ((value, slope), x) in values.iter_mut().zip(slopes).zip(input) {
-            (*value, *slope) = f(*x);
-        }
+        return;
+    };
+    let room = &mut slopes.spare_capacity_mut()[..values.len()];
+    for (value, slope) in values.iter_mut().zip(room) {
+        let (y, derivative) = f(*value);
+        *value = y;
+        slope.write(derivative);
     }
+    // SAFETY: as many elements as `values` has were just written, one after the other.
+    unsafe { slopes.set_len(values.len()) };
 }

@@ -39,7 +39,7 @@ pub(super) fn attention(
         "attention: q, k and v are to be three tensors"
     );
     let is_kept = joined.is_on() && layout.longest() + shape.prefix <= MOST_KEPT_KEYS;
-    let mut kept: Vec<f32> = Vec::new();
+    let mut kept = Vec::with_capacity(if is_kept { plan.count() } else { 0 });
     let mut values = vec![0.0; rows * hidden];
     let mut buffers = Buffers::default();
     plan.each(|head| {
@@ -138,6 +138,13 @@ impl Heads {
         }
     }
 
+    /// The weights of all heads.
+    fn count(&self) -> usize {
+        let mut count = 0;
+        self.each(|head| count += head.queries * head.keys);
+        count
+    }
+
     /// Rows of q.
     fn rows(&self) -> usize {
         self.places.len()
@@ -229,25 +236,29 @@ impl Heads {
         }
         let [dq, dk, dv] = &mut taken;
         let mut buffers = Buffers::default();
-        let mut done = 0;
+        let mut left = kept;
         self.each(|head| {
-            let (keys, size) = (head.keys, head.queries * head.keys);
-            match kept {
+            let keys = head.keys;
+            // The weights leave the buffers while others of them are written.
+            let mut recomputed = None;
+            let weights = match &mut left {
                 Some(kept) => {
-                    buffers.weights.clear();
-                    let own = &kept[done..done + size];
-                    buffers.weights.extend_from_slice(own);
-                    done += size;
+                    let (own, others) = kept.split_at(head.queries * keys);
+                    *kept = others;
+                    own
                 }
-                None => self.weights(&mut buffers, head, q, k),
-            }
+                None => {
+                    self.weights(&mut buffers, head, q, k);
+                    &*recomputed.insert(std::mem::take(&mut buffers.weights))
+                }
+            };
             if let Some(dv) = dv {
-                self.values_backward(&mut buffers, head, upstream, dv);
+                self.values_backward(&mut buffers, head, weights, upstream, dv);
             }
             if dq.is_none() && dk.is_none() {
                 return;
             }
-            self.scores_backward(&mut buffers, head, v, upstream);
+            self.scores_backward(&mut buffers, head, weights, v, upstream);
             let slopes = View::strided(&buffers.slopes, head.queries, keys, keys);
             let packed = &mut buffers.packed;
             if let Some(dq) = dq {
@@ -257,6 +268,9 @@ impl Heads {
             if let Some(dk) = dk {
                 packed.pack_rows(&q[head.start..], hidden, head.queries, self.width());
                 packed.multiply_add(&mut dk[head.key_start..], hidden, slopes.t());
+            }
+            if let Some(weights) = recomputed {
+                buffers.weights = weights;
             }
         });
         for (gradient, slot) in taken.into_iter().zip(slots) {
@@ -268,11 +282,19 @@ impl Heads {
     }
 
     /// The gradient of v: `dv ← dv + weightsᵀ dy`, with the weights as they were dropped.
-    fn values_backward(&self, buffers: &mut Buffers, head: Head, dy: &[f32], dv: &mut [f32]) {
+    fn values_backward(
+        &self,
+        buffers: &mut Buffers,
+        head: Head,
+        weights: &[f32],
+        dy: &[f32],
+        dv: &mut [f32],
+    ) {
         let weights = match self.dropout {
-            None => &buffers.weights,
+            None => weights,
             Some(_) => {
-                buffers.dropped.clone_from(&buffers.weights);
+                buffers.dropped.clear();
+                buffers.dropped.extend_from_slice(weights);
                 self.drop(&mut buffers.dropped, head);
                 &buffers.dropped
             }
@@ -284,7 +306,14 @@ impl Heads {
     }
 
     /// The gradient of the dropped weights, then of the weights, then of the scores.
-    fn scores_backward(&self, buffers: &mut Buffers, head: Head, v: &[f32], dy: &[f32]) {
+    fn scores_backward(
+        &self,
+        buffers: &mut Buffers,
+        head: Head,
+        weights: &[f32],
+        v: &[f32],
+        dy: &[f32],
+    ) {
         let keys = head.keys;
         let packed = &mut buffers.packed;
         packed.pack_transposed(&v[head.key_start..], self.hidden, self.width(), keys);
@@ -292,7 +321,7 @@ impl Heads {
         slopes.resize(head.queries * keys, 0.0);
         packed.multiply_into(slopes, keys, self.view(dy, head));
         self.drop(slopes, head);
-        let rows = buffers.weights.chunks_exact(keys.max(1));
+        let rows = weights.chunks_exact(keys.max(1));
         for (slopes, weights) in slopes.chunks_exact_mut(keys.max(1)).zip(rows) {
             softmax_backward(slopes, weights, self.scale());
         }

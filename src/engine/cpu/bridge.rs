@@ -6,6 +6,7 @@ use dfdx::prelude::{
 };
 use dfdx::tensor::CpuError;
 
+use super::rows::add_to;
 use crate::engine::{profile, Trace};
 
 /// The elements of a contiguous tensor, row by row, in place.
@@ -98,11 +99,9 @@ impl Flow<'_> {
         Ok(())
     }
 
-    /// Adds `values` to the gradient of a slot. Where it is empty so far, it takes them over.
+    /// Adds `values` to the gradient of a slot.
     pub(super) fn add(&mut self, slot: &Slot, values: &[f32]) -> Result<(), CpuError> {
-        for (sum, value) in self.get(slot)?.iter_mut().zip(values) {
-            *sum += value;
-        }
+        add_to(self.get(slot)?, values);
         Ok(())
     }
 }
@@ -131,36 +130,43 @@ pub(super) fn output<S: Shape>(
     Ok(result.put_tape(trace))
 }
 
-/// A tensor whose elements are about to be added to, where they lie.
+/// A tensor whose elements are about to be changed where they lie.
 ///
-/// A sum has the same gradient as what is added to, so result and input share one gradient buffer. A
-/// tensor that has copies keeps its elements and its buffer: the sum is then a new one.
-pub(super) struct Sum<S: Shape> {
+/// What it was is needed no more, so its result takes over its gradient buffer as well: the backward pass
+/// turns the gradient of the result into that of the input in place. A tensor that has copies keeps its
+/// elements and its buffer: the result is then a new one.
+pub(super) struct InPlace<S: Shape> {
     tensor: Tensor<S, f32, Cpu>,
     trace: Trace<Cpu>,
-    /// Where the gradient of what was added to belongs, where that is another buffer.
+    /// Where the gradient of the input belongs, where that is another buffer.
     other: Option<Slot>,
 }
 
-impl<S: Shape> Sum<S> {
-    /// Begins with `y`.
-    pub(super) fn new(y: Tensor<S, f32, Cpu, Trace<Cpu>>) -> Result<Self, CpuError> {
-        let y_slot = slot(&y);
-        let (mut tensor, trace) = y.split_tape();
+impl<S: Shape> InPlace<S> {
+    /// Begins with `x`.
+    pub(super) fn new(x: Tensor<S, f32, Cpu, Trace<Cpu>>) -> Result<Self, CpuError> {
+        let x_slot = slot(&x);
+        let (mut tensor, trace) = x.split_tape();
         let before = data(&tensor).as_ptr();
         let values = data_mut(&mut tensor);
         let is_shared = values.as_ptr() != before;
         if is_shared {
+            profile::kept(if trace.is_on() { values.len() } else { 0 });
             let values = values.to_vec();
             tensor = tensor
                 .device()
                 .try_tensor_from_vec(values, *tensor.shape())?;
         }
-        Ok(Sum {
+        Ok(InPlace {
             tensor,
             trace,
-            other: y_slot.filter(|_| is_shared),
+            other: x_slot.filter(|_| is_shared),
         })
+    }
+
+    /// Whether the input is recorded.
+    pub(super) fn is_traced(&self) -> bool {
+        self.trace.is_on()
     }
 
     /// The elements so far.
@@ -168,12 +174,12 @@ impl<S: Shape> Sum<S> {
         data_mut(&mut self.tensor)
     }
 
-    /// The sum. With a live trace of `y` or of what was `added`, `backward` is recorded; it is given the
-    /// gradient of the sum and sees to what was added.
+    /// The result. With a live trace of the input or of what has been `added` to it, `backward` is
+    /// recorded: it is given the gradient of the result and leaves that of the input.
     pub(super) fn finish(
         self,
         added: Trace<Cpu>,
-        backward: impl FnOnce(&mut Flow, &[f32]) -> Result<(), CpuError> + 'static,
+        backward: impl FnOnce(&mut Flow, &mut [f32]) -> Result<(), CpuError> + 'static,
     ) -> Tensor<S, f32, Cpu, Trace<Cpu>> {
         profile::moved(data(&self.tensor).len());
         let (is_own, other) = (self.trace.is_on() && self.other.is_none(), self.other);
@@ -181,17 +187,18 @@ impl<S: Shape> Sum<S> {
         let op = profile::current();
         let mut trace = self.trace.merge(added);
         trace.add_backward_op(move |gradients| {
-            let upstream = std::mem::take(&mut **gradients.get_or_alloc_mut(&ghost)?);
+            let mut gradient = std::mem::take(&mut **gradients.get_or_alloc_mut(&ghost)?);
             profile::backward(op, || {
                 let mut flow = Flow(gradients);
-                profile::moved(upstream.len());
-                if let Some(slot) = &other {
-                    flow.add(slot, &upstream)?;
+                profile::moved(2 * gradient.len());
+                backward(&mut flow, &mut gradient)?;
+                match &other {
+                    Some(slot) => flow.add(slot, &gradient),
+                    None => Ok(()),
                 }
-                backward(&mut flow, &upstream)
             })?;
             if is_own {
-                **gradients.get_or_alloc_mut(&ghost)? = upstream;
+                **gradients.get_or_alloc_mut(&ghost)? = gradient;
             }
             Ok(())
         });

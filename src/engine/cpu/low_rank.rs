@@ -2,7 +2,7 @@
 
 use dfdx::prelude::*;
 
-use super::bridge::{data, slot, trace, Sum};
+use super::bridge::{data, slot, trace, InPlace};
 use super::packed::Packed;
 use super::product::View;
 use super::rows::scale_by;
@@ -25,7 +25,7 @@ pub(super) fn add_low_rank(
         "low rank: a disagrees with x or b"
     );
     let a_trace = trace(&a.matrix);
-    let joined = trace(x).merge(a_trace).merge(trace(&b.matrix));
+    let added = trace(x).merge(a_trace).merge(trace(&b.matrix));
     let slots = [slot(x), slot(&a.matrix), slot(&b.matrix)];
     let [a_plain, b_plain] = [a, b].map(|weight| weight.matrix.clone().split_tape().0);
     let (a_prepared, b_prepared) = (a.prepared.clone(), b.prepared.clone());
@@ -33,12 +33,12 @@ pub(super) fn add_low_rank(
     let x_view = View::strided(data(x), rows, input, input);
     let mut low = a_prepared.forward(&a_plain).product(x_view, None); // (rows, rank)
     scale_by(&mut low, scale);
-    let mut sum = Sum::new(y)?;
+    let mut sum = InPlace::new(y)?;
     let packed = b_prepared.forward(&b_plain);
     packed.multiply_add(sum.values(), out, View::strided(&low, rows, rank, rank)); // (rows, out)
-    profile::kept(if joined.is_on() { low.len() } else { 0 });
+    profile::kept(if added.is_on() { low.len() } else { 0 });
     let x = x.clone().split_tape().0;
-    Ok(sum.finish(joined, move |flow, upstream| {
+    Ok(sum.finish(added, move |flow, upstream| {
         let [x_slot, a_slot, b_slot] = &slots;
         let dy = View::strided(upstream, rows, out, out);
         if let Some(slot) = b_slot {

@@ -71,8 +71,8 @@ impl Backend for Cpu {
         })
     }
 
-    fn activate(x: &Matrix<Cpu>, activation: Activation) -> Outcome<Matrix<Cpu>> {
-        profile::forward(Op::Activation, elements(x), || {
+    fn activate(x: Matrix<Cpu>, activation: Activation) -> Outcome<Matrix<Cpu>> {
+        profile::forward(Op::Activation, elements(&x), || {
             activation::activate(x, activation)
         })
     }
@@ -93,8 +93,8 @@ impl Backend for Cpu {
         )
     }
 
-    fn dropout(x: &Matrix<Cpu>, layout: &Layout, dropout: Dropout) -> Outcome<Matrix<Cpu>> {
-        profile::forward(Op::Dropout, elements(x), || {
+    fn dropout(x: Matrix<Cpu>, layout: &Layout, dropout: Dropout) -> Outcome<Matrix<Cpu>> {
+        profile::forward(Op::Dropout, elements(&x), || {
             rows::dropout(x, layout, dropout)
         })
     }
@@ -127,8 +127,8 @@ impl Backend for Cpu {
         })
     }
 
-    fn add(x: &Matrix<Cpu>, y: &Matrix<Cpu>) -> Outcome<Matrix<Cpu>> {
-        profile::forward(Op::Add, elements(x) + elements(y), || rows::add(x, y))
+    fn add(x: Matrix<Cpu>, y: &Matrix<Cpu>) -> Outcome<Matrix<Cpu>> {
+        profile::forward(Op::Add, elements(&x) + elements(y), || rows::add(x, y))
     }
 
     fn scale(x: &Matrix<Cpu>, factor: f32) -> Outcome<Matrix<Cpu>> {

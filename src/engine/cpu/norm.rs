@@ -16,17 +16,17 @@ pub(super) fn layer_norm(
 ) -> Outcome<Matrix<Cpu>> {
     let (rows, hidden) = *x.shape();
     let joined = trace(x).merge(trace(gain)).merge(trace(bias));
-    let mut values = vec![0.0; rows * hidden];
-    let mut normal = vec![0.0; if joined.is_on() { rows * hidden } else { 0 }];
-    let mut inverse = vec![0.0; rows];
+    let mut values = Vec::with_capacity(rows * hidden);
+    let mut normal = Vec::with_capacity(if joined.is_on() { rows * hidden } else { 0 });
+    let mut inverse = Vec::with_capacity(rows);
     let (g, b) = (data(gain), data(bias));
-    let mut scratch = vec![0.0; hidden];
-    for (row, x) in data(x).chunks_exact(hidden).enumerate() {
-        let range = row * hidden..(row + 1) * hidden;
-        inverse[row] = normalize(x, &mut scratch, epsilon);
-        affine(&scratch, g, b, &mut values[range.clone()]);
-        if let Some(kept) = normal.get_mut(range) {
-            kept.copy_from_slice(&scratch);
+    let [mut scratch, mut scaled] = [(); 2].map(|()| vec![0.0; hidden]);
+    for x in data(x).chunks_exact(hidden) {
+        inverse.push(normalize(x, &mut scratch, epsilon));
+        affine(&scratch, g, b, &mut scaled);
+        values.extend_from_slice(&scaled);
+        if joined.is_on() {
+            normal.extend_from_slice(&scratch);
         }
     }
     profile::kept(normal.len());

@@ -3,11 +3,11 @@
 use dfdx::prelude::*;
 use multiversion::multiversion;
 
-use super::activation::add_product;
-use super::bridge::{data, output, slot, trace};
+use super::activation::{add_product, multiply_by};
+use super::bridge::{data, output, slot, trace, InPlace};
 use super::deferred::{Deferred, Part};
 use super::Outcome;
-use crate::engine::{Dropout, Fastfood, Layout, Matrix, Vector};
+use crate::engine::{Dropout, Fastfood, Layout, Matrix, Trace, Vector};
 
 /// See [`crate::engine::Backend::select_rows`].
 pub(super) fn select_rows(table: &Matrix<Cpu>, indices: &[usize]) -> Outcome<Matrix<Cpu>> {
@@ -69,23 +69,15 @@ pub(super) fn add_to(sum: &mut [f32], values: &[f32]) {
 }
 
 /// See [`crate::engine::Backend::add`].
-pub(super) fn add(x: &Matrix<Cpu>, y: &Matrix<Cpu>) -> Outcome<Matrix<Cpu>> {
+pub(super) fn add(x: Matrix<Cpu>, y: &Matrix<Cpu>) -> Outcome<Matrix<Cpu>> {
     assert_eq!(x.shape(), y.shape(), "add: shapes disagree");
-    let values = data(x).iter().zip(data(y)).map(|(x, y)| x + y).collect();
-    let (x_slot, y_slot) = (slot(x), slot(y));
-    let joined = trace(x).merge(trace(y));
-    output(
-        values,
-        *x.shape(),
-        joined,
-        x.device(),
-        move |flow, upstream| {
-            for slot in [&x_slot, &y_slot].into_iter().flatten() {
-                flow.add(slot, upstream)?;
-            }
-            Ok(())
-        },
-    )
+    let mut sum = InPlace::new(x)?;
+    add_to(sum.values(), data(y));
+    let y_slot = slot(y);
+    Ok(sum.finish(trace(y), move |flow, gradient| match &y_slot {
+        Some(slot) => flow.add(slot, gradient),
+        None => Ok(()),
+    }))
 }
 
 /// See [`crate::engine::Backend::project`].
@@ -175,35 +167,26 @@ fn add_scaled_rows(out: &mut [f32], input: &[f32], factors: &[f32]) {
 }
 
 /// See [`crate::engine::Backend::dropout`].
-pub(super) fn dropout(x: &Matrix<Cpu>, layout: &Layout, dropout: Dropout) -> Outcome<Matrix<Cpu>> {
+pub(super) fn dropout(x: Matrix<Cpu>, layout: &Layout, dropout: Dropout) -> Outcome<Matrix<Cpu>> {
     let (_, columns) = *x.shape();
-    let mut values = vec![0.0; data(x).len()];
-    drop_rows(data(x), columns, layout, dropout, &mut values);
-    let (x_slot, layout) = (slot(x), layout.clone());
-    output(
-        values,
-        *x.shape(),
-        trace(x),
-        x.device(),
-        move |flow, upstream| {
-            if let Some(slot) = &x_slot {
-                drop_rows(upstream, columns, &layout, dropout, flow.get(slot)?);
-            }
-            Ok(())
-        },
-    )
+    let mut result = InPlace::new(x)?;
+    drop_rows(result.values(), columns, layout, dropout);
+    let layout = layout.clone();
+    Ok(result.finish(Trace::off(), move |_, gradient| {
+        drop_rows(gradient, columns, &layout, dropout);
+        Ok(())
+    }))
 }
 
-/// `out += factors ⊙ input`, the factors drawn again from the layout's keys.
+/// `values ← factors ⊙ values`, the factors drawn from the layout's keys.
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
-fn drop_rows(input: &[f32], columns: usize, layout: &Layout, dropout: Dropout, out: &mut [f32]) {
+fn drop_rows(values: &mut [f32], columns: usize, layout: &Layout, dropout: Dropout) {
     let mut factors = vec![0.0; columns];
     for (sequence, range) in layout.ranges().enumerate() {
         let noise = crate::engine::noise::Noise::new(layout.key(sequence), dropout.site);
         for (position, row) in range.enumerate() {
             noise.dropout_row(position, dropout.probability, &mut factors);
-            let range = row * columns..(row + 1) * columns;
-            add_product(&mut out[range.clone()], &input[range], &factors);
+            multiply_by(&mut values[row * columns..(row + 1) * columns], &factors);
         }
     }
 }
