@@ -218,9 +218,11 @@ impl<D: Backend> Pass<'_, D> {
     ) -> Outcome<Matrix<D>, D> {
         for placed in self.graph.deltas_at(path) {
             let site = self.at(&placed.delta, path);
-            let (at, before) = (site.at(layout, residual), y.clone());
+            let at = site.at(layout, residual);
+            // Only a gate needs what there was before: without it, the method may change it in place.
+            let before = placed.is_gated.then(|| y.clone());
             y = placed.method.forward(&at, x, y)?;
-            if placed.is_gated {
+            if let Some(before) = before {
                 let reads = match placed.method.preposition() {
                     Preposition::After => &before,
                     _ => x,
