@@ -15,7 +15,7 @@ fn main() -> ExitCode {
 /// Tells the allocator to keep the pages of freed buffers for the next step: a page that was given back
 /// costs a fault when it is touched again. The most memory that a run has does not depend on it.
 fn keep_pages() {
-    use libmimalloc_sys::{mi_option_use_numa_nodes, mi_option_set};
+    use libmimalloc_sys::{mi_option_set, mi_option_use_numa_nodes};
     // mimalloc.h: the option before that one, which the bindings do not name.
     const PURGE_DELAY: libmimalloc_sys::mi_option_t = mi_option_use_numa_nodes - 1;
     // SAFETY: sets one number of the allocator's, before any other thread is there.

@@ -3,7 +3,7 @@
 
 use deltarun::engine::{
     backward, definition, with_trace, Activation, AttentionShape, Backend, Dropout, Fastfood,
-    Layout, Matrix, Recorder, Scalar, Vector, Weight,
+    Layout, Matrix, Precision, Recorder, Scalar, Trace, Vector, Weight,
 };
 use dfdx::prelude::*;
 use proptest::prelude::*;
@@ -134,6 +134,38 @@ proptest! {
             &|m, _| definition::linear(&m[0], &weight, None).unwrap(),
             2e-5,
         );
+    }
+
+    #[test]
+    fn linear_in_16_bits(seed: u64, rows in 1..40usize, input in 1..70usize, out in 1..70usize) {
+        if !Cpu::has(Precision::Bf16) {
+            println!("skipped: this processor has no AVX512-BF16");
+            return Ok(());
+        }
+        let mut random = Random::new(seed);
+        let round = |(values, shape): (Vec<f32>, _)| {
+            let rounded = values.iter().map(|x| half::bf16::from_f32(*x).to_f32());
+            (rounded.collect::<Vec<f32>>(), shape)
+        };
+        let weight = round(random.matrix(out, input, 1.0));
+        let inputs = Inputs {
+            matrices: vec![round(random.matrix(rows, input, 1.0))],
+            vectors: vec![random.values(out, 1.0)],
+        };
+        let frozen = |precision| {
+            let (values, shape) = weight.clone();
+            let matrix = with_trace(&Cpu::default().tensor_from_vec(values, shape), &Trace::off());
+            Weight { precision, ..matrix.into() }
+        };
+        let op = |precision| move |m: &[Matrix<Cpu>], v: &[Vector<Cpu>]| {
+            Cpu::linear(&m[0], &frozen(precision), Some(&v[0])).unwrap()
+        };
+        // What flows back is rounded as well: its error is that of bfloat16s, 2⁻⁹ of each term.
+        let (f32_op, bf16_op) = (op(Precision::F32), op(Precision::Bf16));
+        let (exact, exact_gradients) = value_and_gradients(&inputs, &f32_op);
+        let (value, gradients) = value_and_gradients(&inputs, &bf16_op);
+        close("the value", &value, &exact, 1e-4);
+        close("the gradient", &gradients[0], &exact_gradients[0], 5e-2);
     }
 
     #[test]

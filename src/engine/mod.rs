@@ -40,6 +40,19 @@ pub struct Weight<D: Backend> {
     pub matrix: Matrix<D>,
     /// Made from the same elements.
     pub prepared: Arc<D::Prepared>,
+    /// How it is multiplied while it is frozen.
+    pub precision: Precision,
+}
+
+/// How products with a frozen weight are computed. Sums, and all else, are in f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// With operands in f32.
+    #[default]
+    F32,
+    /// With operands rounded to bfloat16.
+    Bf16,
 }
 
 impl<D: Backend> From<Matrix<D>> for Weight<D> {
@@ -47,6 +60,7 @@ impl<D: Backend> From<Matrix<D>> for Weight<D> {
         Weight {
             matrix,
             prepared: Arc::default(),
+            precision: Precision::F32,
         }
     }
 }
@@ -100,6 +114,11 @@ pub struct AttentionShape {
 pub trait Backend: dfdx::tensor_ops::Device<f32> {
     /// What the device keeps of a weight beside it; it is used until the weight changes.
     type Prepared: Default + Send + Sync;
+
+    /// Whether the device, as it is here, has products of this precision.
+    fn has(precision: Precision) -> bool {
+        precision == Precision::F32
+    }
 
     /// `x Wᵀ + b`: `x (rows, in)`, `weight (out, in)`, `bias (out)` → `(rows, out)`.
     /// What is not traced gets no gradient.

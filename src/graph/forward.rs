@@ -6,8 +6,8 @@ use super::{Batch, Graph, Targets, Value};
 use crate::backbone::family::{Head, HeadStep, Kind, Reads};
 use crate::backbone::Site;
 use crate::engine::{
-    with_trace, Activation, AttentionShape, Backend, Dropout, Layout, Matrix, Scalar, Trace,
-    Vector, Weight,
+    with_trace, Activation, AttentionShape, Backend, Dropout, Layout, Matrix, Precision, Scalar,
+    Trace, Vector, Weight,
 };
 
 type Outcome<T, D> = Result<T, <D as HasErr>::Err>;
@@ -398,6 +398,10 @@ impl<'g, D: Backend> Pass<'g, D> {
             Some((key, Value::Matrix(tensor, prepared))) => Weight {
                 matrix: with_trace(tensor, &self.trace_of(key)),
                 prepared: prepared.clone(),
+                precision: match self.graph.base.contains_key(key) {
+                    true => self.graph.precision,
+                    false => Precision::F32,
+                },
             },
             _ => unreachable!("`{path}` is a matrix of every graph: the tree has it"),
         }

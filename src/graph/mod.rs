@@ -21,7 +21,7 @@ use crate::backbone::family::{Family, Head, NormPlace};
 use crate::backbone::{head_parameters, Checkpoint, Config, Parameter, Tree};
 use crate::delta::Method;
 use crate::diagnostic::Problem;
-use crate::engine::{backward, Backend, Deferred, Recorder, Trace};
+use crate::engine::{backward, Backend, Deferred, Precision, Recorder, Trace};
 use crate::plan::{Change, Plan, TaskPlan};
 
 pub use batch::{Batch, Targets};
@@ -36,6 +36,8 @@ pub struct Graph<D: Backend> {
     config: Config,
     family: Family,
     tree: Tree,
+    /// How products with the backbone's own weights are computed.
+    precision: Precision,
     /// The backbone's own weights. They never change.
     base: Arc<Store<D>>,
     /// Parameters of deltas and heads: `delta.site.name`, `task.head.weight`.
@@ -121,6 +123,7 @@ impl<D: Backend> Graph<D> {
             tree: Tree::new(&config),
             config,
             device,
+            precision: plan.backbone.precision,
             base: Arc::default(),
             values: Store::new(),
             fresh_heads: BTreeSet::new(),
@@ -341,6 +344,11 @@ impl<D: Backend> Graph<D> {
     /// Takes the heads as they are for trained: their values came from elsewhere.
     pub fn adopt_heads(&mut self) {
         self.fresh_heads.clear();
+    }
+
+    /// Computes products with frozen weights in this precision from now on.
+    pub fn set_precision(&mut self, precision: Precision) {
+        self.precision = precision;
     }
 
     /// The device.

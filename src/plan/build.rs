@@ -10,6 +10,7 @@ use super::stages::{stage, Known};
 use super::{tasks, BackbonePlan, DataPlan, Plan, TaskPlan, SHORTEST};
 use crate::backbone::Config;
 use crate::diagnostic::{Problem, Span};
+use crate::engine::Precision;
 use crate::syntax::ast::{Block, Name, Pipeline, Spanned, Statement, Value};
 
 /// Finds a backbone by what the file calls it: its directory and its dimensions.
@@ -196,6 +197,8 @@ impl<'a> Builder<'a> {
             .unwrap_or(longest.min(512));
         let weights = [("pretrained", false), ("random", true)];
         let random = fields.choice("weights", &weights).unwrap_or(false);
+        let precisions = [("f32", Precision::F32), ("bf16", Precision::Bf16)];
+        let precision = fields.choice("precision", &precisions).unwrap_or_default();
         fields.finish();
         Some(BackbonePlan {
             location: text.clone(),
@@ -203,6 +206,7 @@ impl<'a> Builder<'a> {
             config,
             max_length,
             random,
+            precision,
             span,
         })
     }

@@ -2,6 +2,7 @@
 
 use super::{Change, DeltaPlan, Plan, StagePlan};
 use crate::backbone::{head_parameters, language_model_parameters, Tree};
+use crate::engine::Precision;
 
 /// What a stage trains and needs.
 #[derive(Clone, Debug, PartialEq)]
@@ -117,6 +118,18 @@ impl Plan {
                         "behind its attention, masked tokens alone go on".to_owned()
                     }
                     _ => "behind its attention, one row of a sequence goes on".to_owned(),
+                },
+            },
+            Gain {
+                name: "products in 16 bits",
+                applies: self.backbone.precision == Precision::Bf16,
+                reason: match self.backbone.precision {
+                    Precision::Bf16 => {
+                        "frozen weights and what they multiply are rounded to bfloat16".to_owned()
+                    }
+                    Precision::F32 => {
+                        "not asked for: `precision = bf16` in `backbone`, with its error".to_owned()
+                    }
                 },
             },
             Gain {

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::backbone::{Config, Module};
 use crate::delta::{gate, Method, NewParameter, OnHost};
 use crate::diagnostic::Span;
+use crate::engine::Precision;
 pub use crate::syntax::ast::Unit;
 
 pub use build::plan;
@@ -152,6 +153,9 @@ pub struct BackbonePlan {
     pub max_length: usize,
     /// Whether the weights are drawn from the seed instead of read.
     pub random: bool,
+    /// How products with frozen weights are computed.
+    #[serde(default)]
+    pub precision: Precision,
     /// The place of the statement.
     pub span: Span,
 }

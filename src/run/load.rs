@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::directory::read_manifest;
 use crate::backbone::{fetch_weights, locate, read_config, Checkpoint};
 use crate::diagnostic::{Problem, Span};
+use crate::engine::Precision;
 use crate::graph::{Executor, Graph, Tensors};
 use crate::peft;
 use crate::plan::{BackbonePlan, Label, Metric, Plan, TaskKind, TaskPlan};
@@ -57,6 +58,8 @@ fn open_own<D: Executor>(
     };
     let text = std::fs::read_to_string(&path).map_err(|e| unreadable(e.to_string()))?;
     let mut plan = Plan::from_yaml(&text).map_err(|e| unreadable(e.to_string()))?;
+    // What a run says does not depend on the processor that asks it.
+    plan.backbone.precision = Precision::F32;
     if let Some(name) = backbone {
         plan.backbone.directory = locate(name, Path::new(""))?;
     }
@@ -129,6 +132,7 @@ fn open_adapter<D: Executor>(
             max_length: config.longest().min(512),
             config,
             random: false,
+            precision: Precision::F32,
             span: Span::default(),
         },
         data: Default::default(),

@@ -9,6 +9,7 @@ mod examples;
 mod load;
 mod merge;
 mod origin;
+mod precision;
 mod profile;
 mod source;
 
@@ -35,6 +36,7 @@ pub use examples::{check_files, resolve_words, Loader};
 pub use load::{open_run, Loaded};
 pub use merge::merge;
 pub use origin::resolve_origins;
+pub use precision::PrecisionError;
 pub use profile::{profile, Profile};
 pub use source::{read_text, Source};
 
@@ -53,6 +55,9 @@ pub struct Summary {
     pub stages: Vec<StageResult>,
     /// The last stage's parameters on the test set, where there is one.
     pub test: Option<Evaluation>,
+    /// How far logits lie from those in f32, where products are in 16 bits.
+    #[serde(default)]
+    pub precision_error: Option<PrecisionError>,
     /// The most memory that the process has had so far, in bytes, where the system tells.
     #[serde(default)]
     pub peak_memory: Option<u64>,
@@ -81,6 +86,7 @@ pub fn run<D: Executor>(
     progress: Progress,
 ) -> Result<Ended, Problem> {
     Directory::check(out)?;
+    precision::check_precision::<D>(plan)?;
     let mut loader = Loader::new(plan)?;
     let data = loader.stages(plan)?;
     check_steps(plan, &data)?;
@@ -124,6 +130,13 @@ pub fn run<D: Executor>(
             .filter(|_| is_zero_shot),
     )?;
     let test = final_result(files.and_then(|data| data.test.as_ref()))?;
+    let seen = data
+        .last()
+        .and_then(|data| data.dev.as_ref().or(Some(&data.train)));
+    let precision_error = match seen {
+        Some(seen) => precision::precision_error(plan, &mut graph, &seen.all)?,
+        None => None,
+    };
     let summary = Summary {
         name: plan.name.clone(),
         metric: task.metric,
@@ -131,6 +144,7 @@ pub fn run<D: Executor>(
         zero_shot,
         stages: state.position.results,
         test,
+        precision_error,
         peak_memory: peak_memory(),
     };
     directory.finish(plan, &graph, &summary)?;
@@ -221,6 +235,12 @@ impl Summary {
         if let Some(test) = &self.test {
             let value = metric_value(self.metric, test.get(self.metric));
             text.push_str(&format!("\n  test {}: {value}\n", self.metric.name()));
+        }
+        if let Some(error) = &self.precision_error {
+            text.push_str(&format!(
+                "\n  products in bf16: logits within {:.1e} of those in f32 ({} examples, logits up to {:.1})\n",
+                error.largest, error.examples, error.logit
+            ));
         }
         text
     }

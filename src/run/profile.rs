@@ -30,6 +30,7 @@ const SKIPPED: usize = 2;
 /// # Errors
 /// What a run reports before its first step; a loss that is not a number.
 pub fn profile(plan: &Plan, index: usize, steps: usize) -> Result<Profile, Problem> {
+    super::precision::check_precision::<Cpu>(plan)?;
     let mut data = Loader::new(plan)?.stages(plan)?;
     check_steps(plan, &data)?;
     data.iter_mut().for_each(|data| data.dev = None);

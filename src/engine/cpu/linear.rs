@@ -6,16 +6,19 @@ use dfdx::prelude::*;
 
 use super::bridge::{data, is_traced, output, slot, trace};
 use super::deferred::{Deferred, Part};
+use super::half::HalfPacked;
 use super::packed::Packed;
 use super::product::{multiply, View};
 use super::Outcome;
-use crate::engine::{Matrix, Vector, Weight};
+use crate::engine::{Matrix, Precision, Vector, Weight};
 
 /// A weight, packed for `x Wᵀ` and for `dy W` when either is first needed.
 #[derive(Default)]
 pub struct Prepared {
     forward: OnceLock<Packed>,
     backward: OnceLock<Packed>,
+    half_forward: OnceLock<HalfPacked>,
+    half_backward: OnceLock<HalfPacked>,
 }
 
 impl Prepared {
@@ -34,6 +37,22 @@ impl Prepared {
     }
 }
 
+impl Prepared {
+    /// [`Prepared::forward`], rounded.
+    fn half_forward(&self, weight: &Plain) -> &HalfPacked {
+        let ((out, input), w) = (*weight.shape(), data(weight));
+        self.half_forward
+            .get_or_init(|| HalfPacked::new(input, out, |p, j| w[j * input + p]))
+    }
+
+    /// [`Prepared::backward`], rounded.
+    fn half_backward(&self, weight: &Plain) -> &HalfPacked {
+        let ((out, input), w) = (*weight.shape(), data(weight));
+        self.half_backward
+            .get_or_init(|| HalfPacked::new(out, input, |p, j| w[p * input + j]))
+    }
+}
+
 type Plain = Tensor<(usize, usize), f32, Cpu>;
 
 /// See [`crate::engine::Backend::linear`].
@@ -45,6 +64,7 @@ pub(super) fn linear(
     let Weight {
         matrix: weight,
         prepared,
+        precision,
     } = weight;
     let (rows, input) = *x.shape();
     let (out, weight_input) = *weight.shape();
@@ -53,8 +73,12 @@ pub(super) fn linear(
         "linear: x is {rows}x{input}, weight {out}x{weight_input}"
     );
     let (plain, weight_trace) = weight.clone().split_tape();
-    let packed = prepared.forward(&plain);
-    let values = packed.product(View::strided(data(x), rows, input, input), bias.map(data)); // (rows, out)
+    let is_half = *precision == Precision::Bf16 && !weight_trace.is_on();
+    let view = View::strided(data(x), rows, input, input);
+    let values = match is_half {
+        true => prepared.half_forward(&plain).product(view, bias.map(data)),
+        false => prepared.forward(&plain).product(view, bias.map(data)),
+    }; // (rows, out)
 
     let mut joined = trace(x).merge(weight_trace.clone());
     if let Some(bias) = bias {
@@ -73,8 +97,11 @@ pub(super) fn linear(
         move |flow, upstream| {
             let dy = View::strided(upstream, rows, out, out);
             if let Some(slot) = &x_slot {
-                let packed = prepared.backward(&plain);
-                packed.multiply_add(flow.get(slot)?, input, dy); // (rows, in)
+                let gradient = flow.get(slot)?; // (rows, in)
+                match is_half {
+                    true => prepared.half_backward(&plain).multiply_add(gradient, dy),
+                    false => prepared.backward(&plain).multiply_add(gradient, input, dy),
+                }
             }
             if let (Some(trace), Some(x)) = (&deferring, &kept_x) {
                 trace.defer(Deferred {

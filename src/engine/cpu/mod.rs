@@ -9,6 +9,7 @@ mod activation;
 mod attention;
 mod bridge;
 mod deferred;
+mod half;
 mod linear;
 mod loss;
 mod low_rank;
@@ -25,7 +26,8 @@ use rayon::prelude::*;
 
 use super::profile::{self, Op};
 use super::{
-    Activation, AttentionShape, Backend, Dropout, Fastfood, Layout, Matrix, Scalar, Vector, Weight,
+    Activation, AttentionShape, Backend, Dropout, Fastfood, Layout, Matrix, Precision, Scalar,
+    Vector, Weight,
 };
 
 pub use deferred::Deferred;
@@ -38,6 +40,10 @@ fn elements(x: &Matrix<Cpu>) -> usize {
 
 impl Backend for Cpu {
     type Prepared = linear::Prepared;
+
+    fn has(precision: Precision) -> bool {
+        precision == Precision::F32 || half::has_bf16()
+    }
 
     fn linear(
         x: &Matrix<Cpu>,

@@ -5,7 +5,7 @@ use super::product::{multiply, View};
 use crate::engine::profile;
 
 /// Columns of a panel: two registers of AVX-512, four of AVX2.
-const PANEL: usize = 32;
+pub(super) const PANEL: usize = 32;
 
 /// A matrix `(depth, columns)`, panel after panel: the 32 elements of a row of a panel lie side by
 /// side, zeros where the last panel is not full.
@@ -18,7 +18,7 @@ pub(super) struct Packed {
 
 /// What becomes of the elements of a result.
 #[derive(Clone, Copy)]
-enum Mode {
+pub(super) enum Mode {
     /// `out ← out + a b`
     Add,
     /// `out ← a b`
@@ -222,7 +222,7 @@ fn transpose(data: &[f32], stride: usize, depth: usize, count: usize, panel: &mu
 }
 
 /// Rows of a tile at most.
-const MOST_ROWS: usize = 12;
+pub(super) const MOST_ROWS: usize = 12;
 
 /// What one call of a kernel works on.
 struct Tile {
@@ -272,7 +272,7 @@ impl Tile {
 }
 
 #[cfg(target_arch = "x86_64")]
-mod x86 {
+pub(super) mod x86 {
     use std::arch::x86_64::*;
 
     use super::{Mode, Tile, MOST_ROWS, PANEL};
@@ -324,20 +324,31 @@ mod x86 {
         }
         for (i, sum) in sums.iter().enumerate() {
             for (half, sum) in sum.iter().enumerate() {
-                let left = tile.width.saturating_sub(16 * half).min(16);
-                let mask = ((1u32 << left) - 1) as __mmask16;
-                let place = tile.out.add(i * tile.stride + 16 * half);
-                let sum = match tile.mode {
-                    Mode::Set => *sum,
-                    Mode::Add => _mm512_add_ps(_mm512_maskz_loadu_ps(mask, place), *sum),
-                    Mode::Bias(bias) => {
-                        let bias = _mm512_maskz_loadu_ps(mask, bias.add(16 * half));
-                        _mm512_add_ps(bias, *sum)
-                    }
-                };
-                _mm512_mask_storeu_ps(place, mask, sum);
+                let place = tile.out.add(i * tile.stride);
+                write_16(place, 16 * half, tile.width, tile.mode, *sum);
             }
         }
+    }
+
+    /// Writes 16 sums from column `first` on, those that lie below `width`, into the row at `place`.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(in super::super) unsafe fn write_16(
+        place: *mut f32,
+        first: usize,
+        width: usize,
+        mode: Mode,
+        sum: __m512,
+    ) {
+        let left = width.saturating_sub(first).min(16);
+        let mask = ((1u32 << left) - 1) as __mmask16;
+        let place = place.add(first);
+        let sum = match mode {
+            Mode::Set => sum,
+            Mode::Add => _mm512_add_ps(_mm512_maskz_loadu_ps(mask, place), sum),
+            Mode::Bias(bias) => _mm512_add_ps(_mm512_maskz_loadu_ps(mask, bias.add(first)), sum),
+        };
+        _mm512_mask_storeu_ps(place, mask, sum);
     }
 
     /// One register of 8 columns, of which two are multiplied at once.

@@ -1,0 +1,240 @@
+//! Products whose operands are rounded to bfloat16, with sums in f32: two products for the price of one
+//! where the processor has AVX512-BF16.
+
+use multiversion::multiversion;
+
+use super::packed::{Mode, MOST_ROWS, PANEL};
+use super::product::View;
+use crate::engine::profile;
+
+/// Whether this processor has such products.
+pub(super) fn has_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512f")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
+}
+
+/// A matrix `(depth, columns)` of rounded elements, panel after panel of 32 columns: the elements of two
+/// rows that stand in one column lie side by side.
+pub(super) struct HalfPacked {
+    depth: usize,
+    columns: usize,
+    panels: Vec<u16>,
+}
+
+impl HalfPacked {
+    /// Packs a matrix whose element `(p, j)` is `element(p, j)`.
+    pub(super) fn new(depth: usize, columns: usize, element: impl Fn(usize, usize) -> f32) -> Self {
+        let pairs = depth.div_ceil(2);
+        let mut panels = vec![0; columns.div_ceil(PANEL) * pairs * 2 * PANEL];
+        let sized = panels.chunks_exact_mut((pairs * 2 * PANEL).max(1));
+        for (number, panel) in sized.enumerate() {
+            for (pair, row) in panel.chunks_exact_mut(2 * PANEL).enumerate() {
+                for (place, rounded) in row.iter_mut().enumerate() {
+                    let (p, j) = (2 * pair + place % 2, number * PANEL + place / 2);
+                    if p < depth && j < columns {
+                        *rounded = round(element(p, j));
+                    }
+                }
+            }
+        }
+        HalfPacked {
+            depth,
+            columns,
+            panels,
+        }
+    }
+
+    /// `a b (rows, columns)`, and `bias (columns)` added to each row.
+    pub(super) fn product(&self, a: View, bias: Option<&[f32]>) -> Vec<f32> {
+        let count = a.rows * self.columns;
+        let mut out: Vec<f32> = Vec::with_capacity(count);
+        let mode = match bias {
+            Some(bias) => {
+                assert_eq!(bias.len(), self.columns, "half product: bias");
+                Mode::Bias(bias.as_ptr())
+            }
+            None => Mode::Set,
+        };
+        // SAFETY: there is room for `count` elements, and each is written before the length is set.
+        unsafe {
+            self.multiply(out.as_mut_ptr(), a, mode);
+            out.set_len(count);
+        }
+        out
+    }
+
+    /// `out ← out + a b`, `out (rows, columns)`.
+    pub(super) fn multiply_add(&self, out: &mut [f32], a: View) {
+        assert_eq!(out.len(), a.rows * self.columns, "half product: out");
+        // SAFETY: `out` has all rows.
+        unsafe { self.multiply(out.as_mut_ptr(), a, Mode::Add) }
+    }
+
+    /// # Safety
+    /// `out` has `a.rows` rows of `columns` elements, which may be without a value unless they are added
+    /// to. A bias has `columns` elements.
+    unsafe fn multiply(&self, out: *mut f32, a: View, mode: Mode) {
+        let (depth, columns, rows) = (self.depth, self.columns, a.rows);
+        assert!(
+            a.columns == depth && a.fits() && a.strides.1 == 1,
+            "half product: {rows}x{} by {depth}x{columns}",
+            a.columns
+        );
+        assert!(has_bf16(), "this processor has no bfloat16 products");
+        profile::product(rows, depth, columns);
+        let pairs = depth.div_ceil(2);
+        let mut rounded = vec![0u16; rows * pairs * 2];
+        for (row, to) in rounded.chunks_exact_mut((pairs * 2).max(1)).enumerate() {
+            let from = &a.data[row * a.strides.0..row * a.strides.0 + depth];
+            round_all(from, to);
+        }
+        let sized = self.panels.chunks_exact((pairs * 2 * PANEL).max(1));
+        for (number, panel) in sized.enumerate() {
+            let first = number * PANEL;
+            let tile = |row: usize| Tile {
+                pairs,
+                a: rounded[row * pairs * 2..].as_ptr(),
+                panel: panel.as_ptr(),
+                out: out.add(row * columns + first),
+                stride: columns,
+                width: PANEL.min(columns - first),
+                mode: match mode {
+                    Mode::Bias(bias) => Mode::Bias(bias.add(first)),
+                    other => other,
+                },
+            };
+            for row in (0..rows).step_by(MOST_ROWS) {
+                // The processor has the instructions; the tile has at most the rows that are left, and
+                // a whole panel.
+                multiply_tile(&tile(row), (rows - row).min(MOST_ROWS));
+            }
+        }
+    }
+}
+
+/// The nearest bfloat16, of two the even one; NaN stays NaN. As `half::bf16::from_f32`, in a form that is
+/// vectorized.
+#[inline(always)]
+fn round(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let nearest = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
+    let quiet = bits | 0x0040_0000;
+    ((if x.is_nan() { quiet } else { nearest }) >> 16) as u16
+}
+
+/// Rounds a row; what `to` has more is left as it is.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw", "x86_64+avx2+fma"))]
+fn round_all(from: &[f32], to: &mut [u16]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = round(*from);
+    }
+}
+
+/// What one call of the kernel works on.
+struct Tile {
+    pairs: usize,
+    a: *const u16,
+    panel: *const u16,
+    out: *mut f32,
+    stride: usize,
+    width: usize,
+    mode: Mode,
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn multiply_tile(_: &Tile, _: usize) {
+    unreachable!("no processor of this kind has bfloat16 products")
+}
+
+#[cfg(target_arch = "x86_64")]
+use x86::multiply_tile;
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::super::packed::x86::write_16;
+    use super::{Tile, MOST_ROWS, PANEL};
+
+    /// `a · panel` for `count` rows, 1 to 12.
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub(super) unsafe fn multiply_tile(tile: &Tile, count: usize) {
+        const KERNELS: [unsafe fn(&Tile); MOST_ROWS] = [
+            rows::<1>, rows::<2>, rows::<3>, rows::<4>, rows::<5>, rows::<6>, rows::<7>, rows::<8>,
+            rows::<9>, rows::<10>, rows::<11>, rows::<12>,
+        ];
+        KERNELS[count.clamp(1, MOST_ROWS) - 1](tile);
+    }
+
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    unsafe fn rows<const ROWS: usize>(tile: &Tile) {
+        let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
+        let mut panel = tile.panel;
+        for pair in 0..tile.pairs {
+            let half = |pointer: *const u16| -> __m512bh {
+                std::mem::transmute(_mm512_loadu_si512(pointer.cast()))
+            };
+            let b = [half(panel), half(panel.add(PANEL))];
+            panel = panel.add(2 * PANEL);
+            for (i, sum) in sums.iter_mut().enumerate() {
+                let x = tile.a.add(2 * (i * tile.pairs + pair)).cast::<i32>();
+                let x: __m512bh = std::mem::transmute(_mm512_set1_epi32(x.read_unaligned()));
+                sum[0] = _mm512_dpbf16_ps(sum[0], x, b[0]);
+                sum[1] = _mm512_dpbf16_ps(sum[1], x, b[1]);
+            }
+        }
+        for (i, sum) in sums.iter().enumerate() {
+            let place = tile.out.add(i * tile.stride);
+            write_16(place, 0, tile.width, tile.mode, sum[0]);
+            write_16(place, 16, tile.width, tile.mode, sum[1]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_is_to_the_nearest_and_of_two_to_the_even_one() {
+        let bits = (0..0x1_0000u32)
+            .flat_map(|high| [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff].map(|low| high << 16 | low));
+        for x in bits.map(f32::from_bits) {
+            let (found, expected) = (half::bf16::from_bits(round(x)), half::bf16::from_f32(x));
+            assert!(found == expected || x.is_nan() && found.is_nan(), "{x}");
+        }
+    }
+
+    /// The kernel beside sums in f64 of the rounded elements.
+    #[test]
+    fn products_are_those_of_rounded_elements() {
+        if !has_bf16() {
+            println!("skipped: this processor has no AVX512-BF16");
+            return;
+        }
+        let value = |seed: u64| (crate::engine::mix(seed) >> 40) as f32 / 16_777_216.0 - 0.5;
+        let exact = |x: f32| f64::from(half::bf16::from_f32(x).to_f32());
+        for (rows, depth, columns) in [(1, 1, 1), (13, 7, 33), (25, 40, 64), (12, 385, 70)] {
+            let a: Vec<f32> = (0..rows * depth).map(|i| value(i as u64)).collect();
+            let b: Vec<f32> = (0..depth * columns).map(|i| value(!(i as u64))).collect();
+            let bias: Vec<f32> = (0..columns).map(|i| i as f32).collect();
+            let packed = HalfPacked::new(depth, columns, |p, j| b[p * columns + j]);
+            let biased = packed.product(View::new(&a, depth), Some(&bias));
+            let mut added = vec![1.0; rows * columns];
+            packed.multiply_add(&mut added, View::new(&a, depth));
+            for (place, (biased, added)) in biased.iter().zip(&added).enumerate() {
+                let (i, j) = (place / columns, place % columns);
+                let terms = (0..depth).map(|p| exact(a[i * depth + p]) * exact(b[p * columns + j]));
+                let sum: f64 = terms.sum();
+                assert!((f64::from(*biased) - sum - f64::from(bias[j])).abs() < 1e-5);
+                assert!((f64::from(*added) - sum - 1.0).abs() < 1e-5);
+            }
+        }
+    }
+}

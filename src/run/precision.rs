@@ -1,0 +1,65 @@
+//! What products of less than 32 bits cost in exactness.
+
+use serde::{Deserialize, Serialize};
+
+use crate::data::Example;
+use crate::diagnostic::Problem;
+use crate::engine::Precision;
+use crate::graph::{Executor, Graph};
+use crate::plan::Plan;
+use crate::train::predict;
+
+/// How far logits lie from those that products in f32 give.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PrecisionError {
+    /// The examples that were compared.
+    pub examples: usize,
+    /// The largest difference of a logit.
+    pub largest: f32,
+    /// The largest logit, without its sign.
+    pub logit: f32,
+}
+
+/// Whether the device has what the plan asks for.
+///
+/// # Errors
+/// It has not.
+pub(super) fn check_precision<D: Executor>(plan: &Plan) -> Result<(), Problem> {
+    if D::has(plan.backbone.precision) {
+        return Ok(());
+    }
+    let message = "this device has no products in bfloat16";
+    Err(Problem::new("delta::run::precision", message)
+        .at(plan.backbone.span, "asked for here")
+        .help("take `precision = bf16` out; on the CPU, it needs AVX512-BF16"))
+}
+
+/// Examples that are compared, at most.
+const COMPARED: usize = 64;
+
+/// Compares the graph's logits with those in f32, where it computes others.
+pub(super) fn precision_error<D: Executor>(
+    plan: &Plan,
+    graph: &mut Graph<D>,
+    examples: &[Example],
+) -> Result<Option<PrecisionError>, Problem> {
+    let examples = &examples[..examples.len().min(COMPARED)];
+    let is_language_model = graph
+        .task()
+        .is_none_or(|task| task.kind.is_language_model());
+    if plan.backbone.precision == Precision::F32 || examples.is_empty() || is_language_model {
+        return Ok(None);
+    }
+    let found = predict(graph, examples)?;
+    graph.set_precision(Precision::F32);
+    let exact = predict(graph, examples)?;
+    graph.set_precision(plan.backbone.precision);
+    let largest =
+        |values: &mut dyn Iterator<Item = f32>| values.fold(0.0, |a: f32, b| a.max(b.abs()));
+    let pairs = found.iter().flatten().zip(exact.iter().flatten());
+    Ok(Some(PrecisionError {
+        examples: examples.len(),
+        largest: largest(&mut pairs.map(|(found, exact)| found - exact)),
+        logit: largest(&mut exact.iter().flatten().copied()),
+    }))
+}
