@@ -189,6 +189,8 @@ fn a_gate_opens_for_each_sequence_alone() {
                 layout: Layout::new([range.len()], vec![0]),
                 masks: Vec::new(),
                 soft: Vec::new(),
+                places: vec![0],
+                prefix: None,
                 total: 1,
                 targets: Targets::Classes(vec![0]),
             };

@@ -151,6 +151,8 @@ pub fn batch(
         layout,
         masks,
         soft,
+        places: places.to_vec(),
+        prefix: None,
         targets,
         total,
     }

@@ -268,6 +268,10 @@ impl DeltaMethod for AdaLora {
         ]
     }
 
+    fn dropout(&self) -> f32 {
+        self.dropout
+    }
+
     fn forward<D: Backend>(
         &self,
         at: &At<D>,

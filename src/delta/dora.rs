@@ -60,6 +60,10 @@ impl DeltaMethod for Dora {
         parameters
     }
 
+    fn dropout(&self) -> f32 {
+        self.low_rank.dropout
+    }
+
     fn forward<D: Backend>(
         &self,
         at: &At<D>,

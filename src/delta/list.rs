@@ -151,6 +151,11 @@ macro_rules! methods {
                 match self { $(Method::$method(method) => method.prompt(at),)* }
             }
 
+            /// See [`DeltaMethod::dropout`].
+            pub fn dropout(&self) -> f32 {
+                match self { $(Method::$method(method) => method.dropout(),)* }
+            }
+
             /// See [`DeltaMethod::on_host`].
             pub fn on_host(&self) -> Option<&dyn OnHost> {
                 match self { $(Method::$method(method) => method.on_host(),)* }

@@ -195,6 +195,10 @@ impl DeltaMethod for Lora {
         ]
     }
 
+    fn dropout(&self) -> f32 {
+        self.dropout
+    }
+
     fn forward<D: Backend>(
         &self,
         at: &At<D>,

@@ -55,6 +55,10 @@ impl DeltaMethod for Miss {
         vec![NewParameter::new("D", shape, Init::ZEROS)]
     }
 
+    fn dropout(&self) -> f32 {
+        self.dropout
+    }
+
     fn forward<D: Backend>(
         &self,
         at: &At<D>,

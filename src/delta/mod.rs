@@ -175,6 +175,11 @@ pub trait DeltaMethod: Sized {
         Ok(None)
     }
 
+    /// The probability of a dropout of its own, which is drawn anew in every step.
+    fn dropout(&self) -> f32 {
+        0.0
+    }
+
     /// What it does on the host in every step of a stage that trains it.
     fn on_host(&self) -> Option<&dyn OnHost> {
         None

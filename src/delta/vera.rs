@@ -66,6 +66,10 @@ impl DeltaMethod for Vera {
         ]
     }
 
+    fn dropout(&self) -> f32 {
+        self.dropout
+    }
+
     fn forward<D: Backend>(
         &self,
         at: &At<D>,

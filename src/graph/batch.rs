@@ -17,6 +17,10 @@ pub struct Batch {
     pub soft: Vec<usize>,
     /// What is to be predicted.
     pub targets: Targets,
+    /// The place of each sequence in the whole batch, of which these may be a part.
+    pub places: Vec<usize>,
+    /// What the blocks below the lowest trained site make of it, where that is known already.
+    pub prefix: Option<Prefix>,
     /// The number of predictions in the whole batch, of which this may be a part.
     pub total: usize,
 }
@@ -37,4 +41,17 @@ pub enum Targets {
     },
     /// Nothing is known.
     None,
+}
+
+/// Activations that a pass begins with instead of the embeddings.
+#[derive(Clone, Debug)]
+pub struct Prefix {
+    /// The block that reads them; one past the last if only the head does.
+    pub block: usize,
+    /// `(rows, hidden)`: all rows of the layout, or those that the head reads.
+    pub rows: Vec<f32>,
+    /// How many of them belong to each sequence.
+    pub counts: Vec<usize>,
+    /// Which rows make up which sequence, those of a prompt included.
+    pub layout: Layout,
 }

@@ -1,8 +1,10 @@
 //! The transformer interpreter: one forward pass of any family, with the deltas at their sites.
 
+use std::ops::Range;
+
 use dfdx::prelude::{HasErr, HasShape, ReshapeTo};
 
-use super::{Batch, Graph, Targets, Value};
+use super::{Batch, Graph, Prefix, Targets, Value};
 use crate::backbone::family::{Head, HeadStep, Kind, Reads};
 use crate::backbone::Site;
 use crate::engine::{
@@ -49,25 +51,55 @@ impl<'g, D: Backend> Pass<'g, D> {
     /// # Errors
     /// What the device reports.
     pub fn logits(&self, batch: &Batch) -> Outcome<Matrix<D>, D> {
-        let task = self.graph.task();
-        let head = task.and_then(|task| self.graph.head(task));
-        let head = head.unwrap_or(&self.graph.family.heads.classify);
-        let (x, layout) = self.embed(batch)?;
-        let rows: Vec<usize> = match (head.reads, &batch.targets) {
-            // As in PEFT, the first row is the first of a prompt where there is one.
-            (Reads::First, _) => layout.ranges().map(|range| range.start).collect(),
-            (Reads::Last, _) => layout.ranges().map(|range| range.end - 1).collect(),
-            (Reads::Masked | Reads::Next, targets) => {
-                let rows: Vec<usize> = match targets {
-                    _ if !batch.masks.is_empty() => batch.masks.clone(),
-                    Targets::Tokens { rows, .. } => rows.clone(),
-                    _ => (0..batch.layout.rows()).collect(),
-                };
-                moved_rows(&rows, batch, &layout)
+        let head = self.head();
+        let (x, layout, first) = match &batch.prefix {
+            Some(prefix) => {
+                let hidden = self.graph.config.hidden;
+                let shape = (prefix.rows.len() / hidden, hidden);
+                let device = self.graph.device();
+                let x = device.try_tensor_from_vec(prefix.rows.clone(), shape)?;
+                (
+                    with_trace(&x, &Trace::off()),
+                    prefix.layout.clone(),
+                    prefix.block,
+                )
+            }
+            None => {
+                let (x, layout) = self.embed(batch)?;
+                (x, layout, 0)
             }
         };
-        let hidden = self.blocks(x, &layout, Some(&rows))?;
+        let rows = read_rows(head, batch, &layout);
+        let x = self.blocks(first..self.graph.config.layers, x, &layout, Some(&rows))?;
+        let hidden = self.last_norm(x)?;
         self.apply_head(head, hidden, &read_layout(&layout, &rows))
+    }
+
+    /// What the embeddings and the blocks below `block` make of a batch.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn prefix(&self, batch: &Batch, block: usize) -> Outcome<Prefix, D> {
+        let (x, layout) = self.embed(batch)?;
+        let rows = read_rows(self.head(), batch, &layout);
+        let x = self.blocks(0..block, x, &layout, Some(&rows))?;
+        let is_all = block < self.graph.config.layers;
+        let count = |range: Range<usize>| match is_all {
+            true => range.len(),
+            false => rows.iter().filter(|row| range.contains(row)).count(),
+        };
+        Ok(Prefix {
+            block,
+            rows: D::read(&x),
+            counts: layout.ranges().map(count).collect(),
+            layout,
+        })
+    }
+
+    fn head(&self) -> &Head {
+        let task = self.graph.task();
+        let head = task.and_then(|task| self.graph.head(task));
+        head.unwrap_or(&self.graph.family.heads.classify)
     }
 
     fn apply_head(&self, head: &Head, mut x: Matrix<D>, layout: &Layout) -> Outcome<Matrix<D>, D> {
@@ -161,13 +193,15 @@ impl<'g, D: Backend> Pass<'g, D> {
     /// What the device reports.
     pub fn hidden(&self, batch: &Batch) -> Outcome<Matrix<D>, D> {
         let (x, layout) = self.embed(batch)?;
-        self.blocks(x, &layout, None)
+        let x = self.blocks(0..self.graph.config.layers, x, &layout, None)?;
+        self.last_norm(x)
     }
 
-    /// All blocks: for all rows, or for those that are read. The last block's feed-forward then runs
-    /// on those alone.
+    /// Blocks `range`: the last of the backbone for all rows, or for those that are read; its queries
+    /// and its feed-forward then run on those alone.
     fn blocks(
         &self,
+        range: Range<usize>,
         mut x: Matrix<D>,
         layout: &Layout,
         read: Option<&[usize]>,
@@ -178,17 +212,22 @@ impl<'g, D: Backend> Pass<'g, D> {
             true => (None, read),
             false => (read, None),
         };
-        for block in 0..layers {
+        for block in range.clone() {
             let read = if block + 1 == layers { early } else { None };
             x = self.block(block, x, layout, read)?;
         }
-        if let Some(rows) = late {
-            x = D::select_rows(&x, rows)?;
+        match late {
+            Some(rows) if !range.is_empty() && range.end == layers => D::select_rows(&x, rows),
+            _ => Ok(x),
         }
-        if self.graph.pre_norm() {
-            x = self.norm("norm", &x)?;
+    }
+
+    /// The norm behind the last block, where the family has one.
+    fn last_norm(&self, x: Matrix<D>) -> Outcome<Matrix<D>, D> {
+        match self.graph.pre_norm() {
+            true => self.norm("norm", &x),
+            false => Ok(x),
         }
-        Ok(x)
     }
 
     /// The embeddings of a batch, with prompts before or in every sequence, and their layout.
@@ -417,6 +456,23 @@ impl<'g, D: Backend> Pass<'g, D> {
     pub(super) fn bias(&self, path: &str) -> Option<Vector<D>> {
         let path = format!("{path}.bias");
         self.value(&path).is_some().then(|| self.vector(&path))
+    }
+}
+
+/// The rows that a head reads, in ascending order.
+fn read_rows(head: &Head, batch: &Batch, layout: &Layout) -> Vec<usize> {
+    match (head.reads, &batch.targets) {
+        // As in PEFT, the first row is the first of a prompt where there is one.
+        (Reads::First, _) => layout.ranges().map(|range| range.start).collect(),
+        (Reads::Last, _) => layout.ranges().map(|range| range.end - 1).collect(),
+        (Reads::Masked | Reads::Next, targets) => {
+            let rows: Vec<usize> = match targets {
+                _ if !batch.masks.is_empty() => batch.masks.clone(),
+                Targets::Tokens { rows, .. } => rows.clone(),
+                _ => (0..batch.layout.rows()).collect(),
+            };
+            moved_rows(&rows, batch, layout)
+        }
     }
 }
 

@@ -24,7 +24,7 @@ use crate::diagnostic::Problem;
 use crate::engine::{backward, Backend, Deferred, Precision, Recorder, Trace};
 use crate::plan::{Change, Plan, TaskPlan};
 
-pub use batch::{Batch, Targets};
+pub use batch::{Batch, Prefix, Targets};
 pub use executor::Executor;
 pub use forward::Pass;
 pub(crate) use singular::Singular;

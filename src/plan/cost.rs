@@ -1,6 +1,6 @@
 //! What a stage costs, estimated from shapes alone.
 
-use super::{Change, DeltaPlan, Plan, StagePlan};
+use super::{Change, DeltaPlan, Length, Plan, StagePlan, TaskKind};
 use crate::backbone::{head_parameters, language_model_parameters, Tree};
 use crate::engine::Precision;
 
@@ -107,6 +107,21 @@ impl Plan {
                     _ => format!("blocks 0 to {} run forward only", first - 1),
                 },
             },
+            match self.frozen_prefix(index) {
+                Ok(block) => Gain {
+                    name: "the frozen prefix computed once",
+                    applies: true,
+                    reason: match block {
+                        _ if block == layers => "all blocks are, in the first epoch".to_owned(),
+                        _ => format!("blocks 0 to {} are, in the first epoch", block - 1),
+                    },
+                },
+                Err(reason) => Gain {
+                    name: "the frozen prefix computed once",
+                    applies: false,
+                    reason,
+                },
+            },
             Gain {
                 name: "the last block only for the rows that are read",
                 applies: !self.is_gated_at_the_top(index),
@@ -138,6 +153,49 @@ impl Plan {
                 reason: "sequences are packed, row after row, on the CPU".to_owned(),
             },
         ]
+    }
+
+    /// The block below which a stage computes the same for an example in every epoch, or why it does not.
+    ///
+    /// # Errors
+    /// Why, in a phrase.
+    pub fn frozen_prefix(&self, index: usize) -> Result<usize, String> {
+        let stage = &self.stages[index];
+        let first = self.first_traced_block(stage);
+        let config = &self.backbone.config;
+        let is_below = |site: &String| match block_of(site) {
+            Some(block) => block < first,
+            None => false,
+        };
+        let draws = |delta: &&&DeltaPlan| match &delta.change {
+            Change::Method { method, sites } => {
+                method.dropout() > 0.0 && sites.iter().any(is_below)
+            }
+            Change::Unfreeze { .. } => false,
+        };
+        let active = self.active(index);
+        if first == 0 {
+            Err("something is trained in the first block or below it".to_owned())
+        } else if self.tasks[&stage.task].kind == TaskKind::MaskedLm {
+            Err("masks are drawn anew in every epoch".to_owned())
+        } else if config.dropout > 0.0 || config.attention_dropout > 0.0 {
+            Err("dropout below the lowest trained site; `dropout = off` in `backbone`".to_owned())
+        } else if let Some(delta) = active.iter().find(draws) {
+            Err(format!(
+                "`{}` has a dropout below the lowest trained site",
+                delta.name
+            ))
+        } else if matches!(stage.length, Length::Epochs(epochs) if epochs <= 1.0) {
+            Err("there is one epoch".to_owned())
+        } else {
+            Ok(first)
+        }
+    }
+
+    /// The first block with something trained in or below it, which all of a stage's passes have in
+    /// common.
+    pub fn first_trained_block(&self, index: usize) -> usize {
+        self.first_traced_block(&self.stages[index])
     }
 
     /// Whether a delta in the last block is gated.
@@ -196,14 +254,7 @@ impl Plan {
 
     fn first_traced_block(&self, stage: &StagePlan) -> usize {
         let layers = self.backbone.config.layers;
-        let block = |path: &String| {
-            let mut parts = path.split('.');
-            match parts.next() {
-                Some("embeddings") => 0,
-                Some("block") => parts.next().and_then(|n| n.parse().ok()).unwrap_or(0),
-                _ => layers,
-            }
-        };
+        let block = |path: &String| block_of(path).unwrap_or(layers);
         let deltas = self
             .deltas
             .iter()
@@ -216,5 +267,15 @@ impl Plan {
             .map(block)
             .min()
             .unwrap_or(layers)
+    }
+}
+
+/// The block that a path lies in, the embeddings counted to the first; nothing behind the last.
+fn block_of(path: &str) -> Option<usize> {
+    let mut parts = path.split('.');
+    match parts.next() {
+        Some("embeddings") => Some(0),
+        Some("block") => Some(parts.next().and_then(|n| n.parse().ok()).unwrap_or(0)),
+        _ => None,
     }
 }

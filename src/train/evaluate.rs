@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::metrics;
+use super::prefix::PrefixStore;
 use crate::data::{batch, Example, Masking, Target};
 use crate::diagnostic::Problem;
 use crate::graph::{Batch, Executor, Graph, Targets};
@@ -58,7 +59,18 @@ pub fn predict<D: Executor>(
     graph: &Graph<D>,
     examples: &[Example],
 ) -> Result<Vec<Vec<f32>>, Problem> {
-    let batches = batches::<D>(examples, None);
+    predict_with(graph, examples, None)
+}
+
+fn predict_with<D: Executor>(
+    graph: &Graph<D>,
+    examples: &[Example],
+    kept: Option<&mut PrefixStore>,
+) -> Result<Vec<Vec<f32>>, Problem> {
+    let mut batches = batches::<D>(examples, None);
+    if let Some(kept) = kept {
+        kept.attach(graph, &mut batches, |place| place)?;
+    }
     let logits = graph.logits(&batches)?;
     let mut rows = Vec::with_capacity(examples.len());
     for (batch, logits) in batches.iter().zip(logits) {
@@ -78,6 +90,17 @@ pub fn evaluate<D: Executor>(
     task: &TaskPlan,
     masking: Option<Masking>,
 ) -> Result<Evaluation, Problem> {
+    evaluate_with(graph, examples, task, masking, None)
+}
+
+/// The same, with what is kept of earlier evaluations of these examples.
+pub(super) fn evaluate_with<D: Executor>(
+    graph: &Graph<D>,
+    examples: &[Example],
+    task: &TaskPlan,
+    masking: Option<Masking>,
+    kept: Option<&mut PrefixStore>,
+) -> Result<Evaluation, Problem> {
     let mut score = Score::default();
     match task.kind.is_language_model() {
         true => {
@@ -95,7 +118,7 @@ pub fn evaluate<D: Executor>(
             }
         }
         false => {
-            for (example, logits) in examples.iter().zip(predict(graph, examples)?) {
+            for (example, logits) in examples.iter().zip(predict_with(graph, examples, kept)?) {
                 match example.target {
                     Target::Class(class) => score.class(&logits, class),
                     Target::Number(number) => score.number(logits[0], number),

@@ -7,6 +7,7 @@ mod checkpoint;
 mod evaluate;
 pub mod metrics;
 pub mod optimizer;
+mod prefix;
 pub mod schedule;
 mod stage;
 
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use checkpoint::{load, save, Position, Snapshot, State};
 pub use evaluate::{evaluate, highest, predict, softmax, Evaluation};
+pub use prefix::{PrefixStore, KEPT_IN_MEMORY};
 pub use stage::{check_steps, train, Data, Event, Watcher};
 
 /// What a stage came to.

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::checkpoint::{Position, Snapshot, State};
-use super::evaluate::{evaluate, Evaluation};
+use super::evaluate::{evaluate_with, Evaluation};
 use super::optimizer::{clip, Stepper};
+use super::prefix::PrefixStore;
 use super::schedule::factor;
 use super::StageResult;
 use crate::data::{groups, order, Example, Examples, Masking};
@@ -150,6 +151,8 @@ struct Stage<'a> {
     order: (usize, Vec<usize>),
     /// The trained deltas that do something on the host.
     on_host: Vec<&'a DeltaPlan>,
+    /// What lies below the lowest trained site, kept of what it trains on and of what it is evaluated on.
+    prefixes: [Option<PrefixStore>; 2],
 }
 
 impl<'a> Stage<'a> {
@@ -159,9 +162,18 @@ impl<'a> Stage<'a> {
         let mut stepper = Stepper::new(stage.optimizer);
         stepper.moments = std::mem::take(&mut state.moments);
         stepper.steps = state.position.step;
+        let of_train = plan
+            .frozen_prefix(index)
+            .ok()
+            .filter(|_| steps > epoch_steps);
+        let task = &plan.tasks[&stage.task];
+        let first = plan.first_trained_block(index);
+        // Nothing is random in an evaluation.
+        let of_dev = (first > 0 && !task.kind.is_language_model()).then_some(first);
+        let dev = data.dev.as_ref().map_or(0, |dev| dev.len());
         Stage {
             plan: stage,
-            task: &plan.tasks[&stage.task],
+            task,
             data,
             seed: mix(plan.seed ^ mix(index as u64 + 1)),
             epoch_steps,
@@ -171,6 +183,10 @@ impl<'a> Stage<'a> {
             started: Instant::now(),
             order: (usize::MAX, Vec::new()),
             on_host: plan.trained_on_host(stage),
+            prefixes: [
+                of_train.map(|block| PrefixStore::new(block, data.train.len())),
+                of_dev.map(|block| PrefixStore::new(block, dev)),
+            ],
         }
     }
 
@@ -213,9 +229,14 @@ impl<'a> Stage<'a> {
         watcher: &mut dyn Watcher,
     ) -> Result<(), Problem> {
         let started = Instant::now();
-        let examples = self.examples(step);
+        let numbers = self.examples(step);
+        let all = &self.data.train.all;
+        let examples: Vec<&Example> = numbers.iter().map(|&number| &all[number]).collect();
         let random = mix(self.seed ^ mix(step as u64));
-        let groups = groups(&examples, random, self.data.masking, D::GROUP_ROWS);
+        let mut groups = groups(&examples, random, self.data.masking, D::GROUP_ROWS);
+        if let [Some(store), _] = &mut self.prefixes {
+            store.attach(graph, &mut groups, |place| numbers[place])?;
+        }
         let (mut loss, mut gradients) = graph.gradients(&groups)?;
         self.on_host(step, graph, &mut gradients, |method, step| {
             loss += method.penalty(step);
@@ -278,12 +299,12 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// The examples of a step: the next ones in the order of its epoch.
-    fn examples(&mut self, step: usize) -> Vec<&'a Example> {
+    /// The numbers of the examples of a step: the next ones in the order of its epoch.
+    fn examples(&mut self, step: usize) -> Vec<usize> {
         let (epoch, within) = (step / self.epoch_steps, step % self.epoch_steps);
-        let all = &self.data.train.all;
         if self.order.0 != epoch {
-            self.order = (epoch, order(all.len(), self.seed, epoch));
+            let all = self.data.train.len();
+            self.order = (epoch, order(all, self.seed, epoch));
         }
         let count = self.plan.batch * self.plan.accumulate;
         self.order
@@ -291,7 +312,7 @@ impl<'a> Stage<'a> {
             .iter()
             .skip(within * count)
             .take(count)
-            .map(|&i| &all[i])
+            .copied()
             .collect()
     }
 
@@ -322,7 +343,8 @@ impl<'a> Stage<'a> {
         let Some(dev) = &self.data.dev else {
             return Ok(false);
         };
-        let evaluation = evaluate(graph, &dev.all, self.task, self.data.masking)?;
+        let kept = self.prefixes[1].as_mut();
+        let evaluation = evaluate_with(graph, &dev.all, self.task, self.data.masking, kept)?;
         let value = evaluation.get(self.task.metric);
         let position = &mut self.state.position;
         let better = |best: &Evaluation| {

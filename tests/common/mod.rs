@@ -122,6 +122,8 @@ impl Expected {
             layout: Layout::new(lengths, keys),
             masks: Vec::new(),
             soft: Vec::new(),
+            places: (0..labels.len()).collect(),
+            prefix: None,
             total: labels.len(),
             targets: Targets::Classes(labels),
         }
