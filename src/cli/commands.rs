@@ -112,7 +112,10 @@ pub(super) fn profile(options: &ProfileOptions) -> Result<Ended, Problems> {
     let profile = run::profile(&plan, index, options.steps as usize)
         .map_err(|problem| source.locate(vec![problem]))?;
     let threads = rayon::current_num_threads();
-    print!("{}", profile_table(&profile, threads, &measure_limits()));
+    print!(
+        "{}",
+        profile_table(&profile, threads, &measure_limits(plan.backbone.precision))
+    );
     Ok(Ended::Done)
 }
 

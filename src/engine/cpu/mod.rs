@@ -182,7 +182,7 @@ impl Backend for Cpu {
 /// What this machine reaches at best on all threads.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Floating-point operations per second in products with a packed matrix.
+    /// Floating-point operations per second in products with a frozen weight.
     pub operations: f64,
     /// Bytes per second read and written where they do not fit in the inner caches.
     pub bytes: f64,
@@ -205,11 +205,31 @@ pub fn measure_rate() -> f64 {
     })
 }
 
-/// Measures the limits of this machine, for about 60 milliseconds.
-pub fn measure_limits() -> Limits {
+/// The same of products with rounded operands.
+fn measure_half_rate() -> f64 {
+    const SIZE: usize = 384;
+    const ROWS: usize = 240;
+    let a = vec![0.5f32; ROWS * SIZE];
+    let b = half::HalfPacked::new(SIZE, SIZE, |_, _| 0.5);
+    let (a, b) = (&a, &b);
+    on_all_threads(|| {
+        let mut out = vec![0.0; ROWS * SIZE];
+        move || {
+            b.multiply_add(&mut out, product::View::new(a, SIZE));
+            2 * ROWS * SIZE * SIZE
+        }
+    })
+}
+
+/// Measures the limits of this machine for products of a precision that it has, for about 60
+/// milliseconds.
+pub fn measure_limits(precision: Precision) -> Limits {
     const LENGTH: usize = 1 << 21; // 8 MiB
     Limits {
-        operations: measure_rate(),
+        operations: match precision {
+            Precision::F32 => measure_rate(),
+            Precision::Bf16 => measure_half_rate(),
+        },
         bytes: on_all_threads(|| {
             let (from, mut to) = (vec![1.0f32; LENGTH], vec![0.0f32; LENGTH]);
             move || {
