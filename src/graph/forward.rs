@@ -4,8 +4,9 @@ use std::ops::Range;
 
 use dfdx::prelude::{HasErr, HasShape, ReshapeTo};
 
+use super::read::{read_layout, read_rows};
 use super::{Batch, Graph, Prefix, Targets, Value};
-use crate::backbone::family::{Head, HeadStep, Kind, Reads};
+use crate::backbone::family::{Head, HeadStep, Kind};
 use crate::backbone::Site;
 use crate::engine::{
     with_trace, Activation, AttentionShape, Backend, Dropout, Layout, Matrix, Precision, Scalar,
@@ -457,55 +458,6 @@ impl<'g, D: Backend> Pass<'g, D> {
         let path = format!("{path}.bias");
         self.value(&path).is_some().then(|| self.vector(&path))
     }
-}
-
-/// The rows that a head reads, in ascending order.
-fn read_rows(head: &Head, batch: &Batch, layout: &Layout) -> Vec<usize> {
-    match (head.reads, &batch.targets) {
-        // As in PEFT, the first row is the first of a prompt where there is one.
-        (Reads::First, _) => layout.ranges().map(|range| range.start).collect(),
-        (Reads::Last, _) => layout.ranges().map(|range| range.end - 1).collect(),
-        (Reads::Masked | Reads::Next, targets) => {
-            let rows: Vec<usize> = match targets {
-                _ if !batch.masks.is_empty() => batch.masks.clone(),
-                Targets::Tokens { rows, .. } => rows.clone(),
-                _ => (0..batch.layout.rows()).collect(),
-            };
-            moved_rows(&rows, batch, layout)
-        }
-    }
-}
-
-/// The layout of the rows that are read, each a sequence of its own, with the random key of the
-/// sequence and place that it comes from.
-fn read_layout(layout: &Layout, rows: &[usize]) -> Layout {
-    let mut keys = Vec::with_capacity(rows.len());
-    let ranges: Vec<_> = layout.ranges().collect();
-    let mut sequence = 0;
-    for &row in rows {
-        if !ranges
-            .get(sequence)
-            .is_some_and(|range| range.contains(&row))
-        {
-            sequence = ranges.partition_point(|range| range.end <= row);
-        }
-        let position = (row - ranges[sequence].start) as u64;
-        keys.push(crate::engine::mix(layout.key(sequence) ^ (position << 32)));
-    }
-    Layout::new(rows.iter().map(|_| 1), keys)
-}
-
-/// Where rows of a batch lie in `new`, which has as many more rows in each sequence.
-fn moved_rows(rows: &[usize], batch: &Batch, new: &Layout) -> Vec<usize> {
-    let old = &batch.layout;
-    let more = (new.rows() - old.rows()) / old.sequences().max(1);
-    let mut moved = vec![0; old.rows()];
-    for (place, row) in old.extended_rows(more, &batch.soft).into_iter().enumerate() {
-        if row >= more {
-            moved[row - more] = place;
-        }
-    }
-    rows.iter().map(|&row| moved[row]).collect()
 }
 
 /// A number of its own for each place (FNV-1a over the path).

@@ -8,6 +8,7 @@ mod batch;
 mod executor;
 mod forward;
 mod init;
+mod read;
 mod singular;
 mod site;
 mod store;

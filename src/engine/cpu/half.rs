@@ -3,8 +3,8 @@
 
 use multiversion::multiversion;
 
-use super::packed::{Mode, MOST_ROWS, PANEL};
 use super::product::View;
+use super::tile::{Mode, MOST_ROWS, PANEL};
 use crate::engine::profile;
 
 /// Whether this processor has such products.
@@ -159,7 +159,7 @@ use x86::multiply_tile;
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::super::packed::x86::write_16;
+    use super::super::tile::x86::write_16;
     use super::{Tile, MOST_ROWS, PANEL};
 
     /// `a · panel` for `count` rows, 1 to 12.

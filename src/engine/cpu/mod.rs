@@ -18,6 +18,7 @@ mod norm;
 mod packed;
 mod product;
 mod rows;
+mod tile;
 
 use std::borrow::Cow;
 
