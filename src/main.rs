@@ -8,7 +8,10 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    keep_pages();
+    // A script tells the memory of each of its runs: the next one is not to inherit the last one's pages.
+    if !std::env::args().any(|argument| argument.ends_with(".rhai")) {
+        keep_pages();
+    }
     deltarun::cli::main()
 }
 

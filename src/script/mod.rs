@@ -6,6 +6,7 @@
 mod error;
 mod experiment;
 mod functions;
+mod memory;
 mod pages;
 mod runner;
 mod session;
