@@ -14,6 +14,7 @@ use crate::plan::Plan;
 use crate::report::{metric_value, Progress};
 use crate::run::{self, Manifest, Source, Summary};
 use crate::text::hexadecimal;
+use crate::train::KEPT_IN_MEMORY;
 
 /// What runs need of the script.
 pub(super) struct Runner {
@@ -177,7 +178,13 @@ fn workers(plans: &[Plan]) -> usize {
     let memory = |plan: &Plan| {
         let stages = 0..plan.stages.len();
         let tokens = plan.backbone.max_length;
-        let of = |stage| plan.cost(stage, tokens, threads, Cpu::GROUP_ROWS).memory;
+        let of = |stage| {
+            let kept = match plan.first_trained_block(stage) {
+                0 => 0,
+                _ => KEPT_IN_MEMORY,
+            };
+            plan.cost(stage, tokens, threads, Cpu::GROUP_ROWS).memory + kept
+        };
         stages.map(of).max().unwrap_or(0)
     };
     let largest = plans.iter().map(memory).max().unwrap_or(0).max(1);

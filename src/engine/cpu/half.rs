@@ -81,8 +81,9 @@ impl HalfPacked {
     /// to. A bias has `columns` elements.
     unsafe fn multiply(&self, out: *mut f32, a: View, mode: Mode) {
         let (depth, columns, rows) = (self.depth, self.columns, a.rows);
+        // With no depth there would be no panel, and the elements would stay without a value.
         assert!(
-            a.columns == depth && a.fits() && a.strides.1 == 1,
+            depth > 0 && a.columns == depth && a.fits() && a.strides.1 == 1,
             "half product: {rows}x{} by {depth}x{columns}",
             a.columns
         );
