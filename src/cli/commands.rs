@@ -83,7 +83,11 @@ pub(super) fn plan(options: &PlanOptions) -> Result<Ended, Problems> {
     let plan = open(&options.pipeline)?.plan()?;
     print!(
         "{}",
-        describe(&plan, rayon::current_num_threads(), measure_rate())
+        describe(
+            &plan,
+            rayon::current_num_threads(),
+            measure_rate(plan.backbone.precision)
+        )
     );
     Ok(Ended::Done)
 }

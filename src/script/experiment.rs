@@ -159,7 +159,7 @@ fn plan(pipeline: &mut Pipeline) -> Outcome<Map> {
     map.insert("name".into(), plan.name.clone().into());
     map.insert(
         "text".into(),
-        describe(&plan, threads, measure_rate()).into(),
+        describe(&plan, threads, measure_rate(plan.backbone.precision)).into(),
     );
     if let Some(last) = plan.stages.len().checked_sub(1) {
         let cost = plan.cost(last, plan.backbone.max_length, threads, 256);

@@ -54,13 +54,7 @@ impl HalfPacked {
     pub(super) fn product(&self, a: View, bias: Option<&[f32]>) -> Vec<f32> {
         let count = a.rows * self.columns;
         let mut out: Vec<f32> = Vec::with_capacity(count);
-        let mode = match bias {
-            Some(bias) => {
-                assert_eq!(bias.len(), self.columns, "half product: bias");
-                Mode::Bias(bias.as_ptr())
-            }
-            None => Mode::Set,
-        };
+        let mode = Mode::result(bias, self.columns);
         // SAFETY: there is room for `count` elements, and each is written before the length is set.
         unsafe {
             self.multiply(out.as_mut_ptr(), a, mode);
@@ -105,10 +99,7 @@ impl HalfPacked {
                 out: out.add(row * columns + first),
                 stride: columns,
                 width: PANEL.min(columns - first),
-                mode: match mode {
-                    Mode::Bias(bias) => Mode::Bias(bias.add(first)),
-                    other => other,
-                },
+                mode: mode.from_column(first),
             };
             for row in (0..rows).step_by(MOST_ROWS) {
                 // The processor has the instructions; the tile has at most the rows that are left, and

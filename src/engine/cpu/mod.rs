@@ -189,48 +189,46 @@ pub struct Limits {
     pub bytes: f64,
 }
 
-/// Floating-point operations per second that the matrix products of this machine reach on all
-/// threads, measured for about 30 milliseconds.
-pub fn measure_rate() -> f64 {
+/// Floating-point operations per second that products with frozen weights reach on all threads, in f32
+/// where this machine has none of the precision; measured for about 30 milliseconds.
+pub fn measure_rate(precision: Precision) -> f64 {
     const SIZE: usize = 384;
     const ROWS: usize = 240;
-    let (a, b) = (vec![0.5f32; ROWS * SIZE], vec![0.5f32; SIZE * SIZE]);
-    let b = packed::Packed::rows(&b, SIZE, SIZE, SIZE);
-    let (a, b) = (&a, &b);
+    let weight = vec![0.5f32; SIZE * SIZE];
+    match precision {
+        Precision::Bf16 if half::has_bf16() => {
+            let packed = half::HalfPacked::new(SIZE, SIZE, |p, j| weight[p * SIZE + j]);
+            product_rate(ROWS, SIZE, |out, x| packed.multiply_add(out, x))
+        }
+        Precision::Bf16 | Precision::F32 => {
+            let packed = packed::Packed::rows(&weight, SIZE, SIZE, SIZE);
+            product_rate(ROWS, SIZE, |out, x| packed.multiply_add(out, SIZE, x))
+        }
+    }
+}
+
+/// The rate of `multiply`, which multiplies `(rows, size)` by `(size, size)`.
+fn product_rate(
+    rows: usize,
+    size: usize,
+    multiply: impl Fn(&mut [f32], product::View) + Sync,
+) -> f64 {
+    let x = vec![0.5f32; rows * size];
+    let (x, multiply) = (&x, &multiply);
     on_all_threads(|| {
-        let mut out = vec![0.0; ROWS * SIZE];
+        let mut out = vec![0.0; rows * size];
         move || {
-            b.multiply_add(&mut out, SIZE, product::View::new(a, SIZE));
-            2 * ROWS * SIZE * SIZE
+            multiply(&mut out, product::View::new(x, size));
+            2 * rows * size * size
         }
     })
 }
 
-/// The same of products with rounded operands.
-fn measure_half_rate() -> f64 {
-    const SIZE: usize = 384;
-    const ROWS: usize = 240;
-    let a = vec![0.5f32; ROWS * SIZE];
-    let b = half::HalfPacked::new(SIZE, SIZE, |_, _| 0.5);
-    let (a, b) = (&a, &b);
-    on_all_threads(|| {
-        let mut out = vec![0.0; ROWS * SIZE];
-        move || {
-            b.multiply_add(&mut out, product::View::new(a, SIZE));
-            2 * ROWS * SIZE * SIZE
-        }
-    })
-}
-
-/// Measures the limits of this machine for products of a precision that it has, for about 60
-/// milliseconds.
+/// Measures the limits of this machine for products of a precision, for about 60 milliseconds.
 pub fn measure_limits(precision: Precision) -> Limits {
     const LENGTH: usize = 1 << 21; // 8 MiB
     Limits {
-        operations: match precision {
-            Precision::F32 => measure_rate(),
-            Precision::Bf16 => measure_half_rate(),
-        },
+        operations: measure_rate(precision),
         bytes: on_all_threads(|| {
             let (from, mut to) = (vec![1.0f32; LENGTH], vec![0.0f32; LENGTH]);
             move || {

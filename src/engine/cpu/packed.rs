@@ -88,13 +88,7 @@ impl Packed {
         let count = a.rows * self.columns;
         let mut out: Vec<f32> = Vec::with_capacity(count);
         self.check(count, self.columns, &a);
-        let mode = match bias {
-            Some(bias) => {
-                assert_eq!(bias.len(), self.columns, "packed product: bias");
-                Mode::Bias(bias.as_ptr())
-            }
-            None => Mode::Set,
-        };
+        let mode = Mode::result(bias, self.columns);
         // SAFETY: there is room for `count` elements, each of which is written before the length is
         // set; `check` has made sure that there are no more.
         unsafe {
@@ -130,10 +124,7 @@ impl Packed {
         for (number, panel) in self.panels.chunks_exact(depth * PANEL).enumerate() {
             let first = number * PANEL;
             let width = PANEL.min(columns - first);
-            let mode = match mode {
-                Mode::Bias(bias) => Mode::Bias(bias.add(first)),
-                other => other,
-            };
+            let mode = mode.from_column(first);
             for row in (0..rows).step_by(MOST_ROWS) {
                 let tile = Tile {
                     depth,

@@ -14,6 +14,30 @@ pub(super) enum Mode {
     Bias(*const f32),
 }
 
+impl Mode {
+    /// Of a result of its own with `columns` columns.
+    pub(super) fn result(bias: Option<&[f32]>, columns: usize) -> Self {
+        match bias {
+            Some(bias) => {
+                assert_eq!(bias.len(), columns, "product: bias and columns disagree");
+                Mode::Bias(bias.as_ptr())
+            }
+            None => Mode::Set,
+        }
+    }
+
+    /// The same from column `first` on.
+    ///
+    /// # Safety
+    /// A bias has at least so many elements.
+    pub(super) unsafe fn from_column(self, first: usize) -> Self {
+        match self {
+            Mode::Bias(bias) => Mode::Bias(bias.add(first)),
+            other => other,
+        }
+    }
+}
+
 /// `panel[p * 32 + j] ← data[j * stride + p]` for `p` below `depth` and `j` below `count`; zero for the
 /// other `j` of a panel.
 pub(super) fn transpose(
