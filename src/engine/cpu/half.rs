@@ -99,7 +99,7 @@ impl HalfPacked {
                 out: out.add(row * columns + first),
                 stride: columns,
                 width: PANEL.min(columns - first),
-                mode: mode.from_column(first),
+                mode: mode.at_column(first),
             };
             for row in (0..rows).step_by(MOST_ROWS) {
                 // The processor has the instructions; the tile has at most the rows that are left, and

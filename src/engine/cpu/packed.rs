@@ -124,7 +124,7 @@ impl Packed {
         for (number, panel) in self.panels.chunks_exact(depth * PANEL).enumerate() {
             let first = number * PANEL;
             let width = PANEL.min(columns - first);
-            let mode = mode.from_column(first);
+            let mode = mode.at_column(first);
             for row in (0..rows).step_by(MOST_ROWS) {
                 let tile = Tile {
                     depth,

@@ -30,7 +30,7 @@ impl Mode {
     ///
     /// # Safety
     /// A bias has at least so many elements.
-    pub(super) unsafe fn from_column(self, first: usize) -> Self {
+    pub(super) unsafe fn at_column(self, first: usize) -> Self {
         match self {
             Mode::Bias(bias) => Mode::Bias(bias.add(first)),
             other => other,
