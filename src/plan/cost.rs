@@ -2,7 +2,7 @@
 
 use super::{Change, DeltaPlan, Length, Plan, StagePlan, TaskKind};
 use crate::backbone::{head_parameters, language_model_parameters, Tree};
-use crate::engine::Precision;
+use crate::engine::{cpu::LEAST_SIDE, Precision};
 
 /// What a stage trains and needs.
 #[derive(Clone, Debug, PartialEq)]
@@ -147,12 +147,28 @@ impl Plan {
                     }
                 },
             },
+            self.fewer_multiplications(),
             Gain {
                 name: "no padding",
                 applies: true,
                 reason: "sequences are packed, row after row, on the CPU".to_owned(),
             },
         ]
+    }
+
+    /// Whether products are large enough for Strassen's scheme.
+    fn fewer_multiplications(&self) -> Gain {
+        let is_large = self.backbone.config.hidden >= LEAST_SIDE;
+        let is_rounded = self.backbone.precision == Precision::Bf16;
+        Gain {
+            name: "an eighth fewer multiplications",
+            applies: is_large && !is_rounded,
+            reason: match (is_large, is_rounded) {
+                (_, true) => "the scheme is not worth it beside products in 16 bits".to_owned(),
+                (false, _) => format!("the backbone is less than {LEAST_SIDE} wide"),
+                (true, false) => "Strassen's scheme where gradients are recorded".to_owned(),
+            },
+        }
     }
 
     /// The block below which a stage computes the same for an example in every epoch, or why it does not.

@@ -4,7 +4,7 @@
 use multiversion::multiversion;
 
 use super::product::View;
-use super::tile::{Mode, MOST_ROWS, PANEL};
+use super::tile::{Mode, Target, MOST_ROWS, PANEL};
 use crate::engine::profile;
 
 /// Whether this processor has such products.
@@ -96,10 +96,13 @@ impl HalfPacked {
                 pairs,
                 a: rounded[row * pairs * 2..].as_ptr(),
                 panel: panel.as_ptr(),
-                out: out.add(row * columns + first),
-                stride: columns,
-                width: PANEL.min(columns - first),
-                mode: mode.at_column(first),
+                target: Target {
+                    out: out.add(row * columns + first),
+                    stride: columns,
+                    width: PANEL.min(columns - first),
+                    mode: mode.at_column(first),
+                    addend: None,
+                },
             };
             for row in (0..rows).step_by(MOST_ROWS) {
                 // The processor has the instructions; the tile has at most the rows that are left, and
@@ -133,10 +136,7 @@ struct Tile {
     pairs: usize,
     a: *const u16,
     panel: *const u16,
-    out: *mut f32,
-    stride: usize,
-    width: usize,
-    mode: Mode,
+    target: Target,
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -151,7 +151,7 @@ use x86::multiply_tile;
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::super::tile::x86::write_16;
+    use super::super::tile::x86::write;
     use super::{Tile, MOST_ROWS, PANEL};
 
     /// `a · panel` for `count` rows, 1 to 12.
@@ -181,11 +181,7 @@ mod x86 {
                 sum[1] = _mm512_dpbf16_ps(sum[1], x, b[1]);
             }
         }
-        for (i, sum) in sums.iter().enumerate() {
-            let place = tile.out.add(i * tile.stride);
-            write_16(place, 0, tile.width, tile.mode, sum[0]);
-            write_16(place, 16, tile.width, tile.mode, sum[1]);
-        }
+        write(&tile.target, &sums);
     }
 }
 

@@ -7,7 +7,7 @@ use dfdx::prelude::*;
 use super::bridge::{data, is_traced, output, slot, trace};
 use super::deferred::{Deferred, Part};
 use super::half::HalfPacked;
-use super::packed::Packed;
+use super::packed::{Packed, Scheme};
 use super::product::{multiply, View};
 use super::Outcome;
 use crate::engine::{Matrix, Precision, Vector, Weight};
@@ -74,10 +74,17 @@ pub(super) fn linear(
     );
     let (plain, weight_trace) = weight.clone().split_tape();
     let is_half = *precision == Precision::Bf16 && !weight_trace.is_on();
+    // Below what is trained, and where nothing is, a row's result does not depend on others.
+    let scheme = match is_traced(x) {
+        true => Scheme::Strassen,
+        false => Scheme::InOrder,
+    };
     let view = View::strided(data(x), rows, input, input);
     let values = match is_half {
         true => prepared.half_forward(&plain).product(view, bias.map(data)),
-        false => prepared.forward(&plain).product(view, bias.map(data)),
+        false => prepared
+            .forward(&plain)
+            .product_by(scheme, view, bias.map(data)),
     }; // (rows, out)
 
     let mut joined = trace(x).merge(weight_trace.clone());
@@ -100,7 +107,9 @@ pub(super) fn linear(
                 let gradient = flow.get(slot)?; // (rows, in)
                 match is_half {
                     true => prepared.half_backward(&plain).multiply_add(gradient, dy),
-                    false => prepared.backward(&plain).multiply_add(gradient, input, dy),
+                    false => prepared
+                        .backward(&plain)
+                        .multiply_add_by(scheme, gradient, input, dy),
                 }
             }
             if let (Some(trace), Some(x)) = (&deferring, &kept_x) {

@@ -31,7 +31,7 @@ pub(super) fn add_low_rank(
     let (a_prepared, b_prepared) = (a.prepared.clone(), b.prepared.clone());
 
     let x_view = View::strided(data(x), rows, input, input);
-    let mut low = a_prepared.forward(&a_plain).product(x_view, None); // (rows, rank)
+    let mut low = a_prepared.forward(&a_plain).product(x_view); // (rows, rank)
     scale_by(&mut low, scale);
     let mut sum = InPlace::new(y)?;
     let packed = b_prepared.forward(&b_plain);
@@ -49,13 +49,13 @@ pub(super) fn add_low_rank(
         if x_slot.is_none() && a_slot.is_none() {
             return Ok(());
         }
-        let mut d_low = b_prepared.backward(&b_plain).product(dy, None); // (rows, rank)
+        let mut d_low = b_prepared.backward(&b_plain).product(dy); // (rows, rank)
         scale_by(&mut d_low, scale);
         if let Some(slot) = a_slot {
             // dAᵀ = xᵀ d_low: the narrow one of the two ways to compute it.
             let packed = Packed::rows(&d_low, rank, rows, rank);
             let x = View::strided(data(&x), rows, input, input);
-            let transposed = packed.product(x.t(), None); // (in, rank)
+            let transposed = packed.product(x.t()); // (in, rank)
             for (i, row) in flow.get(slot)?.chunks_exact_mut(input).enumerate() {
                 for (sum, column) in row.iter_mut().zip(transposed.chunks_exact(rank)) {
                     *sum += column[i];

@@ -18,6 +18,7 @@ mod norm;
 mod packed;
 mod product;
 mod rows;
+mod strassen;
 mod tile;
 
 use std::borrow::Cow;
@@ -32,6 +33,7 @@ use super::{
 };
 
 pub use deferred::Deferred;
+pub use strassen::LEAST_SIDE;
 
 type Outcome<T> = Result<T, <Cpu as HasErr>::Err>;
 

@@ -1,9 +1,23 @@
 //! Products with a weight that is used again and again: packed once into panels of 32 columns, so
 //! that a product streams it from the second-level cache.
 
+use std::ops::Range;
+
 use super::product::{multiply, View};
-use super::tile::{kernel, transpose, Mode, Tile, MOST_ROWS, PANEL};
+use super::strassen;
+use super::tile::{
+    coming_elements, kernel, transpose, Kernel, Mode, Target, Tile, MOST_ROWS, PANEL,
+};
 use crate::engine::profile;
+
+/// How the elements of a product are computed.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Scheme {
+    /// Each is one sum in the order of `depth`, whatever the number of rows and what they hold.
+    InOrder,
+    /// By Strassen's scheme, where the product is large enough ([`strassen`]).
+    Strassen,
+}
 
 /// A matrix `(depth, columns)`, panel after panel: the 32 elements of a row of a panel lie side by
 /// side, zeros where the last panel is not full.
@@ -67,24 +81,43 @@ impl Packed {
             .resize(columns.div_ceil(PANEL) * depth * PANEL, 0.0);
     }
 
+    pub(super) fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// The `(depth, 32)` elements of a panel.
+    pub(super) fn panel(&self, number: usize) -> &[f32] {
+        let length = self.depth * PANEL;
+        &self.panels[number * length..][..length]
+    }
+
     /// `out ← out + a b`; `a` has this matrix's depth as its columns, and the rows of `out` are
-    /// `stride` elements apart. Every element is one sum in the order of `depth`, whatever the number
-    /// of rows.
+    /// `stride` elements apart.
     pub(super) fn multiply_add(&self, out: &mut [f32], stride: usize, a: View) {
+        self.multiply_add_by(Scheme::InOrder, out, stride, a);
+    }
+
+    /// [`Packed::multiply_add`] by a scheme.
+    pub(super) fn multiply_add_by(&self, scheme: Scheme, out: &mut [f32], stride: usize, a: View) {
         self.check(out.len(), stride, &a);
         // SAFETY: `check` has made sure that all rows lie in `out`.
-        unsafe { self.multiply(out.as_mut_ptr(), stride, a, Mode::Add) }
+        unsafe { self.multiply(scheme, out.as_mut_ptr(), stride, a, Mode::Add) }
     }
 
     /// `out ← a b`, else as [`Packed::multiply_add`].
     pub(super) fn multiply_into(&self, out: &mut [f32], stride: usize, a: View) {
         self.check(out.len(), stride, &a);
         // SAFETY: `check` has made sure that all rows lie in `out`.
-        unsafe { self.multiply(out.as_mut_ptr(), stride, a, Mode::Set) }
+        unsafe { self.multiply(Scheme::InOrder, out.as_mut_ptr(), stride, a, Mode::Set) }
     }
 
-    /// `a b (rows, columns)`, and `bias (columns)` added to each row.
-    pub(super) fn product(&self, a: View, bias: Option<&[f32]>) -> Vec<f32> {
+    /// `a b (rows, columns)`.
+    pub(super) fn product(&self, a: View) -> Vec<f32> {
+        self.product_by(Scheme::InOrder, a, None)
+    }
+
+    /// `a b (rows, columns)` by a scheme, and `bias (columns)` added to each row.
+    pub(super) fn product_by(&self, scheme: Scheme, a: View, bias: Option<&[f32]>) -> Vec<f32> {
         let count = a.rows * self.columns;
         let mut out: Vec<f32> = Vec::with_capacity(count);
         self.check(count, self.columns, &a);
@@ -92,7 +125,7 @@ impl Packed {
         // SAFETY: there is room for `count` elements, each of which is written before the length is
         // set; `check` has made sure that there are no more.
         unsafe {
-            self.multiply(out.as_mut_ptr(), self.columns, a, mode);
+            self.multiply(scheme, out.as_mut_ptr(), self.columns, a, mode);
             out.set_len(count);
         }
         out
@@ -111,35 +144,64 @@ impl Packed {
     /// # Safety
     /// `a` fits and has `depth` columns. `out` has `a.rows` rows of `columns` elements, `stride` apart,
     /// which may be without a value unless they are added to. A bias has `columns` elements.
-    unsafe fn multiply(&self, out: *mut f32, stride: usize, a: View, mode: Mode) {
+    unsafe fn multiply(&self, scheme: Scheme, out: *mut f32, stride: usize, a: View, mode: Mode) {
         let (depth, columns, rows) = (self.depth, self.columns, a.rows);
         profile::product(rows, depth, columns);
-        let kernel = kernel().filter(|_| depth > 0);
-        let Some(kernel) = kernel else {
+        let Some(kernel) = kernel().filter(|_| depth > 0) else {
             return self.multiply_portably(out, stride, a, mode);
         };
-        if rows == 0 || columns == 0 {
-            return;
+        let panels = columns.div_ceil(PANEL);
+        if scheme == Scheme::InOrder || !strassen::pays(&a, columns) {
+            return self.multiply_panels(kernel, 0..panels, out, stride, a, mode);
         }
-        for (number, panel) in self.panels.chunks_exact(depth * PANEL).enumerate() {
+        // What has quarters, then a last panel and a last row that are left over.
+        let (even_rows, even_panels) = (rows / 2 * 2, panels / 2 * 2);
+        let (above, below) = a.split_at(even_rows);
+        strassen::multiply(kernel, (out, stride, mode), above, self, even_panels);
+        self.multiply_panels(kernel, even_panels..panels, out, stride, above, mode);
+        let out = out.add(even_rows * stride);
+        self.multiply_panels(kernel, 0..panels, out, stride, below, mode);
+    }
+
+    /// The columns of some panels, each element one sum.
+    ///
+    /// # Safety
+    /// As of [`Packed::multiply`]; the processor has the kernel's instructions.
+    unsafe fn multiply_panels(
+        &self,
+        kernel: Kernel,
+        panels: Range<usize>,
+        out: *mut f32,
+        stride: usize,
+        a: View,
+        mode: Mode,
+    ) {
+        for number in panels.clone() {
             let first = number * PANEL;
-            let width = PANEL.min(columns - first);
-            let mode = mode.at_column(first);
-            for row in (0..rows).step_by(MOST_ROWS) {
+            let panel = self.panel(number);
+            let next = self.panel((number + 1).min(panels.end - 1));
+            let whole = Target {
+                out: out.add(first),
+                stride,
+                width: PANEL.min(self.columns - first),
+                mode: mode.at_column(first),
+                addend: None,
+            };
+            for row in (0..a.rows).step_by(MOST_ROWS) {
+                let asked_for = row / MOST_ROWS * coming_elements(self.depth);
                 let tile = Tile {
-                    depth,
+                    depth: self.depth,
                     a: a.data[row * a.strides.0..].as_ptr(),
                     a_strides: a.strides,
                     panel: panel.as_ptr(),
-                    out: out.add(row * stride + first),
-                    stride,
-                    width,
-                    mode,
+                    difference: None,
+                    coming: next.as_ptr().wrapping_add(asked_for % next.len()),
+                    target: whole.at_row(row),
+                    second: None,
                 };
-                // The processor has the kernel's instructions (`kernel` asked). The tile has at most
-                // the rows of `a` and `out` that are left, `width` columns of `out` from `first` on,
-                // and a whole panel.
-                kernel(&tile, (rows - row).min(MOST_ROWS));
+                // The tile has at most the rows of `a` and `out` that are left, as many columns of `out`
+                // as there are, and a whole panel.
+                kernel(&tile, (a.rows - row).min(MOST_ROWS));
             }
         }
     }
@@ -239,7 +301,7 @@ mod tests {
             let bias: Vec<f32> = (0..columns).map(|i| i as f32).collect();
             let packed = Packed::rows(&b, columns, depth, columns);
             let view = || View::strided(&a, rows, depth, depth);
-            let plain = packed.product(view(), None);
+            let plain = packed.product(view());
             let exact = |i: usize, j: usize| -> f32 {
                 (0..depth)
                     .map(|p| a[i * depth + p] * b[p * columns + j])
@@ -248,7 +310,7 @@ mod tests {
             for (place, value) in plain.iter().enumerate() {
                 assert_eq!(*value, exact(place / columns, place % columns));
             }
-            let biased = packed.product(view(), Some(&bias));
+            let biased = packed.product_by(Scheme::InOrder, view(), Some(&bias));
             let mut added = vec![2.0; rows * columns];
             packed.multiply_add(&mut added, columns, view());
             let mut set = vec![f32::NAN; rows * columns];
@@ -272,10 +334,16 @@ mod tests {
                     a: a.as_ptr(),
                     a_strides: (packed.depth, 1),
                     panel: panel.as_ptr(),
-                    out: out[first..].as_mut_ptr(),
-                    stride: packed.columns,
-                    width: PANEL.min(packed.columns - first),
-                    mode: Mode::Add,
+                    difference: None,
+                    coming: panel.as_ptr(),
+                    target: Target {
+                        out: out[first..].as_mut_ptr(),
+                        stride: packed.columns,
+                        width: PANEL.min(packed.columns - first),
+                        mode: Mode::Add,
+                        addend: None,
+                    },
+                    second: None,
                 };
                 // SAFETY: the processor has the kernel's instructions, and the tile covers all rows.
                 unsafe { kernel(&tile, rows) };

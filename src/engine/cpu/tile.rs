@@ -85,10 +85,40 @@ pub(super) struct Tile {
     pub(super) a: *const f32,
     pub(super) a_strides: (usize, usize),
     pub(super) panel: *const f32,
+    /// What is first to be written to the panel, if it is not there yet.
+    pub(super) difference: Option<Difference>,
+    /// What will soon be needed and is to be brought into the second-level cache meanwhile:
+    /// [`coming_elements`] from here on. It is never read.
+    pub(super) coming: *const f32,
+    /// Where the sums go.
+    pub(super) target: Target,
+    /// Where the same sums go as well.
+    pub(super) second: Option<Target>,
+}
+
+/// How many elements a kernel asks for beside a product of `depth`: a line of 16 for every 8.
+pub(super) fn coming_elements(depth: usize) -> usize {
+    depth.div_ceil(8) * 16
+}
+
+/// Two panels, the second to be subtracted from the first.
+#[derive(Clone, Copy)]
+pub(super) struct Difference {
+    pub(super) minuend: *const f32,
+    pub(super) subtrahend: *const f32,
+}
+
+/// The part of a result that a tile's sums are written to.
+#[derive(Clone, Copy)]
+pub(super) struct Target {
     pub(super) out: *mut f32,
+    /// Elements from one row to the next.
     pub(super) stride: usize,
+    /// Columns, at most those of a panel.
     pub(super) width: usize,
     pub(super) mode: Mode,
+    /// Rows of 32 elements that are added as well.
+    pub(super) addend: Option<*const f32>,
 }
 
 pub(super) type Kernel = unsafe fn(&Tile, usize);
@@ -108,17 +138,44 @@ pub(super) fn kernel() -> Option<Kernel> {
 }
 
 impl Tile {
+    fn targets(&self) -> impl Iterator<Item = &Target> {
+        std::iter::once(&self.target).chain(&self.second)
+    }
+
+    fn widest(&self) -> usize {
+        self.targets()
+            .fold(0, |most, target| most.max(target.width))
+    }
+}
+
+impl Target {
+    /// The same from row `first` on.
+    ///
+    /// # Safety
+    /// The target has that row.
+    pub(super) unsafe fn at_row(self, first: usize) -> Self {
+        Target {
+            out: self.out.add(first * self.stride),
+            addend: self.addend.map(|addend| addend.add(first * PANEL)),
+            ..self
+        }
+    }
+
     /// Writes sums to row `i`, from column `first` on.
     ///
     /// # Safety
-    /// The tile has that row.
+    /// The target has that row.
     unsafe fn write(&self, i: usize, first: usize, sums: &[f32]) {
         let place = self.out.add(i * self.stride + first);
         let width = self.width.saturating_sub(first).min(sums.len());
         for (j, sum) in sums[..width].iter().enumerate() {
+            let sum = match self.addend {
+                Some(addend) => *addend.add(i * PANEL + first + j) + sum,
+                None => *sum,
+            };
             let value = match self.mode {
                 Mode::Add => *place.add(j) + sum,
-                Mode::Set => *sum,
+                Mode::Set => sum,
                 Mode::Bias(bias) => *bias.add(first + j) + sum,
             };
             place.add(j).write(value);
@@ -130,44 +187,70 @@ impl Tile {
 pub(super) mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{Mode, Tile, MOST_ROWS, PANEL};
+    use super::{Difference, Mode, Target, Tile, MOST_ROWS, PANEL};
 
     /// `a · panel` for `count` rows, 1 to 12.
     #[target_feature(enable = "avx512f,avx512vl")]
     pub(super) unsafe fn rows_avx512(tile: &Tile, count: usize) {
-        const KERNELS: [[Kernel; 3]; MOST_ROWS] = [
-            [narrow::<1>, wide::<1, 1>, wide::<1, 2>],
-            [narrow::<2>, wide::<2, 1>, wide::<2, 2>],
-            [narrow::<3>, wide::<3, 1>, wide::<3, 2>],
-            [narrow::<4>, wide::<4, 1>, wide::<4, 2>],
-            [narrow::<5>, wide::<5, 1>, wide::<5, 2>],
-            [narrow::<6>, wide::<6, 1>, wide::<6, 2>],
-            [narrow::<7>, wide::<7, 1>, wide::<7, 2>],
-            [narrow::<8>, wide::<8, 1>, wide::<8, 2>],
-            [narrow::<9>, wide::<9, 1>, wide::<9, 2>],
-            [narrow::<10>, wide::<10, 1>, wide::<10, 2>],
-            [narrow::<11>, wide::<11, 1>, wide::<11, 2>],
-            [narrow::<12>, wide::<12, 1>, wide::<12, 2>],
+        const KERNELS: [[Kernel; 4]; MOST_ROWS] = [
+            kernels::<1>(),
+            kernels::<2>(),
+            kernels::<3>(),
+            kernels::<4>(),
+            kernels::<5>(),
+            kernels::<6>(),
+            kernels::<7>(),
+            kernels::<8>(),
+            kernels::<9>(),
+            kernels::<10>(),
+            kernels::<11>(),
+            kernels::<12>(),
         ];
         let kernels = &KERNELS[count.clamp(1, MOST_ROWS) - 1];
-        match tile.width {
-            0..=8 => kernels[0](tile),
-            9..=16 => kernels[1](tile),
-            _ => kernels[2](tile),
+        match (tile.difference, tile.widest()) {
+            (Some(_), _) => kernels[3](tile),
+            (None, 0..=8) => kernels[0](tile),
+            (None, 9..=16) => kernels[1](tile),
+            (None, _) => kernels[2](tile),
         }
+    }
+
+    const fn kernels<const ROWS: usize>() -> [Kernel; 4] {
+        [
+            narrow::<ROWS>,
+            wide::<ROWS, 1, false>,
+            wide::<ROWS, 2, false>,
+            wide::<ROWS, 2, true>,
+        ]
     }
 
     type Kernel = unsafe fn(&Tile);
 
-    /// `HALVES` registers of 16 columns.
+    /// `HALVES` registers of 16 columns. Where the panel is a difference, it is written on the way: beside
+    /// products, subtractions cost nothing.
     #[target_feature(enable = "avx512f,avx512vl")]
-    unsafe fn wide<const ROWS: usize, const HALVES: usize>(tile: &Tile) {
+    unsafe fn wide<const ROWS: usize, const HALVES: usize, const MAKES: bool>(tile: &Tile) {
         let mut sums = [[_mm512_setzero_ps(); HALVES]; ROWS];
         let mut panel = tile.panel;
+        let made = tile.difference.unwrap_or(Difference {
+            minuend: panel,
+            subtrahend: panel,
+        });
         for p in 0..tile.depth {
+            if HALVES == 2 && p % 8 == 0 {
+                _mm_prefetch::<_MM_HINT_T1>(tile.coming.wrapping_add(2 * p).cast());
+            }
             let mut b = [_mm512_setzero_ps(); HALVES];
             for (half, b) in b.iter_mut().enumerate() {
-                *b = _mm512_loadu_ps(panel.add(16 * half));
+                let place = panel.add(16 * half);
+                if MAKES {
+                    let minuend = _mm512_loadu_ps(made.minuend.add(PANEL * p + 16 * half));
+                    let subtrahend = _mm512_loadu_ps(made.subtrahend.add(PANEL * p + 16 * half));
+                    *b = _mm512_sub_ps(minuend, subtrahend);
+                    _mm512_storeu_ps(place.cast_mut(), *b);
+                } else {
+                    *b = _mm512_loadu_ps(place);
+                }
             }
             panel = panel.add(PANEL);
             for (i, sum) in sums.iter_mut().enumerate() {
@@ -177,33 +260,57 @@ pub(super) mod x86 {
                 }
             }
         }
-        for (i, sum) in sums.iter().enumerate() {
-            for (half, sum) in sum.iter().enumerate() {
-                let place = tile.out.add(i * tile.stride);
-                write_16(place, 16 * half, tile.width, tile.mode, *sum);
-            }
+        write(&tile.target, &sums);
+        if let Some(second) = &tile.second {
+            write(second, &sums);
         }
     }
 
-    /// Writes 16 sums from column `first` on, those that lie below `width`, into the row at `place`.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    pub(in super::super) unsafe fn write_16(
-        place: *mut f32,
-        first: usize,
-        width: usize,
-        mode: Mode,
-        sum: __m512,
+    /// Writes the sums of all rows, 16 columns in a register. What is asked of a target is asked once:
+    /// between the instructions of a small product it would cost as much as they do.
+    ///
+    /// It becomes part of the kernel that calls it, which has the target features: the sums never leave
+    /// their registers.
+    #[inline(always)]
+    pub(in super::super) unsafe fn write<const ROWS: usize, const HALVES: usize>(
+        target: &Target,
+        sums: &[[__m512; HALVES]; ROWS],
     ) {
-        let left = width.saturating_sub(first).min(16);
-        let mask = ((1u32 << left) - 1) as __mmask16;
-        let place = place.add(first);
-        let sum = match mode {
-            Mode::Set => sum,
-            Mode::Add => _mm512_add_ps(_mm512_maskz_loadu_ps(mask, place), sum),
-            Mode::Bias(bias) => _mm512_add_ps(_mm512_maskz_loadu_ps(mask, bias.add(first)), sum),
+        let masks: [__mmask16; HALVES] = std::array::from_fn(|half| {
+            let left = target.width.saturating_sub(16 * half).min(16);
+            ((1u32 << left) - 1) as __mmask16
+        });
+        macro_rules! write {
+            (|$row:ident, $first:ident, $mask:ident, $sum:ident| $value:expr) => {
+                for ($row, sums) in sums.iter().enumerate() {
+                    let place = target.out.add($row * target.stride);
+                    for ((half, &$sum), &$mask) in sums.iter().enumerate().zip(&masks) {
+                        let $first = 16 * half;
+                        _mm512_mask_storeu_ps(place.add($first), $mask, $value);
+                    }
+                }
+            };
+        }
+        let base = match target.mode {
+            Mode::Set => None,
+            Mode::Add => Some((target.out as *const f32, target.stride)),
+            Mode::Bias(bias) => Some((bias, 0)),
         };
-        _mm512_mask_storeu_ps(place, mask, sum);
+        match (base, target.addend) {
+            (None, None) => write!(|i, first, mask, sum| sum),
+            (None, Some(addend)) => write!(|i, first, mask, sum| {
+                _mm512_add_ps(_mm512_loadu_ps(addend.add(i * PANEL + first)), sum)
+            }),
+            (Some((base, stride)), None) => write!(|i, first, mask, sum| {
+                let base = _mm512_maskz_loadu_ps(mask, base.add(i * stride + first));
+                _mm512_add_ps(base, sum)
+            }),
+            (Some((base, stride)), Some(addend)) => write!(|i, first, mask, sum| {
+                let base = _mm512_maskz_loadu_ps(mask, base.add(i * stride + first));
+                let addend = _mm512_loadu_ps(addend.add(i * PANEL + first));
+                _mm512_add_ps(base, _mm512_add_ps(addend, sum))
+            }),
+        }
     }
 
     /// One register of 8 columns, of which two are multiplied at once.
@@ -222,7 +329,8 @@ pub(super) mod x86 {
         let mut values = [0.0f32; 8];
         for (i, sum) in sums.iter().enumerate() {
             _mm256_storeu_ps(values.as_mut_ptr(), *sum);
-            tile.write(i, 0, &values);
+            tile.targets()
+                .for_each(|target| target.write(i, 0, &values));
         }
     }
 
@@ -272,11 +380,20 @@ pub(super) mod x86 {
     /// As [`rows_avx512`], in tiles of 6 rows by 16 columns.
     #[target_feature(enable = "avx2,fma")]
     pub(in super::super) unsafe fn rows_avx2(tile: &Tile, count: usize) {
+        if let Some(made) = tile.difference {
+            for i in (0..tile.depth * PANEL).step_by(8) {
+                let [minuend, subtrahend] =
+                    [made.minuend, made.subtrahend].map(|panel| _mm256_loadu_ps(panel.add(i)));
+                let difference = _mm256_sub_ps(minuend, subtrahend);
+                _mm256_storeu_ps(tile.panel.add(i).cast_mut(), difference);
+            }
+        }
         let mut row = 0;
         while row < count {
             let part = Tile {
                 a: tile.a.add(row * tile.a_strides.0),
-                out: tile.out.add(row * tile.stride),
+                target: tile.target.at_row(row),
+                second: tile.second.map(|target| target.at_row(row)),
                 ..*tile
             };
             match count - row {
@@ -294,7 +411,7 @@ pub(super) mod x86 {
     #[target_feature(enable = "avx2,fma")]
     unsafe fn avx2<const ROWS: usize>(tile: &Tile) {
         for half in 0..PANEL / 16 {
-            if 16 * half >= tile.width {
+            if 16 * half >= tile.widest() {
                 return;
             }
             let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
@@ -314,7 +431,8 @@ pub(super) mod x86 {
                 let mut values = [0.0f32; 16];
                 _mm256_storeu_ps(values.as_mut_ptr(), sum[0]);
                 _mm256_storeu_ps(values.as_mut_ptr().add(8), sum[1]);
-                tile.write(i, 16 * half, &values);
+                tile.targets()
+                    .for_each(|target| target.write(i, 16 * half, &values));
             }
         }
     }

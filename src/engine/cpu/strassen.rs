@@ -1,0 +1,293 @@
+//! Products of large matrices with an eighth fewer multiplications: one level of Strassen's scheme in
+//! Winograd's form (Strassen, "Gaussian elimination is not optimal", Numerische Mathematik 13, 1969;
+//! Higham, "Accuracy and stability of numerical algorithms", 2nd edition, eq. 23.6).
+//!
+//! The sums of quarters of the weight are made panel by panel as they are needed, so the scheme takes
+//! next to no memory. The rounding of an element depends on the rows that stand beside its own: as
+//! small in norm, but not to the bit what sums in order give.
+
+use std::cell::RefCell;
+
+use multiversion::multiversion;
+
+use super::packed::Packed;
+use super::product::View;
+use super::tile::{coming_elements, Difference, Kernel, Mode, Target, Tile, MOST_ROWS, PANEL};
+
+/// Rows from which on the scheme is faster than sums in order.
+const LEAST_ROWS: usize = 96;
+
+/// Depth and columns from which on it is.
+pub const LEAST_SIDE: usize = 192;
+
+/// Depth of the products whose sums are made at once: they are to stay in the second-level cache.
+const MOST_DEPTH: usize = 768;
+
+/// Whether `a b` is to be computed by this scheme.
+pub(super) fn pays(a: &View, columns: usize) -> bool {
+    a.rows >= LEAST_ROWS
+        && a.columns.min(columns) >= LEAST_SIDE
+        && a.columns.is_multiple_of(2)
+        && a.strides.1 == 1
+}
+
+/// What a thread writes anew for each product.
+#[derive(Default)]
+struct Buffers {
+    /// Four sums of quarters of `a`, `(rows / 2, depth / 2)` each.
+    left: Vec<f32>,
+    /// Four sums of quarters of two panels, `(depth / 2, 32)` each.
+    right: Vec<f32>,
+    /// Four intermediate sums of results, `(12, 32)` each.
+    results: Vec<f32>,
+}
+
+/// Where a product's sums go.
+enum Place {
+    /// To one of the intermediate sums.
+    Between(usize),
+    /// To a quarter of the result: upper left, upper right, lower left, lower right.
+    Quarter(usize),
+}
+
+use Place::{Between, Quarter};
+
+/// One of the seven products: the numbers of its operands in [`Part::left`] and [`Part::right`], and
+/// where it goes, each time with an intermediate sum added or with none.
+type Product = (usize, usize, &'static [(Option<usize>, Place)]);
+
+/// In Winograd's names, of operands `A11, A12, A22, S1 … S4` and `B11, B12, B21, B22, T1 … T4`: `M2, M5,
+/// M1, M6, M3, M4, M7`, with the intermediate sums `M2, M1 + M2, M1 + M2 + M5, M1 + M2 + M6`.
+const PRODUCTS: [Product; 7] = [
+    (0, 0, &[(None, Between(0))]),
+    (3, 4, &[(Some(0), Between(2))]),
+    (4, 5, &[(Some(0), Between(1)), (Some(2), Between(2))]),
+    (5, 6, &[(Some(1), Between(3)), (Some(2), Quarter(3))]),
+    (1, 2, &[(Some(0), Quarter(0))]),
+    (6, 3, &[(Some(2), Quarter(1))]),
+    (2, 7, &[(Some(3), Quarter(2))]),
+];
+
+/// `T1 = B12 − B11, T2 = B22 − T1, T3 = B22 − B12, T4 = B21 − T2` by the same numbers: minuend and
+/// subtrahend. (The last with the other sign than Winograd's, so that its product is added.)
+const DIFFERENCES: [(usize, usize); 4] = [(1, 0), (3, 4), (3, 1), (2, 5)];
+
+thread_local! {
+    static BUFFERS: RefCell<Buffers> = RefCell::default();
+}
+
+/// The columns of `a b` that lie in the first `panels` panels of `b`, for `a (rows, depth)`; rows,
+/// depth and panels are even.
+///
+/// # Safety
+/// The processor has the kernel's instructions; `a` has as many columns as `b` has depth, one after
+/// the other; `out` and `mode` are as [`Packed::multiply`] asks.
+pub(super) unsafe fn multiply(
+    kernel: Kernel,
+    (out, stride, mode): (*mut f32, usize, Mode),
+    a: View,
+    b: &Packed,
+    panels: usize,
+) {
+    BUFFERS.with_borrow_mut(|buffers| {
+        let mut mode = mode;
+        for first in (0..a.columns).step_by(MOST_DEPTH) {
+            let part = Part {
+                a: View {
+                    columns: MOST_DEPTH.min(a.columns - first),
+                    data: &a.data[first..],
+                    ..a
+                },
+                b,
+                first,
+                panels: panels / 2,
+                kernel,
+            };
+            // SAFETY: a part of what the caller vouches for.
+            unsafe { part.multiply(out, stride, mode, buffers) };
+            mode = Mode::Add;
+        }
+    });
+}
+
+/// Some columns of `a`, times the rows of `b` from `first` on.
+struct Part<'a> {
+    a: View<'a>,
+    b: &'a Packed,
+    first: usize,
+    /// Half of the panels.
+    panels: usize,
+    kernel: Kernel,
+}
+
+impl Part<'_> {
+    /// # Safety
+    /// As of [`multiply`].
+    unsafe fn multiply(&self, out: *mut f32, stride: usize, mode: Mode, buffers: &mut Buffers) {
+        let (rows, depth) = (self.a.rows / 2, self.a.columns / 2);
+        let length = depth * PANEL;
+        let left = self.left(&mut buffers.left);
+        buffers.results.resize(4 * MOST_ROWS * PANEL, 0.0);
+        let results = buffers.results.as_mut_ptr();
+        for panel in 0..self.panels {
+            let right = self.right(panel, &mut buffers.right);
+            let next = self.quarters((panel + 1).min(self.panels - 1));
+            let mut asked_for = 0;
+            for row in (0..rows).step_by(MOST_ROWS) {
+                let target = |(addend, place): &(Option<usize>, Place)| {
+                    let between = |number: usize| results.add(number * MOST_ROWS * PANEL);
+                    let addend = addend.map(|number| between(number) as *const f32);
+                    match *place {
+                        Between(number) => Target {
+                            out: between(number),
+                            stride: PANEL,
+                            width: PANEL,
+                            mode: Mode::Set,
+                            addend,
+                        },
+                        Quarter(number) => {
+                            let first = (panel + number % 2 * self.panels) * PANEL;
+                            Target {
+                                out: out.add((number / 2 * rows + row) * stride + first),
+                                stride,
+                                width: PANEL.min(self.b.columns() - first),
+                                mode: mode.at_column(first),
+                                addend,
+                            }
+                        }
+                    }
+                };
+                for &(a, b, targets) in &PRODUCTS {
+                    let a = &left[a];
+                    let made = DIFFERENCES.get(b.wrapping_sub(4)).filter(|_| row == 0);
+                    let tile = Tile {
+                        depth,
+                        a: a.data[row * a.strides.0..].as_ptr(),
+                        a_strides: a.strides,
+                        panel: right[b],
+                        coming: next[asked_for / length % 4].wrapping_add(asked_for % length),
+                        difference: made.map(|&(minuend, subtrahend)| Difference {
+                            minuend: right[minuend],
+                            subtrahend: right[subtrahend],
+                        }),
+                        target: target(&targets[0]),
+                        second: targets.get(1).map(target),
+                    };
+                    asked_for += coming_elements(depth);
+                    (self.kernel)(&tile, (rows - row).min(MOST_ROWS));
+                }
+            }
+        }
+    }
+
+    /// `A11, A12, A22, S1 … S4`.
+    fn left<'b>(&'b self, buffer: &'b mut Vec<f32>) -> [View<'b>; 7] {
+        let (rows, depth, stride) = (self.a.rows / 2, self.a.columns / 2, self.a.strides.0);
+        let quarters = [0, depth, rows * stride, rows * stride + depth]
+            .map(|start| View::strided(&self.a.data[start..], rows, depth, stride));
+        let mut sums = four(buffer, rows * depth);
+        for row in 0..rows {
+            let quarters = quarters.map(|quarter| &quarter.data[row * stride..][..depth]);
+            let sums = sums.each_mut().map(|sum| &mut sum[row * depth..][..depth]);
+            left_sums(quarters, sums);
+        }
+        let [s1, s2, s3, s4] = sums.map(|sum| View::strided(sum, rows, depth, depth));
+        let [a11, a12, _, a22] = quarters;
+        [a11, a12, a22, s1, s2, s3, s4]
+    }
+
+    /// `B11, B12, B21, B22` of a panel and the one half the panels further on, and the places of
+    /// `T1 … T4`, `(depth, 32)` each.
+    fn right(&self, panel: usize, buffer: &mut Vec<f32>) -> [*const f32; 8] {
+        let [b11, b12, b21, b22] = self.quarters(panel);
+        let [t1, t2, t3, t4] = four(buffer, self.a.columns / 2 * PANEL).map(|t| t.as_ptr());
+        [b11, b12, b21, b22, t1, t2, t3, t4]
+    }
+
+    fn quarters(&self, panel: usize) -> [*const f32; 4] {
+        let length = self.a.columns / 2 * PANEL;
+        let [left, right] = [panel, panel + self.panels]
+            .map(|panel| &self.b.panel(panel)[self.first * PANEL..][..2 * length]);
+        [left, right, &left[length..], &right[length..]].map(|quarter| quarter.as_ptr())
+    }
+}
+
+/// Four slices of `length` elements in a buffer.
+fn four(buffer: &mut Vec<f32>, length: usize) -> [&mut [f32]; 4] {
+    if buffer.len() < 4 * length {
+        buffer.resize(4 * length, 0.0);
+    }
+    let (upper, lower) = buffer[..4 * length].split_at_mut(2 * length);
+    let ((first, second), (third, fourth)) =
+        (upper.split_at_mut(length), lower.split_at_mut(length));
+    [first, second, third, fourth]
+}
+
+/// `S1 = A21 + A22, S2 = S1 − A11, S3 = A11 − A21, S4 = A12 − S2`.
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
+fn left_sums([a11, a12, a21, a22]: [&[f32]; 4], [s1, s2, s3, s4]: [&mut [f32]; 4]) {
+    let quarters = a11.iter().zip(a12).zip(a21).zip(a22);
+    let sums = s1.iter_mut().zip(s2).zip(s3).zip(s4);
+    for ((((a11, a12), a21), a22), (((s1, s2), s3), s4)) in quarters.zip(sums) {
+        *s1 = a21 + a22;
+        *s2 = *s1 - a11;
+        *s3 = a11 - a21;
+        *s4 = a12 - *s2;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::packed::Scheme;
+    use super::*;
+
+    /// Beside sums in f64, with rows and panels that do not divide by two, several parts of `depth`, and
+    /// a last panel that is not full; every way of writing a result.
+    #[test]
+    fn the_scheme_gives_products() {
+        let value =
+            |seed: usize| (crate::engine::mix(seed as u64) >> 40) as f32 / 16_777_216.0 - 0.5;
+        for (rows, depth, columns) in [(96, 192, 192), (97, 194, 215), (131, 1000, 330)] {
+            let a: Vec<f32> = (0..rows * depth).map(value).collect();
+            let b: Vec<f32> = (0..depth * columns).map(|i| value(!i)).collect();
+            let bias: Vec<f32> = (0..columns).map(|i| i as f32 / 64.0).collect();
+            let packed = Packed::rows(&b, columns, depth, columns);
+            let view = View::new(&a, depth);
+            assert!(pays(&view, columns));
+            let plain = packed.product_by(Scheme::Strassen, view, None);
+            let biased = packed.product_by(Scheme::Strassen, view, Some(&bias));
+            let mut added = vec![1.0; rows * columns];
+            packed.multiply_add_by(Scheme::Strassen, &mut added, columns, view);
+            for (place, found) in plain.iter().enumerate() {
+                let (i, j) = (place / columns, place % columns);
+                let term = |p: usize| f64::from(a[i * depth + p]) * f64::from(b[p * columns + j]);
+                let exact: f64 = (0..depth).map(term).sum();
+                for (found, beside) in
+                    [(*found, 0.0), (biased[place], bias[j]), (added[place], 1.0)]
+                {
+                    let error = (f64::from(found) - exact - f64::from(beside)).abs();
+                    assert!(
+                        error < 1e-4,
+                        "{rows}x{depth}x{columns}: {found} for {exact}"
+                    );
+                }
+            }
+        }
+    }
+
+    /// A product of integers is exact whatever the order of its sums.
+    #[test]
+    fn integers_are_exact() {
+        let (rows, depth, columns) = (100, 256, 224);
+        let a: Vec<f32> = (0..rows * depth).map(|i| (i % 13) as f32 - 6.0).collect();
+        let b: Vec<f32> = (0..depth * columns)
+            .map(|i| (i % 11) as f32 - 5.0)
+            .collect();
+        let packed = Packed::rows(&b, columns, depth, columns);
+        let view = View::new(&a, depth);
+        assert_eq!(
+            packed.product_by(Scheme::Strassen, view, None),
+            packed.product(view)
+        );
+    }
+}
