@@ -196,11 +196,12 @@ impl Part<'_> {
         [a11, a12, a22, s1, s2, s3, s4]
     }
 
-    /// `B11, B12, B21, B22` of a panel and the one half the panels further on, and the places of
+    /// `B11, B12, B21, B22` of a panel and the one half the panels further on, and the places for
     /// `T1 … T4`, `(depth, 32)` each.
     fn right(&self, panel: usize, buffer: &mut Vec<f32>) -> [*const f32; 8] {
         let [b11, b12, b21, b22] = self.quarters(panel);
-        let [t1, t2, t3, t4] = four(buffer, self.a.columns / 2 * PANEL).map(|t| t.as_ptr());
+        let [t1, t2, t3, t4] =
+            four(buffer, self.a.columns / 2 * PANEL).map(|t| t.as_mut_ptr().cast_const());
         [b11, b12, b21, b22, t1, t2, t3, t4]
     }
 
