@@ -147,7 +147,7 @@ impl Plan {
                     }
                 },
             },
-            self.fewer_multiplications(),
+            self.fewer_multiplications(first < layers),
             Gain {
                 name: "no padding",
                 applies: true,
@@ -156,17 +156,18 @@ impl Plan {
         ]
     }
 
-    /// Whether products are large enough for Strassen's scheme.
-    fn fewer_multiplications(&self) -> Gain {
+    /// Whether products are large enough for Strassen's scheme, where blocks are recorded at all.
+    fn fewer_multiplications(&self, is_recorded: bool) -> Gain {
         let is_large = self.backbone.config.hidden >= LEAST_SIDE;
         let is_rounded = self.backbone.precision == Precision::Bf16;
         Gain {
             name: "an eighth fewer multiplications",
-            applies: is_large && !is_rounded,
-            reason: match (is_large, is_rounded) {
-                (_, true) => "the scheme is not worth it beside products in 16 bits".to_owned(),
-                (false, _) => format!("the backbone is less than {LEAST_SIDE} wide"),
-                (true, false) => "Strassen's scheme where gradients are recorded".to_owned(),
+            applies: is_recorded && is_large && !is_rounded,
+            reason: match (is_recorded, is_rounded, is_large) {
+                (false, ..) => "only the head is trained".to_owned(),
+                (_, true, _) => "the scheme is not worth it beside products in 16 bits".to_owned(),
+                (.., false) => format!("the backbone is less than {LEAST_SIDE} wide"),
+                (true, false, true) => "Strassen's scheme where gradients are recorded".to_owned(),
             },
         }
     }

@@ -291,4 +291,34 @@ mod tests {
             packed.product(view)
         );
     }
+
+    /// The same by the kernel for processors without AVX-512, which makes differences in a way of its own.
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn integers_are_exact_with_avx2() {
+        if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")) {
+            println!("skipped: this processor has no AVX2");
+            return;
+        }
+        let (rows, depth, columns) = (100, 1000, 256);
+        let a: Vec<f32> = (0..rows * depth).map(|i| (i % 13) as f32 - 6.0).collect();
+        let b: Vec<f32> = (0..depth * columns)
+            .map(|i| (i % 11) as f32 - 5.0)
+            .collect();
+        let packed = Packed::rows(&b, columns, depth, columns);
+        let view = View::new(&a, depth);
+        let mut out = vec![f32::NAN; rows * columns];
+        let place = (out.as_mut_ptr(), columns, Mode::Set);
+        // SAFETY: the processor has AVX2; `out` has all rows and columns, whose numbers are even.
+        unsafe {
+            multiply(
+                super::super::tile::x86::rows_avx2,
+                place,
+                view,
+                &packed,
+                columns / PANEL,
+            )
+        };
+        assert_eq!(out, packed.product(view));
+    }
 }
