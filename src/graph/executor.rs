@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::{device_problem, Batch, Graph};
 use crate::diagnostic::Problem;
-use crate::engine::Backend;
+use crate::engine::{Backend, Deferred};
 
 /// A device that can work on several groups of sequences. Its kernels are parallel by themselves,
 /// or the groups are: never both.
@@ -67,6 +67,7 @@ impl<D: Executor> Graph<D> {
             let results = D::map_groups(self, wave, |graph, group| {
                 graph.group_gradients(group).map_err(device_problem)
             });
+            let mut parts: BTreeMap<String, Vec<Deferred>> = BTreeMap::new();
             for result in results {
                 let group = result?;
                 loss += group.loss;
@@ -79,19 +80,39 @@ impl<D: Executor> Graph<D> {
                     }
                 }
                 for (key, part) in group.parts {
-                    let shape = self.values[&key].shape();
-                    let zeros = || vec![0.0; shape.iter().product()];
-                    part.add_to(sums.entry(key).or_insert_with(zeros), shape[1]);
+                    parts.entry(key).or_default().push(part);
                 }
             }
-        }
-        for key in &self.active.deferred {
-            // What nothing flowed into.
-            let length = || self.values[key].shape().iter().product();
-            sums.entry(key.clone())
-                .or_insert_with(|| vec![0.0; length()]);
+            self.add_parts(&mut sums, parts);
         }
         Ok((loss, sums))
+    }
+
+    /// Adds to gradients what their groups left to be computed, of each in the order of the groups; what
+    /// nothing flowed into is zeros.
+    fn add_parts(
+        &self,
+        sums: &mut BTreeMap<String, Vec<f32>>,
+        mut parts: BTreeMap<String, Vec<Deferred>>,
+    ) {
+        let work: Vec<_> = self
+            .active
+            .deferred
+            .iter()
+            .map(|key| {
+                let shape = self.values[key].shape();
+                let sum = sums
+                    .remove(key)
+                    .unwrap_or_else(|| vec![0.0; shape.iter().product()]);
+                (key, shape[1], sum, parts.remove(key).unwrap_or_default())
+            })
+            .collect();
+        let add = |(key, columns, mut sum, parts): (&String, _, Vec<f32>, Vec<_>)| {
+            Deferred::add_all(&parts, &mut sum, columns);
+            (key.clone(), sum)
+        };
+        let done: Vec<_> = work.into_par_iter().map(add).collect();
+        sums.extend(done);
     }
 
     /// The number of elements that get gradients.

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use multiversion::multiversion;
 use rayon::prelude::*;
 
 use crate::plan::Optimizer;
@@ -103,32 +104,48 @@ impl AdamStep {
         let moments = mean.par_chunks_mut(CHUNK).zip(square.par_chunks_mut(CHUNK));
         parameters
             .zip(moments)
-            .for_each(|((p, g), (m, v))| self.chunk(p, g, m, v));
+            .for_each(|((p, g), (m, v))| adam_chunk(self, p, g, m, v));
     }
+}
 
-    fn chunk(&self, parameter: &mut [f32], gradient: &[f32], mean: &mut [f32], square: &mut [f32]) {
-        let (a, b) = self.betas;
-        for (((p, g), m), v) in parameter.iter_mut().zip(gradient).zip(mean).zip(square) {
-            *m += (1.0 - a) * (g - *m);
-            *v = b * *v + (1.0 - b) * g * g;
-            let root = v.sqrt() / self.root_correction + self.epsilon;
-            *p = *p * self.decay - self.rate * (*m / root);
-        }
+/// [`AdamStep::apply`] to a chunk.
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
+fn adam_chunk(
+    step: &AdamStep,
+    parameter: &mut [f32],
+    gradient: &[f32],
+    mean: &mut [f32],
+    square: &mut [f32],
+) {
+    let (a, b) = step.betas;
+    for (((p, g), m), v) in parameter.iter_mut().zip(gradient).zip(mean).zip(square) {
+        *m += (1.0 - a) * (g - *m);
+        *v = b * *v + (1.0 - b) * g * g;
+        let root = v.sqrt() / step.root_correction + step.epsilon;
+        *p = *p * step.decay - step.rate * (*m / root);
     }
 }
 
 /// Elements that one thread works on at a time.
 const CHUNK: usize = 1 << 16;
 
+/// `Σ g²` in independent sums, which the compiler vectorizes, joined at the end.
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
+fn sum_of_squares(values: &[f32]) -> f64 {
+    let mut lanes = [0.0f64; 16];
+    for chunk in values.chunks(lanes.len()) {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane += f64::from(*value) * f64::from(*value);
+        }
+    }
+    lanes.iter().sum()
+}
+
 /// Scales all gradients down so that their norm is at most `limit`; returns the norm before.
 pub fn clip(gradients: &mut BTreeMap<String, Vec<f32>>, limit: Option<f32>) -> f32 {
-    let square_of = |chunk: &[f32]| -> f64 {
-        let squares = chunk.iter().map(|g| f64::from(*g) * f64::from(*g));
-        squares.sum()
-    };
     let square = |values: &Vec<f32>| -> f64 {
         // Chunk by chunk, and then in their order, so that threads change nothing.
-        let chunks: Vec<f64> = values.par_chunks(CHUNK).map(square_of).collect();
+        let chunks: Vec<f64> = values.par_chunks(CHUNK).map(sum_of_squares).collect();
         chunks.iter().sum()
     };
     let norm = gradients.values().map(square).sum::<f64>().sqrt() as f32;

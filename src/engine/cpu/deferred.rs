@@ -1,6 +1,8 @@
 //! Parts of the gradients of large parameters that are computed after the pass: a group would need a
 //! whole matrix for each, where what makes it up is a few rows.
 
+use std::ops::Range;
+
 use dfdx::prelude::{Cpu, Tensor};
 use rayon::prelude::*;
 
@@ -32,25 +34,68 @@ pub(super) enum Part {
 const BLOCK: usize = 48;
 
 impl Deferred {
-    /// Adds the part to the whole gradient, `columns` to a row. Every element is the sum of the part's
-    /// rows in their order, added once: the same whatever the number of threads.
-    pub fn add_to(&self, gradient: &mut [f32], columns: usize) {
+    /// Adds parts to their parameter's whole gradient, `columns` to a row: block by block, each from
+    /// all parts while it lies in the caches. Every element is the sum of a part's rows in their order,
+    /// added part after part: the same whatever the number of threads.
+    pub fn add_all(parts: &[Deferred], gradient: &mut [f32], columns: usize) {
+        let out = gradient.len() / columns.max(1);
+        let parts: Vec<Ready> = parts.iter().map(|part| part.ready(columns)).collect();
+        let blocks = gradient.par_chunks_mut((BLOCK * columns).max(1));
+        blocks.enumerate().for_each(|(number, block)| {
+            let rows = number * BLOCK..out.min((number + 1) * BLOCK);
+            parts
+                .iter()
+                .for_each(|part| part.add_to(block, rows.clone(), out));
+        });
+    }
+
+    fn ready(&self, columns: usize) -> Ready<'_> {
         match &self.part {
             Part::Product { upstream, input } => {
                 let rows = data(input).len() / columns.max(1);
-                let out = gradient.len() / columns.max(1);
                 let x = Packed::rows(data(input), columns, rows, columns);
-                let blocks = gradient.par_chunks_mut(BLOCK * columns).enumerate();
-                blocks.for_each(|(number, block)| {
-                    let first = number * BLOCK;
-                    let count = block.len() / columns;
-                    let dy = View::strided(&upstream[first..], rows, count, out);
-                    x.multiply_add(block, columns, dy.t());
-                });
+                Ready::Product { upstream, x, rows }
             }
-            Part::Rows { indices, upstream } => {
-                for (index, row) in indices.iter().zip(upstream.chunks_exact(columns)) {
-                    let target = &mut gradient[index * columns..(index + 1) * columns];
+            Part::Rows { indices, upstream } => Ready::Rows {
+                indices,
+                upstream,
+                columns,
+            },
+        }
+    }
+}
+
+/// A part with its operands as the kernels take them.
+enum Ready<'a> {
+    Product {
+        upstream: &'a [f32],
+        /// `(rows, in)`
+        x: Packed,
+        rows: usize,
+    },
+    Rows {
+        indices: &'a [usize],
+        upstream: &'a [f32],
+        columns: usize,
+    },
+}
+
+impl Ready<'_> {
+    /// Adds to `block`, rows `range` of a gradient that has `out` of them.
+    fn add_to(&self, block: &mut [f32], range: Range<usize>, out: usize) {
+        match self {
+            Ready::Product { upstream, x, rows } => {
+                let dy = View::strided(&upstream[range.start..], *rows, range.len(), out);
+                x.multiply_add(block, x.columns(), dy.t());
+            }
+            Ready::Rows {
+                indices,
+                upstream,
+                columns,
+            } => {
+                let rows = indices.iter().zip(upstream.chunks_exact(*columns));
+                for (index, row) in rows.filter(|(index, _)| range.contains(index)) {
+                    let target = &mut block[(index - range.start) * columns..][..*columns];
                     for (sum, value) in target.iter_mut().zip(row) {
                         *sum += value;
                     }
