@@ -10,7 +10,7 @@ use multiversion::multiversion;
 use super::bridge::{data, output, slot, trace, Flow, Slot};
 use super::math::exp;
 use super::norm::{sum_lanes, LANES};
-use super::packed::Packed;
+use super::packed::{Packed, Scheme};
 use super::product::View;
 use super::Outcome;
 use crate::engine::noise::Noise;
@@ -39,21 +39,28 @@ pub(super) fn attention(
         "attention: q, k and v are to be three tensors"
     );
     let is_kept = joined.is_on() && layout.longest() + shape.prefix <= MOST_KEPT_KEYS;
+    // Of all heads where the backward pass needs them, of one at a time elsewhere.
     let mut kept = Vec::with_capacity(if is_kept { plan.count() } else { 0 });
     let mut values = vec![0.0; rows * hidden];
     let mut buffers = Buffers::default();
     plan.each(|head| {
-        plan.weights(&mut buffers, head, data(q), data(k));
-        if is_kept {
-            kept.extend_from_slice(&buffers.weights);
+        let Buffers {
+            packed, dropped, ..
+        } = &mut buffers;
+        if !is_kept {
+            kept.clear();
         }
-        plan.drop(&mut buffers.weights, head);
-        let weights = View::new(&buffers.weights, head.keys);
-        let packed = &mut buffers.packed;
+        plan.append_weights(packed, head, data(q), data(k), &mut kept);
+        let weights = plan.dropped(
+            &kept[kept.len() - head.queries * head.keys..],
+            head,
+            dropped,
+        );
+        let weights = View::new(weights, head.keys);
         packed.pack_rows(&data(v)[head.key_start..], hidden, head.keys, plan.width());
         packed.multiply_into(&mut values[head.start..], hidden, weights);
     });
-    profile::kept(kept.len());
+    profile::kept(if is_kept { kept.len() } else { 0 });
     let slots = [slot(q), slot(k), slot(v)];
     let [q, k, v] = [q, k, v].map(|tensor| tensor.clone().split_tape().0);
     let device = q.device().clone();
@@ -103,7 +110,6 @@ struct Head {
 struct Buffers {
     packed: Packed,
     /// `(queries, keys)` each.
-    weights: Vec<f32>,
     dropped: Vec<f32>,
     slopes: Vec<f32>,
 }
@@ -182,14 +188,20 @@ impl Heads {
         View::strided(&data[head.start..], head.queries, self.width(), self.hidden)
     }
 
-    /// `softmax(q kᵀ / √width)` of one head, without dropout, into `buffers.weights`.
-    fn weights(&self, buffers: &mut Buffers, head: Head, q: &[f32], k: &[f32]) {
-        let packed = &mut buffers.packed;
+    /// Appends `softmax(q kᵀ / √width)` of one head, without dropout, to `weights`.
+    fn append_weights(
+        &self,
+        packed: &mut Packed,
+        head: Head,
+        q: &[f32],
+        k: &[f32],
+        weights: &mut Vec<f32>,
+    ) {
+        let first = weights.len();
         packed.pack_transposed(&k[head.key_start..], self.hidden, self.width(), head.keys);
-        let weights = &mut buffers.weights;
-        weights.resize(head.queries * head.keys, 0.0);
-        packed.multiply_into(weights, head.keys, self.view(q, head));
-        for (i, row) in weights.chunks_exact_mut(head.keys.max(1)).enumerate() {
+        packed.append(Scheme::InOrder, weights, self.view(q, head), None);
+        let rows = weights[first..].chunks_exact_mut(head.keys.max(1));
+        for (i, row) in rows.enumerate() {
             let seen = match self.shape.causal {
                 true => self.shape.prefix + self.places[head.row + i] + 1,
                 false => head.keys,
@@ -218,6 +230,17 @@ impl Heads {
         }
     }
 
+    /// The weights of one head as they are dropped: themselves, or what is then in `buffer`.
+    fn dropped<'a>(&self, weights: &'a [f32], head: Head, buffer: &'a mut Vec<f32>) -> &'a [f32] {
+        if self.dropout.is_none() {
+            return weights;
+        }
+        buffer.clear();
+        buffer.extend_from_slice(weights);
+        self.drop(buffer, head);
+        buffer
+    }
+
     /// Adds to the gradients of q, k and v where they are asked for.
     fn backward(
         &self,
@@ -236,11 +259,10 @@ impl Heads {
         }
         let [dq, dk, dv] = &mut taken;
         let mut buffers = Buffers::default();
+        let mut recomputed = Vec::new();
         let mut left = kept;
         self.each(|head| {
             let keys = head.keys;
-            // The weights leave the buffers while others of them are written.
-            let mut recomputed = None;
             let weights = match &mut left {
                 Some(kept) => {
                     let (own, others) = kept.split_at(head.queries * keys);
@@ -248,8 +270,9 @@ impl Heads {
                     own
                 }
                 None => {
-                    self.weights(&mut buffers, head, q, k);
-                    &*recomputed.insert(std::mem::take(&mut buffers.weights))
+                    recomputed.clear();
+                    self.append_weights(&mut buffers.packed, head, q, k, &mut recomputed);
+                    &recomputed
                 }
             };
             if let Some(dv) = dv {
@@ -269,9 +292,6 @@ impl Heads {
                 packed.pack_rows(&q[head.start..], hidden, head.queries, self.width());
                 packed.multiply_add(&mut dk[head.key_start..], hidden, slopes.t());
             }
-            if let Some(weights) = recomputed {
-                buffers.weights = weights;
-            }
         });
         for (gradient, slot) in taken.into_iter().zip(slots) {
             if let (Some(gradient), Some(slot)) = (gradient, slot) {
@@ -290,17 +310,11 @@ impl Heads {
         dy: &[f32],
         dv: &mut [f32],
     ) {
-        let weights = match self.dropout {
-            None => weights,
-            Some(_) => {
-                buffers.dropped.clear();
-                buffers.dropped.extend_from_slice(weights);
-                self.drop(&mut buffers.dropped, head);
-                &buffers.dropped
-            }
-        };
+        let Buffers {
+            packed, dropped, ..
+        } = buffers;
+        let weights = self.dropped(weights, head, dropped);
         let weights = View::strided(weights, head.queries, head.keys, head.keys);
-        let packed = &mut buffers.packed;
         packed.pack_rows(&dy[head.start..], self.hidden, head.queries, self.width());
         packed.multiply_add(&mut dv[head.key_start..], self.hidden, weights.t());
     }

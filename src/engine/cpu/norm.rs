@@ -17,19 +17,19 @@ pub(super) fn layer_norm(
     let (rows, hidden) = *x.shape();
     let joined = trace(x).merge(trace(gain)).merge(trace(bias));
     let mut values = Vec::with_capacity(rows * hidden);
-    let mut normal = Vec::with_capacity(if joined.is_on() { rows * hidden } else { 0 });
+    // Of all rows where the backward pass needs them, of one at a time elsewhere.
+    let kept = if joined.is_on() { rows } else { 1 };
+    let mut normal = Vec::with_capacity(kept * hidden);
     let mut inverse = Vec::with_capacity(rows);
     let (g, b) = (data(gain), data(bias));
-    let [mut scratch, mut scaled] = [(); 2].map(|()| vec![0.0; hidden]);
     for x in data(x).chunks_exact(hidden) {
-        inverse.push(normalize(x, &mut scratch, epsilon));
-        affine(&scratch, g, b, &mut scaled);
-        values.extend_from_slice(&scaled);
-        if joined.is_on() {
-            normal.extend_from_slice(&scratch);
+        if !joined.is_on() {
+            normal.clear();
         }
+        inverse.push(normalize(x, &mut normal, epsilon));
+        affine(&normal[normal.len() - hidden..], g, b, &mut values);
     }
-    profile::kept(normal.len());
+    profile::kept(if joined.is_on() { normal.len() } else { 0 });
     let (x_slot, gain_slot, bias_slot) = (slot(x), slot(gain), slot(bias));
     let gain = gain.clone().split_tape().0;
     output(
@@ -93,27 +93,22 @@ pub(super) fn sum_lanes(x: &[f32], y: &[f32], term: impl Fn(f32, f32) -> f32) ->
     lanes.iter().fold(rest, |total, lane| total + lane)
 }
 
-/// `normal ← (x − mean) / √(variance + ε)`; returns the inverse of the root.
+/// Appends `(x − mean) / √(variance + ε)` to `normal`; returns the inverse of the root.
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
-fn normalize(x: &[f32], normal: &mut [f32], epsilon: f32) -> f32 {
+fn normalize(x: &[f32], normal: &mut Vec<f32>, epsilon: f32) -> f32 {
     let count = x.len() as f32;
     let mean = sum_lanes(x, x, |x, _| x) / count;
-    for (n, x) in normal.iter_mut().zip(x) {
-        *n = x - mean;
-    }
-    let variance = sum_lanes(normal, normal, |n, _| n * n) / count;
+    let variance = sum_lanes(x, x, |x, _| (x - mean) * (x - mean)) / count;
     let inverse = 1.0 / (variance + epsilon).sqrt();
-    for n in normal.iter_mut() {
-        *n *= inverse;
-    }
+    normal.extend(x.iter().map(|x| (x - mean) * inverse));
     inverse
 }
 
+/// Appends `normal ⊙ gain + bias` to `out`.
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
-fn affine(normal: &[f32], gain: &[f32], bias: &[f32], out: &mut [f32]) {
-    for (((out, n), g), b) in out.iter_mut().zip(normal).zip(gain).zip(bias) {
-        *out = n * g + b;
-    }
+fn affine(normal: &[f32], gain: &[f32], bias: &[f32], out: &mut Vec<f32>) {
+    let elements = normal.iter().zip(gain).zip(bias);
+    out.extend(elements.map(|((n, g), b)| n * g + b));
 }
 
 /// `dx += inverse · (s − mean(s) − normal · mean(s ⊙ normal))` with `s = dy ⊙ gain`, for which `scaled`

@@ -118,17 +118,23 @@ impl Packed {
 
     /// `a b (rows, columns)` by a scheme, and `bias (columns)` added to each row.
     pub(super) fn product_by(&self, scheme: Scheme, a: View, bias: Option<&[f32]>) -> Vec<f32> {
-        let count = a.rows * self.columns;
-        let mut out: Vec<f32> = Vec::with_capacity(count);
+        let mut out = Vec::new();
+        self.append(scheme, &mut out, a, bias);
+        out
+    }
+
+    /// The same behind what `out` holds.
+    pub(super) fn append(&self, scheme: Scheme, out: &mut Vec<f32>, a: View, bias: Option<&[f32]>) {
+        let (first, count) = (out.len(), a.rows * self.columns);
+        out.reserve_exact(count);
         self.check(count, self.columns, &a);
         let mode = Mode::result(bias, self.columns);
         // SAFETY: there is room for `count` elements, each of which is written before the length is
         // set; `check` has made sure that there are no more.
         unsafe {
-            self.multiply(scheme, out.as_mut_ptr(), self.columns, a, mode);
-            out.set_len(count);
+            self.multiply(scheme, out.as_mut_ptr().add(first), self.columns, a, mode);
+            out.set_len(first + count);
         }
-        out
     }
 
     fn check(&self, length: usize, stride: usize, a: &View) {
