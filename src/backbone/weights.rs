@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use half::{bf16, f16};
 use memmap2::Mmap;
@@ -11,11 +13,12 @@ use safetensors::{Dtype, SafeTensors};
 
 use super::tree::Parameter;
 use crate::diagnostic::Problem;
+use crate::engine::Source;
 use crate::text::quoted_list;
 
 /// Tensors on disk, mapped into memory: nothing is read before it is asked for.
 pub struct Checkpoint {
-    files: Vec<(PathBuf, Mmap)>,
+    files: Vec<(PathBuf, Arc<Mmap>)>,
     /// Name → file, start of that file's data, description.
     tensors: HashMap<String, (usize, usize, TensorInfo)>,
 }
@@ -88,7 +91,7 @@ impl Checkpoint {
                 let place = (number, header + 8, info.clone());
                 checkpoint.tensors.insert(name, place);
             }
-            checkpoint.files.push((path.clone(), map));
+            checkpoint.files.push((path.clone(), Arc::new(map)));
         }
         Ok(checkpoint)
     }
@@ -184,22 +187,7 @@ impl Checkpoint {
     /// It is not there, or has another shape than the configuration says.
     pub fn load(&self, parameter: &Parameter, prefix: &str) -> Result<Vec<f32>, Problem> {
         let source = &parameter.source;
-        let name = self
-            .find(parameter, prefix)
-            .ok_or_else(|| self.missing(&source.full_name(prefix)))?;
-        let (values, found) = self.read(&name)?;
-        let mut expected = parameter.shape.clone();
-        expected[0] *= source.parts;
-        if source.transposed {
-            expected.reverse();
-        }
-        if found != expected {
-            let message = format!(
-                "tensor `{name}` has the shape {found:?}, but `config.json` asks for {expected:?}"
-            );
-            let help = "give a `config.json` and weights that belong together";
-            return Err(Problem::new("delta::weights::wrong_shape", message).help(help));
-        }
+        let (values, _) = self.read(&self.checked(parameter, prefix)?)?;
         if source.parts == 1 && !source.transposed {
             return Ok(values);
         }
@@ -220,6 +208,48 @@ impl Checkpoint {
             .collect())
     }
 
+    /// The name of a parameter's tensor, which has the shape that the parameter asks for.
+    fn checked(&self, parameter: &Parameter, prefix: &str) -> Result<String, Problem> {
+        let source = &parameter.source;
+        let name = self
+            .find(parameter, prefix)
+            .ok_or_else(|| self.missing(&source.full_name(prefix)))?;
+        let mut expected = parameter.shape.clone();
+        expected[0] *= source.parts;
+        if source.transposed {
+            expected.reverse();
+        }
+        let found = self.shape(&name).unwrap_or_default();
+        if found == expected {
+            return Ok(name);
+        }
+        let message = format!(
+            "tensor `{name}` has the shape {found:?}, but `config.json` asks for {expected:?}"
+        );
+        let help = "give a `config.json` and weights that belong together";
+        Err(Problem::new("delta::weights::wrong_shape", message).help(help))
+    }
+
+    /// A parameter's elements where they lie in the file, if they lie there as they are needed: in f32,
+    /// in our orientation.
+    ///
+    /// # Errors
+    /// See [`Checkpoint::load`].
+    pub fn mapped(&self, parameter: &Parameter, prefix: &str) -> Result<Option<Mapped>, Problem> {
+        let name = self.checked(parameter, prefix)?;
+        let (number, start, info) = &self.tensors[&name];
+        let (_, map) = &self.files[*number];
+        let length = parameter.count() * size_of::<f32>();
+        let first = start + info.data_offsets.0 + parameter.source.part * length;
+        let mapped = Mapped {
+            map: map.clone(),
+            range: first..first + length,
+        };
+        let is_plain = info.dtype == Dtype::F32 && !parameter.source.transposed;
+        let fits = is_plain && cfg!(target_endian = "little") && mapped.cast().is_some();
+        Ok(fits.then_some(mapped))
+    }
+
     /// A hash of the files' names and contents, as hexadecimal text.
     pub fn hash(&self) -> String {
         use sha2::{Digest, Sha256};
@@ -231,9 +261,70 @@ impl Checkpoint {
     }
 }
 
+/// Elements of a mapped file.
+pub struct Mapped {
+    map: Arc<Mmap>,
+    /// In bytes.
+    range: Range<usize>,
+}
+
+impl Mapped {
+    fn cast(&self) -> Option<&[f32]> {
+        bytemuck::try_cast_slice(&self.map[self.range.clone()]).ok()
+    }
+}
+
+impl Source for Mapped {
+    fn elements(&self) -> &[f32] {
+        self.cast().unwrap_or_default()
+    }
+
+    /// Lets the system take back the memory of what was read. It would sooner or later, but what is
+    /// mapped counts as this process's memory until then.
+    fn release(&self) {
+        #[cfg(unix)]
+        {
+            let (first, length) = (self.range.start, self.range.len());
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            // SAFETY: the map is read-only and of a file, so pages that are given up are read again from
+            // that file when they are next touched. A refusal changes nothing.
+            let _ = unsafe { self.map.unchecked_advise_range(advice, first, length) };
+        }
+    }
+}
+
 fn convert<const N: usize>(bytes: &[u8], from: impl Fn([u8; N]) -> f32) -> Vec<f32> {
     bytes
         .chunks_exact(N)
         .map(|chunk| from(chunk.try_into().expect("chunks_exact gives N bytes")))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backbone::{read_config, Tree};
+
+    /// What is mapped is what is read, also after its pages were given back; what is stored transposed
+    /// is not mapped.
+    #[test]
+    fn mapped_elements_are_those_of_the_file() {
+        for fixture in ["bert_a", "gpt2"] {
+            let directory = Path::new("tests/fixtures").join(fixture);
+            let config = read_config(&directory).unwrap();
+            let file = Checkpoint::open_directory(&directory).unwrap();
+            let prefix = config.family().prefix;
+            let tree = Tree::new(&config);
+            let in_file = |p: &&Parameter| file.find(p, &prefix).is_some();
+            for parameter in tree.parameters().filter(in_file) {
+                let mapped = file.mapped(parameter, &prefix).unwrap();
+                assert_eq!(mapped.is_none(), parameter.source.transposed);
+                let Some(mapped) = mapped else { continue };
+                let values = file.load(parameter, &prefix).unwrap();
+                assert_eq!(mapped.elements(), values, "{}", parameter.path);
+                mapped.release();
+                assert_eq!(mapped.elements(), values, "{}", parameter.path);
+            }
+        }
+    }
 }

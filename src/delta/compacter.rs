@@ -26,7 +26,7 @@ pub struct Compacter {
 impl Compacter {
     /// `W (out, in)` from the shared rules and the factors `s`, `t`.
     fn weight<D: Backend>(&self, at: &At<D>, [s, t]: [&str; 2]) -> Result<Matrix<D>, D::Err> {
-        let (rules, s, t) = (at.matrix("rules"), at.matrix(s), at.matrix(t));
+        let (rules, s, t) = (at.matrix("rules")?, at.matrix(s)?, at.matrix(t)?);
         let out = s.shape().0;
         let part = |table: &Matrix<D>, i: usize, size: usize| {
             let rows: Vec<usize> = (i * size..(i + 1) * size).collect();

@@ -24,9 +24,9 @@ impl Dora {
     /// `m / ‖W + s B A‖ (out)`
     fn factors<D: Backend>(&self, at: &At<D>) -> Result<Vector<D>, D::Err> {
         let plain = |matrix: Matrix<D>| matrix.split_tape().0.put_tape(Trace::off());
-        let (a, b) = (plain(at.matrix("A")), plain(at.matrix("B")));
+        let (a, b) = (plain(at.matrix("A")?), plain(at.matrix("B")?));
         let change = D::scale(&D::matmul(&b, &a)?, self.low_rank.scale())?; // (out, in)
-        let sum = D::add(plain(at.values.module_weight().matrix), &change)?;
+        let sum = D::add(plain(at.values.module_weight().matrix()?), &change)?;
         let inverse = D::row_norms(&sum)?.try_recip()?;
         at.vector("magnitude").try_mul(inverse)
     }

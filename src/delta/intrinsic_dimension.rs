@@ -72,11 +72,10 @@ impl DeltaMethod for IntrinsicDimension {
         x: &Matrix<D>,
         y: Matrix<D>,
     ) -> Result<Matrix<D>, D::Err> {
-        use dfdx::prelude::HasShape;
-        let shape = *at.values.module_weight().matrix.shape();
+        let shape = at.values.module_weight().shape();
         let z = match self.structure_aware {
-            true => D::matmul(&at.matrix("lambda"), &at.matrix("z"))?,
-            false => at.matrix("z"),
+            true => D::matmul(&at.matrix("lambda")?, &at.matrix("z")?)?,
+            false => at.matrix("z")?,
         };
         let projection = self.projection(&D::read(&at.vector("seed")), shape.0 * shape.1);
         let change = D::project(&z, projection, shape)?; // (out, in)

@@ -67,8 +67,8 @@ impl DeltaMethod for Loha {
         x: &Matrix<D>,
         y: Matrix<D>,
     ) -> Result<Matrix<D>, D::Err> {
-        let first = D::matmul(&at.matrix("B1"), &at.matrix("A1"))?; // (out, in)
-        let second = D::matmul(&at.matrix("B2"), &at.matrix("A2"))?; // (out, in)
+        let first = D::matmul(&at.matrix("B1")?, &at.matrix("A1")?)?; // (out, in)
+        let second = D::matmul(&at.matrix("B2")?, &at.matrix("A2")?)?; // (out, in)
         let change = D::scale(&D::multiply(&first, &second)?, self.scale())?;
         D::add(y, &D::linear(x, &change.into(), None)?)
     }

@@ -103,13 +103,13 @@ impl DeltaMethod for Lokr {
         x: &Matrix<D>,
         y: Matrix<D>,
     ) -> Result<Matrix<D>, D::Err> {
-        let (l, m) = *at.matrix("W1").shape();
+        let (l, m) = *at.matrix("W1")?.shape();
         let (k, n) = (y.shape().1 / l, x.shape().1 / m);
         let second = match (Shapes { l, m, k, n }).is_divided(self.rank) {
-            true => D::matmul(&at.matrix("W2_B"), &at.matrix("W2_A"))?, // (k, n)
-            false => at.matrix("W2"),
+            true => D::matmul(&at.matrix("W2_B")?, &at.matrix("W2_A")?)?, // (k, n)
+            false => at.matrix("W2")?,
         };
-        let first = D::scale(&at.matrix("W1"), self.scale())?;
+        let first = D::scale(&at.matrix("W1")?, self.scale())?;
         let change = D::kronecker(&first, &second)?; // (out, in)
         D::add(y, &D::linear(x, &change.into(), None)?)
     }

@@ -221,7 +221,7 @@ impl DeltaMethod for Lora {
         indices: &[usize],
         y: Matrix<D>,
     ) -> Result<Matrix<D>, D::Err> {
-        let low = D::select_rows(&at.matrix("A"), indices)?; // (rows, rank)
+        let low = D::select_rows(&at.matrix("A")?, indices)?; // (rows, rank)
         let low = D::scale(&low, self.scale())?;
         D::add(y, &D::linear(&low, &at.weight("B"), None)?)
     }

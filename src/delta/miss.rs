@@ -71,7 +71,7 @@ impl DeltaMethod for Miss {
             .try_tensor_from_vec(sums(shape.0, shape.1), shape)?;
         let sums = sums.put_tape(Trace::off());
         let low = D::linear(&at.dropout(x, self.dropout)?, &sums.into(), None)?; // (rows, rank)
-        D::add(y, &D::matmul(&low, &at.matrix("D"))?)
+        D::add(y, &D::matmul(&low, &at.matrix("D")?)?)
     }
 
     fn fold(&self, module: &Module, layer: &mut Folded, tensor: &dyn Fn(&str) -> Vec<f32>) -> bool {

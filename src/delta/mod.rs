@@ -366,9 +366,12 @@ impl<D: Backend> At<'_, D> {
         self.values.weight(name)
     }
 
-    /// See [`Values::weight`].
-    pub fn matrix(&self, name: &str) -> Matrix<D> {
-        self.values.weight(name).matrix
+    /// The same as a tensor.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn matrix(&self, name: &str) -> Result<Matrix<D>, D::Err> {
+        self.values.weight(name).matrix()
     }
 
     /// See [`Values::vector`].

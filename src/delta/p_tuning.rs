@@ -60,7 +60,7 @@ impl DeltaMethod for PTuning {
     }
 
     fn prompt<D: Backend>(&self, at: &At<D>) -> Result<Option<Matrix<D>>, D::Err> {
-        let first = at.linear("first", &at.matrix("embedding"))?; // (tokens, hidden)
+        let first = at.linear("first", &at.matrix("embedding")?)?; // (tokens, hidden)
         let second = at.linear("second", &D::activate(first, Activation::Relu)?)?;
         let third = at.linear("third", &D::activate(second, Activation::Relu)?)?;
         Ok(Some(third)) // (tokens, width)

@@ -76,9 +76,9 @@ impl DeltaMethod for Prefix {
 
     fn prefix<D: Backend>(&self, at: &At<D>) -> Result<Option<[Matrix<D>; 2]>, D::Err> {
         if self.hidden.is_none() {
-            return Ok(Some([at.matrix("keys"), at.matrix("values")]));
+            return Ok(Some([at.matrix("keys")?, at.matrix("values")?]));
         }
-        let inner = at.linear("down", &at.matrix("embedding"))?; // (tokens, hidden)
+        let inner = at.linear("down", &at.matrix("embedding")?)?; // (tokens, hidden)
         let inner = D::activate(inner, Activation::Tanh)?;
         Ok(Some([
             at.linear("keys", &inner)?,

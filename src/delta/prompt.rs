@@ -93,6 +93,6 @@ impl DeltaMethod for Prompt {
     }
 
     fn prompt<D: Backend>(&self, at: &At<D>) -> Result<Option<Matrix<D>>, D::Err> {
-        Ok(Some(at.matrix("prompt")))
+        Ok(Some(at.matrix("prompt")?))
     }
 }

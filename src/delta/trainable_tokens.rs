@@ -83,7 +83,7 @@ impl DeltaMethod for TrainableTokens {
             trained.unwrap_or(row)
         });
         let chosen: Vec<usize> = chosen.collect();
-        D::select_rows(&D::join_rows(&[y, at.matrix("rows")])?, &chosen)
+        D::select_rows(&D::join_rows(&[y, at.matrix("rows")?])?, &chosen)
     }
 
     fn fold(&self, module: &Module, table: &mut Folded, tensor: &dyn Fn(&str) -> Vec<f32>) -> bool {

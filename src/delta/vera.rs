@@ -78,13 +78,13 @@ impl DeltaMethod for Vera {
     ) -> Result<Matrix<D>, D::Err> {
         let (input, output) = (x.shape().1, y.shape().1);
         let (a, b) = (at.weight("A"), at.weight("B"));
-        let a: Weight<D> = match a.matrix.shape().1 == input {
+        let a: Weight<D> = match a.shape().1 == input {
             true => a,
-            false => D::columns(&a.matrix, 0..input)?.into(),
+            false => D::columns(&a.matrix()?, 0..input)?.into(),
         };
-        let b: Weight<D> = match b.matrix.shape().0 == output {
+        let b: Weight<D> = match b.shape().0 == output {
             true => b,
-            false => D::select_rows(&b.matrix, &(0..output).collect::<Vec<_>>())?.into(),
+            false => D::select_rows(&b.matrix()?, &(0..output).collect::<Vec<_>>())?.into(),
         };
         let low = D::linear(&at.dropout(x, self.dropout)?, &a, None)?; // (rows, rank)
         let low = D::scale_columns(&low, &at.vector("lambda_d"))?;

@@ -50,8 +50,8 @@ pub fn add_low_rank<D: Backend>(
     b: &Weight<D>,
     factor: f32,
 ) -> Outcome<Matrix<D>, D> {
-    let low = linear(x, &a.matrix, None)?; // (rows, rank)
-    let change = linear(&scale(&low, factor)?, &b.matrix, None)?; // (rows, out)
+    let low = linear(x, &a.matrix()?, None)?; // (rows, rank)
+    let change = linear(&scale(&low, factor)?, &b.matrix()?, None)?; // (rows, out)
     add(y, &change)
 }
 
@@ -228,13 +228,26 @@ pub fn attention_of_rows<D: Backend>(
         queries.len(),
         "attention: rows and queries disagree"
     );
-    let mut sources = vec![0; layout.rows()];
+    // A row that occurs several times is asked for in as many rounds.
+    let mut rounds: Vec<Vec<usize>> = Vec::new();
+    let mut chosen = Vec::with_capacity(queries.len());
     for (place, row) in queries.iter().enumerate() {
-        sources[*row] = place;
+        let earlier = queries[..place].iter().filter(|other| *other == row);
+        let round = earlier.count();
+        if round == rounds.len() {
+            rounds.push(vec![0; layout.rows()]);
+        }
+        rounds[round][*row] = place;
+        chosen.push(round * layout.rows() + row);
     }
-    let all = select_rows(q, &sources)?;
-    let mixed = attention(&all, k, v, layout, shape, dropout)?;
-    select_rows(&mixed, queries)
+    let mixed: Vec<Matrix<D>> = rounds
+        .iter()
+        .map(|sources| attention(&select_rows(q, sources)?, k, v, layout, shape, dropout))
+        .collect::<Result<_, _>>()?;
+    match mixed.is_empty() {
+        true => Ok(q.clone()),
+        false => select_rows(&join_rows(&mixed)?, &chosen),
+    }
 }
 
 /// Where each position of a padded rectangle reads from; any row will do for padding: it is masked.

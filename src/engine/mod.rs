@@ -14,10 +14,10 @@ mod layout;
 mod noise;
 pub mod profile;
 mod trace;
+mod weight;
 
 use std::borrow::Cow;
 use std::ops::Range;
-use std::sync::Arc;
 
 use dfdx::prelude::{Gradients, HasShape, Shape, Tensor};
 
@@ -26,6 +26,7 @@ pub use fastfood::Fastfood;
 pub use layout::{Dropout, Layout};
 pub use noise::mix;
 pub use trace::{backward, with_trace, Recorder, Trace};
+pub use weight::{Elements, Precision, Source, Stored, Weight};
 
 /// An activation `(rows, columns)` or a weight `(out, in)`.
 pub type Matrix<D> = Tensor<(usize, usize), f32, D, Trace<D>>;
@@ -33,37 +34,6 @@ pub type Matrix<D> = Tensor<(usize, usize), f32, D, Trace<D>>;
 pub type Vector<D> = Tensor<(usize,), f32, D, Trace<D>>;
 /// A loss.
 pub type Scalar<D> = Tensor<(), f32, D, Trace<D>>;
-
-/// A weight `(out, in)`, and what the device keeps beside it to multiply faster.
-pub struct Weight<D: Backend> {
-    /// The weight.
-    pub matrix: Matrix<D>,
-    /// Made from the same elements.
-    pub prepared: Arc<D::Prepared>,
-    /// How it is multiplied while it is frozen.
-    pub precision: Precision,
-}
-
-/// How products with a frozen weight are computed. Sums, and all else, are in f32.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Precision {
-    /// With operands in f32.
-    #[default]
-    F32,
-    /// With operands rounded to bfloat16.
-    Bf16,
-}
-
-impl<D: Backend> From<Matrix<D>> for Weight<D> {
-    fn from(matrix: Matrix<D>) -> Self {
-        Weight {
-            matrix,
-            prepared: Arc::default(),
-            precision: Precision::F32,
-        }
-    }
-}
 
 /// An element-wise non-linearity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -127,7 +97,15 @@ pub trait Backend: dfdx::tensor_ops::Device<f32> {
         weight: &Weight<Self>,
         bias: Option<&Vector<Self>>,
     ) -> Result<Matrix<Self>, Self::Err> {
-        definition::linear(x, &weight.matrix, bias)
+        definition::linear(x, &weight.matrix()?, bias)
+    }
+
+    /// `x W` with a frozen weight: `x (rows, out)`, `weight (out, in)` → `(rows, in)`.
+    fn linear_transposed(
+        x: &Matrix<Self>,
+        weight: &Weight<Self>,
+    ) -> Result<Matrix<Self>, Self::Err> {
+        definition::matmul(x, &weight.matrix()?)
     }
 
     /// `y + scale · x Aᵀ Bᵀ`: `y (rows, out)`, `x (rows, in)`, `a (rank, in)`, `b (out, rank)`
@@ -161,7 +139,7 @@ pub trait Backend: dfdx::tensor_ops::Device<f32> {
     /// `softmax(q kᵀ / √d) v` within each sequence of `layout`, per head of width `d`
     /// (Vaswani et al., arXiv 1706.03762, eq. 1); `q` and the result `(rows, hidden)`, `k` and `v`
     /// with `shape.prefix` rows more for each sequence, before its own. Where `queries` are given, `q`
-    /// and the result are those rows of the layout alone, in ascending order.
+    /// and the result are those rows of the layout alone, in ascending order; one may occur several times.
     fn attention(
         q: &Matrix<Self>,
         k: &Matrix<Self>,
@@ -190,6 +168,11 @@ pub trait Backend: dfdx::tensor_ops::Device<f32> {
     /// Rows `indices` of `table (n, columns)`; an index may occur several times.
     fn select_rows(table: &Matrix<Self>, indices: &[usize]) -> Result<Matrix<Self>, Self::Err> {
         definition::select_rows(table, indices)
+    }
+
+    /// [`Backend::select_rows`] of a weight, which need not be in memory for it.
+    fn look_up(table: &Weight<Self>, indices: &[usize]) -> Result<Matrix<Self>, Self::Err> {
+        Self::select_rows(&table.matrix()?, indices)
     }
 
     /// Columns `range` of `x`.
@@ -316,6 +299,9 @@ pub trait Backend: dfdx::tensor_ops::Device<f32> {
     /// How many rows a group of sequences should have. A constant of the device, never of the
     /// number of threads: the order in which gradients are summed depends on it.
     const GROUP_ROWS: usize = usize::MAX;
+
+    /// Whether it is worth it to leave out the keys and values of a sequence where a single row asks.
+    const MIXES_INPUTS: bool = false;
 }
 
 #[cfg(feature = "cuda")]

@@ -2,8 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use dfdx::prelude::HasShape;
-
 use super::{Active, Graph, Placed, Value, LARGE};
 use crate::diagnostic::Problem;
 use crate::engine::Backend;
@@ -85,8 +83,8 @@ impl<D: Backend> Graph<D> {
             !active.sites.contains_key(module)
         };
         let is_large = |key: &String| match self.values.get(key) {
-            Some(Value::Matrix(tensor, _)) => {
-                let (out, input) = *tensor.shape();
+            Some(Value::Matrix(elements, _)) => {
+                let (out, input) = elements.shape();
                 out * input >= LARGE
             }
             _ => false,

@@ -143,7 +143,7 @@ impl<'g, D: Backend> Pass<'g, D> {
             return D::linear(x, &weight, bias.as_ref());
         };
         let tokens = cloze.tokens.concat();
-        let words = D::select_rows(&weight.matrix, &tokens)?; // (tokens, hidden)
+        let words = D::look_up(&weight, &tokens)?; // (tokens, hidden)
         let bias = match bias {
             Some(bias) => {
                 let count = bias.shape().0;
@@ -379,7 +379,12 @@ impl<'g, D: Backend> Pass<'g, D> {
         ])
     }
 
-    fn linear(&self, path: &str, x: &Matrix<D>, layout: &Layout) -> Outcome<Matrix<D>, D> {
+    pub(super) fn linear(
+        &self,
+        path: &str,
+        x: &Matrix<D>,
+        layout: &Layout,
+    ) -> Outcome<Matrix<D>, D> {
         let weight = self.weight(&format!("{path}.weight"));
         let x = self.adapt_input(path, x.clone(), layout)?;
         let y = D::linear(&x, &weight, self.bias(path).as_ref())?;
@@ -435,8 +440,9 @@ impl<'g, D: Backend> Pass<'g, D> {
 
     pub(super) fn weight(&self, path: &str) -> Weight<D> {
         match self.value(path) {
-            Some((key, Value::Matrix(tensor, prepared))) => Weight {
-                matrix: with_trace(tensor, &self.trace_of(key)),
+            Some((key, Value::Matrix(elements, prepared))) => Weight {
+                elements: elements.clone(),
+                trace: self.trace_of(key),
                 prepared: prepared.clone(),
                 precision: match self.graph.base.contains_key(key) {
                     true => self.graph.precision,

@@ -164,18 +164,22 @@ impl<D: Backend> Graph<D> {
             })
         };
         for parameter in self.tree.parameters() {
-            let values = match checkpoint {
-                None => drawn.parameter(parameter),
+            let prefix = &self.family.prefix;
+            let value = match checkpoint {
+                None => self.put(drawn.parameter(parameter), &parameter.shape)?,
                 Some(file) => {
-                    if is_of_head(&parameter.path)
-                        && file.find(parameter, &self.family.prefix).is_none()
-                    {
+                    if is_of_head(&parameter.path) && file.find(parameter, prefix).is_none() {
                         continue;
                     }
-                    file.load(parameter, &self.family.prefix)?
+                    match (file.mapped(parameter, prefix)?, parameter.shape.as_slice()) {
+                        (Some(mapped), &[out, input]) => {
+                            Value::stored(&self.device, Box::new(mapped), (out, input))
+                        }
+                        _ => self.put(file.load(parameter, prefix)?, &parameter.shape)?,
+                    }
                 }
             };
-            base.insert(parameter.path.clone(), self.put(values, &parameter.shape)?);
+            base.insert(parameter.path.clone(), value);
         }
         Ok(base)
     }
@@ -426,7 +430,9 @@ impl<D: Backend> Graph<D> {
                 continue;
             }
             let gradient = match &self.values[key] {
-                Value::Matrix(tensor, _) => D::read_gradient(&mut gradients, tensor)?,
+                Value::Matrix(elements, _) => {
+                    D::read_gradient(&mut gradients, &elements.tensor()?)?
+                }
                 Value::Vector(tensor) => D::read_gradient(&mut gradients, tensor)?,
             };
             group.whole.insert(key.clone(), gradient);

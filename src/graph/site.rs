@@ -7,7 +7,7 @@ use dfdx::prelude::HasShape;
 use super::forward::Pass;
 use super::init::Draw;
 use super::singular::Singular;
-use super::{Graph, Outcome, Placed, Value};
+use super::{device_problem, Graph, Outcome, Placed, Value};
 use crate::backbone::Module;
 use crate::delta::{gate, At, Init, NewParameter, Preposition, Values};
 use crate::diagnostic::Problem;
@@ -32,6 +32,7 @@ impl<D: Backend> Graph<D> {
                             continue;
                         };
                         let key = format!("{}.{path}", delta.name);
+                        let value = value.held().map_err(device_problem)?;
                         self.values.insert(key, value);
                     }
                 }
@@ -200,7 +201,7 @@ impl<D: Backend> Pass<'_, D> {
         layout: &Layout,
     ) -> Outcome<Matrix<D>, D> {
         let table = self.weight(&format!("{path}.weight"));
-        let mut y = D::select_rows(&table.matrix, indices)?;
+        let mut y = D::look_up(&table, indices)?;
         for Placed { delta, method, .. } in self.graph.deltas_at(path) {
             y = method.look_up(&self.at(delta, path).at(layout, None), indices, y)?;
         }

@@ -8,13 +8,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use dfdx::prelude::{HasErr, HasShape, Tensor};
 
 use crate::diagnostic::Problem;
-use crate::engine::Backend;
+use crate::engine::{Backend, Elements, Source, Stored};
 use crate::plan::Plan;
 
 /// One parameter.
 pub enum Value<D: Backend> {
     /// `(out, in)`, and what the device keeps beside it.
-    Matrix(Tensor<(usize, usize), f32, D>, Arc<D::Prepared>),
+    Matrix(Elements<D>, Arc<D::Prepared>),
     /// `(out)`
     Vector(Tensor<(usize,), f32, D>),
 }
@@ -22,7 +22,7 @@ pub enum Value<D: Backend> {
 impl<D: Backend> Clone for Value<D> {
     fn clone(&self) -> Self {
         match self {
-            Value::Matrix(tensor, prepared) => Value::Matrix(tensor.clone(), prepared.clone()),
+            Value::Matrix(elements, prepared) => Value::Matrix(elements.clone(), prepared.clone()),
             Value::Vector(tensor) => Value::Vector(tensor.clone()),
         }
     }
@@ -37,7 +37,7 @@ impl<D: Backend> Value<D> {
         Ok(match shape {
             [out, input] => {
                 let tensor = device.try_tensor_from_vec(values, (*out, *input))?;
-                Value::Matrix(tensor, Arc::default())
+                Value::Matrix(Elements::Held(tensor), Arc::default())
             }
             _ => {
                 let length = values.len();
@@ -46,15 +46,32 @@ impl<D: Backend> Value<D> {
         })
     }
 
+    /// A matrix that is read from `source` when it is asked for.
+    pub(super) fn stored(device: &D, source: Box<dyn Source>, shape: (usize, usize)) -> Self {
+        let stored = Stored::new(source, shape, device.clone());
+        Value::Matrix(Elements::Stored(Arc::new(stored)), Arc::default())
+    }
+
+    /// The same with elements on the device.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub(super) fn held(mut self) -> Result<Self, <D as HasErr>::Err> {
+        if let Value::Matrix(elements, _) = &mut self {
+            elements.held()?;
+        }
+        Ok(self)
+    }
+
     /// Changes the elements.
     ///
     /// # Errors
     /// What the device reports.
     pub fn update(&mut self, change: impl FnOnce(&mut [f32])) -> Result<(), <D as HasErr>::Err> {
         match self {
-            Value::Matrix(tensor, prepared) => {
+            Value::Matrix(elements, prepared) => {
                 *prepared = Arc::default();
-                D::update(tensor, change)
+                D::update(elements.held()?, change)
             }
             Value::Vector(tensor) => D::update(tensor, change),
         }
@@ -62,16 +79,14 @@ impl<D: Backend> Value<D> {
 
     /// The elements, row by row.
     pub fn read(&self) -> Vec<f32> {
-        match self {
-            Value::Matrix(tensor, _) => D::read(tensor),
-            Value::Vector(tensor) => D::read(tensor),
-        }
+        self.view().into_owned()
     }
 
     /// The elements where they lie, if the host can see them there.
     pub(super) fn view(&self) -> Cow<'_, [f32]> {
         match self {
-            Value::Matrix(tensor, _) => D::view(tensor),
+            Value::Matrix(Elements::Held(tensor), _) => D::view(tensor),
+            Value::Matrix(Elements::Stored(stored), _) => Cow::Borrowed(stored.source().elements()),
             Value::Vector(tensor) => D::view(tensor),
         }
     }
@@ -79,7 +94,8 @@ impl<D: Backend> Value<D> {
     /// See [`Backend::address`].
     pub(super) fn address(&self) -> Option<usize> {
         match self {
-            Value::Matrix(tensor, _) => D::address(tensor),
+            Value::Matrix(Elements::Held(tensor), _) => D::address(tensor),
+            Value::Matrix(Elements::Stored(_), _) => None,
             Value::Vector(tensor) => D::address(tensor),
         }
     }
@@ -87,7 +103,7 @@ impl<D: Backend> Value<D> {
     /// `[out, in]` or `[out]`.
     pub fn shape(&self) -> Vec<usize> {
         match self {
-            Value::Matrix(tensor, _) => vec![tensor.shape().0, tensor.shape().1],
+            Value::Matrix(elements, _) => vec![elements.shape().0, elements.shape().1],
             Value::Vector(tensor) => vec![tensor.shape().0],
         }
     }

@@ -7,7 +7,7 @@ use dfdx::prelude::{
 use dfdx::tensor::CpuError;
 
 use super::rows::add_to;
-use crate::engine::{profile, Trace};
+use crate::engine::{profile, Trace, Weight};
 
 /// The elements of a contiguous tensor, row by row, in place.
 ///
@@ -66,6 +66,14 @@ pub(super) fn slot<S: Shape>(input: &Tensor<S, f32, Cpu, Trace<Cpu>>) -> Option<
             Ok(&mut **gradients.get_or_alloc_mut(&ghost)?)
         }))
     })
+}
+
+/// The same for a weight.
+pub(super) fn weight_slot(weight: &Weight<Cpu>) -> Result<Option<Slot>, CpuError> {
+    match weight.trace.is_on() {
+        true => Ok(slot(&weight.matrix()?)),
+        false => Ok(None),
+    }
 }
 
 /// Whether operations on this tensor are recorded.

@@ -2,7 +2,7 @@
 
 use dfdx::prelude::*;
 
-use super::bridge::{data, slot, trace, InPlace};
+use super::bridge::{data, slot, trace, weight_slot, InPlace};
 use super::packed::Packed;
 use super::product::View;
 use super::rows::scale_by;
@@ -17,24 +17,23 @@ pub(super) fn add_low_rank(
     b: &Weight<Cpu>,
     scale: f32,
 ) -> Outcome<Matrix<Cpu>> {
-    let ((rows, input), (out, rank)) = (*x.shape(), *b.matrix.shape());
+    let ((rows, input), (out, rank)) = (*x.shape(), b.shape());
     assert_eq!(*y.shape(), (rows, out), "low rank: y and b disagree");
     assert_eq!(
-        *a.matrix.shape(),
+        a.shape(),
         (rank, input),
         "low rank: a disagrees with x or b"
     );
-    let a_trace = trace(&a.matrix);
-    let added = trace(x).merge(a_trace).merge(trace(&b.matrix));
-    let slots = [slot(x), slot(&a.matrix), slot(&b.matrix)];
-    let [a_plain, b_plain] = [a, b].map(|weight| weight.matrix.clone().split_tape().0);
-    let (a_prepared, b_prepared) = (a.prepared.clone(), b.prepared.clone());
+    let added = trace(x).merge(a.trace.clone()).merge(b.trace.clone());
+    let slots = [slot(x), weight_slot(a)?, weight_slot(b)?];
+    let [(a_elements, a_prepared), (b_elements, b_prepared)] =
+        [a, b].map(|weight| (weight.elements.clone(), weight.prepared.clone()));
 
     let x_view = View::strided(data(x), rows, input, input);
-    let mut low = a_prepared.forward(&a_plain).product(x_view); // (rows, rank)
+    let mut low = a_prepared.forward(&a_elements).product(x_view); // (rows, rank)
     scale_by(&mut low, scale);
     let mut sum = InPlace::new(y)?;
-    let packed = b_prepared.forward(&b_plain);
+    let packed = b_prepared.forward(&b_elements);
     packed.multiply_add(sum.values(), out, View::strided(&low, rows, rank, rank)); // (rows, out)
     profile::kept(if added.is_on() { low.len() } else { 0 });
     let x = x.clone().split_tape().0;
@@ -49,7 +48,7 @@ pub(super) fn add_low_rank(
         if x_slot.is_none() && a_slot.is_none() {
             return Ok(());
         }
-        let mut d_low = b_prepared.backward(&b_plain).product(dy); // (rows, rank)
+        let mut d_low = b_prepared.backward(&b_elements).product(dy); // (rows, rank)
         scale_by(&mut d_low, scale);
         if let Some(slot) = a_slot {
             // dAᵀ = xᵀ d_low: the narrow one of the two ways to compute it.
@@ -64,7 +63,7 @@ pub(super) fn add_low_rank(
         }
         if let Some(slot) = x_slot {
             let d_low = View::strided(&d_low, rows, rank, rank);
-            let packed = a_prepared.backward(&a_plain);
+            let packed = a_prepared.backward(&a_elements);
             packed.multiply_add(flow.get(slot)?, input, d_low); // (rows, in)
         }
         Ok(())

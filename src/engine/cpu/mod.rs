@@ -56,6 +56,12 @@ impl Backend for Cpu {
         profile::forward(Op::Linear, elements(x), || linear::linear(x, weight, bias))
     }
 
+    fn linear_transposed(x: &Matrix<Cpu>, weight: &Weight<Cpu>) -> Outcome<Matrix<Cpu>> {
+        profile::forward(Op::Linear, elements(x), || {
+            linear::linear_transposed(x, weight)
+        })
+    }
+
     fn add_low_rank(
         y: Matrix<Cpu>,
         x: &Matrix<Cpu>,
@@ -111,6 +117,11 @@ impl Backend for Cpu {
     fn select_rows(table: &Matrix<Cpu>, indices: &[usize]) -> Outcome<Matrix<Cpu>> {
         let count = indices.len() * table.shape().1;
         profile::forward(Op::Rows, count, || rows::select_rows(table, indices))
+    }
+
+    fn look_up(table: &Weight<Cpu>, indices: &[usize]) -> Outcome<Matrix<Cpu>> {
+        let count = indices.len() * table.shape().1;
+        profile::forward(Op::Rows, count, || rows::look_up(table, indices))
     }
 
     fn columns(x: &Matrix<Cpu>, range: std::ops::Range<usize>) -> Outcome<Matrix<Cpu>> {
@@ -180,6 +191,7 @@ impl Backend for Cpu {
     }
 
     const GROUP_ROWS: usize = 256;
+    const MIXES_INPUTS: bool = true;
 }
 
 /// What this machine reaches at best on all threads.

@@ -7,16 +7,13 @@ use super::activation::{add_product, multiply_by};
 use super::bridge::{data, output, slot, trace, InPlace};
 use super::deferred::{Deferred, Part};
 use super::Outcome;
-use crate::engine::{Dropout, Fastfood, Layout, Matrix, Trace, Vector};
+use crate::engine::{Dropout, Elements, Fastfood, Layout, Matrix, Trace, Vector, Weight};
 
 /// See [`crate::engine::Backend::select_rows`].
 pub(super) fn select_rows(table: &Matrix<Cpu>, indices: &[usize]) -> Outcome<Matrix<Cpu>> {
     let (_, columns) = *table.shape();
     let source = data(table);
-    let mut values = Vec::with_capacity(indices.len() * columns);
-    for &index in indices {
-        values.extend_from_slice(&source[index * columns..(index + 1) * columns]);
-    }
+    let values = gather(source, columns, indices);
     let table_slot = slot(table);
     let kept = if table_slot.is_some() {
         indices.to_vec()
@@ -52,6 +49,26 @@ pub(super) fn select_rows(table: &Matrix<Cpu>, indices: &[usize]) -> Outcome<Mat
             Ok(())
         },
     )
+}
+
+/// See [`crate::engine::Backend::look_up`].
+pub(super) fn look_up(table: &Weight<Cpu>, indices: &[usize]) -> Outcome<Matrix<Cpu>> {
+    let Elements::Stored(stored) = &table.elements else {
+        return select_rows(&table.matrix()?, indices);
+    };
+    let (_, columns) = table.shape();
+    let values = gather(stored.source().elements(), columns, indices);
+    let rows = Cpu::default().try_tensor_from_vec(values, (indices.len(), columns))?;
+    Ok(rows.put_tape(Trace::off()))
+}
+
+/// Rows `indices`, one below the other.
+fn gather(table: &[f32], columns: usize, indices: &[usize]) -> Vec<f32> {
+    let mut values = Vec::with_capacity(indices.len() * columns);
+    for &index in indices {
+        values.extend_from_slice(&table[index * columns..(index + 1) * columns]);
+    }
+    values
 }
 
 /// `values ← factor · values`.
