@@ -137,6 +137,22 @@ proptest! {
     }
 
     #[test]
+    fn linear_transposed(seed: u64, rows in 1..40usize, input in 1..70usize, out in 1..70usize) {
+        let mut random = Random::new(seed);
+        let inputs = Inputs { matrices: vec![random.matrix(rows, out, 1.0)], vectors: vec![] };
+        let weight: Tensor<(usize, usize), f32, Cpu> =
+            Cpu::default().tensor_from_vec(random.values(out * input, 1.0), (out, input));
+        let weight = with_trace(&weight, &Trace::off());
+        let kernel: Weight<Cpu> = weight.clone().into();
+        compare(
+            &inputs,
+            &|m, _| Cpu::linear_transposed(&m[0], &kernel).unwrap(),
+            &|m, _| definition::matmul(&m[0], &weight).unwrap(),
+            2e-5,
+        );
+    }
+
+    #[test]
     fn linear_in_16_bits(seed: u64, rows in 1..40usize, input in 1..70usize, out in 1..70usize) {
         if !Cpu::has(Precision::Bf16) {
             println!("skipped: this processor has no AVX512-BF16");
@@ -261,8 +277,10 @@ proptest! {
             &|m, _| definition::attention(&m[0], &m[1], &m[2], &layout, shape, dropout).unwrap(),
             5e-5,
         );
-        // Some rows alone, of some sequences none.
-        let queries: Vec<usize> = (0..rows).filter(|row| random.0.random_bool(0.4) || *row == 0).collect();
+        // Some rows alone, of some sequences none, some several times.
+        let asks = |row: usize| if row == 0 { 2 } else { random.0.random_range(0..3usize).saturating_sub(row % 2) };
+        let counts: Vec<usize> = (0..rows).map(asks).collect();
+        let queries: Vec<usize> = (0..rows).flat_map(|row| std::iter::repeat_n(row, counts[row])).collect();
         let inputs = Inputs {
             matrices: [queries.len(), keys, keys].map(|rows| random.matrix(rows, hidden, scale)).into(),
             vectors: vec![],

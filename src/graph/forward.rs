@@ -339,6 +339,11 @@ impl<'g, D: Backend> Pass<'g, D> {
             true => {
                 let own = queries.map_or(layout, |(_, layout)| layout);
                 let q = self.linear(&format!("{path}.q"), asking, own)?;
+                let mixes =
+                    D::MIXES_INPUTS && self.graph.active.mixes_inputs[usize::from(self.training)];
+                if let (true, Some((rows, _))) = (mixes, queries) {
+                    return self.mix_inputs(path, &q, x, layout, rows);
+                }
                 [q, project("k")?, project("v")?]
             }
             false => {

@@ -9,6 +9,7 @@ mod batch;
 mod executor;
 mod forward;
 mod init;
+mod mix;
 mod read;
 mod singular;
 mod site;
@@ -66,6 +67,8 @@ struct Active {
     /// Those of them that are large and that only products and look-ups read.
     deferred: BTreeSet<String>,
     task: Option<TaskPlan>,
+    /// Whether the last attention mixes its inputs: in a pass without dropout, and in one with it.
+    mixes_inputs: [bool; 2],
 }
 
 type Outcome<T, D> = Result<T, <D as HasErr>::Err>;

@@ -1,7 +1,8 @@
 //! What a stage costs, estimated from shapes alone.
 
-use super::{Change, DeltaPlan, Length, Plan, StagePlan, TaskKind};
+use super::{Change, DeltaPlan, Length, Plan, StagePlan, TaskKind, TaskPlan};
 use crate::backbone::{head_parameters, language_model_parameters, Tree};
+use crate::delta::Preposition;
 use crate::engine::{cpu::LEAST_SIDE, Precision};
 
 /// What a stage trains and needs.
@@ -135,6 +136,18 @@ impl Plan {
                     _ => "behind its attention, one row of a sequence goes on".to_owned(),
                 },
             },
+            match self.mixes_inputs(index, true) {
+                Ok(()) => Gain {
+                    name: "no keys and values in the last block",
+                    applies: true,
+                    reason: "one row asks: it mixes what the block reads".to_owned(),
+                },
+                Err(reason) => Gain {
+                    name: "no keys and values in the last block",
+                    applies: false,
+                    reason,
+                },
+            },
             Gain {
                 name: "products in 16 bits",
                 applies: self.backbone.precision == Precision::Bf16,
@@ -154,6 +167,51 @@ impl Plan {
                 reason: "sequences are packed, row after row, on the CPU".to_owned(),
             },
         ]
+    }
+
+    /// Whether the last block's attention can mix its inputs instead of values made of all of them, in a
+    /// pass with dropout or without, or why it cannot.
+    ///
+    /// # Errors
+    /// Why, in a phrase.
+    pub fn mixes_inputs(&self, index: usize, drops: bool) -> Result<(), String> {
+        let task = match self.stages.get(index) {
+            Some(stage) => self.tasks.get(&stage.task),
+            None => self.final_task().map(|(_, task)| task),
+        };
+        if task.is_some_and(TaskPlan::uses_language_model) {
+            return Err("its head reads more than one row of a sequence".to_owned());
+        }
+        if self.is_gated_at_the_top(index) {
+            return Err("a gate in it reads all rows of a sequence".to_owned());
+        }
+        if drops && self.backbone.config.attention_dropout > 0.0 {
+            return Err("dropout of attention weights, which then do not sum to 1".to_owned());
+        }
+        let attention = format!("block.{}.attn", self.backbone.config.layers - 1);
+        let [keys, values, fused] = ["k", "v", "qkv"].map(|name| format!("{attention}.{name}"));
+        let stage = self.stages.get(index);
+        let is_trained = |name: &String| stage.is_some_and(|stage| stage.train.contains(name));
+        for delta in self.active(index) {
+            match &delta.change {
+                Change::Unfreeze { parameters } => {
+                    if is_trained(&delta.name) && parameters.contains(&format!("{keys}.weight")) {
+                        return Err(format!("`{}` trains the weight of its keys", delta.name));
+                    }
+                }
+                Change::Method { method, sites } => {
+                    let is_at = |path: &String| sites.contains(path);
+                    let is_prefix = method.preposition() == Preposition::Before;
+                    if is_at(&keys) || is_at(&fused) || is_prefix && is_at(&attention) {
+                        return Err(format!("`{}` changes its keys", delta.name));
+                    }
+                    if drops && method.dropout() > 0.0 && is_at(&values) {
+                        return Err(format!("`{}` has a dropout before its values", delta.name));
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Whether products are large enough for Strassen's scheme, where blocks are recorded at all.

@@ -1,0 +1,76 @@
+//! Attention of a single row of each sequence, which needs the keys and values of no row.
+//!
+//! For one head, `softmax(q (x Wkᵀ + bk)ᵀ) (x Wvᵀ + bv)` is `(softmax((q Wk) xᵀ) x) Wvᵀ + bv`: `q bk` is
+//! the same for all keys, which changes no softmax, and its weights sum to 1. So the rows of `x` are
+//! mixed as they are, once for each head, and values are made of the mixtures alone.
+
+use super::forward::Pass;
+use super::Outcome;
+use crate::engine::{with_trace, AttentionShape, Backend, Layout, Matrix, Trace};
+
+impl<D: Backend> Pass<'_, D> {
+    /// The attention at `path` of the rows `asking` of `x (rows, hidden)`, whose queries are
+    /// `q (asking, hidden)`: `(asking, hidden)`.
+    pub(super) fn mix_inputs(
+        &self,
+        path: &str,
+        q: &Matrix<D>,
+        x: &Matrix<D>,
+        layout: &Layout,
+        asking: &[usize],
+    ) -> Outcome<Matrix<D>, D> {
+        let heads = self.graph.config.heads;
+        let of_each_head = |rows: &[usize]| -> Vec<usize> {
+            let rows = rows.iter();
+            rows.flat_map(|&row| std::iter::repeat_n(row, heads))
+                .collect()
+        };
+        let own = self.own_columns(asking.len())?;
+        let numbers: Vec<usize> = (0..asking.len()).collect();
+        let queries = D::multiply(&D::select_rows(q, &of_each_head(&numbers))?, &own)?;
+        let keys = self.weight(&format!("{path}.k.weight"));
+        let queries = D::linear_transposed(&queries, &keys)?; // (asking · heads, hidden)
+                                                              // Attention divides by the root of a head's width, which is here `hidden`.
+        let queries = D::scale(&queries, (heads as f32).sqrt())?;
+        let shape = AttentionShape {
+            heads: 1,
+            causal: self.graph.family.causal,
+            prefix: 0,
+        };
+        let rows = of_each_head(asking);
+        // Its gradients as keys and as values go separate ways.
+        let again = D::scale(x, 1.0)?;
+        let mixed = D::attention(&queries, x, &again, layout, Some(&rows), shape, None)?;
+        let alone = Layout::new(vec![1; rows.len()], vec![0; rows.len()]);
+        let values = self.linear(&format!("{path}.v"), &mixed, &alone)?;
+        D::matmul(&self.sums(asking.len())?, &D::multiply(&values, &own)?)
+    }
+
+    /// `(asking · heads, hidden)`: 1 where a column is of the row's head, 0 elsewhere.
+    fn own_columns(&self, asking: usize) -> Outcome<Matrix<D>, D> {
+        let (heads, hidden) = (self.graph.config.heads, self.graph.config.hidden);
+        let width = hidden / heads;
+        let is_own = |i: usize| (i / hidden) % heads == (i % hidden) / width;
+        self.constant((asking * heads, hidden), is_own)
+    }
+
+    /// `(asking, asking · heads)`: 1 where a column is of the row, 0 elsewhere.
+    fn sums(&self, asking: usize) -> Outcome<Matrix<D>, D> {
+        let heads = self.graph.config.heads;
+        let columns = asking * heads;
+        self.constant((asking, columns), |i| i % columns / heads == i / columns)
+    }
+
+    fn constant(
+        &self,
+        shape: (usize, usize),
+        is_one: impl Fn(usize) -> bool,
+    ) -> Outcome<Matrix<D>, D> {
+        let ones = (0..shape.0 * shape.1).map(|i| f32::from(is_one(i)));
+        let constant = self
+            .graph
+            .device()
+            .try_tensor_from_vec(ones.collect(), shape)?;
+        Ok(with_trace(&constant, &Trace::off()))
+    }
+}
