@@ -12,7 +12,9 @@ use multiversion::multiversion;
 
 use super::packed::Packed;
 use super::product::View;
-use super::tile::{coming_elements, Difference, Kernel, Mode, Target, Tile, MOST_ROWS, PANEL};
+use super::tile::{
+    ask_for, coming_elements, Difference, Kernel, Mode, Target, Tile, MOST_ROWS, PANEL,
+};
 
 /// Rows from which on the scheme is faster than sums in order.
 const LEAST_ROWS: usize = 96;
@@ -38,7 +40,7 @@ struct Buffers {
     left: Vec<f32>,
     /// Four sums of quarters of two panels, `(depth / 2, 32)` each.
     right: Vec<f32>,
-    /// Four intermediate sums of results, `(12, 32)` each.
+    /// Four intermediate sums of results, `(rows / 2, 32)` each.
     results: Vec<f32>,
 }
 
@@ -126,55 +128,59 @@ impl Part<'_> {
     unsafe fn multiply(&self, out: *mut f32, stride: usize, mode: Mode, buffers: &mut Buffers) {
         let (rows, depth) = (self.a.rows / 2, self.a.columns / 2);
         let length = depth * PANEL;
+        if self.panels > 0 {
+            // The first panels are asked for while sums are made of the rows.
+            for quarter in self.quarters(0) {
+                ask_for(quarter, length);
+            }
+        }
         let left = self.left(&mut buffers.left);
-        buffers.results.resize(4 * MOST_ROWS * PANEL, 0.0);
-        let results = buffers.results.as_mut_ptr();
+        let results = four(&mut buffers.results, rows * PANEL).map(|sums| sums.as_mut_ptr());
         for panel in 0..self.panels {
             let right = self.right(panel, &mut buffers.right);
             let next = self.quarters((panel + 1).min(self.panels - 1));
-            let mut asked_for = 0;
-            for row in (0..rows).step_by(MOST_ROWS) {
-                let target = |(addend, place): &(Option<usize>, Place)| {
-                    let between = |number: usize| results.add(number * MOST_ROWS * PANEL);
-                    let addend = addend.map(|number| between(number) as *const f32);
-                    match *place {
-                        Between(number) => Target {
-                            out: between(number),
-                            stride: PANEL,
-                            width: PANEL,
-                            mode: Mode::Set,
+            let target = |(addend, place): &(Option<usize>, Place)| {
+                let addend = addend.map(|number| results[number].cast_const());
+                match *place {
+                    Between(number) => Target {
+                        out: results[number],
+                        stride: PANEL,
+                        width: PANEL,
+                        mode: Mode::Set,
+                        addend,
+                    },
+                    Quarter(number) => {
+                        let first = (panel + number % 2 * self.panels) * PANEL;
+                        Target {
+                            out: out.add(number / 2 * rows * stride + first),
+                            stride,
+                            width: PANEL.min(self.b.columns() - first),
+                            mode: mode.at_column(first),
                             addend,
-                        },
-                        Quarter(number) => {
-                            let first = (panel + number % 2 * self.panels) * PANEL;
-                            Target {
-                                out: out.add((number / 2 * rows + row) * stride + first),
-                                stride,
-                                width: PANEL.min(self.b.columns() - first),
-                                mode: mode.at_column(first),
-                                addend,
-                            }
                         }
                     }
+                }
+            };
+            let mut asked_for = 0;
+            for &(a, b, targets) in &PRODUCTS {
+                let mut tile = Tile {
+                    depth,
+                    a: left[a].data.as_ptr(),
+                    a_strides: left[a].strides,
+                    panel: right[b],
+                    coming: next[0],
+                    difference: DIFFERENCES.get(b.wrapping_sub(4)).map(|made| Difference {
+                        minuend: right[made.0],
+                        subtrahend: right[made.1],
+                    }),
+                    target: target(&targets[0]),
+                    second: targets.get(1).map(target),
                 };
-                for &(a, b, targets) in &PRODUCTS {
-                    let a = &left[a];
-                    let made = DIFFERENCES.get(b.wrapping_sub(4)).filter(|_| row == 0);
-                    let tile = Tile {
-                        depth,
-                        a: a.data[row * a.strides.0..].as_ptr(),
-                        a_strides: a.strides,
-                        panel: right[b],
-                        coming: next[asked_for / length % 4].wrapping_add(asked_for % length),
-                        difference: made.map(|&(minuend, subtrahend)| Difference {
-                            minuend: right[minuend],
-                            subtrahend: right[subtrahend],
-                        }),
-                        target: target(&targets[0]),
-                        second: targets.get(1).map(target),
-                    };
+                for row in (0..rows).step_by(MOST_ROWS) {
+                    tile.coming = next[asked_for / length % 4].wrapping_add(asked_for % length);
                     asked_for += coming_elements(depth);
                     (self.kernel)(&tile, (rows - row).min(MOST_ROWS));
+                    tile = tile.below();
                 }
             }
         }

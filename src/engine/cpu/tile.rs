@@ -101,6 +101,16 @@ pub(super) fn coming_elements(depth: usize) -> usize {
     depth.div_ceil(8) * 16
 }
 
+/// Asks for `count` elements, which are to be in the second-level cache soon. They are never read.
+pub(super) fn ask_for(from: *const f32, count: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..count).step_by(16) {
+        use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T1};
+        // SAFETY: all of x86-64 has the instruction, and it touches nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(line).cast()) };
+    }
+}
+
 /// Two panels, the second to be subtracted from the first.
 #[derive(Clone, Copy)]
 pub(super) struct Difference {
@@ -138,6 +148,17 @@ pub(super) fn kernel() -> Option<Kernel> {
 }
 
 impl Tile {
+    /// The tile of the next rows; the panel is there by then.
+    pub(super) fn below(self) -> Self {
+        Tile {
+            a: self.a.wrapping_add(MOST_ROWS * self.a_strides.0),
+            difference: None,
+            target: self.target.at_row(MOST_ROWS),
+            second: self.second.map(|second| second.at_row(MOST_ROWS)),
+            ..self
+        }
+    }
+
     fn targets(&self) -> impl Iterator<Item = &Target> {
         std::iter::once(&self.target).chain(&self.second)
     }
@@ -150,13 +171,10 @@ impl Tile {
 
 impl Target {
     /// The same from row `first` on.
-    ///
-    /// # Safety
-    /// The target has that row.
-    pub(super) unsafe fn at_row(self, first: usize) -> Self {
+    pub(super) fn at_row(self, first: usize) -> Self {
         Target {
-            out: self.out.add(first * self.stride),
-            addend: self.addend.map(|addend| addend.add(first * PANEL)),
+            out: self.out.wrapping_add(first * self.stride),
+            addend: self.addend.map(|addend| addend.wrapping_add(first * PANEL)),
             ..self
         }
     }
@@ -230,6 +248,9 @@ pub(super) mod x86 {
     /// products, subtractions cost nothing.
     #[target_feature(enable = "avx512f,avx512vl")]
     unsafe fn wide<const ROWS: usize, const HALVES: usize, const MAKES: bool>(tile: &Tile) {
+        if HALVES == 2 {
+            tile.targets().for_each(|target| ask_for_rows(target, ROWS));
+        }
         let mut sums = [[_mm512_setzero_ps(); HALVES]; ROWS];
         let mut panel = tile.panel;
         let made = tile.difference.unwrap_or(Difference {
@@ -263,6 +284,16 @@ pub(super) mod x86 {
         write(&tile.target, &sums);
         if let Some(second) = &tile.second {
             write(second, &sums);
+        }
+    }
+
+    /// Asks for the rows of a target, which are to be in the first-level cache when they are written.
+    #[inline(always)]
+    unsafe fn ask_for_rows(target: &Target, rows: usize) {
+        for row in 0..rows {
+            let place = target.out.wrapping_add(row * target.stride);
+            _mm_prefetch::<_MM_HINT_T0>(place.cast());
+            _mm_prefetch::<_MM_HINT_T0>(place.wrapping_add(PANEL - 1).cast());
         }
     }
 
