@@ -82,15 +82,12 @@ def tuned(model, method):
 
 def child(options):
     import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     batch, tokens = map(int, options.shapes[0].split("x"))
     off = {} if options.dropout else dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    if (options.model / "model.safetensors").exists():
-        model = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=2, **off)
-    else:
-        model = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(options.model, num_labels=2, **off))
+    model = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=2, **off)
     model = tuned(model, options.methods[0]).train()
     rows = [line.split("\t") for line in (options.child / "train.tsv").read_text().splitlines()[1:]]
     tokenizer = AutoTokenizer.from_pretrained(options.model)
@@ -112,13 +109,17 @@ def child(options):
 
 
 def base(folder, tokenizer):
-    """A directory with BERT-base's dimensions and another model's tokenizer."""
+    """A directory with BERT-base's dimensions, random weights and another model's tokenizer."""
+    import torch
+    from transformers import AutoConfig, AutoModel
     folder.mkdir()
     config = json.loads((tokenizer / "config.json").read_text())
     config.update(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072)
     (folder / "config.json").write_text(json.dumps(config))
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
         shutil.copy(tokenizer / name, folder / name)
+    torch.manual_seed(0)
+    AutoModel.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
     return folder
 
 
@@ -157,7 +158,7 @@ def row(options, method, shape):
         rows = [f"{' '.join(draw.choices(words, k=tokens))}\t{i % 2}" for i in range(batch * options.steps)]
         (folder / "train.tsv").write_text("text\tlabel\n" + "\n".join(rows) + "\n")
         settings = "" if options.dropout else ", dropout = off"
-        settings += f", precision = {options.precision}" + (", weights = random" if options.base else "")
+        settings += f", precision = {options.precision}"
         (folder / "step.delta").write_text(PIPELINE.format(
             model=model, tokens=tokens, batch=batch, steps=options.steps, settings=settings, delta=METHODS[method]))
         pairs = [(ours(folder, options, n), theirs(folder, options, model, method, shape)) for n in range(options.pairs)]
