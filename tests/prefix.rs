@@ -6,8 +6,9 @@ mod common;
 use common::{classifier, fixture, plan_of, Expected};
 use deltarun::graph::{Batch, Graph};
 use deltarun::plan::Plan;
-use deltarun::train::PrefixStore;
+use deltarun::train::{PrefixStore, Prefixes};
 use dfdx::prelude::Cpu;
+use std::sync::Arc;
 
 /// Deltas of an earlier stage, frozen below, and the one on the last block that is trained.
 const FROZEN: [&str; 4] = [
@@ -34,15 +35,13 @@ fn check(plan: &Plan, backbone: &str, room: usize) {
     let plain = vec![expected.batch(0), expected.batch(1)];
     let logits = graph.logits(&plain).unwrap();
     let gradients = graph.gradients(&plain[..1]).unwrap();
-    let count = plain[0].places.len();
-    let mut store = PrefixStore::with_room(first, count + plain[1].places.len(), room);
+    let store = PrefixStore::with_room(first, room);
     // Once computed, once read, and once in another order of groups.
     for round in 0..3 {
         let mut kept: Vec<Batch> = plain.clone();
-        for (number, batch) in kept.iter_mut().enumerate() {
-            let place = |place: usize| number * count + place;
+        for batch in &mut kept {
             let own = std::slice::from_mut(batch);
-            store.attach(&graph, own, place).unwrap();
+            store.attach(&graph, own).unwrap();
             assert!(own[0].prefix.is_some());
         }
         assert_eq!(logits, graph.logits(&kept).unwrap(), "round {round}");
@@ -76,6 +75,45 @@ fn what_is_kept_changes_no_bit() {
             }
         }
     }
+}
+
+/// Runs share what lies below the lowest trained site where it is the backbone's alone.
+#[test]
+fn plans_that_agree_share_a_store() {
+    let prefixes = Prefixes::default();
+    let store = |statements: &str| {
+        let plan = classifier(&fixture("bert_a"), 2, statements, "top, head");
+        (prefixes.get(&plan, 0), plan)
+    };
+    let lora = "reparam top = lora { rank = 2 } on block[last 1].attn.{q,v}";
+    let (first, plan) = store(lora);
+    let (same, _) = store("insert top = pfeiffer { bottleneck = 4 } after block[last 1].ff");
+    assert!(Arc::ptr_eq(&first, &same));
+    for other in [
+        "reparam top = lora on block.*.attn.q",
+        // Its tokens take places of the position table.
+        "insert top = prefix { tokens = 2 } before block[last 1].attn",
+    ] {
+        assert!(!Arc::ptr_eq(&first, &store(other).0), "{other}");
+    }
+    let low = format!("unfreeze low = block.0.**.bias\n{lora}");
+    let low = format!(
+        "{low}\nstage early {{ train = [low, head], steps = 1, optimizer = sgd {{ lr = 1 }} }}"
+    );
+    let low = classifier(&fixture("bert_a"), 2, &low, "top, head");
+    assert!(!low.shares_prefix(1));
+
+    // What one run kept serves another, to the bit.
+    let batch = [Expected::open(&fixture("bert_a")).batch(0)];
+    let mut graph = Graph::load(&plan, Cpu::default()).unwrap();
+    graph.activate(&plan, 0).unwrap();
+    first.attach(&graph, &mut batch.clone()).unwrap();
+    let (_, pfeiffer) = store("insert top = pfeiffer { bottleneck = 4 } after block[last 1].ff");
+    let mut graph = Graph::load(&pfeiffer, Cpu::default()).unwrap();
+    graph.activate(&pfeiffer, 0).unwrap();
+    let mut kept = batch.clone();
+    same.attach(&graph, &mut kept).unwrap();
+    assert_eq!(graph.logits(&batch).unwrap(), graph.logits(&kept).unwrap());
 }
 
 /// When it is done, and why not.

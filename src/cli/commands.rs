@@ -12,7 +12,7 @@ use super::arguments::{
 use super::Ended;
 use crate::diagnostic::{Problem, Problems, Span};
 use crate::engine::cpu::{measure_limits, measure_rate};
-use crate::graph::{Backbones, Executor};
+use crate::graph::Executor;
 use crate::plan::{FileFormat, FilePlan, Overrides, Plan};
 use crate::report::{describe, metric_value, profile_table, Progress};
 use crate::run::{open_run, read_text, Ended as RunEnded, Loaded, Loader, Source};
@@ -283,7 +283,7 @@ fn run_on<D: Executor>(
         plan,
         &source.text,
         device,
-        &Backbones::default(),
+        &run::Shared::default(),
         out,
         interruption(),
         progress,

@@ -267,6 +267,21 @@ impl Plan {
         }
     }
 
+    /// Whether what lies below the lowest trained site of a stage is the backbone's alone, read in the same
+    /// way by every task: the same in all runs with this backbone.
+    pub fn shares_prefix(&self, index: usize) -> bool {
+        let first = self.first_trained_block(index);
+        let is_below = |path: &String| block_of(path).is_some_and(|block| block < first);
+        let has_part = |delta: &&DeltaPlan| match &delta.change {
+            Change::Method { sites, .. } => sites.iter().any(is_below),
+            Change::Unfreeze { parameters } => parameters.iter().any(is_below),
+        };
+        let task = &self.tasks[&self.stages[index].task];
+        let is_read_alike = first < self.backbone.config.layers || !task.uses_language_model();
+        let active = self.active(index);
+        !self.backbone.random && is_read_alike && !active.iter().any(has_part)
+    }
+
     /// The first block with something trained in or below it, which all of a stage's passes have in
     /// common.
     pub fn first_trained_block(&self, index: usize) -> usize {

@@ -22,12 +22,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::backbone::fetch_weights;
 use crate::diagnostic::Problem;
+use crate::engine::Backend;
 use crate::graph::{Backbones, Executor, Graph};
 use crate::plan::{FilePlan, Metric, Plan, TaskKind};
 use crate::report::{metric_value, Progress, Table};
 use crate::text::thousands;
 use crate::train::{
-    check_steps, evaluate, train, Data, Evaluation, Event, Snapshot, StageResult, Watcher,
+    check_steps, evaluate, train, Data, Evaluation, Event, Prefixes, Snapshot, StageResult, Watcher,
 };
 
 pub use combine::{combine, combined, Combination, Rule};
@@ -71,7 +72,24 @@ pub enum Ended {
     Interrupted(PathBuf),
 }
 
-/// Runs a plan on a device and leaves `out`; a backbone that is among `backbones` is not read again.
+/// What runs of one process have in common.
+pub struct Shared<D: Backend> {
+    /// Backbones that were read.
+    pub backbones: Backbones<D>,
+    /// What was computed of frozen prefixes.
+    pub prefixes: Prefixes,
+}
+
+impl<D: Backend> Default for Shared<D> {
+    fn default() -> Self {
+        Shared {
+            backbones: Backbones::default(),
+            prefixes: Prefixes::default(),
+        }
+    }
+}
+
+/// Runs a plan on a device and leaves `out`; what is `shared` is neither read nor computed again.
 ///
 /// # Errors
 /// A mistake in the data, the weights or the output directory; a failure of the device or the disk;
@@ -80,7 +98,7 @@ pub fn run<D: Executor>(
     plan: &Plan,
     source: &str,
     device: D,
-    backbones: &Backbones<D>,
+    shared: &Shared<D>,
     out: &Path,
     interrupted: &AtomicBool,
     progress: Progress,
@@ -91,7 +109,7 @@ pub fn run<D: Executor>(
     let data = loader.stages(plan)?;
     check_steps(plan, &data)?;
     fetch_weights(&plan.backbone.location).map_err(|problem| problem.or_at(plan.backbone.span))?;
-    let mut graph = Graph::load_beside(plan, device, backbones)
+    let mut graph = Graph::load_beside(plan, device, &shared.backbones)
         .map_err(|problem| problem.or_at(plan.backbone.span))?;
     let manifest = Manifest::new(plan, source)?;
     origin::load_origins(plan, &manifest, &mut graph)?;
@@ -111,7 +129,15 @@ pub fn run<D: Executor>(
             .collect(),
         saved: Instant::now(),
     };
-    let Some(state) = train(plan, &mut graph, &data, state, &mut recorder)? else {
+    let Some(state) = train(
+        plan,
+        &mut graph,
+        &data,
+        state,
+        &shared.prefixes,
+        &mut recorder,
+    )?
+    else {
         return Ok(Ended::Interrupted(directory.partial().to_path_buf()));
     };
     let (_, task) = plan

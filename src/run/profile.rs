@@ -8,7 +8,7 @@ use crate::diagnostic::Problem;
 use crate::engine::profile::{self, Op, Spent};
 use crate::graph::Graph;
 use crate::plan::Plan;
-use crate::train::{check_steps, train, Event, Position, Snapshot, State, Watcher};
+use crate::train::{check_steps, train, Event, Position, Prefixes, Snapshot, State, Watcher};
 
 /// What the measured steps of a stage took.
 pub struct Profile {
@@ -50,7 +50,14 @@ pub fn profile(plan: &Plan, index: usize, steps: usize) -> Result<Profile, Probl
         seconds: Vec::new(),
         spent: Vec::new(),
     };
-    train(plan, &mut graph, &data, state, &mut clock)?;
+    train(
+        plan,
+        &mut graph,
+        &data,
+        state,
+        &Prefixes::default(),
+        &mut clock,
+    )?;
     if clock.seconds.is_empty() {
         let message = format!(
             "stage `{}` has no more than {SKIPPED} steps, which are not measured",

@@ -354,7 +354,8 @@ fn evaluate_elsewhere(session: &Session, run: &Run, other: &Source) -> Outcome<f
             .cloned()
             .collect();
         plan.stages = Vec::new();
-        let mut graph = Graph::load_beside(&plan, Cpu::default(), &session.runner.backbones)?;
+        let mut graph =
+            Graph::load_beside(&plan, Cpu::default(), &session.runner.shared.backbones)?;
         let stored = Checkpoint::open(&[run.directory.join("delta.safetensors")])?;
         let known = graph.tensors();
         let mut tensors = Tensors::new();

@@ -1,4 +1,5 @@
-//! Runs of a script: several side by side, none twice, one backbone in memory for all.
+//! Runs of a script: several side by side, none twice, one backbone in memory for all, and what
+//! its frozen blocks make of an example where no delta has a part in it.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -9,10 +10,9 @@ use sha2::{Digest, Sha256};
 
 use crate::diagnostic::{Problem, Problems};
 use crate::engine::Backend;
-use crate::graph::Backbones;
 use crate::plan::Plan;
 use crate::report::{metric_value, Progress};
-use crate::run::{self, Manifest, Source, Summary};
+use crate::run::{self, Manifest, Shared, Source, Summary};
 use crate::text::hexadecimal;
 use crate::train::KEPT_IN_MEMORY;
 
@@ -22,7 +22,7 @@ pub(super) struct Runner {
     pub out: PathBuf,
     pub is_quiet: bool,
     pub interrupted: &'static AtomicBool,
-    pub backbones: Backbones<Cpu>,
+    pub shared: Shared<Cpu>,
 }
 
 /// A run that is complete.
@@ -75,7 +75,7 @@ impl Runner {
         }
     }
 
-    /// Runs a pipeline with a backbone of its own and nothing beside it, so that the most memory
+    /// Runs a pipeline with nothing shared and nothing beside it, so that the most memory
     /// that the process has is the run's.
     pub fn run_alone(&self, source: &Source) -> Result<Finished, Problems> {
         let plan = source.checked_plan()?;
@@ -86,7 +86,7 @@ impl Runner {
             out: self.out.join("alone"),
             is_quiet: self.is_quiet,
             interrupted: self.interrupted,
-            backbones: Backbones::default(),
+            shared: Shared::default(),
         };
         let finished = alone.run(source, &plan)?;
         self.show(&finished, 1, 1);
@@ -111,7 +111,7 @@ impl Runner {
                     plan,
                     &source.text,
                     Cpu::default(),
-                    &self.backbones,
+                    &self.shared,
                     &directory,
                     self.interrupted,
                     Progress::new(true),

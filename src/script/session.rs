@@ -9,9 +9,8 @@ use rhai::{Array, Dynamic, Map};
 use super::runner::Runner;
 use super::Options;
 use crate::diagnostic::{Problem, Problems};
-use crate::graph::Backbones;
 use crate::plan::Overrides;
-use crate::run::Source;
+use crate::run::{Shared, Source};
 use crate::text::{did_you_mean, quoted_list};
 
 /// What the functions of a script share.
@@ -48,7 +47,7 @@ impl Session {
                 out: options.out.clone(),
                 is_quiet: options.is_quiet,
                 interrupted: options.interrupted,
-                backbones: Backbones::default(),
+                shared: Shared::default(),
             },
         })
     }

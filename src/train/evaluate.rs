@@ -65,11 +65,11 @@ pub fn predict<D: Executor>(
 fn predict_with<D: Executor>(
     graph: &Graph<D>,
     examples: &[Example],
-    kept: Option<&mut PrefixStore>,
+    kept: Option<&PrefixStore>,
 ) -> Result<Vec<Vec<f32>>, Problem> {
     let mut batches = batches::<D>(examples, None);
     if let Some(kept) = kept {
-        kept.attach(graph, &mut batches, |place| place)?;
+        kept.attach(graph, &mut batches)?;
     }
     let logits = graph.logits(&batches)?;
     let mut rows = Vec::with_capacity(examples.len());
@@ -99,7 +99,7 @@ pub(super) fn evaluate_with<D: Executor>(
     examples: &[Example],
     task: &TaskPlan,
     masking: Option<Masking>,
-    kept: Option<&mut PrefixStore>,
+    kept: Option<&PrefixStore>,
 ) -> Result<Evaluation, Problem> {
     let mut score = Score::default();
     match task.kind.is_language_model() {

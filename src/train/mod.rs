@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use checkpoint::{load, save, Position, Snapshot, State};
 pub use evaluate::{evaluate, highest, predict, softmax, Evaluation};
-pub use prefix::{PrefixStore, KEPT_IN_MEMORY};
+pub use prefix::{PrefixStore, Prefixes, KEPT_IN_MEMORY};
 pub use stage::{check_steps, train, Data, Event, Watcher};
 
 /// What a stage came to.

@@ -1,110 +1,186 @@
 //! The frozen prefix computed once: what the blocks below the lowest trained site make of an example is
 //! the same in every epoch, when nothing random lies among them.
 
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Write;
 use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use memmap2::Mmap;
 
 use crate::diagnostic::Problem;
+use crate::engine::Precision;
 use crate::graph::{device_problem, Batch, Executor, Graph, Prefix};
+use crate::plan::Plan;
 
 /// Bytes of activations that are kept in memory; more of them are kept in a mapped temporary file.
 pub const KEPT_IN_MEMORY: usize = 1 << 30;
 
-/// Activations of a set of examples, kept as they are computed.
+/// Stores that runs have in common where their plans agree on what is kept.
+#[derive(Default)]
+pub struct Prefixes(Mutex<BTreeMap<Shared, Arc<PrefixStore>>>);
+
+/// What everything that is kept depends on, where no delta has a part in it: the backbone's directory, the
+/// block that reads it, the places of the position table that deltas take, and whether products are in 16
+/// bits.
+type Shared = (PathBuf, usize, usize, bool);
+
+impl Prefixes {
+    /// The store of what the blocks below the lowest trained site of a stage make of examples: one that
+    /// earlier runs filled, if what they computed is the same.
+    pub fn get(&self, plan: &Plan, stage: usize) -> Arc<PrefixStore> {
+        let block = plan.first_trained_block(stage);
+        if !plan.shares_prefix(stage) {
+            return Arc::new(PrefixStore::new(block));
+        }
+        let is_half = plan.backbone.precision == Precision::Bf16;
+        let directory = plan.backbone.directory.clone();
+        let mut stores = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let store = stores.entry((directory, block, plan.tokens(stage), is_half));
+        store
+            .or_insert_with(|| Arc::new(PrefixStore::new(block)))
+            .clone()
+    }
+}
+
+/// Activations of examples, kept as they are computed. An example is known by its tokens.
 pub struct PrefixStore {
     block: usize,
-    /// By example.
-    places: Vec<Option<Place>>,
+    kept: Mutex<Kept>,
+}
+
+struct Kept {
+    places: HashMap<Text, Place>,
     /// Rows of a prompt before those of each example.
     more: usize,
     elements: Elements,
 }
 
+/// All of an example that a pass without targets reads.
+#[derive(PartialEq, Eq, Hash)]
+struct Text {
+    tokens: Vec<usize>,
+    types: Vec<usize>,
+    /// The row off which a word is read, if it is.
+    mask: Option<usize>,
+    /// Its own rows before those of a prompt.
+    soft: usize,
+}
+
+fn texts(batch: &Batch) -> Vec<Text> {
+    let text = |(sequence, range): (usize, Range<usize>)| Text {
+        tokens: batch.tokens[range.clone()].to_vec(),
+        types: batch.types[range.clone()].to_vec(),
+        mask: batch.masks.get(sequence).map(|row| row - range.start),
+        soft: batch.soft.get(sequence).copied().unwrap_or(0),
+    };
+    batch.layout.ranges().enumerate().map(text).collect()
+}
+
 impl PrefixStore {
-    /// A store for `examples` of them, of what `block` reads.
-    pub fn new(block: usize, examples: usize) -> Self {
-        PrefixStore::with_room(block, examples, KEPT_IN_MEMORY)
+    /// A store of what `block` reads.
+    pub fn new(block: usize) -> Self {
+        PrefixStore::with_room(block, KEPT_IN_MEMORY)
     }
 
     /// The same with another number of bytes in memory.
-    pub fn with_room(block: usize, examples: usize, bytes: usize) -> Self {
+    pub fn with_room(block: usize, bytes: usize) -> Self {
+        let elements = Elements {
+            room: bytes / 4,
+            memory: Vec::new(),
+            file: None,
+            is_full: false,
+        };
         PrefixStore {
             block,
-            places: vec![None; examples],
-            more: 0,
-            elements: Elements {
-                room: bytes / 4,
-                memory: Vec::new(),
-                file: None,
-                is_full: false,
-            },
+            kept: Mutex::new(Kept {
+                places: HashMap::new(),
+                more: 0,
+                elements,
+            }),
         }
     }
 
-    /// Gives each group its prefix, computing those that are not there yet; `number` is that of the
-    /// example at a place of the batch.
+    /// Gives each group its prefix, computing those that are not there yet.
     ///
     /// # Errors
     /// What the device reports.
     pub fn attach<D: Executor>(
-        &mut self,
+        &self,
         graph: &Graph<D>,
         groups: &mut [Batch],
-        number: impl Fn(usize) -> usize,
     ) -> Result<(), Problem> {
-        let numbers =
-            |batch: &Batch| -> Vec<usize> { batch.places.iter().map(|p| number(*p)).collect() };
-        let is_new = |batch: &&Batch| {
-            let mut numbers = numbers(batch).into_iter();
-            !self.elements.is_full && numbers.any(|number| self.places[number].is_none())
+        let new: Vec<Batch> = {
+            let kept = self.kept();
+            groups
+                .iter()
+                .filter(|batch| kept.lacks(batch))
+                .cloned()
+                .collect()
         };
-        let new: Vec<Batch> = groups.iter().filter(is_new).cloned().collect();
-        let block = self.block;
+        // Other runs are not kept waiting meanwhile; what two of them compute is the same.
         let computed = D::map_groups(graph, &new, |graph, batch| {
-            let prefix = graph.inference().prefix(batch, block);
+            let prefix = graph.inference().prefix(batch, self.block);
             prefix.map_err(device_problem)
         });
+        let mut kept = self.kept();
         for (batch, prefix) in new.iter().zip(computed) {
-            self.keep(&numbers(batch), batch, &prefix?);
+            kept.keep(batch, &prefix?);
         }
         for batch in groups {
-            let numbers = numbers(batch);
-            let places = numbers.iter().map(|number| self.places[*number].clone());
-            let Some(places) = places.collect::<Option<Vec<Place>>>() else {
-                continue;
-            };
-            let all = places.iter().map(|place| place.elements.len()).sum();
-            let mut rows = Vec::with_capacity(all);
-            let mut read = places.iter().map(|place| &place.elements);
-            if read.all(|range| self.elements.read(range, &mut rows)) {
-                batch.prefix = Some(Prefix {
-                    block,
-                    rows,
-                    counts: places.iter().map(|place| place.count).collect(),
-                    layout: batch.layout.extended(self.more),
-                });
-            }
+            batch.prefix = kept.prefix(self.block, batch);
         }
         Ok(())
     }
 
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kept {
+    /// Whether an example of the group is still to be kept.
+    fn lacks(&self, batch: &Batch) -> bool {
+        let mut texts = texts(batch).into_iter();
+        !self.elements.is_full && texts.any(|text| !self.places.contains_key(&text))
+    }
+
     /// Keeps what was computed of a group's examples, as far as there is room for it.
-    fn keep(&mut self, numbers: &[usize], batch: &Batch, prefix: &Prefix) {
+    fn keep(&mut self, batch: &Batch, prefix: &Prefix) {
         let sequences = batch.layout.sequences().max(1);
         self.more = (prefix.layout.rows() - batch.layout.rows()) / sequences;
         let width = prefix.rows.len() / prefix.counts.iter().sum::<usize>().max(1);
         let mut start = 0;
-        for (number, &count) in numbers.iter().zip(&prefix.counts) {
+        for (text, &count) in texts(batch).into_iter().zip(&prefix.counts) {
             let own = &prefix.rows[start..start + count * width];
             start += own.len();
-            if self.places[*number].is_none() {
-                let elements = self.elements.write(own);
-                self.places[*number] = elements.map(|elements| Place { elements, count });
+            if self.places.contains_key(&text) {
+                continue;
+            }
+            if let Some(elements) = self.elements.write(own) {
+                self.places.insert(text, Place { elements, count });
             }
         }
+    }
+
+    /// What is kept of a group, if all of it is and can be read.
+    fn prefix(&mut self, block: usize, batch: &Batch) -> Option<Prefix> {
+        let places = texts(batch).into_iter();
+        let places: Vec<Place> = places
+            .map(|text| self.places.get(&text).cloned())
+            .collect::<Option<_>>()?;
+        let all = places.iter().map(|place| place.elements.len()).sum();
+        let mut rows = Vec::with_capacity(all);
+        let mut read = places.iter().map(|place| &place.elements);
+        let is_read = read.all(|range| self.elements.read(range, &mut rows));
+        is_read.then(|| Prefix {
+            block,
+            rows,
+            counts: places.iter().map(|place| place.count).collect(),
+            layout: batch.layout.extended(self.more),
+        })
     }
 }
 

@@ -1,12 +1,13 @@
 //! The training loop of one stage after the other.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::checkpoint::{Position, Snapshot, State};
 use super::evaluate::{evaluate_with, Evaluation};
 use super::optimizer::{clip, Stepper};
-use super::prefix::PrefixStore;
+use super::prefix::{PrefixStore, Prefixes};
 use super::schedule::factor;
 use super::StageResult;
 use crate::data::{groups, order, Example, Examples, Masking};
@@ -111,7 +112,8 @@ pub fn check_steps(plan: &Plan, data: &[Data]) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Trains all stages of a plan, from `state` on. Returns the final state, its values left in the
+/// Trains all stages of a plan, from `state` on; what runs have in common of a frozen prefix is in
+/// `prefixes`. Returns the final state, its values left in the
 /// graph, or nothing when it was interrupted (the state is then saved).
 ///
 /// # Errors
@@ -121,12 +123,13 @@ pub fn train<D: Executor>(
     graph: &mut Graph<D>,
     data: &[Data],
     mut state: State,
+    prefixes: &Prefixes,
     watcher: &mut dyn Watcher,
 ) -> Result<Option<State>, Problem> {
     graph.set(std::mem::take(&mut state.values))?;
     for (index, data) in data.iter().enumerate().skip(state.position.stage) {
         graph.activate(plan, index)?;
-        let mut stage = Stage::new(plan, index, data, state);
+        let mut stage = Stage::new(plan, index, data, state, prefixes);
         let finished = stage.run(graph, watcher)?;
         state = stage.state;
         if !finished {
@@ -151,26 +154,30 @@ struct Stage<'a> {
     order: (usize, Vec<usize>),
     /// The trained deltas that do something on the host.
     on_host: Vec<&'a DeltaPlan>,
-    /// What lies below the lowest trained site, kept of what it trains on and of what it is evaluated on.
-    prefixes: [Option<PrefixStore>; 2],
+    /// What lies below the lowest trained site, and whether it is kept of what the stage trains on and of
+    /// what it is evaluated on.
+    prefix: Arc<PrefixStore>,
+    keeps: [bool; 2],
 }
 
 impl<'a> Stage<'a> {
-    fn new(plan: &'a Plan, index: usize, data: &'a Data, mut state: State) -> Self {
+    fn new(
+        plan: &'a Plan,
+        index: usize,
+        data: &'a Data,
+        mut state: State,
+        prefixes: &Prefixes,
+    ) -> Self {
         let stage = &plan.stages[index];
         let (epoch_steps, steps) = steps(stage, data);
         let mut stepper = Stepper::new(stage.optimizer);
         stepper.moments = std::mem::take(&mut state.moments);
         stepper.steps = state.position.step;
-        let of_train = plan
-            .frozen_prefix(index)
-            .ok()
-            .filter(|_| steps > epoch_steps);
+        let of_train = plan.frozen_prefix(index).is_ok() && steps > epoch_steps;
         let task = &plan.tasks[&stage.task];
         let first = plan.first_trained_block(index);
         // Nothing is random in an evaluation.
-        let of_dev = (first > 0 && !task.kind.is_language_model()).then_some(first);
-        let dev = data.dev.as_ref().map_or(0, |dev| dev.len());
+        let of_dev = first > 0 && !task.kind.is_language_model();
         Stage {
             plan: stage,
             task,
@@ -183,10 +190,8 @@ impl<'a> Stage<'a> {
             started: Instant::now(),
             order: (usize::MAX, Vec::new()),
             on_host: plan.trained_on_host(stage),
-            prefixes: [
-                of_train.map(|block| PrefixStore::new(block, data.train.len())),
-                of_dev.map(|block| PrefixStore::new(block, dev)),
-            ],
+            prefix: prefixes.get(plan, index),
+            keeps: [of_train, of_dev],
         }
     }
 
@@ -234,8 +239,8 @@ impl<'a> Stage<'a> {
         let examples: Vec<&Example> = numbers.iter().map(|&number| &all[number]).collect();
         let random = mix(self.seed ^ mix(step as u64));
         let mut groups = groups(&examples, random, self.data.masking, D::GROUP_ROWS);
-        if let [Some(store), _] = &mut self.prefixes {
-            store.attach(graph, &mut groups, |place| numbers[place])?;
+        if self.keeps[0] {
+            self.prefix.attach(graph, &mut groups)?;
         }
         let (mut loss, mut gradients) = graph.gradients(&groups)?;
         self.on_host(step, graph, &mut gradients, |method, step| {
@@ -343,7 +348,7 @@ impl<'a> Stage<'a> {
         let Some(dev) = &self.data.dev else {
             return Ok(false);
         };
-        let kept = self.prefixes[1].as_mut();
+        let kept = self.keeps[1].then_some(&*self.prefix);
         let evaluation = evaluate_with(graph, &dev.all, self.task, self.data.masking, kept)?;
         let value = evaluation.get(self.task.metric);
         let position = &mut self.state.position;
