@@ -3,11 +3,13 @@
 //! dfdx panics where two run-time shapes disagree, so shapes are asserted here with both of them
 //! named; the plan has made sure that a user's file cannot get this far with a wrong one.
 
+mod attention;
+
 use dfdx::prelude::*;
 
-use super::{
-    Activation, AttentionShape, Backend, Dropout, Fastfood, Layout, Matrix, Scalar, Vector, Weight,
-};
+use super::{Activation, Backend, Dropout, Fastfood, Layout, Matrix, Scalar, Vector, Weight};
+
+pub use attention::{attention, attention_of_rows};
 
 type Outcome<T, D> = Result<T, <D as HasErr>::Err>;
 
@@ -150,154 +152,6 @@ pub(super) const ERFC: [[f32; 5]; 2] = [
         1.061_405_4,
     ],
 ];
-
-/// See [`Backend::attention`]. The packed rows are gathered into a rectangle, masked, and
-/// gathered back.
-pub fn attention<D: Backend>(
-    q: &Matrix<D>,
-    k: &Matrix<D>,
-    v: &Matrix<D>,
-    layout: &Layout,
-    shape: AttentionShape,
-    dropout: Option<Dropout>,
-) -> Outcome<Matrix<D>, D> {
-    let (rows, hidden) = *q.shape();
-    assert_eq!(rows, layout.rows(), "attention: rows and layout disagree");
-    assert_eq!(
-        hidden % shape.heads,
-        0,
-        "attention: heads do not divide hidden"
-    );
-    let keys = layout.extended(shape.prefix);
-    let (batch, longest, seen) = (layout.sequences(), layout.longest(), keys.longest());
-    let (heads, width) = (shape.heads, hidden / shape.heads);
-    let device = q.device().clone();
-
-    let split = |x: &Matrix<D>, layout: &Layout| -> Outcome<_, D> {
-        select_rows(x, &padded_rows(layout))?
-            .try_reshape_like(&(batch, layout.longest(), heads, width))?
-            .try_permute::<_, Axes4<0, 2, 1, 3>>() // (batch, heads, longest, width)
-    };
-    let (q, k, v) = (split(q, layout)?, split(k, &keys)?, split(v, &keys)?);
-
-    let square = (batch, heads, longest, seen);
-    let scores = q
-        .try_mul(1.0 / (width as f32).sqrt())?
-        .try_matmul(k.try_permute::<_, Axes4<0, 1, 3, 2>>()?)?; // square
-    let mask = device.try_tensor_from_vec(mask(layout, shape), (batch, longest, seen))?;
-    let scores = scores.try_add(mask.try_broadcast_like::<_, Axis<1>>(&square)?)?;
-
-    let (values, trace) = scores.split_tape();
-    let highest = values.clone().try_max::<(usize, usize, usize), Axis<3>>()?;
-    let shifted = values
-        .put_tape(trace)
-        .try_sub(highest.try_broadcast_like::<_, Axis<3>>(&square)?)?;
-    let exponent = shifted.try_exp()?;
-    let sum = exponent
-        .clone()
-        .try_sum::<(usize, usize, usize), Axis<3>>()?;
-    let mut weights = exponent.try_div(sum.try_broadcast_like::<_, Axis<3>>(&square)?)?;
-    if let Some(dropout) = dropout {
-        let factors = attention_dropout(layout, shape, dropout);
-        weights = weights.try_mul(device.try_tensor_from_vec(factors, square)?)?;
-    }
-    let mixed = weights
-        .try_matmul(v)? // (batch, heads, longest, width)
-        .try_permute::<_, Axes4<0, 2, 1, 3>>()?
-        .try_reshape_like(&(batch * longest, hidden))?;
-    let sequences = layout.ranges().enumerate();
-    let packed: Vec<usize> = sequences
-        .flat_map(|(sequence, range)| (0..range.len()).map(move |i| sequence * longest + i))
-        .collect();
-    select_rows(&mixed, &packed)
-}
-
-/// See [`Backend::attention`]: that of all rows, of which those that are not asked for see some other
-/// row of `q` in their place, and are left out.
-pub fn attention_of_rows<D: Backend>(
-    q: &Matrix<D>,
-    k: &Matrix<D>,
-    v: &Matrix<D>,
-    layout: &Layout,
-    queries: &[usize],
-    shape: AttentionShape,
-    dropout: Option<Dropout>,
-) -> Outcome<Matrix<D>, D> {
-    assert_eq!(
-        q.shape().0,
-        queries.len(),
-        "attention: rows and queries disagree"
-    );
-    // A row that occurs several times is asked for in as many rounds.
-    let mut rounds: Vec<Vec<usize>> = Vec::new();
-    let mut chosen = Vec::with_capacity(queries.len());
-    for (place, row) in queries.iter().enumerate() {
-        let earlier = queries[..place].iter().filter(|other| *other == row);
-        let round = earlier.count();
-        if round == rounds.len() {
-            rounds.push(vec![0; layout.rows()]);
-        }
-        rounds[round][*row] = place;
-        chosen.push(round * layout.rows() + row);
-    }
-    let mixed: Vec<Matrix<D>> = rounds
-        .iter()
-        .map(|sources| attention(&select_rows(q, sources)?, k, v, layout, shape, dropout))
-        .collect::<Result<_, _>>()?;
-    match mixed.is_empty() {
-        true => Ok(q.clone()),
-        false => select_rows(&join_rows(&mixed)?, &chosen),
-    }
-}
-
-/// Where each position of a padded rectangle reads from; any row will do for padding: it is masked.
-fn padded_rows(layout: &Layout) -> Vec<usize> {
-    let longest = layout.longest();
-    let rows = layout.ranges();
-    rows.flat_map(|range| (0..longest).map(move |i| range.start + i.min(range.len() - 1)))
-        .collect()
-}
-
-/// `(sequences, longest, prefix + longest)`: 0 where a position is seen, a large negative number
-/// elsewhere.
-fn mask(layout: &Layout, shape: AttentionShape) -> Vec<f32> {
-    let longest = layout.longest();
-    let columns = shape.prefix + longest;
-    let mut mask = Vec::with_capacity(layout.sequences() * longest * columns);
-    for range in layout.ranges() {
-        for from in 0..longest {
-            mask.extend((0..columns).map(|to| {
-                let to = to.saturating_sub(shape.prefix);
-                let seen = to < range.len() && (!shape.causal || to <= from);
-                if seen {
-                    0.0
-                } else {
-                    -1e30
-                }
-            }));
-        }
-    }
-    mask
-}
-
-/// The dropout factors of attention weights, `(sequences, heads, longest, prefix + longest)`.
-fn attention_dropout(layout: &Layout, shape: AttentionShape, dropout: Dropout) -> Vec<f32> {
-    let longest = layout.longest();
-    let columns = shape.prefix + longest;
-    let mut factors = vec![0.0; layout.sequences() * shape.heads * longest * columns];
-    for (sequence, range) in layout.ranges().enumerate() {
-        let length = range.len();
-        let noise = super::noise::Noise::new(layout.key(sequence), dropout.site);
-        for head in 0..shape.heads {
-            for from in 0..length {
-                let start = ((sequence * shape.heads + head) * longest + from) * columns;
-                let row = &mut factors[start..start + shape.prefix + length];
-                noise.dropout_row(head * length + from, dropout.probability, row);
-            }
-        }
-    }
-    factors
-}
 
 /// See [`Backend::dropout`].
 pub fn dropout<D: Backend>(

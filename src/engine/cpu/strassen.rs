@@ -22,8 +22,9 @@ const LEAST_ROWS: usize = 96;
 /// Depth and columns from which on it is.
 pub const LEAST_SIDE: usize = 192;
 
-/// Depth of the products whose sums are made at once: they are to stay in the second-level cache.
-const MOST_DEPTH: usize = 768;
+/// Depth of the products whose sums are made at once: the eight panels of half that depth are to stay in
+/// the second-level cache.
+const MOST_DEPTH: usize = 1536;
 
 /// Whether `a b` is to be computed by this scheme.
 pub(super) fn pays(a: &View, columns: usize) -> bool {
@@ -254,7 +255,7 @@ mod tests {
     fn the_scheme_gives_products() {
         let value =
             |seed: usize| (crate::engine::mix(seed as u64) >> 40) as f32 / 16_777_216.0 - 0.5;
-        for (rows, depth, columns) in [(96, 192, 192), (97, 194, 215), (131, 1000, 330)] {
+        for (rows, depth, columns) in [(96, 192, 192), (97, 194, 215), (131, 1700, 330)] {
             let a: Vec<f32> = (0..rows * depth).map(value).collect();
             let b: Vec<f32> = (0..depth * columns).map(|i| value(!i)).collect();
             let bias: Vec<f32> = (0..columns).map(|i| i as f32 / 64.0).collect();

@@ -1,0 +1,114 @@
+//! A backbone that is wide enough for Strassen's scheme: losses and gradients as it is trained, beside the
+//! plain sums of a pass without gradients.
+
+mod common;
+
+use common::{fixture, plan_of};
+use deltarun::engine::{mix, Layout};
+use deltarun::graph::{Batch, Graph, Targets, Tensors};
+use dfdx::prelude::{AsArray, Cpu};
+
+const SEQUENCES: usize = 4;
+const TOKENS: usize = 60;
+
+fn uniform(seed: usize) -> f32 {
+    (mix(seed as u64) >> 40) as f32 / 16_777_216.0 - 0.5
+}
+
+fn batch() -> Batch {
+    let rows = SEQUENCES * TOKENS;
+    Batch {
+        tokens: (0..rows).map(|i| mix(i as u64) as usize % 30_000).collect(),
+        types: vec![0; rows],
+        layout: Layout::new([TOKENS; SEQUENCES], vec![0; SEQUENCES]),
+        masks: Vec::new(),
+        soft: Vec::new(),
+        targets: Targets::Classes(vec![0, 1, 1, 0]),
+        places: (0..SEQUENCES).collect(),
+        prefix: None,
+        total: SEQUENCES,
+    }
+}
+
+/// The loss with all trained parameters moved by `step` along `direction`, by plain sums.
+fn moved(graph: &mut Graph<Cpu>, start: &Tensors, direction: &Tensors, step: f32) -> f64 {
+    let mut tensors = start.clone();
+    for (key, (values, _)) in &mut tensors {
+        let along = values.iter_mut().zip(&direction[key].0);
+        along.for_each(|(value, d)| *value += step * d);
+    }
+    graph.set(tensors).unwrap();
+    f64::from(graph.inference().loss(&batch()).unwrap().array())
+}
+
+#[test]
+fn gradients_are_the_slopes_of_the_loss() {
+    let directory = fixture("counts").join("minilm");
+    for delta in [
+        "reparam delta = lora { rank = 4, alpha = 8 } on block.*.attn.{q,v}",
+        "insert delta = houlsby { bottleneck = 8 } after block.*.{attn,ff}",
+        "unfreeze delta = block.{0,5}.ff.**",
+    ] {
+        let text = format!(
+            r#"
+            backbone "{}" {{ weights = random, dropout = off }}
+            data {{ train = tsv("train.tsv") }}
+            task classify {{ text = text, label = label, labels = [a, b] }}
+            {delta}
+            stage tune {{ train = [delta, head], steps = 1, optimizer = sgd {{ lr = 1 }} }}
+            "#,
+            directory.display()
+        );
+        let plan = plan_of(&text, &directory);
+        let scheme = "an eighth fewer multiplications";
+        let mut gains = plan.gains(0).into_iter();
+        assert!(gains.any(|gain| gain.name == scheme && gain.applies));
+        let mut graph = Graph::load(&plan, Cpu::default()).unwrap();
+        graph.activate(&plan, 0).unwrap();
+        // What begins as zeros has neighbours without a gradient.
+        let mut start = graph.trained_tensors();
+        for (seed, (values, _)) in start.values_mut().enumerate() {
+            let places = values.iter_mut().enumerate();
+            places.for_each(|(i, value)| *value += 0.1 * uniform(seed << 32 | i));
+        }
+        graph.set(start.clone()).unwrap();
+        let (loss, gradients) = graph.gradients(&[batch()]).unwrap();
+        let plain = moved(&mut graph, &start, &start, 0.0);
+        assert!(
+            (f64::from(loss) - plain).abs() < 1e-5,
+            "{delta}: {loss}, {plain}"
+        );
+
+        // Along the gradient itself, and along a random direction beside it.
+        let length = gradients
+            .values()
+            .flatten()
+            .map(|g| g * g)
+            .sum::<f32>()
+            .sqrt();
+        for beside in [0.0, 1.0] {
+            let of = |seed: usize, i: usize, g: f32| {
+                g / length + beside * uniform(seed << 32 | i) / (gradients.len() as f32 * 100.0)
+            };
+            let mut direction = start.clone();
+            for (seed, (key, (values, _))) in direction.iter_mut().enumerate() {
+                let places = values.iter_mut().enumerate();
+                places.for_each(|(i, value)| *value = of(seed, i, gradients[key][i]));
+            }
+            let products = direction.iter().flat_map(|(key, (values, _))| {
+                let pairs = values.iter().zip(&gradients[key]);
+                pairs.map(|(d, g)| f64::from(*d) * f64::from(*g))
+            });
+            let expected: f64 = products.sum();
+            let step = 0.02f32.min(0.01 / length);
+            let ahead = moved(&mut graph, &start, &direction, step);
+            let behind = moved(&mut graph, &start, &direction, -step);
+            let slope = (ahead - behind) / (2.0 * f64::from(step));
+            let error = (slope - expected).abs() / expected.abs();
+            assert!(
+                error < 0.01,
+                "{delta}: the slope is {slope}, the gradient says {expected}"
+            );
+        }
+    }
+}
