@@ -138,12 +138,12 @@ impl Plan {
             },
             match self.mixes_inputs(index, true) {
                 Ok(()) => Gain {
-                    name: "no keys and values in the last block",
+                    name: "the last block without keys and values",
                     applies: true,
                     reason: "one row asks: it mixes what the block reads".to_owned(),
                 },
                 Err(reason) => Gain {
-                    name: "no keys and values in the last block",
+                    name: "the last block without keys and values",
                     applies: false,
                     reason,
                 },

@@ -20,12 +20,12 @@ pub const KEPT_IN_MEMORY: usize = 1 << 30;
 
 /// Stores that runs have in common where their plans agree on what is kept.
 #[derive(Default)]
-pub struct Prefixes(Mutex<BTreeMap<Shared, Arc<PrefixStore>>>);
+pub struct Prefixes(Mutex<BTreeMap<StoreKey, Arc<PrefixStore>>>);
 
 /// What everything that is kept depends on, where no delta has a part in it: the backbone's directory, the
 /// block that reads it, the places of the position table that deltas take, and whether products are in 16
 /// bits.
-type Shared = (PathBuf, usize, usize, bool);
+type StoreKey = (PathBuf, usize, usize, bool);
 
 impl Prefixes {
     /// The store of what the blocks below the lowest trained site of a stage make of examples: one that

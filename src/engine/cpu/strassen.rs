@@ -283,15 +283,26 @@ mod tests {
         }
     }
 
+    /// `a (rows, depth)` and `b (depth, columns)`.
+    fn integers(rows: usize, depth: usize, columns: usize) -> (Vec<f32>, Packed) {
+        let up_to = |count: usize, most: usize| -> Vec<f32> {
+            let places = 0..count;
+            places
+                .map(|i| (i % (2 * most + 1)) as f32 - most as f32)
+                .collect()
+        };
+        let b = up_to(depth * columns, 5);
+        (
+            up_to(rows * depth, 6),
+            Packed::rows(&b, columns, depth, columns),
+        )
+    }
+
     /// A product of integers is exact whatever the order of its sums.
     #[test]
     fn integers_are_exact() {
         let (rows, depth, columns) = (100, 256, 224);
-        let a: Vec<f32> = (0..rows * depth).map(|i| (i % 13) as f32 - 6.0).collect();
-        let b: Vec<f32> = (0..depth * columns)
-            .map(|i| (i % 11) as f32 - 5.0)
-            .collect();
-        let packed = Packed::rows(&b, columns, depth, columns);
+        let (a, packed) = integers(rows, depth, columns);
         let view = View::new(&a, depth);
         assert_eq!(
             packed.product_by(Scheme::Strassen, view, None),
@@ -308,11 +319,7 @@ mod tests {
             return;
         }
         let (rows, depth, columns) = (100, 1000, 256);
-        let a: Vec<f32> = (0..rows * depth).map(|i| (i % 13) as f32 - 6.0).collect();
-        let b: Vec<f32> = (0..depth * columns)
-            .map(|i| (i % 11) as f32 - 5.0)
-            .collect();
-        let packed = Packed::rows(&b, columns, depth, columns);
+        let (a, packed) = integers(rows, depth, columns);
         let view = View::new(&a, depth);
         let mut out = vec![f32::NAN; rows * columns];
         let place = (out.as_mut_ptr(), columns, Mode::Set);
