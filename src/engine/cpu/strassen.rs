@@ -26,6 +26,13 @@ pub const LEAST_SIDE: usize = 192;
 /// the second-level cache.
 const MOST_DEPTH: usize = 1536;
 
+/// Rows whose distance is a multiple of so many elements displace each other in the first-level cache: a
+/// tile has more of them than the eight or twelve places that the cache has for them.
+const DISPLACING: usize = 1024;
+
+/// Elements between the slices of a buffer, which would do the same.
+const GAP: usize = 272;
+
 /// Whether `a b` is to be computed by this scheme.
 pub(super) fn pays(a: &View, columns: usize) -> bool {
     a.rows >= LEAST_ROWS
@@ -39,6 +46,8 @@ pub(super) fn pays(a: &View, columns: usize) -> bool {
 struct Buffers {
     /// Four sums of quarters of `a`, `(rows / 2, depth / 2)` each.
     left: Vec<f32>,
+    /// Copies of three quarters of `a`, where its rows displace each other.
+    copies: Vec<f32>,
     /// Four sums of quarters of two panels, `(depth / 2, 32)` each.
     right: Vec<f32>,
     /// Four intermediate sums of results, `(rows / 2, 32)` each.
@@ -135,8 +144,8 @@ impl Part<'_> {
                 ask_for(quarter, length);
             }
         }
-        let left = self.left(&mut buffers.left);
-        let results = four(&mut buffers.results, rows * PANEL).map(|sums| sums.as_mut_ptr());
+        let left = self.left(&mut buffers.left, &mut buffers.copies);
+        let results = slices::<4>(&mut buffers.results, rows * PANEL).map(<[f32]>::as_mut_ptr);
         for panel in 0..self.panels {
             let right = self.right(panel, &mut buffers.right);
             let next = self.quarters((panel + 1).min(self.panels - 1));
@@ -188,18 +197,30 @@ impl Part<'_> {
     }
 
     /// `A11, A12, A22, S1 … S4`.
-    fn left<'b>(&'b self, buffer: &'b mut Vec<f32>) -> [View<'b>; 7] {
+    fn left<'b>(&'b self, sums: &'b mut Vec<f32>, copies: &'b mut Vec<f32>) -> [View<'b>; 7] {
         let (rows, depth, stride) = (self.a.rows / 2, self.a.columns / 2, self.a.strides.0);
         let quarters = [0, depth, rows * stride, rows * stride + depth]
             .map(|start| View::strided(&self.a.data[start..], rows, depth, stride));
-        let mut sums = four(buffer, rows * depth);
+        let mut sums = slices::<4>(sums, rows * depth);
         for row in 0..rows {
-            let quarters = quarters.map(|quarter| &quarter.data[row * stride..][..depth]);
             let sums = sums.each_mut().map(|sum| &mut sum[row * depth..][..depth]);
-            left_sums(quarters, sums);
+            left_sums(quarters.map(|quarter| row_of(quarter, row)), sums);
         }
-        let [s1, s2, s3, s4] = sums.map(|sum| View::strided(sum, rows, depth, depth));
         let [a11, a12, _, a22] = quarters;
+        let mut plain = [a11, a12, a22];
+        if stride.is_multiple_of(DISPLACING) {
+            for (copy, quarter) in slices::<3>(copies, rows * depth)
+                .into_iter()
+                .zip(&mut plain)
+            {
+                for (row, copy) in copy.chunks_exact_mut(depth).enumerate() {
+                    copy.copy_from_slice(row_of(*quarter, row));
+                }
+                *quarter = View::strided(copy, rows, depth, depth);
+            }
+        }
+        let [a11, a12, a22] = plain;
+        let [s1, s2, s3, s4] = sums.map(|sum| View::strided(sum, rows, depth, depth));
         [a11, a12, a22, s1, s2, s3, s4]
     }
 
@@ -208,7 +229,7 @@ impl Part<'_> {
     fn right(&self, panel: usize, buffer: &mut Vec<f32>) -> [*const f32; 8] {
         let [b11, b12, b21, b22] = self.quarters(panel);
         let [t1, t2, t3, t4] =
-            four(buffer, self.a.columns / 2 * PANEL).map(|t| t.as_mut_ptr().cast_const());
+            slices::<4>(buffer, self.a.columns / 2 * PANEL).map(|t| t.as_mut_ptr().cast_const());
         [b11, b12, b21, b22, t1, t2, t3, t4]
     }
 
@@ -220,15 +241,22 @@ impl Part<'_> {
     }
 }
 
-/// Four slices of `length` elements in a buffer.
-fn four(buffer: &mut Vec<f32>, length: usize) -> [&mut [f32]; 4] {
-    if buffer.len() < 4 * length {
-        buffer.resize(4 * length, 0.0);
+fn row_of<'a>(view: View<'a>, row: usize) -> &'a [f32] {
+    &view.data[row * view.strides.0..][..view.columns]
+}
+
+/// `COUNT` slices of `length` elements in a buffer, with gaps between them.
+fn slices<const COUNT: usize>(buffer: &mut Vec<f32>, length: usize) -> [&mut [f32]; COUNT] {
+    let with_gap = length + GAP;
+    if buffer.len() < COUNT * with_gap {
+        buffer.resize(COUNT * with_gap, 0.0);
     }
-    let (upper, lower) = buffer[..4 * length].split_at_mut(2 * length);
-    let ((first, second), (third, fourth)) =
-        (upper.split_at_mut(length), lower.split_at_mut(length));
-    [first, second, third, fourth]
+    let mut rest = buffer.as_mut_slice();
+    std::array::from_fn(|_| {
+        let (slice, after) = std::mem::take(&mut rest).split_at_mut(with_gap);
+        rest = after;
+        &mut slice[..length]
+    })
 }
 
 /// `S1 = A21 + A22, S2 = S1 − A11, S3 = A11 − A21, S4 = A12 − S2`.
@@ -249,13 +277,18 @@ mod tests {
     use super::super::packed::Scheme;
     use super::*;
 
-    /// Beside sums in f64, with rows and panels that do not divide by two, several parts of `depth`, and
-    /// a last panel that is not full; every way of writing a result.
+    /// Beside sums in f64, with rows and panels that do not divide by two, several parts of `depth`, rows
+    /// that displace each other, and a last panel that is not full; every way of writing a result.
     #[test]
     fn the_scheme_gives_products() {
         let value =
             |seed: usize| (crate::engine::mix(seed as u64) >> 40) as f32 / 16_777_216.0 - 0.5;
-        for (rows, depth, columns) in [(96, 192, 192), (97, 194, 215), (131, 1700, 330)] {
+        for (rows, depth, columns) in [
+            (96, 192, 192),
+            (97, 194, 215),
+            (131, 1700, 330),
+            (99, 2048, 200),
+        ] {
             let a: Vec<f32> = (0..rows * depth).map(value).collect();
             let b: Vec<f32> = (0..depth * columns).map(|i| value(!i)).collect();
             let bias: Vec<f32> = (0..columns).map(|i| i as f32 / 64.0).collect();

@@ -96,9 +96,12 @@ pub(super) struct Tile {
     pub(super) second: Option<Target>,
 }
 
-/// How many elements a kernel asks for beside a product of `depth`: a line of 16 for every 8.
+/// Steps of a product for each line of 16 elements of what is coming that is asked for.
+const STEPS_PER_LINE: usize = 4;
+
+/// How many elements a kernel asks for beside a product of `depth`.
 pub(super) fn coming_elements(depth: usize) -> usize {
-    depth.div_ceil(8) * 16
+    depth.div_ceil(STEPS_PER_LINE) * 16
 }
 
 /// Asks for `count` elements, which are to be in the second-level cache soon. They are never read.
@@ -204,8 +207,9 @@ impl Target {
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86 {
     use std::arch::x86_64::*;
+    use std::ops::Range;
 
-    use super::{Difference, Mode, Target, Tile, MOST_ROWS, PANEL};
+    use super::{Mode, Target, Tile, MOST_ROWS, PANEL, STEPS_PER_LINE};
 
     /// `a · panel` for `count` rows, 1 to 12.
     #[target_feature(enable = "avx512f,avx512vl")]
@@ -244,42 +248,28 @@ pub(super) mod x86 {
 
     type Kernel = unsafe fn(&Tile);
 
-    /// `HALVES` registers of 16 columns. Where the panel is a difference, it is written on the way: beside
-    /// products, subtractions cost nothing.
+    /// `HALVES` registers of 16 columns.
     #[target_feature(enable = "avx512f,avx512vl")]
     unsafe fn wide<const ROWS: usize, const HALVES: usize, const MAKES: bool>(tile: &Tile) {
-        if HALVES == 2 {
-            tile.targets().for_each(|target| ask_for_rows(target, ROWS));
-        }
         let mut sums = [[_mm512_setzero_ps(); HALVES]; ROWS];
-        let mut panel = tile.panel;
-        let made = tile.difference.unwrap_or(Difference {
-            minuend: panel,
-            subtrahend: panel,
-        });
-        for p in 0..tile.depth {
-            if HALVES == 2 && p % 8 == 0 {
-                _mm_prefetch::<_MM_HINT_T1>(tile.coming.wrapping_add(2 * p).cast());
+        let mut first = 0;
+        if HALVES == 2 {
+            tile.targets()
+                .for_each(|target| ask_for_rows::<_MM_HINT_T1>(target, 0..ROWS));
+            first = tile.depth.saturating_sub(STEPS_PER_ROW * ROWS);
+            for p in 0..first {
+                ask_for_coming(tile, p);
+                step::<ROWS, HALVES, MAKES>(tile, p, &mut sums);
             }
-            let mut b = [_mm512_setzero_ps(); HALVES];
-            for (half, b) in b.iter_mut().enumerate() {
-                let place = panel.add(16 * half);
-                if MAKES {
-                    let minuend = _mm512_loadu_ps(made.minuend.add(PANEL * p + 16 * half));
-                    let subtrahend = _mm512_loadu_ps(made.subtrahend.add(PANEL * p + 16 * half));
-                    *b = _mm512_sub_ps(minuend, subtrahend);
-                    _mm512_storeu_ps(place.cast_mut(), *b);
-                } else {
-                    *b = _mm512_loadu_ps(place);
-                }
+        }
+        for p in first..tile.depth {
+            if HALVES == 2 {
+                ask_for_coming(tile, p);
+                let row = (p - first) / STEPS_PER_ROW;
+                tile.targets()
+                    .for_each(|target| ask_for_rows::<_MM_HINT_T0>(target, row..row + 1));
             }
-            panel = panel.add(PANEL);
-            for (i, sum) in sums.iter_mut().enumerate() {
-                let x = _mm512_set1_ps(*tile.a.add(i * tile.a_strides.0 + p * tile.a_strides.1));
-                for (sum, b) in sum.iter_mut().zip(b) {
-                    *sum = _mm512_fmadd_ps(x, b, *sum);
-                }
-            }
+            step::<ROWS, HALVES, MAKES>(tile, p, &mut sums);
         }
         write(&tile.target, &sums);
         if let Some(second) = &tile.second {
@@ -287,21 +277,65 @@ pub(super) mod x86 {
         }
     }
 
-    /// Asks for the rows of a target, which are to be in the first-level cache when they are written.
+    /// Steps of a product for each row that will be written, which is asked for meanwhile: sooner, and
+    /// the panel that streams by would have displaced it.
+    const STEPS_PER_ROW: usize = 2;
+
+    /// Adds the products of column `p` of the rows and row `p` of the panel. Where the panel is a
+    /// difference, it is written on the way: beside products, subtractions cost nothing.
+    ///
+    /// It becomes part of the kernel that calls it, which has the target features: the sums never leave
+    /// their registers.
     #[inline(always)]
-    unsafe fn ask_for_rows(target: &Target, rows: usize) {
-        for row in 0..rows {
+    unsafe fn step<const ROWS: usize, const HALVES: usize, const MAKES: bool>(
+        tile: &Tile,
+        p: usize,
+        sums: &mut [[__m512; HALVES]; ROWS],
+    ) {
+        let mut b = [_mm512_setzero_ps(); HALVES];
+        for (half, b) in b.iter_mut().enumerate() {
+            let place = PANEL * p + 16 * half;
+            match tile.difference.filter(|_| MAKES) {
+                Some(made) => {
+                    let minuend = _mm512_loadu_ps(made.minuend.add(place));
+                    let subtrahend = _mm512_loadu_ps(made.subtrahend.add(place));
+                    *b = _mm512_sub_ps(minuend, subtrahend);
+                    _mm512_storeu_ps(tile.panel.add(place).cast_mut(), *b);
+                }
+                None => *b = _mm512_loadu_ps(tile.panel.add(place)),
+            }
+        }
+        for (i, sum) in sums.iter_mut().enumerate() {
+            let x = _mm512_set1_ps(*tile.a.add(i * tile.a_strides.0 + p * tile.a_strides.1));
+            for (sum, b) in sum.iter_mut().zip(b) {
+                *sum = _mm512_fmadd_ps(x, b, *sum);
+            }
+        }
+    }
+
+    /// Asks for a line of what is coming, at every fourth step.
+    #[inline(always)]
+    unsafe fn ask_for_coming(tile: &Tile, p: usize) {
+        if p % STEPS_PER_LINE == 0 {
+            let line = tile.coming.wrapping_add(p / STEPS_PER_LINE * 16);
+            _mm_prefetch::<_MM_HINT_T1>(line.cast());
+        }
+    }
+
+    /// Asks for rows of a target.
+    #[inline(always)]
+    unsafe fn ask_for_rows<const HINT: i32>(target: &Target, rows: Range<usize>) {
+        for row in rows {
             let place = target.out.wrapping_add(row * target.stride);
-            _mm_prefetch::<_MM_HINT_T0>(place.cast());
-            _mm_prefetch::<_MM_HINT_T0>(place.wrapping_add(PANEL - 1).cast());
+            _mm_prefetch::<HINT>(place.cast());
+            _mm_prefetch::<HINT>(place.wrapping_add(PANEL - 1).cast());
         }
     }
 
     /// Writes the sums of all rows, 16 columns in a register. What is asked of a target is asked once:
     /// between the instructions of a small product it would cost as much as they do.
     ///
-    /// It becomes part of the kernel that calls it, which has the target features: the sums never leave
-    /// their registers.
+    /// It becomes part of the kernel that calls it, as [`step`] does.
     #[inline(always)]
     pub(in super::super) unsafe fn write<const ROWS: usize, const HALVES: usize>(
         target: &Target,
