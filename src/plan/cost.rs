@@ -58,12 +58,16 @@ impl Plan {
         // gradient about as large as the widest of them.
         let kept_per_row = traced_layers * (10 * config.hidden + 3 * config.inner);
         let working_per_row = 6 * config.hidden + 3 * config.inner;
-        let floats = 2 * backbone
+        let per_layer = 4 * config.hidden * config.hidden + 2 * config.hidden * config.inner;
+        // Each weight lies in memory once, and those that a gradient passes through for the way back as
+        // well; beside what is trained lie its gradient and AdamW's two means.
+        let floats = backbone
+            + traced_layers * per_layer
             + in_place
             + 4 * trained
-            + rows_in_flight * (kept_per_row + working_per_row);
+            + rows_in_flight * (kept_per_row + working_per_row)
+            + rows * self.trained_outputs(stage, &tree);
 
-        let per_layer = 4 * config.hidden * config.hidden + 2 * config.hidden * config.inner;
         let attention = 2 * tokens * config.hidden;
         let forward = config.layers * (per_layer + attention);
         let backward = traced_layers * (per_layer + 2 * attention);
@@ -75,6 +79,22 @@ impl Plan {
             operations: 2.0 * (rows as f64 * (forward + backward) as f64 + 2.0 * weights),
             first_traced_block: first,
         }
+    }
+
+    /// Outputs of the blocks' weights that a stage trains: their gradients are kept for all rows of a step,
+    /// until those of the weights are made of them.
+    fn trained_outputs(&self, stage: &StagePlan, tree: &Tree) -> usize {
+        let is_trained = |path: &String| {
+            self.deltas.iter().any(|delta| {
+                stage.train.contains(&delta.name)
+                    && matches!(&delta.change, Change::Unfreeze { parameters } if parameters.contains(path))
+            })
+        };
+        tree.parameters()
+            .filter(|parameter| parameter.shape.len() == 2 && parameter.path.starts_with("block."))
+            .filter(|parameter| is_trained(&parameter.path))
+            .map(|parameter| parameter.shape[0])
+            .sum()
     }
 
     /// Which of the compiler's gains apply to a stage.
