@@ -26,8 +26,8 @@ pub const LEAST_SIDE: usize = 192;
 /// the second-level cache.
 const MOST_DEPTH: usize = 1536;
 
-/// Rows whose distance is a multiple of so many elements displace each other in the first-level cache: a
-/// tile has more of them than the eight or twelve places that the cache has for them.
+/// Rows whose distance is a multiple of so many elements share a few places of the first-level cache, eight
+/// or twelve, and displace each other: a tile has twelve, beside the panel that streams by.
 const DISPLACING: usize = 1024;
 
 /// Elements between the slices of a buffer, which would do the same.
@@ -209,10 +209,8 @@ impl Part<'_> {
         let [a11, a12, _, a22] = quarters;
         let mut plain = [a11, a12, a22];
         if stride.is_multiple_of(DISPLACING) {
-            for (copy, quarter) in slices::<3>(copies, rows * depth)
-                .into_iter()
-                .zip(&mut plain)
-            {
+            let copies = slices::<3>(copies, rows * depth);
+            for (copy, quarter) in copies.into_iter().zip(&mut plain) {
                 for (row, copy) in copy.chunks_exact_mut(depth).enumerate() {
                     copy.copy_from_slice(row_of(*quarter, row));
                 }
@@ -241,7 +239,7 @@ impl Part<'_> {
     }
 }
 
-fn row_of<'a>(view: View<'a>, row: usize) -> &'a [f32] {
+fn row_of(view: View<'_>, row: usize) -> &[f32] {
     &view.data[row * view.strides.0..][..view.columns]
 }
 
