@@ -316,7 +316,7 @@ pub(super) mod x86 {
     /// Asks for a line of what is coming, at every fourth step.
     #[inline(always)]
     unsafe fn ask_for_coming(tile: &Tile, p: usize) {
-        if p % STEPS_PER_LINE == 0 {
+        if p.is_multiple_of(STEPS_PER_LINE) {
             let line = tile.coming.wrapping_add(p / STEPS_PER_LINE * 16);
             _mm_prefetch::<_MM_HINT_T1>(line.cast());
         }
