@@ -1,6 +1,6 @@
 """Dev accuracy on SST-2, several seeds: deltarun's methods, and PEFT with transformers' Trainer.
 
-    pip install torch transformers peft accelerate
+    pip install torch transformers==5.23.0 peft==0.21.2 accelerate
     cargo build --release
     python benches/accuracy/run.py MODEL DATA --methods peft lora bitfit houlsby head full
 

@@ -1,6 +1,6 @@
 """Epochs and predictions on real texts, deltarun beside PEFT, alternately on the same machine, in one go.
 
-    pip install torch transformers peft accelerate
+    pip install torch transformers==5.23.0 peft==0.21.2 accelerate
     cargo build --release
     python benches/peft/epoch.py MODEL DATA [--pairs 7] [--examples 1728] [--rows epoch top predict start]
 

@@ -1,6 +1,6 @@
 """One training step, deltarun beside its peer, alternately on the same machine, in one go.
 
-    pip install torch transformers peft
+    pip install torch transformers==5.23.0 peft==0.21.2
     cargo build --release
     python benches/peft/step.py MODEL [--pairs 7] [--shapes 32x64 32x128] [--methods lora full ...]
     python benches/peft/step.py MODEL --base --shapes 8x128     # BERT-base's shape, random weights
