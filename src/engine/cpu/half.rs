@@ -101,7 +101,6 @@ impl HalfPacked {
                     stride: columns,
                     width: PANEL.min(columns - first),
                     mode: mode.at_column(first),
-                    addend: None,
                 },
             };
             for row in (0..rows).step_by(MOST_ROWS) {

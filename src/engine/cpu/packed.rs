@@ -5,9 +5,7 @@ use std::ops::Range;
 
 use super::product::{multiply, View};
 use super::strassen;
-use super::tile::{
-    coming_elements, kernel, transpose, Kernel, Mode, Target, Tile, MOST_ROWS, PANEL,
-};
+use super::tile::{coming_elements, transpose, Kernels, Mode, Target, Tile, MOST_ROWS, PANEL};
 use crate::engine::profile;
 
 /// How the elements of a product are computed.
@@ -153,20 +151,20 @@ impl Packed {
     unsafe fn multiply(&self, scheme: Scheme, out: *mut f32, stride: usize, a: View, mode: Mode) {
         let (depth, columns, rows) = (self.depth, self.columns, a.rows);
         profile::product(rows, depth, columns);
-        let Some(kernel) = kernel().filter(|_| depth > 0) else {
+        let Some(kernels) = Kernels::of_this_processor().filter(|_| depth > 0) else {
             return self.multiply_portably(out, stride, a, mode);
         };
         let panels = columns.div_ceil(PANEL);
         if scheme == Scheme::InOrder || !strassen::pays(&a, columns) {
-            return self.multiply_panels(kernel, 0..panels, out, stride, a, mode);
+            return self.multiply_panels(kernels, 0..panels, out, stride, a, mode);
         }
         // What has quarters, then a last panel and a last row that are left over.
         let (even_rows, even_panels) = (rows / 2 * 2, panels / 2 * 2);
         let (above, below) = a.split_at(even_rows);
-        strassen::multiply(kernel, (out, stride, mode), above, self, even_panels);
-        self.multiply_panels(kernel, even_panels..panels, out, stride, above, mode);
+        strassen::multiply(kernels, (out, stride, mode), above, self, even_panels);
+        self.multiply_panels(kernels, even_panels..panels, out, stride, above, mode);
         let out = out.add(even_rows * stride);
-        self.multiply_panels(kernel, 0..panels, out, stride, below, mode);
+        self.multiply_panels(kernels, 0..panels, out, stride, below, mode);
     }
 
     /// The columns of some panels, each element one sum.
@@ -175,7 +173,7 @@ impl Packed {
     /// As of [`Packed::multiply`]; the processor has the kernel's instructions.
     unsafe fn multiply_panels(
         &self,
-        kernel: Kernel,
+        kernels: Kernels,
         panels: Range<usize>,
         out: *mut f32,
         stride: usize,
@@ -186,28 +184,28 @@ impl Packed {
             let first = number * PANEL;
             let panel = self.panel(number);
             let next = self.panel((number + 1).min(panels.end - 1));
-            let whole = Target {
-                out: out.add(first),
-                stride,
-                width: PANEL.min(self.columns - first),
-                mode: mode.at_column(first),
-                addend: None,
+            let whole = Tile {
+                depth: self.depth,
+                a: a.data.as_ptr(),
+                a_strides: a.strides,
+                panel: panel.as_ptr(),
+                coming: next.as_ptr(),
+                target: Target {
+                    out: out.add(first),
+                    stride,
+                    width: PANEL.min(self.columns - first),
+                    mode: mode.at_column(first),
+                },
             };
             for row in (0..a.rows).step_by(MOST_ROWS) {
                 let asked_for = row / MOST_ROWS * coming_elements(self.depth);
                 let tile = Tile {
-                    depth: self.depth,
-                    a: a.data[row * a.strides.0..].as_ptr(),
-                    a_strides: a.strides,
-                    panel: panel.as_ptr(),
-                    difference: None,
-                    coming: next.as_ptr().wrapping_add(asked_for % next.len()),
-                    target: whole.at_row(row),
-                    second: None,
+                    coming: whole.coming.wrapping_add(asked_for % next.len()),
+                    ..whole.at(row, 0)
                 };
                 // The tile has at most the rows of `a` and `out` that are left, as many columns of `out`
                 // as there are, and a whole panel.
-                kernel(&tile, (a.rows - row).min(MOST_ROWS));
+                (kernels.rows)(&tile, (a.rows - row).min(MOST_ROWS));
             }
         }
     }
@@ -330,7 +328,8 @@ mod tests {
     }
 
     /// Runs a kernel over all tiles of a product.
-    fn tiled(kernel: tile::Kernel) -> impl Fn(&Packed, &mut [f32], &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    fn tiled(kernels: tile::Kernels) -> impl Fn(&Packed, &mut [f32], &[f32]) {
         move |packed, out, a| {
             let rows = a.len() / packed.depth;
             for (number, panel) in packed.panels.chunks_exact(packed.depth * PANEL).enumerate() {
@@ -340,19 +339,16 @@ mod tests {
                     a: a.as_ptr(),
                     a_strides: (packed.depth, 1),
                     panel: panel.as_ptr(),
-                    difference: None,
                     coming: panel.as_ptr(),
                     target: Target {
                         out: out[first..].as_mut_ptr(),
                         stride: packed.columns,
                         width: PANEL.min(packed.columns - first),
                         mode: Mode::Add,
-                        addend: None,
                     },
-                    second: None,
                 };
                 // SAFETY: the processor has the kernel's instructions, and the tile covers all rows.
-                unsafe { kernel(&tile, rows) };
+                unsafe { (kernels.rows)(&tile, rows) };
             }
         }
     }
@@ -373,6 +369,6 @@ mod tests {
             println!("skipped: this processor has no AVX2");
             return;
         }
-        check(tiled(tile::x86::rows_avx2));
+        check(tiled(tile::x86::AVX2));
     }
 }

@@ -12,9 +12,7 @@ use multiversion::multiversion;
 
 use super::packed::Packed;
 use super::product::View;
-use super::tile::{
-    ask_for, coming_elements, Difference, Kernel, Mode, Target, Tile, MOST_ROWS, PANEL,
-};
+use super::tile::{ask_for, coming_elements, Kernels, Mode, Seven, Target, MOST_ROWS, PANEL};
 
 /// Rows from which on the scheme is faster than sums in order.
 const LEAST_ROWS: usize = 96;
@@ -22,9 +20,9 @@ const LEAST_ROWS: usize = 96;
 /// Depth and columns from which on it is.
 pub const LEAST_SIDE: usize = 192;
 
-/// Depth of the products whose sums are made at once: the eight panels of half that depth are to stay in
-/// the second-level cache.
-const MOST_DEPTH: usize = 1536;
+/// Depth of the products whose sums are made at once: the eight panels of half that depth, and the seven
+/// quarters and sums of a group's rows, are to stay in the second-level cache.
+const MOST_DEPTH: usize = 384;
 
 /// Rows whose distance is a multiple of so many elements share a few places of the first-level cache, eight
 /// or twelve, and displace each other: a tile has twelve, beside the panel that streams by.
@@ -50,39 +48,7 @@ struct Buffers {
     copies: Vec<f32>,
     /// Four sums of quarters of two panels, `(depth / 2, 32)` each.
     right: Vec<f32>,
-    /// Four intermediate sums of results, `(rows / 2, 32)` each.
-    results: Vec<f32>,
 }
-
-/// Where a product's sums go.
-enum Place {
-    /// To one of the intermediate sums.
-    Between(usize),
-    /// To a quarter of the result: upper left, upper right, lower left, lower right.
-    Quarter(usize),
-}
-
-use Place::{Between, Quarter};
-
-/// One of the seven products: the numbers of its operands in [`Part::left`] and [`Part::right`], and
-/// where it goes, each time with an intermediate sum added or with none.
-type Product = (usize, usize, &'static [(Option<usize>, Place)]);
-
-/// In Winograd's names, of operands `A11, A12, A22, S1 … S4` and `B11, B12, B21, B22, T1 … T4`: `M2, M5,
-/// M1, M6, M3, M4, M7`, with the intermediate sums `M2, M1 + M2, M1 + M2 + M5, M1 + M2 + M6`.
-const PRODUCTS: [Product; 7] = [
-    (0, 0, &[(None, Between(0))]),
-    (3, 4, &[(Some(0), Between(2))]),
-    (4, 5, &[(Some(0), Between(1)), (Some(2), Between(2))]),
-    (5, 6, &[(Some(1), Between(3)), (Some(2), Quarter(3))]),
-    (1, 2, &[(Some(0), Quarter(0))]),
-    (6, 3, &[(Some(2), Quarter(1))]),
-    (2, 7, &[(Some(3), Quarter(2))]),
-];
-
-/// `T1 = B12 − B11, T2 = B22 − T1, T3 = B22 − B12, T4 = B21 − T2` by the same numbers: minuend and
-/// subtrahend. (The last with the other sign than Winograd's, so that its product is added.)
-const DIFFERENCES: [(usize, usize); 4] = [(1, 0), (3, 4), (3, 1), (2, 5)];
 
 thread_local! {
     static BUFFERS: RefCell<Buffers> = RefCell::default();
@@ -95,7 +61,7 @@ thread_local! {
 /// The processor has the kernel's instructions; `a` has as many columns as `b` has depth, one after
 /// the other; `out` and `mode` are as [`Packed::multiply`] asks.
 pub(super) unsafe fn multiply(
-    kernel: Kernel,
+    kernels: Kernels,
     (out, stride, mode): (*mut f32, usize, Mode),
     a: View,
     b: &Packed,
@@ -113,7 +79,7 @@ pub(super) unsafe fn multiply(
                 b,
                 first,
                 panels: panels / 2,
-                kernel,
+                kernels,
             };
             // SAFETY: a part of what the caller vouches for.
             unsafe { part.multiply(out, stride, mode, buffers) };
@@ -129,7 +95,7 @@ struct Part<'a> {
     first: usize,
     /// Half of the panels.
     panels: usize,
-    kernel: Kernel,
+    kernels: Kernels,
 }
 
 impl Part<'_> {
@@ -145,53 +111,35 @@ impl Part<'_> {
             }
         }
         let left = self.left(&mut buffers.left, &mut buffers.copies);
-        let results = slices::<4>(&mut buffers.results, rows * PANEL).map(<[f32]>::as_mut_ptr);
         for panel in 0..self.panels {
-            let right = self.right(panel, &mut buffers.right);
-            let next = self.quarters((panel + 1).min(self.panels - 1));
-            let target = |(addend, place): &(Option<usize>, Place)| {
-                let addend = addend.map(|number| results[number].cast_const());
-                match *place {
-                    Between(number) => Target {
-                        out: results[number],
-                        stride: PANEL,
-                        width: PANEL,
-                        mode: Mode::Set,
-                        addend,
-                    },
-                    Quarter(number) => {
-                        let first = (panel + number % 2 * self.panels) * PANEL;
-                        Target {
-                            out: out.add(number / 2 * rows * stride + first),
-                            stride,
-                            width: PANEL.min(self.b.columns() - first),
-                            mode: mode.at_column(first),
-                            addend,
-                        }
-                    }
+            let target = |below: usize, right: usize| {
+                let first = (panel + right * self.panels) * PANEL;
+                Target {
+                    out: out.wrapping_add(below * rows * stride + first),
+                    stride,
+                    width: PANEL.min(self.b.columns() - first),
+                    mode: mode.at_column(first),
                 }
             };
-            let mut asked_for = 0;
-            for &(a, b, targets) in &PRODUCTS {
-                let mut tile = Tile {
-                    depth,
-                    a: left[a].data.as_ptr(),
-                    a_strides: left[a].strides,
-                    panel: right[b],
-                    coming: next[0],
-                    difference: DIFFERENCES.get(b.wrapping_sub(4)).map(|made| Difference {
-                        minuend: right[made.0],
-                        subtrahend: right[made.1],
-                    }),
-                    target: target(&targets[0]),
-                    second: targets.get(1).map(target),
+            let next = self.quarters((panel + 1).min(self.panels - 1));
+            let whole = Seven {
+                depth,
+                left: left.map(|view| (view.data.as_ptr(), view.strides.0)),
+                right: self.right(panel, &mut buffers.right),
+                makes: true,
+                coming: [next[0]; 7],
+                targets: [target(0, 0), target(0, 1), target(1, 0), target(1, 1)],
+            };
+            let coming = |product: usize| {
+                let asked_for = product * coming_elements(depth);
+                next[asked_for / length % 4].wrapping_add(asked_for % length)
+            };
+            for (tile, row) in (0..rows).step_by(MOST_ROWS).enumerate() {
+                let seven = Seven {
+                    coming: std::array::from_fn(|product| coming(7 * tile + product)),
+                    ..whole.at(row, 0)
                 };
-                for row in (0..rows).step_by(MOST_ROWS) {
-                    tile.coming = next[asked_for / length % 4].wrapping_add(asked_for % length);
-                    asked_for += coming_elements(depth);
-                    (self.kernel)(&tile, (rows - row).min(MOST_ROWS));
-                    tile = tile.below();
-                }
+                (self.kernels.seven)(&seven, (rows - row).min(MOST_ROWS));
             }
         }
     }
@@ -357,7 +305,7 @@ mod tests {
         // SAFETY: the processor has AVX2; `out` has all rows and columns, whose numbers are even.
         unsafe {
             multiply(
-                super::super::tile::x86::rows_avx2,
+                super::super::tile::x86::AVX2,
                 place,
                 view,
                 &packed,

@@ -1,6 +1,8 @@
 //! The inner part of products: some rows of one matrix by a panel of 32 columns of the other.
 
 #[cfg(target_arch = "x86_64")]
+mod register;
+#[cfg(target_arch = "x86_64")]
 pub(super) mod x86;
 
 /// Columns of a panel: two registers of AVX-512, four of AVX2.
@@ -30,12 +32,9 @@ impl Mode {
     }
 
     /// The same from column `first` on.
-    ///
-    /// # Safety
-    /// A bias has at least so many elements.
-    pub(super) unsafe fn at_column(self, first: usize) -> Self {
+    pub(super) fn at_column(self, first: usize) -> Self {
         match self {
-            Mode::Bias(bias) => Mode::Bias(bias.add(first)),
+            Mode::Bias(bias) => Mode::Bias(bias.wrapping_add(first)),
             other => other,
         }
     }
@@ -82,21 +81,36 @@ pub(super) fn transpose(
 /// Rows of a tile at most.
 pub(super) const MOST_ROWS: usize = 12;
 
-/// What one call of a kernel works on.
+/// What one call of [`Kernels::rows`] works on.
+#[derive(Clone, Copy)]
 pub(super) struct Tile {
     pub(super) depth: usize,
     pub(super) a: *const f32,
     pub(super) a_strides: (usize, usize),
     pub(super) panel: *const f32,
-    /// What is first to be written to the panel, if it is not there yet.
-    pub(super) difference: Option<Difference>,
     /// What will soon be needed and is to be brought into the second-level cache meanwhile:
     /// [`coming_elements`] from here on. It is never read.
     pub(super) coming: *const f32,
     /// Where the sums go.
     pub(super) target: Target,
-    /// Where the same sums go as well.
-    pub(super) second: Option<Target>,
+}
+
+/// What one call of [`Kernels::seven`] works on: the same rows of the upper and the lower half of a matrix
+/// by a panel of the left and one of the right half of another, in Strassen's scheme.
+#[derive(Clone, Copy)]
+pub(super) struct Seven {
+    /// Half of the products' depth.
+    pub(super) depth: usize,
+    /// Rows of `A11, A12, A22, S1 … S4`, and the elements from one to the next.
+    pub(super) left: [(*const f32, usize); 7],
+    /// `B11, B12, B21, B22, T1 … T4`, `(depth, 32)` each.
+    pub(super) right: [*const f32; 8],
+    /// Whether `T1 … T4` are first to be made.
+    pub(super) makes: bool,
+    /// As [`Tile::coming`], beside each of the products.
+    pub(super) coming: [*const f32; 7],
+    /// Upper left, upper right, lower left, lower right.
+    pub(super) targets: [Target; 4],
 }
 
 /// Steps of a product for each line of 16 elements of what is coming that is asked for.
@@ -104,7 +118,7 @@ const STEPS_PER_LINE: usize = 4;
 
 /// How many elements a kernel asks for beside a product of `depth`.
 pub(super) fn coming_elements(depth: usize) -> usize {
-    depth.div_ceil(STEPS_PER_LINE) * 16
+    depth / STEPS_PER_LINE * 16
 }
 
 /// Asks for `count` elements, which are to be in the second-level cache soon. They are never read.
@@ -117,13 +131,6 @@ pub(super) fn ask_for(from: *const f32, count: usize) {
     }
 }
 
-/// Two panels, the second to be subtracted from the first.
-#[derive(Clone, Copy)]
-pub(super) struct Difference {
-    pub(super) minuend: *const f32,
-    pub(super) subtrahend: *const f32,
-}
-
 /// The part of a result that a tile's sums are written to.
 #[derive(Clone, Copy)]
 pub(super) struct Target {
@@ -133,76 +140,68 @@ pub(super) struct Target {
     /// Columns, at most those of a panel.
     pub(super) width: usize,
     pub(super) mode: Mode,
-    /// Rows of 32 elements that are added as well.
-    pub(super) addend: Option<*const f32>,
 }
 
-pub(super) type Kernel = unsafe fn(&Tile, usize);
+/// What a processor multiplies with: 1 to 12 rows at once.
+#[derive(Clone, Copy)]
+pub(super) struct Kernels {
+    /// Writes the products of rows and a panel.
+    pub(super) rows: unsafe fn(&Tile, usize),
+    /// Writes the four quarters of a result.
+    pub(super) seven: unsafe fn(&Seven, usize),
+}
 
-/// The kernel for this processor, if it has one.
-pub(super) fn kernel() -> Option<Kernel> {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") {
-            return Some(x86::rows_avx512);
+impl Kernels {
+    /// Those of this processor, if there are any for it.
+    pub(super) fn of_this_processor() -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") {
+                return Some(x86::AVX512);
+            }
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                return Some(x86::AVX2);
+            }
         }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            return Some(x86::rows_avx2);
-        }
+        None
     }
-    None
 }
 
 impl Tile {
-    /// The tile of the next rows; the panel is there by then.
-    pub(super) fn below(self) -> Self {
+    /// What is left of it from a row and a column on.
+    pub(super) fn at(self, row: usize, column: usize) -> Self {
         Tile {
-            a: self.a.wrapping_add(MOST_ROWS * self.a_strides.0),
-            difference: None,
-            target: self.target.at_row(MOST_ROWS),
-            second: self.second.map(|second| second.at_row(MOST_ROWS)),
+            a: self.a.wrapping_add(row * self.a_strides.0),
+            panel: self.panel.wrapping_add(column),
+            target: self.target.at(row, column),
             ..self
         }
     }
+}
 
-    fn targets(&self) -> impl Iterator<Item = &Target> {
-        std::iter::once(&self.target).chain(&self.second)
-    }
-
-    fn widest(&self) -> usize {
-        self.targets()
-            .fold(0, |most, target| most.max(target.width))
+impl Seven {
+    /// What is left of it from a row and a column on; what other rows needed is there by then.
+    pub(super) fn at(self, row: usize, column: usize) -> Self {
+        Seven {
+            left: self
+                .left
+                .map(|(a, stride)| (a.wrapping_add(row * stride), stride)),
+            right: self.right.map(|panel| panel.wrapping_add(column)),
+            makes: self.makes && row == 0,
+            targets: self.targets.map(|target| target.at(row, column)),
+            ..self
+        }
     }
 }
 
 impl Target {
-    /// The same from row `first` on.
-    pub(super) fn at_row(self, first: usize) -> Self {
+    /// What is left of it from a row and a column on.
+    pub(super) fn at(self, row: usize, column: usize) -> Self {
         Target {
-            out: self.out.wrapping_add(first * self.stride),
-            addend: self.addend.map(|addend| addend.wrapping_add(first * PANEL)),
+            out: self.out.wrapping_add(row * self.stride + column),
+            width: self.width.saturating_sub(column),
+            mode: self.mode.at_column(column),
             ..self
-        }
-    }
-
-    /// Writes sums to row `i`, from column `first` on.
-    ///
-    /// # Safety
-    /// The target has that row.
-    unsafe fn write(&self, i: usize, first: usize, sums: &[f32]) {
-        let place = self.out.add(i * self.stride + first);
-        let width = self.width.saturating_sub(first).min(sums.len());
-        for (j, sum) in sums[..width].iter().enumerate() {
-            let sum = match self.addend {
-                Some(addend) => *addend.add(i * PANEL + first + j) + sum,
-                None => *sum,
-            };
-            let value = match self.mode {
-                Mode::Add => *place.add(j) + sum,
-                Mode::Set => sum,
-                Mode::Bias(bias) => *bias.add(first + j) + sum,
-            };
-            place.add(j).write(value);
         }
     }
 }

@@ -3,120 +3,288 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::{Mode, Target, Tile, MOST_ROWS, PANEL, STEPS_PER_LINE};
+use super::register::Register;
+use super::{Kernels, Mode, Seven, Target, Tile, MOST_ROWS, PANEL, STEPS_PER_LINE};
 
-/// `a · panel` for `count` rows, 1 to 12.
+pub(in super::super) const AVX512: Kernels = Kernels {
+    rows: rows_avx512,
+    seven: seven_avx512,
+};
+
+pub(in super::super) const AVX2: Kernels = Kernels {
+    rows: rows_avx2,
+    seven: seven_avx2,
+};
+
+/// A function for each number of rows.
+macro_rules! by_rows {
+    ($function:ident: $($rows:literal)*) => {
+        [$($function::<$rows>),*]
+    };
+    ($function:ident, $making:literal: $($rows:literal)*) => {
+        [$($function::<$rows, $making>),*]
+    };
+}
+
+/// Two registers of 16 columns, or one, or one of 8, of which two are multiplied at once.
 #[target_feature(enable = "avx512f,avx512vl")]
-pub(super) unsafe fn rows_avx512(tile: &Tile, count: usize) {
-    const KERNELS: [[Kernel; 4]; MOST_ROWS] = [
-        kernels::<1>(),
-        kernels::<2>(),
-        kernels::<3>(),
-        kernels::<4>(),
-        kernels::<5>(),
-        kernels::<6>(),
-        kernels::<7>(),
-        kernels::<8>(),
-        kernels::<9>(),
-        kernels::<10>(),
-        kernels::<11>(),
-        kernels::<12>(),
-    ];
-    let kernels = &KERNELS[count.clamp(1, MOST_ROWS) - 1];
-    match (tile.difference, tile.widest()) {
-        (Some(_), _) => kernels[3](tile),
-        (None, 0..=8) => kernels[0](tile),
-        (None, 9..=16) => kernels[1](tile),
-        (None, _) => kernels[2](tile),
+unsafe fn rows_avx512(tile: &Tile, count: usize) {
+    #[target_feature(enable = "avx512f,avx512vl")]
+    unsafe fn wide<const ROWS: usize>(tile: &Tile) {
+        multiply::<__m512, ROWS, 2>(tile);
+    }
+    #[target_feature(enable = "avx512f,avx512vl")]
+    unsafe fn half<const ROWS: usize>(tile: &Tile) {
+        multiply::<__m512, ROWS, 1>(tile);
+    }
+    #[target_feature(enable = "avx512f,avx512vl")]
+    unsafe fn narrow<const ROWS: usize>(tile: &Tile) {
+        multiply::<__m256, ROWS, 1>(tile);
+    }
+    type Rows = [unsafe fn(&Tile); MOST_ROWS];
+    const WIDE: Rows = by_rows!(wide: 1 2 3 4 5 6 7 8 9 10 11 12);
+    const HALF: Rows = by_rows!(half: 1 2 3 4 5 6 7 8 9 10 11 12);
+    const NARROW: Rows = by_rows!(narrow: 1 2 3 4 5 6 7 8 9 10 11 12);
+    let kernels = match tile.target.width {
+        0..=8 => NARROW,
+        9..=16 => HALF,
+        _ => WIDE,
+    };
+    kernels[count.clamp(1, MOST_ROWS) - 1](tile);
+}
+
+#[target_feature(enable = "avx512f,avx512vl")]
+unsafe fn seven_avx512(seven: &Seven, count: usize) {
+    #[target_feature(enable = "avx512f,avx512vl")]
+    unsafe fn kernel<const ROWS: usize, const MAKES: bool>(seven: &Seven) {
+        multiply_seven::<__m512, ROWS, MAKES>(seven);
+    }
+    type Rows = [unsafe fn(&Seven); MOST_ROWS];
+    const PLAIN: Rows = by_rows!(kernel, false: 1 2 3 4 5 6 7 8 9 10 11 12);
+    const MAKING: Rows = by_rows!(kernel, true: 1 2 3 4 5 6 7 8 9 10 11 12);
+    let kernels = if seven.makes { MAKING } else { PLAIN };
+    kernels[count.clamp(1, MOST_ROWS) - 1](seven);
+}
+
+/// Rows of a tile of 16 columns that the registers of AVX2 hold.
+const MOST_ROWS_AVX2: usize = 6;
+
+/// Two registers of 8 columns.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn rows_avx2(tile: &Tile, count: usize) {
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn kernel<const ROWS: usize>(tile: &Tile) {
+        multiply::<__m256, ROWS, 2>(tile);
+    }
+    const KERNELS: [unsafe fn(&Tile); MOST_ROWS_AVX2] = by_rows!(kernel: 1 2 3 4 5 6);
+    for first in (0..tile.target.width).step_by(16) {
+        for row in (0..count).step_by(MOST_ROWS_AVX2) {
+            let part = tile.at(row, first);
+            KERNELS[(count - row).min(MOST_ROWS_AVX2) - 1](&part);
+        }
     }
 }
 
-const fn kernels<const ROWS: usize>() -> [Kernel; 4] {
-    [
-        narrow::<ROWS>,
-        wide::<ROWS, 1, false>,
-        wide::<ROWS, 2, false>,
-        wide::<ROWS, 2, true>,
-    ]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn seven_avx2(seven: &Seven, count: usize) {
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn kernel<const ROWS: usize, const MAKES: bool>(seven: &Seven) {
+        multiply_seven::<__m256, ROWS, MAKES>(seven);
+    }
+    type Rows = [unsafe fn(&Seven); MOST_ROWS_AVX2];
+    const PLAIN: Rows = by_rows!(kernel, false: 1 2 3 4 5 6);
+    const MAKING: Rows = by_rows!(kernel, true: 1 2 3 4 5 6);
+    for first in (0..PANEL).step_by(16) {
+        for row in (0..count).step_by(MOST_ROWS_AVX2) {
+            let part = seven.at(row, first);
+            let kernels = if part.makes { MAKING } else { PLAIN };
+            kernels[(count - row).min(MOST_ROWS_AVX2) - 1](&part);
+        }
+    }
 }
 
-type Kernel = unsafe fn(&Tile);
+/// The sums of some rows, `HALVES` registers each.
+type Sums<R, const ROWS: usize, const HALVES: usize> = [[R; HALVES]; ROWS];
 
-/// `HALVES` registers of 16 columns.
-#[target_feature(enable = "avx512f,avx512vl")]
-unsafe fn wide<const ROWS: usize, const HALVES: usize, const MAKES: bool>(tile: &Tile) {
-    let mut sums = [[_mm512_setzero_ps(); HALVES]; ROWS];
-    let mut first = 0;
+#[inline(always)]
+unsafe fn zeros<R: Register, const ROWS: usize, const HALVES: usize>() -> Sums<R, ROWS, HALVES> {
+    [[R::splat(0.0); HALVES]; ROWS]
+}
+
+#[inline(always)]
+unsafe fn multiply<R: Register, const ROWS: usize, const HALVES: usize>(tile: &Tile) {
     if HALVES == 2 {
-        tile.targets()
-            .for_each(|target| ask_for_rows::<_MM_HINT_T1>(target, 0..ROWS));
-        first = tile.depth.saturating_sub(STEPS_PER_ROW * ROWS);
-        for p in 0..first {
-            ask_for_coming(tile, p);
-            step::<ROWS, HALVES, MAKES>(tile, p, &mut sums);
-        }
+        ask_for_rows::<_MM_HINT_T1>(&tile.target, 0..ROWS);
     }
-    for p in first..tile.depth {
-        if HALVES == 2 {
-            ask_for_coming(tile, p);
-            let row = (p - first) / STEPS_PER_ROW;
-            tile.targets()
-                .for_each(|target| ask_for_rows::<_MM_HINT_T0>(target, row..row + 1));
+    let product = Product {
+        depth: tile.depth,
+        a: every_third_row(tile.a, tile.a_strides.0),
+        strides: tile.a_strides,
+        panel: tile.panel,
+        made_of: None,
+        coming: tile.coming,
+        written_next: (HALVES == 2).then_some(&tile.target),
+    };
+    // A distance that is known takes no instruction.
+    let sums = match tile.a_strides.1 {
+        1 => {
+            let strides = (tile.a_strides.0, 1);
+            Product { strides, ..product }.add_to(zeros::<R, ROWS, HALVES>())
         }
-        step::<ROWS, HALVES, MAKES>(tile, p, &mut sums);
-    }
+        _ => product.add_to(zeros::<R, ROWS, HALVES>()),
+    };
     write(&tile.target, &sums);
-    if let Some(second) = &tile.second {
-        write(second, &sums);
-    }
 }
 
-/// Steps of a product for each row that will be written, which is asked for meanwhile: sooner, and
-/// the panel that streams by would have displaced it.
-const STEPS_PER_ROW: usize = 2;
-
-/// Adds the products of column `p` of the rows and row `p` of the panel. Where the panel is a
-/// difference, it is written on the way: beside products, subtractions cost nothing.
-///
-/// It becomes part of the kernel that calls it, which has the target features: the sums never leave
-/// their registers.
+/// Winograd's form of Strassen's scheme: `M2 + M3` to the upper left and so on (Higham, eq. 23.6). What
+/// products have in common stays in the registers from one to the next.
 #[inline(always)]
-unsafe fn step<const ROWS: usize, const HALVES: usize, const MAKES: bool>(
-    tile: &Tile,
-    p: usize,
-    sums: &mut [[__m512; HALVES]; ROWS],
-) {
-    let mut b = [_mm512_setzero_ps(); HALVES];
-    for (half, b) in b.iter_mut().enumerate() {
-        let place = PANEL * p + 16 * half;
-        match tile.difference.filter(|_| MAKES) {
-            Some(made) => {
-                let minuend = _mm512_loadu_ps(made.minuend.add(place));
-                let subtrahend = _mm512_loadu_ps(made.subtrahend.add(place));
-                *b = _mm512_sub_ps(minuend, subtrahend);
-                _mm512_storeu_ps(tile.panel.add(place).cast_mut(), *b);
+unsafe fn multiply_seven<R: Register, const ROWS: usize, const MAKES: bool>(seven: &Seven) {
+    let [a11, a12, a22, s1, s2, s3, s4] = seven.left;
+    let [b11, b12, b21, b22, t1, t2, t3, t4] = seven.right;
+    let [upper_left, upper_right, lower_left, lower_right] = &seven.targets;
+    for target in &seven.targets {
+        ask_for_rows::<_MM_HINT_T1>(target, 0..ROWS);
+    }
+    let product = |number: usize, (a, stride), panel, made_of: Option<_>, written_next| Product {
+        depth: seven.depth,
+        a: every_third_row(a, stride),
+        strides: (stride, 1),
+        panel,
+        made_of: made_of.filter(|_| MAKES),
+        coming: seven.coming[number],
+        written_next,
+    };
+    let m5 = product(0, s1, t1, Some((b12, b11)), None).add_to(zeros::<R, ROWS, 2>());
+    let m2 = product(1, a11, b11, None, None).add_to(zeros::<R, ROWS, 2>());
+    let m2_m1 = product(2, s2, t2, Some((b22, t1)), None).add_to(m2);
+    let m2_m1_m6 = product(3, s3, t3, Some((b22, b12)), Some(lower_right)).add_to(m2_m1);
+    write(lower_right, &plus(m2_m1_m6, m5));
+    let sums = product(4, a22, t4, Some((b21, t2)), Some(lower_left)).add_to(m2_m1_m6);
+    write(lower_left, &sums);
+    let sums = product(5, s4, b22, None, Some(upper_right)).add_to(plus(m2_m1, m5));
+    write(upper_right, &sums);
+    let sums = product(6, a12, b21, None, Some(upper_left)).add_to(m2);
+    write(upper_left, &sums);
+}
+
+#[inline(always)]
+unsafe fn plus<R: Register, const ROWS: usize, const HALVES: usize>(
+    mut sums: Sums<R, ROWS, HALVES>,
+    others: Sums<R, ROWS, HALVES>,
+) -> Sums<R, ROWS, HALVES> {
+    for (sums, others) in sums.iter_mut().zip(others) {
+        for (sum, other) in sums.iter_mut().zip(others) {
+            *sum = sum.plus(other);
+        }
+    }
+    sums
+}
+
+/// The first row, the fourth, the seventh and the tenth. The compiler does not see that they are as far apart
+/// as the others: it would compute each row's address anew in each step.
+#[inline(always)]
+#[allow(clippy::pointers_in_nomem_asm_block)] // what it points to is not touched
+fn every_third_row(a: *const f32, stride: usize) -> [*const f32; MOST_ROWS / 3] {
+    std::array::from_fn(|third| {
+        let mut row = a.wrapping_add(3 * third * stride);
+        // SAFETY: no instruction at all.
+        unsafe {
+            std::arch::asm!("/* {0} */", inout(reg) row, options(pure, nomem, nostack, preserves_flags));
+        }
+        row
+    })
+}
+
+/// Rows of `a` by a panel.
+struct Product<'a> {
+    depth: usize,
+    a: [*const f32; MOST_ROWS / 3],
+    strides: (usize, usize),
+    panel: *const f32,
+    /// Minuend and subtrahend, where the panel is a difference that is not there yet: it is written on the
+    /// way, since beside products subtractions cost nothing.
+    made_of: Option<(*const f32, *const f32)>,
+    coming: *const f32,
+    /// What will be written next, and is asked for in the last steps: sooner, and the panel that streams by
+    /// would have displaced it.
+    written_next: Option<&'a Target>,
+}
+
+impl Product<'_> {
+    /// It becomes part of the kernel that calls it: the sums never leave their registers.
+    #[inline(always)]
+    unsafe fn add_to<R: Register, const ROWS: usize, const HALVES: usize>(
+        mut self,
+        mut sums: Sums<R, ROWS, HALVES>,
+    ) -> Sums<R, ROWS, HALVES> {
+        const ROWS_AT_ONCE: usize = 2;
+        let whole = self.depth / STEPS_PER_LINE;
+        let asking = match self.written_next {
+            Some(_) => ROWS.div_ceil(ROWS_AT_ONCE).min(whole),
+            None => 0,
+        };
+        for _ in asking..whole {
+            self.ask_for_line();
+            self.steps::<STEPS_PER_LINE, _, ROWS, HALVES>(&mut sums);
+        }
+        if let Some(target) = self.written_next {
+            for rows in 0..asking {
+                self.ask_for_line();
+                let first = rows * ROWS_AT_ONCE;
+                ask_for_rows::<_MM_HINT_T0>(target, first..first + ROWS_AT_ONCE);
+                self.steps::<STEPS_PER_LINE, _, ROWS, HALVES>(&mut sums);
             }
-            None => *b = _mm512_loadu_ps(tile.panel.add(place)),
         }
+        for _ in whole * STEPS_PER_LINE..self.depth {
+            self.steps::<1, _, ROWS, HALVES>(&mut sums);
+        }
+        sums
     }
-    for (i, sum) in sums.iter_mut().enumerate() {
-        let x = _mm512_set1_ps(*tile.a.add(i * tile.a_strides.0 + p * tile.a_strides.1));
-        for (sum, b) in sum.iter_mut().zip(b) {
-            *sum = _mm512_fmadd_ps(x, b, *sum);
+
+    /// Adds the products of the next columns of the rows and rows of the panel.
+    #[inline(always)]
+    unsafe fn steps<const COUNT: usize, R: Register, const ROWS: usize, const HALVES: usize>(
+        &mut self,
+        sums: &mut Sums<R, ROWS, HALVES>,
+    ) {
+        let (stride, along) = self.strides;
+        for p in 0..COUNT {
+            let mut b = [R::splat(0.0); HALVES];
+            for (half, b) in b.iter_mut().enumerate() {
+                let place = PANEL * p + R::LANES * half;
+                match self.made_of {
+                    Some((minuend, subtrahend)) => {
+                        *b = R::load(minuend.add(place)).minus(R::load(subtrahend.add(place)));
+                        b.store(self.panel.add(place).cast_mut());
+                    }
+                    None => *b = R::load(self.panel.add(place)),
+                }
+            }
+            for (i, sum) in sums.iter_mut().enumerate() {
+                let x = R::splat(*self.a[i / 3].add(i % 3 * stride + p * along));
+                for (sum, b) in sum.iter_mut().zip(b) {
+                    *sum = sum.plus_product(x, b);
+                }
+            }
         }
+        self.a = self.a.map(|row| row.wrapping_add(COUNT * along));
+        self.panel = self.panel.wrapping_add(COUNT * PANEL);
+        self.made_of = self.made_of.map(|(minuend, subtrahend)| {
+            let next = COUNT * PANEL;
+            (minuend.wrapping_add(next), subtrahend.wrapping_add(next))
+        });
+    }
+
+    /// Asks for the next line of what is coming.
+    #[inline(always)]
+    unsafe fn ask_for_line(&mut self) {
+        _mm_prefetch::<_MM_HINT_T1>(self.coming.cast());
+        self.coming = self.coming.wrapping_add(16);
     }
 }
 
-/// Asks for the next line of what is coming, when its turn has come.
-#[inline(always)]
-unsafe fn ask_for_coming(tile: &Tile, p: usize) {
-    if p.is_multiple_of(STEPS_PER_LINE) {
-        let line = tile.coming.wrapping_add(p / STEPS_PER_LINE * 16);
-        _mm_prefetch::<_MM_HINT_T1>(line.cast());
-    }
-}
-
-/// Asks for rows of a target.
+/// Asks for rows of what will be written.
 #[inline(always)]
 unsafe fn ask_for_rows<const HINT: i32>(target: &Target, rows: Range<usize>) {
     for row in rows {
@@ -126,70 +294,35 @@ unsafe fn ask_for_rows<const HINT: i32>(target: &Target, rows: Range<usize>) {
     }
 }
 
-/// Writes the sums of all rows, 16 columns in a register. What is asked of a target is asked once:
-/// between the instructions of a small product it would cost as much as they do.
-///
-/// It becomes part of the kernel that calls it, as [`step`] does.
+/// Writes the sums of all rows. What is asked of a target is asked once: between the instructions of a
+/// small product it would cost as much as they do.
 #[inline(always)]
-pub(in super::super) unsafe fn write<const ROWS: usize, const HALVES: usize>(
+pub(in super::super) unsafe fn write<R: Register, const ROWS: usize, const HALVES: usize>(
     target: &Target,
-    sums: &[[__m512; HALVES]; ROWS],
+    sums: &Sums<R, ROWS, HALVES>,
 ) {
-    let masks: [__mmask16; HALVES] = std::array::from_fn(|half| {
-        let left = target.width.saturating_sub(16 * half).min(16);
-        ((1u32 << left) - 1) as __mmask16
-    });
     macro_rules! write {
-        (|$row:ident, $first:ident, $mask:ident, $sum:ident| $value:expr) => {
+        (|$row:ident, $first:ident, $count:ident, $sum:ident| $value:expr) => {
             for ($row, sums) in sums.iter().enumerate() {
-                let place = target.out.add($row * target.stride);
-                for ((half, &$sum), &$mask) in sums.iter().enumerate().zip(&masks) {
-                    let $first = 16 * half;
-                    _mm512_mask_storeu_ps(place.add($first), $mask, $value);
+                for (half, &$sum) in sums.iter().enumerate() {
+                    let $first = R::LANES * half;
+                    let $count = target.width.saturating_sub($first);
+                    let place = target.out.wrapping_add($row * target.stride + $first);
+                    $value.store_first(place, $count);
                 }
             }
         };
     }
     let base = match target.mode {
         Mode::Set => None,
-        Mode::Add => Some((target.out as *const f32, target.stride)),
+        Mode::Add => Some((target.out.cast_const(), target.stride)),
         Mode::Bias(bias) => Some((bias, 0)),
     };
-    match (base, target.addend) {
-        (None, None) => write!(|i, first, mask, sum| sum),
-        (None, Some(addend)) => write!(|i, first, mask, sum| {
-            _mm512_add_ps(_mm512_loadu_ps(addend.add(i * PANEL + first)), sum)
+    match base {
+        None => write!(|row, first, count, sum| sum),
+        Some((base, stride)) => write!(|row, first, count, sum| {
+            R::load_first(base.wrapping_add(row * stride + first), count).plus(sum)
         }),
-        (Some((base, stride)), None) => write!(|i, first, mask, sum| {
-            let base = _mm512_maskz_loadu_ps(mask, base.add(i * stride + first));
-            _mm512_add_ps(base, sum)
-        }),
-        (Some((base, stride)), Some(addend)) => write!(|i, first, mask, sum| {
-            let base = _mm512_maskz_loadu_ps(mask, base.add(i * stride + first));
-            let addend = _mm512_loadu_ps(addend.add(i * PANEL + first));
-            _mm512_add_ps(base, _mm512_add_ps(addend, sum))
-        }),
-    }
-}
-
-/// One register of 8 columns, of which two are multiplied at once.
-#[target_feature(enable = "avx512f,avx512vl")]
-unsafe fn narrow<const ROWS: usize>(tile: &Tile) {
-    let mut sums = [_mm256_setzero_ps(); ROWS];
-    let mut panel = tile.panel;
-    for p in 0..tile.depth {
-        let b = _mm256_loadu_ps(panel);
-        panel = panel.add(PANEL);
-        for (i, sum) in sums.iter_mut().enumerate() {
-            let x = _mm256_set1_ps(*tile.a.add(i * tile.a_strides.0 + p * tile.a_strides.1));
-            *sum = _mm256_fmadd_ps(x, b, *sum);
-        }
-    }
-    let mut values = [0.0f32; 8];
-    for (i, sum) in sums.iter().enumerate() {
-        _mm256_storeu_ps(values.as_mut_ptr(), *sum);
-        tile.targets()
-            .for_each(|target| target.write(i, 0, &values));
     }
 }
 
@@ -232,65 +365,6 @@ pub(super) unsafe fn transpose_16(
         ];
         for (lane, column) in columns.into_iter().enumerate() {
             _mm512_storeu_ps(to.add((4 * lane + k) * to_stride), column);
-        }
-    }
-}
-
-/// As [`rows_avx512`], in tiles of 6 rows by 16 columns.
-#[target_feature(enable = "avx2,fma")]
-pub(in super::super) unsafe fn rows_avx2(tile: &Tile, count: usize) {
-    if let Some(made) = tile.difference {
-        for i in (0..tile.depth * PANEL).step_by(8) {
-            let [minuend, subtrahend] =
-                [made.minuend, made.subtrahend].map(|panel| _mm256_loadu_ps(panel.add(i)));
-            let difference = _mm256_sub_ps(minuend, subtrahend);
-            _mm256_storeu_ps(tile.panel.add(i).cast_mut(), difference);
-        }
-    }
-    let mut row = 0;
-    while row < count {
-        let part = Tile {
-            a: tile.a.add(row * tile.a_strides.0),
-            target: tile.target.at_row(row),
-            second: tile.second.map(|target| target.at_row(row)),
-            ..*tile
-        };
-        match count - row {
-            1 => avx2::<1>(&part),
-            2 => avx2::<2>(&part),
-            3 => avx2::<3>(&part),
-            4 => avx2::<4>(&part),
-            5 => avx2::<5>(&part),
-            _ => avx2::<6>(&part),
-        }
-        row += 6;
-    }
-}
-
-#[target_feature(enable = "avx2,fma")]
-unsafe fn avx2<const ROWS: usize>(tile: &Tile) {
-    for half in 0..PANEL / 16 {
-        if 16 * half >= tile.widest() {
-            return;
-        }
-        let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
-        let mut b = tile.panel.add(16 * half);
-        for p in 0..tile.depth {
-            let b0 = _mm256_loadu_ps(b);
-            let b1 = _mm256_loadu_ps(b.add(8));
-            b = b.add(PANEL);
-            for (i, sum) in sums.iter_mut().enumerate() {
-                let x = _mm256_set1_ps(*tile.a.add(i * tile.a_strides.0 + p * tile.a_strides.1));
-                sum[0] = _mm256_fmadd_ps(x, b0, sum[0]);
-                sum[1] = _mm256_fmadd_ps(x, b1, sum[1]);
-            }
-        }
-        for (i, sum) in sums.iter().enumerate() {
-            let mut values = [0.0f32; 16];
-            _mm256_storeu_ps(values.as_mut_ptr(), sum[0]);
-            _mm256_storeu_ps(values.as_mut_ptr().add(8), sum[1]);
-            tile.targets()
-                .for_each(|target| target.write(i, 16 * half, &values));
         }
     }
 }

@@ -1,0 +1,125 @@
+//! Registers of 32-bit floats.
+
+use std::arch::x86_64::*;
+
+/// A register of AVX-512 or of AVX2. What is written with it becomes part of the function that calls it,
+/// which has the target features.
+///
+/// # Safety
+/// Of all functions: the processor has the instructions. Pointers lead to as many elements as are read or
+/// written.
+pub(in super::super) trait Register: Copy {
+    /// Elements.
+    const LANES: usize;
+
+    unsafe fn splat(value: f32) -> Self;
+    unsafe fn load(from: *const f32) -> Self;
+    /// The first `count` elements, and zeros.
+    unsafe fn load_first(from: *const f32, count: usize) -> Self;
+    unsafe fn store(self, to: *mut f32);
+    /// Writes the first `count` elements.
+    unsafe fn store_first(self, to: *mut f32, count: usize);
+    unsafe fn plus(self, other: Self) -> Self;
+    unsafe fn minus(self, other: Self) -> Self;
+    /// `self + a b`, rounded once.
+    unsafe fn plus_product(self, a: Self, b: Self) -> Self;
+}
+
+impl Register for __m512 {
+    const LANES: usize = 16;
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        _mm512_set1_ps(value)
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        _mm512_loadu_ps(from)
+    }
+
+    #[inline(always)]
+    unsafe fn load_first(from: *const f32, count: usize) -> Self {
+        _mm512_maskz_loadu_ps(first_16(count), from)
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        _mm512_storeu_ps(to, self)
+    }
+
+    #[inline(always)]
+    unsafe fn store_first(self, to: *mut f32, count: usize) {
+        _mm512_mask_storeu_ps(to, first_16(count), self)
+    }
+
+    #[inline(always)]
+    unsafe fn plus(self, other: Self) -> Self {
+        _mm512_add_ps(self, other)
+    }
+
+    #[inline(always)]
+    unsafe fn minus(self, other: Self) -> Self {
+        _mm512_sub_ps(self, other)
+    }
+
+    #[inline(always)]
+    unsafe fn plus_product(self, a: Self, b: Self) -> Self {
+        _mm512_fmadd_ps(a, b, self)
+    }
+}
+
+impl Register for __m256 {
+    const LANES: usize = 8;
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        _mm256_set1_ps(value)
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        _mm256_loadu_ps(from)
+    }
+
+    #[inline(always)]
+    unsafe fn load_first(from: *const f32, count: usize) -> Self {
+        _mm256_maskload_ps(from, first_8(count))
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        _mm256_storeu_ps(to, self)
+    }
+
+    #[inline(always)]
+    unsafe fn store_first(self, to: *mut f32, count: usize) {
+        _mm256_maskstore_ps(to, first_8(count), self)
+    }
+
+    #[inline(always)]
+    unsafe fn plus(self, other: Self) -> Self {
+        _mm256_add_ps(self, other)
+    }
+
+    #[inline(always)]
+    unsafe fn minus(self, other: Self) -> Self {
+        _mm256_sub_ps(self, other)
+    }
+
+    #[inline(always)]
+    unsafe fn plus_product(self, a: Self, b: Self) -> Self {
+        _mm256_fmadd_ps(a, b, self)
+    }
+}
+
+#[inline(always)]
+fn first_16(count: usize) -> __mmask16 {
+    ((1u32 << count.min(16)) - 1) as __mmask16
+}
+
+#[inline(always)]
+unsafe fn first_8(count: usize) -> __m256i {
+    let numbers = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    _mm256_cmpgt_epi32(_mm256_set1_epi32(count.min(8) as i32), numbers)
+}
