@@ -14,7 +14,7 @@ use crate::diagnostic::{Problem, Problems, Span};
 use crate::engine::cpu::{measure_limits, measure_rate};
 use crate::graph::Executor;
 use crate::plan::{FileFormat, FilePlan, Overrides, Plan};
-use crate::report::{describe, metric_value, profile_table, Progress};
+use crate::report::{against_precision, describe, metric_value, profile_table, Progress};
 use crate::run::{open_run, read_text, Ended as RunEnded, Loaded, Loader, Source};
 use crate::text::{bytes, quoted_list};
 use crate::{peft, run, script, syntax};
@@ -83,11 +83,7 @@ pub(super) fn plan(options: &PlanOptions) -> Result<Ended, Problems> {
     let plan = open(&options.pipeline)?.plan()?;
     print!(
         "{}",
-        describe(
-            &plan,
-            rayon::current_num_threads(),
-            measure_rate(plan.backbone.precision)
-        )
+        describe(&plan, rayon::current_num_threads(), measure_rate)
     );
     Ok(Ended::Done)
 }
@@ -234,6 +230,11 @@ pub(super) fn run(options: &RunOptions) -> Result<Ended, Problems> {
     }
     let source = open(&options.pipeline)?;
     let plan = source.checked_plan()?;
+    if options.device.device == "cpu" && !options.quiet {
+        if let Some(note) = against_precision(&plan, measure_rate) {
+            eprintln!("note: {note}");
+        }
+    }
     let out = options
         .out
         .clone()

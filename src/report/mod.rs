@@ -8,7 +8,7 @@ mod progress;
 mod table;
 
 pub use page::Page;
-pub use plan::describe;
+pub use plan::{against_precision, describe};
 pub use plot::{plot, Series};
 pub use profile::profile_table;
 pub use progress::Progress;

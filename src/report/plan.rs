@@ -5,16 +5,33 @@ use std::fmt::Write;
 
 use super::Table;
 use crate::backbone::{language_model_parameters, Tree};
-use crate::engine::Backend;
+use crate::engine::{Backend, Precision};
 use crate::plan::{Change, Plan, TaskPlan};
 use crate::text::{bytes, quoted_list, thousands};
 
 /// Sequences of this many tokens are assumed for estimates, or `max_length` where that is less.
 const TYPICAL_TOKENS: usize = 64;
 
-/// The description that `deltarun plan` prints. `rate` is the measured rate of matrix products, in
-/// operations per second on all threads.
-pub fn describe(plan: &Plan, threads: usize, rate: f64) -> String {
+/// What speaks against the precision that a plan asks for: that this processor multiplies faster in f32, as
+/// those do that have the instructions for bfloat16 but run them at a fraction of the rate. `rate` measures
+/// products of a precision, in operations per second on all threads.
+pub fn against_precision(plan: &Plan, rate: impl Fn(Precision) -> f64) -> Option<String> {
+    if plan.backbone.precision == Precision::F32 {
+        return None;
+    }
+    let (asked, exact) = (rate(plan.backbone.precision), rate(Precision::F32));
+    (asked < exact).then(|| {
+        format!(
+            "products in bfloat16 are slower than in f32 on this processor ({:.0} and {:.0} GFLOP/s): \
+             take `precision = bf16` out",
+            1e-9 * asked,
+            1e-9 * exact
+        )
+    })
+}
+
+/// The description that `deltarun plan` prints; `rate` as in [`against_precision`].
+pub fn describe(plan: &Plan, threads: usize, rate: impl Fn(Precision) -> f64) -> String {
     let mut text = String::new();
     let config = &plan.backbone.config;
     let tree = Tree::new(config);
@@ -44,8 +61,12 @@ pub fn describe(plan: &Plan, threads: usize, rate: f64) -> String {
         }
     }
     let _ = writeln!(text, "\n{}", modules(plan, &tree));
+    let operations = rate(plan.backbone.precision);
     for index in 0..plan.stages.len() {
-        stage(plan, index, threads, rate, &mut text);
+        stage(plan, index, threads, operations, &mut text);
+    }
+    if let Some(note) = against_precision(plan, rate) {
+        let _ = writeln!(text, "note: {note}");
     }
     text
 }

@@ -157,10 +157,7 @@ fn plan(pipeline: &mut Pipeline) -> Outcome<Map> {
     let threads = rayon::current_num_threads();
     let mut map = Map::new();
     map.insert("name".into(), plan.name.clone().into());
-    map.insert(
-        "text".into(),
-        describe(&plan, threads, measure_rate(plan.backbone.precision)).into(),
-    );
+    map.insert("text".into(), describe(&plan, threads, measure_rate).into());
     if let Some(last) = plan.stages.len().checked_sub(1) {
         let cost = plan.cost(last, plan.backbone.max_length, threads, 256);
         map.insert("trained".into(), (cost.trained as i64).into());

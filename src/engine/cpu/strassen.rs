@@ -130,9 +130,9 @@ impl Part<'_> {
                 coming: [next[0]; 7],
                 targets: [target(0, 0), target(0, 1), target(1, 0), target(1, 1)],
             };
+            // Beside eight products, a whole quarter is asked for.
             let coming = |product: usize| {
-                let asked_for = product * coming_elements(depth);
-                next[asked_for / length % 4].wrapping_add(asked_for % length)
+                next[product / 8 % 4].wrapping_add(product % 8 * coming_elements(depth))
             };
             for (tile, row) in (0..rows).step_by(MOST_ROWS).enumerate() {
                 let seven = Seven {
