@@ -85,7 +85,12 @@ impl Ready<'_> {
     fn add_to(&self, block: &mut [f32], range: Range<usize>, out: usize) {
         match self {
             Ready::Product { upstream, x, rows } => {
-                let dy = View::strided(&upstream[range.start..], *rows, range.len(), out);
+                // Side by side: a kernel reads them once for each panel, and rows of `dy` may lie pages apart.
+                let mut dy = Vec::with_capacity(rows * range.len());
+                for row in upstream.chunks_exact(out.max(1)) {
+                    dy.extend_from_slice(&row[range.clone()]);
+                }
+                let dy = View::strided(&dy, *rows, range.len(), range.len());
                 x.multiply_add(block, x.columns(), dy.t());
             }
             Ready::Rows {

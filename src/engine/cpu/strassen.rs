@@ -69,10 +69,13 @@ pub(super) unsafe fn multiply(
 ) {
     BUFFERS.with_borrow_mut(|buffers| {
         let mut mode = mode;
-        for first in (0..a.columns).step_by(MOST_DEPTH) {
+        // Parts alike, so that none is too short to be worth its sums; halves are whole lines of a kernel.
+        let parts = a.columns.div_ceil(MOST_DEPTH);
+        let most = a.columns.div_ceil(parts).next_multiple_of(8);
+        for first in (0..a.columns).step_by(most) {
             let part = Part {
                 a: View {
-                    columns: MOST_DEPTH.min(a.columns - first),
+                    columns: most.min(a.columns - first),
                     data: &a.data[first..],
                     ..a
                 },
