@@ -5,7 +5,9 @@ use std::ops::Range;
 
 use super::product::{multiply, View};
 use super::strassen;
-use super::tile::{coming_elements, transpose, Kernels, Mode, Target, Tile, MOST_ROWS, PANEL};
+use super::tile::{
+    coming_elements, from_line, transpose, Kernels, Mode, Target, Tile, LINE, MOST_ROWS, PANEL,
+};
 use crate::engine::profile;
 
 /// How the elements of a product are computed.
@@ -23,7 +25,8 @@ pub(super) enum Scheme {
 pub(super) struct Packed {
     depth: usize,
     columns: usize,
-    panels: Vec<f32>,
+    /// From the first line on, see [`from_line`].
+    buffer: Vec<f32>,
 }
 
 impl Packed {
@@ -44,7 +47,7 @@ impl Packed {
     /// [`Packed::rows`] in the place of what is there.
     pub(super) fn pack_rows(&mut self, data: &[f32], stride: usize, depth: usize, columns: usize) {
         self.resize(depth, columns);
-        let panels = self.panels.chunks_exact_mut((depth * PANEL).max(1));
+        let panels = self.panels_mut().chunks_exact_mut((depth * PANEL).max(1));
         for (number, panel) in panels.enumerate() {
             let first = number * PANEL;
             let count = PANEL.min(columns - first);
@@ -65,7 +68,7 @@ impl Packed {
         columns: usize,
     ) {
         self.resize(depth, columns);
-        let panels = self.panels.chunks_exact_mut((depth * PANEL).max(1));
+        let panels = self.panels_mut().chunks_exact_mut((depth * PANEL).max(1));
         for (number, panel) in panels.enumerate() {
             let first = number * PANEL;
             let count = PANEL.min(columns - first);
@@ -75,8 +78,20 @@ impl Packed {
 
     fn resize(&mut self, depth: usize, columns: usize) {
         (self.depth, self.columns) = (depth, columns);
-        self.panels
-            .resize(columns.div_ceil(PANEL) * depth * PANEL, 0.0);
+        self.buffer.resize(self.length() + LINE, 0.0);
+    }
+
+    fn length(&self) -> usize {
+        self.columns.div_ceil(PANEL) * self.depth * PANEL
+    }
+
+    fn panels(&self) -> &[f32] {
+        &self.buffer[from_line(&self.buffer)..][..self.length()]
+    }
+
+    fn panels_mut(&mut self) -> &mut [f32] {
+        let (first, length) = (from_line(&self.buffer), self.length());
+        &mut self.buffer[first..][..length]
     }
 
     pub(super) fn columns(&self) -> usize {
@@ -86,7 +101,7 @@ impl Packed {
     /// The `(depth, 32)` elements of a panel.
     pub(super) fn panel(&self, number: usize) -> &[f32] {
         let length = self.depth * PANEL;
-        &self.panels[number * length..][..length]
+        &self.panels()[number * length..][..length]
     }
 
     /// `out ← out + a b`; `a` has this matrix's depth as its columns, and the rows of `out` are
@@ -225,7 +240,7 @@ impl Packed {
             return;
         }
         let out = std::slice::from_raw_parts_mut(out, (rows - 1) * stride + columns);
-        for (number, panel) in self.panels.chunks_exact(depth * PANEL).enumerate() {
+        for (number, panel) in self.panels().chunks_exact(depth * PANEL).enumerate() {
             let first = number * PANEL;
             let b = View::strided(panel, depth, PANEL.min(columns - first), PANEL);
             multiply(&mut out[first..], stride, a, b, 1.0, true);
@@ -260,8 +275,8 @@ mod tests {
                 .collect();
             let packed = Packed::rows(&b, columns, depth, columns);
             assert_eq!(
-                packed.panels,
-                Packed::transposed(&turned, depth, depth, columns).panels
+                packed.panels(),
+                Packed::transposed(&turned, depth, depth, columns).panels()
             );
             let mut out = vec![1.0; rows * columns];
             kernel(&packed, &mut out, &a);
@@ -332,7 +347,11 @@ mod tests {
     fn tiled(kernels: tile::Kernels) -> impl Fn(&Packed, &mut [f32], &[f32]) {
         move |packed, out, a| {
             let rows = a.len() / packed.depth;
-            for (number, panel) in packed.panels.chunks_exact(packed.depth * PANEL).enumerate() {
+            for (number, panel) in packed
+                .panels()
+                .chunks_exact(packed.depth * PANEL)
+                .enumerate()
+            {
                 let first = number * PANEL;
                 let tile = Tile {
                     depth: packed.depth,

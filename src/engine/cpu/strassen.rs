@@ -12,7 +12,9 @@ use multiversion::multiversion;
 
 use super::packed::Packed;
 use super::product::View;
-use super::tile::{ask_for, coming_elements, Kernels, Mode, Seven, Target, MOST_ROWS, PANEL};
+use super::tile::{
+    ask_for, coming_elements, from_line, Kernels, Mode, Seven, Target, LINE, MOST_ROWS, PANEL,
+};
 
 /// Rows from which on the scheme is faster than sums in order.
 const LEAST_ROWS: usize = 96;
@@ -194,13 +196,14 @@ fn row_of(view: View<'_>, row: usize) -> &[f32] {
     &view.data[row * view.strides.0..][..view.columns]
 }
 
-/// `COUNT` slices of `length` elements in a buffer, with gaps between them.
+/// `COUNT` slices of `length` elements in a buffer, with gaps between them, the first at a line.
 fn slices<const COUNT: usize>(buffer: &mut Vec<f32>, length: usize) -> [&mut [f32]; COUNT] {
     let with_gap = length + GAP;
-    if buffer.len() < COUNT * with_gap {
-        buffer.resize(COUNT * with_gap, 0.0);
+    if buffer.len() < COUNT * with_gap + LINE {
+        buffer.resize(COUNT * with_gap + LINE, 0.0);
     }
-    let mut rest = buffer.as_mut_slice();
+    let first = from_line(buffer);
+    let mut rest = &mut buffer[first..];
     std::array::from_fn(|_| {
         let (slice, after) = std::mem::take(&mut rest).split_at_mut(with_gap);
         rest = after;
