@@ -38,5 +38,6 @@ fn a_precision_that_is_slower_here_is_told() {
          take `precision = bf16` out\n"
     );
     assert_eq!(note("bf16", [450e9, 230e9]), "");
+    assert_eq!(note("bf16", [330e9, 340e9]), "");
     assert_eq!(note("f32", [170e9, 340e9]), "");
 }

@@ -12,6 +12,9 @@ use crate::text::{bytes, quoted_list, thousands};
 /// Sequences of this many tokens are assumed for estimates, or `max_length` where that is less.
 const TYPICAL_TOKENS: usize = 64;
 
+/// A precision is called slower below this share of f32's rate: what is less may be noise.
+const CLEARLY_SLOWER: f64 = 0.9;
+
 /// What speaks against the precision that a plan asks for: that this processor multiplies faster in f32, as
 /// those do that have the instructions for bfloat16 but run them at a fraction of the rate. `rate` measures
 /// products of a precision, in operations per second on all threads.
@@ -20,7 +23,7 @@ pub fn against_precision(plan: &Plan, rate: impl Fn(Precision) -> f64) -> Option
         return None;
     }
     let (asked, exact) = (rate(plan.backbone.precision), rate(Precision::F32));
-    (asked < exact).then(|| {
+    (asked < CLEARLY_SLOWER * exact).then(|| {
         format!(
             "products in bfloat16 are slower than in f32 on this processor ({:.0} and {:.0} GFLOP/s): \
              take `precision = bf16` out",
@@ -61,11 +64,16 @@ pub fn describe(plan: &Plan, threads: usize, rate: impl Fn(Precision) -> f64) ->
         }
     }
     let _ = writeln!(text, "\n{}", modules(plan, &tree));
-    let operations = rate(plan.backbone.precision);
+    let asked = rate(plan.backbone.precision);
     for index in 0..plan.stages.len() {
-        stage(plan, index, threads, operations, &mut text);
+        stage(plan, index, threads, asked, &mut text);
     }
-    if let Some(note) = against_precision(plan, rate) {
+    // Measured once: the plan is to be there at once.
+    let measured = |precision| match precision == plan.backbone.precision {
+        true => asked,
+        false => rate(precision),
+    };
+    if let Some(note) = against_precision(plan, measured) {
         let _ = writeln!(text, "note: {note}");
     }
     text

@@ -11,8 +11,8 @@ pub(super) const PANEL: usize = 32;
 /// Elements of a cache line: a register of AVX-512.
 pub(super) const LINE: usize = 16;
 
-/// Where the first line of a buffer begins, at most [`LINE`] elements on. Panels begin there: each register that is
-/// loaded across two lines would count as two.
+/// Where the first line of a buffer begins, at most [`LINE`] elements on. Panels begin there: each register
+/// that is loaded across two lines would count as two.
 pub(super) fn from_line(buffer: &[f32]) -> usize {
     buffer.as_ptr().align_offset(4 * LINE).min(LINE)
 }

@@ -111,6 +111,7 @@ unsafe fn zeros<R: Register, const ROWS: usize, const HALVES: usize>() -> Sums<R
     [[R::splat(0.0); HALVES]; ROWS]
 }
 
+/// [`Kernels::rows`] for `ROWS` rows.
 #[inline(always)]
 unsafe fn multiply<R: Register, const ROWS: usize, const HALVES: usize>(tile: &Tile) {
     if HALVES == 2 {
@@ -136,8 +137,9 @@ unsafe fn multiply<R: Register, const ROWS: usize, const HALVES: usize>(tile: &T
     write(&tile.target, &sums);
 }
 
-/// Winograd's form of Strassen's scheme: `M2 + M3` to the upper left and so on (Higham, eq. 23.6). What
-/// products have in common stays in the registers from one to the next.
+/// [`Kernels::seven`] for `ROWS` rows of each half: Winograd's form of Strassen's scheme, by the names of
+/// Higham, eq. 23.6, but for `T4`, whose sign is the other, so that its product is added. What products have
+/// in common stays in the registers from one to the next.
 #[inline(always)]
 unsafe fn multiply_seven<R: Register, const ROWS: usize, const MAKES: bool>(seven: &Seven) {
     let [a11, a12, a22, s1, s2, s3, s4] = seven.left;
@@ -181,8 +183,8 @@ unsafe fn plus<R: Register, const ROWS: usize, const HALVES: usize>(
     sums
 }
 
-/// The first row, the fourth, the seventh and the tenth. The compiler does not see that they are as far apart
-/// as the others: it would compute each row's address anew in each step.
+/// The first row, the fourth, the seventh and the tenth. The compiler does not see that they are as far
+/// apart as the others: it would compute each row's address anew in each step.
 #[inline(always)]
 #[allow(clippy::pointers_in_nomem_asm_block)] // what it points to is not touched
 fn every_third_row(a: *const f32, stride: usize) -> [*const f32; MOST_ROWS / 3] {
