@@ -101,6 +101,44 @@ fn layout(lengths: &[usize]) -> Layout {
     )
 }
 
+/// A gradient in a buffer of ours, in dfdx's map, in one that is taken over in place; and a result that
+/// nothing uses.
+#[test]
+fn results_that_kernels_and_dfdx_use() {
+    let inputs = Inputs {
+        matrices: vec![Random::new(5).matrix(3, 7, 1.0)],
+        vectors: vec![],
+    };
+    type Unary = fn(Matrix<Cpu>, Activation) -> Matrix<Cpu>;
+    type Scale = fn(&Matrix<Cpu>, f32) -> Matrix<Cpu>;
+    type Add = fn(Matrix<Cpu>, &Matrix<Cpu>) -> Matrix<Cpu>;
+    fn op(scale: Scale, activate: Unary, add: Add) -> Box<Op<'static>> {
+        Box::new(move |m, _| {
+            let y = scale(&m[0], 2.0); // used by kernels and by dfdx
+            scale(&y, 5.0); // used by nothing
+            let tanh = activate(scale(&y, 0.5), Activation::Tanh);
+            let of_dfdx = definition::scale(&tanh, 3.0).unwrap();
+            let gelu = activate(tanh, Activation::Gelu); // its input is dfdx's too
+            let sum = add(add(gelu, &of_dfdx), &y);
+            definition::add(&sum, &y).unwrap()
+        })
+    }
+    compare(
+        &inputs,
+        &*op(
+            |x, factor| Cpu::scale(x, factor).unwrap(),
+            |x, activation| Cpu::activate(x, activation).unwrap(),
+            |x, y| Cpu::add(x, y).unwrap(),
+        ),
+        &*op(
+            |x, factor| definition::scale(x, factor).unwrap(),
+            |x, activation| definition::activate(&x, activation).unwrap(),
+            |x, y| definition::add(&x, y).unwrap(),
+        ),
+        1e-6,
+    );
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
 

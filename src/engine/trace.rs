@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use super::cpu::Deferred;
+use super::cpu::{Buffer, Deferred};
 use dfdx::prelude::{Gradients, HasErr, Merge, NoneTape, PutTape, Shape, Storage, Tape, Tensor};
 
 type BackwardOp<D> =
@@ -28,11 +28,14 @@ impl<D: Storage<f32>> Recorder<D> {
     /// The same, where what products and look-ups add to the gradients of some parameters is left to
     /// [`Trace::take_deferred`]: each known by [`super::Backend::address`].
     pub fn deferring(addresses: BTreeSet<usize>) -> Trace<D> {
-        Trace(Some(Rc::new(Recorder {
-            operations: RefCell::default(),
-            deferring: addresses,
-            deferred: RefCell::default(),
-        })))
+        Trace {
+            recorder: Some(Rc::new(Recorder {
+                operations: RefCell::default(),
+                deferring: addresses,
+                deferred: RefCell::default(),
+            })),
+            buffer: None,
+        }
     }
 }
 
@@ -42,35 +45,60 @@ impl<D: Storage<f32>> Recorder<D> {
 /// Its default is "off". dfdx's `softmax`, `log_softmax`, `normalize`, `var` and `prelu` put a
 /// default tape on a tensor half-way, which would cut the gradient in silence: the engine does
 /// not build on them.
-pub struct Trace<D: Storage<f32>>(Option<Rc<Recorder<D>>>);
+pub struct Trace<D: Storage<f32>> {
+    recorder: Option<Rc<Recorder<D>>>,
+    /// Where the gradient of the tensor that it is on belongs, where that is not dfdx's map of gradients.
+    buffer: Option<Rc<Buffer>>,
+}
 
 impl<D: Storage<f32>> Trace<D> {
     /// A trace that records nothing.
     pub fn off() -> Self {
-        Trace(None)
+        Trace {
+            recorder: None,
+            buffer: None,
+        }
     }
 
     /// Whether operations on this tensor are recorded.
     pub fn is_on(&self) -> bool {
-        self.0.is_some()
+        self.recorder.is_some()
+    }
+
+    /// The same for a tensor whose gradient belongs in `buffer`.
+    pub(super) fn with_buffer(self, buffer: Option<Rc<Buffer>>) -> Self {
+        Trace { buffer, ..self }
+    }
+
+    /// Where the gradient of this tensor belongs, if not in dfdx's map of gradients.
+    pub(super) fn buffer(&self) -> Option<&Rc<Buffer>> {
+        self.buffer.as_ref()
+    }
+
+    /// An operation of dfdx takes the tensor: it knows of the map alone, and what it computes is another
+    /// tensor.
+    fn taken_by_dfdx(&mut self) {
+        if let Some(buffer) = self.buffer.take() {
+            buffer.leave_to_map();
+        }
     }
 
     /// Whether the gradient of the parameter at this address is computed after the pass.
     pub(super) fn defers(&self, address: usize) -> bool {
-        let recorder = self.0.as_ref();
+        let recorder = self.recorder.as_ref();
         recorder.is_some_and(|recorder| recorder.deferring.contains(&address))
     }
 
     /// Leaves a part of a gradient for after the pass.
     pub(super) fn defer(&self, part: Deferred) {
-        if let Some(recorder) = &self.0 {
+        if let Some(recorder) = &self.recorder {
             recorder.deferred.borrow_mut().push(part);
         }
     }
 
     /// What a backward pass left, in its order.
     pub fn take_deferred(&self) -> Vec<Deferred> {
-        self.0
+        self.recorder
             .as_ref()
             .map(|recorder| recorder.deferred.take())
             .unwrap_or_default()
@@ -79,13 +107,16 @@ impl<D: Storage<f32>> Trace<D> {
 
 impl<D: Storage<f32>> Clone for Trace<D> {
     fn clone(&self) -> Self {
-        Trace(self.0.clone())
+        Trace {
+            recorder: self.recorder.clone(),
+            buffer: self.buffer.clone(),
+        }
     }
 }
 
 impl<D: Storage<f32>> Default for Trace<D> {
     fn default() -> Self {
-        Trace(None)
+        Trace::off()
     }
 }
 
@@ -96,8 +127,13 @@ impl<D: Storage<f32>> std::fmt::Debug for Trace<D> {
 }
 
 impl<D: Storage<f32>> Merge<Trace<D>> for Trace<D> {
-    fn merge(self, other: Trace<D>) -> Self {
-        Trace(self.0.or(other.0))
+    fn merge(mut self, mut other: Trace<D>) -> Self {
+        self.taken_by_dfdx();
+        other.taken_by_dfdx();
+        Trace {
+            recorder: self.recorder.or(other.recorder),
+            buffer: None,
+        }
     }
 }
 
@@ -114,7 +150,8 @@ impl<D: Storage<f32>> Tape<f32, D> for Trace<D> {
     where
         F: 'static + FnOnce(&mut Gradients<f32, D>) -> Result<(), D::Err>,
     {
-        if let Some(recorder) = &self.0 {
+        self.taken_by_dfdx();
+        if let Some(recorder) = &self.recorder {
             recorder.operations.borrow_mut().push(Box::new(operation));
         }
     }
@@ -125,7 +162,7 @@ pub fn with_trace<S: Shape, D: Storage<f32>>(
     tensor: &Tensor<S, f32, D>,
     trace: &Trace<D>,
 ) -> Tensor<S, f32, D, Trace<D>> {
-    tensor.clone().put_tape(trace.clone())
+    tensor.clone().put_tape(trace.clone().with_buffer(None))
 }
 
 /// Runs the recorded operations backwards from `output`, a tensor whose gradient is taken to be
@@ -137,9 +174,10 @@ pub fn backward<S: Shape, D: super::Backend>(
     output: Tensor<S, f32, D, Trace<D>>,
 ) -> Result<Gradients<f32, D>, D::Err> {
     use dfdx::prelude::SplitTape;
-    let (output, trace) = output.split_tape();
+    let (output, mut trace) = output.split_tape();
+    trace.taken_by_dfdx();
     let mut gradients = Gradients::leaky();
-    let Some(recorder) = trace.0 else {
+    let Some(recorder) = trace.recorder else {
         return Ok(gradients);
     };
     let device = output.device().clone();

@@ -7,7 +7,8 @@ use std::ops::Range;
 use dfdx::prelude::*;
 use multiversion::multiversion;
 
-use super::bridge::{data, output, slot, trace, Flow, Slot};
+use super::bridge::{data, output};
+use super::gradient::{slot, trace, Flow, Slot};
 use super::math::exp;
 use super::norm::{sum_lanes, LANES};
 use super::packed::{Packed, Scheme};
@@ -71,7 +72,13 @@ pub(super) fn attention(
         &device,
         move |flow, upstream| {
             let kept = is_kept.then_some(kept.as_slice());
-            plan.backward([data(&q), data(&k), data(&v)], upstream, kept, &slots, flow)
+            plan.backward(
+                [data(&q), data(&k), data(&v)],
+                &upstream,
+                kept,
+                &slots,
+                flow,
+            )
         },
     )
 }
@@ -251,13 +258,10 @@ impl Heads {
         flow: &mut Flow,
     ) -> Outcome<()> {
         let hidden = self.hidden;
-        let mut taken = [None, None, None];
-        for (gradient, slot) in taken.iter_mut().zip(slots) {
-            if let Some(slot) = slot {
-                *gradient = Some(flow.take(slot)?);
-            }
-        }
-        let [dq, dk, dv] = &mut taken;
+        let zeros =
+            |values: &[f32], slot: &Option<Slot>| slot.is_some().then(|| vec![0.0; values.len()]);
+        let [q_slot, k_slot, v_slot] = slots;
+        let (mut dq, mut dk, mut dv) = (zeros(q, q_slot), zeros(k, k_slot), zeros(v, v_slot));
         let mut buffers = Buffers::default();
         let mut recomputed = Vec::new();
         let mut left = kept;
@@ -275,7 +279,7 @@ impl Heads {
                     &recomputed
                 }
             };
-            if let Some(dv) = dv {
+            if let Some(dv) = &mut dv {
                 self.values_backward(&mut buffers, head, weights, upstream, dv);
             }
             if dq.is_none() && dk.is_none() {
@@ -284,24 +288,24 @@ impl Heads {
             self.scores_backward(&mut buffers, head, weights, v, upstream);
             let slopes = View::strided(&buffers.slopes, head.queries, keys, keys);
             let packed = &mut buffers.packed;
-            if let Some(dq) = dq {
+            if let Some(dq) = &mut dq {
                 packed.pack_rows(&k[head.key_start..], hidden, keys, self.width());
-                packed.multiply_add(&mut dq[head.start..], hidden, slopes);
+                packed.multiply_into(&mut dq[head.start..], hidden, slopes);
             }
-            if let Some(dk) = dk {
+            if let Some(dk) = &mut dk {
                 packed.pack_rows(&q[head.start..], hidden, head.queries, self.width());
-                packed.multiply_add(&mut dk[head.key_start..], hidden, slopes.t());
+                packed.multiply_into(&mut dk[head.key_start..], hidden, slopes.t());
             }
         });
-        for (gradient, slot) in taken.into_iter().zip(slots) {
+        for (gradient, slot) in [dq, dk, dv].into_iter().zip(slots) {
             if let (Some(gradient), Some(slot)) = (gradient, slot) {
-                flow.put(slot, gradient)?;
+                flow.add(slot, gradient)?;
             }
         }
         Ok(())
     }
 
-    /// The gradient of v: `dv ← dv + weightsᵀ dy`, with the weights as they were dropped.
+    /// The gradient of v: `dv ← weightsᵀ dy`, with the weights as they were dropped.
     fn values_backward(
         &self,
         buffers: &mut Buffers,
@@ -316,7 +320,7 @@ impl Heads {
         let weights = self.dropped(weights, head, dropped);
         let weights = View::strided(weights, head.queries, head.keys, head.keys);
         packed.pack_rows(&dy[head.start..], self.hidden, head.queries, self.width());
-        packed.multiply_add(&mut dv[head.key_start..], self.hidden, weights.t());
+        packed.multiply_into(&mut dv[head.key_start..], self.hidden, weights.t());
     }
 
     /// The gradient of the dropped weights, then of the weights, then of the scores.

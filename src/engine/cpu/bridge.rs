@@ -1,13 +1,13 @@
-//! The one place where a kernel meets dfdx's tensors: data in place, a result moved in, a
-//! gradient buffer borrowed. Gradients, ids and raw pointers stay inside.
+//! The one place where a kernel meets dfdx's tensors: data in place, a result moved in. Raw pointers stay
+//! inside.
 
-use dfdx::prelude::{
-    Cpu, Gradients, HasShape, Merge, PutTape, Shape, SplitTape, Tape, Tensor, TensorFromVec,
-};
+use std::rc::Rc;
+
+use dfdx::prelude::{Cpu, HasShape, Merge, PutTape, Shape, SplitTape, Tape, Tensor, TensorFromVec};
 use dfdx::tensor::CpuError;
 
-use super::rows::add_to;
-use crate::engine::{profile, Trace, Weight};
+use super::gradient::{slot, trace, Buffer, Flow, Slot};
+use crate::engine::{profile, Trace};
 
 /// The elements of a contiguous tensor, row by row, in place.
 ///
@@ -49,93 +49,36 @@ pub(super) fn data_mut<S: Shape>(tensor: &mut Tensor<S, f32, Cpu>) -> &mut [f32]
     unsafe { std::slice::from_raw_parts_mut(first, length) }
 }
 
-/// Gradient buffers during the backward pass.
-pub(super) struct Flow<'a>(&'a mut Gradients<f32, Cpu>);
-
-type Lookup =
-    Box<dyn for<'a> Fn(&'a mut Gradients<f32, Cpu>) -> Result<&'a mut Vec<f32>, CpuError>>;
-
-/// Where the gradient of one input belongs.
-pub(super) struct Slot(Lookup);
-
-/// The slot of an input, or nothing when it needs no gradient.
-pub(super) fn slot<S: Shape>(input: &Tensor<S, f32, Cpu, Trace<Cpu>>) -> Option<Slot> {
-    is_traced(input).then(|| {
-        let ghost = input.ghost();
-        Slot(Box::new(move |gradients| {
-            Ok(&mut **gradients.get_or_alloc_mut(&ghost)?)
-        }))
-    })
-}
-
-/// The same for a weight.
-pub(super) fn weight_slot(weight: &Weight<Cpu>) -> Result<Option<Slot>, CpuError> {
-    match weight.trace.is_on() {
-        true => Ok(slot(&weight.matrix()?)),
-        false => Ok(None),
-    }
-}
-
-/// Whether operations on this tensor are recorded.
-pub(super) fn is_traced<S: Shape>(input: &Tensor<S, f32, Cpu, Trace<Cpu>>) -> bool {
-    trace(input).is_on()
-}
-
-/// The trace of a tensor.
-pub(super) fn trace<S: Shape>(input: &Tensor<S, f32, Cpu, Trace<Cpu>>) -> Trace<Cpu> {
-    input.clone().split_tape().1
-}
-
-impl Flow<'_> {
-    /// The gradient buffer of a slot, to be added to. It is a slice: its length cannot change.
-    pub(super) fn get(&mut self, slot: &Slot) -> Result<&mut [f32], CpuError> {
-        let gradient = (slot.0)(self.0)?.as_mut_slice();
-        profile::moved(2 * gradient.len());
-        Ok(gradient)
-    }
-
-    /// Takes the gradient buffer of a slot out, to be put back when it has been added to.
-    pub(super) fn take(&mut self, slot: &Slot) -> Result<Vec<f32>, CpuError> {
-        let gradient = std::mem::take((slot.0)(self.0)?);
-        profile::moved(2 * gradient.len());
-        Ok(gradient)
-    }
-
-    /// Puts it back.
-    pub(super) fn put(&mut self, slot: &Slot, gradient: Vec<f32>) -> Result<(), CpuError> {
-        *(slot.0)(self.0)? = gradient;
-        Ok(())
-    }
-
-    /// Adds `values` to the gradient of a slot.
-    pub(super) fn add(&mut self, slot: &Slot, values: &[f32]) -> Result<(), CpuError> {
-        add_to(self.get(slot)?, values);
-        Ok(())
-    }
-}
-
 /// Moves `values` into a tensor of `shape`. With a live `trace`, `backward` is recorded; it is
-/// given the gradient of the result, whose buffer is freed as soon as it has run.
+/// given the gradient of the result, unless nothing flowed into that.
 pub(super) fn output<S: Shape>(
     values: Vec<f32>,
     shape: S,
     mut trace: Trace<Cpu>,
     device: &Cpu,
-    backward: impl FnOnce(&mut Flow, &[f32]) -> Result<(), CpuError> + 'static,
+    backward: impl FnOnce(&mut Flow, Vec<f32>) -> Result<(), CpuError> + 'static,
 ) -> Result<Tensor<S, f32, Cpu, Trace<Cpu>>, CpuError> {
     profile::moved(values.len());
     profile::kept(if trace.is_on() { values.len() } else { 0 });
     let op = profile::current();
     let result = device.try_tensor_from_vec(values, shape)?;
-    let ghost = result.ghost();
+    if !trace.is_on() {
+        return Ok(result.put_tape(trace));
+    }
+    let buffer = Rc::new(Buffer::default());
+    let own = Slot::new(&result, Some(buffer.clone()));
     trace.add_backward_op(move |gradients| {
-        let upstream: Vec<f32> = std::mem::take(&mut **gradients.get_or_alloc_mut(&ghost)?);
+        let mut flow = Flow::new(gradients);
+        let upstream = flow.take(&own)?;
+        if upstream.is_empty() {
+            return Ok(());
+        }
         profile::backward(op, || {
             profile::moved(upstream.len());
-            backward(&mut Flow(gradients), &upstream)
+            backward(&mut flow, upstream)
         })
     });
-    Ok(result.put_tape(trace))
+    Ok(result.put_tape(trace.with_buffer(Some(buffer))))
 }
 
 /// A tensor whose elements are about to be changed where they lie.
@@ -146,15 +89,17 @@ pub(super) fn output<S: Shape>(
 pub(super) struct InPlace<S: Shape> {
     tensor: Tensor<S, f32, Cpu>,
     trace: Trace<Cpu>,
-    /// Where the gradient of the input belongs, where that is another buffer.
-    other: Option<Slot>,
+    /// Where the gradient of the input belongs.
+    input: Option<Slot>,
+    /// That of the result belongs in here.
+    buffer: Rc<Buffer>,
 }
 
 impl<S: Shape> InPlace<S> {
     /// Begins with `x`.
     pub(super) fn new(x: Tensor<S, f32, Cpu, Trace<Cpu>>) -> Result<Self, CpuError> {
-        let x_slot = slot(&x);
-        let (mut tensor, trace) = x.split_tape();
+        let (input, trace) = (slot(&x), trace(&x));
+        let (mut tensor, on_input) = x.split_tape();
         let before = data(&tensor).as_ptr();
         let values = data_mut(&mut tensor);
         let is_shared = values.as_ptr() != before;
@@ -165,10 +110,15 @@ impl<S: Shape> InPlace<S> {
                 .device()
                 .try_tensor_from_vec(values, *tensor.shape())?;
         }
+        let buffer = match on_input.buffer() {
+            Some(own) if !is_shared => own.clone(),
+            _ => Rc::default(),
+        };
         Ok(InPlace {
             tensor,
             trace,
-            other: x_slot.filter(|_| is_shared),
+            input,
+            buffer,
         })
     }
 
@@ -190,26 +140,27 @@ impl<S: Shape> InPlace<S> {
         backward: impl FnOnce(&mut Flow, &mut [f32]) -> Result<(), CpuError> + 'static,
     ) -> Tensor<S, f32, Cpu, Trace<Cpu>> {
         profile::moved(data(&self.tensor).len());
-        let (is_own, other) = (self.trace.is_on() && self.other.is_none(), self.other);
-        let ghost = self.tensor.ghost();
-        let op = profile::current();
+        let own = Slot::new(&self.tensor, Some(self.buffer.clone()));
+        let (input, op) = (self.input, profile::current());
         let mut trace = self.trace.merge(added);
+        if !trace.is_on() {
+            return self.tensor.put_tape(trace);
+        }
         trace.add_backward_op(move |gradients| {
-            let mut gradient = std::mem::take(&mut **gradients.get_or_alloc_mut(&ghost)?);
+            let mut flow = Flow::new(gradients);
+            let mut gradient = flow.take(&own)?;
+            if gradient.is_empty() {
+                return Ok(());
+            }
             profile::backward(op, || {
-                let mut flow = Flow(gradients);
                 profile::moved(2 * gradient.len());
                 backward(&mut flow, &mut gradient)?;
-                match &other {
-                    Some(slot) => flow.add(slot, &gradient),
+                match &input {
+                    Some(slot) => flow.add(slot, gradient),
                     None => Ok(()),
                 }
-            })?;
-            if is_own {
-                **gradients.get_or_alloc_mut(&ghost)? = gradient;
-            }
-            Ok(())
+            })
         });
-        self.tensor.put_tape(trace)
+        self.tensor.put_tape(trace.with_buffer(Some(self.buffer)))
     }
 }

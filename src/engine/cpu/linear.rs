@@ -4,11 +4,13 @@ use std::sync::OnceLock;
 
 use dfdx::prelude::*;
 
-use super::bridge::{data, is_traced, output, slot, trace, weight_slot};
+use super::bridge::{data, output};
 use super::deferred::{Deferred, Part};
+use super::gradient::{is_traced, slot, trace, weight_slot, Flow, Slot};
 use super::half::HalfPacked;
 use super::packed::{Packed, Scheme};
 use super::product::{multiply, View};
+use super::rows::add_to;
 use super::Outcome;
 use crate::engine::{Backend, Elements, Matrix, Precision, Trace, Vector, Weight};
 
@@ -35,9 +37,23 @@ impl Prepared {
         let pack = |w: &[f32]| Packed::rows(w, input, out, input);
         self.backward.get_or_init(|| once(weight, pack))
     }
-}
 
-impl Prepared {
+    /// [`Prepared::forward`] in a precision.
+    fn forward_in(&self, precision: Precision, weight: &Elements<Cpu>) -> Factor<'_> {
+        match precision {
+            Precision::F32 => Factor::F32(self.forward(weight)),
+            Precision::Bf16 => Factor::Bf16(self.half_forward(weight)),
+        }
+    }
+
+    /// [`Prepared::backward`] in a precision.
+    fn backward_in(&self, precision: Precision, weight: &Elements<Cpu>) -> Factor<'_> {
+        match precision {
+            Precision::F32 => Factor::F32(self.backward(weight)),
+            Precision::Bf16 => Factor::Bf16(self.half_backward(weight)),
+        }
+    }
+
     /// [`Prepared::forward`], rounded.
     fn half_forward(&self, weight: &Elements<Cpu>) -> &HalfPacked {
         let (out, input) = weight.shape();
@@ -50,6 +66,33 @@ impl Prepared {
         let (out, input) = weight.shape();
         let pack = |w: &[f32]| HalfPacked::new(out, input, |p, j| w[p * input + j]);
         self.half_backward.get_or_init(|| once(weight, pack))
+    }
+}
+
+/// A packed weight in the precision that it is multiplied in.
+#[derive(Clone, Copy)]
+enum Factor<'a> {
+    F32(&'a Packed),
+    Bf16(&'a HalfPacked),
+}
+
+impl Factor<'_> {
+    /// `a b`, and `bias` added to each row.
+    fn product(self, scheme: Scheme, a: View, bias: Option<&[f32]>) -> Vec<f32> {
+        match self {
+            Factor::F32(b) => b.product_by(scheme, a, bias),
+            Factor::Bf16(b) => b.product(a, bias),
+        }
+    }
+
+    /// Adds `a b` to a gradient `(rows, columns)`.
+    fn add_product(self, scheme: Scheme, a: View, flow: &mut Flow, slot: &Slot) -> Outcome<()> {
+        let make = || self.product(scheme, a, None);
+        let add = |sum: &mut [f32]| match self {
+            Factor::F32(b) => b.multiply_add_by(scheme, sum, b.columns(), a),
+            Factor::Bf16(b) => b.multiply_add(sum, a),
+        };
+        flow.make_or_add(slot, make, add)
     }
 }
 
@@ -78,7 +121,10 @@ pub(super) fn linear(
         "linear: x is {rows}x{input}, weight {out}x{weight_input}"
     );
     let is_frozen = !weight.trace.is_on();
-    let is_half = weight.precision == Precision::Bf16 && is_frozen;
+    let precision = match is_frozen {
+        true => weight.precision,
+        false => Precision::F32,
+    };
     let (elements, prepared) = (weight.elements.clone(), weight.prepared.clone());
     // Below what is trained, and where nothing is, a row's result does not depend on others.
     let scheme = match is_traced(x) {
@@ -86,14 +132,8 @@ pub(super) fn linear(
         false => Scheme::InOrder,
     };
     let view = View::strided(data(x), rows, input, input);
-    let values = match is_half {
-        true => prepared
-            .half_forward(&elements)
-            .product(view, bias.map(data)),
-        false => prepared
-            .forward(&elements)
-            .product_by(scheme, view, bias.map(data)),
-    }; // (rows, out)
+    let factor = prepared.forward_in(precision, &elements);
+    let values = factor.product(scheme, view, bias.map(data)); // (rows, out)
 
     let mut joined = trace(x).merge(weight.trace.clone());
     if let Some(bias) = bias {
@@ -108,35 +148,26 @@ pub(super) fn linear(
         joined,
         x.device(),
         move |flow, upstream| {
-            let dy = View::strided(upstream, rows, out, out);
+            let dy = View::strided(&upstream, rows, out, out);
             if let Some(slot) = &x_slot {
-                let gradient = flow.get(slot)?; // (rows, in)
-                match is_half {
-                    true => prepared.half_backward(&elements).multiply_add(gradient, dy),
-                    false => prepared
-                        .backward(&elements)
-                        .multiply_add_by(scheme, gradient, input, dy),
-                }
+                let factor = prepared.backward_in(precision, &elements);
+                factor.add_product(scheme, dy, flow, slot)?; // (rows, in)
+            }
+            if let Some(slot) = &bias_slot {
+                flow.add_in_place(slot, |sum| {
+                    upstream.chunks_exact(out).for_each(|row| add_to(sum, row));
+                })?;
             }
             if let (Some((trace, parameter)), Some(x)) = (deferring, &kept_x) {
+                let input = x.clone();
                 trace.defer(Deferred {
                     parameter,
-                    part: Part::Product {
-                        upstream: upstream.to_vec(),
-                        input: x.clone(),
-                    },
+                    part: Part::Product { upstream, input },
                 });
             } else if let (Some(slot), Some(x)) = (&own_slot, &kept_x) {
                 let x = View::strided(data(x), rows, input, input);
-                multiply(flow.get(slot)?, input, dy.t(), x, 1.0, true); // (out, in)
-            }
-            if let Some(slot) = &bias_slot {
-                let gradient = flow.get(slot)?;
-                for row in upstream.chunks_exact(out) {
-                    for (sum, value) in gradient.iter_mut().zip(row) {
-                        *sum += value;
-                    }
-                }
+                flow.add_in_place(slot, |sum| multiply(sum, input, dy.t(), x, 1.0, true))?;
+                // (out, in)
             }
             Ok(())
         },
@@ -155,13 +186,11 @@ pub(super) fn linear_transposed(x: &Matrix<Cpu>, weight: &Weight<Cpu>) -> Outcom
         !weight.trace.is_on(),
         "linear transposed: the weight is to be frozen"
     );
-    let is_half = weight.precision == Precision::Bf16;
+    let (precision, scheme) = (weight.precision, Scheme::InOrder);
     let (elements, prepared) = (weight.elements.clone(), weight.prepared.clone());
     let view = View::strided(data(x), rows, out, out);
-    let values = match is_half {
-        true => prepared.half_backward(&elements).product(view, None),
-        false => prepared.backward(&elements).product(view),
-    }; // (rows, in)
+    let factor = prepared.backward_in(precision, &elements);
+    let values = factor.product(scheme, view, None); // (rows, in)
     let x_slot = slot(x);
     output(
         values,
@@ -169,15 +198,10 @@ pub(super) fn linear_transposed(x: &Matrix<Cpu>, weight: &Weight<Cpu>) -> Outcom
         trace(x),
         x.device(),
         move |flow, upstream| {
-            let dy = View::strided(upstream, rows, input, input);
-            if let Some(slot) = &x_slot {
-                let gradient = flow.get(slot)?; // (rows, out)
-                match is_half {
-                    true => prepared.half_forward(&elements).multiply_add(gradient, dy),
-                    false => prepared.forward(&elements).multiply_add(gradient, out, dy),
-                }
-            }
-            Ok(())
+            let dy = View::strided(&upstream, rows, input, input);
+            let Some(slot) = &x_slot else { return Ok(()) };
+            let factor = prepared.forward_in(precision, &elements);
+            factor.add_product(scheme, dy, flow, slot) // (rows, out)
         },
     )
 }

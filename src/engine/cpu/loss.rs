@@ -2,7 +2,8 @@
 
 use dfdx::prelude::*;
 
-use super::bridge::{data, output, slot, trace};
+use super::bridge::{data, output};
+use super::gradient::{slot, trace};
 use super::Outcome;
 use crate::engine::{Matrix, Scalar};
 
@@ -43,20 +44,17 @@ pub(super) fn cross_entropy(
         (),
         trace(logits),
         logits.device(),
-        move |flow, upstream| {
-            if let Some(slot) = &logits_slot {
+        move |flow, upstream| match &logits_slot {
+            Some(slot) => {
                 let factor = upstream[0] * scale as f32;
-                let gradient = flow.get(slot)?.chunks_exact_mut(classes);
-                for ((gradient, softmax), &label) in
-                    gradient.zip(softmax.chunks_exact(classes)).zip(&labels)
-                {
-                    for (sum, value) in gradient.iter_mut().zip(softmax) {
-                        *sum += factor * value;
-                    }
-                    gradient[label] -= factor;
+                let mut gradient = softmax;
+                for (row, &label) in gradient.chunks_exact_mut(classes).zip(&labels) {
+                    row.iter_mut().for_each(|value| *value *= factor);
+                    row[label] -= factor;
                 }
+                flow.add(slot, gradient)
             }
-            Ok(())
+            None => Ok(()),
         },
     )
 }

@@ -2,7 +2,8 @@
 
 use dfdx::prelude::*;
 
-use super::bridge::{data, slot, trace, weight_slot, InPlace};
+use super::bridge::{data, InPlace};
+use super::gradient::{slot, trace, weight_slot};
 use super::packed::Packed;
 use super::product::View;
 use super::rows::scale_by;
@@ -43,7 +44,8 @@ pub(super) fn add_low_rank(
         if let Some(slot) = b_slot {
             // dB = dyᵀ low
             let low = Packed::rows(&low, rank, rows, rank);
-            low.multiply_add(flow.get(slot)?, rank, dy.t()); // (out, rank)
+            flow.add_in_place(slot, |sum| low.multiply_add(sum, rank, dy.t()))?;
+            // (out, rank)
         }
         if x_slot.is_none() && a_slot.is_none() {
             return Ok(());
@@ -55,16 +57,19 @@ pub(super) fn add_low_rank(
             let packed = Packed::rows(&d_low, rank, rows, rank);
             let x = View::strided(data(&x), rows, input, input);
             let transposed = packed.product(x.t()); // (in, rank)
-            for (i, row) in flow.get(slot)?.chunks_exact_mut(input).enumerate() {
-                for (sum, column) in row.iter_mut().zip(transposed.chunks_exact(rank)) {
-                    *sum += column[i];
+            flow.add_in_place(slot, |sum| {
+                for (i, row) in sum.chunks_exact_mut(input).enumerate() {
+                    for (sum, column) in row.iter_mut().zip(transposed.chunks_exact(rank)) {
+                        *sum += column[i];
+                    }
                 }
-            }
+            })?;
         }
         if let Some(slot) = x_slot {
             let d_low = View::strided(&d_low, rows, rank, rank);
             let packed = a_prepared.backward(&a_elements);
-            packed.multiply_add(flow.get(slot)?, input, d_low); // (rows, in)
+            let make = || packed.product(d_low); // (rows, in)
+            flow.make_or_add(slot, make, |sum| packed.multiply_add(sum, input, d_low))?;
         }
         Ok(())
     }))

@@ -9,6 +9,7 @@ mod activation;
 mod attention;
 mod bridge;
 mod deferred;
+mod gradient;
 mod half;
 mod linear;
 mod loss;
@@ -33,6 +34,7 @@ use super::{
 };
 
 pub use deferred::Deferred;
+pub use gradient::Buffer;
 pub use strassen::LEAST_SIDE;
 
 type Outcome<T> = Result<T, <Cpu as HasErr>::Err>;

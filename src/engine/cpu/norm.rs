@@ -3,7 +3,10 @@
 use dfdx::prelude::*;
 use multiversion::multiversion;
 
-use super::bridge::{data, output, slot, trace};
+use super::activation::add_product;
+use super::bridge::{data, output};
+use super::gradient::{slot, trace};
+use super::rows::add_to;
 use super::Outcome;
 use crate::engine::{profile, Matrix, Vector};
 
@@ -37,37 +40,28 @@ pub(super) fn layer_norm(
         (rows, hidden),
         joined,
         x.device(),
-        move |flow, upstream| {
+        move |flow, mut upstream| {
             let rows = || {
                 upstream
                     .chunks_exact(hidden)
                     .zip(normal.chunks_exact(hidden))
             };
             if let Some(slot) = &gain_slot {
-                let sum = flow.get(slot)?;
-                for (dy, n) in rows() {
-                    for ((sum, dy), n) in sum.iter_mut().zip(dy).zip(n) {
-                        *sum += dy * n;
-                    }
-                }
+                flow.add_in_place(slot, |sum| {
+                    rows().for_each(|(dy, n)| add_product(sum, dy, n));
+                })?;
             }
             if let Some(slot) = &bias_slot {
-                let sum = flow.get(slot)?;
-                for (dy, _) in rows() {
-                    for (sum, dy) in sum.iter_mut().zip(dy) {
-                        *sum += dy;
-                    }
-                }
+                flow.add_in_place(slot, |sum| rows().for_each(|(dy, _)| add_to(sum, dy)))?;
             }
             if let Some(slot) = &x_slot {
                 let gain = data(&gain);
-                let mut scaled = vec![0.0; hidden];
-                let dx = flow.get(slot)?;
-                for (((dy, n), dx), inverse) in
-                    rows().zip(dx.chunks_exact_mut(hidden)).zip(&inverse)
+                let rows = upstream.chunks_exact_mut(hidden);
+                for ((row, normal), inverse) in rows.zip(normal.chunks_exact(hidden)).zip(&inverse)
                 {
-                    backward_row(dy, n, gain, *inverse, &mut scaled, dx);
+                    backward_row(row, normal, gain, *inverse);
                 }
+                flow.add(slot, upstream)?;
             }
             Ok(())
         },
@@ -111,24 +105,16 @@ fn affine(normal: &[f32], gain: &[f32], bias: &[f32], out: &mut Vec<f32>) {
     out.extend(elements.map(|((n, g), b)| n * g + b));
 }
 
-/// `dx += inverse · (s − mean(s) − normal · mean(s ⊙ normal))` with `s = dy ⊙ gain`, for which `scaled`
-/// is a buffer.
+/// `dy ← inverse · (s − mean(s) − normal · mean(s ⊙ normal))` with `s = dy ⊙ gain`.
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
-fn backward_row(
-    dy: &[f32],
-    normal: &[f32],
-    gain: &[f32],
-    inverse: f32,
-    scaled: &mut [f32],
-    dx: &mut [f32],
-) {
-    for ((scaled, dy), gain) in scaled.iter_mut().zip(dy).zip(gain) {
-        *scaled = dy * gain;
+fn backward_row(dy: &mut [f32], normal: &[f32], gain: &[f32], inverse: f32) {
+    for (dy, gain) in dy.iter_mut().zip(gain) {
+        *dy *= gain;
     }
-    let count = dx.len() as f32;
-    let mean = sum_lanes(scaled, scaled, |s, _| s) / count;
-    let along = sum_lanes(scaled, normal, |s, n| s * n) / count;
-    for ((dx, s), n) in dx.iter_mut().zip(scaled.iter()).zip(normal) {
-        *dx += inverse * (s - mean - n * along);
+    let count = dy.len() as f32;
+    let mean = sum_lanes(dy, dy, |s, _| s) / count;
+    let along = sum_lanes(dy, normal, |s, n| s * n) / count;
+    for (s, n) in dy.iter_mut().zip(normal) {
+        *s = inverse * (*s - mean - n * along);
     }
 }

@@ -4,8 +4,9 @@ use dfdx::prelude::*;
 use multiversion::multiversion;
 
 use super::activation::{add_product, multiply_by};
-use super::bridge::{data, output, slot, trace, InPlace};
+use super::bridge::{data, output, InPlace};
 use super::deferred::{Deferred, Part};
+use super::gradient::{slot, trace};
 use super::Outcome;
 use crate::engine::{Dropout, Elements, Fastfood, Layout, Matrix, Trace, Vector, Weight};
 
@@ -34,17 +35,15 @@ pub(super) fn select_rows(table: &Matrix<Cpu>, indices: &[usize]) -> Outcome<Mat
                     parameter: address,
                     part: Part::Rows {
                         indices: kept,
-                        upstream: upstream.to_vec(),
+                        upstream,
                     },
                 });
             } else if let Some(slot) = &table_slot {
-                let gradient = flow.get(slot)?;
-                for (index, row) in kept.iter().zip(upstream.chunks_exact(columns)) {
-                    let target = &mut gradient[index * columns..(index + 1) * columns];
-                    for (sum, value) in target.iter_mut().zip(row) {
-                        *sum += value;
+                flow.add_in_place(slot, |gradient| {
+                    for (index, row) in kept.iter().zip(upstream.chunks_exact(columns)) {
+                        add_to(&mut gradient[index * columns..(index + 1) * columns], row);
                     }
-                }
+                })?;
             }
             Ok(())
         },
@@ -92,7 +91,7 @@ pub(super) fn add(x: Matrix<Cpu>, y: &Matrix<Cpu>) -> Outcome<Matrix<Cpu>> {
     add_to(sum.values(), data(y));
     let y_slot = slot(y);
     Ok(sum.finish(trace(y), move |flow, gradient| match &y_slot {
-        Some(slot) => flow.add(slot, gradient),
+        Some(slot) => flow.make_or_add(slot, || gradient.to_vec(), |sum| add_to(sum, gradient)),
         None => Ok(()),
     }))
 }
@@ -116,7 +115,7 @@ pub(super) fn project(
         z.device(),
         move |flow, upstream| {
             if let Some(slot) = &z_slot {
-                flow.add(slot, &projection.apply_transposed(upstream))?;
+                flow.add(slot, projection.apply_transposed(&upstream))?;
             }
             Ok(())
         },
@@ -132,13 +131,12 @@ pub(super) fn scale(x: &Matrix<Cpu>, factor: f32) -> Outcome<Matrix<Cpu>> {
         *x.shape(),
         trace(x),
         x.device(),
-        move |flow, upstream| {
-            if let Some(slot) = &x_slot {
-                for (sum, value) in flow.get(slot)?.iter_mut().zip(upstream) {
-                    *sum += factor * value;
-                }
+        move |flow, mut upstream| match &x_slot {
+            Some(slot) => {
+                scale_by(&mut upstream, factor);
+                flow.add(slot, upstream)
             }
-            Ok(())
+            None => Ok(()),
         },
     )
 }
@@ -160,14 +158,16 @@ pub(super) fn scale_columns(x: &Matrix<Cpu>, factors: &Vector<Cpu>) -> Outcome<M
         x.device(),
         move |flow, upstream| {
             if let Some(slot) = &x_slot {
-                add_scaled_rows(flow.get(slot)?, upstream, data(&factors));
+                let factors = data(&factors);
+                flow.add_in_place(slot, |sum| add_scaled_rows(sum, &upstream, factors))?;
             }
             if let (Some(slot), Some(x)) = (&factor_slot, &kept_x) {
-                let gradient = flow.get(slot)?;
                 let rows = data(x).chunks_exact(columns);
-                for (x, row) in rows.zip(upstream.chunks_exact(columns)) {
-                    add_product(gradient, x, row);
-                }
+                flow.add_in_place(slot, |sum| {
+                    for (x, row) in rows.zip(upstream.chunks_exact(columns)) {
+                        add_product(sum, x, row);
+                    }
+                })?;
             }
             Ok(())
         },
@@ -224,13 +224,12 @@ pub(super) fn columns(x: &Matrix<Cpu>, range: std::ops::Range<usize>) -> Outcome
         x.device(),
         move |flow, upstream| {
             if let Some(slot) = &x_slot {
-                let gradient = flow.get(slot)?.chunks_exact_mut(width);
-                for (sum, row) in gradient.zip(upstream.chunks_exact(count)) {
-                    sum[range.clone()]
-                        .iter_mut()
-                        .zip(row)
-                        .for_each(|(sum, value)| *sum += value);
-                }
+                flow.add_in_place(slot, |gradient| {
+                    let rows = gradient.chunks_exact_mut(width);
+                    for (sum, row) in rows.zip(upstream.chunks_exact(count)) {
+                        add_to(&mut sum[range.clone()], row);
+                    }
+                })?;
             }
             Ok(())
         },
@@ -263,13 +262,9 @@ pub(super) fn join_columns(parts: &[Matrix<Cpu>]) -> Outcome<Matrix<Cpu>> {
             let mut start = 0;
             for (slot, part) in slots.iter().zip(&widths) {
                 if let Some(slot) = slot {
-                    let gradient = flow.get(slot)?.chunks_exact_mut(*part);
-                    for (sum, row) in gradient.zip(upstream.chunks_exact(width)) {
-                        let row = &row[start..start + part];
-                        sum.iter_mut()
-                            .zip(row)
-                            .for_each(|(sum, value)| *sum += value);
-                    }
+                    let rows = upstream.chunks_exact(width);
+                    let own = rows.flat_map(|row| &row[start..start + part]);
+                    flow.add(slot, own.copied().collect())?;
                 }
                 start += part;
             }
