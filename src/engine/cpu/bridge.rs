@@ -91,7 +91,7 @@ pub(super) struct InPlace<S: Shape> {
     trace: Trace<Cpu>,
     /// Where the gradient of the input belongs.
     input: Option<Slot>,
-    /// That of the result belongs in here.
+    /// Where that of the result belongs: the same place, unless the input is in use elsewhere.
     buffer: Rc<Buffer>,
 }
 
@@ -140,12 +140,12 @@ impl<S: Shape> InPlace<S> {
         backward: impl FnOnce(&mut Flow, &mut [f32]) -> Result<(), CpuError> + 'static,
     ) -> Tensor<S, f32, Cpu, Trace<Cpu>> {
         profile::moved(data(&self.tensor).len());
-        let own = Slot::new(&self.tensor, Some(self.buffer.clone()));
-        let (input, op) = (self.input, profile::current());
         let mut trace = self.trace.merge(added);
         if !trace.is_on() {
             return self.tensor.put_tape(trace);
         }
+        let own = Slot::new(&self.tensor, Some(self.buffer.clone()));
+        let (input, op) = (self.input, profile::current());
         trace.add_backward_op(move |gradients| {
             let mut flow = Flow::new(gradients);
             let mut gradient = flow.take(&own)?;

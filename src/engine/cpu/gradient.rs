@@ -16,9 +16,10 @@ use crate::engine::{profile, Trace, Weight};
 
 /// The gradient of one result, between the backward passes of what uses it and its own.
 #[derive(Default)]
-pub struct Buffer {
+pub(in crate::engine) struct Buffer {
     /// Empty while nothing was added.
     values: RefCell<Vec<f32>>,
+    /// The gradient is in dfdx's map instead.
     is_left_to_map: Cell<bool>,
 }
 
@@ -35,6 +36,7 @@ type Lookup = Box<dyn for<'a> Fn(&'a mut Map) -> Result<&'a mut Vec<f32>, CpuErr
 
 /// Where the gradient of one tensor belongs.
 pub(super) struct Slot {
+    /// Elements.
     length: usize,
     buffer: Option<Rc<Buffer>>,
     in_map: Lookup,
@@ -54,12 +56,10 @@ impl Slot {
         }
     }
 
-    /// The buffer, unless operations of dfdx add to the gradient too.
-    fn own_buffer(&self) -> Option<&RefCell<Vec<f32>>> {
-        let buffer = self.buffer.as_ref();
-        buffer
-            .filter(|buffer| !buffer.is_left_to_map.get())
-            .map(|buffer| &buffer.values)
+    /// The place of its own, unless operations of dfdx add to the gradient too.
+    fn own(&self) -> Option<&RefCell<Vec<f32>>> {
+        let buffer = self.buffer.as_ref()?;
+        (!buffer.is_left_to_map.get()).then_some(&buffer.values)
     }
 }
 
@@ -98,15 +98,16 @@ impl<'a> Flow<'a> {
 
     /// Takes a gradient out: nothing where nothing was added to it.
     pub(super) fn take(&mut self, slot: &Slot) -> Result<Vec<f32>, CpuError> {
-        Ok(match slot.own_buffer() {
-            Some(buffer) => buffer.take(),
+        Ok(match slot.own() {
+            Some(own) => own.take(),
             None => std::mem::take((slot.in_map)(self.0)?),
         })
     }
 
     fn put(&mut self, slot: &Slot, gradient: Vec<f32>) -> Result<(), CpuError> {
-        match slot.own_buffer() {
-            Some(buffer) => *buffer.borrow_mut() = gradient,
+        assert_eq!(gradient.len(), slot.length, "a gradient of another length");
+        match slot.own() {
+            Some(own) => *own.borrow_mut() = gradient,
             None => *(slot.in_map)(self.0)? = gradient,
         }
         Ok(())
@@ -134,7 +135,6 @@ impl<'a> Flow<'a> {
         let mut gradient = self.take(slot)?;
         if gradient.is_empty() {
             gradient = make();
-            assert_eq!(gradient.len(), slot.length, "a gradient of another length");
             profile::moved(gradient.len());
         } else {
             profile::moved(2 * gradient.len());

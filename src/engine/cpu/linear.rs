@@ -166,8 +166,8 @@ pub(super) fn linear(
                 });
             } else if let (Some(slot), Some(x)) = (&own_slot, &kept_x) {
                 let x = View::strided(data(x), rows, input, input);
-                flow.add_in_place(slot, |sum| multiply(sum, input, dy.t(), x, 1.0, true))?;
                 // (out, in)
+                flow.add_in_place(slot, |sum| multiply(sum, input, dy.t(), x, 1.0, true))?;
             }
             Ok(())
         },

@@ -42,10 +42,9 @@ pub(super) fn add_low_rank(
         let [x_slot, a_slot, b_slot] = &slots;
         let dy = View::strided(upstream, rows, out, out);
         if let Some(slot) = b_slot {
-            // dB = dyᵀ low
+            // dB = dyᵀ low (out, rank)
             let low = Packed::rows(&low, rank, rows, rank);
             flow.add_in_place(slot, |sum| low.multiply_add(sum, rank, dy.t()))?;
-            // (out, rank)
         }
         if x_slot.is_none() && a_slot.is_none() {
             return Ok(());

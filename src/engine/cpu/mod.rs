@@ -34,7 +34,7 @@ use super::{
 };
 
 pub use deferred::Deferred;
-pub use gradient::Buffer;
+pub(super) use gradient::Buffer;
 pub use strassen::LEAST_SIDE;
 
 type Outcome<T> = Result<T, <Cpu as HasErr>::Err>;
