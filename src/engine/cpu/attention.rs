@@ -10,7 +10,7 @@ use multiversion::multiversion;
 use super::bridge::{data, output};
 use super::gradient::{slot, trace, Flow, Slot};
 use super::math::exp;
-use super::norm::{sum_lanes, LANES};
+use super::norm::{join_lanes, sum_lanes, LANES};
 use super::packed::{Packed, Scheme};
 use super::product::View;
 use super::Outcome;
@@ -357,11 +357,8 @@ fn softmax(row: &mut [f32], scale: f32) {
             *lane = larger(*lane, *value);
         }
     }
-    let highest = chunks
-        .remainder()
-        .iter()
-        .chain(&lanes)
-        .fold(f32::NEG_INFINITY, |a, b| larger(a, *b));
+    let rest = chunks.remainder().iter();
+    let highest = rest.fold(join_lanes(lanes, larger), |a, b| larger(a, *b));
     for value in row.iter_mut() {
         *value = exp((*value - highest) * scale);
     }

@@ -4,7 +4,7 @@ use dfdx::prelude::*;
 
 use super::bridge::{data, InPlace};
 use super::gradient::{slot, trace, weight_slot};
-use super::packed::Packed;
+use super::packed::multiply_add_once;
 use super::product::View;
 use super::rows::scale_by;
 use super::Outcome;
@@ -42,30 +42,29 @@ pub(super) fn add_low_rank(
         let [x_slot, a_slot, b_slot] = &slots;
         let dy = View::strided(upstream, rows, out, out);
         if let Some(slot) = b_slot {
-            // dB = dyᵀ low (out, rank)
-            let low = Packed::rows(&low, rank, rows, rank);
-            flow.add_in_place(slot, |sum| low.multiply_add(sum, rank, dy.t()))?;
+            // dBᵀ = lowᵀ dy: of the two ways to compute it, the one whose rows are wide.
+            let low = View::strided(&low, rows, rank, rank);
+            let mut transposed = vec![0.0; rank * out];
+            multiply_add_once(&mut transposed, low.t(), upstream, out);
+            flow.add_in_place(slot, |sum| {
+                for (i, row) in sum.chunks_exact_mut(rank).enumerate() {
+                    let column = transposed[i..].iter().step_by(out);
+                    row.iter_mut().zip(column).for_each(|(sum, d)| *sum += d);
+                }
+            })?;
         }
         if x_slot.is_none() && a_slot.is_none() {
             return Ok(());
         }
         let mut d_low = b_prepared.backward(&b_elements).product(dy); // (rows, rank)
         scale_by(&mut d_low, scale);
+        let d_low = View::strided(&d_low, rows, rank, rank);
         if let Some(slot) = a_slot {
-            // dAᵀ = xᵀ d_low: the narrow one of the two ways to compute it.
-            let packed = Packed::rows(&d_low, rank, rows, rank);
-            let x = View::strided(data(&x), rows, input, input);
-            let transposed = packed.product(x.t()); // (in, rank)
-            flow.add_in_place(slot, |sum| {
-                for (i, row) in sum.chunks_exact_mut(input).enumerate() {
-                    for (sum, column) in row.iter_mut().zip(transposed.chunks_exact(rank)) {
-                        *sum += column[i];
-                    }
-                }
-            })?;
+            // dA = d_lowᵀ x (rank, in)
+            let (d_low, x) = (d_low.t(), data(&x));
+            flow.add_in_place(slot, |sum| multiply_add_once(sum, d_low, x, input))?;
         }
         if let Some(slot) = x_slot {
-            let d_low = View::strided(&d_low, rows, rank, rank);
             let packed = a_prepared.backward(&a_elements);
             let make = || packed.product(d_low); // (rows, in)
             flow.make_or_add(slot, make, |sum| packed.multiply_add(sum, input, d_low))?;

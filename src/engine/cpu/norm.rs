@@ -84,7 +84,19 @@ pub(super) fn sum_lanes(x: &[f32], y: &[f32], term: impl Fn(f32, f32) -> f32) ->
             *sum += term(*x, *y);
         }
     }
-    lanes.iter().fold(rest, |total, lane| total + lane)
+    rest + join_lanes(lanes, |a, b| a + b)
+}
+
+/// All lanes as one, half of them at a time: four operations wait for one another, where one lane after
+/// the other would be sixteen.
+#[inline(always)]
+pub(super) fn join_lanes(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
+    for half in [8, 4, 2, 1] {
+        for lane in 0..half {
+            lanes[lane] = join(lanes[lane], lanes[lane + half]);
+        }
+    }
+    lanes[0]
 }
 
 /// Appends `(x − mean) / √(variance + ε)` to `normal`; returns the inverse of the root.

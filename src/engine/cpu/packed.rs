@@ -53,8 +53,13 @@ impl Packed {
             let count = PANEL.min(columns - first);
             for (p, row) in panel.chunks_exact_mut(PANEL).enumerate() {
                 let start = p * stride + first;
-                row[..count].copy_from_slice(&data[start..start + count]);
-                row[count..].fill(0.0);
+                if count == PANEL {
+                    // A length that the compiler knows takes no call.
+                    row.copy_from_slice(&data[start..start + PANEL]);
+                } else {
+                    row[..count].copy_from_slice(&data[start..start + count]);
+                    row[count..].fill(0.0);
+                }
             }
         }
     }
@@ -245,6 +250,17 @@ impl Packed {
             let b = View::strided(panel, depth, PANEL.min(columns - first), PANEL);
             multiply(&mut out[first..], stride, a, b, 1.0, true);
         }
+    }
+}
+
+/// `out ← out + a b` for `b (depth, columns)`, which is multiplied with this once: a panel at a time is packed,
+/// and stays in the first cache.
+pub(super) fn multiply_add_once(out: &mut [f32], a: View, b: &[f32], columns: usize) {
+    let mut panel = Packed::default();
+    for first in (0..columns).step_by(PANEL) {
+        let count = PANEL.min(columns - first);
+        panel.pack_rows(&b[first..], columns, a.columns, count);
+        panel.multiply_add(&mut out[first..], columns, a);
     }
 }
 

@@ -62,14 +62,14 @@ pub(super) fn transpose(
     assert!(count == 0 || (count - 1) * stride + depth <= data.len());
     let mut whole = (0, 0);
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx512f") {
-        whole = (depth / 16 * 16, count / 16 * 16);
-        for p in (0..whole.0).step_by(16) {
-            for j in (0..whole.1).step_by(16) {
-                // SAFETY: the processor has AVX-512, and both blocks of 16 by 16 lie in their slices, by
-                // the assertions above.
+    if let Some((side, exchange)) = x86::blocks().next() {
+        whole = (depth / side * side, count / side * side);
+        for p in (0..whole.0).step_by(side) {
+            for j in (0..whole.1).step_by(side) {
+                // SAFETY: the processor has the instructions, and both blocks of `side` by `side` lie in
+                // their slices, by the assertions above.
                 unsafe {
-                    x86::transpose_16(
+                    exchange(
                         data.as_ptr().add(j * stride + p),
                         stride,
                         panel.as_mut_ptr().add(p * PANEL + j),
@@ -211,6 +211,30 @@ impl Target {
             width: self.width.saturating_sub(column),
             mode: self.mode.at_column(column),
             ..self
+        }
+    }
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_exchange_rows_and_columns() {
+        for (side, exchange) in x86::blocks() {
+            let (from_stride, to_stride) = (side + 3, side + 5);
+            let from: Vec<f32> = (0..side * from_stride).map(|i| i as f32).collect();
+            let mut to = vec![-1.0; side * to_stride];
+            // SAFETY: the processor has the instructions; both hold `side` rows.
+            unsafe { exchange(from.as_ptr(), from_stride, to.as_mut_ptr(), to_stride) };
+            for (place, found) in to.iter().enumerate() {
+                let (row, column) = (place / to_stride, place % to_stride);
+                let expected = match column < side {
+                    true => from[column * from_stride + row],
+                    false => -1.0,
+                };
+                assert_eq!(*found, expected, "block of {side}: {row}, {column}");
+            }
         }
     }
 }

@@ -69,18 +69,29 @@ unsafe fn seven_avx512(seven: &Seven, count: usize) {
 /// Rows of a tile of 16 columns that the registers of AVX2 hold.
 const MOST_ROWS_AVX2: usize = 6;
 
-/// Two registers of 8 columns.
+/// Two registers of 8 columns, or one.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn rows_avx2(tile: &Tile, count: usize) {
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn kernel<const ROWS: usize>(tile: &Tile) {
+    unsafe fn wide<const ROWS: usize>(tile: &Tile) {
         multiply::<__m256, ROWS, 2>(tile);
     }
-    const KERNELS: [unsafe fn(&Tile); MOST_ROWS_AVX2] = by_rows!(kernel: 1 2 3 4 5 6);
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn narrow<const ROWS: usize>(tile: &Tile) {
+        multiply::<__m256, ROWS, 1>(tile);
+    }
+    const WIDE: [unsafe fn(&Tile); MOST_ROWS_AVX2] = by_rows!(wide: 1 2 3 4 5 6);
+    const NARROW: [unsafe fn(&Tile); MOST_ROWS] = by_rows!(narrow: 1 2 3 4 5 6 7 8 9 10 11 12);
     for first in (0..tile.target.width).step_by(16) {
-        for row in (0..count).step_by(MOST_ROWS_AVX2) {
+        let kernels = match tile.target.width - first {
+            0..=8 => NARROW.as_slice(),
+            _ => WIDE.as_slice(),
+        };
+        // Parts alike: two of four rows are faster than six and two.
+        let most = count.div_ceil(count.div_ceil(kernels.len()).max(1));
+        for row in (0..count).step_by(most.max(1)) {
             let part = tile.at(row, first);
-            KERNELS[(count - row).min(MOST_ROWS_AVX2) - 1](&part);
+            kernels[(count - row).min(most) - 1](&part);
         }
     }
 }
@@ -303,6 +314,24 @@ pub(in super::super) unsafe fn write<R: Register, const ROWS: usize, const HALVE
     target: &Target,
     sums: &Sums<R, ROWS, HALVES>,
 ) {
+    match target.width >= R::LANES * HALVES {
+        true => write_columns::<R, ROWS, HALVES, true>(target, sums),
+        false => write_columns::<R, ROWS, HALVES, false>(target, sums),
+    }
+}
+
+/// [`write`], where the target may be narrower than the sums unless it `IS_WHOLE`: a store of some lanes
+/// takes Zen 3 and older ten times as long as one of all.
+#[inline(always)]
+unsafe fn write_columns<
+    R: Register,
+    const ROWS: usize,
+    const HALVES: usize,
+    const IS_WHOLE: bool,
+>(
+    target: &Target,
+    sums: &Sums<R, ROWS, HALVES>,
+) {
     macro_rules! write {
         (|$row:ident, $first:ident, $count:ident, $sum:ident| $value:expr) => {
             for ($row, sums) in sums.iter().enumerate() {
@@ -310,7 +339,10 @@ pub(in super::super) unsafe fn write<R: Register, const ROWS: usize, const HALVE
                     let $first = R::LANES * half;
                     let $count = target.width.saturating_sub($first);
                     let place = target.out.wrapping_add($row * target.stride + $first);
-                    $value.store_first(place, $count);
+                    match IS_WHOLE {
+                        true => $value.store(place),
+                        false => $value.store_first(place, $count),
+                    }
                 }
             }
         };
@@ -323,9 +355,25 @@ pub(in super::super) unsafe fn write<R: Register, const ROWS: usize, const HALVE
     match base {
         None => write!(|row, first, count, sum| sum),
         Some((base, stride)) => write!(|row, first, count, sum| {
-            R::load_first(base.wrapping_add(row * stride + first), count).plus(sum)
+            let base = base.wrapping_add(row * stride + first);
+            let base = match IS_WHOLE {
+                true => R::load(base),
+                false => R::load_first(base, count),
+            };
+            base.plus(sum)
         }),
     }
+}
+
+/// Writes a block of a matrix, rows and columns exchanged: from, the elements from one row to the next, to,
+/// the elements from one row to the next.
+pub(super) type Exchange = unsafe fn(*const f32, usize, *mut f32, usize);
+
+/// The sides of the square blocks that this processor exchanges in registers, the largest first.
+pub(super) fn blocks() -> impl Iterator<Item = (usize, Exchange)> {
+    let wide = is_x86_feature_detected!("avx512f").then_some((16, transpose_16 as Exchange));
+    let narrow = is_x86_feature_detected!("avx").then_some((8, transpose_8 as Exchange));
+    wide.into_iter().chain(narrow)
 }
 
 /// A block of 16 by 16 elements, rows and columns exchanged.
@@ -367,6 +415,43 @@ pub(super) unsafe fn transpose_16(
         ];
         for (lane, column) in columns.into_iter().enumerate() {
             _mm512_storeu_ps(to.add((4 * lane + k) * to_stride), column);
+        }
+    }
+}
+
+/// A block of 8 by 8 elements, rows and columns exchanged.
+#[target_feature(enable = "avx")]
+pub(super) unsafe fn transpose_8(
+    from: *const f32,
+    from_stride: usize,
+    to: *mut f32,
+    to_stride: usize,
+) {
+    let mut rows = [_mm256_setzero_ps(); 8];
+    for (i, row) in rows.iter_mut().enumerate() {
+        *row = _mm256_loadu_ps(from.add(i * from_stride));
+    }
+    let mut pairs = [_mm256_setzero_ps(); 8];
+    for i in 0..4 {
+        pairs[2 * i] = _mm256_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
+        pairs[2 * i + 1] = _mm256_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
+    }
+    for i in 0..2 {
+        let [a, b, c, d] = [0, 1, 2, 3].map(|k| _mm256_castps_pd(pairs[4 * i + k]));
+        rows[4 * i] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, c));
+        rows[4 * i + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, c));
+        rows[4 * i + 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(b, d));
+        rows[4 * i + 3] = _mm256_castpd_ps(_mm256_unpackhi_pd(b, d));
+    }
+    // Half h of rows[4 g + k] holds column 4 h + k of rows 4 g to 4 g + 3.
+    for k in 0..4 {
+        let (upper, lower) = (rows[k], rows[4 + k]);
+        let columns = [
+            _mm256_permute2f128_ps::<0x20>(upper, lower),
+            _mm256_permute2f128_ps::<0x31>(upper, lower),
+        ];
+        for (half, column) in columns.into_iter().enumerate() {
+            _mm256_storeu_ps(to.add((4 * half + k) * to_stride), column);
         }
     }
 }
