@@ -91,7 +91,7 @@ pub(super) fn sum_lanes(x: &[f32], y: &[f32], term: impl Fn(f32, f32) -> f32) ->
 /// the other would be sixteen.
 #[inline(always)]
 pub(super) fn join_lanes(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
-    for half in [8, 4, 2, 1] {
+    for half in [LANES / 2, LANES / 4, LANES / 8, LANES / 16] {
         for lane in 0..half {
             lanes[lane] = join(lanes[lane], lanes[lane + half]);
         }

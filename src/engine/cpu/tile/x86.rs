@@ -321,7 +321,7 @@ pub(in super::super) unsafe fn write<R: Register, const ROWS: usize, const HALVE
 }
 
 /// [`write`], where the target may be narrower than the sums unless it `IS_WHOLE`: a store of some lanes
-/// takes Zen 3 and older ten times as long as one of all.
+/// takes Zen 3 ten times as long as one of all (measured: 4 to 5 ns and 0.4).
 #[inline(always)]
 unsafe fn write_columns<
     R: Register,
@@ -365,8 +365,8 @@ unsafe fn write_columns<
     }
 }
 
-/// Writes a block of a matrix, rows and columns exchanged: from, the elements from one row to the next, to,
-/// the elements from one row to the next.
+/// Writes a square block of a matrix elsewhere, rows and columns exchanged. Its arguments are where it lies and
+/// the elements from one row to the next, then the same of where it goes.
 pub(super) type Exchange = unsafe fn(*const f32, usize, *mut f32, usize);
 
 /// The sides of the square blocks that this processor exchanges in registers, the largest first.
