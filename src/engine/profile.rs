@@ -104,8 +104,15 @@ static TABLE: [Row; Op::ALL.len()] = [const {
     }
 }; Op::ALL.len()];
 
+/// A forward or a backward pass of an operation.
+#[derive(Clone, Copy)]
+pub(super) struct Pass {
+    op: Op,
+    time: fn(&Row) -> &AtomicU64,
+}
+
 thread_local! {
-    static CURRENT: Cell<Option<Op>> = const { Cell::new(None) };
+    static CURRENT: Cell<Option<Pass>> = const { Cell::new(None) };
 }
 
 /// Begins a profile with an empty table.
@@ -145,43 +152,52 @@ pub fn stop() -> Vec<(Op, Spent)> {
 
 /// Runs an operation's forward pass, which reads `elements` of activations.
 pub(super) fn forward<T>(op: Op, elements: usize, run: impl FnOnce() -> T) -> T {
-    timed(
-        op,
-        |row| &row.forward,
-        || {
-            if let Some(op) = current() {
-                TABLE[op as usize].calls.fetch_add(1, Relaxed);
-                moved(elements);
-            }
-            run()
-        },
-    )
+    let counted = || {
+        if let Some(op) = current() {
+            TABLE[op as usize].calls.fetch_add(1, Relaxed);
+            moved(elements);
+        }
+        run()
+    };
+    let time: fn(&Row) -> &AtomicU64 = |row| &row.forward;
+    timed(Pass { op, time }, counted)
 }
 
 /// Runs the backward pass of an operation that [`current`] named in its forward pass.
 pub(super) fn backward<T>(op: Option<Op>, run: impl FnOnce() -> T) -> T {
-    match op {
-        Some(op) => timed(op, |row| &row.backward, run),
+    let time: fn(&Row) -> &AtomicU64 = |row| &row.backward;
+    help(op.map(|op| Pass { op, time }), run)
+}
+
+/// Runs a part of a pass that was begun on another thread, or what belongs to none.
+pub(super) fn help<T>(pass: Option<Pass>, run: impl FnOnce() -> T) -> T {
+    match pass {
+        Some(pass) => timed(pass, run),
         None => run(),
     }
 }
 
-fn timed<T>(op: Op, cell: fn(&Row) -> &AtomicU64, run: impl FnOnce() -> T) -> T {
+fn timed<T>(pass: Pass, run: impl FnOnce() -> T) -> T {
     if !IS_ON.load(Relaxed) {
         return run();
     }
-    CURRENT.set(Some(op));
+    CURRENT.set(Some(pass));
     let started = Instant::now();
     let result = run();
     let nanoseconds = started.elapsed().as_nanos() as u64;
-    cell(&TABLE[op as usize]).fetch_add(nanoseconds, Relaxed);
+    (pass.time)(&TABLE[pass.op as usize]).fetch_add(nanoseconds, Relaxed);
     CURRENT.set(None);
     result
 }
 
-/// The operation that runs on this thread, while a profile is made.
-pub(super) fn current() -> Option<Op> {
+/// The pass that runs on this thread, while a profile is made.
+pub(super) fn pass() -> Option<Pass> {
     CURRENT.get()
+}
+
+/// Its operation.
+pub(super) fn current() -> Option<Op> {
+    pass().map(|pass| pass.op)
 }
 
 /// Counts floating-point operations of a matrix product.

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::{device_problem, Batch, Graph};
 use crate::diagnostic::Problem;
-use crate::engine::{Backend, Deferred};
+use crate::engine::{cpu, Backend, Deferred};
 
 /// A device that can work on several groups of sequences. Its kernels are parallel by themselves,
 /// or the groups are: never both.
@@ -26,7 +26,7 @@ impl Executor for Cpu {
         groups: &[Batch],
         work: impl Fn(&Graph<Cpu>, &Batch) -> R + Send + Sync,
     ) -> Vec<R> {
-        groups.par_iter().map(|group| work(graph, group)).collect()
+        cpu::map_groups(groups, |group| work(graph, group))
     }
 }
 

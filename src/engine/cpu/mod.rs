@@ -1,9 +1,9 @@
 //! CPU kernels behind the engine's operations. Each is held to its definition, value and gradient,
 //! by a property test (`tests/kernels.rs`).
 //!
-//! Kernels are single-threaded: a batch is divided into groups of sequences, and the groups run in
-//! parallel (`graph::Executor`), which needs no synchronization inside a step and keeps a
-//! group's activations in the caches.
+//! A batch is divided into groups of sequences, and the groups run in parallel (`graph::Executor`), which
+//! needs no synchronization inside a step and keeps a group's activations in the caches. Kernels are
+//! single-threaded, but for products while there are more threads than groups ([`helpers`]).
 
 mod activation;
 mod attention;
@@ -11,6 +11,7 @@ mod bridge;
 mod deferred;
 mod gradient;
 mod half;
+mod helpers;
 mod linear;
 mod loss;
 mod low_rank;
@@ -35,6 +36,7 @@ use super::{
 
 pub use deferred::Deferred;
 pub(super) use gradient::Buffer;
+pub(crate) use helpers::map_groups;
 pub use strassen::LEAST_SIDE;
 
 type Outcome<T> = Result<T, <Cpu as HasErr>::Err>;

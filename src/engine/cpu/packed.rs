@@ -3,12 +3,16 @@
 
 use std::ops::Range;
 
+use super::helpers::share;
 use super::product::{multiply, View};
 use super::strassen;
 use super::tile::{
-    coming_elements, from_line, transpose, Kernels, Mode, Target, Tile, LINE, MOST_ROWS, PANEL,
+    coming_elements, from_line, transpose, Kernels, Mode, Place, Tile, LINE, MOST_ROWS, PANEL,
 };
 use crate::engine::profile;
+
+/// Multiplications from which on a part of a product is worth another thread's time: some 50 microseconds.
+const LEAST_SHARED: usize = 1 << 21;
 
 /// How the elements of a product are computed.
 #[derive(Clone, Copy, PartialEq)]
@@ -119,14 +123,14 @@ impl Packed {
     pub(super) fn multiply_add_by(&self, scheme: Scheme, out: &mut [f32], stride: usize, a: View) {
         self.check(out.len(), stride, &a);
         // SAFETY: `check` has made sure that all rows lie in `out`.
-        unsafe { self.multiply(scheme, out.as_mut_ptr(), stride, a, Mode::Add) }
+        unsafe { self.multiply(scheme, Place::new(out, stride, Mode::Add), a) }
     }
 
     /// `out ← a b`, else as [`Packed::multiply_add`].
     pub(super) fn multiply_into(&self, out: &mut [f32], stride: usize, a: View) {
         self.check(out.len(), stride, &a);
         // SAFETY: `check` has made sure that all rows lie in `out`.
-        unsafe { self.multiply(Scheme::InOrder, out.as_mut_ptr(), stride, a, Mode::Set) }
+        unsafe { self.multiply(Scheme::InOrder, Place::new(out, stride, Mode::Set), a) }
     }
 
     /// `a b (rows, columns)`.
@@ -150,7 +154,12 @@ impl Packed {
         // SAFETY: there is room for `count` elements, each of which is written before the length is
         // set; `check` has made sure that there are no more.
         unsafe {
-            self.multiply(scheme, out.as_mut_ptr().add(first), self.columns, a, mode);
+            let place = Place {
+                out: out.as_mut_ptr().add(first),
+                stride: self.columns,
+                mode,
+            };
+            self.multiply(scheme, place, a);
             out.set_len(first + count);
         }
     }
@@ -166,25 +175,25 @@ impl Packed {
     }
 
     /// # Safety
-    /// `a` fits and has `depth` columns. `out` has `a.rows` rows of `columns` elements, `stride` apart,
-    /// which may be without a value unless they are added to. A bias has `columns` elements.
-    unsafe fn multiply(&self, scheme: Scheme, out: *mut f32, stride: usize, a: View, mode: Mode) {
+    /// `a` fits and has `depth` columns. At the place are `a.rows` rows of `columns` elements, which may be
+    /// without a value unless they are added to. A bias has `columns` elements.
+    unsafe fn multiply(&self, scheme: Scheme, place: Place, a: View) {
         let (depth, columns, rows) = (self.depth, self.columns, a.rows);
         profile::product(rows, depth, columns);
         let Some(kernels) = Kernels::of_this_processor().filter(|_| depth > 0) else {
-            return self.multiply_portably(out, stride, a, mode);
+            return self.multiply_portably(place, a);
         };
         let panels = columns.div_ceil(PANEL);
         if scheme == Scheme::InOrder || !strassen::pays(&a, columns) {
-            return self.multiply_panels(kernels, 0..panels, out, stride, a, mode);
+            return self.multiply_panels(kernels, 0..panels, place, a);
         }
         // What has quarters, then a last panel and a last row that are left over.
         let (even_rows, even_panels) = (rows / 2 * 2, panels / 2 * 2);
         let (above, below) = a.split_at(even_rows);
-        strassen::multiply(kernels, (out, stride, mode), above, self, even_panels);
-        self.multiply_panels(kernels, even_panels..panels, out, stride, above, mode);
-        let out = out.add(even_rows * stride);
-        self.multiply_panels(kernels, 0..panels, out, stride, below, mode);
+        strassen::multiply(kernels, place, above, self, even_panels);
+        self.multiply_panels(kernels, even_panels..panels, place, above);
+        let out = place.out.wrapping_add(even_rows * place.stride);
+        self.multiply_panels(kernels, 0..panels, Place { out, ..place }, below);
     }
 
     /// The columns of some panels, each element one sum.
@@ -195,43 +204,37 @@ impl Packed {
         &self,
         kernels: Kernels,
         panels: Range<usize>,
-        out: *mut f32,
-        stride: usize,
+        place: Place,
         a: View,
-        mode: Mode,
     ) {
-        for number in panels.clone() {
-            let first = number * PANEL;
-            let panel = self.panel(number);
-            let next = self.panel((number + 1).min(panels.end - 1));
-            let whole = Tile {
-                depth: self.depth,
-                a: a.data.as_ptr(),
-                a_strides: a.strides,
-                panel: panel.as_ptr(),
-                coming: next.as_ptr(),
-                target: Target {
-                    out: out.add(first),
-                    stride,
-                    width: PANEL.min(self.columns - first),
-                    mode: mode.at_column(first),
-                },
-            };
-            for row in (0..a.rows).step_by(MOST_ROWS) {
-                let asked_for = row / MOST_ROWS * coming_elements(self.depth);
-                let tile = Tile {
-                    coming: whole.coming.wrapping_add(asked_for % next.len()),
-                    ..whole.at(row, 0)
+        let least = LEAST_SHARED.div_ceil((a.rows * self.depth * PANEL).max(1));
+        share(panels, least, &|panels| {
+            for number in panels.clone() {
+                let next = self.panel((number + 1).min(panels.end - 1));
+                let whole = Tile {
+                    depth: self.depth,
+                    a: a.data.as_ptr(),
+                    a_strides: a.strides,
+                    panel: self.panel(number).as_ptr(),
+                    coming: next.as_ptr(),
+                    target: place.target(0, number * PANEL, self.columns),
                 };
-                // The tile has at most the rows of `a` and `out` that are left, as many columns of `out`
-                // as there are, and a whole panel.
-                (kernels.rows)(&tile, (a.rows - row).min(MOST_ROWS));
+                for row in (0..a.rows).step_by(MOST_ROWS) {
+                    let asked_for = row / MOST_ROWS * coming_elements(self.depth);
+                    let tile = Tile {
+                        coming: whole.coming.wrapping_add(asked_for % next.len()),
+                        ..whole.at(row, 0)
+                    };
+                    // The tile has at most the rows of `a` and the result that are left, as many columns
+                    // as there are, and a whole panel.
+                    (kernels.rows)(&tile, (a.rows - row).min(MOST_ROWS));
+                }
             }
-        }
+        });
     }
 
     /// As [`Packed::multiply`], for processors without a kernel of ours.
-    unsafe fn multiply_portably(&self, out: *mut f32, stride: usize, a: View, mode: Mode) {
+    unsafe fn multiply_portably(&self, Place { out, stride, mode }: Place, a: View) {
         let (depth, columns, rows) = (self.depth, self.columns, a.rows);
         for row in 0..rows {
             let out = out.add(row * stride);
@@ -266,7 +269,7 @@ pub(super) fn multiply_add_once(out: &mut [f32], a: View, b: &[f32], columns: us
 
 #[cfg(test)]
 mod tests {
-    use super::super::tile;
+    use super::super::tile::{self, Target};
     use super::*;
 
     fn check(kernel: impl Fn(&Packed, &mut [f32], &[f32])) {
@@ -393,7 +396,7 @@ mod tests {
         check(|packed, out, a| {
             let rows = View::new(a, packed.depth);
             // SAFETY: `out` has as many rows of as many columns as the product.
-            unsafe { packed.multiply_portably(out.as_mut_ptr(), packed.columns, rows, Mode::Add) };
+            unsafe { packed.multiply_portably(Place::new(out, packed.columns, Mode::Add), rows) };
         });
     }
 

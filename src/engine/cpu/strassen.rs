@@ -10,10 +10,11 @@ use std::cell::RefCell;
 
 use multiversion::multiversion;
 
+use super::helpers::share;
 use super::packed::Packed;
 use super::product::View;
 use super::tile::{
-    ask_for, coming_elements, from_line, Kernels, Mode, Seven, Target, LINE, MOST_ROWS, PANEL,
+    ask_for, from_line, made_elements, Kernels, Mode, Place, Seven, GAP, LINE, PANEL,
 };
 
 /// Rows from which on the scheme is faster than sums in order.
@@ -30,9 +31,6 @@ const MOST_DEPTH: usize = 384;
 /// or twelve, and displace each other: a tile has twelve, beside the panel that streams by.
 const DISPLACING: usize = 1024;
 
-/// Elements between the slices of a buffer, which would do the same.
-const GAP: usize = 272;
-
 /// Whether `a b` is to be computed by this scheme.
 pub(super) fn pays(a: &View, columns: usize) -> bool {
     a.rows >= LEAST_ROWS
@@ -48,12 +46,12 @@ struct Buffers {
     left: Vec<f32>,
     /// Copies of three quarters of `a`, where its rows displace each other.
     copies: Vec<f32>,
-    /// Four sums of quarters of two panels, `(depth / 2, 32)` each.
-    right: Vec<f32>,
 }
 
 thread_local! {
     static BUFFERS: RefCell<Buffers> = RefCell::default();
+    /// What a kernel makes of the quarters of two panels.
+    static MADE: RefCell<Vec<f32>> = RefCell::default();
 }
 
 /// The columns of `a b` that lie in the first `panels` panels of `b`, for `a (rows, depth)`; rows,
@@ -64,21 +62,26 @@ thread_local! {
 /// the other; `out` and `mode` are as [`Packed::multiply`] asks.
 pub(super) unsafe fn multiply(
     kernels: Kernels,
-    (out, stride, mode): (*mut f32, usize, Mode),
+    Place { out, stride, mode }: Place,
     a: View,
     b: &Packed,
     panels: usize,
 ) {
-    BUFFERS.with_borrow_mut(|buffers| {
+    // Taken, not borrowed: who waits for a helper may help another.
+    let mut buffers = BUFFERS.take();
+    let blocks = a.rows.div_ceil(2 * kernels.most_rows_of_seven).max(1);
+    let block = a.rows.div_ceil(blocks).next_multiple_of(2).max(2);
+    // Parts alike, so that none is too short to be worth its sums; halves are whole lines of a kernel.
+    let parts = a.columns.div_ceil(MOST_DEPTH);
+    let most = a.columns.div_ceil(parts).next_multiple_of(8);
+    for row in (0..a.rows).step_by(block) {
         let mut mode = mode;
-        // Parts alike, so that none is too short to be worth its sums; halves are whole lines of a kernel.
-        let parts = a.columns.div_ceil(MOST_DEPTH);
-        let most = a.columns.div_ceil(parts).next_multiple_of(8);
         for first in (0..a.columns).step_by(most) {
             let part = Part {
                 a: View {
+                    rows: block.min(a.rows - row),
                     columns: most.min(a.columns - first),
-                    data: &a.data[first..],
+                    data: &a.data[row * a.strides.0 + first..],
                     ..a
                 },
                 b,
@@ -86,11 +89,13 @@ pub(super) unsafe fn multiply(
                 panels: panels / 2,
                 kernels,
             };
+            let out = out.wrapping_add(row * stride);
             // SAFETY: a part of what the caller vouches for.
-            unsafe { part.multiply(out, stride, mode, buffers) };
+            unsafe { part.multiply(Place { out, stride, mode }, &mut buffers) };
             mode = Mode::Add;
         }
-    });
+    }
+    BUFFERS.set(buffers);
 }
 
 /// Some columns of `a`, times the rows of `b` from `first` on.
@@ -106,7 +111,7 @@ struct Part<'a> {
 impl Part<'_> {
     /// # Safety
     /// As of [`multiply`].
-    unsafe fn multiply(&self, out: *mut f32, stride: usize, mode: Mode, buffers: &mut Buffers) {
+    unsafe fn multiply(&self, place: Place, buffers: &mut Buffers) {
         let (rows, depth) = (self.a.rows / 2, self.a.columns / 2);
         let length = depth * PANEL;
         if self.panels > 0 {
@@ -116,37 +121,26 @@ impl Part<'_> {
             }
         }
         let left = self.left(&mut buffers.left, &mut buffers.copies);
-        for panel in 0..self.panels {
-            let target = |below: usize, right: usize| {
-                let first = (panel + right * self.panels) * PANEL;
-                Target {
-                    out: out.wrapping_add(below * rows * stride + first),
-                    stride,
-                    width: PANEL.min(self.b.columns() - first),
-                    mode: mode.at_column(first),
+        share(0..self.panels, 1, &|panels| {
+            MADE.with_borrow_mut(|made| {
+                let [made] = slices(made, made_elements(depth));
+                for panel in panels.clone() {
+                    let target = |below: usize, right: usize| {
+                        let first = (panel + right * self.panels) * PANEL;
+                        place.target(below * rows, first, self.b.columns())
+                    };
+                    let seven = Seven {
+                        depth,
+                        left: left.map(|view| (view.data.as_ptr(), view.strides.0)),
+                        right: self.quarters(panel),
+                        made: made.as_mut_ptr(),
+                        coming: self.quarters((panel + 1).min(panels.end - 1)),
+                        targets: [target(0, 0), target(0, 1), target(1, 0), target(1, 1)],
+                    };
+                    (self.kernels.seven)(&seven, rows);
                 }
-            };
-            let next = self.quarters((panel + 1).min(self.panels - 1));
-            let whole = Seven {
-                depth,
-                left: left.map(|view| (view.data.as_ptr(), view.strides.0)),
-                right: self.right(panel, &mut buffers.right),
-                makes: true,
-                coming: [next[0]; 7],
-                targets: [target(0, 0), target(0, 1), target(1, 0), target(1, 1)],
-            };
-            // Beside eight products, a whole quarter is asked for.
-            let coming = |product: usize| {
-                next[product / 8 % 4].wrapping_add(product % 8 * coming_elements(depth))
-            };
-            for (tile, row) in (0..rows).step_by(MOST_ROWS).enumerate() {
-                let seven = Seven {
-                    coming: std::array::from_fn(|product| coming(7 * tile + product)),
-                    ..whole.at(row, 0)
-                };
-                (self.kernels.seven)(&seven, (rows - row).min(MOST_ROWS));
-            }
-        }
+            });
+        });
     }
 
     /// `A11, A12, A22, S1 … S4`.
@@ -175,15 +169,7 @@ impl Part<'_> {
         [a11, a12, a22, s1, s2, s3, s4]
     }
 
-    /// `B11, B12, B21, B22` of a panel and the one half the panels further on, and the places for
-    /// `T1 … T4`, `(depth, 32)` each.
-    fn right(&self, panel: usize, buffer: &mut Vec<f32>) -> [*const f32; 8] {
-        let [b11, b12, b21, b22] = self.quarters(panel);
-        let [t1, t2, t3, t4] =
-            slices::<4>(buffer, self.a.columns / 2 * PANEL).map(|t| t.as_mut_ptr().cast_const());
-        [b11, b12, b21, b22, t1, t2, t3, t4]
-    }
-
+    /// `B11, B12, B21, B22` of a panel and the one half the panels further on.
     fn quarters(&self, panel: usize) -> [*const f32; 4] {
         let length = self.a.columns / 2 * PANEL;
         let [left, right] = [panel, panel + self.panels]
@@ -307,7 +293,7 @@ mod tests {
         let (a, packed) = integers(rows, depth, columns);
         let view = View::new(&a, depth);
         let mut out = vec![f32::NAN; rows * columns];
-        let place = (out.as_mut_ptr(), columns, Mode::Set);
+        let place = Place::new(&mut out, columns, Mode::Set);
         // SAFETY: the processor has AVX2; `out` has all rows and columns, whose numbers are even.
         unsafe {
             multiply(

@@ -3,6 +3,8 @@
 #[cfg(target_arch = "x86_64")]
 mod register;
 #[cfg(target_arch = "x86_64")]
+mod seven;
+#[cfg(target_arch = "x86_64")]
 pub(super) mod x86;
 
 /// Columns of a panel: two registers of AVX-512, four of AVX2.
@@ -45,6 +47,36 @@ impl Mode {
         match self {
             Mode::Bias(bias) => Mode::Bias(bias.wrapping_add(first)),
             other => other,
+        }
+    }
+}
+
+/// Where a result is written.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub(super) out: *mut f32,
+    /// Elements from one row to the next.
+    pub(super) stride: usize,
+    pub(super) mode: Mode,
+}
+
+// SAFETY: pointers alone; who writes through them sees to it that no two threads write the same elements.
+unsafe impl Send for Place {}
+unsafe impl Sync for Place {}
+
+impl Place {
+    pub(super) fn new(out: &mut [f32], stride: usize, mode: Mode) -> Self {
+        let out = out.as_mut_ptr();
+        Place { out, stride, mode }
+    }
+
+    /// The panel of a result of `columns` that begins at a row and a column.
+    pub(super) fn target(self, row: usize, first: usize, columns: usize) -> Target {
+        Target {
+            out: self.out.wrapping_add(row * self.stride + first),
+            stride: self.stride,
+            width: PANEL.min(columns - first),
+            mode: self.mode.at_column(first),
         }
     }
 }
@@ -104,23 +136,33 @@ pub(super) struct Tile {
     pub(super) target: Target,
 }
 
-/// What one call of [`Kernels::seven`] works on: the same rows of the upper and the lower half of a matrix
-/// by a panel of the left and one of the right half of another, in Strassen's scheme.
+/// What one call of [`Kernels::seven`] works on: the rows of the upper and the lower half of a matrix by a
+/// panel of the left and one of the right half of another, in Strassen's scheme.
 #[derive(Clone, Copy)]
 pub(super) struct Seven {
     /// Half of the products' depth.
     pub(super) depth: usize,
-    /// Rows of `A11, A12, A22, S1 … S4`, and the elements from one to the next.
+    /// `A11, A12, A22, S1 … S4`, and the elements from one row to the next.
     pub(super) left: [(*const f32, usize); 7],
-    /// `B11, B12, B21, B22, T1 … T4`, `(depth, 32)` each.
-    pub(super) right: [*const f32; 8],
-    /// Whether `T1 … T4` are first to be made.
-    pub(super) makes: bool,
-    /// As [`Tile::coming`], beside each of the products.
-    pub(super) coming: [*const f32; 7],
+    /// `B11, B12, B21, B22`, `(depth, 32)` each.
+    pub(super) right: [*const f32; 4],
+    /// Room for [`made_elements`] that the kernel makes of them.
+    pub(super) made: *mut f32,
+    /// The next `B11, B12, B21, B22`: what is coming, as [`Tile::coming`].
+    pub(super) coming: [*const f32; 4],
     /// Upper left, upper right, lower left, lower right.
     pub(super) targets: [Target; 4],
 }
+
+/// Elements of four sums of panels of `depth`, with gaps between them that keep them from displacing each
+/// other.
+pub(super) fn made_elements(depth: usize) -> usize {
+    4 * (depth * PANEL + GAP)
+}
+
+/// Elements between the slices of a buffer: rows whose distance is a multiple of 1024 elements share a few
+/// places of the first-level cache.
+pub(super) const GAP: usize = 272;
 
 /// Steps of a product for each line of 16 elements of what is coming that is asked for.
 const STEPS_PER_LINE: usize = 4;
@@ -151,13 +193,15 @@ pub(super) struct Target {
     pub(super) mode: Mode,
 }
 
-/// What a processor multiplies with: 1 to 12 rows at once.
+/// What a processor multiplies with.
 #[derive(Clone, Copy)]
 pub(super) struct Kernels {
-    /// Writes the products of rows and a panel.
+    /// Writes the products of 1 to 12 rows and a panel.
     pub(super) rows: unsafe fn(&Tile, usize),
-    /// Writes the four quarters of a result.
+    /// Writes the four quarters of a result, for as many rows of each half.
     pub(super) seven: unsafe fn(&Seven, usize),
+    /// Rows of a half at most: seven times as many of `Seven::left` are to stay in the second-level cache.
+    pub(super) most_rows_of_seven: usize,
 }
 
 impl Kernels {
@@ -189,17 +233,21 @@ impl Tile {
 }
 
 impl Seven {
-    /// What is left of it from a row and a column on; what other rows needed is there by then.
+    /// What is left of it from a row and a column on.
     pub(super) fn at(self, row: usize, column: usize) -> Self {
         Seven {
             left: self
                 .left
                 .map(|(a, stride)| (a.wrapping_add(row * stride), stride)),
             right: self.right.map(|panel| panel.wrapping_add(column)),
-            makes: self.makes && row == 0,
             targets: self.targets.map(|target| target.at(row, column)),
             ..self
         }
+    }
+
+    /// What is to be asked for beside the product of some number: a quarter beside eight of them.
+    pub(super) fn coming(&self, number: usize) -> *const f32 {
+        self.coming[number / 8 % 4].wrapping_add(number % 8 * coming_elements(self.depth))
     }
 }
 

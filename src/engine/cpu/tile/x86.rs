@@ -4,16 +4,19 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::register::Register;
-use super::{Kernels, Mode, Seven, Target, Tile, MOST_ROWS, PANEL, STEPS_PER_LINE};
+use super::seven::{seven_avx2, seven_avx512, MOST_ROWS_KEPT};
+use super::{Kernels, Mode, Target, Tile, LINE, MOST_ROWS, PANEL, STEPS_PER_LINE};
 
 pub(in super::super) const AVX512: Kernels = Kernels {
     rows: rows_avx512,
     seven: seven_avx512,
+    most_rows_of_seven: 256,
 };
 
 pub(in super::super) const AVX2: Kernels = Kernels {
     rows: rows_avx2,
     seven: seven_avx2,
+    most_rows_of_seven: MOST_ROWS_KEPT,
 };
 
 /// A function for each number of rows.
@@ -25,6 +28,7 @@ macro_rules! by_rows {
         [$($function::<$rows, $making>),*]
     };
 }
+pub(super) use by_rows;
 
 /// Two registers of 16 columns, or one, or one of 8, of which two are multiplied at once.
 #[target_feature(enable = "avx512f,avx512vl")]
@@ -53,21 +57,8 @@ unsafe fn rows_avx512(tile: &Tile, count: usize) {
     kernels[count.clamp(1, MOST_ROWS) - 1](tile);
 }
 
-#[target_feature(enable = "avx512f,avx512vl")]
-unsafe fn seven_avx512(seven: &Seven, count: usize) {
-    #[target_feature(enable = "avx512f,avx512vl")]
-    unsafe fn kernel<const ROWS: usize, const MAKES: bool>(seven: &Seven) {
-        multiply_seven::<__m512, ROWS, MAKES>(seven);
-    }
-    type Rows = [unsafe fn(&Seven); MOST_ROWS];
-    const PLAIN: Rows = by_rows!(kernel, false: 1 2 3 4 5 6 7 8 9 10 11 12);
-    const MAKING: Rows = by_rows!(kernel, true: 1 2 3 4 5 6 7 8 9 10 11 12);
-    let kernels = if seven.makes { MAKING } else { PLAIN };
-    kernels[count.clamp(1, MOST_ROWS) - 1](seven);
-}
-
 /// Rows of a tile of 16 columns that the registers of AVX2 hold.
-const MOST_ROWS_AVX2: usize = 6;
+pub(super) const MOST_ROWS_AVX2: usize = 6;
 
 /// Two registers of 8 columns, or one.
 #[target_feature(enable = "avx2,fma")]
@@ -96,29 +87,12 @@ unsafe fn rows_avx2(tile: &Tile, count: usize) {
     }
 }
 
-#[target_feature(enable = "avx2,fma")]
-unsafe fn seven_avx2(seven: &Seven, count: usize) {
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn kernel<const ROWS: usize, const MAKES: bool>(seven: &Seven) {
-        multiply_seven::<__m256, ROWS, MAKES>(seven);
-    }
-    type Rows = [unsafe fn(&Seven); MOST_ROWS_AVX2];
-    const PLAIN: Rows = by_rows!(kernel, false: 1 2 3 4 5 6);
-    const MAKING: Rows = by_rows!(kernel, true: 1 2 3 4 5 6);
-    for first in (0..PANEL).step_by(16) {
-        for row in (0..count).step_by(MOST_ROWS_AVX2) {
-            let part = seven.at(row, first);
-            let kernels = if part.makes { MAKING } else { PLAIN };
-            kernels[(count - row).min(MOST_ROWS_AVX2) - 1](&part);
-        }
-    }
-}
-
 /// The sums of some rows, `HALVES` registers each.
-type Sums<R, const ROWS: usize, const HALVES: usize> = [[R; HALVES]; ROWS];
+pub(super) type Sums<R, const ROWS: usize, const HALVES: usize> = [[R; HALVES]; ROWS];
 
 #[inline(always)]
-unsafe fn zeros<R: Register, const ROWS: usize, const HALVES: usize>() -> Sums<R, ROWS, HALVES> {
+pub(super) unsafe fn zeros<R: Register, const ROWS: usize, const HALVES: usize>(
+) -> Sums<R, ROWS, HALVES> {
     [[R::splat(0.0); HALVES]; ROWS]
 }
 
@@ -126,15 +100,19 @@ unsafe fn zeros<R: Register, const ROWS: usize, const HALVES: usize>() -> Sums<R
 #[inline(always)]
 unsafe fn multiply<R: Register, const ROWS: usize, const HALVES: usize>(tile: &Tile) {
     if HALVES == 2 {
-        ask_for_rows::<_MM_HINT_T1>(&tile.target, 0..ROWS);
+        ask_for_rows::<_MM_HINT_T1>(&tile.target, 0..ROWS, PANEL);
     }
     let product = Product {
         depth: tile.depth,
         a: every_third_row(tile.a, tile.a_strides.0),
         strides: tile.a_strides,
         panel: tile.panel,
-        made_of: None,
-        coming: tile.coming,
+        panel_columns: PANEL,
+        made_of: [None; 4],
+        coming: Coming {
+            panel: Some(tile.coming),
+            rows: None,
+        },
         written_next: (HALVES == 2).then_some(&tile.target),
     };
     // A distance that is known takes no instruction.
@@ -148,41 +126,8 @@ unsafe fn multiply<R: Register, const ROWS: usize, const HALVES: usize>(tile: &T
     write(&tile.target, &sums);
 }
 
-/// [`Kernels::seven`] for `ROWS` rows of each half: Winograd's form of Strassen's scheme, by the names of
-/// Higham, eq. 23.6, but for `T4`, whose sign is the other, so that its product is added. What products have
-/// in common stays in the registers from one to the next.
 #[inline(always)]
-unsafe fn multiply_seven<R: Register, const ROWS: usize, const MAKES: bool>(seven: &Seven) {
-    let [a11, a12, a22, s1, s2, s3, s4] = seven.left;
-    let [b11, b12, b21, b22, t1, t2, t3, t4] = seven.right;
-    let [upper_left, upper_right, lower_left, lower_right] = &seven.targets;
-    for target in &seven.targets {
-        ask_for_rows::<_MM_HINT_T1>(target, 0..ROWS);
-    }
-    let product = |number: usize, (a, stride), panel, made_of: Option<_>, written_next| Product {
-        depth: seven.depth,
-        a: every_third_row(a, stride),
-        strides: (stride, 1),
-        panel,
-        made_of: made_of.filter(|_| MAKES),
-        coming: seven.coming[number],
-        written_next,
-    };
-    let m5 = product(0, s1, t1, Some((b12, b11)), None).add_to(zeros::<R, ROWS, 2>());
-    let m2 = product(1, a11, b11, None, None).add_to(zeros::<R, ROWS, 2>());
-    let m2_m1 = product(2, s2, t2, Some((b22, t1)), None).add_to(m2);
-    let m2_m1_m6 = product(3, s3, t3, Some((b22, b12)), Some(lower_right)).add_to(m2_m1);
-    write(lower_right, &plus(m2_m1_m6, m5));
-    let sums = product(4, a22, t4, Some((b21, t2)), Some(lower_left)).add_to(m2_m1_m6);
-    write(lower_left, &sums);
-    let sums = product(5, s4, b22, None, Some(upper_right)).add_to(plus(m2_m1, m5));
-    write(upper_right, &sums);
-    let sums = product(6, a12, b21, None, Some(upper_left)).add_to(m2);
-    write(upper_left, &sums);
-}
-
-#[inline(always)]
-unsafe fn plus<R: Register, const ROWS: usize, const HALVES: usize>(
+pub(super) unsafe fn plus<R: Register, const ROWS: usize, const HALVES: usize>(
     mut sums: Sums<R, ROWS, HALVES>,
     others: Sums<R, ROWS, HALVES>,
 ) -> Sums<R, ROWS, HALVES> {
@@ -198,7 +143,7 @@ unsafe fn plus<R: Register, const ROWS: usize, const HALVES: usize>(
 /// apart as the others: it would compute each row's address anew in each step.
 #[inline(always)]
 #[allow(clippy::pointers_in_nomem_asm_block)] // what it points to is not touched
-fn every_third_row(a: *const f32, stride: usize) -> [*const f32; MOST_ROWS / 3] {
+pub(super) fn every_third_row(a: *const f32, stride: usize) -> [*const f32; MOST_ROWS / 3] {
     std::array::from_fn(|third| {
         let mut row = a.wrapping_add(3 * third * stride);
         // SAFETY: no instruction at all.
@@ -210,24 +155,38 @@ fn every_third_row(a: *const f32, stride: usize) -> [*const f32; MOST_ROWS / 3] 
 }
 
 /// Rows of `a` by a panel.
-struct Product<'a> {
-    depth: usize,
-    a: [*const f32; MOST_ROWS / 3],
-    strides: (usize, usize),
-    panel: *const f32,
-    /// Minuend and subtrahend, where the panel is a difference that is not there yet: it is written on the
-    /// way, since beside products subtractions cost nothing.
-    made_of: Option<(*const f32, *const f32)>,
-    coming: *const f32,
+pub(super) struct Product<'a> {
+    pub(super) depth: usize,
+    pub(super) a: [*const f32; MOST_ROWS / 3],
+    pub(super) strides: (usize, usize),
+    pub(super) panel: *const f32,
+    /// Elements from one row of the panel to the next.
+    pub(super) panel_columns: usize,
+    /// Panels that it is made of, where it is not there yet: `x`, `x − y`, `x − (y − z)` and so on. It is
+    /// written on the way.
+    pub(super) made_of: [Option<*const f32>; 4],
+    pub(super) coming: Coming,
     /// What will be written next, and is asked for in the last steps: sooner, and the panel that streams by
     /// would have displaced it.
-    written_next: Option<&'a Target>,
+    pub(super) written_next: Option<&'a Target>,
+}
+
+/// How many rows of panels are asked for ahead while another is made of them.
+const AHEAD: usize = 24;
+
+/// What will be needed next, and is asked for beside the steps.
+#[derive(Clone, Copy)]
+pub(super) struct Coming {
+    /// For the second-level cache: a line beside every [`STEPS_PER_LINE`] steps.
+    pub(super) panel: Option<*const f32>,
+    /// For the first: as many rows and columns as are multiplied, and the elements from one row to the next.
+    pub(super) rows: Option<(*const f32, usize)>,
 }
 
 impl Product<'_> {
     /// It becomes part of the kernel that calls it: the sums never leave their registers.
     #[inline(always)]
-    unsafe fn add_to<R: Register, const ROWS: usize, const HALVES: usize>(
+    pub(super) unsafe fn add_to<R: Register, const ROWS: usize, const HALVES: usize>(
         mut self,
         mut sums: Sums<R, ROWS, HALVES>,
     ) -> Sums<R, ROWS, HALVES> {
@@ -237,15 +196,27 @@ impl Product<'_> {
             Some(_) => ROWS.div_ceil(ROWS_AT_ONCE).min(whole),
             None => 0,
         };
-        for _ in asking..whole {
-            self.ask_for_line();
-            self.steps::<STEPS_PER_LINE, _, ROWS, HALVES>(&mut sums);
+        // Beside a part of the steps, one of the rows that come is asked for.
+        let steps = whole - asking;
+        let coming_rows = self.coming.rows;
+        let parts = if coming_rows.is_some() { ROWS } else { 1 };
+        let part = steps.div_ceil(parts);
+        for row in 0..parts {
+            if let Some((first, stride)) = coming_rows {
+                self.coming.rows = Some((first.wrapping_add(row * stride), stride));
+            }
+            for _ in row * part..steps.min((row + 1) * part) {
+                self.ask_for_panel();
+                self.ask_for_row::<ROWS>();
+                self.steps::<STEPS_PER_LINE, _, ROWS, HALVES>(&mut sums);
+            }
         }
         if let Some(target) = self.written_next {
             for rows in 0..asking {
-                self.ask_for_line();
+                self.ask_for_panel();
                 let first = rows * ROWS_AT_ONCE;
-                ask_for_rows::<_MM_HINT_T0>(target, first..first + ROWS_AT_ONCE);
+                let rows = first..first + ROWS_AT_ONCE;
+                ask_for_rows::<_MM_HINT_T0>(target, rows, self.panel_columns);
                 self.steps::<STEPS_PER_LINE, _, ROWS, HALVES>(&mut sums);
             }
         }
@@ -263,16 +234,21 @@ impl Product<'_> {
     ) {
         let (stride, along) = self.strides;
         for p in 0..COUNT {
+            let [x, y, z, last] = self.made_of;
+            self.ask_ahead(x, p);
+            self.ask_ahead(y, p);
+            self.ask_ahead(z, p);
+            self.ask_ahead(last, p);
             let mut b = [R::splat(0.0); HALVES];
             for (half, b) in b.iter_mut().enumerate() {
-                let place = PANEL * p + R::LANES * half;
-                match self.made_of {
-                    Some((minuend, subtrahend)) => {
-                        *b = R::load(minuend.add(place)).minus(R::load(subtrahend.add(place)));
-                        b.store(self.panel.add(place).cast_mut());
-                    }
-                    None => *b = R::load(self.panel.add(place)),
-                }
+                let first = R::LANES * half;
+                let panel = self.panel.add(p * self.panel_columns + first);
+                let Some(x) = x else {
+                    *b = R::load(panel);
+                    continue;
+                };
+                *b = difference(x, [y, z, last], p * PANEL + first);
+                b.store(panel.cast_mut());
             }
             for (i, sum) in sums.iter_mut().enumerate() {
                 let x = R::splat(*self.a[i / 3].add(i % 3 * stride + p * along));
@@ -282,28 +258,64 @@ impl Product<'_> {
             }
         }
         self.a = self.a.map(|row| row.wrapping_add(COUNT * along));
-        self.panel = self.panel.wrapping_add(COUNT * PANEL);
-        self.made_of = self.made_of.map(|(minuend, subtrahend)| {
-            let next = COUNT * PANEL;
-            (minuend.wrapping_add(next), subtrahend.wrapping_add(next))
-        });
+        self.panel = self.panel.wrapping_add(COUNT * self.panel_columns);
+        let next = |panel: *const f32| panel.wrapping_add(COUNT * PANEL);
+        let [x, y, z, last] = self.made_of;
+        self.made_of = [x.map(next), y.map(next), z.map(next), last.map(next)];
     }
 
-    /// Asks for the next line of what is coming.
     #[inline(always)]
-    unsafe fn ask_for_line(&mut self) {
-        _mm_prefetch::<_MM_HINT_T1>(self.coming.cast());
-        self.coming = self.coming.wrapping_add(16);
+    unsafe fn ask_ahead(&self, panel: Option<*const f32>, p: usize) {
+        if let Some(panel) = panel {
+            _mm_prefetch::<_MM_HINT_T0>(panel.wrapping_add((p + AHEAD) * PANEL).cast());
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn ask_for_panel(&mut self) {
+        if let Some(place) = &mut self.coming.panel {
+            _mm_prefetch::<_MM_HINT_T1>(place.cast());
+            *place = place.wrapping_add(LINE);
+        }
+    }
+
+    /// Asks for the next line of a row that comes, which has a `ROWS`th of the steps.
+    #[inline(always)]
+    unsafe fn ask_for_row<const ROWS: usize>(&mut self) {
+        if let Some((place, _)) = &mut self.coming.rows {
+            _mm_prefetch::<_MM_HINT_T0>(place.cast());
+            *place = place.wrapping_add(ROWS * STEPS_PER_LINE);
+        }
     }
 }
 
-/// Asks for rows of what will be written.
+/// What is at a place of `x`, of `x − y`, of `x − (y − z)` and so on.
 #[inline(always)]
-unsafe fn ask_for_rows<const HINT: i32>(target: &Target, rows: Range<usize>) {
+unsafe fn difference<R: Register>(
+    x: *const f32,
+    [y, z, last]: [Option<*const f32>; 3],
+    place: usize,
+) -> R {
+    let load = |panel: *const f32| R::load(panel.add(place));
+    match (y, z, last) {
+        (None, ..) => load(x),
+        (Some(y), None, _) => load(x).minus(load(y)),
+        (Some(y), Some(z), None) => load(x).minus(load(y).minus(load(z))),
+        (Some(y), Some(z), Some(last)) => load(x).minus(load(y).minus(load(z).minus(load(last)))),
+    }
+}
+
+/// Asks for some columns of rows of what will be written.
+#[inline(always)]
+pub(super) unsafe fn ask_for_rows<const HINT: i32>(
+    target: &Target,
+    rows: Range<usize>,
+    columns: usize,
+) {
     for row in rows {
         let place = target.out.wrapping_add(row * target.stride);
         _mm_prefetch::<HINT>(place.cast());
-        _mm_prefetch::<HINT>(place.wrapping_add(PANEL - 1).cast());
+        _mm_prefetch::<HINT>(place.wrapping_add(columns - 1).cast());
     }
 }
 

@@ -1,0 +1,105 @@
+//! Threads that have no group of their own left help with the products of others: the last groups of a
+//! batch end together, and a batch of fewer groups than threads uses them all.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use rayon::prelude::*;
+
+use crate::engine::profile;
+
+/// Groups that no thread has begun. While there are any, who waits for a helper might begin one, and be
+/// late for its own.
+static WAITING: AtomicUsize = AtomicUsize::new(0);
+
+/// Applies `work` to every group on all threads, and gives the results in order.
+pub(crate) fn map_groups<T: Sync, R: Send>(
+    groups: &[T],
+    work: impl Fn(&T) -> R + Send + Sync,
+) -> Vec<R> {
+    WAITING.fetch_add(groups.len(), Relaxed);
+    let begin = |group| {
+        WAITING.fetch_sub(1, Relaxed);
+        work(group)
+    };
+    groups.par_iter().with_max_len(1).map(begin).collect()
+}
+
+/// Does `work` for all `places`, in parts of at least `least` that other threads may take. It is to do the
+/// same whatever the parts are.
+pub(super) fn share(places: Range<usize>, least: usize, work: &(impl Fn(Range<usize>) + Sync)) {
+    let has_helpers = WAITING.load(Relaxed) == 0 && rayon::current_thread_index().is_some();
+    if places.len() < 2 * least.max(1) || !has_helpers {
+        return work(places);
+    }
+    let middle = places.start + places.len() / 2;
+    let pass = profile::pass();
+    rayon::join_context(
+        |_| share(places.start..middle, least, work),
+        |context| {
+            let rest = || share(middle..places.end, least, work);
+            match context.migrated() {
+                true => profile::help(pass, rest),
+                false => rest(),
+            }
+        },
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::packed::{Packed, Scheme};
+    use super::super::product::View;
+    use super::*;
+
+    fn pool(threads: usize) -> rayon::ThreadPool {
+        let builder = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        builder.build().expect("threads")
+    }
+
+    #[test]
+    fn every_place_is_worked_on_once() {
+        let counts: Vec<AtomicUsize> = (0..1000).map(|_| AtomicUsize::new(0)).collect();
+        pool(4).install(|| {
+            share(0..counts.len(), 7, &|part| {
+                assert!(part.len() >= 7);
+                part.for_each(|place| {
+                    counts[place].fetch_add(1, Relaxed);
+                });
+            });
+        });
+        assert!(counts.iter().all(|count| count.load(Relaxed) == 1));
+    }
+
+    /// By both schemes, with several parts of the depth and a last panel that is not full.
+    #[test]
+    fn helpers_change_no_bit() {
+        let (rows, depth, columns) = (203, 800, 1000);
+        let a: Vec<f32> = (0..rows * depth).map(|i| (i % 97) as f32 / 97.0).collect();
+        let b: Vec<f32> = (0..depth * columns)
+            .map(|i| (i % 89) as f32 / 89.0)
+            .collect();
+        let packed = Packed::rows(&b, columns, depth, columns);
+        for scheme in [Scheme::InOrder, Scheme::Strassen] {
+            let product = || packed.product_by(scheme, View::new(&a, depth), None);
+            let alone = product();
+            for _ in 0..20 {
+                let together = pool(4).install(product);
+                assert!(alone
+                    .iter()
+                    .zip(&together)
+                    .all(|(x, y)| x.to_bits() == y.to_bits()));
+            }
+        }
+    }
+
+    #[test]
+    fn groups_are_in_order() {
+        let groups: Vec<usize> = (0..100).collect();
+        let results = pool(3).install(|| map_groups(&groups, |group| 2 * group));
+        assert_eq!(
+            results,
+            groups.iter().map(|group| 2 * group).collect::<Vec<_>>()
+        );
+    }
+}
