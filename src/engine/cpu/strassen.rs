@@ -281,29 +281,30 @@ mod tests {
         );
     }
 
-    /// The same by the kernel for processors without AVX-512, which makes differences in a way of its own.
+    /// The same by the kernel for processors without AVX-512, which goes another way: with several parts of the
+    /// depth and of the rows, tiles of every height, a last panel that is not full, and results added to.
     #[cfg(target_arch = "x86_64")]
     #[test]
     fn integers_are_exact_with_avx2() {
+        use super::super::tile::x86::AVX2;
         if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")) {
             println!("skipped: this processor has no AVX2");
             return;
         }
-        let (rows, depth, columns) = (100, 1000, 256);
-        let (a, packed) = integers(rows, depth, columns);
-        let view = View::new(&a, depth);
-        let mut out = vec![f32::NAN; rows * columns];
-        let place = Place::new(&mut out, columns, Mode::Set);
-        // SAFETY: the processor has AVX2; `out` has all rows and columns, whose numbers are even.
-        unsafe {
-            multiply(
-                super::super::tile::x86::AVX2,
-                place,
-                view,
-                &packed,
-                columns / PANEL,
-            )
-        };
-        assert_eq!(out, packed.product(view));
+        for (rows, depth, columns) in [(100, 1000, 256), (98, 194, 250), (600, 386, 233)] {
+            for rows in rows..rows + 12 {
+                let (a, packed) = integers(rows, depth, columns);
+                let view = View::new(&a, depth);
+                let (above, _) = view.split_at(rows / 2 * 2);
+                let mut out = vec![1.0; above.rows * columns];
+                let place = Place::new(&mut out, columns, Mode::Add);
+                let panels = columns.div_ceil(PANEL);
+                assert!(panels.is_multiple_of(2));
+                // SAFETY: the processor has AVX2; `out` has all rows and columns.
+                unsafe { multiply(AVX2, place, above, &packed, panels) };
+                let expected: Vec<f32> = packed.product(above).iter().map(|x| x + 1.0).collect();
+                assert_eq!(out, expected, "{rows}x{depth}x{columns}");
+            }
+        }
     }
 }
