@@ -181,12 +181,13 @@ fn timed<T>(pass: Pass, run: impl FnOnce() -> T) -> T {
     if !IS_ON.load(Relaxed) {
         return run();
     }
-    CURRENT.set(Some(pass));
+    // Who waits for a helper may take a part of another pass meanwhile, and then goes on with its own.
+    let outer = CURRENT.replace(Some(pass));
     let started = Instant::now();
     let result = run();
     let nanoseconds = started.elapsed().as_nanos() as u64;
     (pass.time)(&TABLE[pass.op as usize]).fetch_add(nanoseconds, Relaxed);
-    CURRENT.set(None);
+    CURRENT.set(outer);
     result
 }
 

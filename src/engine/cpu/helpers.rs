@@ -25,8 +25,8 @@ pub(crate) fn map_groups<T: Sync, R: Send>(
     groups.par_iter().with_max_len(1).map(begin).collect()
 }
 
-/// Does `work` for all `places`, in parts of at least `least` that other threads may take. It is to do the
-/// same whatever the parts are.
+/// Does `work` for all `places`, in parts of at least `least` places that other threads may take. It is to do
+/// the same whatever the parts are.
 pub(super) fn share(places: Range<usize>, least: usize, work: &(impl Fn(Range<usize>) + Sync)) {
     let has_helpers = WAITING.load(Relaxed) == 0 && rayon::current_thread_index().is_some();
     if places.len() < 2 * least.max(1) || !has_helpers {

@@ -14,7 +14,8 @@ use super::helpers::share;
 use super::packed::Packed;
 use super::product::View;
 use super::tile::{
-    ask_for, from_line, made_elements, Kernels, Mode, Place, Seven, GAP, LINE, PANEL,
+    ask_for, from_line, made_elements, Kernels, Mode, Place, Seven, GAP, LEAST_ROWS_OF_SEVEN, LINE,
+    PANEL,
 };
 
 /// Rows from which on the scheme is faster than sums in order.
@@ -59,7 +60,7 @@ thread_local! {
 ///
 /// # Safety
 /// The processor has the kernel's instructions; `a` has as many columns as `b` has depth, one after
-/// the other; `out` and `mode` are as [`Packed::multiply`] asks.
+/// the other, and at least [`LEAST_ROWS`] rows but one; the place is as [`Packed::multiply`] asks.
 pub(super) unsafe fn multiply(
     kernels: Kernels,
     Place { out, stride, mode }: Place,
@@ -67,6 +68,7 @@ pub(super) unsafe fn multiply(
     b: &Packed,
     panels: usize,
 ) {
+    debug_assert!(a.rows / 2 >= LEAST_ROWS_OF_SEVEN);
     // Taken, not borrowed: who waits for a helper may help another.
     let mut buffers = BUFFERS.take();
     let blocks = a.rows.div_ceil(2 * kernels.most_rows_of_seven).max(1);

@@ -154,8 +154,7 @@ pub(super) struct Seven {
     pub(super) targets: [Target; 4],
 }
 
-/// Elements of four sums of panels of `depth`, with gaps between them that keep them from displacing each
-/// other.
+/// Room that any kernel's panels take: four of `depth`, with gaps that keep them from displacing each other.
 pub(super) fn made_elements(depth: usize) -> usize {
     4 * (depth * PANEL + GAP)
 }
@@ -193,12 +192,15 @@ pub(super) struct Target {
     pub(super) mode: Mode,
 }
 
+/// Rows of a half from which on [`Kernels::seven`] can be called.
+pub(super) const LEAST_ROWS_OF_SEVEN: usize = 4;
+
 /// What a processor multiplies with.
 #[derive(Clone, Copy)]
 pub(super) struct Kernels {
     /// Writes the products of 1 to 12 rows and a panel.
     pub(super) rows: unsafe fn(&Tile, usize),
-    /// Writes the four quarters of a result, for as many rows of each half.
+    /// Writes the four quarters of a result, for as many rows of each half, at least [`LEAST_ROWS_OF_SEVEN`].
     pub(super) seven: unsafe fn(&Seven, usize),
     /// Rows of a half at most: seven times as many of `Seven::left` are to stay in the second-level cache.
     pub(super) most_rows_of_seven: usize,

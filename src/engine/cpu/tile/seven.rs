@@ -10,7 +10,7 @@ use super::x86::{
     ask_for_rows, by_rows, every_third_row, plus, write, zeros, Coming, Product, Sums,
     MOST_ROWS_AVX2,
 };
-use super::{coming_elements, Mode, Seven, Target, GAP, MOST_ROWS, PANEL};
+use super::{coming_elements, Mode, Seven, Target, GAP, LEAST_ROWS_OF_SEVEN, MOST_ROWS, PANEL};
 
 /// All seven products for one tile after the other.
 #[target_feature(enable = "avx512f,avx512vl")]
@@ -78,7 +78,7 @@ unsafe fn multiply_together<R: Register, const ROWS: usize, const MAKES: bool>(
 const HALF: usize = 16;
 
 /// Rows of a tile that makes its panel: that takes registers too.
-const ROWS_MAKING: usize = 4;
+const ROWS_MAKING: usize = LEAST_ROWS_OF_SEVEN;
 
 /// Rows of which sums are kept from one product to the next.
 pub(super) const MOST_ROWS_KEPT: usize = 128;
@@ -145,6 +145,7 @@ fn steps(seven: &Seven, running: *mut f32, fifth: *mut f32) -> [Step; 7] {
 #[derive(Clone, Copy)]
 struct Step {
     depth: usize,
+    /// Its rows, and the elements from one to the next.
     a: (*const f32, usize),
     /// Where its half panel is made, and what of, as in [`Product`].
     panel: *mut f32,

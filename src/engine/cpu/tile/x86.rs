@@ -264,6 +264,7 @@ impl Product<'_> {
         self.made_of = [x.map(next), y.map(next), z.map(next), last.map(next)];
     }
 
+    /// Asks for the row of a panel that is [`AHEAD`] of the step `p`.
     #[inline(always)]
     unsafe fn ask_ahead(&self, panel: Option<*const f32>, p: usize) {
         if let Some(panel) = panel {
@@ -271,6 +272,7 @@ impl Product<'_> {
         }
     }
 
+    /// Asks for the next line of the panel that comes.
     #[inline(always)]
     unsafe fn ask_for_panel(&mut self) {
         if let Some(place) = &mut self.coming.panel {
