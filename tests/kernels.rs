@@ -40,7 +40,12 @@ fn own(x: &Matrix<Cpu>) -> Matrix<Cpu> {
     Cpu::scale(x, 1.0).unwrap()
 }
 
-/// The value of an op, and the gradients of all inputs of `Σ weights ⊙ value`.
+/// What the elements of an op's value count in the sum whose gradients are compared.
+fn factors(count: usize) -> Vec<f32> {
+    Random::new(99).values(count, 1.0)
+}
+
+/// The value of an op, and the gradients of all inputs of `Σ factors ⊙ value`.
 fn value_and_gradients(inputs: &Inputs, op: &Op) -> (Vec<f32>, Vec<Vec<f32>>) {
     let device = Cpu::default();
     let recorder = Recorder::new();
@@ -59,9 +64,9 @@ fn value_and_gradients(inputs: &Inputs, op: &Op) -> (Vec<f32>, Vec<Vec<f32>>) {
     let out = op(&traced_matrices, &traced_vectors);
     let shape = *out.shape();
     let value = out.as_vec();
-    let weights = Random::new(99).values(value.len(), 1.0);
-    let weights: Tensor<(usize, usize), f32, Cpu> = device.tensor_from_vec(weights, shape);
-    let loss: Scalar<Cpu> = (out * weights).sum();
+    let factors: Tensor<(usize, usize), f32, Cpu> =
+        device.tensor_from_vec(factors(value.len()), shape);
+    let loss: Scalar<Cpu> = (out * factors).sum();
     let mut gradients = backward(loss).unwrap();
     let mut all = Vec::new();
     for matrix in &matrices {
@@ -137,6 +142,38 @@ fn results_that_kernels_and_dfdx_use() {
         ),
         1e-6,
     );
+}
+
+/// At 0, which random values all but never are, the formulas that dfdx differentiates have their kinks.
+#[test]
+fn slopes_at_zero() {
+    use Activation::*;
+    let inputs = Inputs {
+        matrices: vec![(vec![0.0, -0.0], (1, 2))],
+        vectors: vec![],
+    };
+    let slopes = [
+        (Gelu, 0.5),
+        (GeluTanh, 0.5),
+        (Relu, 0.0),
+        (Swish, 0.5),
+        (Tanh, 1.0),
+        (Sigmoid, 0.25),
+    ];
+    for (activation, slope) in slopes {
+        let kernel: &Op = &|m, _| Cpu::activate(m[0].clone(), activation).unwrap();
+        let definition: &Op = &|m, _| definition::activate(&m[0], activation).unwrap();
+        let expected: Vec<f32> = factors(2).iter().map(|factor| slope * factor).collect();
+        for (what, op) in [("kernel", kernel), ("definition", definition)] {
+            let (_, gradients) = value_and_gradients(&inputs, op);
+            close(
+                &format!("{what} of {activation:?}"),
+                &gradients[0],
+                &expected,
+                1e-6,
+            );
+        }
+    }
 }
 
 proptest! {

@@ -125,7 +125,8 @@ pub fn activate<D: Backend>(x: &Matrix<D>, activation: Activation) -> Outcome<Ma
 }
 
 /// `x Φ(x) = max(x, 0) − ½ |x| erfc(|x| / √2)`, with erfc by Abramowitz and Stegun 7.1.26
-/// (absolute error 1.5e-7). dfdx's own `accurate_gelu` has a wrong derivative.
+/// (absolute error 1.5e-7), and max(x, 0) as ½ (x + |x|): dfdx takes the derivatives of `relu` and `abs` at 0
+/// as 0, so this one has Φ(0) = ½ there. dfdx's own `accurate_gelu` has a wrong derivative.
 fn gelu<D: Backend>(x: &Matrix<D>) -> Outcome<Matrix<D>, D> {
     let [p, a] = ERFC;
     let size = x.clone().try_abs()?;
@@ -137,8 +138,9 @@ fn gelu<D: Backend>(x: &Matrix<D>) -> Outcome<Matrix<D>, D> {
     }
     let gauss = z.try_square()?.try_negate()?.try_exp()?;
     let erfc = polynomial.try_mul(t)?.try_mul(gauss)?;
-    let tail = erfc.try_mul(size)?.try_mul(0.5f32)?;
-    x.clone().try_relu()?.try_sub(tail)
+    let tail = erfc.try_mul(size.clone())?.try_mul(0.5f32)?;
+    let positive_part = size.try_add(x.clone())?.try_mul(0.5f32)?;
+    positive_part.try_sub(tail)
 }
 
 /// Abramowitz and Stegun 7.1.26: p, and the polynomial's coefficients a₁ … a₅.
