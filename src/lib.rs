@@ -25,6 +25,7 @@ pub mod delta;
 pub mod diagnostic;
 pub mod engine;
 pub mod graph;
+pub mod memory;
 pub mod peft;
 pub mod plan;
 pub mod report;

@@ -6,7 +6,6 @@
 mod error;
 mod experiment;
 mod functions;
-mod memory;
 mod pages;
 mod runner;
 mod session;

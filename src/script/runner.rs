@@ -79,7 +79,7 @@ impl Runner {
     /// that the process has is the run's.
     pub fn run_alone(&self, source: &Source) -> Result<Finished, Problems> {
         let plan = source.checked_plan()?;
-        super::memory::release();
+        crate::memory::release();
         // Linux then counts the most memory anew; elsewhere it is that of the whole process.
         let _ = std::fs::write("/proc/self/clear_refs", "5");
         let alone = Runner {

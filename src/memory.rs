@@ -1,0 +1,193 @@
+//! The memory of the process. Activations and gradients of many sizes come and go with every step: they are to
+//! lie close together, their pages are not to be given back in between, and huge pages spare the processor
+//! look-ups of addresses. glibc's allocator does all that when it is told to; elsewhere the system's is used
+//! as it is.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+
+/// The system's allocator, whose large buffers begin at a cache line.
+pub struct Allocator;
+
+/// Bytes from which on a buffer is large.
+const LARGE: usize = 64 << 10;
+
+/// Bytes that a large buffer begins at a multiple of, a cache line: registers that are stored across two lines
+/// would count as two.
+const LINE: usize = 64;
+
+/// The layout of a large buffer with room before it.
+fn with_room(layout: Layout) -> Option<Layout> {
+    let is_large = layout.size() >= LARGE && layout.align() <= LINE;
+    let size = layout.size().checked_add(LINE).filter(|_| is_large)?;
+    Layout::from_size_align(size, 16).ok()
+}
+
+/// The first line of a buffer from [`with_room`], with its distance written before it.
+///
+/// # Safety
+/// `start` has that room, or is null.
+unsafe fn first_line(start: *mut u8) -> *mut u8 {
+    if start.is_null() {
+        return start;
+    }
+    let distance = LINE - start as usize % LINE;
+    let place = start.add(distance);
+    place.cast::<usize>().sub(1).write(distance);
+    heap::has_given();
+    place
+}
+
+// SAFETY: the system's allocator does it all; a large buffer lies within one of its own.
+unsafe impl GlobalAlloc for Allocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        match with_room(layout) {
+            Some(whole) => first_line(System.alloc(whole)),
+            None => System.alloc(layout),
+        }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        match with_room(layout) {
+            Some(whole) => first_line(System.alloc_zeroed(whole)),
+            None => System.alloc_zeroed(layout),
+        }
+    }
+
+    unsafe fn realloc(&self, place: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        let new = Layout::from_size_align_unchecked(size, layout.align());
+        if with_room(layout).is_none() && with_room(new).is_none() {
+            return System.realloc(place, layout, size);
+        }
+        let moved = self.alloc(new);
+        if !moved.is_null() {
+            moved.copy_from_nonoverlapping(place, layout.size().min(size));
+            self.dealloc(place, layout);
+        }
+        moved
+    }
+
+    unsafe fn dealloc(&self, place: *mut u8, layout: Layout) {
+        match with_room(layout) {
+            Some(whole) => {
+                let distance = place.cast::<usize>().sub(1).read();
+                System.dealloc(place.sub(distance), whole);
+            }
+            None => System.dealloc(place, layout),
+        }
+    }
+}
+
+/// Prepares the process for training. To be called before there is another thread.
+pub fn prepare() {
+    heap::prepare();
+}
+
+/// Gives the pages of freed buffers back to the system.
+pub fn release() {
+    heap::release();
+}
+
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+mod heap {
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    use libc::{M_ARENA_MAX, M_MMAP_MAX, M_TOP_PAD, M_TRIM_THRESHOLD};
+
+    /// Bytes that the heap grows by beside what is needed: whole huge pages. They take no memory before they
+    /// are touched.
+    const GROWTH: i32 = 64 << 20;
+
+    /// Up to where the heap was to have huge pages. Zero: nowhere.
+    static ADVISED: AtomicUsize = AtomicUsize::new(0);
+
+    /// One heap for all threads and sizes, whose pages stay: a page that was given back costs a fault, and
+    /// zeros, when it is touched again.
+    pub(super) fn prepare() {
+        // SAFETY: sets numbers of the allocator's.
+        unsafe {
+            libc::mallopt(M_ARENA_MAX, 1);
+            libc::mallopt(M_MMAP_MAX, 0);
+            libc::mallopt(M_TRIM_THRESHOLD, -1);
+            libc::mallopt(M_TOP_PAD, GROWTH);
+        }
+        ADVISED.store(end(), Relaxed);
+    }
+
+    /// The end of the heap, as the allocator's own pages have it.
+    fn end() -> usize {
+        // SAFETY: asks alone; nothing grows.
+        unsafe { libc::sbrk(0) as usize }
+    }
+
+    /// Asks for huge pages where the heap has grown.
+    pub(super) fn has_given() {
+        let advised = ADVISED.load(Relaxed);
+        if advised == 0 {
+            return;
+        }
+        let end = end();
+        if end > advised {
+            // SAFETY: advice about the process's own heap, which changes nothing that is read or written. It is
+            // of pages: the heap's end is one's.
+            unsafe { libc::madvise(advised as *mut _, end - advised, libc::MADV_HUGEPAGE) };
+            ADVISED.store(end, Relaxed);
+        }
+    }
+
+    pub(super) fn release() {
+        // SAFETY: gives back what nobody holds.
+        unsafe { libc::malloc_trim(0) };
+    }
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+mod heap {
+    pub(super) fn prepare() {}
+
+    pub(super) fn has_given() {}
+
+    pub(super) fn release() {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Around the size from which on a buffer is large: where it begins, what it holds after it has grown and
+    /// shrunk, and zeros where they were asked for.
+    #[test]
+    fn buffers_begin_at_lines_and_keep_what_they_hold() {
+        for size in [1, LARGE - 1, LARGE, LARGE + 1, 3 * LARGE] {
+            for align in [1, 8, LINE, 4096] {
+                let layout = Layout::from_size_align(size, align).expect("a layout");
+                for (grown, shrunk) in [(size + 7, size / 2 + 1), (2 * LARGE, 1)] {
+                    // SAFETY: each buffer is freed once, by its own layout, and written within its size.
+                    unsafe { check(layout, grown, shrunk) };
+                }
+            }
+        }
+    }
+
+    unsafe fn check(layout: Layout, grown: usize, shrunk: usize) {
+        let is_in_place = |place: *mut u8, size: usize| {
+            let least = if size >= LARGE { LINE } else { 1 };
+            !place.is_null() && (place as usize).is_multiple_of(least.max(layout.align()))
+        };
+        let filled = |place: *mut u8, size: usize, with: u8| {
+            std::slice::from_raw_parts(place, size)
+                .iter()
+                .all(|byte| *byte == with)
+        };
+        let size = layout.size();
+        let place = Allocator.alloc_zeroed(layout);
+        assert!(is_in_place(place, size) && filled(place, size, 0));
+        place.write_bytes(7, size);
+        let place = Allocator.realloc(place, layout, grown);
+        assert!(is_in_place(place, grown) && filled(place, size.min(grown), 7));
+        let layout = Layout::from_size_align(grown, layout.align()).expect("a layout");
+        let place = Allocator.realloc(place, layout, shrunk);
+        assert!(is_in_place(place, shrunk) && filled(place, size.min(shrunk), 7));
+        let layout = Layout::from_size_align(shrunk, layout.align()).expect("a layout");
+        Allocator.dealloc(place, layout);
+    }
+}
