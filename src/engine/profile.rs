@@ -78,7 +78,7 @@ pub struct Spent {
     pub operations: u64,
     /// Bytes of activations that were read and written, forward and backward.
     pub moved: u64,
-    /// Bytes of results and of what the backward pass needs beside them.
+    /// Bytes that are kept for the backward pass; what two operations keep counts for each.
     pub kept: u64,
 }
 
@@ -218,7 +218,7 @@ pub(super) fn moved(elements: usize) {
     }
 }
 
-/// Counts elements that stay until the backward pass has used them.
+/// Counts elements that an operation keeps for its backward pass.
 pub(super) fn kept(elements: usize) {
     if let Some(op) = current() {
         TABLE[op as usize]

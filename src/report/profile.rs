@@ -67,7 +67,7 @@ pub fn profile_table(profile: &Profile, threads: usize, limits: &Limits) -> Stri
     let _ = writeln!(text, "{table}");
     let _ = writeln!(
         text,
-        "  forward and backward: milliseconds of a step, summed over threads; kept: until the backward pass, all groups"
+        "  forward and backward: milliseconds of a step, summed over threads; kept: for the backward pass, all groups"
     );
     let _ = writeln!(
         text,

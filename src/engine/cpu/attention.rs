@@ -61,7 +61,10 @@ pub(super) fn attention(
         packed.pack_rows(&data(v)[head.key_start..], hidden, head.keys, plan.width());
         packed.multiply_into(&mut values[head.start..], hidden, weights);
     });
-    profile::kept(if is_kept { kept.len() } else { 0 });
+    if joined.is_on() {
+        let inputs = [q, k, v].map(|tensor| data(tensor).len());
+        profile::kept(inputs.iter().sum::<usize>() + if is_kept { kept.len() } else { 0 });
+    }
     let slots = [slot(q), slot(k), slot(v)];
     let [q, k, v] = [q, k, v].map(|tensor| tensor.clone().split_tape().0);
     let device = q.device().clone();

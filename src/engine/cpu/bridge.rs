@@ -59,7 +59,6 @@ pub(super) fn output<S: Shape>(
     backward: impl FnOnce(&mut Flow, Vec<f32>) -> Result<(), CpuError> + 'static,
 ) -> Result<Tensor<S, f32, Cpu, Trace<Cpu>>, CpuError> {
     profile::moved(values.len());
-    profile::kept(if trace.is_on() { values.len() } else { 0 });
     let op = profile::current();
     let result = device.try_tensor_from_vec(values, shape)?;
     if !trace.is_on() {
@@ -104,7 +103,6 @@ impl<S: Shape> InPlace<S> {
         let values = data_mut(&mut tensor);
         let is_shared = values.as_ptr() != before;
         if is_shared {
-            profile::kept(if trace.is_on() { values.len() } else { 0 });
             let values = values.to_vec();
             tensor = tensor
                 .device()

@@ -12,7 +12,7 @@ use super::packed::{Packed, Scheme};
 use super::product::{multiply, View};
 use super::rows::add_to;
 use super::Outcome;
-use crate::engine::{Backend, Elements, Matrix, Precision, Trace, Vector, Weight};
+use crate::engine::{profile, Backend, Elements, Matrix, Precision, Trace, Vector, Weight};
 
 /// A weight, packed for `x Wᵀ` and for `dy W` when either is first needed.
 #[derive(Default)]
@@ -141,6 +141,7 @@ pub(super) fn linear(
     }
     let (x_slot, own_slot, bias_slot) = (slot(x), weight_slot(weight)?, bias.and_then(slot));
     let kept_x = (!is_frozen).then(|| x.clone().split_tape().0);
+    profile::kept(if is_frozen { 0 } else { rows * input });
     let deferring = deferring(weight);
     output(
         values,

@@ -36,7 +36,10 @@ pub(super) fn add_low_rank(
     let mut sum = InPlace::new(y)?;
     let packed = b_prepared.forward(&b_elements);
     packed.multiply_add(sum.values(), out, View::strided(&low, rows, rank, rank)); // (rows, out)
-    profile::kept(if added.is_on() { low.len() } else { 0 });
+    profile::kept(match added.is_on() {
+        true => low.len() + data(x).len(),
+        false => 0,
+    });
     let x = x.clone().split_tape().0;
     Ok(sum.finish(added, move |flow, upstream| {
         let [x_slot, a_slot, b_slot] = &slots;
