@@ -15,7 +15,8 @@ const LARGE: usize = 64 << 10;
 /// would count as two.
 const LINE: usize = 64;
 
-/// The layout of a large buffer with room before it.
+/// The layout of a large buffer with room before it: at a multiple of 16 bytes, as the system gives it anyway, there
+/// are at least as many up to the next line.
 fn with_room(layout: Layout) -> Option<Layout> {
     let is_large = layout.size() >= LARGE && layout.align() <= LINE;
     let size = layout.size().checked_add(LINE).filter(|_| is_large)?;
@@ -33,7 +34,7 @@ unsafe fn first_line(start: *mut u8) -> *mut u8 {
     let distance = LINE - start as usize % LINE;
     let place = start.add(distance);
     place.cast::<usize>().sub(1).write(distance);
-    heap::has_given();
+    heap::ask_for_huge_pages();
     place
 }
 
@@ -82,7 +83,7 @@ pub fn prepare() {
     heap::prepare();
 }
 
-/// Gives the pages of freed buffers back to the system.
+/// Gives the pages of freed buffers back to the system, where its allocator is glibc's.
 pub fn release() {
     heap::release();
 }
@@ -119,8 +120,8 @@ mod heap {
         unsafe { libc::sbrk(0) as usize }
     }
 
-    /// Asks for huge pages where the heap has grown.
-    pub(super) fn has_given() {
+    /// Asks for them where the heap has grown.
+    pub(super) fn ask_for_huge_pages() {
         let advised = ADVISED.load(Relaxed);
         if advised == 0 {
             return;
@@ -144,7 +145,7 @@ mod heap {
 mod heap {
     pub(super) fn prepare() {}
 
-    pub(super) fn has_given() {}
+    pub(super) fn ask_for_huge_pages() {}
 
     pub(super) fn release() {}
 }

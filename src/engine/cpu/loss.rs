@@ -5,7 +5,7 @@ use dfdx::prelude::*;
 use super::bridge::{data, output};
 use super::gradient::{slot, trace};
 use super::Outcome;
-use crate::engine::{Matrix, Scalar};
+use crate::engine::{profile, Matrix, Scalar};
 
 /// See [`crate::engine::Backend::cross_entropy`].
 pub(super) fn cross_entropy(
@@ -37,6 +37,7 @@ pub(super) fn cross_entropy(
     }
     let labels = labels.to_vec();
     let logits_slot = slot(logits);
+    profile::kept(logits_slot.as_ref().map_or(0, |_| softmax.len()));
     let scale = 1.0 / total as f64;
     let values = vec![(loss * scale) as f32];
     output(
