@@ -59,7 +59,9 @@ pub(super) fn attention(
         );
         let weights = View::new(weights, head.keys);
         packed.pack_rows(&data(v)[head.key_start..], hidden, head.keys, plan.width());
-        packed.multiply_into(&mut values[head.start..], hidden, weights);
+        packed
+            .plain()
+            .multiply_into(&mut values[head.start..], hidden, weights);
     });
     if joined.is_on() {
         let inputs = [q, k, v].map(|tensor| data(tensor).len());
@@ -209,7 +211,9 @@ impl Heads {
     ) {
         let first = weights.len();
         packed.pack_transposed(&k[head.key_start..], self.hidden, self.width(), head.keys);
-        packed.append(Scheme::InOrder, weights, self.view(q, head), None);
+        packed
+            .plain()
+            .append(Scheme::InOrder, weights, self.view(q, head), None);
         let rows = weights[first..].chunks_exact_mut(head.keys.max(1));
         for (i, row) in rows.enumerate() {
             let seen = match self.shape.causal {
@@ -293,11 +297,15 @@ impl Heads {
             let packed = &mut buffers.packed;
             if let Some(dq) = &mut dq {
                 packed.pack_rows(&k[head.key_start..], hidden, keys, self.width());
-                packed.multiply_into(&mut dq[head.start..], hidden, slopes);
+                packed
+                    .plain()
+                    .multiply_into(&mut dq[head.start..], hidden, slopes);
             }
             if let Some(dk) = &mut dk {
                 packed.pack_rows(&q[head.start..], hidden, head.queries, self.width());
-                packed.multiply_into(&mut dk[head.key_start..], hidden, slopes.t());
+                packed
+                    .plain()
+                    .multiply_into(&mut dk[head.key_start..], hidden, slopes.t());
             }
         });
         for (gradient, slot) in [dq, dk, dv].into_iter().zip(slots) {
@@ -323,7 +331,9 @@ impl Heads {
         let weights = self.dropped(weights, head, dropped);
         let weights = View::strided(weights, head.queries, head.keys, head.keys);
         packed.pack_rows(&dy[head.start..], self.hidden, head.queries, self.width());
-        packed.multiply_into(&mut dv[head.key_start..], self.hidden, weights.t());
+        packed
+            .plain()
+            .multiply_into(&mut dv[head.key_start..], self.hidden, weights.t());
     }
 
     /// The gradient of the dropped weights, then of the weights, then of the scores.
@@ -340,7 +350,9 @@ impl Heads {
         packed.pack_transposed(&v[head.key_start..], self.hidden, self.width(), keys);
         let slopes = &mut buffers.slopes;
         slopes.resize(head.queries * keys, 0.0);
-        packed.multiply_into(slopes, keys, self.view(dy, head));
+        packed
+            .plain()
+            .multiply_into(slopes, keys, self.view(dy, head));
         self.drop(slopes, head);
         let rows = weights.chunks_exact(keys.max(1));
         for (slopes, weights) in slopes.chunks_exact_mut(keys.max(1)).zip(rows) {

@@ -91,7 +91,8 @@ impl Ready<'_> {
                     dy.extend_from_slice(&row[range.clone()]);
                 }
                 let dy = View::strided(&dy, *rows, range.len(), range.len());
-                x.multiply_add(block, x.columns(), dy.t());
+                let x = x.plain();
+                x.multiply_add(block, x.shape().1, dy.t());
             }
             Ready::Rows {
                 indices,

@@ -81,7 +81,11 @@ mod tests {
             .collect();
         let packed = Packed::rows(&b, columns, depth, columns);
         for scheme in [Scheme::InOrder, Scheme::Strassen] {
-            let product = || packed.product_by(scheme, View::new(&a, depth), None);
+            let product = || {
+                packed
+                    .plain()
+                    .product_by(scheme, View::new(&a, depth), None)
+            };
             let alone = product();
             for _ in 0..20 {
                 let together = pool(4).install(product);

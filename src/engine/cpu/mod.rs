@@ -220,7 +220,9 @@ pub fn measure_rate(precision: Precision) -> f64 {
         }
         Precision::Bf16 | Precision::F32 => {
             let packed = packed::Packed::rows(&weight, SIZE, SIZE, SIZE);
-            product_rate(ROWS, SIZE, |out, x| packed.multiply_add(out, SIZE, x))
+            product_rate(ROWS, SIZE, |out, x| {
+                packed.plain().multiply_add(out, SIZE, x)
+            })
         }
     }
 }

@@ -1,18 +1,24 @@
 //! Products with a weight that is used again and again: packed once into panels of 32 columns, so
 //! that a product streams it from the second-level cache.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use super::helpers::share;
 use super::product::{multiply, View};
 use super::strassen;
 use super::tile::{
-    coming_elements, from_line, transpose, Kernels, Mode, Place, Tile, LINE, MOST_ROWS, PANEL,
+    from_line, slices, transpose, Kernels, Mode, Pieces, Place, Tile, LINE, MOST_ROWS, PANEL,
 };
 use crate::engine::profile;
 
 /// Multiplications from which on a part of a product is worth another thread's time: some 50 microseconds.
 const LEAST_SHARED: usize = 1 << 21;
+
+thread_local! {
+    /// A panel of a transpose.
+    static TRANSPOSED: RefCell<Vec<f32>> = RefCell::default();
+}
 
 /// How the elements of a product are computed.
 #[derive(Clone, Copy, PartialEq)]
@@ -51,11 +57,12 @@ impl Packed {
     /// [`Packed::rows`] in the place of what is there.
     pub(super) fn pack_rows(&mut self, data: &[f32], stride: usize, depth: usize, columns: usize) {
         self.resize(depth, columns);
-        let panels = self.panels_mut().chunks_exact_mut((depth * PANEL).max(1));
+        let distance = self.distance();
+        let panels = self.panels_mut().chunks_exact_mut(distance.max(1));
         for (number, panel) in panels.enumerate() {
             let first = number * PANEL;
             let count = PANEL.min(columns - first);
-            for (p, row) in panel.chunks_exact_mut(PANEL).enumerate() {
+            for (p, row) in panel.chunks_exact_mut(PANEL).take(depth).enumerate() {
                 let start = p * stride + first;
                 if count == PANEL {
                     // A length that the compiler knows takes no call.
@@ -77,7 +84,8 @@ impl Packed {
         columns: usize,
     ) {
         self.resize(depth, columns);
-        let panels = self.panels_mut().chunks_exact_mut((depth * PANEL).max(1));
+        let distance = self.distance();
+        let panels = self.panels_mut().chunks_exact_mut(distance.max(1));
         for (number, panel) in panels.enumerate() {
             let first = number * PANEL;
             let count = PANEL.min(columns - first);
@@ -91,7 +99,18 @@ impl Packed {
     }
 
     fn length(&self) -> usize {
-        self.columns.div_ceil(PANEL) * self.depth * PANEL
+        self.columns.div_ceil(PANEL) * self.distance()
+    }
+
+    /// Elements from one panel to the next. The panels of the transpose are read across all of them, a block
+    /// from each: at an even distance, few places of the second-level cache would have to hold them all.
+    fn distance(&self) -> usize {
+        const BLOCK: usize = PANEL * PANEL;
+        let length = self.depth * PANEL;
+        match length.is_multiple_of(2 * BLOCK) {
+            true => length + BLOCK,
+            false => length,
+        }
     }
 
     fn panels(&self) -> &[f32] {
@@ -103,30 +122,123 @@ impl Packed {
         &mut self.buffer[first..][..length]
     }
 
-    pub(super) fn columns(&self) -> usize {
-        self.columns
-    }
-
     /// The `(depth, 32)` elements of a panel.
-    pub(super) fn panel(&self, number: usize) -> &[f32] {
-        let length = self.depth * PANEL;
-        &self.panels()[number * length..][..length]
+    fn panel(&self, number: usize) -> &[f32] {
+        &self.panels()[number * self.distance()..][..self.depth * PANEL]
     }
 
-    /// `out ← out + a b`; `a` has this matrix's depth as its columns, and the rows of `out` are
+    /// This as a factor.
+    pub(super) fn plain(&self) -> Operand<'_> {
+        Operand {
+            packed: self,
+            is_transposed: false,
+        }
+    }
+
+    /// Rows `rows` of a panel of the transpose.
+    fn transpose(&self, number: usize, rows: Range<usize>, out: &mut [f32]) {
+        let first = number * PANEL;
+        let count = PANEL.min(self.depth - first);
+        let mut row = rows.start;
+        while row < rows.end {
+            let inside = row % PANEL;
+            let length = (PANEL - inside).min(rows.end - row);
+            let block = &self.panel(row / PANEL)[first * PANEL + inside..];
+            let place = &mut out[(row - rows.start) * PANEL..];
+            transpose(block, PANEL, length, count, place);
+            row += length;
+        }
+    }
+}
+
+/// A packed matrix, or its transpose: that is made panel by panel as it is needed, so that a weight lies in
+/// memory once for both directions.
+#[derive(Clone, Copy)]
+pub(super) struct Operand<'a> {
+    packed: &'a Packed,
+    is_transposed: bool,
+}
+
+impl<'a> Operand<'a> {
+    /// The transpose.
+    pub(super) fn t(self) -> Self {
+        let is_transposed = !self.is_transposed;
+        Operand {
+            is_transposed,
+            ..self
+        }
+    }
+
+    /// `(depth, columns)`
+    pub(super) fn shape(&self) -> (usize, usize) {
+        let Packed { depth, columns, .. } = *self.packed;
+        match self.is_transposed {
+            false => (depth, columns),
+            true => (columns, depth),
+        }
+    }
+
+    /// Elements that [`Operand::panel`] needs room for, for so many rows.
+    pub(super) fn room(&self, rows: usize) -> usize {
+        if self.is_transposed {
+            rows * PANEL
+        } else {
+            0
+        }
+    }
+
+    /// Rows `rows` of a panel, `(rows, 32)`: where they lie, or in `room`.
+    pub(super) fn panel<'b>(
+        &self,
+        number: usize,
+        rows: Range<usize>,
+        room: &'b mut [f32],
+    ) -> &'b [f32]
+    where
+        'a: 'b,
+    {
+        if self.is_transposed {
+            self.packed.transpose(number, rows, room);
+            return room;
+        }
+        &self.packed.panel(number)[rows.start * PANEL..rows.end * PANEL]
+    }
+
+    /// What those are read from.
+    pub(super) fn pieces(&self, number: usize, rows: Range<usize>) -> Pieces {
+        if !self.is_transposed {
+            return Pieces {
+                first: self.packed.panel(number)[rows.start * PANEL..].as_ptr(),
+                count: 1,
+                length: rows.len() * PANEL,
+                stride: 0,
+            };
+        }
+        // Of each panel across, as many rows as this panel has columns.
+        let (first, last) = (rows.start / PANEL, rows.end.div_ceil(PANEL));
+        let row = number * PANEL;
+        Pieces {
+            first: self.packed.panel(first)[row * PANEL..].as_ptr(),
+            count: last - first,
+            length: PANEL.min(self.packed.depth - row) * PANEL,
+            stride: self.packed.distance(),
+        }
+    }
+
+    /// `out ← out + a b`, where this is `b`; `a` has its depth as its columns, and the rows of `out` are
     /// `stride` elements apart.
     pub(super) fn multiply_add(&self, out: &mut [f32], stride: usize, a: View) {
         self.multiply_add_by(Scheme::InOrder, out, stride, a);
     }
 
-    /// [`Packed::multiply_add`] by a scheme.
+    /// [`Operand::multiply_add`] by a scheme.
     pub(super) fn multiply_add_by(&self, scheme: Scheme, out: &mut [f32], stride: usize, a: View) {
         self.check(out.len(), stride, &a);
         // SAFETY: `check` has made sure that all rows lie in `out`.
         unsafe { self.multiply(scheme, Place::new(out, stride, Mode::Add), a) }
     }
 
-    /// `out ← a b`, else as [`Packed::multiply_add`].
+    /// `out ← a b`, else as [`Operand::multiply_add`].
     pub(super) fn multiply_into(&self, out: &mut [f32], stride: usize, a: View) {
         self.check(out.len(), stride, &a);
         // SAFETY: `check` has made sure that all rows lie in `out`.
@@ -147,16 +259,17 @@ impl Packed {
 
     /// The same behind what `out` holds.
     pub(super) fn append(&self, scheme: Scheme, out: &mut Vec<f32>, a: View, bias: Option<&[f32]>) {
-        let (first, count) = (out.len(), a.rows * self.columns);
+        let (_, columns) = self.shape();
+        let (first, count) = (out.len(), a.rows * columns);
         out.reserve_exact(count);
-        self.check(count, self.columns, &a);
-        let mode = Mode::result(bias, self.columns);
+        self.check(count, columns, &a);
+        let mode = Mode::result(bias, columns);
         // SAFETY: there is room for `count` elements, each of which is written before the length is
         // set; `check` has made sure that there are no more.
         unsafe {
             let place = Place {
                 out: out.as_mut_ptr().add(first),
-                stride: self.columns,
+                stride: columns,
                 mode,
             };
             self.multiply(scheme, place, a);
@@ -165,7 +278,7 @@ impl Packed {
     }
 
     fn check(&self, length: usize, stride: usize, a: &View) {
-        let (depth, columns, rows) = (self.depth, self.columns, a.rows);
+        let ((depth, columns), rows) = (self.shape(), a.rows);
         assert!(
             a.columns == depth && a.fits(),
             "packed product: {rows}x{} by {depth}x{columns}",
@@ -178,7 +291,7 @@ impl Packed {
     /// `a` fits and has `depth` columns. At the place are `a.rows` rows of `columns` elements, which may be
     /// without a value unless they are added to. A bias has `columns` elements.
     unsafe fn multiply(&self, scheme: Scheme, place: Place, a: View) {
-        let (depth, columns, rows) = (self.depth, self.columns, a.rows);
+        let ((depth, columns), rows) = (self.shape(), a.rows);
         profile::product(rows, depth, columns);
         let Some(kernels) = Kernels::of_this_processor().filter(|_| depth > 0) else {
             return self.multiply_portably(place, a);
@@ -190,7 +303,7 @@ impl Packed {
         // What has quarters, then a last panel and a last row that are left over.
         let (even_rows, even_panels) = (rows / 2 * 2, panels / 2 * 2);
         let (above, below) = a.split_at(even_rows);
-        strassen::multiply(kernels, place, above, self, even_panels);
+        strassen::multiply(kernels, place, above, *self, even_panels);
         self.multiply_panels(kernels, even_panels..panels, place, above);
         let out = place.out.wrapping_add(even_rows * place.stride);
         self.multiply_panels(kernels, 0..panels, Place { out, ..place }, below);
@@ -199,7 +312,7 @@ impl Packed {
     /// The columns of some panels, each element one sum.
     ///
     /// # Safety
-    /// As of [`Packed::multiply`]; the processor has the kernel's instructions.
+    /// As of [`Operand::multiply`]; the processor has the kernel's instructions.
     unsafe fn multiply_panels(
         &self,
         kernels: Kernels,
@@ -207,35 +320,39 @@ impl Packed {
         place: Place,
         a: View,
     ) {
-        let least = LEAST_SHARED.div_ceil((a.rows * self.depth * PANEL).max(1));
+        let (depth, columns) = self.shape();
+        let least = LEAST_SHARED.div_ceil((a.rows * depth * PANEL).max(1));
         share(panels, least, &|panels| {
-            for number in panels.clone() {
-                let next = self.panel((number + 1).min(panels.end - 1));
-                let whole = Tile {
-                    depth: self.depth,
-                    a: a.data.as_ptr(),
-                    a_strides: a.strides,
-                    panel: self.panel(number).as_ptr(),
-                    coming: next.as_ptr(),
-                    target: place.target(0, number * PANEL, self.columns),
-                };
-                for row in (0..a.rows).step_by(MOST_ROWS) {
-                    let asked_for = row / MOST_ROWS * coming_elements(self.depth);
-                    let tile = Tile {
-                        coming: whole.coming.wrapping_add(asked_for % next.len()),
-                        ..whole.at(row, 0)
+            TRANSPOSED.with_borrow_mut(|buffer| {
+                let [room] = slices(buffer, self.room(depth));
+                for number in panels.clone() {
+                    let next = self.pieces((number + 1).min(panels.end - 1), 0..depth);
+                    let whole = Tile {
+                        depth,
+                        a: a.data.as_ptr(),
+                        a_strides: a.strides,
+                        panel: self.panel(number, 0..depth, room).as_ptr(),
+                        coming: next.first,
+                        target: place.target(0, number * PANEL, columns),
                     };
-                    // The tile has at most the rows of `a` and the result that are left, as many columns
-                    // as there are, and a whole panel.
-                    (kernels.rows)(&tile, (a.rows - row).min(MOST_ROWS));
+                    let mut places = next.places(depth);
+                    for row in (0..a.rows).step_by(MOST_ROWS) {
+                        let tile = Tile {
+                            coming: places.next().unwrap_or(next.first),
+                            ..whole.at(row, 0)
+                        };
+                        // The tile has at most the rows of `a` and the result that are left, as many columns
+                        // as there are, and a whole panel.
+                        (kernels.rows)(&tile, (a.rows - row).min(MOST_ROWS));
+                    }
                 }
-            }
+            });
         });
     }
 
-    /// As [`Packed::multiply`], for processors without a kernel of ours.
+    /// As [`Operand::multiply`], for processors without a kernel of ours.
     unsafe fn multiply_portably(&self, Place { out, stride, mode }: Place, a: View) {
-        let (depth, columns, rows) = (self.depth, self.columns, a.rows);
+        let ((depth, columns), rows) = (self.shape(), a.rows);
         for row in 0..rows {
             let out = out.add(row * stride);
             match mode {
@@ -248,8 +365,9 @@ impl Packed {
             return;
         }
         let out = std::slice::from_raw_parts_mut(out, (rows - 1) * stride + columns);
-        for (number, panel) in self.panels().chunks_exact(depth * PANEL).enumerate() {
-            let first = number * PANEL;
+        let mut room = vec![0.0; self.room(depth)];
+        for (number, first) in (0..columns).step_by(PANEL).enumerate() {
+            let panel = self.panel(number, 0..depth, &mut room);
             let b = View::strided(panel, depth, PANEL.min(columns - first), PANEL);
             multiply(&mut out[first..], stride, a, b, 1.0, true);
         }
@@ -263,7 +381,7 @@ pub(super) fn multiply_add_once(out: &mut [f32], a: View, b: &[f32], columns: us
     for first in (0..columns).step_by(PANEL) {
         let count = PANEL.min(columns - first);
         panel.pack_rows(&b[first..], columns, a.columns, count);
-        panel.multiply_add(&mut out[first..], columns, a);
+        panel.plain().multiply_add(&mut out[first..], columns, a);
     }
 }
 
@@ -318,7 +436,9 @@ mod tests {
     #[test]
     fn products_are_right_on_this_processor() {
         check(|packed, out, a| {
-            packed.multiply_add(out, packed.columns, View::new(a, packed.depth))
+            packed
+                .plain()
+                .multiply_add(out, packed.columns, View::new(a, packed.depth))
         });
         // The same with `a` stored by columns.
         check(|packed, out, a| {
@@ -326,8 +446,37 @@ mod tests {
             let turned: Vec<f32> = (0..a.len())
                 .map(|i| a[i % rows * depth + i / rows])
                 .collect();
-            packed.multiply_add(out, packed.columns, View::new(&turned, rows).t());
+            packed
+                .plain()
+                .multiply_add(out, packed.columns, View::new(&turned, rows).t());
         });
+    }
+
+    /// The same bits by the transpose of the packed transpose.
+    #[test]
+    fn transposes_change_no_bit() {
+        for (rows, depth, columns) in [(1, 1, 1), (13, 40, 33), (7, 3, 70), (128, 450, 333)] {
+            let value = |i: usize| (crate::engine::mix(i as u64) >> 40) as f32 / 16_777_216.0;
+            let a: Vec<f32> = (0..rows * depth).map(value).collect();
+            let b: Vec<f32> = (0..depth * columns).map(|i| value(!i)).collect();
+            let plain = Packed::rows(&b, columns, depth, columns);
+            let transpose = Packed::transposed(&b, columns, columns, depth);
+            for scheme in [Scheme::InOrder, Scheme::Strassen] {
+                let [expected, found] = [plain.plain(), transpose.plain().t()]
+                    .map(|b| b.product_by(scheme, View::new(&a, depth), None));
+                assert_eq!(expected, found, "{rows}x{depth}x{columns}");
+            }
+            let mut found = vec![0.0; rows * columns];
+            let (a, place) = (
+                View::new(&a, depth),
+                Place::new(&mut found, columns, Mode::Set),
+            );
+            // SAFETY: the place has as many rows of as many columns as the product.
+            unsafe { transpose.plain().t().multiply_portably(place, a) };
+            for (expected, found) in plain.plain().product(a).iter().zip(found) {
+                assert!((expected - found).abs() <= 1e-5 * expected.abs());
+            }
+        }
     }
 
     /// The same elements by the other ways of writing them.
@@ -339,7 +488,7 @@ mod tests {
             let bias: Vec<f32> = (0..columns).map(|i| i as f32).collect();
             let packed = Packed::rows(&b, columns, depth, columns);
             let view = || View::strided(&a, rows, depth, depth);
-            let plain = packed.product(view());
+            let plain = packed.plain().product(view());
             let exact = |i: usize, j: usize| -> f32 {
                 (0..depth)
                     .map(|p| a[i * depth + p] * b[p * columns + j])
@@ -348,11 +497,13 @@ mod tests {
             for (place, value) in plain.iter().enumerate() {
                 assert_eq!(*value, exact(place / columns, place % columns));
             }
-            let biased = packed.product_by(Scheme::InOrder, view(), Some(&bias));
+            let biased = packed
+                .plain()
+                .product_by(Scheme::InOrder, view(), Some(&bias));
             let mut added = vec![2.0; rows * columns];
-            packed.multiply_add(&mut added, columns, view());
+            packed.plain().multiply_add(&mut added, columns, view());
             let mut set = vec![f32::NAN; rows * columns];
-            packed.multiply_into(&mut set, columns, view());
+            packed.plain().multiply_into(&mut set, columns, view());
             for (place, value) in plain.iter().enumerate() {
                 assert_eq!(biased[place], value + bias[place % columns]);
                 assert_eq!(added[place], value + 2.0);
@@ -366,18 +517,14 @@ mod tests {
     fn tiled(kernels: tile::Kernels) -> impl Fn(&Packed, &mut [f32], &[f32]) {
         move |packed, out, a| {
             let rows = a.len() / packed.depth;
-            for (number, panel) in packed
-                .panels()
-                .chunks_exact(packed.depth * PANEL)
-                .enumerate()
-            {
-                let first = number * PANEL;
+            for first in (0..packed.columns).step_by(PANEL) {
+                let panel = packed.panel(first / PANEL).as_ptr();
                 let tile = Tile {
                     depth: packed.depth,
                     a: a.as_ptr(),
                     a_strides: (packed.depth, 1),
-                    panel: panel.as_ptr(),
-                    coming: panel.as_ptr(),
+                    panel,
+                    coming: panel,
                     target: Target {
                         out: out[first..].as_mut_ptr(),
                         stride: packed.columns,
@@ -396,7 +543,11 @@ mod tests {
         check(|packed, out, a| {
             let rows = View::new(a, packed.depth);
             // SAFETY: `out` has as many rows of as many columns as the product.
-            unsafe { packed.multiply_portably(Place::new(out, packed.columns, Mode::Add), rows) };
+            unsafe {
+                packed
+                    .plain()
+                    .multiply_portably(Place::new(out, packed.columns, Mode::Add), rows)
+            };
         });
     }
 

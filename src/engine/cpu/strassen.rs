@@ -7,15 +7,15 @@
 //! small in norm, but not to the bit what sums in order give.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use multiversion::multiversion;
 
 use super::helpers::share;
-use super::packed::Packed;
+use super::packed::Operand;
 use super::product::View;
 use super::tile::{
-    ask_for, from_line, made_elements, Kernels, Mode, Place, Seven, GAP, LEAST_ROWS_OF_SEVEN, LINE,
-    PANEL,
+    made_elements, slices, Kernels, Mode, Pieces, Place, Seven, LEAST_ROWS_OF_SEVEN, PANEL,
 };
 
 /// Rows from which on the scheme is faster than sums in order.
@@ -51,8 +51,8 @@ struct Buffers {
 
 thread_local! {
     static BUFFERS: RefCell<Buffers> = RefCell::default();
-    /// What a kernel makes of the quarters of two panels.
-    static MADE: RefCell<Vec<f32>> = RefCell::default();
+    /// What a kernel makes of the quarters of two panels, and the two panels where they are a transpose's.
+    static MADE: RefCell<[Vec<f32>; 2]> = RefCell::default();
 }
 
 /// The columns of `a b` that lie in the first `panels` panels of `b`, for `a (rows, depth)`; rows,
@@ -60,12 +60,12 @@ thread_local! {
 ///
 /// # Safety
 /// The processor has the kernel's instructions; `a` has as many columns as `b` has depth, one after
-/// the other, and at least [`LEAST_ROWS`] rows but one; the place is as [`Packed::multiply`] asks.
+/// the other, and at least [`LEAST_ROWS`] rows but one; the place is as [`Operand::multiply`] asks.
 pub(super) unsafe fn multiply(
     kernels: Kernels,
     Place { out, stride, mode }: Place,
     a: View,
-    b: &Packed,
+    b: Operand,
     panels: usize,
 ) {
     debug_assert!(a.rows / 2 >= LEAST_ROWS_OF_SEVEN);
@@ -103,7 +103,7 @@ pub(super) unsafe fn multiply(
 /// Some columns of `a`, times the rows of `b` from `first` on.
 struct Part<'a> {
     a: View<'a>,
-    b: &'a Packed,
+    b: Operand<'a>,
     first: usize,
     /// Half of the panels.
     panels: usize,
@@ -115,28 +115,26 @@ impl Part<'_> {
     /// As of [`multiply`].
     unsafe fn multiply(&self, place: Place, buffers: &mut Buffers) {
         let (rows, depth) = (self.a.rows / 2, self.a.columns / 2);
-        let length = depth * PANEL;
         if self.panels > 0 {
             // The first panels are asked for while sums are made of the rows.
-            for quarter in self.quarters(0) {
-                ask_for(quarter, length);
-            }
+            self.coming(0).into_iter().for_each(Pieces::ask_for);
         }
         let left = self.left(&mut buffers.left, &mut buffers.copies);
         share(0..self.panels, 1, &|panels| {
-            MADE.with_borrow_mut(|made| {
+            MADE.with_borrow_mut(|[made, room]| {
                 let [made] = slices(made, made_elements(depth));
+                let mut room = slices(room, self.b.room(2 * depth));
                 for panel in panels.clone() {
                     let target = |below: usize, right: usize| {
                         let first = (panel + right * self.panels) * PANEL;
-                        place.target(below * rows, first, self.b.columns())
+                        place.target(below * rows, first, self.b.shape().1)
                     };
                     let seven = Seven {
                         depth,
                         left: left.map(|view| (view.data.as_ptr(), view.strides.0)),
-                        right: self.quarters(panel),
+                        right: self.quarters(panel, &mut room),
                         made: made.as_mut_ptr(),
-                        coming: self.quarters((panel + 1).min(panels.end - 1)),
+                        coming: self.coming((panel + 1).min(panels.end - 1)),
                         targets: [target(0, 0), target(0, 1), target(1, 0), target(1, 1)],
                     };
                     (self.kernels.seven)(&seven, rows);
@@ -172,31 +170,27 @@ impl Part<'_> {
     }
 
     /// `B11, B12, B21, B22` of a panel and the one half the panels further on.
-    fn quarters(&self, panel: usize) -> [*const f32; 4] {
+    fn quarters(&self, panel: usize, room: &mut [&mut [f32]; 2]) -> [*const f32; 4] {
         let length = self.a.columns / 2 * PANEL;
-        let [left, right] = [panel, panel + self.panels]
-            .map(|panel| &self.b.panel(panel)[self.first * PANEL..][..2 * length]);
+        let [left, right] = room.each_mut();
+        let left = self.b.panel(panel, self.depths(), left);
+        let right = self.b.panel(panel + self.panels, self.depths(), right);
         [left, right, &left[length..], &right[length..]].map(|quarter| quarter.as_ptr())
+    }
+
+    /// What those of a panel are read from.
+    fn coming(&self, panel: usize) -> [Pieces; 2] {
+        [panel, panel + self.panels].map(|panel| self.b.pieces(panel, self.depths()))
+    }
+
+    /// Its rows of `b`.
+    fn depths(&self) -> Range<usize> {
+        self.first..self.first + self.a.columns
     }
 }
 
 fn row_of(view: View<'_>, row: usize) -> &[f32] {
     &view.data[row * view.strides.0..][..view.columns]
-}
-
-/// `COUNT` slices of `length` elements in a buffer, with gaps between them, the first at a line.
-fn slices<const COUNT: usize>(buffer: &mut Vec<f32>, length: usize) -> [&mut [f32]; COUNT] {
-    let with_gap = length + GAP;
-    if buffer.len() < COUNT * with_gap + LINE {
-        buffer.resize(COUNT * with_gap + LINE, 0.0);
-    }
-    let first = from_line(buffer);
-    let mut rest = &mut buffer[first..];
-    std::array::from_fn(|_| {
-        let (slice, after) = std::mem::take(&mut rest).split_at_mut(with_gap);
-        rest = after;
-        &mut slice[..length]
-    })
 }
 
 /// `S1 = A21 + A22, S2 = S1 − A11, S3 = A11 − A21, S4 = A12 − S2`.
@@ -214,7 +208,7 @@ fn left_sums([a11, a12, a21, a22]: [&[f32]; 4], [s1, s2, s3, s4]: [&mut [f32]; 4
 
 #[cfg(test)]
 mod tests {
-    use super::super::packed::Scheme;
+    use super::super::packed::{Packed, Scheme};
     use super::*;
 
     /// Beside sums in f64, with rows and panels that do not divide by two, several parts of `depth`, rows
@@ -235,10 +229,14 @@ mod tests {
             let packed = Packed::rows(&b, columns, depth, columns);
             let view = View::new(&a, depth);
             assert!(pays(&view, columns));
-            let plain = packed.product_by(Scheme::Strassen, view, None);
-            let biased = packed.product_by(Scheme::Strassen, view, Some(&bias));
+            let plain = packed.plain().product_by(Scheme::Strassen, view, None);
+            let biased = packed
+                .plain()
+                .product_by(Scheme::Strassen, view, Some(&bias));
             let mut added = vec![1.0; rows * columns];
-            packed.multiply_add_by(Scheme::Strassen, &mut added, columns, view);
+            packed
+                .plain()
+                .multiply_add_by(Scheme::Strassen, &mut added, columns, view);
             for (place, found) in plain.iter().enumerate() {
                 let (i, j) = (place / columns, place % columns);
                 let term = |p: usize| f64::from(a[i * depth + p]) * f64::from(b[p * columns + j]);
@@ -278,8 +276,8 @@ mod tests {
         let (a, packed) = integers(rows, depth, columns);
         let view = View::new(&a, depth);
         assert_eq!(
-            packed.product_by(Scheme::Strassen, view, None),
-            packed.product(view)
+            packed.plain().product_by(Scheme::Strassen, view, None),
+            packed.plain().product(view)
         );
     }
 
@@ -303,8 +301,13 @@ mod tests {
                 let panels = columns.div_ceil(PANEL);
                 assert!(panels.is_multiple_of(2));
                 // SAFETY: the processor has AVX2; `out` has all rows and columns.
-                unsafe { multiply(AVX2, place, above, &packed, panels) };
-                let expected: Vec<f32> = packed.product(above).iter().map(|x| x + 1.0).collect();
+                unsafe { multiply(AVX2, place, above, packed.plain(), panels) };
+                let expected: Vec<f32> = packed
+                    .plain()
+                    .product(above)
+                    .iter()
+                    .map(|x| x + 1.0)
+                    .collect();
                 assert_eq!(out, expected, "{rows}x{depth}x{columns}");
             }
         }

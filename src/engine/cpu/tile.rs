@@ -129,8 +129,7 @@ pub(super) struct Tile {
     pub(super) a: *const f32,
     pub(super) a_strides: (usize, usize),
     pub(super) panel: *const f32,
-    /// What will soon be needed and is to be brought into the second-level cache meanwhile:
-    /// [`coming_elements`] from here on. It is never read.
+    /// What is asked for meanwhile: [`coming_elements`] from here on.
     pub(super) coming: *const f32,
     /// Where the sums go.
     pub(super) target: Target,
@@ -148,8 +147,8 @@ pub(super) struct Seven {
     pub(super) right: [*const f32; 4],
     /// Room for [`made_elements`] that the kernel makes of them.
     pub(super) made: *mut f32,
-    /// The next `B11, B12, B21, B22`: what is coming, as [`Tile::coming`].
-    pub(super) coming: [*const f32; 4],
+    /// What the next `B11` and `B21`, and the next `B12` and `B22`, are read from.
+    pub(super) coming: [Pieces; 2],
     /// Upper left, upper right, lower left, lower right.
     pub(super) targets: [Target; 4],
 }
@@ -163,21 +162,63 @@ pub(super) fn made_elements(depth: usize) -> usize {
 /// places of the first-level cache.
 pub(super) const GAP: usize = 272;
 
+/// `COUNT` slices of `length` elements in a buffer, with gaps between them, the first at a line.
+pub(super) fn slices<const COUNT: usize>(
+    buffer: &mut Vec<f32>,
+    length: usize,
+) -> [&mut [f32]; COUNT] {
+    let with_gap = length + GAP;
+    if buffer.len() < COUNT * with_gap + LINE {
+        buffer.resize(COUNT * with_gap + LINE, 0.0);
+    }
+    let first = from_line(buffer);
+    let mut rest = &mut buffer[first..];
+    std::array::from_fn(|_| {
+        let (slice, after) = std::mem::take(&mut rest).split_at_mut(with_gap);
+        rest = after;
+        &mut slice[..length]
+    })
+}
+
 /// Steps of a product for each line of 16 elements of what is coming that is asked for.
 const STEPS_PER_LINE: usize = 4;
 
 /// How many elements a kernel asks for beside a product of `depth`.
-pub(super) fn coming_elements(depth: usize) -> usize {
-    depth / STEPS_PER_LINE * 16
+fn coming_elements(depth: usize) -> usize {
+    depth / STEPS_PER_LINE * LINE
 }
 
-/// Asks for `count` elements, which are to be in the second-level cache soon. They are never read.
-pub(super) fn ask_for(from: *const f32, count: usize) {
-    #[cfg(target_arch = "x86_64")]
-    for line in (0..count).step_by(16) {
-        use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T1};
-        // SAFETY: all of x86-64 has the instruction, and it touches nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(line).cast()) };
+/// What will be needed soon and is to be brought into the second-level cache meanwhile. It is never read here.
+#[derive(Clone, Copy)]
+pub(super) struct Pieces {
+    pub(super) first: *const f32,
+    pub(super) count: usize,
+    /// Elements of each.
+    pub(super) length: usize,
+    /// Elements from one to the next.
+    pub(super) stride: usize,
+}
+
+impl Pieces {
+    /// Where to ask for [`coming_elements`] beside one product of `depth` after the other.
+    pub(super) fn places(self, depth: usize) -> impl Iterator<Item = *const f32> {
+        let step = coming_elements(depth).max(LINE);
+        (0..self.count).flat_map(move |piece| {
+            let first = self.first.wrapping_add(piece * self.stride);
+            (0..self.length)
+                .step_by(step)
+                .map(move |offset| first.wrapping_add(offset))
+        })
+    }
+
+    /// Asks for all of it at once.
+    pub(super) fn ask_for(self) {
+        #[cfg(target_arch = "x86_64")]
+        for line in self.places(STEPS_PER_LINE) {
+            use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T1};
+            // SAFETY: all of x86-64 has the instruction, and it touches nothing.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) };
+        }
     }
 }
 
@@ -247,9 +288,10 @@ impl Seven {
         }
     }
 
-    /// What is to be asked for beside the product of some number: a quarter beside eight of them.
-    pub(super) fn coming(&self, number: usize) -> *const f32 {
-        self.coming[number / 8 % 4].wrapping_add(number % 8 * coming_elements(self.depth))
+    /// Where what is coming is asked for.
+    pub(super) fn places(&self) -> impl Iterator<Item = *const f32> {
+        let [left, right] = self.coming.map(|pieces| pieces.places(self.depth));
+        left.chain(right)
     }
 }
 

@@ -3,37 +3,42 @@
 
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
-use std::ptr;
+use std::{array, ptr};
 
 use super::register::Register;
 use super::x86::{
     ask_for_rows, by_rows, every_third_row, plus, write, zeros, Coming, Product, Sums,
     MOST_ROWS_AVX2,
 };
-use super::{coming_elements, Mode, Seven, Target, GAP, LEAST_ROWS_OF_SEVEN, MOST_ROWS, PANEL};
+use super::{Mode, Seven, Target, GAP, LEAST_ROWS_OF_SEVEN, MOST_ROWS, PANEL};
 
 /// All seven products for one tile after the other.
 #[target_feature(enable = "avx512f,avx512vl")]
 pub(super) unsafe fn seven_avx512(seven: &Seven, rows: usize) {
     #[target_feature(enable = "avx512f,avx512vl")]
-    unsafe fn kernel<const ROWS: usize, const MAKES: bool>(seven: &Seven, number: usize) {
-        multiply_together::<__m512, ROWS, MAKES>(seven, number);
+    unsafe fn kernel<const ROWS: usize, const MAKES: bool>(seven: &Seven, coming: Coming7) {
+        multiply_together::<__m512, ROWS, MAKES>(seven, coming);
     }
-    type Rows = [unsafe fn(&Seven, usize); MOST_ROWS];
+    type Rows = [unsafe fn(&Seven, Coming7); MOST_ROWS];
     const PLAIN: Rows = by_rows!(kernel, false: 1 2 3 4 5 6 7 8 9 10 11 12);
     const MAKING: Rows = by_rows!(kernel, true: 1 2 3 4 5 6 7 8 9 10 11 12);
-    for (tile, row) in (0..rows).step_by(MOST_ROWS).enumerate() {
+    let mut places = seven.places();
+    for row in (0..rows).step_by(MOST_ROWS) {
         let kernels = if row == 0 { MAKING } else { PLAIN };
-        kernels[(rows - row).min(MOST_ROWS) - 1](&seven.at(row, 0), 7 * tile);
+        let coming = array::from_fn(|_| places.next().unwrap_or(seven.coming[0].first));
+        kernels[(rows - row).min(MOST_ROWS) - 1](&seven.at(row, 0), coming);
     }
 }
 
-/// The products for `ROWS` rows of each half, the first of them of some number. What products have in common
-/// stays in the registers from one to the next; the first tile makes `T1 … T4`.
+/// What is asked for beside each of seven products.
+type Coming7 = [*const f32; 7];
+
+/// The products for `ROWS` rows of each half. What products have in common stays in the registers from one to
+/// the next; the first tile makes `T1 … T4`.
 #[inline(always)]
 unsafe fn multiply_together<R: Register, const ROWS: usize, const MAKES: bool>(
     seven: &Seven,
-    first: usize,
+    coming: Coming7,
 ) {
     let [a11, a12, a22, s1, s2, s3, s4] = seven.left;
     let [b11, b12, b21, b22] = seven.right;
@@ -56,7 +61,7 @@ unsafe fn multiply_together<R: Register, const ROWS: usize, const MAKES: bool>(
             _ => [None; 4],
         },
         coming: Coming {
-            panel: Some(seven.coming(first + number)),
+            panel: Some(coming[number]),
             rows: None,
         },
         written_next,
@@ -83,6 +88,9 @@ const ROWS_MAKING: usize = LEAST_ROWS_OF_SEVEN;
 /// Rows of which sums are kept from one product to the next.
 pub(super) const MOST_ROWS_KEPT: usize = 128;
 
+/// Of the seven products, the last beside which the next panels are asked for.
+const PRODUCTS_ASKING: usize = 2;
+
 #[repr(align(64))]
 struct Kept([f32; MOST_ROWS_KEPT * HALF]);
 
@@ -96,14 +104,13 @@ pub(super) unsafe fn seven_avx2(seven: &Seven, rows: usize) {
         .map(|kept| (&raw mut (*kept.as_mut_ptr()).0).cast::<f32>());
     let left = steps(seven, left_running, left_fifth);
     let right = steps(&seven.at(0, HALF), right_running, right_fifth);
-    let last = left.len() - 1;
-    for number in 0..=last {
-        // The next panels are asked for beside the last product: sooner, and the rows would displace them.
-        let [left_panel, right_panel] =
-            [seven.coming[0], seven.coming[1]].map(|panel| (number == last).then_some(panel));
+    let mut places = seven.places();
+    for number in 0..left.len() {
+        // The next panels are asked for beside the last products: sooner, and the rows would displace them.
+        let asks = number + PRODUCTS_ASKING >= left.len();
         let following = &left[(number + 1) % left.len()];
-        left[number].multiply(rows, right[number].a, left_panel);
-        right[number].multiply(rows, following.a, right_panel);
+        left[number].multiply(rows, right[number].a, asks.then_some(&mut places));
+        right[number].multiply(rows, following.a, asks.then_some(&mut places));
     }
 }
 
@@ -162,9 +169,14 @@ struct Step {
 
 impl Step {
     /// The step for `rows` rows, at least four, tile by tile. The rows that come after them are asked for, and
-    /// the two halves of what comes after its panel.
+    /// what else is coming, at a place beside each tile.
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn multiply(&self, rows: usize, coming: (*const f32, usize), panel: Option<*const f32>) {
+    unsafe fn multiply(
+        &self,
+        rows: usize,
+        coming: (*const f32, usize),
+        mut places: Option<&mut impl Iterator<Item = *const f32>>,
+    ) {
         /// Its arguments are the first row, the rows that come and the panel.
         type Kernel = unsafe fn(&Step, usize, (*const f32, usize), *const f32);
         #[target_feature(enable = "avx2,fma")]
@@ -202,10 +214,6 @@ impl Step {
         const PLAIN: Rows = by_rows!(kernel, false: 1 2 3 4 5 6);
         const ASKING: Rows = by_rows!(kernel, true: 1 2 3 4 5 6);
         const MAKING: [Kernel; 4] = by_rows!(making: 1 2 3 4);
-        let (mut asked, end) = match panel {
-            Some(panel) => (panel, panel.wrapping_add(2 * self.depth * PANEL)),
-            None => (ptr::null(), ptr::null()),
-        };
         let (a, stride) = self.a;
         let rows_from = |row: usize| match row < rows {
             true => (a.wrapping_add(row * stride), stride),
@@ -221,9 +229,10 @@ impl Step {
                 2 => left.div_ceil(2),
                 _ => left.min(MOST_ROWS_AVX2),
             };
-            let kernels = if asked < end { &ASKING } else { &PLAIN };
-            kernels[count - 1](self, row, rows_from(row + count), asked);
-            asked = asked.wrapping_add(coming_elements(self.depth));
+            match places.as_mut().and_then(|places| places.next()) {
+                Some(place) => ASKING[count - 1](self, row, rows_from(row + count), place),
+                None => PLAIN[count - 1](self, row, rows_from(row + count), ptr::null()),
+            }
             row += count;
         }
     }
