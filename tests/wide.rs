@@ -6,7 +6,9 @@ mod common;
 use common::{fixture, plan_of};
 use deltarun::engine::{mix, Layout};
 use deltarun::graph::{Batch, Graph, Targets, Tensors};
+use deltarun::plan::Plan;
 use dfdx::prelude::{AsArray, Cpu};
+use rayon::ThreadPoolBuilder;
 
 const SEQUENCES: usize = 4;
 const TOKENS: usize = 60;
@@ -41,25 +43,58 @@ fn moved(graph: &mut Graph<Cpu>, start: &Tensors, direction: &Tensors, step: f32
     f64::from(graph.inference().loss(&batch()).unwrap().array())
 }
 
+/// A plan for a backbone of 384 columns with random weights.
+fn plan(delta: &str, backbone: &str) -> Plan {
+    let directory = fixture("counts").join("minilm");
+    let text = format!(
+        r#"
+        backbone "{}" {{ weights = random{backbone} }}
+        data {{ train = tsv("train.tsv") }}
+        task classify {{ text = text, label = label, labels = [a, b] }}
+        {delta}
+        stage tune {{ train = [delta, head], steps = 1, optimizer = sgd {{ lr = 1 }} }}
+        "#,
+        directory.display()
+    );
+    plan_of(&text, &directory)
+}
+
+/// A group that is alone has all threads, which take parts of each operation.
+#[test]
+fn one_group_has_the_same_bits_on_several_threads() {
+    for delta in [
+        "reparam delta = lora { rank = 4, alpha = 8, dropout = 0.1 } on block.*.attn.{q,v}",
+        "insert delta = prefix { tokens = 5 } before block.*.attn",
+        "unfreeze delta = block.**",
+    ] {
+        let plan = plan(delta, "");
+        let mut graph = Graph::load(&plan, Cpu::default()).unwrap();
+        graph.activate(&plan, 0).unwrap();
+        let gradients = |threads: usize| {
+            let pool = ThreadPoolBuilder::new().num_threads(threads).build();
+            let work = || graph.gradients(&[batch()]).unwrap();
+            let (loss, gradients) = pool.unwrap().install(work);
+            let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+            let gradients = gradients
+                .into_iter()
+                .map(|(key, values)| (key, bits(values)));
+            (loss.to_bits(), gradients.collect::<Vec<_>>())
+        };
+        let alone = gradients(1);
+        for _ in 0..3 {
+            assert!(gradients(4) == alone, "{delta}");
+        }
+    }
+}
+
 #[test]
 fn gradients_are_the_slopes_of_the_loss() {
-    let directory = fixture("counts").join("minilm");
     for delta in [
         "reparam delta = lora { rank = 4, alpha = 8 } on block.*.attn.{q,v}",
         "insert delta = houlsby { bottleneck = 8 } after block.*.{attn,ff}",
         "unfreeze delta = block.{0,5}.ff.**",
     ] {
-        let text = format!(
-            r#"
-            backbone "{}" {{ weights = random, dropout = off }}
-            data {{ train = tsv("train.tsv") }}
-            task classify {{ text = text, label = label, labels = [a, b] }}
-            {delta}
-            stage tune {{ train = [delta, head], steps = 1, optimizer = sgd {{ lr = 1 }} }}
-            "#,
-            directory.display()
-        );
-        let plan = plan_of(&text, &directory);
+        let plan = plan(delta, ", dropout = off");
         let scheme = "an eighth fewer multiplications";
         let mut gains = plan.gains(0).into_iter();
         assert!(gains.any(|gain| gain.name == scheme && gain.applies));

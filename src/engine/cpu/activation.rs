@@ -1,10 +1,14 @@
 //! Element-wise non-linearities. The derivative is taken in the forward pass, where its parts are
 //! at hand, so that the backward pass is one multiplication.
 
+use std::mem::MaybeUninit;
+
 use dfdx::prelude::*;
 use multiversion::multiversion;
+use rayon::prelude::*;
 
 use super::bridge::InPlace;
+use super::helpers::{share_elements, share_items, PART};
 use super::math::{gelu, gelu_tanh, sigmoid, swish, tanh};
 use super::Outcome;
 use crate::engine::{profile, Activation, Matrix, Trace};
@@ -14,11 +18,23 @@ pub(super) fn activate(x: Matrix<Cpu>, activation: Activation) -> Outcome<Matrix
     let mut result = InPlace::new(x)?;
     let is_traced = result.is_traced();
     let values = result.values();
-    let mut slopes = Vec::with_capacity(if is_traced { values.len() } else { 0 });
-    apply(activation, values, is_traced.then_some(&mut slopes));
+    let count = if is_traced { values.len() } else { 0 };
+    let mut slopes = Vec::with_capacity(count);
+    let parts = values.par_chunks_mut(PART);
+    if is_traced {
+        let room = slopes.spare_capacity_mut()[..count].par_chunks_mut(PART);
+        let work = |(): &mut _, (values, slopes): (&mut [f32], &mut [_])| {
+            apply(activation, values, Some(slopes));
+        };
+        share_items(parts.zip(room), || (), work);
+    } else {
+        share_items(parts, || (), |(), values| apply(activation, values, None));
+    }
+    // SAFETY: as many elements were just written.
+    unsafe { slopes.set_len(count) };
     profile::kept(slopes.len());
     Ok(result.finish(Trace::off(), move |_, gradient| {
-        multiply_by(gradient, &slopes);
+        share_elements(gradient, &slopes, multiply_by);
         Ok(())
     }))
 }
@@ -39,10 +55,10 @@ pub(super) fn add_product(sum: &mut [f32], a: &[f32], b: &[f32]) {
     }
 }
 
-/// `values ← f(values)`; `slopes`, which is empty and has room, gets the derivatives where it is asked
-/// for.
+/// `values ← f(values)`; all of `slopes`, of which there are as many, gets the derivatives where they are
+/// asked for.
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
-fn apply(activation: Activation, values: &mut [f32], slopes: Option<&mut Vec<f32>>) {
+fn apply(activation: Activation, values: &mut [f32], slopes: Option<&mut [MaybeUninit<f32>]>) {
     match activation {
         Activation::Gelu => map(values, slopes, gelu),
         Activation::GeluTanh => map(values, slopes, gelu_tanh),
@@ -64,19 +80,17 @@ fn apply(activation: Activation, values: &mut [f32], slopes: Option<&mut Vec<f32
 }
 
 #[inline(always)]
-fn map(values: &mut [f32], slopes: Option<&mut Vec<f32>>, f: impl Fn(f32) -> (f32, f32)) {
+fn map(values: &mut [f32], slopes: Option<&mut [MaybeUninit<f32>]>, f: impl Fn(f32) -> (f32, f32)) {
     let Some(slopes) = slopes else {
         for value in values {
             *value = f(*value).0;
         }
         return;
     };
-    let room = &mut slopes.spare_capacity_mut()[..values.len()];
-    for (value, slope) in values.iter_mut().zip(room) {
+    assert_eq!(values.len(), slopes.len(), "a slope for each value");
+    for (value, slope) in values.iter_mut().zip(slopes) {
         let (y, derivative) = f(*value);
         *value = y;
         slope.write(derivative);
     }
-    // SAFETY: as many elements as `values` has were just written, one after the other.
-    unsafe { slopes.set_len(values.len()) };
 }

@@ -2,17 +2,18 @@
 //! where they are few, and computed again where they are many: they are the one thing that grows with
 //! the square of the length.
 
-use std::ops::Range;
-
 use dfdx::prelude::*;
 use multiversion::multiversion;
+use rayon::prelude::*;
 
 use super::bridge::{data, output};
 use super::gradient::{slot, trace, Flow, Slot};
+use super::helpers::share_items;
 use super::math::exp;
 use super::norm::{join_lanes, sum_lanes, LANES};
 use super::packed::{Packed, Scheme};
 use super::product::View;
+use super::tile::{Mode, Place};
 use super::Outcome;
 use crate::engine::noise::Noise;
 use crate::engine::{profile, AttentionShape, Dropout, Layout, Matrix};
@@ -33,6 +34,11 @@ pub(super) fn attention(
     let (rows, hidden) = *q.shape();
     let plan = Heads::new(layout, queries, shape, hidden, dropout);
     assert_eq!(rows, plan.rows(), "attention: rows and layout disagree");
+    let of_keys = (layout.rows() + layout.sequences() * shape.prefix) * hidden;
+    assert!(
+        [k, v].iter().all(|tensor| data(tensor).len() == of_keys),
+        "attention: keys or values and layout disagree"
+    );
     let [own, others @ ..] = [q, k, v].map(|tensor| data(tensor).as_ptr());
     let joined = trace(q).merge(trace(k)).merge(trace(v));
     assert!(
@@ -40,32 +46,34 @@ pub(super) fn attention(
         "attention: q, k and v are to be three tensors"
     );
     let is_kept = joined.is_on() && layout.longest() + shape.prefix <= MOST_KEPT_KEYS;
+    let heads = plan.heads();
     // Of all heads where the backward pass needs them, of one at a time elsewhere.
-    let mut kept = Vec::with_capacity(if is_kept { plan.count() } else { 0 });
+    let mut kept = vec![Vec::new(); heads.len()];
     let mut values = vec![0.0; rows * hidden];
-    let mut buffers = Buffers::default();
-    plan.each(|head| {
-        let Buffers {
-            packed, dropped, ..
-        } = &mut buffers;
-        if !is_kept {
-            kept.clear();
-        }
-        plan.append_weights(packed, head, data(q), data(k), &mut kept);
-        let weights = plan.dropped(
-            &kept[kept.len() - head.queries * head.keys..],
-            head,
-            dropped,
-        );
-        let weights = View::new(weights, head.keys);
-        packed.pack_rows(&data(v)[head.key_start..], hidden, head.keys, plan.width());
-        packed
-            .plain()
-            .multiply_into(&mut values[head.start..], hidden, weights);
-    });
+    let place = plan.place(&mut values);
+    let inputs = [q, k, v].map(data);
+    let [q_data, k_data, v_data] = inputs;
+    share_items(
+        heads.par_iter().zip(&mut kept),
+        Buffers::default,
+        |buffers, (&head, kept)| {
+            let Buffers {
+                packed,
+                weights,
+                dropped,
+                ..
+            } = buffers;
+            let weights = if is_kept { kept } else { weights };
+            plan.weights(packed, head, q_data, k_data, weights);
+            let weights = View::new(plan.dropped(weights, head, dropped), head.keys);
+            packed.pack_rows(&v_data[head.key_start..], hidden, head.keys, plan.width());
+            // SAFETY: these are the rows and columns of the head, which lie in q by the assertions above.
+            unsafe { packed.plain().multiply_at(place.at(head.start), weights) };
+        },
+    );
     if joined.is_on() {
-        let inputs = [q, k, v].map(|tensor| data(tensor).len());
-        profile::kept(inputs.iter().sum::<usize>() + if is_kept { kept.len() } else { 0 });
+        let inputs = inputs.map(<[f32]>::len).iter().sum::<usize>();
+        profile::kept(inputs + kept.iter().map(Vec::len).sum::<usize>());
     }
     let slots = [slot(q), slot(k), slot(v)];
     let [q, k, v] = [q, k, v].map(|tensor| tensor.clone().split_tape().0);
@@ -77,13 +85,8 @@ pub(super) fn attention(
         &device,
         move |flow, upstream| {
             let kept = is_kept.then_some(kept.as_slice());
-            plan.backward(
-                [data(&q), data(&k), data(&v)],
-                &upstream,
-                kept,
-                &slots,
-                flow,
-            )
+            let inputs = [data(&q), data(&k), data(&v)];
+            plan.backward(inputs, &upstream, kept, &slots, flow)
         },
     )
 }
@@ -122,6 +125,7 @@ struct Head {
 struct Buffers {
     packed: Packed,
     /// `(queries, keys)` each.
+    weights: Vec<f32>,
     dropped: Vec<f32>,
     slopes: Vec<f32>,
 }
@@ -156,13 +160,6 @@ impl Heads {
         }
     }
 
-    /// The weights of all heads.
-    fn count(&self) -> usize {
-        let mut count = 0;
-        self.each(|head| count += head.queries * head.keys);
-        count
-    }
-
     /// Rows of q.
     fn rows(&self) -> usize {
         self.places.len()
@@ -172,27 +169,35 @@ impl Heads {
         self.hidden / self.shape.heads
     }
 
-    fn each(&self, mut work: impl FnMut(Head)) {
-        for (sequence, range) in self.layout.ranges().enumerate() {
-            let first_key = range.start + sequence * self.shape.prefix;
-            let own: Range<usize> = self.starts[sequence]..self.starts[sequence + 1];
-            if own.is_empty() {
-                continue;
-            }
-            for index in 0..self.shape.heads {
-                let column = index * self.width();
-                work(Head {
-                    sequence,
-                    index,
-                    row: own.start,
-                    queries: own.len(),
-                    keys: range.len() + self.shape.prefix,
-                    length: range.len(),
-                    start: own.start * self.hidden + column,
-                    key_start: first_key * self.hidden + column,
-                });
-            }
-        }
+    /// All heads of all sequences that have a row of q.
+    fn heads(&self) -> Vec<Head> {
+        let own = |sequence: usize| self.starts[sequence]..self.starts[sequence + 1];
+        let sequences = self.layout.ranges().enumerate();
+        sequences
+            .filter(|(sequence, _)| !own(*sequence).is_empty())
+            .flat_map(|(sequence, range)| {
+                let first_key = range.start + sequence * self.shape.prefix;
+                let own = own(sequence);
+                (0..self.shape.heads).map(move |index| {
+                    let column = index * self.width();
+                    Head {
+                        sequence,
+                        index,
+                        row: own.start,
+                        queries: own.len(),
+                        keys: range.len() + self.shape.prefix,
+                        length: range.len(),
+                        start: own.start * self.hidden + column,
+                        key_start: first_key * self.hidden + column,
+                    }
+                })
+            })
+            .collect()
+    }
+
+    /// Where heads write their parts of something of the shape of q, or of k and v.
+    fn place(&self, values: &mut [f32]) -> Place {
+        Place::new(values, self.hidden, Mode::Set)
     }
 
     /// The `(queries, width)` part of q, or of something of its shape, that belongs to `head`.
@@ -200,8 +205,8 @@ impl Heads {
         View::strided(&data[head.start..], head.queries, self.width(), self.hidden)
     }
 
-    /// Appends `softmax(q kᵀ / √width)` of one head, without dropout, to `weights`.
-    fn append_weights(
+    /// `weights ← softmax(q kᵀ / √width)` of one head, without dropout.
+    fn weights(
         &self,
         packed: &mut Packed,
         head: Head,
@@ -209,12 +214,12 @@ impl Heads {
         k: &[f32],
         weights: &mut Vec<f32>,
     ) {
-        let first = weights.len();
+        weights.clear();
         packed.pack_transposed(&k[head.key_start..], self.hidden, self.width(), head.keys);
         packed
             .plain()
             .append(Scheme::InOrder, weights, self.view(q, head), None);
-        let rows = weights[first..].chunks_exact_mut(head.keys.max(1));
+        let rows = weights.chunks_exact_mut(head.keys.max(1));
         for (i, row) in rows.enumerate() {
             let seen = match self.shape.causal {
                 true => self.shape.prefix + self.places[head.row + i] + 1,
@@ -260,7 +265,7 @@ impl Heads {
         &self,
         [q, k, v]: [&[f32]; 3],
         upstream: &[f32],
-        kept: Option<&[f32]>,
+        kept: Option<&[Vec<f32>]>,
         slots: &[Option<Slot>; 3],
         flow: &mut Flow,
     ) -> Outcome<()> {
@@ -268,47 +273,57 @@ impl Heads {
         let zeros =
             |values: &[f32], slot: &Option<Slot>| slot.is_some().then(|| vec![0.0; values.len()]);
         let [q_slot, k_slot, v_slot] = slots;
-        let (mut dq, mut dk, mut dv) = (zeros(q, q_slot), zeros(k, k_slot), zeros(v, v_slot));
-        let mut buffers = Buffers::default();
-        let mut recomputed = Vec::new();
-        let mut left = kept;
-        self.each(|head| {
-            let keys = head.keys;
-            let weights = match &mut left {
-                Some(kept) => {
-                    let (own, others) = kept.split_at(head.queries * keys);
-                    *kept = others;
-                    own
-                }
+        let mut gradients = [zeros(q, q_slot), zeros(k, k_slot), zeros(v, v_slot)];
+        let [dq, dk, dv] = gradients
+            .each_mut()
+            .map(|gradient| gradient.as_mut().map(|values| self.place(values)));
+        let heads = self.heads();
+        let work = |buffers: &mut Buffers, (number, &head): (usize, &Head)| {
+            let Buffers {
+                packed,
+                weights,
+                dropped,
+                slopes,
+            } = buffers;
+            let weights = match kept {
+                Some(kept) => &kept[number],
                 None => {
-                    recomputed.clear();
-                    self.append_weights(&mut buffers.packed, head, q, k, &mut recomputed);
-                    &recomputed
+                    self.weights(packed, head, q, k, weights);
+                    &*weights
                 }
             };
-            if let Some(dv) = &mut dv {
-                self.values_backward(&mut buffers, head, weights, upstream, dv);
+            if let Some(dv) = dv {
+                // dv ← weightsᵀ dy, with the weights as they were dropped.
+                let weights = self.dropped(weights, head, dropped);
+                let weights = View::strided(weights, head.queries, head.keys, head.keys);
+                packed.pack_rows(&upstream[head.start..], hidden, head.queries, self.width());
+                // SAFETY: these are the rows and columns of the head in k and v, and below in q or in k and v.
+                unsafe {
+                    packed
+                        .plain()
+                        .multiply_at(dv.at(head.key_start), weights.t())
+                };
             }
             if dq.is_none() && dk.is_none() {
                 return;
             }
-            self.scores_backward(&mut buffers, head, weights, v, upstream);
-            let slopes = View::strided(&buffers.slopes, head.queries, keys, keys);
-            let packed = &mut buffers.packed;
-            if let Some(dq) = &mut dq {
-                packed.pack_rows(&k[head.key_start..], hidden, keys, self.width());
-                packed
-                    .plain()
-                    .multiply_into(&mut dq[head.start..], hidden, slopes);
+            self.scores_backward(packed, slopes, head, weights, v, upstream);
+            let slopes = View::strided(slopes, head.queries, head.keys, head.keys);
+            if let Some(dq) = dq {
+                packed.pack_rows(&k[head.key_start..], hidden, head.keys, self.width());
+                unsafe { packed.plain().multiply_at(dq.at(head.start), slopes) };
             }
-            if let Some(dk) = &mut dk {
+            if let Some(dk) = dk {
                 packed.pack_rows(&q[head.start..], hidden, head.queries, self.width());
-                packed
-                    .plain()
-                    .multiply_into(&mut dk[head.key_start..], hidden, slopes.t());
+                unsafe {
+                    packed
+                        .plain()
+                        .multiply_at(dk.at(head.key_start), slopes.t())
+                };
             }
-        });
-        for (gradient, slot) in [dq, dk, dv].into_iter().zip(slots) {
+        };
+        share_items(heads.par_iter().enumerate(), Buffers::default, work);
+        for (gradient, slot) in gradients.into_iter().zip(slots) {
             if let (Some(gradient), Some(slot)) = (gradient, slot) {
                 flow.add(slot, gradient)?;
             }
@@ -316,39 +331,18 @@ impl Heads {
         Ok(())
     }
 
-    /// The gradient of v: `dv ← weightsᵀ dy`, with the weights as they were dropped.
-    fn values_backward(
-        &self,
-        buffers: &mut Buffers,
-        head: Head,
-        weights: &[f32],
-        dy: &[f32],
-        dv: &mut [f32],
-    ) {
-        let Buffers {
-            packed, dropped, ..
-        } = buffers;
-        let weights = self.dropped(weights, head, dropped);
-        let weights = View::strided(weights, head.queries, head.keys, head.keys);
-        packed.pack_rows(&dy[head.start..], self.hidden, head.queries, self.width());
-        packed
-            .plain()
-            .multiply_into(&mut dv[head.key_start..], self.hidden, weights.t());
-    }
-
     /// The gradient of the dropped weights, then of the weights, then of the scores.
     fn scores_backward(
         &self,
-        buffers: &mut Buffers,
+        packed: &mut Packed,
+        slopes: &mut Vec<f32>,
         head: Head,
         weights: &[f32],
         v: &[f32],
         dy: &[f32],
     ) {
         let keys = head.keys;
-        let packed = &mut buffers.packed;
         packed.pack_transposed(&v[head.key_start..], self.hidden, self.width(), keys);
-        let slopes = &mut buffers.slopes;
         slopes.resize(head.queries * keys, 0.0);
         packed
             .plain()

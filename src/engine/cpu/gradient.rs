@@ -11,6 +11,7 @@ use dfdx::prelude::{Cpu, Gradients, Shape, SplitTape, Tensor};
 use dfdx::tensor::CpuError;
 
 use super::bridge::data;
+use super::helpers::share_elements;
 use super::rows::add_to;
 use crate::engine::{profile, Trace, Weight};
 
@@ -120,7 +121,7 @@ impl<'a> Flow<'a> {
             gradient = values;
         } else {
             profile::moved(2 * gradient.len());
-            add_to(&mut gradient, &values);
+            share_elements(&mut gradient, &values, add_to);
         }
         self.put(slot, gradient)
     }

@@ -1,5 +1,5 @@
-//! Threads that have no group of their own left help with the products of others: the last groups of a
-//! batch end together, and a batch of fewer groups than threads uses them all.
+//! Threads that have no group of their own left help others: the last groups of a batch end together, and
+//! fewer groups than threads use them all.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -22,14 +22,19 @@ pub(crate) fn map_groups<T: Sync, R: Send>(
         WAITING.fetch_sub(1, Relaxed);
         work(group)
     };
-    groups.par_iter().with_max_len(1).map(begin).collect()
+    // One group alone would be worked on by the calling thread, where none of the others can help.
+    rayon::scope(|_| groups.par_iter().with_max_len(1).map(begin).collect())
+}
+
+/// Whether other threads may have time.
+fn has_helpers() -> bool {
+    WAITING.load(Relaxed) == 0 && rayon::current_thread_index().is_some()
 }
 
 /// Does `work` for all `places`, in parts of at least `least` places that other threads may take. It is to do
 /// the same whatever the parts are.
 pub(super) fn share(places: Range<usize>, least: usize, work: &(impl Fn(Range<usize>) + Sync)) {
-    let has_helpers = WAITING.load(Relaxed) == 0 && rayon::current_thread_index().is_some();
-    if places.len() < 2 * least.max(1) || !has_helpers {
+    if places.len() < 2 * least.max(1) || !has_helpers() {
         return work(places);
     }
     let middle = places.start + places.len() / 2;
@@ -44,6 +49,43 @@ pub(super) fn share(places: Range<usize>, least: usize, work: &(impl Fn(Range<us
             }
         },
     );
+}
+
+/// Does `work` for all items, some of which other threads may take; `buffers` are made once for a thread's.
+pub(super) fn share_items<I: IndexedParallelIterator, B>(
+    items: I,
+    buffers: impl Fn() -> B + Send + Sync,
+    work: impl Fn(&mut B, I::Item) + Send + Sync,
+) {
+    let least = if has_helpers() { 1 } else { items.len().max(1) };
+    let (pass, owner) = (profile::pass(), rayon::current_thread_index());
+    items
+        .with_min_len(least)
+        .for_each_init(buffers, |buffers, item| {
+            match rayon::current_thread_index() == owner {
+                true => work(buffers, item),
+                false => profile::help(pass, || work(buffers, item)),
+            }
+        });
+}
+
+/// Elements of a part that other threads may take: some microseconds.
+pub(super) const PART: usize = 1 << 13;
+
+/// Whole rows of about [`PART`] elements.
+pub(super) fn rows_of_a_part(columns: usize) -> usize {
+    (PART / columns.max(1)).max(1)
+}
+
+/// Applies `change` to all elements, beside those of `others`, part by part.
+pub(super) fn share_elements(
+    values: &mut [f32],
+    others: &[f32],
+    change: impl Fn(&mut [f32], &[f32]) + Send + Sync,
+) {
+    assert_eq!(values.len(), others.len(), "two slices of one length");
+    let parts = values.par_chunks_mut(PART).zip(others.par_chunks(PART));
+    share_items(parts, || (), |(), (values, others)| change(values, others));
 }
 
 #[cfg(test)]

@@ -2,8 +2,8 @@
 //! by a property test (`tests/kernels.rs`).
 //!
 //! A batch is divided into groups of sequences, and the groups run in parallel (`graph::Executor`), which
-//! needs no synchronization inside a step and keeps a group's activations in the caches. Kernels are
-//! single-threaded, but for products while there are more threads than groups ([`helpers`]).
+//! needs no synchronization inside a step and keeps a group's activations in the caches. Threads without a group
+//! take parts of the others' kernels ([`helpers`]).
 
 mod activation;
 mod attention;

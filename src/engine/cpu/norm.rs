@@ -1,11 +1,15 @@
 //! Layer norm: one pass over the rows forward, one backward.
 
+use std::mem::MaybeUninit;
+
 use dfdx::prelude::*;
 use multiversion::multiversion;
+use rayon::prelude::*;
 
 use super::activation::add_product;
 use super::bridge::{data, output};
 use super::gradient::{slot, trace};
+use super::helpers::{rows_of_a_part, share_items};
 use super::rows::add_to;
 use super::Outcome;
 use crate::engine::{profile, Matrix, Vector};
@@ -19,20 +23,32 @@ pub(super) fn layer_norm(
 ) -> Outcome<Matrix<Cpu>> {
     let (rows, hidden) = *x.shape();
     let joined = trace(x).merge(trace(gain)).merge(trace(bias));
-    let mut values = Vec::with_capacity(rows * hidden);
-    // Of all rows where the backward pass needs them, of one at a time elsewhere.
-    let kept = if joined.is_on() { rows } else { 1 };
-    let mut normal = Vec::with_capacity(kept * hidden);
-    let mut inverse = Vec::with_capacity(rows);
-    let (g, b) = (data(gain), data(bias));
-    for x in data(x).chunks_exact(hidden) {
-        if !joined.is_on() {
-            normal.clear();
-        }
-        inverse.push(normalize(x, &mut normal, epsilon));
-        affine(&normal[normal.len() - hidden..], g, b, &mut values);
+    let count = rows * hidden;
+    let mut values = Vec::with_capacity(count);
+    // What the backward pass needs.
+    let kept = if joined.is_on() { count } else { 0 };
+    let mut normal = Vec::with_capacity(kept);
+    let mut inverse = vec![0.0; rows];
+    let part = rows_of_a_part(hidden);
+    let mut normals = normal.spare_capacity_mut()[..kept].chunks_mut((part * hidden).max(1));
+    let parts: Vec<_> = data(x)
+        .chunks((part * hidden).max(1))
+        .zip(values.spare_capacity_mut()[..count].chunks_mut((part * hidden).max(1)))
+        .zip(inverse.chunks_mut(part))
+        .map(|((x, values), inverse)| (x, values, inverse, normals.next()))
+        .collect();
+    let affine = (data(gain), data(bias));
+    share_items(
+        parts.into_par_iter(),
+        || (),
+        |(), (x, values, inverse, normal)| normalize(x, affine, epsilon, values, inverse, normal),
+    );
+    // SAFETY: all parts were just written.
+    unsafe {
+        values.set_len(count);
+        normal.set_len(kept);
     }
-    profile::kept(if joined.is_on() { normal.len() } else { 0 });
+    profile::kept(kept);
     let (x_slot, gain_slot, bias_slot) = (slot(x), slot(gain), slot(bias));
     let gain = gain.clone().split_tape().0;
     output(
@@ -56,11 +72,16 @@ pub(super) fn layer_norm(
             }
             if let Some(slot) = &x_slot {
                 let gain = data(&gain);
-                let rows = upstream.chunks_exact_mut(hidden);
-                for ((row, normal), inverse) in rows.zip(normal.chunks_exact(hidden)).zip(&inverse)
-                {
-                    backward_row(row, normal, gain, *inverse);
-                }
+                let part = rows_of_a_part(hidden);
+                let parts = upstream
+                    .par_chunks_mut(part * hidden)
+                    .zip(normal.par_chunks(part * hidden))
+                    .zip(inverse.par_chunks(part));
+                share_items(
+                    parts,
+                    || (),
+                    |(), ((dy, normal), inverse)| backward(dy, normal, gain, inverse),
+                );
                 flow.add(slot, upstream)?;
             }
             Ok(())
@@ -99,34 +120,57 @@ pub(super) fn join_lanes(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32
     lanes[0]
 }
 
-/// Appends `(x − mean) / √(variance + ε)` to `normal`; returns the inverse of the root.
+/// `values ← normal ⊙ gain + bias` with `normal = inverse · (x − mean)` and `inverse = 1 / √(variance + ε)`, row
+/// by row. All of `values`, and of `normal` where it is asked for, is written.
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
-fn normalize(x: &[f32], normal: &mut Vec<f32>, epsilon: f32) -> f32 {
-    let count = x.len() as f32;
-    let mean = sum_lanes(x, x, |x, _| x) / count;
-    let variance = sum_lanes(x, x, |x, _| (x - mean) * (x - mean)) / count;
-    let inverse = 1.0 / (variance + epsilon).sqrt();
-    normal.extend(x.iter().map(|x| (x - mean) * inverse));
-    inverse
-}
-
-/// Appends `normal ⊙ gain + bias` to `out`.
-#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
-fn affine(normal: &[f32], gain: &[f32], bias: &[f32], out: &mut Vec<f32>) {
-    let elements = normal.iter().zip(gain).zip(bias);
-    out.extend(elements.map(|((n, g), b)| n * g + b));
-}
-
-/// `dy ← inverse · (s − mean(s) − normal · mean(s ⊙ normal))` with `s = dy ⊙ gain`.
-#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
-fn backward_row(dy: &mut [f32], normal: &[f32], gain: &[f32], inverse: f32) {
-    for (dy, gain) in dy.iter_mut().zip(gain) {
-        *dy *= gain;
+fn normalize(
+    x: &[f32],
+    (gain, bias): (&[f32], &[f32]),
+    epsilon: f32,
+    values: &mut [MaybeUninit<f32>],
+    inverse: &mut [f32],
+    mut normal: Option<&mut [MaybeUninit<f32>]>,
+) {
+    let hidden = gain.len();
+    let count = hidden as f32;
+    for (row, (x, place)) in x.chunks_exact(hidden).zip(inverse).enumerate() {
+        let mean = sum_lanes(x, x, |x, _| x) / count;
+        let variance = sum_lanes(x, x, |x, _| (x - mean) * (x - mean)) / count;
+        let inverse = 1.0 / (variance + epsilon).sqrt();
+        *place = inverse;
+        let values = &mut values[row * hidden..][..hidden];
+        let elements = x.iter().zip(gain).zip(bias).zip(values);
+        let n = |x: f32| (x - mean) * inverse;
+        match &mut normal {
+            Some(normal) => {
+                let normal = &mut normal[row * hidden..][..hidden];
+                for ((((x, gain), bias), value), normal) in elements.zip(normal) {
+                    value.write(*normal.write(n(*x)) * gain + bias);
+                }
+            }
+            None => {
+                for (((x, gain), bias), value) in elements {
+                    value.write(n(*x) * gain + bias);
+                }
+            }
+        }
     }
-    let count = dy.len() as f32;
-    let mean = sum_lanes(dy, dy, |s, _| s) / count;
-    let along = sum_lanes(dy, normal, |s, n| s * n) / count;
-    for (s, n) in dy.iter_mut().zip(normal) {
-        *s = inverse * (*s - mean - n * along);
+}
+
+/// `dy ← inverse · (s − mean(s) − normal · mean(s ⊙ normal))` with `s = dy ⊙ gain`, row by row.
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
+fn backward(dy: &mut [f32], normal: &[f32], gain: &[f32], inverse: &[f32]) {
+    let hidden = gain.len();
+    let rows = dy.chunks_exact_mut(hidden).zip(normal.chunks_exact(hidden));
+    for ((dy, normal), inverse) in rows.zip(inverse) {
+        for (dy, gain) in dy.iter_mut().zip(gain) {
+            *dy *= gain;
+        }
+        let count = hidden as f32;
+        let mean = sum_lanes(dy, dy, |s, _| s) / count;
+        let along = sum_lanes(dy, normal, |s, n| s * n) / count;
+        for (s, n) in dy.iter_mut().zip(normal) {
+            *s = inverse * (*s - mean - n * along);
+        }
     }
 }

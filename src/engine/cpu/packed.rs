@@ -245,6 +245,15 @@ impl<'a> Operand<'a> {
         unsafe { self.multiply(Scheme::InOrder, Place::new(out, stride, Mode::Set), a) }
     }
 
+    /// Writes `a b` at a place.
+    ///
+    /// # Safety
+    /// It has `a.rows` rows of as many columns as this, which nobody else has meanwhile.
+    pub(super) unsafe fn multiply_at(&self, place: Place, a: View) {
+        assert!(a.columns == self.shape().0 && a.fits());
+        self.multiply(Scheme::InOrder, place, a);
+    }
+
     /// `a b (rows, columns)`.
     pub(super) fn product(&self, a: View) -> Vec<f32> {
         self.product_by(Scheme::InOrder, a, None)
@@ -321,12 +330,14 @@ impl<'a> Operand<'a> {
         a: View,
     ) {
         let (depth, columns) = self.shape();
-        let least = LEAST_SHARED.div_ceil((a.rows * depth * PANEL).max(1));
-        share(panels, least, &|panels| {
+        let least = |rows: usize| LEAST_SHARED.div_ceil((rows * depth * PANEL).max(1));
+        // Whoever multiplies with the next panel: it is likely the same thread.
+        let last = panels.end.saturating_sub(1);
+        let work = |panels: Range<usize>, rows: Range<usize>| {
             TRANSPOSED.with_borrow_mut(|buffer| {
                 let [room] = slices(buffer, self.room(depth));
                 for number in panels.clone() {
-                    let next = self.pieces((number + 1).min(panels.end - 1), 0..depth);
+                    let next = self.pieces((number + 1).min(last), 0..depth);
                     let whole = Tile {
                         depth,
                         a: a.data.as_ptr(),
@@ -336,17 +347,26 @@ impl<'a> Operand<'a> {
                         target: place.target(0, number * PANEL, columns),
                     };
                     let mut places = next.places(depth);
-                    for row in (0..a.rows).step_by(MOST_ROWS) {
+                    for row in rows.clone().step_by(MOST_ROWS) {
                         let tile = Tile {
                             coming: places.next().unwrap_or(next.first),
                             ..whole.at(row, 0)
                         };
                         // The tile has at most the rows of `a` and the result that are left, as many columns
                         // as there are, and a whole panel.
-                        (kernels.rows)(&tile, (a.rows - row).min(MOST_ROWS));
+                        (kernels.rows)(&tile, (rows.end - row).min(MOST_ROWS));
                     }
                 }
             });
+        };
+        if panels.len() > 1 {
+            return share(panels, least(a.rows), &|panels| work(panels, 0..a.rows));
+        }
+        // A narrow product is divided by its rows.
+        let tiles = 0..a.rows.div_ceil(MOST_ROWS);
+        share(tiles, least(MOST_ROWS), &|tiles| {
+            let end = a.rows.min(tiles.end * MOST_ROWS);
+            work(panels.clone(), tiles.start * MOST_ROWS..end);
         });
     }
 
@@ -377,12 +397,21 @@ impl<'a> Operand<'a> {
 /// `out ← out + a b` for `b (depth, columns)`, which is multiplied with this once: a panel at a time is packed,
 /// and stays in the first cache.
 pub(super) fn multiply_add_once(out: &mut [f32], a: View, b: &[f32], columns: usize) {
-    let mut panel = Packed::default();
-    for first in (0..columns).step_by(PANEL) {
-        let count = PANEL.min(columns - first);
-        panel.pack_rows(&b[first..], columns, a.columns, count);
-        panel.plain().multiply_add(&mut out[first..], columns, a);
-    }
+    /// An element is packed in the time of so many multiplications.
+    const PACKING: usize = 32;
+    assert!(a.fits() && a.rows * columns <= out.len() && a.columns * columns <= b.len());
+    let least = LEAST_SHARED.div_ceil(((a.rows + PACKING) * a.columns * PANEL).max(1));
+    let place = Place::new(out, columns, Mode::Add);
+    share(0..columns.div_ceil(PANEL), least, &|panels| {
+        let mut panel = Packed::default();
+        for first in panels.map(|number| number * PANEL) {
+            let count = PANEL.min(columns - first);
+            panel.pack_rows(&b[first..], columns, a.columns, count);
+            let place = place.at(first);
+            // SAFETY: `out` has as many rows of `columns` elements, and these columns are written here alone.
+            unsafe { panel.plain().multiply(Scheme::InOrder, place, a) };
+        }
+    });
 }
 
 #[cfg(test)]

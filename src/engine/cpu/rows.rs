@@ -2,12 +2,15 @@
 
 use dfdx::prelude::*;
 use multiversion::multiversion;
+use rayon::prelude::*;
 
 use super::activation::{add_product, multiply_by};
 use super::bridge::{data, output, InPlace};
 use super::deferred::{Deferred, Part};
 use super::gradient::{slot, trace};
+use super::helpers::{rows_of_a_part, share_elements, share_items};
 use super::Outcome;
+use crate::engine::noise::Noise;
 use crate::engine::{Dropout, Elements, Fastfood, Layout, Matrix, Trace, Vector, Weight};
 
 /// See [`crate::engine::Backend::select_rows`].
@@ -88,10 +91,14 @@ pub(super) fn add_to(sum: &mut [f32], values: &[f32]) {
 pub(super) fn add(x: Matrix<Cpu>, y: &Matrix<Cpu>) -> Outcome<Matrix<Cpu>> {
     assert_eq!(x.shape(), y.shape(), "add: shapes disagree");
     let mut sum = InPlace::new(x)?;
-    add_to(sum.values(), data(y));
+    share_elements(sum.values(), data(y), add_to);
     let y_slot = slot(y);
     Ok(sum.finish(trace(y), move |flow, gradient| match &y_slot {
-        Some(slot) => flow.make_or_add(slot, || gradient.to_vec(), |sum| add_to(sum, gradient)),
+        Some(slot) => flow.make_or_add(
+            slot,
+            || gradient.to_vec(),
+            |sum| share_elements(sum, gradient, add_to),
+        ),
         None => Ok(()),
     }))
 }
@@ -196,15 +203,30 @@ pub(super) fn dropout(x: Matrix<Cpu>, layout: &Layout, dropout: Dropout) -> Outc
 }
 
 /// `values ← factors ⊙ values`, the factors drawn from the layout's keys.
-#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
 fn drop_rows(values: &mut [f32], columns: usize, layout: &Layout, dropout: Dropout) {
-    let mut factors = vec![0.0; columns];
-    for (sequence, range) in layout.ranges().enumerate() {
-        let noise = crate::engine::noise::Noise::new(layout.key(sequence), dropout.site);
-        for (position, row) in range.enumerate() {
-            noise.dropout_row(position, dropout.probability, &mut factors);
-            multiply_by(&mut values[row * columns..(row + 1) * columns], &factors);
-        }
+    let places: Vec<(Noise, usize)> = layout
+        .ranges()
+        .enumerate()
+        .flat_map(|(sequence, range)| {
+            let noise = Noise::new(layout.key(sequence), dropout.site);
+            (0..range.len()).map(move |position| (noise, position))
+        })
+        .collect();
+    let rows = rows_of_a_part(columns);
+    let parts = values.par_chunks_mut((rows * columns).max(1));
+    share_items(
+        parts.zip(places.par_chunks(rows)),
+        || vec![0.0; columns],
+        |factors, (values, places)| drop_part(values, places, dropout.probability, factors),
+    );
+}
+
+/// The same for some rows, each with its noise and its position in its sequence.
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
+fn drop_part(values: &mut [f32], places: &[(Noise, usize)], probability: f32, factors: &mut [f32]) {
+    for (row, (noise, position)) in values.chunks_exact_mut(factors.len().max(1)).zip(places) {
+        noise.dropout_row(*position, probability, factors);
+        multiply_by(row, factors);
     }
 }
 

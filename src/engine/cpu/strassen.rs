@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use multiversion::multiversion;
 
-use super::helpers::share;
+use super::helpers::{rows_of_a_part, share};
 use super::packed::Operand;
 use super::product::View;
 use super::tile::{
@@ -134,7 +134,7 @@ impl Part<'_> {
                         left: left.map(|view| (view.data.as_ptr(), view.strides.0)),
                         right: self.quarters(panel, &mut room),
                         made: made.as_mut_ptr(),
-                        coming: self.coming((panel + 1).min(panels.end - 1)),
+                        coming: self.coming((panel + 1).min(self.panels - 1)),
                         targets: [target(0, 0), target(0, 1), target(1, 0), target(1, 1)],
                     };
                     (self.kernels.seven)(&seven, rows);
@@ -148,21 +148,32 @@ impl Part<'_> {
         let (rows, depth, stride) = (self.a.rows / 2, self.a.columns / 2, self.a.strides.0);
         let quarters = [0, depth, rows * stride, rows * stride + depth]
             .map(|start| View::strided(&self.a.data[start..], rows, depth, stride));
-        let mut sums = slices::<4>(sums, rows * depth);
-        for row in 0..rows {
-            let sums = sums.each_mut().map(|sum| &mut sum[row * depth..][..depth]);
-            left_sums(quarters.map(|quarter| row_of(quarter, row)), sums);
-        }
         let [a11, a12, _, a22] = quarters;
         let mut plain = [a11, a12, a22];
-        if stride.is_multiple_of(DISPLACING) {
-            let copies = slices::<3>(copies, rows * depth);
-            for (copy, quarter) in copies.into_iter().zip(&mut plain) {
-                for (row, copy) in copy.chunks_exact_mut(depth).enumerate() {
-                    copy.copy_from_slice(row_of(*quarter, row));
+        let displace = stride.is_multiple_of(DISPLACING);
+        let mut sums = slices::<4>(sums, rows * depth);
+        let mut copies = slices::<3>(copies, if displace { rows * depth } else { 0 });
+        let sum_places = sums.each_mut().map(|sum| Place::new(sum, depth, Mode::Set));
+        let copy_places = copies
+            .each_mut()
+            .map(|copy| Place::new(copy, depth, Mode::Set));
+        share(0..rows, rows_of_a_part(depth), &|rows| {
+            for row in rows {
+                // SAFETY: the rows that are written are there, and no other thread has them.
+                let row_at = |place: Place| unsafe { place.row(row, depth) };
+                left_sums(
+                    quarters.map(|quarter| row_of(quarter, row)),
+                    sum_places.map(row_at),
+                );
+                if displace {
+                    for (place, quarter) in copy_places.into_iter().zip(plain) {
+                        row_at(place).copy_from_slice(row_of(quarter, row));
+                    }
                 }
-                *quarter = View::strided(copy, rows, depth, depth);
             }
+        });
+        if displace {
+            plain = copies.map(|copy| View::strided(copy, rows, depth, depth));
         }
         let [a11, a12, a22] = plain;
         let [s1, s2, s3, s4] = sums.map(|sum| View::strided(sum, rows, depth, depth));

@@ -70,6 +70,21 @@ impl Place {
         Place { out, stride, mode }
     }
 
+    /// The first `columns` elements of a row.
+    ///
+    /// # Safety
+    /// They are there, and nobody else has them.
+    pub(super) unsafe fn row<'a>(self, row: usize, columns: usize) -> &'a mut [f32] {
+        std::slice::from_raw_parts_mut(self.out.add(row * self.stride), columns)
+    }
+
+    /// The same from so many elements on. A bias is no part of it.
+    pub(super) fn at(self, elements: usize) -> Self {
+        debug_assert!(!matches!(self.mode, Mode::Bias(_)));
+        let out = self.out.wrapping_add(elements);
+        Place { out, ..self }
+    }
+
     /// The panel of a result of `columns` that begins at a row and a column.
     pub(super) fn target(self, row: usize, first: usize, columns: usize) -> Target {
         Target {
