@@ -3,7 +3,8 @@
 use super::{Change, DeltaPlan, Length, Plan, StagePlan, TaskKind, TaskPlan};
 use crate::backbone::{head_parameters, language_model_parameters, Tree};
 use crate::delta::Preposition;
-use crate::engine::{cpu::LEAST_SIDE, Precision};
+use crate::engine::cpu::{LEAST_SIDE, LEAST_SIDE_PACKED_ONCE};
+use crate::engine::Precision;
 
 /// What a stage trains and needs.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,19 +55,28 @@ impl Plan {
 
         let rows = stage.batch * stage.accumulate * tokens;
         let rows_in_flight = rows.min(threads * group_rows.max(tokens));
-        // Inputs of the seven products and of the two norms, the slopes of the activation, and a
-        // gradient about as large as the widest of them.
-        let kept_per_row = traced_layers * (10 * config.hidden + 3 * config.inner);
+        // Queries, keys and values, normalized rows, what LoRA reads, and slopes; where weights are trained, the
+        // inputs of their products as well.
+        let trained_outputs = self.trained_outputs(stage, &tree);
+        let inputs = match trained_outputs {
+            0 => 0,
+            _ => 3 * config.hidden + config.inner,
+        };
+        let kept_per_row = traced_layers * (6 * config.hidden + config.inner + inputs);
         let working_per_row = 6 * config.hidden + 3 * config.inner;
         let per_layer = 4 * config.hidden * config.hidden + 2 * config.hidden * config.inner;
-        // Each weight lies in memory once, and those that a gradient passes through for the way back as
+        // Each weight lies in memory once, and a small one that a gradient passes through for the way back as
         // well; beside what is trained lie its gradient and AdamW's two means.
+        let for_the_way_back = match config.hidden < LEAST_SIDE_PACKED_ONCE {
+            true => traced_layers * per_layer,
+            false => 0,
+        };
         let floats = backbone
-            + traced_layers * per_layer
+            + for_the_way_back
             + in_place
             + 4 * trained
             + rows_in_flight * (kept_per_row + working_per_row)
-            + rows * self.trained_outputs(stage, &tree);
+            + rows * trained_outputs;
 
         let attention = 2 * tokens * config.hidden;
         let forward = config.layers * (per_layer + attention);

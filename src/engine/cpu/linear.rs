@@ -16,7 +16,7 @@ use crate::engine::{profile, Backend, Elements, Matrix, Precision, Trace, Vector
 
 /// Rows and columns from which on a weight is packed once for both directions, in half the memory: `dy W` then
 /// takes a tenth longer (Zen 3). What weights take grows with the square of a model's width.
-const LEAST_SIDE_PACKED_ONCE: usize = 512;
+pub const LEAST_SIDE_PACKED_ONCE: usize = 512;
 
 /// A weight, packed for `x Wᵀ` and for `dy W` when either is first needed.
 #[derive(Default)]

@@ -37,6 +37,7 @@ use super::{
 pub use deferred::Deferred;
 pub(super) use gradient::Buffer;
 pub(crate) use helpers::map_groups;
+pub use linear::LEAST_SIDE_PACKED_ONCE;
 pub use strassen::LEAST_SIDE;
 
 type Outcome<T> = Result<T, <Cpu as HasErr>::Err>;
