@@ -90,7 +90,8 @@ pub(super) fn share_elements(
 
 #[cfg(test)]
 mod tests {
-    use super::super::packed::{Packed, Scheme};
+    use super::super::operand::Scheme;
+    use super::super::packed::Packed;
     use super::super::product::View;
     use super::*;
 

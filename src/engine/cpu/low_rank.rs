@@ -4,7 +4,7 @@ use dfdx::prelude::*;
 
 use super::bridge::{data, InPlace};
 use super::gradient::{slot, trace, weight_slot};
-use super::packed::multiply_add_once;
+use super::operand::multiply_add_once;
 use super::product::View;
 use super::rows::scale_by;
 use super::Outcome;

@@ -17,6 +17,7 @@ mod loss;
 mod low_rank;
 mod math;
 mod norm;
+mod operand;
 mod packed;
 mod product;
 mod rows;

@@ -23,6 +23,10 @@ pub(super) fn layer_norm(
 ) -> Outcome<Matrix<Cpu>> {
     let (rows, hidden) = *x.shape();
     let joined = trace(x).merge(trace(gain)).merge(trace(bias));
+    assert!(
+        data(gain).len() == hidden && data(bias).len() == hidden,
+        "layer norm: x, gain and bias disagree"
+    );
     let count = rows * hidden;
     let mut values = Vec::with_capacity(count);
     // What the backward pass needs.

@@ -1,40 +1,17 @@
-//! Products with a weight that is used again and again: packed once into panels of 32 columns, so
-//! that a product streams it from the second-level cache.
+//! A matrix that is multiplied with again and again: packed once into panels of 32 columns, so that a product
+//! streams it from the second-level cache.
 
-use std::cell::RefCell;
 use std::ops::Range;
 
-use super::helpers::share;
-use super::product::{multiply, View};
-use super::strassen;
-use super::tile::{
-    from_line, slices, transpose, Kernels, Mode, Pieces, Place, Tile, LINE, MOST_ROWS, PANEL,
-};
-use crate::engine::profile;
-
-/// Multiplications from which on a part of a product is worth another thread's time: some 50 microseconds.
-const LEAST_SHARED: usize = 1 << 21;
-
-thread_local! {
-    /// A panel of a transpose.
-    static TRANSPOSED: RefCell<Vec<f32>> = RefCell::default();
-}
-
-/// How the elements of a product are computed.
-#[derive(Clone, Copy, PartialEq)]
-pub(super) enum Scheme {
-    /// Each is one sum in the order of `depth`, whatever the number of rows and what they hold.
-    InOrder,
-    /// By Strassen's scheme, where the product is large enough ([`strassen`]).
-    Strassen,
-}
+use super::operand::Operand;
+use super::tile::{from_line, transpose, LINE, PANEL};
 
 /// A matrix `(depth, columns)`, panel after panel: the 32 elements of a row of a panel lie side by
 /// side, zeros where the last panel is not full.
 #[derive(Default)]
 pub(super) struct Packed {
-    depth: usize,
-    columns: usize,
+    pub(super) depth: usize,
+    pub(super) columns: usize,
     /// From the first line on, see [`from_line`].
     buffer: Vec<f32>,
 }
@@ -104,7 +81,7 @@ impl Packed {
 
     /// Elements from one panel to the next. The panels of the transpose are read across all of them, a block
     /// from each: at an even distance, few places of the second-level cache would have to hold them all.
-    fn distance(&self) -> usize {
+    pub(super) fn distance(&self) -> usize {
         const BLOCK: usize = PANEL * PANEL;
         let length = self.depth * PANEL;
         match length.is_multiple_of(2 * BLOCK) {
@@ -113,7 +90,7 @@ impl Packed {
         }
     }
 
-    fn panels(&self) -> &[f32] {
+    pub(super) fn panels(&self) -> &[f32] {
         &self.buffer[from_line(&self.buffer)..][..self.length()]
     }
 
@@ -123,20 +100,17 @@ impl Packed {
     }
 
     /// The `(depth, 32)` elements of a panel.
-    fn panel(&self, number: usize) -> &[f32] {
+    pub(super) fn panel(&self, number: usize) -> &[f32] {
         &self.panels()[number * self.distance()..][..self.depth * PANEL]
     }
 
     /// This as a factor.
     pub(super) fn plain(&self) -> Operand<'_> {
-        Operand {
-            packed: self,
-            is_transposed: false,
-        }
+        Operand::new(self)
     }
 
     /// Rows `rows` of a panel of the transpose.
-    fn transpose(&self, number: usize, rows: Range<usize>, out: &mut [f32]) {
+    pub(super) fn transpose(&self, number: usize, rows: Range<usize>, out: &mut [f32]) {
         let first = number * PANEL;
         let count = PANEL.min(self.depth - first);
         let mut row = rows.start;
@@ -148,445 +122,5 @@ impl Packed {
             transpose(block, PANEL, length, count, place);
             row += length;
         }
-    }
-}
-
-/// A packed matrix, or its transpose: that is made panel by panel as it is needed, so that a weight lies in
-/// memory once for both directions.
-#[derive(Clone, Copy)]
-pub(super) struct Operand<'a> {
-    packed: &'a Packed,
-    is_transposed: bool,
-}
-
-impl<'a> Operand<'a> {
-    /// The transpose.
-    pub(super) fn t(self) -> Self {
-        let is_transposed = !self.is_transposed;
-        Operand {
-            is_transposed,
-            ..self
-        }
-    }
-
-    /// `(depth, columns)`
-    pub(super) fn shape(&self) -> (usize, usize) {
-        let Packed { depth, columns, .. } = *self.packed;
-        match self.is_transposed {
-            false => (depth, columns),
-            true => (columns, depth),
-        }
-    }
-
-    /// Elements that [`Operand::panel`] needs room for, for so many rows.
-    pub(super) fn room(&self, rows: usize) -> usize {
-        if self.is_transposed {
-            rows * PANEL
-        } else {
-            0
-        }
-    }
-
-    /// Rows `rows` of a panel, `(rows, 32)`: where they lie, or in `room`.
-    pub(super) fn panel<'b>(
-        &self,
-        number: usize,
-        rows: Range<usize>,
-        room: &'b mut [f32],
-    ) -> &'b [f32]
-    where
-        'a: 'b,
-    {
-        if self.is_transposed {
-            self.packed.transpose(number, rows, room);
-            return room;
-        }
-        &self.packed.panel(number)[rows.start * PANEL..rows.end * PANEL]
-    }
-
-    /// What those are read from.
-    pub(super) fn pieces(&self, number: usize, rows: Range<usize>) -> Pieces {
-        if !self.is_transposed {
-            return Pieces {
-                first: self.packed.panel(number)[rows.start * PANEL..].as_ptr(),
-                count: 1,
-                length: rows.len() * PANEL,
-                stride: 0,
-            };
-        }
-        // Of each panel across, as many rows as this panel has columns.
-        let (first, last) = (rows.start / PANEL, rows.end.div_ceil(PANEL));
-        let row = number * PANEL;
-        Pieces {
-            first: self.packed.panel(first)[row * PANEL..].as_ptr(),
-            count: last - first,
-            length: PANEL.min(self.packed.depth - row) * PANEL,
-            stride: self.packed.distance(),
-        }
-    }
-
-    /// `out ← out + a b`, where this is `b`; `a` has its depth as its columns, and the rows of `out` are
-    /// `stride` elements apart.
-    pub(super) fn multiply_add(&self, out: &mut [f32], stride: usize, a: View) {
-        self.multiply_add_by(Scheme::InOrder, out, stride, a);
-    }
-
-    /// [`Operand::multiply_add`] by a scheme.
-    pub(super) fn multiply_add_by(&self, scheme: Scheme, out: &mut [f32], stride: usize, a: View) {
-        self.check(out.len(), stride, &a);
-        // SAFETY: `check` has made sure that all rows lie in `out`.
-        unsafe { self.multiply(scheme, Place::new(out, stride, Mode::Add), a) }
-    }
-
-    /// `out ← a b`, else as [`Operand::multiply_add`].
-    pub(super) fn multiply_into(&self, out: &mut [f32], stride: usize, a: View) {
-        self.check(out.len(), stride, &a);
-        // SAFETY: `check` has made sure that all rows lie in `out`.
-        unsafe { self.multiply(Scheme::InOrder, Place::new(out, stride, Mode::Set), a) }
-    }
-
-    /// Writes `a b` at a place.
-    ///
-    /// # Safety
-    /// It has `a.rows` rows of as many columns as this, which nobody else has meanwhile.
-    pub(super) unsafe fn multiply_at(&self, place: Place, a: View) {
-        assert!(a.columns == self.shape().0 && a.fits());
-        self.multiply(Scheme::InOrder, place, a);
-    }
-
-    /// `a b (rows, columns)`.
-    pub(super) fn product(&self, a: View) -> Vec<f32> {
-        self.product_by(Scheme::InOrder, a, None)
-    }
-
-    /// `a b (rows, columns)` by a scheme, and `bias (columns)` added to each row.
-    pub(super) fn product_by(&self, scheme: Scheme, a: View, bias: Option<&[f32]>) -> Vec<f32> {
-        let mut out = Vec::new();
-        self.append(scheme, &mut out, a, bias);
-        out
-    }
-
-    /// The same behind what `out` holds.
-    pub(super) fn append(&self, scheme: Scheme, out: &mut Vec<f32>, a: View, bias: Option<&[f32]>) {
-        let (_, columns) = self.shape();
-        let (first, count) = (out.len(), a.rows * columns);
-        out.reserve_exact(count);
-        self.check(count, columns, &a);
-        let mode = Mode::result(bias, columns);
-        // SAFETY: there is room for `count` elements, each of which is written before the length is
-        // set; `check` has made sure that there are no more.
-        unsafe {
-            let place = Place {
-                out: out.as_mut_ptr().add(first),
-                stride: columns,
-                mode,
-            };
-            self.multiply(scheme, place, a);
-            out.set_len(first + count);
-        }
-    }
-
-    fn check(&self, length: usize, stride: usize, a: &View) {
-        let ((depth, columns), rows) = (self.shape(), a.rows);
-        assert!(
-            a.columns == depth && a.fits(),
-            "packed product: {rows}x{} by {depth}x{columns}",
-            a.columns
-        );
-        assert!(columns <= stride && (rows == 0 || (rows - 1) * stride + columns <= length));
-    }
-
-    /// # Safety
-    /// `a` fits and has `depth` columns. At the place are `a.rows` rows of `columns` elements, which may be
-    /// without a value unless they are added to. A bias has `columns` elements.
-    unsafe fn multiply(&self, scheme: Scheme, place: Place, a: View) {
-        let ((depth, columns), rows) = (self.shape(), a.rows);
-        profile::product(rows, depth, columns);
-        let Some(kernels) = Kernels::of_this_processor().filter(|_| depth > 0) else {
-            return self.multiply_portably(place, a);
-        };
-        let panels = columns.div_ceil(PANEL);
-        if scheme == Scheme::InOrder || !strassen::pays(&a, columns) {
-            return self.multiply_panels(kernels, 0..panels, place, a);
-        }
-        // What has quarters, then a last panel and a last row that are left over.
-        let (even_rows, even_panels) = (rows / 2 * 2, panels / 2 * 2);
-        let (above, below) = a.split_at(even_rows);
-        strassen::multiply(kernels, place, above, *self, even_panels);
-        self.multiply_panels(kernels, even_panels..panels, place, above);
-        let out = place.out.wrapping_add(even_rows * place.stride);
-        self.multiply_panels(kernels, 0..panels, Place { out, ..place }, below);
-    }
-
-    /// The columns of some panels, each element one sum.
-    ///
-    /// # Safety
-    /// As of [`Operand::multiply`]; the processor has the kernel's instructions.
-    unsafe fn multiply_panels(
-        &self,
-        kernels: Kernels,
-        panels: Range<usize>,
-        place: Place,
-        a: View,
-    ) {
-        let (depth, columns) = self.shape();
-        let least = |rows: usize| LEAST_SHARED.div_ceil((rows * depth * PANEL).max(1));
-        // Whoever multiplies with the next panel: it is likely the same thread.
-        let last = panels.end.saturating_sub(1);
-        let work = |panels: Range<usize>, rows: Range<usize>| {
-            TRANSPOSED.with_borrow_mut(|buffer| {
-                let [room] = slices(buffer, self.room(depth));
-                for number in panels.clone() {
-                    let next = self.pieces((number + 1).min(last), 0..depth);
-                    let whole = Tile {
-                        depth,
-                        a: a.data.as_ptr(),
-                        a_strides: a.strides,
-                        panel: self.panel(number, 0..depth, room).as_ptr(),
-                        coming: next.first,
-                        target: place.target(0, number * PANEL, columns),
-                    };
-                    let mut places = next.places(depth);
-                    for row in rows.clone().step_by(MOST_ROWS) {
-                        let tile = Tile {
-                            coming: places.next().unwrap_or(next.first),
-                            ..whole.at(row, 0)
-                        };
-                        // The tile has at most the rows of `a` and the result that are left, as many columns
-                        // as there are, and a whole panel.
-                        (kernels.rows)(&tile, (rows.end - row).min(MOST_ROWS));
-                    }
-                }
-            });
-        };
-        if panels.len() > 1 {
-            return share(panels, least(a.rows), &|panels| work(panels, 0..a.rows));
-        }
-        // A narrow product is divided by its rows.
-        let tiles = 0..a.rows.div_ceil(MOST_ROWS);
-        share(tiles, least(MOST_ROWS), &|tiles| {
-            let end = a.rows.min(tiles.end * MOST_ROWS);
-            work(panels.clone(), tiles.start * MOST_ROWS..end);
-        });
-    }
-
-    /// As [`Operand::multiply`], for processors without a kernel of ours.
-    unsafe fn multiply_portably(&self, Place { out, stride, mode }: Place, a: View) {
-        let ((depth, columns), rows) = (self.shape(), a.rows);
-        for row in 0..rows {
-            let out = out.add(row * stride);
-            match mode {
-                Mode::Add => {}
-                Mode::Set => out.write_bytes(0, columns),
-                Mode::Bias(bias) => out.copy_from_nonoverlapping(bias, columns),
-            }
-        }
-        if rows == 0 || depth == 0 || columns == 0 {
-            return;
-        }
-        let out = std::slice::from_raw_parts_mut(out, (rows - 1) * stride + columns);
-        let mut room = vec![0.0; self.room(depth)];
-        for (number, first) in (0..columns).step_by(PANEL).enumerate() {
-            let panel = self.panel(number, 0..depth, &mut room);
-            let b = View::strided(panel, depth, PANEL.min(columns - first), PANEL);
-            multiply(&mut out[first..], stride, a, b, 1.0, true);
-        }
-    }
-}
-
-/// `out ← out + a b` for `b (depth, columns)`, which is multiplied with this once: a panel at a time is packed,
-/// and stays in the first cache.
-pub(super) fn multiply_add_once(out: &mut [f32], a: View, b: &[f32], columns: usize) {
-    /// An element is packed in the time of so many multiplications.
-    const PACKING: usize = 32;
-    assert!(a.fits() && a.rows * columns <= out.len() && a.columns * columns <= b.len());
-    let least = LEAST_SHARED.div_ceil(((a.rows + PACKING) * a.columns * PANEL).max(1));
-    let place = Place::new(out, columns, Mode::Add);
-    share(0..columns.div_ceil(PANEL), least, &|panels| {
-        let mut panel = Packed::default();
-        for first in panels.map(|number| number * PANEL) {
-            let count = PANEL.min(columns - first);
-            panel.pack_rows(&b[first..], columns, a.columns, count);
-            let place = place.at(first);
-            // SAFETY: `out` has as many rows of `columns` elements, and these columns are written here alone.
-            unsafe { panel.plain().multiply(Scheme::InOrder, place, a) };
-        }
-    });
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::tile::{self, Target};
-    use super::*;
-
-    fn check(kernel: impl Fn(&Packed, &mut [f32], &[f32])) {
-        let mut seed = 1u64;
-        let mut next = || {
-            seed = crate::engine::mix(seed);
-            (seed >> 40) as f32 / 16_777_216.0 - 0.5
-        };
-        for (rows, depth, columns) in [
-            (1, 1, 1),
-            (13, 7, 33),
-            (25, 40, 64),
-            (12, 384, 70),
-            (7, 3, 31),
-            (14, 33, 8),
-            (26, 70, 11),
-        ] {
-            let a: Vec<f32> = (0..rows * depth).map(|_| next()).collect();
-            let b: Vec<f32> = (0..depth * columns).map(|_| next()).collect();
-            let turned: Vec<f32> = (0..columns * depth)
-                .map(|i| b[i % depth * columns + i / depth])
-                .collect();
-            let packed = Packed::rows(&b, columns, depth, columns);
-            assert_eq!(
-                packed.panels(),
-                Packed::transposed(&turned, depth, depth, columns).panels()
-            );
-            let mut out = vec![1.0; rows * columns];
-            kernel(&packed, &mut out, &a);
-            for i in 0..rows {
-                for j in 0..columns {
-                    let exact: f64 = (0..depth)
-                        .map(|p| f64::from(a[i * depth + p]) * f64::from(b[p * columns + j]))
-                        .sum::<f64>()
-                        + 1.0;
-                    let found = f64::from(out[i * columns + j]);
-                    assert!(
-                        (found - exact).abs() < 1e-5,
-                        "{rows}x{depth}x{columns}: {found} is not {exact}"
-                    );
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn products_are_right_on_this_processor() {
-        check(|packed, out, a| {
-            packed
-                .plain()
-                .multiply_add(out, packed.columns, View::new(a, packed.depth))
-        });
-        // The same with `a` stored by columns.
-        check(|packed, out, a| {
-            let (rows, depth) = (a.len() / packed.depth, packed.depth);
-            let turned: Vec<f32> = (0..a.len())
-                .map(|i| a[i % rows * depth + i / rows])
-                .collect();
-            packed
-                .plain()
-                .multiply_add(out, packed.columns, View::new(&turned, rows).t());
-        });
-    }
-
-    /// The same bits by the transpose of the packed transpose.
-    #[test]
-    fn transposes_change_no_bit() {
-        for (rows, depth, columns) in [(1, 1, 1), (13, 40, 33), (7, 3, 70), (128, 450, 333)] {
-            let value = |i: usize| (crate::engine::mix(i as u64) >> 40) as f32 / 16_777_216.0;
-            let a: Vec<f32> = (0..rows * depth).map(value).collect();
-            let b: Vec<f32> = (0..depth * columns).map(|i| value(!i)).collect();
-            let plain = Packed::rows(&b, columns, depth, columns);
-            let transpose = Packed::transposed(&b, columns, columns, depth);
-            for scheme in [Scheme::InOrder, Scheme::Strassen] {
-                let [expected, found] = [plain.plain(), transpose.plain().t()]
-                    .map(|b| b.product_by(scheme, View::new(&a, depth), None));
-                assert_eq!(expected, found, "{rows}x{depth}x{columns}");
-            }
-            let mut found = vec![0.0; rows * columns];
-            let (a, place) = (
-                View::new(&a, depth),
-                Place::new(&mut found, columns, Mode::Set),
-            );
-            // SAFETY: the place has as many rows of as many columns as the product.
-            unsafe { transpose.plain().t().multiply_portably(place, a) };
-            for (expected, found) in plain.plain().product(a).iter().zip(found) {
-                assert!((expected - found).abs() <= 1e-5 * expected.abs());
-            }
-        }
-    }
-
-    /// The same elements by the other ways of writing them.
-    #[test]
-    fn results_are_set_added_and_biased() {
-        for (rows, depth, columns) in [(1, 1, 1), (13, 7, 33), (26, 5, 8), (3, 0, 40), (0, 4, 4)] {
-            let a: Vec<f32> = (0..rows * depth).map(|i| (i % 7) as f32 - 3.0).collect();
-            let b: Vec<f32> = (0..depth * columns).map(|i| (i % 5) as f32 - 2.0).collect();
-            let bias: Vec<f32> = (0..columns).map(|i| i as f32).collect();
-            let packed = Packed::rows(&b, columns, depth, columns);
-            let view = || View::strided(&a, rows, depth, depth);
-            let plain = packed.plain().product(view());
-            let exact = |i: usize, j: usize| -> f32 {
-                (0..depth)
-                    .map(|p| a[i * depth + p] * b[p * columns + j])
-                    .sum()
-            };
-            for (place, value) in plain.iter().enumerate() {
-                assert_eq!(*value, exact(place / columns, place % columns));
-            }
-            let biased = packed
-                .plain()
-                .product_by(Scheme::InOrder, view(), Some(&bias));
-            let mut added = vec![2.0; rows * columns];
-            packed.plain().multiply_add(&mut added, columns, view());
-            let mut set = vec![f32::NAN; rows * columns];
-            packed.plain().multiply_into(&mut set, columns, view());
-            for (place, value) in plain.iter().enumerate() {
-                assert_eq!(biased[place], value + bias[place % columns]);
-                assert_eq!(added[place], value + 2.0);
-                assert_eq!(set[place], *value);
-            }
-        }
-    }
-
-    /// Runs a kernel over all tiles of a product.
-    #[cfg(target_arch = "x86_64")]
-    fn tiled(kernels: tile::Kernels) -> impl Fn(&Packed, &mut [f32], &[f32]) {
-        move |packed, out, a| {
-            let rows = a.len() / packed.depth;
-            for first in (0..packed.columns).step_by(PANEL) {
-                let panel = packed.panel(first / PANEL).as_ptr();
-                let tile = Tile {
-                    depth: packed.depth,
-                    a: a.as_ptr(),
-                    a_strides: (packed.depth, 1),
-                    panel,
-                    coming: panel,
-                    target: Target {
-                        out: out[first..].as_mut_ptr(),
-                        stride: packed.columns,
-                        width: PANEL.min(packed.columns - first),
-                        mode: Mode::Add,
-                    },
-                };
-                // SAFETY: the processor has the kernel's instructions, and the tile covers all rows.
-                unsafe { (kernels.rows)(&tile, rows) };
-            }
-        }
-    }
-
-    #[test]
-    fn products_are_right_on_any_processor() {
-        check(|packed, out, a| {
-            let rows = View::new(a, packed.depth);
-            // SAFETY: `out` has as many rows of as many columns as the product.
-            unsafe {
-                packed
-                    .plain()
-                    .multiply_portably(Place::new(out, packed.columns, Mode::Add), rows)
-            };
-        });
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[test]
-    fn products_are_right_with_avx2() {
-        if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")) {
-            println!("skipped: this processor has no AVX2");
-            return;
-        }
-        check(tiled(tile::x86::AVX2));
     }
 }

@@ -12,7 +12,7 @@ use std::ops::Range;
 use multiversion::multiversion;
 
 use super::helpers::{rows_of_a_part, share};
-use super::packed::Operand;
+use super::operand::Operand;
 use super::product::View;
 use super::tile::{
     made_elements, slices, Kernels, Mode, Pieces, Place, Seven, LEAST_ROWS_OF_SEVEN, PANEL,
@@ -219,7 +219,8 @@ fn left_sums([a11, a12, a21, a22]: [&[f32]; 4], [s1, s2, s3, s4]: [&mut [f32]; 4
 
 #[cfg(test)]
 mod tests {
-    use super::super::packed::{Packed, Scheme};
+    use super::super::operand::Scheme;
+    use super::super::packed::Packed;
     use super::*;
 
     /// Beside sums in f64, with rows and panels that do not divide by two, several parts of `depth`, rows

@@ -16,10 +16,10 @@ use super::{Mode, Seven, Target, GAP, LEAST_ROWS_OF_SEVEN, MOST_ROWS, PANEL};
 #[target_feature(enable = "avx512f,avx512vl")]
 pub(super) unsafe fn seven_avx512(seven: &Seven, rows: usize) {
     #[target_feature(enable = "avx512f,avx512vl")]
-    unsafe fn kernel<const ROWS: usize, const MAKES: bool>(seven: &Seven, coming: Coming7) {
+    unsafe fn kernel<const ROWS: usize, const MAKES: bool>(seven: &Seven, coming: PlacesAskedFor) {
         multiply_together::<__m512, ROWS, MAKES>(seven, coming);
     }
-    type Rows = [unsafe fn(&Seven, Coming7); MOST_ROWS];
+    type Rows = [unsafe fn(&Seven, PlacesAskedFor); MOST_ROWS];
     const PLAIN: Rows = by_rows!(kernel, false: 1 2 3 4 5 6 7 8 9 10 11 12);
     const MAKING: Rows = by_rows!(kernel, true: 1 2 3 4 5 6 7 8 9 10 11 12);
     let mut places = seven.places();
@@ -31,14 +31,14 @@ pub(super) unsafe fn seven_avx512(seven: &Seven, rows: usize) {
 }
 
 /// What is asked for beside each of seven products.
-type Coming7 = [*const f32; 7];
+type PlacesAskedFor = [*const f32; 7];
 
 /// The products for `ROWS` rows of each half. What products have in common stays in the registers from one to
 /// the next; the first tile makes `T1 … T4`.
 #[inline(always)]
 unsafe fn multiply_together<R: Register, const ROWS: usize, const MAKES: bool>(
     seven: &Seven,
-    coming: Coming7,
+    coming: PlacesAskedFor,
 ) {
     let [a11, a12, a22, s1, s2, s3, s4] = seven.left;
     let [b11, b12, b21, b22] = seven.right;
