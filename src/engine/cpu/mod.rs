@@ -21,6 +21,8 @@ mod operand;
 mod packed;
 mod product;
 mod rows;
+#[cfg(target_arch = "x86_64")]
+mod split;
 mod strassen;
 mod tile;
 

@@ -6,6 +6,8 @@ use std::ops::Range;
 use super::helpers::share;
 use super::packed::Packed;
 use super::product::{multiply, View};
+#[cfg(target_arch = "x86_64")]
+use super::split;
 use super::strassen;
 use super::tile::{slices, Kernels, Mode, Pieces, Place, Tile, MOST_ROWS, PANEL};
 use crate::engine::profile;
@@ -186,6 +188,10 @@ impl<'a> Operand<'a> {
     unsafe fn multiply(&self, scheme: Scheme, place: Place, a: View) {
         let ((depth, columns), rows) = (self.shape(), a.rows);
         profile::product(rows, depth, columns);
+        #[cfg(target_arch = "x86_64")]
+        if split::pays(&a, columns) {
+            return split::multiply(place, a, *self);
+        }
         let Some(kernels) = Kernels::of_this_processor().filter(|_| depth > 0) else {
             return self.multiply_portably(place, a);
         };

@@ -1,6 +1,8 @@
 //! The inner part of products: some rows of one matrix by a panel of 32 columns of the other.
 
 #[cfg(target_arch = "x86_64")]
+pub(super) mod amx;
+#[cfg(target_arch = "x86_64")]
 mod register;
 #[cfg(target_arch = "x86_64")]
 mod seven;
@@ -226,15 +228,28 @@ impl Pieces {
         })
     }
 
+    /// All its lines.
+    pub(super) fn lines(self) -> impl Iterator<Item = *const f32> {
+        self.places(STEPS_PER_LINE)
+    }
+
     /// Asks for all of it at once.
     pub(super) fn ask_for(self) {
-        #[cfg(target_arch = "x86_64")]
-        for line in self.places(STEPS_PER_LINE) {
-            use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T1};
-            // SAFETY: all of x86-64 has the instruction, and it touches nothing.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) };
-        }
+        self.lines().for_each(ask_for);
     }
+}
+
+/// Asks for the line of a place, for the second-level cache.
+#[inline(always)]
+pub(super) fn ask_for(place: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T1};
+        // SAFETY: all of x86-64 has the instruction, and it touches nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(place.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
 }
 
 /// The part of a result that a tile's sums are written to.

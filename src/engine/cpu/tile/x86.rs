@@ -309,7 +309,7 @@ unsafe fn difference<R: Register>(
 
 /// Asks for some columns of rows of what will be written.
 #[inline(always)]
-pub(super) unsafe fn ask_for_rows<const HINT: i32>(
+pub(in super::super) unsafe fn ask_for_rows<const HINT: i32>(
     target: &Target,
     rows: Range<usize>,
     columns: usize,
