@@ -95,7 +95,7 @@ fn gradients_are_the_slopes_of_the_loss() {
         "unfreeze delta = block.{0,5}.ff.**",
     ] {
         let plan = plan(delta, ", dropout = off");
-        let scheme = "an eighth fewer multiplications";
+        let scheme = "faster large products";
         let mut gains = plan.gains(0).into_iter();
         assert!(gains.any(|gain| gain.name == scheme && gain.applies));
         let mut graph = Graph::load(&plan, Cpu::default()).unwrap();

@@ -3,7 +3,7 @@
 use super::{Change, DeltaPlan, Length, Plan, StagePlan, TaskKind, TaskPlan};
 use crate::backbone::{head_parameters, language_model_parameters, Tree};
 use crate::delta::Preposition;
-use crate::engine::cpu::{LEAST_SIDE, LEAST_SIDE_PACKED_ONCE};
+use crate::engine::cpu::{copies, splits, LEAST_SIDE};
 use crate::engine::Precision;
 
 /// What a stage trains and needs.
@@ -65,14 +65,12 @@ impl Plan {
         let kept_per_row = traced_layers * (6 * config.hidden + config.inner + inputs);
         let working_per_row = 6 * config.hidden + 3 * config.inner;
         let per_layer = 4 * config.hidden * config.hidden + 2 * config.hidden * config.inner;
-        // Each weight lies in memory once, and a small one that a gradient passes through for the way back as
-        // well; beside what is trained lie its gradient and AdamW's two means.
-        let for_the_way_back = match config.hidden < LEAST_SIDE_PACKED_ONCE {
-            true => traced_layers * per_layer,
-            false => 0,
-        };
+        // Beside what is trained lie its gradient and AdamW's two means.
+        let packed = [(traced_layers, true), (first, false)].map(|(layers, is_passed)| {
+            (layers * per_layer) as f64 * (copies(config.hidden, is_passed) - 1.0)
+        });
         let floats = backbone
-            + for_the_way_back
+            + packed.iter().sum::<f64>() as usize
             + in_place
             + 4 * trained
             + rows_in_flight * (kept_per_row + working_per_row)
@@ -190,7 +188,7 @@ impl Plan {
                     }
                 },
             },
-            self.fewer_multiplications(first < layers),
+            self.faster_products(first < layers),
             Gain {
                 name: "no padding",
                 applies: true,
@@ -244,19 +242,33 @@ impl Plan {
         Ok(())
     }
 
-    /// Whether products are large enough for Strassen's scheme, where blocks are recorded at all.
-    fn fewer_multiplications(&self, is_recorded: bool) -> Gain {
-        let is_large = self.backbone.config.hidden >= LEAST_SIDE;
+    /// Whether products in f32 are large enough for what is faster than plain sums of products.
+    fn faster_products(&self, is_recorded: bool) -> Gain {
+        let hidden = self.backbone.config.hidden;
         let is_rounded = self.backbone.precision == Precision::Bf16;
+        let (applies, reason) = match (is_rounded, hidden >= LEAST_SIDE) {
+            (true, _) => (false, "products are in 16 bits".to_owned()),
+            (_, false) => (
+                false,
+                format!("the backbone is less than {LEAST_SIDE} wide"),
+            ),
+            _ if splits(hidden, hidden) => (
+                true,
+                "elements are split into three bfloat16 for the processor's AMX".to_owned(),
+            ),
+            _ => (
+                is_recorded,
+                match is_recorded {
+                    true => "an eighth fewer multiplications by Strassen's scheme where gradients are recorded",
+                    false => "only the head is trained",
+                }
+                .to_owned(),
+            ),
+        };
         Gain {
-            name: "an eighth fewer multiplications",
-            applies: is_recorded && is_large && !is_rounded,
-            reason: match (is_recorded, is_rounded, is_large) {
-                (false, ..) => "only the head is trained".to_owned(),
-                (_, true, _) => "the scheme is not worth it beside products in 16 bits".to_owned(),
-                (.., false) => format!("the backbone is less than {LEAST_SIDE} wide"),
-                (true, false, true) => "Strassen's scheme where gradients are recorded".to_owned(),
-            },
+            name: "faster large products",
+            applies,
+            reason,
         }
     }
 

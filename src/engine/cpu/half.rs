@@ -3,12 +3,13 @@
 
 use multiversion::multiversion;
 
+use super::operand::Operand;
 use super::product::View;
 use super::tile::{Mode, Target, MOST_ROWS, PANEL};
 use crate::engine::profile;
 
 /// Whether this processor has such products.
-pub(super) fn has_bf16() -> bool {
+pub(super) fn is_available() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
         is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512f")
@@ -28,19 +29,18 @@ pub(super) struct HalfPacked {
 }
 
 impl HalfPacked {
-    /// Packs a matrix whose element `(p, j)` is `element(p, j)`.
-    pub(super) fn new(depth: usize, columns: usize, element: impl Fn(usize, usize) -> f32) -> Self {
+    /// Packs a matrix.
+    pub(super) fn new(matrix: Operand) -> Self {
+        let (depth, columns) = matrix.shape();
         let pairs = depth.div_ceil(2);
         let mut panels = vec![0; columns.div_ceil(PANEL) * pairs * 2 * PANEL];
         let sized = panels.chunks_exact_mut((pairs * 2 * PANEL).max(1));
+        let mut room = vec![0.0; matrix.room(depth)];
         for (number, panel) in sized.enumerate() {
-            for (pair, row) in panel.chunks_exact_mut(2 * PANEL).enumerate() {
-                for (place, rounded) in row.iter_mut().enumerate() {
-                    let (p, j) = (2 * pair + place % 2, number * PANEL + place / 2);
-                    if p < depth && j < columns {
-                        *rounded = round(element(p, j));
-                    }
-                }
+            let from = matrix.panel(number, 0..depth, &mut room);
+            for (place, element) in from.iter().enumerate() {
+                let (p, j) = (place / PANEL, place % PANEL);
+                panel[p / 2 * 2 * PANEL + 2 * j + p % 2] = round(*element);
             }
         }
         HalfPacked {
@@ -81,7 +81,7 @@ impl HalfPacked {
             "half product: {rows}x{} by {depth}x{columns}",
             a.columns
         );
-        assert!(has_bf16(), "this processor has no bfloat16 products");
+        assert!(is_available(), "this processor has no bfloat16 products");
         profile::product(rows, depth, columns);
         let pairs = depth.div_ceil(2);
         let mut rounded = vec![0u16; rows * pairs * 2];
@@ -186,6 +186,7 @@ mod x86 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::packed::Packed;
     use super::*;
 
     #[test]
@@ -201,7 +202,7 @@ mod tests {
     /// The kernel beside sums in f64 of the rounded elements.
     #[test]
     fn products_are_those_of_rounded_elements() {
-        if !has_bf16() {
+        if !is_available() {
             println!("skipped: this processor has no AVX512-BF16");
             return;
         }
@@ -211,7 +212,7 @@ mod tests {
             let a: Vec<f32> = (0..rows * depth).map(|i| value(i as u64)).collect();
             let b: Vec<f32> = (0..depth * columns).map(|i| value(!(i as u64))).collect();
             let bias: Vec<f32> = (0..columns).map(|i| i as f32).collect();
-            let packed = HalfPacked::new(depth, columns, |p, j| b[p * columns + j]);
+            let packed = HalfPacked::new(Packed::rows(&b, columns, depth, columns).plain());
             let biased = packed.product(View::new(&a, depth), Some(&bias));
             let mut added = vec![1.0; rows * columns];
             packed.multiply_add(&mut added, View::new(&a, depth));

@@ -7,100 +7,165 @@ use dfdx::prelude::*;
 use super::bridge::{data, output};
 use super::deferred::{Deferred, Part};
 use super::gradient::{is_traced, slot, trace, weight_slot, Flow, Slot};
-use super::half::HalfPacked;
+use super::half::{self, HalfPacked};
 use super::operand::{Operand, Scheme};
 use super::packed::Packed;
 use super::product::{multiply, View};
 use super::rows::add_to;
+use super::split::{self, Split};
 use super::Outcome;
 use crate::engine::{profile, Backend, Elements, Matrix, Precision, Trace, Vector, Weight};
 
-/// Rows and columns from which on a weight is packed once for both directions, in half the memory: `dy W` then
-/// takes a tenth longer (Zen 3). What weights take grows with the square of a model's width.
-pub const LEAST_SIDE_PACKED_ONCE: usize = 512;
+/// Rows and columns from which on a weight is packed once for both directions, in half the memory or less: `dy W`
+/// then takes a tenth longer (Zen 3). What weights take grows with the square of a model's width.
+const LEAST_SIDE_PACKED_ONCE: usize = 512;
+
+/// How often a frozen weight whose smaller side is `least_side` lies in memory, counted in its size in f32, where a
+/// gradient passes through it and where none does.
+pub fn copies(least_side: usize, is_passed: bool) -> f64 {
+    let directions = if is_passed { 2.0 } else { 1.0 };
+    match least_side {
+        LEAST_SIDE_PACKED_ONCE.. => 1.0,
+        _ if split::pays(least_side, least_side) => 1.5 * directions,
+        _ => directions,
+    }
+}
 
 /// A weight, packed for `x Wᵀ` and for `dy W` when either is first needed.
 #[derive(Default)]
 pub struct Prepared {
-    forward: OnceLock<Packed>,
-    backward: OnceLock<Packed>,
-    half_forward: OnceLock<HalfPacked>,
-    half_backward: OnceLock<HalfPacked>,
+    forward: Forms,
+    backward: Forms,
+}
+
+/// A form for each precision.
+#[derive(Default)]
+struct Forms {
+    f32: OnceLock<Form>,
+    bf16: OnceLock<Form>,
+}
+
+impl Forms {
+    fn of(&self, precision: Precision) -> &OnceLock<Form> {
+        match precision {
+            Precision::F32 => &self.f32,
+            Precision::Bf16 => &self.bf16,
+        }
+    }
 }
 
 impl Prepared {
     /// `Wᵀ (in, out)`.
-    pub(super) fn forward(&self, weight: &Elements<Cpu>) -> Operand<'_> {
+    pub(super) fn forward(&self, precision: Precision, weight: &Elements<Cpu>) -> Factor<'_> {
         let (out, input) = weight.shape();
-        let pack = |w: &[f32]| Packed::transposed(w, input, input, out);
-        self.forward.get_or_init(|| once(weight, pack)).plain()
+        let pack = |w: &[f32]| Form::new(precision, Packed::transposed(w, input, input, out));
+        let form = self.forward.of(precision);
+        form.get_or_init(|| once(weight, pack)).factor()
     }
 
     /// `W (out, in)`.
-    pub(super) fn backward(&self, weight: &Elements<Cpu>) -> Operand<'_> {
+    pub(super) fn backward(&self, precision: Precision, weight: &Elements<Cpu>) -> Factor<'_> {
         let (out, input) = weight.shape();
-        if out.min(input) >= LEAST_SIDE_PACKED_ONCE {
-            return self.forward(weight).t();
+        if precision == Precision::F32 && out.min(input) >= LEAST_SIDE_PACKED_ONCE {
+            return self.forward(precision, weight).t();
         }
-        let pack = |w: &[f32]| Packed::rows(w, input, out, input);
-        self.backward.get_or_init(|| once(weight, pack)).plain()
-    }
-
-    /// [`Prepared::forward`] in a precision.
-    fn forward_in(&self, precision: Precision, weight: &Elements<Cpu>) -> Factor<'_> {
-        match precision {
-            Precision::F32 => Factor::F32(self.forward(weight)),
-            Precision::Bf16 => Factor::Bf16(self.half_forward(weight)),
-        }
-    }
-
-    /// [`Prepared::backward`] in a precision.
-    fn backward_in(&self, precision: Precision, weight: &Elements<Cpu>) -> Factor<'_> {
-        match precision {
-            Precision::F32 => Factor::F32(self.backward(weight)),
-            Precision::Bf16 => Factor::Bf16(self.half_backward(weight)),
-        }
-    }
-
-    /// [`Prepared::forward`], rounded.
-    fn half_forward(&self, weight: &Elements<Cpu>) -> &HalfPacked {
-        let (out, input) = weight.shape();
-        let pack = |w: &[f32]| HalfPacked::new(input, out, |p, j| w[j * input + p]);
-        self.half_forward.get_or_init(|| once(weight, pack))
-    }
-
-    /// [`Prepared::backward`], rounded.
-    fn half_backward(&self, weight: &Elements<Cpu>) -> &HalfPacked {
-        let (out, input) = weight.shape();
-        let pack = |w: &[f32]| HalfPacked::new(out, input, |p, j| w[p * input + j]);
-        self.half_backward.get_or_init(|| once(weight, pack))
+        let pack = |w: &[f32]| Form::new(precision, Packed::rows(w, input, out, input));
+        let form = self.backward.of(precision);
+        form.get_or_init(|| once(weight, pack)).factor()
     }
 }
 
-/// A packed weight in the precision that it is multiplied in.
+/// A matrix as this processor multiplies with it.
+pub(super) enum Form {
+    Packed(Packed),
+    Half(HalfPacked),
+    Split(Split),
+}
+
+impl Form {
+    /// That of a packed matrix in a precision.
+    pub(super) fn new(precision: Precision, packed: Packed) -> Self {
+        let (depth, columns) = packed.plain().shape();
+        let is_small = depth.min(columns) < LEAST_SIDE_PACKED_ONCE;
+        match precision {
+            Precision::F32 if is_small && split::pays(depth, columns) => {
+                Form::Split(Split::new(packed.plain(), precision))
+            }
+            Precision::F32 => Form::Packed(packed),
+            Precision::Bf16 if split::is_available() => {
+                Form::Split(Split::new(packed.plain(), precision))
+            }
+            Precision::Bf16 => Form::Half(HalfPacked::new(packed.plain())),
+        }
+    }
+
+    pub(super) fn factor(&self) -> Factor<'_> {
+        match self {
+            Form::Packed(packed) => Factor::Plain(packed.plain()),
+            Form::Half(packed) => Factor::Half(packed),
+            Form::Split(split) => Factor::Split(split),
+        }
+    }
+}
+
+/// Whether this processor has products of a precision.
+pub(super) fn has(precision: Precision) -> bool {
+    precision == Precision::F32 || half::is_available() || split::is_available()
+}
+
+/// A matrix to multiply with.
 #[derive(Clone, Copy)]
-enum Factor<'a> {
-    F32(Operand<'a>),
-    Bf16(&'a HalfPacked),
+pub(super) enum Factor<'a> {
+    Plain(Operand<'a>),
+    Half(&'a HalfPacked),
+    Split(&'a Split),
 }
 
 impl Factor<'_> {
-    /// `a b`, and `bias` added to each row.
-    fn product(self, scheme: Scheme, a: View, bias: Option<&[f32]>) -> Vec<f32> {
+    /// The transpose. Other forms are made for one direction.
+    fn t(self) -> Self {
         match self {
-            Factor::F32(b) => b.product_by(scheme, a, bias),
-            Factor::Bf16(b) => b.product(a, bias),
+            Factor::Plain(b) => Factor::Plain(b.t()),
+            Factor::Half(_) | Factor::Split(_) => unreachable!("packed for one direction"),
+        }
+    }
+
+    /// Whether the elements of a row of `a` have to lie one after the other, or had better.
+    pub(super) fn takes_rows(self) -> bool {
+        match self {
+            Factor::Plain(b) => split::pays(b.shape().0, b.shape().1),
+            Factor::Half(_) | Factor::Split(_) => true,
+        }
+    }
+
+    /// `a b`, and `bias` added to each row.
+    pub(super) fn product(self, scheme: Scheme, a: View, bias: Option<&[f32]>) -> Vec<f32> {
+        match self {
+            Factor::Plain(b) => b.product_by(scheme, a, bias),
+            Factor::Half(b) => b.product(a, bias),
+            Factor::Split(b) => b.product(a, bias),
+        }
+    }
+
+    /// `out ← out + a b`, `out (rows, columns)`.
+    pub(super) fn multiply_add(self, scheme: Scheme, out: &mut [f32], a: View) {
+        match self {
+            Factor::Plain(b) => b.multiply_add_by(scheme, out, b.shape().1, a),
+            Factor::Half(b) => b.multiply_add(out, a),
+            Factor::Split(b) => b.multiply_add(out, a),
         }
     }
 
     /// Adds `a b` to a gradient `(rows, columns)`.
-    fn add_product(self, scheme: Scheme, a: View, flow: &mut Flow, slot: &Slot) -> Outcome<()> {
+    pub(super) fn add_product(
+        self,
+        scheme: Scheme,
+        a: View,
+        flow: &mut Flow,
+        slot: &Slot,
+    ) -> Outcome<()> {
         let make = || self.product(scheme, a, None);
-        let add = |sum: &mut [f32]| match self {
-            Factor::F32(b) => b.multiply_add_by(scheme, sum, b.shape().1, a),
-            Factor::Bf16(b) => b.multiply_add(sum, a),
-        };
-        flow.make_or_add(slot, make, add)
+        flow.make_or_add(slot, make, |sum| self.multiply_add(scheme, sum, a))
     }
 }
 
@@ -140,7 +205,7 @@ pub(super) fn linear(
         false => Scheme::InOrder,
     };
     let view = View::strided(data(x), rows, input, input);
-    let factor = prepared.forward_in(precision, &elements);
+    let factor = prepared.forward(precision, &elements);
     let values = factor.product(scheme, view, bias.map(data)); // (rows, out)
 
     let mut joined = trace(x).merge(weight.trace.clone());
@@ -159,7 +224,7 @@ pub(super) fn linear(
         move |flow, upstream| {
             let dy = View::strided(&upstream, rows, out, out);
             if let Some(slot) = &x_slot {
-                let factor = prepared.backward_in(precision, &elements);
+                let factor = prepared.backward(precision, &elements);
                 factor.add_product(scheme, dy, flow, slot)?; // (rows, in)
             }
             if let Some(slot) = &bias_slot {
@@ -198,7 +263,7 @@ pub(super) fn linear_transposed(x: &Matrix<Cpu>, weight: &Weight<Cpu>) -> Outcom
     let (precision, scheme) = (weight.precision, Scheme::InOrder);
     let (elements, prepared) = (weight.elements.clone(), weight.prepared.clone());
     let view = View::strided(data(x), rows, out, out);
-    let factor = prepared.backward_in(precision, &elements);
+    let factor = prepared.backward(precision, &elements);
     let values = factor.product(scheme, view, None); // (rows, in)
     let x_slot = slot(x);
     output(
@@ -209,7 +274,7 @@ pub(super) fn linear_transposed(x: &Matrix<Cpu>, weight: &Weight<Cpu>) -> Outcom
         move |flow, upstream| {
             let dy = View::strided(&upstream, rows, input, input);
             let Some(slot) = &x_slot else { return Ok(()) };
-            let factor = prepared.forward_in(precision, &elements);
+            let factor = prepared.forward(precision, &elements);
             factor.add_product(scheme, dy, flow, slot) // (rows, out)
         },
     )

@@ -4,11 +4,11 @@ use dfdx::prelude::*;
 
 use super::bridge::{data, InPlace};
 use super::gradient::{slot, trace, weight_slot};
-use super::operand::multiply_add_once;
+use super::operand::{multiply_add_once, Scheme};
 use super::product::View;
 use super::rows::scale_by;
 use super::Outcome;
-use crate::engine::{profile, Matrix, Weight};
+use crate::engine::{profile, Matrix, Precision, Weight};
 
 /// See [`crate::engine::Backend::add_low_rank`].
 pub(super) fn add_low_rank(
@@ -31,11 +31,14 @@ pub(super) fn add_low_rank(
         [a, b].map(|weight| (weight.elements.clone(), weight.prepared.clone()));
 
     let x_view = View::strided(data(x), rows, input, input);
-    let mut low = a_prepared.forward(&a_elements).product(x_view); // (rows, rank)
+    let (exact, in_order) = (Precision::F32, Scheme::InOrder);
+    let factor = a_prepared.forward(exact, &a_elements);
+    let mut low = factor.product(in_order, x_view, None); // (rows, rank)
     scale_by(&mut low, scale);
     let mut sum = InPlace::new(y)?;
-    let packed = b_prepared.forward(&b_elements);
-    packed.multiply_add(sum.values(), out, View::strided(&low, rows, rank, rank)); // (rows, out)
+    let low_view = View::strided(&low, rows, rank, rank);
+    let factor = b_prepared.forward(exact, &b_elements);
+    factor.multiply_add(in_order, sum.values(), low_view); // (rows, out)
     profile::kept(match added.is_on() {
         true => low.len() + data(x).len(),
         false => 0,
@@ -59,7 +62,8 @@ pub(super) fn add_low_rank(
         if x_slot.is_none() && a_slot.is_none() {
             return Ok(());
         }
-        let mut d_low = b_prepared.backward(&b_elements).product(dy); // (rows, rank)
+        let factor = b_prepared.backward(exact, &b_elements);
+        let mut d_low = factor.product(in_order, dy, None); // (rows, rank)
         scale_by(&mut d_low, scale);
         let d_low = View::strided(&d_low, rows, rank, rank);
         if let Some(slot) = a_slot {
@@ -68,9 +72,8 @@ pub(super) fn add_low_rank(
             flow.add_in_place(slot, |sum| multiply_add_once(sum, d_low, x, input))?;
         }
         if let Some(slot) = x_slot {
-            let packed = a_prepared.backward(&a_elements);
-            let make = || packed.product(d_low); // (rows, in)
-            flow.make_or_add(slot, make, |sum| packed.multiply_add(sum, input, d_low))?;
+            let factor = a_prepared.backward(exact, &a_elements);
+            factor.add_product(in_order, d_low, flow, slot)?; // (rows, in)
         }
         Ok(())
     }))

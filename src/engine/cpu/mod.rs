@@ -21,7 +21,7 @@ mod operand;
 mod packed;
 mod product;
 mod rows;
-#[cfg(target_arch = "x86_64")]
+#[cfg_attr(not(target_arch = "x86_64"), path = "split/absent.rs")]
 mod split;
 mod strassen;
 mod tile;
@@ -40,7 +40,8 @@ use super::{
 pub use deferred::Deferred;
 pub(super) use gradient::Buffer;
 pub(crate) use helpers::map_groups;
-pub use linear::LEAST_SIDE_PACKED_ONCE;
+pub use linear::copies;
+pub use split::pays as splits;
 pub use strassen::LEAST_SIDE;
 
 type Outcome<T> = Result<T, <Cpu as HasErr>::Err>;
@@ -53,7 +54,7 @@ impl Backend for Cpu {
     type Prepared = linear::Prepared;
 
     fn has(precision: Precision) -> bool {
-        precision == Precision::F32 || half::has_bf16()
+        linear::has(precision)
     }
 
     fn linear(
@@ -216,19 +217,15 @@ pub struct Limits {
 pub fn measure_rate(precision: Precision) -> f64 {
     const SIZE: usize = 384;
     const ROWS: usize = 240;
-    let weight = vec![0.5f32; SIZE * SIZE];
-    match precision {
-        Precision::Bf16 if half::has_bf16() => {
-            let packed = half::HalfPacked::new(SIZE, SIZE, |p, j| weight[p * SIZE + j]);
-            product_rate(ROWS, SIZE, |out, x| packed.multiply_add(out, x))
-        }
-        Precision::Bf16 | Precision::F32 => {
-            let packed = packed::Packed::rows(&weight, SIZE, SIZE, SIZE);
-            product_rate(ROWS, SIZE, |out, x| {
-                packed.plain().multiply_add(out, SIZE, x)
-            })
-        }
-    }
+    let weight = packed::Packed::rows(&vec![0.5; SIZE * SIZE], SIZE, SIZE, SIZE);
+    let precision = match linear::has(precision) {
+        true => precision,
+        false => Precision::F32,
+    };
+    let form = linear::Form::new(precision, weight);
+    product_rate(ROWS, SIZE, |out, x| {
+        form.factor().multiply_add(operand::Scheme::InOrder, out, x)
+    })
 }
 
 /// The rate of `multiply`, which multiplies `(rows, size)` by `(size, size)`.

@@ -6,7 +6,6 @@ use std::ops::Range;
 use super::helpers::share;
 use super::packed::Packed;
 use super::product::{multiply, View};
-#[cfg(target_arch = "x86_64")]
 use super::split;
 use super::strassen;
 use super::tile::{slices, Kernels, Mode, Pieces, Place, Tile, MOST_ROWS, PANEL};
@@ -111,20 +110,15 @@ impl<'a> Operand<'a> {
         }
     }
 
-    /// `out ← out + a b`, where this is `b`; `a` has its depth as its columns, and the rows of `out` are
-    /// `stride` elements apart.
-    pub(super) fn multiply_add(&self, out: &mut [f32], stride: usize, a: View) {
-        self.multiply_add_by(Scheme::InOrder, out, stride, a);
-    }
-
-    /// [`Operand::multiply_add`] by a scheme.
+    /// `out ← out + a b` by a scheme, where this is `b`; `a` has its depth as its columns, and the rows of `out`
+    /// are `stride` elements apart.
     pub(super) fn multiply_add_by(&self, scheme: Scheme, out: &mut [f32], stride: usize, a: View) {
         self.check(out.len(), stride, &a);
         // SAFETY: `check` has made sure that all rows lie in `out`.
         unsafe { self.multiply(scheme, Place::new(out, stride, Mode::Add), a) }
     }
 
-    /// `out ← a b`, else as [`Operand::multiply_add`].
+    /// `out ← a b`, else as [`Operand::multiply_add_by`] in order.
     pub(super) fn multiply_into(&self, out: &mut [f32], stride: usize, a: View) {
         self.check(out.len(), stride, &a);
         // SAFETY: `check` has made sure that all rows lie in `out`.
@@ -138,11 +132,6 @@ impl<'a> Operand<'a> {
     pub(super) unsafe fn multiply_at(&self, place: Place, a: View) {
         assert!(a.columns == self.shape().0 && a.fits());
         self.multiply(Scheme::InOrder, place, a);
-    }
-
-    /// `a b (rows, columns)`.
-    pub(super) fn product(&self, a: View) -> Vec<f32> {
-        self.product_by(Scheme::InOrder, a, None)
     }
 
     /// `a b (rows, columns)` by a scheme, and `bias (columns)` added to each row.
@@ -188,9 +177,8 @@ impl<'a> Operand<'a> {
     unsafe fn multiply(&self, scheme: Scheme, place: Place, a: View) {
         let ((depth, columns), rows) = (self.shape(), a.rows);
         profile::product(rows, depth, columns);
-        #[cfg(target_arch = "x86_64")]
-        if split::pays(&a, columns) {
-            return split::multiply(place, a, *self);
+        if split::pays(depth, columns) && a.strides.1 == 1 {
+            return split::multiply_whole(place, a, *self);
         }
         let Some(kernels) = Kernels::of_this_processor().filter(|_| depth > 0) else {
             return self.multiply_portably(place, a);
@@ -302,6 +290,19 @@ pub(super) fn multiply_add_once(out: &mut [f32], a: View, b: &[f32], columns: us
             unsafe { panel.plain().multiply(Scheme::InOrder, place, a) };
         }
     });
+}
+
+#[cfg(test)]
+impl Operand<'_> {
+    /// `a b` in order.
+    pub(super) fn product(&self, a: View) -> Vec<f32> {
+        self.product_by(Scheme::InOrder, a, None)
+    }
+
+    /// `out ← out + a b` in order.
+    pub(super) fn multiply_add(&self, out: &mut [f32], stride: usize, a: View) {
+        self.multiply_add_by(Scheme::InOrder, out, stride, a);
+    }
 }
 
 #[cfg(test)]

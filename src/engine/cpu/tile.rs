@@ -107,8 +107,26 @@ pub(super) fn transpose(
     count: usize,
     panel: &mut [f32],
 ) {
-    assert!(count <= PANEL && panel.len() >= depth * PANEL);
-    assert!(count == 0 || (count - 1) * stride + depth <= data.len());
+    assert!(count <= PANEL);
+    exchange(data, stride, (depth, count), panel, PANEL);
+    for row in panel.chunks_exact_mut(PANEL).take(depth) {
+        row[count..].fill(0.0);
+    }
+}
+
+/// `out[p * out_stride + j] ← data[j * stride + p]` for `p` below `depth` and `j` below `count`.
+pub(super) fn exchange(
+    data: &[f32],
+    stride: usize,
+    (depth, count): (usize, usize),
+    out: &mut [f32],
+    out_stride: usize,
+) {
+    if depth == 0 || count == 0 {
+        return;
+    }
+    assert!((count - 1) * stride + depth <= data.len());
+    assert!(count <= out_stride && (depth - 1) * out_stride + count <= out.len());
     let mut whole = (0, 0);
     #[cfg(target_arch = "x86_64")]
     if let Some((side, exchange)) = x86::blocks().next() {
@@ -121,17 +139,17 @@ pub(super) fn transpose(
                     exchange(
                         data.as_ptr().add(j * stride + p),
                         stride,
-                        panel.as_mut_ptr().add(p * PANEL + j),
-                        PANEL,
+                        out.as_mut_ptr().add(p * out_stride + j),
+                        out_stride,
                     );
                 }
             }
         }
     }
-    for (p, row) in panel.chunks_exact_mut(PANEL).enumerate().take(depth) {
+    for p in 0..depth {
         let done = if p < whole.0 { whole.1 } else { 0 };
-        for (j, place) in row.iter_mut().enumerate().skip(done) {
-            *place = if j < count { data[j * stride + p] } else { 0.0 };
+        for j in done..count {
+            out[p * out_stride + j] = data[j * stride + p];
         }
     }
 }
@@ -218,24 +236,48 @@ pub(super) struct Pieces {
 
 impl Pieces {
     /// Where to ask for [`coming_elements`] beside one product of `depth` after the other.
-    pub(super) fn places(self, depth: usize) -> impl Iterator<Item = *const f32> {
+    pub(super) fn places(self, depth: usize) -> Places {
         let step = coming_elements(depth).max(LINE);
-        (0..self.count).flat_map(move |piece| {
-            let first = self.first.wrapping_add(piece * self.stride);
-            (0..self.length)
-                .step_by(step)
-                .map(move |offset| first.wrapping_add(offset))
-        })
+        Places {
+            pieces: self,
+            step,
+            offset: 0,
+        }
     }
 
     /// All its lines.
-    pub(super) fn lines(self) -> impl Iterator<Item = *const f32> {
+    pub(super) fn lines(self) -> Places {
         self.places(STEPS_PER_LINE)
     }
 
     /// Asks for all of it at once.
     pub(super) fn ask_for(self) {
         self.lines().for_each(ask_for);
+    }
+}
+
+/// Places in [`Pieces`], one after the other.
+pub(super) struct Places {
+    /// Those that are left.
+    pieces: Pieces,
+    step: usize,
+    /// The next place in the first of them.
+    offset: usize,
+}
+
+impl Iterator for Places {
+    type Item = *const f32;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<*const f32> {
+        if self.offset >= self.pieces.length {
+            self.offset = 0;
+            self.pieces.count = self.pieces.count.saturating_sub(1);
+            self.pieces.first = self.pieces.first.wrapping_add(self.pieces.stride);
+        }
+        let place = self.pieces.first.wrapping_add(self.offset);
+        self.offset += self.step;
+        (self.pieces.count > 0 && self.pieces.length > 0).then_some(place)
     }
 }
 

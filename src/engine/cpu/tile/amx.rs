@@ -14,9 +14,6 @@ pub(in super::super) const DEPTH: usize = 32;
 /// Rows of a tile.
 pub(in super::super) const ROWS: usize = 16;
 
-/// The parts that an element in f32 is split into, see [`split`].
-pub(in super::super) const PIECES: usize = 3;
-
 /// What a tile register is loaded from: 16 rows of 16 pairs.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -92,13 +89,14 @@ impl Registers {
     }
 
     /// `target ← …` the products of up to 32 rows, one or two tiles of them, by a panel of 32 columns: what
-    /// `left` and `right` were split from, see [`split_row`] and [`split_pair_of_rows`]. `beside` is called
-    /// once for each block of the depth, while the registers are at work.
+    /// `left` and `right` were split from into one piece or three, see [`split_row`] and [`split_pair_of_rows`].
+    /// `beside` is called once for each block of the depth, while the registers are at work.
     ///
     /// # Safety
-    /// Each of `left` has [`PIECES`] tiles for each block, `right` twice as many; the target has `rows` rows.
+    /// Each of `left` has as many tiles for each block as there are pieces, `right` twice as many; the target has
+    /// `rows` rows.
     #[inline(always)]
-    pub(in super::super) unsafe fn multiply(
+    pub(in super::super) unsafe fn multiply<const PIECES: usize>(
         &mut self,
         target: &Target,
         rows: usize,
@@ -107,7 +105,7 @@ impl Registers {
         beside: impl FnMut(usize),
     ) {
         if rows % ROWS == 0 && target.width == PANEL {
-            return self.multiply_whole(target, rows, left, right, beside);
+            return self.multiply_whole::<PIECES>(target, rows, left, right, beside);
         }
         // What is not whole goes through a place that is.
         let mut place = [[0.0f32; PANEL]; 2 * ROWS];
@@ -126,7 +124,7 @@ impl Registers {
             width: PANEL,
             mode: Mode::Add,
         };
-        self.multiply_whole(&whole, rows.next_multiple_of(ROWS), left, right, beside);
+        self.multiply_whole::<PIECES>(&whole, rows.next_multiple_of(ROWS), left, right, beside);
         for (row, sums) in place.iter().enumerate().take(rows) {
             let to = target.out.add(row * target.stride);
             std::ptr::copy_nonoverlapping(sums.as_ptr(), to, width);
@@ -136,7 +134,7 @@ impl Registers {
     /// The same for 16 or 32 rows of 32 columns. The sums are in registers 0 and 1, below them in 2 and 3; 4 and
     /// 5 have rows, 6 and 7 columns.
     #[inline(always)]
-    unsafe fn multiply_whole(
+    unsafe fn multiply_whole<const PIECES: usize>(
         &mut self,
         target: &Target,
         rows: usize,
@@ -180,9 +178,11 @@ impl Registers {
         for block in 0..blocks {
             let above = above.as_ptr().wrapping_add(PIECES * block);
             let right = right.as_ptr().wrapping_add(2 * PIECES * block);
-            match has_below {
-                true => two_tiles(above, below.as_ptr().wrapping_add(PIECES * block), right),
-                false => one_tile(above, right),
+            let below = below.as_ptr().wrapping_add(PIECES * block);
+            match (PIECES, has_below) {
+                (1, _) => rounded(above, if has_below { below } else { above }, right),
+                (_, true) => two_tiles(above, below, right),
+                (_, false) => one_tile(above, right),
             }
             beside(block);
         }
@@ -243,6 +243,16 @@ macro_rules! add_products {
     };
 }
 
+/// The products of elements that are rounded to one piece.
+#[inline(always)]
+unsafe fn rounded(above: *const Tile, below: *const Tile, right: *const Tile) {
+    asm!(
+        load_rows!(0), load_columns!(0), add_products!(),
+        above = in(reg) above, below = in(reg) below, right = in(reg) right, stride = in(reg) STRIDE,
+        options(nostack, preserves_flags, readonly),
+    );
+}
+
 /// Six of the nine products of pieces, in an order that loads few of them twice.
 #[inline(always)]
 unsafe fn two_tiles(above: *const Tile, below: *const Tile, right: *const Tile) {
@@ -286,66 +296,95 @@ unsafe fn one_tile(above: *const Tile, right: *const Tile) {
     );
 }
 
-/// Splits 16 elements of `x` and of `y`, in pairs, into three bfloat16 each, whose sum they are: the upper 8 bits
-/// of the mantissa, the rest's 8 upper bits rounded, and what is then left, of either sign.
+/// Splits 16 elements of `x` and of `y`, in pairs. Into three bfloat16, whose sum they are: the upper 8 bits of the
+/// mantissa, the rest's 8 upper bits rounded, and what is then left, of either sign. Into one: the nearest, of two
+/// the even one.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn split(x: __m512, y: __m512) -> [__m512i; PIECES] {
+fn split<const PIECES: usize>(x: __m512, y: __m512) -> [__m512i; PIECES] {
     let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
     let one_half = _mm512_set1_epi32(0x8000);
     let bits = |x: __m512| _mm512_castps_si512(x);
     let without = |x: __m512, bits: __m512i| {
         _mm512_sub_ps(x, _mm512_castsi512_ps(_mm512_and_si512(bits, upper)))
     };
-    // The upper halves of both, side by side.
-    let pairs = |x: __m512i, y: __m512i| {
-        _mm512_mask_blend_epi16(0xaaaa_aaaa, _mm512_srli_epi32::<16>(x), y)
-    };
     let rounded = |x: __m512| _mm512_add_epi32(bits(x), one_half);
+    let mut pieces = [_mm512_setzero_si512(); PIECES];
+    if PIECES == 1 {
+        pieces[0] = pairs(nearest(x), nearest(y));
+        return pieces;
+    }
     let (x_rest, y_rest) = (without(x, bits(x)), without(y, bits(y)));
     let (x_middle, y_middle) = (rounded(x_rest), rounded(y_rest));
     let (x_last, y_last) = (without(x_rest, x_middle), without(y_rest, y_middle));
-    [
-        pairs(bits(x), bits(y)),
-        pairs(x_middle, y_middle),
-        pairs(bits(x_last), bits(y_last)),
-    ]
+    pieces[0] = pairs(bits(x), bits(y));
+    pieces[1] = pairs(x_middle, y_middle);
+    pieces[2] = pairs(bits(x_last), bits(y_last));
+    pieces
+}
+
+/// The upper halves of the elements of both, side by side.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn pairs(x: __m512i, y: __m512i) -> __m512i {
+    _mm512_mask_blend_epi16(0xaaaa_aaaa, _mm512_srli_epi32::<16>(x), y)
+}
+
+/// Bits whose upper halves are the nearest bfloat16, as `half::bf16::from_f32`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn nearest(x: __m512) -> __m512i {
+    let bits = _mm512_castps_si512(x);
+    let is_odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+    let below_half = _mm512_add_epi32(is_odd, _mm512_set1_epi32(0x7fff));
+    let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
+    let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+    _mm512_mask_mov_epi32(_mm512_add_epi32(bits, below_half), is_nan, quiet)
 }
 
 /// Splits `elements` of a row, at most 32, zeros beyond them, into row `row` of as many tiles as there are pieces.
 ///
 /// # Safety
 /// The processor has AVX-512 with its instructions for words.
+#[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(in super::super) unsafe fn split_row(elements: &[f32], tiles: &mut [Tile], row: usize) {
+pub(in super::super) unsafe fn split_row<const PIECES: usize>(
+    elements: &[f32],
+    tiles: &mut [Tile],
+    row: usize,
+) {
     let load = |first: usize| {
         let count = elements.len().saturating_sub(first).min(16);
         let mask = ((1u32 << count) - 1) as __mmask16;
         _mm512_maskz_loadu_ps(mask, elements.as_ptr().wrapping_add(first))
     };
-    let pieces = split(load(0), load(16));
+    let pieces = split::<PIECES>(load(0), load(16));
     for (tile, piece) in tiles[..PIECES].iter_mut().zip(pieces) {
         let place = &mut tile.0[row * DEPTH..][..DEPTH];
         _mm512_storeu_si512(place.as_mut_ptr().cast(), piece);
     }
 }
 
-/// Splits rows `row` and `row + 16` of a block of 32 rows of a panel, of which there are `rows`, zeros beyond them,
-/// into row `row` of its tiles: the left and the right of each piece.
+/// Splits rows `row` and `row + 16` of a block of 32 rows of a panel, zeros beyond those that are there, into row
+/// `row` of its tiles: the left and the right of each piece.
 ///
 /// # Safety
 /// The processor has AVX-512 with its instructions for words; `row` is below 16.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(in super::super) unsafe fn split_pair_of_rows(panel: &[f32], tiles: &mut [Tile], row: usize) {
-    let rows = panel.len() / PANEL;
+pub(in super::super) unsafe fn split_pair_of_rows<const PIECES: usize>(
+    block: &[f32],
+    tiles: &mut [Tile],
+    row: usize,
+) {
+    let rows = block.len() / PANEL;
     let load = |row: usize, half: usize| match row < rows {
-        true => _mm512_loadu_ps(panel.as_ptr().wrapping_add(row * PANEL + half * 16)),
+        true => _mm512_loadu_ps(block.as_ptr().wrapping_add(row * PANEL + half * 16)),
         false => _mm512_setzero_ps(),
     };
     let tiles = &mut tiles[..2 * PIECES];
     for half in 0..2 {
-        let pieces = split(load(row, half), load(row + ROWS, half));
+        let pieces = split::<PIECES>(load(row, half), load(row + ROWS, half));
         for (number, piece) in pieces.into_iter().enumerate() {
             let place = &mut tiles[2 * number + half].0[row * DEPTH..][..DEPTH];
             _mm512_storeu_si512(place.as_mut_ptr().cast(), piece);
