@@ -12,32 +12,39 @@ use crate::engine::{cpu, Backend, Deferred};
 /// A device that can work on several groups of sequences. Its kernels are parallel by themselves,
 /// or the groups are: never both.
 pub trait Executor: Backend {
-    /// Applies `work` to every group and gives the results in order.
-    fn map_groups<R: Send>(
+    /// Applies `work` to every group and gives the results in order. At most `at_once` groups are begun until one
+    /// of them calls `work`'s last argument, or ends: then the next may begin.
+    fn map_groups<R: Send + Sync>(
         graph: &Graph<Self>,
         groups: &[Batch],
-        work: impl Fn(&Graph<Self>, &Batch) -> R + Send + Sync,
+        at_once: usize,
+        work: impl Fn(&Graph<Self>, &Batch, &mut dyn FnMut()) -> R + Sync,
     ) -> Vec<R>;
 }
 
 impl Executor for Cpu {
-    fn map_groups<R: Send>(
+    fn map_groups<R: Send + Sync>(
         graph: &Graph<Cpu>,
         groups: &[Batch],
-        work: impl Fn(&Graph<Cpu>, &Batch) -> R + Send + Sync,
+        at_once: usize,
+        work: impl Fn(&Graph<Cpu>, &Batch, &mut dyn FnMut()) -> R + Sync,
     ) -> Vec<R> {
-        cpu::map_groups(groups, |group| work(graph, group))
+        cpu::map_groups(groups, at_once, |group, pass_on| {
+            work(graph, group, pass_on)
+        })
     }
 }
 
 #[cfg(feature = "cuda")]
 impl Executor for dfdx::tensor::Cuda {
-    fn map_groups<R: Send>(
+    fn map_groups<R: Send + Sync>(
         graph: &Graph<Self>,
         groups: &[Batch],
-        work: impl Fn(&Graph<Self>, &Batch) -> R + Send + Sync,
+        _at_once: usize,
+        work: impl Fn(&Graph<Self>, &Batch, &mut dyn FnMut()) -> R + Sync,
     ) -> Vec<R> {
-        groups.iter().map(|group| work(graph, group)).collect()
+        let groups = groups.iter();
+        groups.map(|group| work(graph, group, &mut || ())).collect()
     }
 }
 
@@ -58,14 +65,19 @@ impl<D: Executor> Graph<D> {
         // So many groups at a time that their gradients take little memory, but as many as can run;
         // they are summed in the order of the groups, so the result does not depend on that number.
         let threads = rayon::current_num_threads();
-        let at_once = match self.active.deferred.is_empty() {
-            true => (HELD_GRADIENTS / self.trained_count().max(1)).max(threads),
+        let (most, at_once) = match self.active.deferred.is_empty() {
+            // While some go forward, and keep more and more, others go back, and keep less and less.
+            true => (
+                (HELD_GRADIENTS / self.trained_count().max(1)).max(threads),
+                threads.div_ceil(2),
+            ),
             // Each group holds its activations until its parts are added.
-            false => threads,
+            false => (threads, threads),
         };
-        for wave in groups.chunks(at_once) {
-            let results = D::map_groups(self, wave, |graph, group| {
-                graph.group_gradients(group).map_err(device_problem)
+        for wave in groups.chunks(most) {
+            let results = D::map_groups(self, wave, at_once, |graph, group, pass_on| {
+                let gradients = graph.group_gradients(group, pass_on);
+                gradients.map_err(device_problem)
             });
             let mut parts: BTreeMap<String, Vec<Deferred>> = BTreeMap::new();
             for result in results {
@@ -132,7 +144,8 @@ impl<D: Executor> Graph<D> {
     /// # Errors
     /// What the device reports.
     pub fn logits(&self, groups: &[Batch]) -> Result<Vec<Vec<f32>>, Problem> {
-        let results = D::map_groups(self, groups, |graph, group| {
+        let at_once = rayon::current_num_threads();
+        let results = D::map_groups(self, groups, at_once, |graph, group, _| {
             let logits = graph.inference().logits(group);
             logits
                 .map(|logits| D::read(&logits))

@@ -412,7 +412,11 @@ impl<D: Backend> Graph<D> {
     }
 
     /// The loss of one group, and the gradient of everything trained.
-    fn group_gradients(&self, batch: &Batch) -> Outcome<GroupGradients, D> {
+    fn group_gradients(
+        &self,
+        batch: &Batch,
+        pass_on: &mut dyn FnMut(),
+    ) -> Outcome<GroupGradients, D> {
         let deferred = self.active.deferred.iter();
         let addresses: BTreeMap<usize, &String> = deferred
             .filter_map(|key| Some((self.values[key].address()?, key)))
@@ -424,6 +428,7 @@ impl<D: Backend> Graph<D> {
             whole: BTreeMap::new(),
             parts: Vec::new(),
         };
+        pass_on();
         let mut gradients: Gradients<f32, D> = backward(loss)?;
         let key_of = |part: &Deferred| addresses[&part.parameter].clone();
         let parts = trace.take_deferred().into_iter();

@@ -121,7 +121,8 @@ impl PrefixStore {
                 .collect()
         };
         // Other runs are not kept waiting meanwhile; what two of them compute is the same.
-        let computed = D::map_groups(graph, &new, |graph, batch| {
+        let at_once = rayon::current_num_threads();
+        let computed = D::map_groups(graph, &new, at_once, |graph, batch, _| {
             let prefix = graph.inference().prefix(batch, self.block);
             prefix.map_err(device_problem)
         });

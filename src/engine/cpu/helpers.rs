@@ -1,29 +1,73 @@
-//! Threads that have no group of their own left help others: the last groups of a batch end together, and
-//! fewer groups than threads use them all.
+//! How groups share the threads. A group is begun when another's forward pass has ended, so that what some keep for
+//! their backward passes grows while that of others shrinks; threads that have no group meanwhile help those
+//! that have one.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::OnceLock;
 
 use rayon::prelude::*;
+use rayon::Scope;
 
 use crate::engine::profile;
 
-/// Groups that no thread has begun. While there are any, who waits for a helper might begin one, and be
-/// late for its own.
+/// Groups that a thread may take. While there are any, who waits for a helper might begin one, and be late for
+/// its own.
 static WAITING: AtomicUsize = AtomicUsize::new(0);
 
-/// Applies `work` to every group on all threads, and gives the results in order.
-pub(crate) fn map_groups<T: Sync, R: Send>(
+/// Groups that are worked on in turn.
+struct Groups<'a, T, R, W> {
+    groups: &'a [T],
+    results: &'a [OnceLock<R>],
+    /// Those that were begun, or wait for a thread.
+    begun: &'a AtomicUsize,
+    work: &'a W,
+}
+
+impl<'a, T: Sync, R: Send + Sync, W: Fn(&T, &mut dyn FnMut()) -> R + Sync> Groups<'a, T, R, W> {
+    /// Lets a thread begin with the next group, if there is one.
+    fn next(&'a self, scope: &Scope<'a>) {
+        let number = self.begun.fetch_add(1, Relaxed);
+        let (Some(group), Some(result)) = (self.groups.get(number), self.results.get(number))
+        else {
+            return;
+        };
+        WAITING.fetch_add(1, Relaxed);
+        scope.spawn(move |scope| {
+            WAITING.fetch_sub(1, Relaxed);
+            let mut is_passed_on = false;
+            let mut pass_on = || {
+                if !std::mem::replace(&mut is_passed_on, true) {
+                    self.next(scope);
+                }
+            };
+            let value = (self.work)(group, &mut pass_on);
+            pass_on();
+            assert!(result.set(value).is_ok(), "a group is worked on once");
+        });
+    }
+}
+
+/// Applies `work` to every group on all threads, and gives the results in order. At most `at_once` groups are begun
+/// until one of them calls its second argument, or ends: then the next may begin.
+pub(crate) fn map_groups<T: Sync, R: Send + Sync>(
     groups: &[T],
-    work: impl Fn(&T) -> R + Send + Sync,
+    at_once: usize,
+    work: impl Fn(&T, &mut dyn FnMut()) -> R + Sync,
 ) -> Vec<R> {
-    WAITING.fetch_add(groups.len(), Relaxed);
-    let begin = |group| {
-        WAITING.fetch_sub(1, Relaxed);
-        work(group)
+    let mut results: Vec<OnceLock<R>> = Vec::new();
+    results.resize_with(groups.len(), OnceLock::new);
+    let all = Groups {
+        groups,
+        results: &results,
+        begun: &AtomicUsize::new(0),
+        work: &work,
     };
-    // One group alone would be worked on by the calling thread, where none of the others can help.
-    rayon::scope(|_| groups.par_iter().with_max_len(1).map(begin).collect())
+    rayon::scope(|scope| (0..at_once.max(1)).for_each(|_| all.next(scope)));
+    let values = results.into_iter().map(OnceLock::into_inner);
+    values
+        .map(|value| value.expect("every group has ended"))
+        .collect()
 }
 
 /// Whether other threads may have time.
@@ -143,7 +187,14 @@ mod tests {
     #[test]
     fn groups_are_in_order() {
         let groups: Vec<usize> = (0..100).collect();
-        let results = pool(3).install(|| map_groups(&groups, |group| 2 * group));
+        let results = pool(3).install(|| {
+            map_groups(&groups, 2, |group, pass_on| {
+                if group % 3 == 0 {
+                    pass_on();
+                }
+                2 * group
+            })
+        });
         assert_eq!(
             results,
             groups.iter().map(|group| 2 * group).collect::<Vec<_>>()

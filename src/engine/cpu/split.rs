@@ -29,6 +29,9 @@ use crate::engine::{profile, Precision};
 const MOST_ROWS: usize = 256;
 const MOST_TILES: usize = 36;
 
+/// Panels that are worth another thread's time: it splits the first of them beside nothing else.
+const LEAST_SHARED: usize = 6;
+
 /// How many rows are asked for ahead of the one that is split.
 const ROWS_AHEAD: usize = 4;
 
@@ -227,18 +230,22 @@ impl<const PIECES: usize> Part<'_, PIECES> {
         self.coming(0).ask_for();
         self.split_rows(left);
         let left = &*left;
-        share(0..self.b.columns().div_ceil(PANEL), 1, &|panels| {
-            // SAFETY: the registers are available where this pays, and nothing within uses them too.
-            unsafe {
-                let registers = Registers::new();
-                match self.b {
-                    Right::Split(split) => self.by_split(registers, panels, place, left, split),
-                    Right::Whole(b) => MADE.with_borrow_mut(|made| {
-                        self.by_whole(registers, panels, place, left, b, made)
-                    }),
-                }
-            };
-        });
+        share(
+            0..self.b.columns().div_ceil(PANEL),
+            LEAST_SHARED,
+            &|panels| {
+                // SAFETY: the registers are available where this pays, and nothing within uses them too.
+                unsafe {
+                    let registers = Registers::new();
+                    match self.b {
+                        Right::Split(split) => self.by_split(registers, panels, place, left, split),
+                        Right::Whole(b) => MADE.with_borrow_mut(|made| {
+                            self.by_whole(registers, panels, place, left, b, made)
+                        }),
+                    }
+                };
+            },
+        );
     }
 
     /// Its rows of `b`.
@@ -558,47 +565,6 @@ mod tests {
             let product = packed.plain().product(View::new(&a, depth));
             for (place, value) in product.iter().enumerate() {
                 assert_eq!(value.is_finite(), place / columns != 1, "{odd}: {value}");
-            }
-        }
-    }
-}
-#[cfg(test)]
-mod lab {
-    use super::super::packed::Packed;
-    use super::*;
-    #[test]
-    fn lab() {
-        let rows = 256;
-        for (depth, columns) in [(384, 384), (384, 1536), (1536, 384), (768, 768), (768, 3072), (3072, 768)] {
-            for many in [1, 20] {
-                let a = vec![0.3f32; rows * depth * many];
-                let mut out = vec![0.3f32; rows * columns * many];
-                let packed: Vec<Packed> = (0..many).map(|_| Packed::rows(&vec![0.1; depth * columns], columns, depth, columns)).collect();
-                let split: Vec<Split> = packed.iter().map(|p| Split::new(p.plain(), Precision::F32)).collect();
-                let bias = vec![0.5f32; columns];
-                let mut text = format!("{depth}x{columns} many {many}: ");
-                for kind in 0..4 {
-                    let mut times = Vec::new();
-                    for turn in 0..400 {
-                        let j = turn % many;
-                        let view = View::new(&a[j * rows * depth..][..rows * depth], depth);
-                        let place = |mode| Place { out: unsafe { out.as_ptr().add(j * rows * columns) as *mut f32 }, stride: columns, mode };
-                        let start = std::time::Instant::now();
-                        unsafe {
-                            match kind {
-                                0 => split[j].multiply(place(Mode::Set), view),
-                                1 => split[j].multiply(place(Mode::Bias(bias.as_ptr())), view),
-                                2 => multiply_whole(place(Mode::Set), view, packed[j].plain()),
-                                _ if depth == columns => multiply_whole(place(Mode::Set), view, packed[j].plain().t()),
-                                _ => (),
-                            }
-                        }
-                        times.push(start.elapsed().as_secs_f64());
-                    }
-                    times.sort_by(f64::total_cmp);
-                    text += &format!("{:.0} ", 2.0 * (rows * depth * columns) as f64 / times[200] / 1e9);
-                }
-                println!("{text}");
             }
         }
     }

@@ -207,16 +207,35 @@ impl Drop for Registers {
     }
 }
 
-/// Loads a piece of the rows above, and of those below.
-macro_rules! load_rows {
+/// Loads a piece of the rows above, and adds its products; then of those below. The registers of one pair of
+/// products are loaded while the other's are multiplied.
+macro_rules! by_rows {
     ($piece:literal) => {
         concat!(
             "tileloadd tmm4, [{above} + {stride} + 1024 * ",
             $piece,
             "]\n",
+            "tdpbf16ps tmm0, tmm4, tmm6\ntdpbf16ps tmm1, tmm4, tmm7\n",
             "tileloadd tmm5, [{below} + {stride} + 1024 * ",
             $piece,
-            "]",
+            "]\n",
+            "tdpbf16ps tmm2, tmm5, tmm6\ntdpbf16ps tmm3, tmm5, tmm7",
+        )
+    };
+}
+
+/// The same with the left columns and the right.
+macro_rules! by_columns {
+    ($piece:literal) => {
+        concat!(
+            "tileloadd tmm6, [{right} + {stride} + 2048 * ",
+            $piece,
+            "]\n",
+            "tdpbf16ps tmm0, tmm4, tmm6\ntdpbf16ps tmm2, tmm5, tmm6\n",
+            "tileloadd tmm7, [{right} + {stride} + 2048 * ",
+            $piece,
+            " + 1024]\n",
+            "tdpbf16ps tmm1, tmm4, tmm7\ntdpbf16ps tmm3, tmm5, tmm7",
         )
     };
 }
@@ -235,19 +254,11 @@ macro_rules! load_columns {
     };
 }
 
-/// Adds the products of what is loaded.
-macro_rules! add_products {
-    () => {
-        "tdpbf16ps tmm0, tmm4, tmm6\ntdpbf16ps tmm1, tmm4, tmm7\n\
-         tdpbf16ps tmm2, tmm5, tmm6\ntdpbf16ps tmm3, tmm5, tmm7"
-    };
-}
-
 /// The products of elements that are rounded to one piece.
 #[inline(always)]
 unsafe fn rounded(above: *const Tile, below: *const Tile, right: *const Tile) {
     asm!(
-        load_rows!(0), load_columns!(0), add_products!(),
+        load_columns!(0), by_rows!(0),
         above = in(reg) above, below = in(reg) below, right = in(reg) right, stride = in(reg) STRIDE,
         options(nostack, preserves_flags, readonly),
     );
@@ -257,12 +268,7 @@ unsafe fn rounded(above: *const Tile, below: *const Tile, right: *const Tile) {
 #[inline(always)]
 unsafe fn two_tiles(above: *const Tile, below: *const Tile, right: *const Tile) {
     asm!(
-        load_rows!(0), load_columns!(2), add_products!(),
-        load_columns!(1), add_products!(),
-        load_rows!(1), add_products!(),
-        load_columns!(0), add_products!(),
-        load_rows!(2), add_products!(),
-        load_rows!(0), add_products!(),
+        load_columns!(2), by_rows!(0), by_columns!(1), by_rows!(1), by_columns!(0), by_rows!(2), by_rows!(0),
         above = in(reg) above, below = in(reg) below, right = in(reg) right, stride = in(reg) STRIDE,
         options(nostack, preserves_flags, readonly),
     );
