@@ -71,7 +71,7 @@ pub fn profile_table(profile: &Profile, threads: usize, limits: &Limits) -> Stri
     );
     let _ = writeln!(
         text,
-        "  measured limits: {:.0} GFLOP/s in products by plain sums, {:.1} GB/s in memory",
+        "  measured limits: {:.0} GFLOP/s in products, {:.1} GB/s in memory",
         1e-9 * limits.operations,
         1e-9 * limits.bytes
     );

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use super::bridge::{data, output};
 use super::gradient::{slot, trace, Flow, Slot};
 use super::helpers::share_items;
+use super::is_wide;
 use super::math::exp;
 use super::norm::{join_lanes, sum_lanes, LANES};
 use super::operand::Scheme;
@@ -19,8 +20,8 @@ use super::Outcome;
 use crate::engine::noise::Noise;
 use crate::engine::{profile, AttentionShape, Dropout, Layout, Matrix};
 
-/// Keys of a sequence up to which its weights are kept.
-const MOST_KEPT_KEYS: usize = 256;
+/// Keys of a sequence up to which its weights are kept, in a narrow model and in a wide one.
+const MOST_KEPT_KEYS: [usize; 2] = [256, 64];
 
 /// See [`crate::engine::Backend::attention`].
 pub(super) fn attention(
@@ -46,7 +47,8 @@ pub(super) fn attention(
         !joined.is_on() || (others[0] != others[1] && !others.contains(&own)),
         "attention: q, k and v are to be three tensors"
     );
-    let is_kept = joined.is_on() && layout.longest() + shape.prefix <= MOST_KEPT_KEYS;
+    let is_kept = joined.is_on()
+        && layout.longest() + shape.prefix <= MOST_KEPT_KEYS[usize::from(is_wide(hidden))];
     let heads = plan.heads();
     // Of all heads where the backward pass needs them, of one at a time elsewhere.
     let mut kept = vec![Vec::new(); heads.len()];

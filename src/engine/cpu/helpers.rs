@@ -137,6 +137,7 @@ mod tests {
     use super::super::operand::Scheme;
     use super::super::packed::Packed;
     use super::super::product::View;
+    use super::super::split;
     use super::*;
 
     fn pool(threads: usize) -> rayon::ThreadPool {
@@ -173,13 +174,15 @@ mod tests {
                     .plain()
                     .product_by(scheme, View::new(&a, depth), None)
             };
-            let alone = product();
-            for _ in 0..20 {
-                let together = pool(4).install(product);
-                assert!(alone
-                    .iter()
-                    .zip(&together)
-                    .all(|(x, y)| x.to_bits() == y.to_bits()));
+            let without_tiles = || split::left_out(product);
+            let ways: [&(dyn Fn() -> Vec<f32> + Sync); 2] = [&product, &without_tiles];
+            for product in ways {
+                let alone = product();
+                for _ in 0..20 {
+                    let together = pool(4).install(product);
+                    let mut pairs = alone.iter().zip(&together);
+                    assert!(pairs.all(|(x, y)| x.to_bits() == y.to_bits()));
+                }
             }
         }
     }

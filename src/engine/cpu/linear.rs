@@ -13,25 +13,22 @@ use super::packed::Packed;
 use super::product::{multiply, View};
 use super::rows::add_to;
 use super::split::{self, Split};
-use super::Outcome;
+use super::{is_wide, Outcome};
 use crate::engine::{profile, Backend, Elements, Matrix, Precision, Trace, Vector, Weight};
-
-/// Rows and columns from which on a weight is packed once for both directions, in half the memory or less: `dy W`
-/// then takes a tenth longer (Zen 3). What weights take grows with the square of a model's width.
-const LEAST_SIDE_PACKED_ONCE: usize = 512;
 
 /// How often a frozen weight whose smaller side is `least_side` lies in memory, counted in its size in f32, where a
 /// gradient passes through it and where none does.
 pub fn copies(least_side: usize, is_passed: bool) -> f64 {
     let directions = if is_passed { 2.0 } else { 1.0 };
-    match least_side {
-        LEAST_SIDE_PACKED_ONCE.. => 1.0,
-        _ if split::pays(least_side, least_side) => 1.5 * directions,
-        _ => directions,
+    match (is_wide(least_side), split::pays(least_side, least_side)) {
+        (true, _) => 1.0,
+        (false, true) => 1.5 * directions,
+        (false, false) => directions,
     }
 }
 
-/// A weight, packed for `x Wᵀ` and for `dy W` when either is first needed.
+/// A weight, packed for `x Wᵀ` and for `dy W` when either is first needed: a wide one once for both, in half the memory
+/// or less, though `dy W` then takes a tenth longer (Zen 3).
 #[derive(Default)]
 pub struct Prepared {
     forward: Forms,
@@ -66,7 +63,7 @@ impl Prepared {
     /// `W (out, in)`.
     pub(super) fn backward(&self, precision: Precision, weight: &Elements<Cpu>) -> Factor<'_> {
         let (out, input) = weight.shape();
-        if precision == Precision::F32 && out.min(input) >= LEAST_SIDE_PACKED_ONCE {
+        if precision == Precision::F32 && is_wide(out.min(input)) {
             return self.forward(precision, weight).t();
         }
         let pack = |w: &[f32]| Form::new(precision, Packed::rows(w, input, out, input));
@@ -86,9 +83,9 @@ impl Form {
     /// That of a packed matrix in a precision.
     pub(super) fn new(precision: Precision, packed: Packed) -> Self {
         let (depth, columns) = packed.plain().shape();
-        let is_small = depth.min(columns) < LEAST_SIDE_PACKED_ONCE;
+        let is_wide = is_wide(depth.min(columns));
         match precision {
-            Precision::F32 if is_small && split::pays(depth, columns) => {
+            Precision::F32 if !is_wide && split::pays(depth, columns) => {
                 Form::Split(Split::new(packed.plain(), precision))
             }
             Precision::F32 => Form::Packed(packed),

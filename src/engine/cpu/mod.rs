@@ -46,6 +46,12 @@ pub use strassen::LEAST_SIDE;
 
 type Outcome<T> = Result<T, <Cpu as HasErr>::Err>;
 
+/// Whether a model of such a width takes so much memory that it is worth some time: what its weights take grows with
+/// the square of the width.
+fn is_wide(width: usize) -> bool {
+    width >= 512
+}
+
 fn elements(x: &Matrix<Cpu>) -> usize {
     x.shape().num_elements()
 }

@@ -355,6 +355,11 @@ mod tests {
 
     #[test]
     fn products_are_right_on_this_processor() {
+        check_this_processor();
+        split::left_out(check_this_processor);
+    }
+
+    fn check_this_processor() {
         check(|packed, out, a| {
             packed
                 .plain()
@@ -375,6 +380,11 @@ mod tests {
     /// The same bits by the transpose of the packed transpose.
     #[test]
     fn transposes_change_no_bit() {
+        check_transposes();
+        split::left_out(check_transposes);
+    }
+
+    fn check_transposes() {
         for (rows, depth, columns) in [(1, 1, 1), (13, 40, 33), (7, 3, 70), (128, 450, 333)] {
             let value = |i: usize| (crate::engine::mix(i as u64) >> 40) as f32 / 16_777_216.0;
             let a: Vec<f32> = (0..rows * depth).map(value).collect();

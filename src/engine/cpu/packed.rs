@@ -82,10 +82,10 @@ impl Packed {
     /// Elements from one panel to the next. The panels of the transpose are read across all of them, a block
     /// from each: at an even distance, few places of the second-level cache would have to hold them all.
     pub(super) fn distance(&self) -> usize {
-        const BLOCK: usize = PANEL * PANEL;
+        const HALF_BLOCK: usize = PANEL * PANEL / 2;
         let length = self.depth * PANEL;
-        match length.is_multiple_of(2 * BLOCK) {
-            true => length + BLOCK,
+        match length.is_multiple_of(4 * HALF_BLOCK) {
+            true => length + HALF_BLOCK,
             false => length,
         }
     }

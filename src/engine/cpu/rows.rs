@@ -9,7 +9,7 @@ use super::bridge::{data, output, InPlace};
 use super::deferred::{Deferred, Part};
 use super::gradient::{slot, trace};
 use super::helpers::{rows_of_a_part, share_elements, share_items};
-use super::Outcome;
+use super::{is_wide, Outcome};
 use crate::engine::noise::Noise;
 use crate::engine::{Dropout, Elements, Fastfood, Layout, Matrix, Trace, Vector, Weight};
 
@@ -17,7 +17,8 @@ use crate::engine::{Dropout, Elements, Fastfood, Layout, Matrix, Trace, Vector, 
 pub(super) fn select_rows(table: &Matrix<Cpu>, indices: &[usize]) -> Outcome<Matrix<Cpu>> {
     let (_, columns) = *table.shape();
     let source = data(table);
-    let values = gather(source, columns, indices);
+    let mut values = Vec::with_capacity(indices.len() * columns);
+    gather(source, columns, indices, &mut values);
     let table_slot = slot(table);
     let kept = if table_slot.is_some() {
         indices.to_vec()
@@ -59,18 +60,26 @@ pub(super) fn look_up(table: &Weight<Cpu>, indices: &[usize]) -> Outcome<Matrix<
         return select_rows(&table.matrix()?, indices);
     };
     let (_, columns) = table.shape();
-    let values = gather(stored.source().elements(), columns, indices);
+    let mut values = Vec::with_capacity(indices.len() * columns);
+    for indices in indices.chunks(ROWS_AT_ONCE) {
+        gather(stored.source().elements(), columns, indices, &mut values);
+        if is_wide(columns) {
+            // Rows here and there would bring in the whole table by and by.
+            stored.source().release();
+        }
+    }
     let rows = Cpu::default().try_tensor_from_vec(values, (indices.len(), columns))?;
     Ok(rows.put_tape(Trace::off()))
 }
 
-/// Rows `indices`, one below the other.
-fn gather(table: &[f32], columns: usize, indices: &[usize]) -> Vec<f32> {
-    let mut values = Vec::with_capacity(indices.len() * columns);
+/// Rows of a wide table that are looked up before its memory is given back: the system reads 64 KB for each.
+const ROWS_AT_ONCE: usize = 32;
+
+/// Appends rows `indices`.
+fn gather(table: &[f32], columns: usize, indices: &[usize], values: &mut Vec<f32>) {
     for &index in indices {
         values.extend_from_slice(&table[index * columns..(index + 1) * columns]);
     }
-    values
 }
 
 /// `values ← factor · values`.

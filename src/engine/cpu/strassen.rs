@@ -221,12 +221,17 @@ fn left_sums([a11, a12, a21, a22]: [&[f32]; 4], [s1, s2, s3, s4]: [&mut [f32]; 4
 mod tests {
     use super::super::operand::Scheme;
     use super::super::packed::Packed;
+    use super::super::split;
     use super::*;
 
     /// Beside sums in f64, with rows and panels that do not divide by two, several parts of `depth`, rows
     /// that displace each other, and a last panel that is not full; every way of writing a result.
     #[test]
     fn the_scheme_gives_products() {
+        split::left_out(check_the_scheme);
+    }
+
+    fn check_the_scheme() {
         let value =
             |seed: usize| (crate::engine::mix(seed as u64) >> 40) as f32 / 16_777_216.0 - 0.5;
         for (rows, depth, columns) in [
@@ -287,10 +292,8 @@ mod tests {
         let (rows, depth, columns) = (100, 256, 224);
         let (a, packed) = integers(rows, depth, columns);
         let view = View::new(&a, depth);
-        assert_eq!(
-            packed.plain().product_by(Scheme::Strassen, view, None),
-            packed.plain().product(view)
-        );
+        let by_scheme = || packed.plain().product_by(Scheme::Strassen, view, None);
+        assert_eq!(split::left_out(by_scheme), packed.plain().product(view));
     }
 
     /// The same by the kernel for processors without AVX-512, which goes another way: with several parts of the
