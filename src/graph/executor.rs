@@ -66,10 +66,14 @@ impl<D: Executor> Graph<D> {
         // they are summed in the order of the groups, so the result does not depend on that number.
         let threads = rayon::current_num_threads();
         let (most, at_once) = match self.active.deferred.is_empty() {
-            // While some go forward, and keep more and more, others go back, and keep less and less.
+            // Of a wide model some go forward, and keep more and more, while others go back, and keep less and
+            // less; a narrow one takes less memory than that takes time.
             true => (
                 (HELD_GRADIENTS / self.trained_count().max(1)).max(threads),
-                threads.div_ceil(2),
+                match cpu::is_wide(self.config.hidden) {
+                    true => threads.div_ceil(2),
+                    false => threads,
+                },
             ),
             // Each group holds its activations until its parts are added.
             false => (threads, threads),

@@ -1,6 +1,6 @@
-//! How groups share the threads. A group is begun when another's forward pass has ended, so that what some keep for
-//! their backward passes grows while that of others shrinks; threads that have no group meanwhile help those
-//! that have one.
+//! How groups share the threads. A group may wait until another's forward pass has ended, so that what some keep for
+//! their backward passes grows while that of others shrinks; threads that have no group, meanwhile or at the end of a
+//! batch, help those that have one.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};

@@ -48,7 +48,7 @@ type Outcome<T> = Result<T, <Cpu as HasErr>::Err>;
 
 /// Whether a model of such a width takes so much memory that it is worth some time: what its weights take grows with
 /// the square of the width.
-fn is_wide(width: usize) -> bool {
+pub fn is_wide(width: usize) -> bool {
     width >= 512
 }
 
