@@ -104,7 +104,7 @@ impl Registers {
         right: &[Tile],
         beside: impl FnMut(usize),
     ) {
-        if rows % ROWS == 0 && target.width == PANEL {
+        if rows.is_multiple_of(ROWS) && target.width == PANEL {
             return self.multiply_whole::<PIECES>(target, rows, left, right, beside);
         }
         // What is not whole goes through a place that is.
