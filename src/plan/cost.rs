@@ -3,7 +3,7 @@
 use super::{Change, DeltaPlan, Length, Plan, StagePlan, TaskKind, TaskPlan};
 use crate::backbone::{head_parameters, language_model_parameters, Tree};
 use crate::delta::Preposition;
-use crate::engine::cpu::{copies, splits, LEAST_SIDE};
+use crate::engine::cpu::{copies_of_a_weight, uses_amx, LEAST_SIDE};
 use crate::engine::Precision;
 
 /// What a stage trains and needs.
@@ -67,7 +67,7 @@ impl Plan {
         let per_layer = 4 * config.hidden * config.hidden + 2 * config.hidden * config.inner;
         // Beside what is trained lie its gradient and AdamW's two means.
         let packed = [(traced_layers, true), (first, false)].map(|(layers, is_passed)| {
-            (layers * per_layer) as f64 * (copies(config.hidden, is_passed) - 1.0)
+            (layers * per_layer) as f64 * (copies_of_a_weight(config.hidden, is_passed) - 1.0)
         });
         let floats = backbone
             + packed.iter().sum::<f64>() as usize
@@ -252,7 +252,7 @@ impl Plan {
                 false,
                 format!("the backbone is less than {LEAST_SIDE} wide"),
             ),
-            _ if splits(hidden, hidden) => (
+            _ if uses_amx(hidden, hidden) => (
                 true,
                 "elements are split into three bfloat16 for the processor's AMX".to_owned(),
             ),

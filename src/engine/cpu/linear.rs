@@ -18,7 +18,7 @@ use crate::engine::{profile, Backend, Elements, Matrix, Precision, Trace, Vector
 
 /// How often a frozen weight whose smaller side is `least_side` lies in memory, counted in its size in f32, where a
 /// gradient passes through it and where none does.
-pub fn copies(least_side: usize, is_passed: bool) -> f64 {
+pub fn copies_of_a_weight(least_side: usize, is_passed: bool) -> f64 {
     let directions = if is_passed { 2.0 } else { 1.0 };
     match (is_wide(least_side), split::pays(least_side, least_side)) {
         (true, _) => 1.0,

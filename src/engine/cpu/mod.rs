@@ -40,8 +40,8 @@ use super::{
 pub use deferred::Deferred;
 pub(super) use gradient::Buffer;
 pub(crate) use helpers::map_groups;
-pub use linear::copies;
-pub use split::pays as splits;
+pub use linear::copies_of_a_weight;
+pub use split::pays as uses_amx;
 pub use strassen::LEAST_SIDE;
 
 type Outcome<T> = Result<T, <Cpu as HasErr>::Err>;

@@ -243,6 +243,40 @@ mod tests {
         }
     }
 
+    /// In 16 bits, beside sums in f64 of the rounded elements, ties and what is not a number among them.
+    #[test]
+    fn products_are_those_of_rounded_elements() {
+        if !is_available() {
+            println!("skipped: this processor has no AMX");
+            return;
+        }
+        let exact = |x: f32| f64::from(half::bf16::from_f32(x).to_f32());
+        for (rows, depth, columns) in [(1, 1, 1), (13, 7, 33), (40, 1200, 70)] {
+            let mut a: Vec<f32> = (0..rows * depth).map(value).collect();
+            // Halfway between two bfloat16, of which one is even.
+            a[0] = f32::from_bits(0x3f80_8000);
+            a[depth / 2] = f32::from_bits(0xbf81_8000);
+            let b: Vec<f32> = (0..depth * columns).map(|i| value(!i)).collect();
+            let bias: Vec<f32> = (0..columns).map(|i| i as f32 / 64.0).collect();
+            let packed = Packed::rows(&b, columns, depth, columns);
+            let split = Split::new(packed.plain(), Precision::Bf16);
+            let biased = split.product(View::new(&a, depth), Some(&bias));
+            let mut added = vec![1.0; rows * columns];
+            split.multiply_add(&mut added, View::new(&a, depth));
+            for (place, (biased, added)) in biased.iter().zip(&added).enumerate() {
+                let (i, j) = (place / columns, place % columns);
+                let terms = (0..depth).map(|p| exact(a[i * depth + p]) * exact(b[p * columns + j]));
+                let sum: f64 = terms.sum();
+                assert!((f64::from(*biased) - sum - f64::from(bias[j])).abs() < 1e-5);
+                assert!((f64::from(*added) - sum - 1.0).abs() < 1e-5);
+            }
+            a[0] = f32::NAN;
+            let product = split.product(View::new(&a, depth), None);
+            let first = &product[..columns];
+            assert!(first.iter().all(|value| value.is_nan()));
+        }
+    }
+
     /// What a row is multiplied beside changes no bit of it.
     #[test]
     fn rows_do_not_depend_on_each_other() {
