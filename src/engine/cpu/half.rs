@@ -5,7 +5,7 @@ use multiversion::multiversion;
 
 use super::operand::Operand;
 use super::product::View;
-use super::tile::{Mode, Target, MOST_ROWS, PANEL};
+use super::tile::{result, Mode, Target, MOST_ROWS, PANEL};
 use crate::engine::profile;
 
 /// Whether this processor has such products.
@@ -52,15 +52,12 @@ impl HalfPacked {
 
     /// `a b (rows, columns)`, and `bias (columns)` added to each row.
     pub(super) fn product(&self, a: View, bias: Option<&[f32]>) -> Vec<f32> {
-        let count = a.rows * self.columns;
-        let mut out: Vec<f32> = Vec::with_capacity(count);
-        let mode = Mode::result(bias, self.columns);
-        // SAFETY: there is room for `count` elements, and each is written before the length is set.
+        // SAFETY: each element is written.
         unsafe {
-            self.multiply(out.as_mut_ptr(), a, mode);
-            out.set_len(count);
+            result(a.rows, self.columns, bias, |place| {
+                self.multiply(place.out, a, place.mode)
+            })
         }
-        out
     }
 
     /// `out ← out + a b`, `out (rows, columns)`.

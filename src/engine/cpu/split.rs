@@ -18,7 +18,7 @@ use super::product::View;
 use super::strassen::LEAST_SIDE;
 pub(super) use super::tile::amx::is_available;
 use super::tile::amx::{split_pair_of_rows, Tile, DEPTH, ROWS};
-use super::tile::{Mode, Place, PANEL};
+use super::tile::{result, Mode, Place, PANEL};
 use crate::engine::{profile, Precision};
 
 /// Whether products of such a depth with so many columns are to be computed so. The number of rows has no say: a
@@ -98,21 +98,8 @@ impl Split {
 
     /// `a b (rows, columns)`, where this is `b`, and `bias (columns)` added to each row.
     pub(super) fn product(&self, a: View, bias: Option<&[f32]>) -> Vec<f32> {
-        let count = a.rows * self.columns;
-        let mut out: Vec<f32> = Vec::with_capacity(count);
-        let (stride, mode) = (self.columns, Mode::result(bias, self.columns));
-        // SAFETY: there is room for `count` elements, and each is written before the length is set.
-        unsafe {
-            let place = out.as_mut_ptr();
-            let place = Place {
-                out: place,
-                stride,
-                mode,
-            };
-            self.multiply(place, a);
-            out.set_len(count);
-        }
-        out
+        // SAFETY: each element is written.
+        unsafe { result(a.rows, self.columns, bias, |place| self.multiply(place, a)) }
     }
 
     /// `out ← out + a b`, `out (rows, columns)`.

@@ -98,6 +98,28 @@ impl Place {
     }
 }
 
+/// A result `(rows, columns)` of its own, to each row of which `bias (columns)` is added. `write` writes it.
+///
+/// # Safety
+/// Each element at the place is written.
+pub(super) unsafe fn result(
+    rows: usize,
+    columns: usize,
+    bias: Option<&[f32]>,
+    write: impl FnOnce(Place),
+) -> Vec<f32> {
+    let count = rows * columns;
+    let mut out: Vec<f32> = Vec::with_capacity(count);
+    write(Place {
+        out: out.as_mut_ptr(),
+        stride: columns,
+        mode: Mode::result(bias, columns),
+    });
+    // There is room for `count` elements, and each was written.
+    out.set_len(count);
+    out
+}
+
 /// `panel[p * 32 + j] ← data[j * stride + p]` for `p` below `depth` and `j` below `count`; zero for the
 /// other `j` of a panel.
 pub(super) fn transpose(
