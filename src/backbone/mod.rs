@@ -5,6 +5,7 @@
 
 mod config;
 pub mod family;
+mod mapped;
 mod source;
 mod tree;
 mod weights;

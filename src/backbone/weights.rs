@@ -1,24 +1,21 @@
 //! Reading of safetensors: one file or an index of shards, in f32, f16 or bf16.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use half::{bf16, f16};
-use memmap2::Mmap;
 use safetensors::tensor::TensorInfo;
 use safetensors::{Dtype, SafeTensors};
 
+use super::mapped::{Mapped, MappedFile};
 use super::tree::Parameter;
 use crate::diagnostic::Problem;
-use crate::engine::Source;
 use crate::text::quoted_list;
 
 /// Tensors on disk, mapped into memory: nothing is read before it is asked for.
 pub struct Checkpoint {
-    files: Vec<(PathBuf, Arc<Mmap>)>,
+    files: Vec<Arc<MappedFile>>,
     /// Name → file, start of that file's data, description.
     tensors: HashMap<String, (usize, usize, TensorInfo)>,
 }
@@ -77,11 +74,8 @@ impl Checkpoint {
             tensors: HashMap::new(),
         };
         for path in paths {
-            let file = File::open(path).map_err(|e| problem(path, e))?;
-            // SAFETY: the map is read-only. Another process that truncates the file while it is
-            // mapped could still crash this one; every program that maps files accepts that.
-            let map = unsafe { Mmap::map(&file) }.map_err(|e| problem(path, e))?;
-            let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|e| {
+            let file = MappedFile::open(path).map_err(|e| problem(path, e))?;
+            let (header, metadata) = SafeTensors::read_metadata(file.bytes()).map_err(|e| {
                 let message = format!("the file is truncated or corrupt ({e})");
                 problem(path, message)
                     .help("download the file again, and compare its size and hash")
@@ -91,7 +85,7 @@ impl Checkpoint {
                 let place = (number, header + 8, info.clone());
                 checkpoint.tensors.insert(name, place);
             }
-            checkpoint.files.push((path.clone(), Arc::new(map)));
+            checkpoint.files.push(Arc::new(file));
         }
         Ok(checkpoint)
     }
@@ -105,8 +99,8 @@ impl Checkpoint {
 
     /// A text that was stored beside the tensors of the first file.
     pub fn metadata(&self, key: &str) -> Option<String> {
-        let (_, map) = self.files.first()?;
-        let (_, metadata) = SafeTensors::read_metadata(map).ok()?;
+        let file = self.files.first()?;
+        let (_, metadata) = SafeTensors::read_metadata(file.bytes()).ok()?;
         metadata.metadata().as_ref()?.get(key).cloned()
     }
 
@@ -128,8 +122,8 @@ impl Checkpoint {
     /// No tensor of that name, or one of a type that is not f32, f16 or bf16.
     pub fn read(&self, name: &str) -> Result<(Vec<f32>, Vec<usize>), Problem> {
         let (number, start, info) = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
-        let (path, map) = &self.files[*number];
-        let bytes = &map[start + info.data_offsets.0..start + info.data_offsets.1];
+        let file = &self.files[*number];
+        let bytes = &file.bytes()[start + info.data_offsets.0..start + info.data_offsets.1];
         let values = match info.dtype {
             Dtype::F32 => convert(bytes, f32::from_le_bytes),
             Dtype::F16 => convert(bytes, |b| f16::from_le_bytes(b).to_f32()),
@@ -138,7 +132,7 @@ impl Checkpoint {
             other => {
                 let message =
                     format!("`{name}` has the type {other:?}; f32, f16 or bf16 is needed");
-                return Err(problem(path, message));
+                return Err(problem(&file.path, message));
             }
         };
         Ok((values, info.shape.clone()))
@@ -150,7 +144,7 @@ impl Checkpoint {
         let place = self
             .files
             .first()
-            .map(|(path, _)| path.display().to_string());
+            .map(|file| file.path.display().to_string());
         let missing = format!("`{}` has no tensor `{name}`", place.unwrap_or_default());
         let help = match hint {
             Some(hint) => format!("the nearest name in it is `{hint}`"),
@@ -238,60 +232,31 @@ impl Checkpoint {
     pub fn mapped(&self, parameter: &Parameter, prefix: &str) -> Result<Option<Mapped>, Problem> {
         let name = self.checked(parameter, prefix)?;
         let (number, start, info) = &self.tensors[&name];
-        let (_, map) = &self.files[*number];
         let length = parameter.count() * size_of::<f32>();
         let first = start + info.data_offsets.0 + parameter.source.part * length;
-        let mapped = Mapped {
-            map: map.clone(),
-            range: first..first + length,
-        };
         let is_plain = info.dtype == Dtype::F32 && !parameter.source.transposed;
-        let fits = is_plain && cfg!(target_endian = "little") && mapped.cast().is_some();
-        Ok(fits.then_some(mapped))
+        Ok(match is_plain {
+            true => Mapped::new(&self.files[*number], first..first + length),
+            false => None,
+        })
     }
 
     /// A hash of the files' names and contents, as hexadecimal text.
     pub fn hash(&self) -> String {
         use sha2::{Digest, Sha256};
         let mut hasher = Sha256::new();
-        for (_, map) in &self.files {
-            hasher.update(&map[..]);
+        for file in &self.files {
+            for (number, piece) in file.bytes().chunks(PIECE).enumerate() {
+                hasher.update(piece);
+                file.release(number * PIECE..number * PIECE + piece.len());
+            }
         }
         crate::text::hexadecimal(&hasher.finalize())
     }
 }
 
-/// Elements of a mapped file.
-pub struct Mapped {
-    map: Arc<Mmap>,
-    /// In bytes.
-    range: Range<usize>,
-}
-
-impl Mapped {
-    fn cast(&self) -> Option<&[f32]> {
-        bytemuck::try_cast_slice(&self.map[self.range.clone()]).ok()
-    }
-}
-
-impl Source for Mapped {
-    fn elements(&self) -> &[f32] {
-        self.cast().unwrap_or_default()
-    }
-
-    /// Lets the system take back the memory of what was read. It would sooner or later, but what is
-    /// mapped counts as this process's memory until then.
-    fn release(&self) {
-        #[cfg(unix)]
-        {
-            let (first, length) = (self.range.start, self.range.len());
-            let advice = memmap2::UncheckedAdvice::DontNeed;
-            // SAFETY: the map is read-only and of a file, so pages that are given up are read again from
-            // that file when they are next touched. A refusal changes nothing.
-            let _ = unsafe { self.map.unchecked_advise_range(advice, first, length) };
-        }
-    }
-}
+/// Bytes of a file that are in memory at once while it is read from one end to the other.
+const PIECE: usize = 8 << 20;
 
 fn convert<const N: usize>(bytes: &[u8], from: impl Fn([u8; N]) -> f32) -> Vec<f32> {
     bytes
@@ -304,9 +269,10 @@ fn convert<const N: usize>(bytes: &[u8], from: impl Fn([u8; N]) -> f32) -> Vec<f
 mod tests {
     use super::*;
     use crate::backbone::{read_config, Tree};
+    use crate::engine::Source;
 
-    /// What is mapped is what is read, also after its pages were given back; what is stored transposed
-    /// is not mapped.
+    /// What is mapped is what is read, also after its pages were given back, and what is given of a part; what is
+    /// stored transposed is not mapped.
     #[test]
     fn mapped_elements_are_those_of_the_file() {
         for fixture in ["bert_a", "gpt2"] {
@@ -324,6 +290,9 @@ mod tests {
                 assert_eq!(mapped.elements(), values, "{}", parameter.path);
                 mapped.release();
                 assert_eq!(mapped.elements(), values, "{}", parameter.path);
+                let (mut part, middle) = (vec![7.0], values.len() / 3..values.len());
+                mapped.append(middle.clone(), &mut part);
+                assert_eq!((part[0], &part[1..]), (7.0, &values[middle]));
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Weights, and where their elements are.
 
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use dfdx::prelude::{HasShape, PutTape, SplitTape, Tensor};
@@ -114,6 +115,8 @@ impl<D: Backend> Elements<D> {
 pub trait Source: Send + Sync {
     /// The elements, row by row.
     fn elements(&self) -> &[f32];
+    /// Appends the elements of `range` to `values`, and brings nothing else into memory.
+    fn append(&self, range: Range<usize>, values: &mut Vec<f32>);
     /// Says that they have been read for now, so that they need take no memory.
     fn release(&self);
 }

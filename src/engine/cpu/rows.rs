@@ -9,7 +9,7 @@ use super::bridge::{data, output, InPlace};
 use super::deferred::{Deferred, Part};
 use super::gradient::{slot, trace};
 use super::helpers::{rows_of_a_part, share_elements, share_items};
-use super::{is_wide, Outcome};
+use super::Outcome;
 use crate::engine::noise::Noise;
 use crate::engine::{Dropout, Elements, Fastfood, Layout, Matrix, Trace, Vector, Weight};
 
@@ -61,19 +61,20 @@ pub(super) fn look_up(table: &Weight<Cpu>, indices: &[usize]) -> Outcome<Matrix<
     };
     let (_, columns) = table.shape();
     let mut values = Vec::with_capacity(indices.len() * columns);
-    for indices in indices.chunks(ROWS_AT_ONCE) {
-        gather(stored.source().elements(), columns, indices, &mut values);
-        if is_wide(columns) {
-            // Rows here and there would bring in the whole table by and by.
-            stored.source().release();
+    let mut last = None;
+    for run in indices.chunk_by(|a, b| *b == a + 1) {
+        let (first, end) = (run[0], run[0] + run.len());
+        match last == Some(first) && run.len() == 1 {
+            true => values.extend_from_within(values.len() - columns..),
+            false => stored
+                .source()
+                .append(first * columns..end * columns, &mut values),
         }
+        last = Some(end - 1);
     }
     let rows = Cpu::default().try_tensor_from_vec(values, (indices.len(), columns))?;
     Ok(rows.put_tape(Trace::off()))
 }
-
-/// Rows of a wide table that are looked up before its memory is given back: the system reads 64 KB for each.
-const ROWS_AT_ONCE: usize = 32;
 
 /// Appends rows `indices`.
 fn gather(table: &[f32], columns: usize, indices: &[usize], values: &mut Vec<f32>) {
