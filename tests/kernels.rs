@@ -310,6 +310,38 @@ proptest! {
         );
     }
 
+    /// Whose input is kept as normalized rows; where the rows are changed afterwards, they are no longer those.
+    #[test]
+    fn low_rank_of_normalized_rows(seed: u64, rows in 1..40usize, hidden in 2..70usize, rank in 1..20usize, is_changed: bool) {
+        let mut random = Random::new(seed);
+        let inputs = Inputs {
+            matrices: vec![
+                random.matrix(rows, hidden, 1.0),
+                random.matrix(rank, hidden, 1.0),
+                random.matrix(hidden, rank, 1.0),
+                random.matrix(rows, hidden, 1.0),
+            ],
+            vectors: vec![random.values(hidden, 1.0), random.values(hidden, 1.0)],
+        };
+        let by_kernels = |m: &[Matrix<Cpu>], v: &[Vector<Cpu>]| {
+            let mut x = Cpu::layer_norm(&m[0], &v[0], &v[1], 1e-5).unwrap();
+            if is_changed {
+                x = Cpu::add(x, &m[3]).unwrap();
+            }
+            let y = Cpu::multiply(&x, &m[3]).unwrap();
+            Cpu::add_low_rank(y, &x, &m[1].clone().into(), &m[2].clone().into(), 0.7).unwrap()
+        };
+        let by_definition = |m: &[Matrix<Cpu>], v: &[Vector<Cpu>]| {
+            let mut x = definition::layer_norm(&m[0], &v[0], &v[1], 1e-5).unwrap();
+            if is_changed {
+                x = definition::add(&x, &m[3]).unwrap();
+            }
+            let y = definition::multiply(&x, &m[3]).unwrap();
+            definition::add_low_rank(&y, &x, &m[1].clone().into(), &m[2].clone().into(), 0.7).unwrap()
+        };
+        compare(&inputs, &by_kernels, &by_definition, 2e-4);
+    }
+
     #[test]
     fn activations(seed: u64, is_own: bool, rows in 1..20usize, columns in 1..70usize, scale in prop::sample::select(vec![1.0f32, 10.0, 80.0])) {
         let mut random = Random::new(seed);

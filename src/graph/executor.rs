@@ -7,7 +7,8 @@ use rayon::prelude::*;
 
 use super::{device_problem, Batch, Graph};
 use crate::diagnostic::Problem;
-use crate::engine::{cpu, Backend, Deferred};
+use crate::engine::cpu::{self, Pace};
+use crate::engine::{Backend, Deferred};
 
 /// A device that can work on several groups of sequences. Its kernels are parallel by themselves,
 /// or the groups are: never both.
@@ -78,9 +79,11 @@ impl<D: Executor> Graph<D> {
             // Each group holds its activations until its parts are added.
             false => (threads, threads),
         };
+        let layers = self.config.layers;
+        let pace = Pace::new(at_once * layers + layers.div_ceil(4));
         for wave in groups.chunks(most) {
             let results = D::map_groups(self, wave, at_once, |graph, group, pass_on| {
-                let gradients = graph.group_gradients(group, pass_on);
+                let gradients = graph.group_gradients(group, &pace, pass_on);
                 gradients.map_err(device_problem)
             });
             let mut parts: BTreeMap<String, Vec<Deferred>> = BTreeMap::new();

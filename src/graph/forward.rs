@@ -1,13 +1,15 @@
 //! The transformer interpreter: one forward pass of any family, with the deltas at their sites.
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use dfdx::prelude::{HasErr, HasShape, ReshapeTo};
+use dfdx::prelude::{HasErr, HasShape, ReshapeTo, Tape};
 
 use super::read::{read_layout, read_rows};
 use super::{Batch, Graph, Prefix, Targets, Value};
 use crate::backbone::family::{Head, HeadStep, Kind};
 use crate::backbone::Site;
+use crate::engine::cpu::Pace;
 use crate::engine::{
     with_trace, Activation, AttentionShape, Backend, Dropout, Layout, Matrix, Precision, Scalar,
     Trace, Vector, Weight,
@@ -19,17 +21,28 @@ type Outcome<T, D> = Result<T, <D as HasErr>::Err>;
 pub struct Pass<'g, D: Backend> {
     pub(super) graph: &'g Graph<D>,
     trace: Trace<D>,
-    /// Whether dropout is active.
-    training: bool,
+    /// In training, when dropout is active: how much is kept for the backward pass.
+    pace: Option<Arc<Pace>>,
 }
 
 impl<'g, D: Backend> Pass<'g, D> {
-    pub(super) fn new(graph: &'g Graph<D>, trace: Trace<D>, training: bool) -> Self {
+    /// One with dropout, which records what is trained.
+    pub(super) fn training(graph: &'g Graph<D>, trace: Trace<D>, pace: &Arc<Pace>) -> Self {
+        let pace = Some(pace.clone());
+        Pass { graph, trace, pace }
+    }
+
+    /// One without.
+    pub(super) fn inference(graph: &'g Graph<D>) -> Self {
         Pass {
             graph,
-            trace,
-            training,
+            trace: Trace::off(),
+            pace: None,
         }
+    }
+
+    fn is_training(&self) -> bool {
+        self.pace.is_some()
     }
 
     /// The loss of a batch: cross-entropy, or squared error for a regression, a sum divided by
@@ -215,6 +228,13 @@ impl<'g, D: Backend> Pass<'g, D> {
         };
         for block in range.clone() {
             let read = if block + 1 == layers { early } else { None };
+            if let Some(pace) = &self.pace {
+                let kept = pace.keep();
+                self.trace.clone().add_backward_op(move |_| {
+                    drop(kept);
+                    Ok(())
+                });
+            }
             x = self.block(block, x, layout, read)?;
         }
         match late {
@@ -339,8 +359,8 @@ impl<'g, D: Backend> Pass<'g, D> {
             true => {
                 let own = queries.map_or(layout, |(_, layout)| layout);
                 let q = self.linear(&format!("{path}.q"), asking, own)?;
-                let mixes =
-                    D::MIXES_INPUTS && self.graph.active.mixes_inputs[usize::from(self.training)];
+                let mixes = D::MIXES_INPUTS
+                    && self.graph.active.mixes_inputs[usize::from(self.is_training())];
                 if let (true, Some((rows, _))) = (mixes, queries) {
                     return self.mix_inputs(path, &q, x, layout, rows);
                 }
@@ -416,7 +436,7 @@ impl<'g, D: Backend> Pass<'g, D> {
     }
 
     fn dropout(&self, probability: f32, path: &str) -> Option<Dropout> {
-        (self.training && probability > 0.0).then(|| Dropout {
+        (self.is_training() && probability > 0.0).then(|| Dropout {
             probability,
             site: site_number(path),
         })

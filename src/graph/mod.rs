@@ -24,7 +24,8 @@ use crate::backbone::family::{Family, Head, NormPlace};
 use crate::backbone::{head_parameters, Checkpoint, Config, Parameter, Tree};
 use crate::delta::Method;
 use crate::diagnostic::Problem;
-use crate::engine::{backward, Backend, Deferred, Precision, Recorder, Trace};
+use crate::engine::cpu::Pace;
+use crate::engine::{backward, Backend, Deferred, Precision, Recorder};
 use crate::plan::{Plan, TaskPlan};
 
 pub use batch::{Batch, Prefix, Targets};
@@ -408,13 +409,14 @@ impl<D: Backend> Graph<D> {
 
     /// A forward pass without gradients and without dropout.
     pub fn inference(&self) -> Pass<'_, D> {
-        Pass::new(self, Trace::off(), false)
+        Pass::inference(self)
     }
 
     /// The loss of one group, and the gradient of everything trained.
     fn group_gradients(
         &self,
         batch: &Batch,
+        pace: &Arc<Pace>,
         pass_on: &mut dyn FnMut(),
     ) -> Outcome<GroupGradients, D> {
         let deferred = self.active.deferred.iter();
@@ -422,7 +424,7 @@ impl<D: Backend> Graph<D> {
             .filter_map(|key| Some((self.values[key].address()?, key)))
             .collect();
         let trace = Recorder::deferring(addresses.keys().copied().collect());
-        let loss = Pass::new(self, trace.clone(), true).loss(batch)?;
+        let loss = Pass::training(self, trace.clone(), pace).loss(batch)?;
         let mut group = GroupGradients {
             loss: D::read(&loss)[0],
             whole: BTreeMap::new(),

@@ -109,7 +109,10 @@ impl<S: Shape> InPlace<S> {
                 .try_tensor_from_vec(values, *tensor.shape())?;
         }
         let buffer = match on_input.buffer() {
-            Some(own) if !is_shared => own.clone(),
+            Some(own) if !is_shared => {
+                own.forget_form();
+                own.clone()
+            }
             _ => Rc::default(),
         };
         Ok(InPlace {

@@ -12,8 +12,9 @@ use dfdx::tensor::CpuError;
 
 use super::bridge::data;
 use super::helpers::share_elements;
+use super::norm::Normalized;
 use super::rows::add_to;
-use crate::engine::{profile, Trace, Weight};
+use crate::engine::{profile, Matrix, Trace, Weight};
 
 /// The gradient of one result, between the backward passes of what uses it and its own.
 #[derive(Default)]
@@ -22,6 +23,8 @@ pub(in crate::engine) struct Buffer {
     values: RefCell<Vec<f32>>,
     /// The gradient is in dfdx's map instead.
     is_left_to_map: Cell<bool>,
+    /// The result in a form that is kept anyway, so that who needs it later need not keep it too.
+    form: RefCell<Option<Rc<Normalized>>>,
 }
 
 impl Buffer {
@@ -30,6 +33,27 @@ impl Buffer {
     pub(in crate::engine) fn leave_to_map(&self) {
         self.is_left_to_map.set(true);
     }
+
+    /// Its tensor is about to be changed: it then is not what it was.
+    pub(super) fn forget_form(&self) {
+        self.form.replace(None);
+    }
+}
+
+/// Notes in which form the elements of `result` are kept.
+pub(super) fn set_form(result: &Matrix<Cpu>, form: Rc<Normalized>) {
+    let (_, trace) = result.clone().split_tape();
+    if let Some(buffer) = trace.buffer() {
+        buffer.form.replace(Some(form));
+    }
+}
+
+/// The form in which the elements of `input` are kept, if they are.
+pub(super) fn form(input: &Matrix<Cpu>) -> Option<Rc<Normalized>> {
+    let (_, trace) = input.clone().split_tape();
+    trace
+        .buffer()
+        .and_then(|buffer| buffer.form.borrow().clone())
 }
 
 type Map = Gradients<f32, Cpu>;

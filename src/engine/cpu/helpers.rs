@@ -2,18 +2,65 @@
 //! their backward passes grows while that of others shrinks; threads that have no group, meanwhile or at the end of a
 //! batch, help those that have one.
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use rayon::prelude::*;
-use rayon::Scope;
+use rayon::{Scope, Yield};
 
 use crate::engine::profile;
 
 /// Groups that a thread may take. While there are any, who waits for a helper might begin one, and be late for
 /// its own.
 static WAITING: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    /// Groups that this thread is in: more than one where it took another while it waited for a helper.
+    static DEPTH: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Keeps those that go forward from running ahead of those that go back: what all keep for their backward passes,
+/// counted in blocks, has a limit. Who is there helps the others until they have given back.
+pub(crate) struct Pace {
+    kept: AtomicUsize,
+    most: usize,
+}
+
+impl Pace {
+    /// `most` is at least the blocks of a model, times the groups that go forward at once.
+    pub(crate) fn new(most: usize) -> Arc<Self> {
+        let kept = AtomicUsize::new(0);
+        Arc::new(Pace { kept, most })
+    }
+
+    /// Waits until a group may keep another block: as long as the result lives.
+    ///
+    /// It ends: of those that wait, each keeps less than a model has, which is too little for the limit; the others go
+    /// on, as who has a group below its own, on the same thread, does not wait.
+    pub(crate) fn keep(self: &Arc<Self>) -> Kept {
+        while self.kept.load(Relaxed) >= self.most && DEPTH.get() == 1 {
+            // Not another group: its memory would come on top.
+            let has_helped =
+                WAITING.load(Relaxed) == 0 && rayon::yield_now() == Some(Yield::Executed);
+            if !has_helped {
+                std::thread::yield_now();
+            }
+        }
+        self.kept.fetch_add(1, Relaxed);
+        Kept(self.clone())
+    }
+}
+
+/// A block that a group keeps.
+pub(crate) struct Kept(Arc<Pace>);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.0.kept.fetch_sub(1, Relaxed);
+    }
+}
 
 /// Groups that are worked on in turn.
 struct Groups<'a, T, R, W> {
@@ -41,7 +88,9 @@ impl<'a, T: Sync, R: Send + Sync, W: Fn(&T, &mut dyn FnMut()) -> R + Sync> Group
                     self.next(scope);
                 }
             };
+            DEPTH.set(DEPTH.get() + 1);
             let value = (self.work)(group, &mut pass_on);
+            DEPTH.set(DEPTH.get() - 1);
             pass_on();
             assert!(result.set(value).is_ok(), "a group is worked on once");
         });
@@ -202,5 +251,35 @@ mod tests {
             results,
             groups.iter().map(|group| 2 * group).collect::<Vec<_>>()
         );
+    }
+
+    /// With as many threads as groups, and with more groups at once, one of which may stand in another's place.
+    #[test]
+    fn groups_keep_no_more_than_they_may() {
+        let blocks = 6;
+        for (threads, at_once) in [(2, 1), (4, 2)] {
+            let pace = Pace::new(at_once * blocks + 1);
+            let most = AtomicUsize::new(0);
+            let work = |group: &u64, pass_on: &mut dyn FnMut()| {
+                let mut kept: Vec<Kept> = Vec::new();
+                for _ in 0..blocks {
+                    kept.push(pace.keep());
+                    most.fetch_max(pace.kept.load(Relaxed), Relaxed);
+                }
+                pass_on();
+                while kept.pop().is_some() {
+                    std::thread::sleep(std::time::Duration::from_micros(50 * (group % 4)));
+                    share(0..64, 1, &|part| {
+                        std::hint::black_box(part.sum::<usize>());
+                    });
+                }
+            };
+            let groups: Vec<u64> = (0..40).collect();
+            pool(threads).install(|| map_groups(&groups, at_once, work));
+            assert_eq!(pace.kept.load(Relaxed), 0);
+            if at_once == 1 {
+                assert_eq!(most.load(Relaxed), pace.most);
+            }
+        }
     }
 }

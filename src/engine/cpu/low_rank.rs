@@ -1,14 +1,43 @@
 //! What LoRA adds to a linear layer's result: two small products, added in place.
 
+use std::rc::Rc;
+
 use dfdx::prelude::*;
 
 use super::bridge::{data, InPlace};
-use super::gradient::{slot, trace, weight_slot};
+use super::gradient::{form, slot, trace, weight_slot};
+use super::norm::Normalized;
 use super::operand::{multiply_add_once, Scheme};
 use super::product::View;
 use super::rows::scale_by;
 use super::Outcome;
 use crate::engine::{profile, Matrix, Precision, Weight};
+
+/// What the gradient of A needs of x, `(rows, in)`.
+enum Input {
+    Rows(Tensor<(usize, usize), f32, Cpu>),
+    Normalized(Rc<Normalized>),
+}
+
+impl Input {
+    fn of(x: &Matrix<Cpu>) -> Self {
+        match form(x) {
+            Some(form) => Input::Normalized(form),
+            None => Input::Rows(x.clone().split_tape().0),
+        }
+    }
+
+    /// `sum ← sum + aᵀ x`: `sum (rank, in)`, `a (rows, rank)`.
+    fn add_product(&self, sum: &mut [f32], a: &[f32], rank: usize) {
+        match self {
+            Input::Rows(x) => {
+                let input = x.shape().1;
+                multiply_add_once(sum, View::new(a, rank).t(), data(x), input);
+            }
+            Input::Normalized(x) => x.add_product(sum, a, rank),
+        }
+    }
+}
 
 /// See [`crate::engine::Backend::add_low_rank`].
 pub(super) fn add_low_rank(
@@ -39,11 +68,12 @@ pub(super) fn add_low_rank(
     let low_view = View::strided(&low, rows, rank, rank);
     let factor = b_prepared.forward(exact, &b_elements);
     factor.multiply_add(in_order, sum.values(), low_view); // (rows, out)
-    profile::kept(match added.is_on() {
-        true => low.len() + data(x).len(),
-        false => 0,
+    let x = Input::of(x);
+    profile::kept(match (added.is_on(), &x) {
+        (true, Input::Rows(x)) => low.len() + data(x).len(),
+        (true, Input::Normalized(_)) => low.len(),
+        (false, _) => 0,
     });
-    let x = x.clone().split_tape().0;
     Ok(sum.finish(added, move |flow, upstream| {
         let [x_slot, a_slot, b_slot] = &slots;
         let dy = View::strided(upstream, rows, out, out);
@@ -65,13 +95,11 @@ pub(super) fn add_low_rank(
         let factor = b_prepared.backward(exact, &b_elements);
         let mut d_low = factor.product(in_order, dy, None); // (rows, rank)
         scale_by(&mut d_low, scale);
-        let d_low = View::strided(&d_low, rows, rank, rank);
         if let Some(slot) = a_slot {
-            // dA = d_lowᵀ x (rank, in)
-            let (d_low, x) = (d_low.t(), data(&x));
-            flow.add_in_place(slot, |sum| multiply_add_once(sum, d_low, x, input))?;
+            flow.add_in_place(slot, |sum| x.add_product(sum, &d_low, rank))?;
         }
         if let Some(slot) = x_slot {
+            let d_low = View::strided(&d_low, rows, rank, rank);
             let factor = a_prepared.backward(exact, &a_elements);
             factor.add_product(in_order, d_low, flow, slot)?; // (rows, in)
         }

@@ -39,7 +39,7 @@ use super::{
 
 pub use deferred::Deferred;
 pub(super) use gradient::Buffer;
-pub(crate) use helpers::map_groups;
+pub(crate) use helpers::{map_groups, Pace};
 pub use linear::copies_of_a_weight;
 pub use split::pays as uses_amx;
 pub use strassen::LEAST_SIDE;

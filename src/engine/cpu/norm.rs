@@ -1,6 +1,7 @@
 //! Layer norm: one pass over the rows forward, one backward.
 
 use std::mem::MaybeUninit;
+use std::rc::Rc;
 
 use dfdx::prelude::*;
 use multiversion::multiversion;
@@ -8,8 +9,10 @@ use rayon::prelude::*;
 
 use super::activation::add_product;
 use super::bridge::{data, output};
-use super::gradient::{slot, trace};
+use super::gradient::{set_form, slot, trace};
 use super::helpers::{rows_of_a_part, share_items};
+use super::operand::multiply_add_once;
+use super::product::View;
 use super::rows::add_to;
 use super::Outcome;
 use crate::engine::{profile, Matrix, Vector};
@@ -54,13 +57,16 @@ pub(super) fn layer_norm(
     }
     profile::kept(kept);
     let (x_slot, gain_slot, bias_slot) = (slot(x), slot(gain), slot(bias));
-    let gain = gain.clone().split_tape().0;
-    output(
+    let [gain, bias] = [gain, bias].map(|tensor| tensor.clone().split_tape().0);
+    let normalized = Rc::new(Normalized { normal, gain, bias });
+    let form = normalized.clone();
+    let result = output(
         values,
         (rows, hidden),
         joined,
         x.device(),
         move |flow, mut upstream| {
+            let Normalized { normal, gain, .. } = &*normalized;
             let rows = || {
                 upstream
                     .chunks_exact(hidden)
@@ -75,7 +81,7 @@ pub(super) fn layer_norm(
                 flow.add_in_place(slot, |sum| rows().for_each(|(dy, _)| add_to(sum, dy)))?;
             }
             if let Some(slot) = &x_slot {
-                let gain = data(&gain);
+                let gain = data(gain);
                 let part = rows_of_a_part(hidden);
                 let parts = upstream
                     .par_chunks_mut(part * hidden)
@@ -90,7 +96,40 @@ pub(super) fn layer_norm(
             }
             Ok(())
         },
-    )
+    )?;
+    set_form(&result, form);
+    Ok(result)
+}
+
+/// Rows that are `normal ⊙ gain + bias`, as the backward pass of layer norm keeps them.
+pub(in crate::engine) struct Normalized {
+    /// `(rows, hidden)`
+    normal: Vec<f32>,
+    gain: Tensor<(usize,), f32, Cpu>,
+    bias: Tensor<(usize,), f32, Cpu>,
+}
+
+impl Normalized {
+    /// `sum ← sum + aᵀ x` for these rows x: `sum (rank, hidden)`, `a (rows, rank)`. As `aᵀ x` is
+    /// `(aᵀ normal) ⊙ gain + (aᵀ 1) biasᵀ`, they need not be made again.
+    pub(super) fn add_product(&self, sum: &mut [f32], a: &[f32], rank: usize) {
+        let (gain, bias) = (data(&self.gain), data(&self.bias));
+        let hidden = gain.len();
+        let mut products = vec![0.0; rank * hidden];
+        multiply_add_once(&mut products, View::new(a, rank).t(), &self.normal, hidden);
+        let mut totals = vec![0.0; rank];
+        a.chunks_exact(rank)
+            .for_each(|row| add_to(&mut totals, row));
+        let rows = sum
+            .chunks_exact_mut(hidden)
+            .zip(products.chunks_exact(hidden));
+        for ((sum, products), total) in rows.zip(totals) {
+            let affine = products.iter().zip(gain).zip(bias);
+            for (sum, ((product, gain), bias)) in sum.iter_mut().zip(affine) {
+                *sum += product * gain + total * bias;
+            }
+        }
+    }
 }
 
 /// Independent sums that are joined at the end, so that the order is the same on every instruction
