@@ -20,8 +20,13 @@ use super::Outcome;
 use crate::engine::noise::Noise;
 use crate::engine::{profile, AttentionShape, Dropout, Layout, Matrix};
 
-/// Keys of a sequence up to which its weights are kept, in a narrow model and in a wide one.
-const MOST_KEPT_KEYS: [usize; 2] = [256, 64];
+/// Keys of a sequence up to which its weights are kept in a model of such a width.
+fn most_kept_keys(hidden: usize) -> usize {
+    match is_wide(hidden) {
+        true => 64,
+        false => 256,
+    }
+}
 
 /// See [`crate::engine::Backend::attention`].
 pub(super) fn attention(
@@ -47,8 +52,7 @@ pub(super) fn attention(
         !joined.is_on() || (others[0] != others[1] && !others.contains(&own)),
         "attention: q, k and v are to be three tensors"
     );
-    let is_kept = joined.is_on()
-        && layout.longest() + shape.prefix <= MOST_KEPT_KEYS[usize::from(is_wide(hidden))];
+    let is_kept = joined.is_on() && layout.longest() + shape.prefix <= most_kept_keys(hidden);
     let heads = plan.heads();
     // Of all heads where the backward pass needs them, of one at a time elsewhere.
     let mut kept = vec![Vec::new(); heads.len()];
@@ -217,11 +221,9 @@ impl Heads {
         k: &[f32],
         weights: &mut Vec<f32>,
     ) {
-        weights.clear();
         packed.pack_transposed(&k[head.key_start..], self.hidden, self.width(), head.keys);
-        packed
-            .plain()
-            .append(Scheme::InOrder, weights, self.view(q, head), None);
+        let (room, q) = (std::mem::take(weights), self.view(q, head));
+        *weights = packed.plain().product_in(room, Scheme::InOrder, q, None);
         let rows = weights.chunks_exact_mut(head.keys.max(1));
         for (i, row) in rows.enumerate() {
             let seen = match self.shape.causal {

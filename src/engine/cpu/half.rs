@@ -54,7 +54,7 @@ impl HalfPacked {
     pub(super) fn product(&self, a: View, bias: Option<&[f32]>) -> Vec<f32> {
         // SAFETY: each element is written.
         unsafe {
-            result(a.rows, self.columns, bias, |place| {
+            result(Vec::new(), a.rows, self.columns, bias, |place| {
                 self.multiply(place.out, a, place.mode)
             })
         }

@@ -8,7 +8,7 @@ use super::packed::Packed;
 use super::product::{multiply, View};
 use super::split;
 use super::strassen;
-use super::tile::{slices, Kernels, Mode, Pieces, Place, Tile, MOST_ROWS, PANEL};
+use super::tile::{result, slices, Kernels, Mode, Pieces, Place, Tile, MOST_ROWS, PANEL};
 use crate::engine::profile;
 
 /// Multiplications from which on a part of a product is worth another thread's time: some 50 microseconds.
@@ -136,28 +136,24 @@ impl<'a> Operand<'a> {
 
     /// `a b (rows, columns)` by a scheme, and `bias (columns)` added to each row.
     pub(super) fn product_by(&self, scheme: Scheme, a: View, bias: Option<&[f32]>) -> Vec<f32> {
-        let mut out = Vec::new();
-        self.append(scheme, &mut out, a, bias);
-        out
+        self.product_in(Vec::new(), scheme, a, bias)
     }
 
-    /// The same behind what `out` holds.
-    pub(super) fn append(&self, scheme: Scheme, out: &mut Vec<f32>, a: View, bias: Option<&[f32]>) {
+    /// The same, written where `room` was if that is enough.
+    pub(super) fn product_in(
+        &self,
+        room: Vec<f32>,
+        scheme: Scheme,
+        a: View,
+        bias: Option<&[f32]>,
+    ) -> Vec<f32> {
         let (_, columns) = self.shape();
-        let (first, count) = (out.len(), a.rows * columns);
-        out.reserve_exact(count);
-        self.check(count, columns, &a);
-        let mode = Mode::result(bias, columns);
-        // SAFETY: there is room for `count` elements, each of which is written before the length is
-        // set; `check` has made sure that there are no more.
+        self.check(a.rows * columns, columns, &a);
+        // SAFETY: `check` has made sure that each element is written, and that there are no more.
         unsafe {
-            let place = Place {
-                out: out.as_mut_ptr().add(first),
-                stride: columns,
-                mode,
-            };
-            self.multiply(scheme, place, a);
-            out.set_len(first + count);
+            result(room, a.rows, columns, bias, |place| {
+                self.multiply(scheme, place, a)
+            })
         }
     }
 

@@ -99,7 +99,11 @@ impl Split {
     /// `a b (rows, columns)`, where this is `b`, and `bias (columns)` added to each row.
     pub(super) fn product(&self, a: View, bias: Option<&[f32]>) -> Vec<f32> {
         // SAFETY: each element is written.
-        unsafe { result(a.rows, self.columns, bias, |place| self.multiply(place, a)) }
+        unsafe {
+            result(Vec::new(), a.rows, self.columns, bias, |place| {
+                self.multiply(place, a)
+            })
+        }
     }
 
     /// `out ← out + a b`, `out (rows, columns)`.

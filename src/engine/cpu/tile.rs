@@ -98,18 +98,22 @@ impl Place {
     }
 }
 
-/// A result `(rows, columns)` of its own, to each row of which `bias (columns)` is added. `write` writes it.
+/// A result `(rows, columns)` of its own, to each row of which `bias (columns)` is added. `write` writes it, where `room`
+/// was if that is enough.
 ///
 /// # Safety
 /// Each element at the place is written.
 pub(super) unsafe fn result(
+    room: Vec<f32>,
     rows: usize,
     columns: usize,
     bias: Option<&[f32]>,
     write: impl FnOnce(Place),
 ) -> Vec<f32> {
     let count = rows * columns;
-    let mut out: Vec<f32> = Vec::with_capacity(count);
+    let mut out = room;
+    out.clear();
+    out.reserve_exact(count);
     write(Place {
         out: out.as_mut_ptr(),
         stride: columns,
