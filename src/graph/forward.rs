@@ -8,7 +8,6 @@ use dfdx::prelude::{HasErr, HasShape, ReshapeTo, Tape};
 use super::read::{read_layout, read_rows};
 use super::{Batch, Graph, Prefix, Targets, Value};
 use crate::backbone::family::{Head, HeadStep, Kind};
-use crate::backbone::Site;
 use crate::engine::cpu::Pace;
 use crate::engine::{
     with_trace, Activation, AttentionShape, Backend, Dropout, Layout, Matrix, Precision, Scalar,
@@ -496,13 +495,4 @@ fn site_number(path: &str) -> u32 {
     path.bytes().fold(0x811c_9dc5, |hash, byte| {
         (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
     })
-}
-
-impl<D: Backend> Graph<D> {
-    /// Whether a path names a module that a checkpoint stores fused with others.
-    pub fn is_fused(&self, path: &str) -> bool {
-        self.tree
-            .module(path)
-            .is_some_and(|module| module.site == Site::Fused)
-    }
 }

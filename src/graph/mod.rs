@@ -21,7 +21,7 @@ use std::sync::Arc;
 use dfdx::prelude::{Gradients, HasErr};
 
 use crate::backbone::family::{Family, Head, NormPlace};
-use crate::backbone::{head_parameters, Checkpoint, Config, Parameter, Tree};
+use crate::backbone::{head_parameters, Checkpoint, Config, Parameter, Site, Tree};
 use crate::delta::Method;
 use crate::diagnostic::Problem;
 use crate::engine::cpu::Pace;
@@ -448,6 +448,12 @@ impl<D: Backend> Graph<D> {
             group.whole.insert(key.clone(), gradient);
         }
         Ok(group)
+    }
+
+    /// Whether a path names a module that a checkpoint stores fused with others.
+    pub fn is_fused(&self, path: &str) -> bool {
+        let module = self.tree.module(path);
+        module.is_some_and(|module| module.site == Site::Fused)
     }
 
     fn pre_norm(&self) -> bool {
