@@ -144,30 +144,16 @@ same!(
 same!(layer_norm, [(ROWS, 33)], [33, 33], |D, m, v| D::layer_norm(
     &m[0], &v[0], &v[1], 1e-5
 ));
-same!(gelu, [(ROWS, 33)], [], |D, m, _v| D::activate(
-    m[0].clone(),
-    Activation::Gelu
-));
-same!(gelu_tanh, [(ROWS, 33)], [], |D, m, _v| D::activate(
-    m[0].clone(),
-    Activation::GeluTanh
-));
-same!(relu, [(ROWS, 33)], [], |D, m, _v| D::activate(
-    m[0].clone(),
-    Activation::Relu
-));
-same!(swish, [(ROWS, 33)], [], |D, m, _v| D::activate(
-    m[0].clone(),
-    Activation::Swish
-));
-same!(tanh, [(ROWS, 33)], [], |D, m, _v| D::activate(
-    m[0].clone(),
-    Activation::Tanh
-));
-same!(sigmoid, [(ROWS, 33)], [], |D, m, _v| D::activate(
-    m[0].clone(),
-    Activation::Sigmoid
-));
+/// The same of non-linearities.
+macro_rules! same_activations {
+    ($($name:ident: $activation:ident),*) => {
+        $(same!($name, [(ROWS, 33)], [], |D, m, _v| {
+            D::activate(m[0].clone(), Activation::$activation)
+        });)*
+    };
+}
+
+same_activations!(gelu: Gelu, gelu_tanh: GeluTanh, relu: Relu, swish: Swish, tanh: Tanh, sigmoid: Sigmoid);
 same!(
     attention,
     [(ROWS, 16), (ROWS, 16), (ROWS, 16)],
