@@ -254,7 +254,7 @@ impl Plan {
             ),
             _ if uses_amx(hidden, hidden) => (
                 true,
-                "elements are split into three bfloat16 for the processor's AMX".to_owned(),
+                "elements are whole numbers of 24 bits for the processor's AMX".to_owned(),
             ),
             _ => (
                 is_recorded,

@@ -22,7 +22,7 @@ pub fn copies_of_a_weight(least_side: usize, is_passed: bool) -> f64 {
     let directions = if is_passed { 2.0 } else { 1.0 };
     match (is_wide(least_side), split::pays(least_side, least_side)) {
         (true, _) => 1.0,
-        (false, true) => 1.5 * directions,
+        (false, true) => 0.75 * directions,
         (false, false) => directions,
     }
 }

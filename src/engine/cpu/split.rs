@@ -1,23 +1,21 @@
-//! Products on registers for bfloat16, which multiply 16 times as fast as those for f32 where a processor has AMX
-//! ([`Registers`]).
+//! Products on tile registers, where a processor has AMX ([`Registers`]): in f32 by whole numbers ([`Digits`]), or with
+//! elements that are rounded to bfloat16 ([`Rounded`]).
 //!
-//! In f32: each element is split into three bfloat16 whose sum it is, and of the nine products of two elements'
-//! pieces the six largest are added up in f32 (Henry, Tang, Heinecke, "Leveraging the bfloat16 artificial
-//! intelligence datatype for higher-precision computations", ARITH 2019). What is left out is smaller than the
-//! rounding of the sums. In 16 bits each element is rounded to one piece.
+//! An element of a result is the sum, in their order, of one product for each part of `depth`, whatever the number of
+//! rows and what they hold.
 //!
-//! Each element of a result is one sum in the order of `depth`, whatever the number of rows and what they hold.
+//! [`Registers`]: super::tile::amx::Registers
 
 mod part;
 
 use std::ops::Range;
 
-use self::part::{multiply, Right};
+use self::part::{multiply, parts, write_panel, Right};
 use super::operand::Operand;
 use super::product::View;
 use super::strassen::LEAST_SIDE;
 pub(super) use super::tile::amx::is_available;
-use super::tile::amx::{split_pair_of_rows, Tile, DEPTH, ROWS};
+use super::tile::amx::{Digits, Form, Rounded, Side, Tile, ROWS};
 use super::tile::{result, Mode, Place, PANEL};
 use crate::engine::{profile, Precision};
 
@@ -45,42 +43,46 @@ pub(super) fn left_out<T>(run: impl FnOnce() -> T) -> T {
     result
 }
 
-/// A matrix that was split once: for each panel and each block of its depth, the left and the right tile of each
-/// piece.
+/// A matrix that was written into tiles once: for each panel and each part of its depth, the tiles of that, and the
+/// units of its columns.
 pub(super) struct Split {
     depth: usize,
     columns: usize,
     precision: Precision,
     tiles: Vec<Tile>,
-}
-
-/// Pieces of an element.
-fn pieces(precision: Precision) -> usize {
-    match precision {
-        Precision::F32 => 3,
-        Precision::Bf16 => 1,
-    }
+    units: Vec<[f32; PANEL]>,
 }
 
 impl Split {
-    /// Splits a matrix, where [`is_available`].
+    /// Writes a matrix into tiles, where [`is_available`].
     pub(super) fn new(matrix: Operand, precision: Precision) -> Self {
         assert!(is_available(), "this processor has no tile registers");
+        // SAFETY: it has.
+        unsafe {
+            match precision {
+                Precision::F32 => Self::in_form::<Digits>(matrix, precision),
+                Precision::Bf16 => Self::in_form::<Rounded>(matrix, precision),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As of [`Form::write_columns`].
+    unsafe fn in_form<F: Form>(matrix: Operand, precision: Precision) -> Self {
         let (depth, columns) = matrix.shape();
-        let (blocks, panels) = (depth.div_ceil(DEPTH), columns.div_ceil(PANEL));
-        let tiles_of_panel = 2 * pieces(precision) * blocks;
-        let mut tiles = vec![Tile::ZEROS; panels * tiles_of_panel];
-        let mut room = vec![0.0; matrix.room(depth)];
-        for (number, tiles) in tiles.chunks_exact_mut(tiles_of_panel.max(1)).enumerate() {
-            let panel = matrix.panel(number, 0..depth, &mut room);
-            for block in 0..blocks {
-                // SAFETY: the processor has the instructions.
-                unsafe {
-                    match precision {
-                        Precision::F32 => split_block::<3>(panel, tiles, block, 0..ROWS),
-                        Precision::Bf16 => split_block::<1>(panel, tiles, block, 0..ROWS),
-                    }
-                }
+        let (_, most) = parts::<F>(depth);
+        let (mut tiles, mut units) = (Vec::new(), Vec::new());
+        let mut room = vec![0.0; matrix.room(most)];
+        for number in 0..columns.div_ceil(PANEL) {
+            for first in (0..depth).step_by(most) {
+                let depths = first..depth.min(first + most);
+                let room = &mut room[..matrix.room(depths.len())];
+                let written = tiles.len();
+                tiles.resize(written + tiles_of_panel::<F>(depths.len()), Tile::ZEROS);
+                let panel = matrix.panel(number, depths, room);
+                let of_columns = F::units(panel);
+                write_panel::<F>(panel, &of_columns, &mut tiles[written..]);
+                units.push(of_columns);
             }
         }
         Split {
@@ -88,6 +90,7 @@ impl Split {
             columns,
             precision,
             tiles,
+            units,
         }
     }
 
@@ -126,17 +129,25 @@ impl Split {
         );
         profile::product(rows, depth, columns);
         match self.precision {
-            Precision::F32 => multiply::<3>(place, a, Right::Split(self)),
-            Precision::Bf16 => multiply::<1>(place, a, Right::Split(self)),
+            Precision::F32 => multiply::<Digits>(place, a, Right::Split(self)),
+            Precision::Bf16 => multiply::<Rounded>(place, a, Right::Split(self)),
         }
     }
 
-    /// The tiles of a panel, from one block on.
-    fn panel(&self, number: usize, blocks: Range<usize>) -> &[Tile] {
-        let tiles = 2 * pieces(self.precision);
-        let of_panel = &self.tiles[number * tiles * self.depth.div_ceil(DEPTH)..];
-        &of_panel[tiles * blocks.start..tiles * blocks.end]
+    /// A part of a panel.
+    fn panel<F: Form>(&self, number: usize, depths: Range<usize>) -> Side<'_> {
+        let (parts, most) = parts::<F>(self.depth);
+        let first = number * tiles_of_panel::<F>(self.depth) + tiles_of_panel::<F>(depths.start);
+        Side {
+            tiles: &self.tiles[first..][..tiles_of_panel::<F>(depths.len())],
+            units: &self.units[number * parts + depths.start / most],
+        }
     }
+}
+
+/// Tiles that a panel of such a depth takes.
+fn tiles_of_panel<F: Form>(depth: usize) -> usize {
+    PANEL / ROWS * F::PIECES * depth.div_ceil(F::DEPTH)
 }
 
 /// `a b` at a place, in f32.
@@ -145,25 +156,7 @@ impl Split {
 /// [`pays`]; `a` has as many columns as `b` has depth, one after the other; the place is as [`Operand::multiply`]
 /// asks.
 pub(super) unsafe fn multiply_whole(place: Place, a: View, b: Operand) {
-    multiply::<3>(place, a, Right::Whole(b));
-}
-
-/// Splits rows `rows` and those 16 further on of a block of a panel.
-///
-/// # Safety
-/// As of [`split_pair_of_rows`].
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn split_block<const PIECES: usize>(
-    panel: &[f32],
-    tiles: &mut [Tile],
-    block: usize,
-    rows: Range<usize>,
-) {
-    const BLOCK: usize = DEPTH * PANEL;
-    let elements = &panel[block * BLOCK..panel.len().min((block + 1) * BLOCK)];
-    let tiles = &mut tiles[2 * PIECES * block..][..2 * PIECES];
-    rows.for_each(|row| split_pair_of_rows::<PIECES>(elements, tiles, row));
+    multiply::<Digits>(place, a, Right::Whole(b));
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::_MM_HINT_T0;
 use std::cell::RefCell;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -9,27 +10,26 @@ use rayon::prelude::*;
 use super::super::helpers::{share, share_items};
 use super::super::operand::Operand;
 use super::super::product::View;
-use super::super::tile::amx::{split_row, Registers, Tile, DEPTH, ROWS};
+use super::super::tile::amx::{Form, Registers, Side, Tile, ROWS};
 use super::super::tile::x86::ask_for_rows;
-use super::super::tile::{ask_for, slices, Mode, Pieces, Place, LINE, PANEL};
-use super::{split_block, Split};
+use super::super::tile::{ask_for, slices, Mode, Pieces, Place, Target, LINE, PANEL};
+use super::Split;
 
-/// Rows that are multiplied at once, and tiles that 16 of them are split into at most: all of them are to stay in the
-/// second-level cache.
+/// Rows that are multiplied at once: with as much of the depth as a [`Form`] has at most, their tiles are to stay in
+/// the second-level cache.
 const MOST_ROWS: usize = 256;
-const MOST_TILES: usize = 36;
 
 /// Panels that are worth another thread's time: it splits the first of them beside nothing else.
 const LEAST_SHARED: usize = 6;
 
-/// How many rows are asked for ahead of the one that is split.
+/// How many rows are asked for ahead of the one that is written.
 const ROWS_AHEAD: usize = 4;
 
 /// A matrix to multiply with.
 #[derive(Clone, Copy)]
 pub(super) enum Right<'a> {
     Split(&'a Split),
-    /// It is split panel by panel as it is needed.
+    /// It is written into tiles panel by panel as it is needed.
     Whole(Operand<'a>),
 }
 
@@ -42,32 +42,53 @@ impl Right<'_> {
     }
 }
 
-/// What a thread makes of the panels that it splits.
+/// Tiles of rows, or of columns, and the units of their elements.
+#[derive(Default)]
+struct Written {
+    tiles: Vec<Tile>,
+    units: Vec<f32>,
+}
+
+impl Written {
+    /// Room for so many of both.
+    fn room(&mut self, tiles: usize, units: usize) -> (&mut [Tile], &mut [f32]) {
+        self.tiles.resize(tiles.max(self.tiles.len()), Tile::ZEROS);
+        self.units.resize(units.max(self.units.len()), 0.0);
+        (&mut self.tiles[..tiles], &mut self.units[..units])
+    }
+}
+
+/// What a thread makes of the panels that it writes.
 #[derive(Default)]
 struct Made {
     /// A panel of a transpose.
     room: Vec<f32>,
-    /// What the present panel and the next are split into.
+    /// The present panel and the next.
     tiles: [Vec<Tile>; 2],
 }
 
 thread_local! {
-    /// What the rows are split into: for each 16 of them and each block of the depth, a tile of each piece.
-    static LEFT: RefCell<Vec<Tile>> = RefCell::default();
+    /// The rows: for each 16 of them and each block of the depth, a tile of each piece.
+    static LEFT: RefCell<Written> = RefCell::default();
     static MADE: RefCell<Made> = RefCell::default();
 }
 
+/// The parts that a depth is divided into: how many, and how deep all but the last are.
+pub(super) fn parts<F: Form>(depth: usize) -> (usize, usize) {
+    let parts = depth.div_ceil(F::MOST_DEPTH).max(1);
+    (parts, depth.div_ceil(parts).next_multiple_of(F::DEPTH))
+}
+
 /// # Safety
-/// As of [`super::multiply_whole`]; what is split is split into as many pieces.
-pub(super) unsafe fn multiply<const PIECES: usize>(place: Place, a: View, b: Right) {
+/// As of [`super::multiply_whole`]; what is split is so in this form.
+pub(super) unsafe fn multiply<F: Form>(place: Place, a: View, b: Right) {
     // Taken, not borrowed: who waits for a helper may help another.
     let mut left = LEFT.take();
-    let parts = a.columns.div_ceil(MOST_TILES / PIECES * DEPTH);
-    let most = a.columns.div_ceil(parts).next_multiple_of(DEPTH);
+    let (_, most) = parts::<F>(a.columns);
     for row in (0..a.rows).step_by(MOST_ROWS) {
         let out = place.out.wrapping_add(row * place.stride);
         for first in (0..a.columns).step_by(most) {
-            let part = Part::<PIECES> {
+            let part = Part {
                 a: View {
                     rows: MOST_ROWS.min(a.rows - row),
                     columns: most.min(a.columns - first),
@@ -76,6 +97,7 @@ pub(super) unsafe fn multiply<const PIECES: usize>(place: Place, a: View, b: Rig
                 },
                 b,
                 first,
+                form: PhantomData::<F>,
             };
             let mode = if first == 0 { place.mode } else { Mode::Add };
             // SAFETY: a part of what the caller vouches for.
@@ -85,21 +107,24 @@ pub(super) unsafe fn multiply<const PIECES: usize>(place: Place, a: View, b: Rig
     LEFT.set(left);
 }
 
-/// Some columns of `a`, times the rows of `b` from `first` on, which is a multiple of [`DEPTH`].
-struct Part<'a, const PIECES: usize> {
+/// Some columns of `a`, times the rows of `b` from `first` on, where a part of the depth begins.
+struct Part<'a, F> {
     a: View<'a>,
     b: Right<'a>,
     first: usize,
+    form: PhantomData<F>,
 }
 
-impl<const PIECES: usize> Part<'_, PIECES> {
+impl<F: Form> Part<'_, F> {
+    /// Columns of a panel that are multiplied with at once.
+    const STRIPS: usize = PANEL / F::SIDE;
+
     /// # Safety
     /// As of [`multiply`].
-    unsafe fn multiply(&self, place: Place, left: &mut Vec<Tile>) {
-        // Asked for while the rows are split.
+    unsafe fn multiply(&self, place: Place, left: &mut Written) {
+        // Asked for while the rows are written.
         self.coming(0).ask_for();
-        self.split_rows(left);
-        let left = &*left;
+        let left = self.write_rows(left);
         share(
             0..self.b.columns().div_ceil(PANEL),
             LEAST_SHARED,
@@ -125,12 +150,17 @@ impl<const PIECES: usize> Part<'_, PIECES> {
 
     /// Blocks of its depth.
     fn blocks(&self) -> usize {
-        self.a.columns.div_ceil(DEPTH)
+        self.a.columns.div_ceil(F::DEPTH)
     }
 
-    /// Pairs of tiles that the rows have, the last perhaps less.
+    /// Tiles of 16 rows, or columns.
+    fn tiles(&self) -> usize {
+        F::PIECES * self.blocks()
+    }
+
+    /// Groups of rows that are multiplied at once.
     fn groups(&self) -> usize {
-        self.a.rows.div_ceil(2 * ROWS)
+        self.a.rows.div_ceil(F::SIDE)
     }
 
     /// What its part of a panel of `b` is read from.
@@ -138,7 +168,7 @@ impl<const PIECES: usize> Part<'_, PIECES> {
         match self.b {
             Right::Whole(b) => b.pieces(number, self.depths()),
             Right::Split(split) => {
-                let tiles = split.panel(number, self.blocks_of_b());
+                let tiles = split.panel::<F>(number, self.depths()).tiles;
                 Pieces {
                     first: tiles.as_ptr().cast(),
                     count: 1,
@@ -149,32 +179,38 @@ impl<const PIECES: usize> Part<'_, PIECES> {
         }
     }
 
-    /// Which blocks of `b` those are.
-    fn blocks_of_b(&self) -> Range<usize> {
-        let first = self.first / DEPTH;
-        first..first + self.blocks()
+    /// How many of `lines` are to be asked for beside each block of a panel's products.
+    fn lines_at_once(&self, lines: usize) -> usize {
+        lines.div_ceil((self.blocks() * Self::STRIPS * self.groups()).max(1))
     }
 
-    fn split_rows(&self, left: &mut Vec<Tile>) {
-        let tiles = PIECES * self.blocks();
-        let needed = self.a.rows.div_ceil(ROWS) * tiles;
-        if left.len() < needed {
-            left.resize(needed, Tile::ZEROS);
-        }
-        let groups = left[..needed].par_chunks_exact_mut(tiles).enumerate();
+    fn write_rows<'b>(&self, left: &'b mut Written) -> Side<'b> {
+        let (tiles, rows) = (self.tiles(), self.a.rows.next_multiple_of(ROWS));
+        let (written, units) = left.room(rows / ROWS * tiles, rows);
+        let groups = written
+            .par_chunks_exact_mut(tiles)
+            .zip(units.par_chunks_exact_mut(ROWS));
         share_items(
-            groups,
+            groups.enumerate(),
             || (),
-            |(), (group, tiles)| {
-                for (row, elements) in rows_of(&self.a, group * ROWS).enumerate() {
+            |(), (group, (tiles, units))| {
+                let rows = rows_of(&self.a, group * ROWS);
+                for (row, (elements, unit)) in rows.zip(units).enumerate() {
                     let ahead = elements
                         .as_ptr()
                         .wrapping_add(ROWS_AHEAD * self.a.strides.0);
+                    (0..elements.len())
+                        .step_by(LINE)
+                        .for_each(|first| ask_for(ahead.wrapping_add(first)));
                     // SAFETY: where this pays, the processor has the instructions.
-                    unsafe { split_whole_row::<PIECES>(elements, ahead, tiles, row) };
+                    *unit = unsafe { F::write_row(elements, tiles, row) };
                 }
             },
         );
+        Side {
+            tiles: written,
+            units,
+        }
     }
 
     /// # Safety
@@ -185,15 +221,15 @@ impl<const PIECES: usize> Part<'_, PIECES> {
         mut registers: Registers,
         panels: Range<usize>,
         place: Place,
-        left: &[Tile],
+        left: Side,
         split: &Split,
     ) {
         let last = panels.end.saturating_sub(1);
         for number in panels {
             let mut lines = self.coming((number + 1).min(last)).lines();
-            let lines_at_once = (2 * PIECES * size_of::<Tile>() / 64).div_ceil(self.groups());
-            let right = split.panel(number, self.blocks_of_b());
-            self.by_panel(&mut registers, number, last, place, left, right, |_, _| {
+            let right = split.panel::<F>(number, self.depths());
+            let lines_at_once = self.lines_at_once(size_of_val(right.tiles) / 64);
+            self.by_panel(&mut registers, number, place, left, right, |_, _, _| {
                 lines.by_ref().take(lines_at_once).for_each(ask_for);
             });
         }
@@ -207,53 +243,56 @@ impl<const PIECES: usize> Part<'_, PIECES> {
         mut registers: Registers,
         panels: Range<usize>,
         place: Place,
-        left: &[Tile],
+        left: Side,
         b: Operand,
         Made { room, tiles }: &mut Made,
     ) {
         if panels.is_empty() {
             return;
         }
-        let needed = 2 * PIECES * self.blocks();
+        let of_panel = 2 * self.tiles();
         let [mut present, mut next] = tiles.each_mut().map(|tiles| {
-            tiles.resize(needed.max(tiles.len()), Tile::ZEROS);
-            &mut tiles[..needed]
+            tiles.resize(of_panel.max(tiles.len()), Tile::ZEROS);
+            &mut tiles[..of_panel]
         });
         let [room] = slices(room, b.room(self.a.columns));
         let first = b.panel(panels.start, self.depths(), room);
-        for block in 0..self.blocks() {
-            split_block::<PIECES>(first, present, block, 0..ROWS);
-        }
+        let mut units = F::units(first);
+        write_panel::<F>(first, &units, present);
         let (last, groups) = (panels.end - 1, self.groups());
-        let lines_at_once = (DEPTH * PANEL / LINE).div_ceil(groups);
+        let lines_at_once = self.lines_at_once(self.a.columns * PANEL / LINE);
         for number in panels {
-            // Split for the next panel, asked for for the one after it.
+            // Written for the next panel, asked for for the one after it.
             let coming = match number < last {
                 true => b.panel(number + 1, self.depths(), room),
                 false => &[],
             };
+            let units_of_next = F::units(coming);
             let mut lines = self.coming((number + 2).min(last)).lines();
+            let right = Side {
+                tiles: present,
+                units: &units,
+            };
             self.by_panel(
                 &mut registers,
                 number,
-                last,
                 place,
                 left,
-                present,
-                |group, block| {
+                right,
+                |strip, group, block| {
                     lines.by_ref().take(lines_at_once).for_each(ask_for);
                     if !coming.is_empty() {
-                        let share = group * ROWS / groups..(group + 1) * ROWS / groups;
-                        split_block::<PIECES>(coming, next, block, share);
+                        let rows = group * ROWS / groups..(group + 1) * ROWS / groups;
+                        write_block::<F>(coming, &units_of_next, strip, next, block, rows);
                     }
                 },
             );
+            units = units_of_next;
             std::mem::swap(&mut present, &mut next);
         }
     }
 
-    /// The product with one panel, of which `right` are the tiles. `beside` is called with each group and each
-    /// block.
+    /// The product with one panel. `beside` is called with each strip of it, each group of rows and each block.
     ///
     /// # Safety
     /// As of [`multiply`]; the registers are this thread's.
@@ -263,31 +302,99 @@ impl<const PIECES: usize> Part<'_, PIECES> {
         &self,
         registers: &mut Registers,
         number: usize,
-        last: usize,
         place: Place,
-        left: &[Tile],
-        right: &[Tile],
-        mut beside: impl FnMut(usize, usize),
+        left: Side,
+        right: Side,
+        mut beside: impl FnMut(usize, usize, usize),
     ) {
-        let (columns, tiles, groups) = (self.b.columns(), PIECES * self.blocks(), self.groups());
-        let rows_at_once = (2 * ROWS).div_ceil(self.blocks());
-        for group in 0..groups {
-            let row = group * 2 * ROWS;
-            let rows = (self.a.rows - row).min(2 * ROWS);
-            let of = |row: usize| &left[row / ROWS * tiles..][..tiles];
-            let below = if rows > ROWS { of(row + ROWS) } else { &[] };
-            let written_next = match group + 1 < groups {
-                true => place.target(row + 2 * ROWS, number * PANEL, columns),
-                false => place.target(0, (number + 1).min(last) * PANEL, columns),
+        let (columns, groups) = (self.b.columns(), self.groups());
+        let rows_at_once = F::SIDE.div_ceil(self.blocks());
+        let target = |strip: usize, group: usize| {
+            let first = number * PANEL + strip * F::SIDE;
+            (first < columns).then(|| {
+                let target = place.target(group * F::SIDE, first, columns);
+                let width = target.width.min(F::SIDE);
+                Target { width, ..target }
+            })
+        };
+        for strip in 0..Self::STRIPS {
+            let tiles = right.tiles.len() / Self::STRIPS;
+            let right = Side {
+                tiles: &right.tiles[strip * tiles..][..tiles],
+                units: &right.units[strip * F::SIDE..],
             };
-            let target = place.target(row, number * PANEL, columns);
-            registers.multiply::<PIECES>(&target, rows, [of(row), below], right, |block| {
-                let rows = block * rows_at_once..(block + 1) * rows_at_once;
-                ask_for_rows::<_MM_HINT_T0>(&written_next, rows, PANEL);
-                beside(group, block);
-            });
+            for group in 0..groups {
+                let Some(of_group) = target(strip, group) else {
+                    // What is to be done beside is done for all.
+                    (0..self.blocks()).for_each(|block| beside(strip, group, block));
+                    continue;
+                };
+                let first = group * F::SIDE;
+                let rows = (self.a.rows - first).min(F::SIDE);
+                let of = |row: usize| match row < self.a.rows {
+                    true => Side {
+                        tiles: &left.tiles[row / ROWS * self.tiles()..][..self.tiles()],
+                        units: &left.units[row..][..ROWS],
+                    },
+                    false => Side {
+                        tiles: &[],
+                        units: &[],
+                    },
+                };
+                let written_next = match group + 1 < groups {
+                    true => target(strip, group + 1),
+                    false => target(strip + 1, 0),
+                };
+                F::multiply(
+                    registers,
+                    &of_group,
+                    rows,
+                    [of(first), of(first + ROWS)],
+                    right,
+                    |block| {
+                        if let Some(target) = &written_next {
+                            let rows = block * rows_at_once..(block + 1) * rows_at_once;
+                            ask_for_rows::<_MM_HINT_T0>(target, rows, F::SIDE);
+                        }
+                        beside(strip, group, block);
+                    },
+                );
+            }
         }
     }
+}
+
+/// Writes a panel `(depth, 32)` into tiles: one strip after the other, in it one block after the other.
+///
+/// # Safety
+/// As of [`Form::write_columns`].
+pub(super) unsafe fn write_panel<F: Form>(panel: &[f32], units: &[f32; PANEL], tiles: &mut [Tile]) {
+    for strip in 0..PANEL / F::SIDE {
+        for block in 0..panel.len().div_ceil(F::DEPTH * PANEL) {
+            write_block::<F>(panel, units, strip, tiles, block, 0..ROWS);
+        }
+    }
+}
+
+/// Writes some rows of the tiles of a block of a panel.
+///
+/// # Safety
+/// As of [`Form::write_columns`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn write_block<F: Form>(
+    panel: &[f32],
+    units: &[f32; PANEL],
+    strip: usize,
+    tiles: &mut [Tile],
+    block: usize,
+    rows: Range<usize>,
+) {
+    let size = F::DEPTH * PANEL;
+    let elements = &panel[block * size..panel.len().min((block + 1) * size)];
+    let (of_strip, of_block) = (tiles.len() / (PANEL / F::SIDE), F::PIECES * F::SIDE / ROWS);
+    let tiles = &mut tiles[strip * of_strip + block * of_block..][..of_block];
+    F::write_columns(elements, units, strip, tiles, rows);
 }
 
 /// The 16 rows from `first` on, or those that are left.
@@ -300,23 +407,4 @@ fn rows_of<'a>(a: &View<'a>, first: usize) -> impl Iterator<Item = &'a [f32]> {
     } = *a;
     let rows = first..a.rows.min(first + ROWS);
     rows.map(move |row| &data[row * strides.0..][..columns])
-}
-
-/// Splits a row into row `row` of the tiles of its blocks, and asks for the one that is `ahead`.
-///
-/// # Safety
-/// As of [`split_row`].
-#[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn split_whole_row<const PIECES: usize>(
-    elements: &[f32],
-    ahead: *const f32,
-    tiles: &mut [Tile],
-    row: usize,
-) {
-    let blocks = elements.chunks(DEPTH).zip(tiles.chunks_exact_mut(PIECES));
-    for (block, (elements, tiles)) in blocks.enumerate() {
-        ask_for(ahead.wrapping_add(block * DEPTH));
-        ask_for(ahead.wrapping_add(block * DEPTH + LINE));
-        split_row::<PIECES>(elements, tiles, row);
-    }
 }

@@ -1,0 +1,257 @@
+//! Products in f32 by whole numbers.
+//!
+//! The largest element of a row, or of a column, gives the unit that all of it are whole numbers of, of 24 bits: three
+//! digits of 8 bits, of which the products of two elements' are added up without any rounding, for each power of the
+//! base a sum of its own; that of the two last digits, which is below the unit, is left out (Ozaki, Ogita, Oishi, Rump,
+//! "Error-free transformations of matrix multiplication by using fast routines of matrix multiplication", 2012; with
+//! integers Ootomo, Ozaki, Yokota, "DGEMM on integer matrix multiplication unit", 2024).
+
+use std::arch::asm;
+use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use super::super::{Mode, Target, PANEL};
+use super::{Form, Registers, Side, Tile, ROW, ROWS};
+
+/// Three digits for each element, in a tile each, the first one's first. 16 rows are multiplied by 16 columns at once.
+pub(in super::super::super) struct Digits;
+
+/// What the largest element becomes: three digits of 127 would be a little more.
+const LARGEST: f32 = 8_355_000.0;
+
+/// The unit of a first digit where the largest element is 1.
+const UNIT: f32 = BASE * BASE / LARGEST;
+
+/// What makes the digits of a number bytes from 0 to 255.
+const MIDDLE: i32 = 0x80_8080;
+
+/// Base of the digits.
+const BASE: f32 = 256.0;
+
+/// Below it an element has fewer digits, so that no unit is 0.
+const LEAST: f32 = f32::from_bits(27 << 23);
+
+/// Sums of products: one for each power of the base.
+const SUMS: usize = 4;
+
+impl Form for Digits {
+    const DEPTH: usize = 64;
+    const PIECES: usize = 3;
+    const SIDE: usize = ROWS;
+    const MOST_DEPTH: usize = 384;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn write_row(elements: &[f32], tiles: &mut [Tile], row: usize) -> f32 {
+        let load = |elements: &[f32], first: usize| {
+            let count = elements.len().saturating_sub(first).min(16);
+            let mask = ((1u32 << count) - 1) as __mmask16;
+            _mm512_maskz_loadu_ps(mask, elements.as_ptr().wrapping_add(first))
+        };
+        let mut largest = [_mm512_set1_epi32(LEAST.to_bits() as i32); 4];
+        for elements in elements.chunks(Self::DEPTH) {
+            for (number, largest) in largest.iter_mut().enumerate() {
+                *largest = larger(*largest, load(elements, 16 * number));
+            }
+        }
+        let [a, b, c, d] = largest;
+        let largest = _mm512_max_epi32(_mm512_max_epi32(a, b), _mm512_max_epi32(c, d));
+        let largest = f32::from_bits(_mm512_reduce_max_epi32(largest) as u32);
+        let unit = largest * UNIT;
+        let factors = _mm512_set1_ps(BASE * BASE / unit);
+        // Of four elements the last digits, the middle ones, the first ones.
+        let by_digit = _mm512_set4_epi32(0x0f0b_0703, 0x0e0a_0602, 0x0d09_0501, 0x0c08_0400);
+        let blocks = elements.chunks(Self::DEPTH);
+        for (elements, tiles) in blocks.zip(tiles.chunks_exact_mut(Self::PIECES)) {
+            let [a, b, c, d] = [0, 16, 32, 48].map(|first| {
+                _mm512_shuffle_epi8(numbers(load(elements, first), factors), by_digit)
+            });
+            let (low_ab, low_cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+            let (high_ab, high_cd) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+            tiles[0].set_row(row, signed(_mm512_unpacklo_epi64(high_ab, high_cd)));
+            tiles[1].set_row(row, signed(_mm512_unpackhi_epi64(low_ab, low_cd)));
+            tiles[2].set_row(row, signed(_mm512_unpacklo_epi64(low_ab, low_cd)));
+        }
+        unit
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn units(panel: &[f32]) -> [f32; PANEL] {
+        let mut largest = [_mm512_set1_epi32(LEAST.to_bits() as i32); 4];
+        let mut of_row = |row: &[f32], number: usize| {
+            for (half, largest) in largest[2 * number..][..2].iter_mut().enumerate() {
+                let elements = _mm512_loadu_ps(row.as_ptr().wrapping_add(16 * half));
+                *largest = larger(*largest, elements);
+            }
+        };
+        for rows in panel.chunks(2 * PANEL) {
+            for (number, row) in rows.chunks_exact(PANEL).enumerate() {
+                of_row(row, number);
+            }
+        }
+        let [a, b, c, d] = largest;
+        let mut units = [0.0; PANEL];
+        for (largest, units) in [_mm512_max_epi32(a, c), _mm512_max_epi32(b, d)]
+            .into_iter()
+            .zip(units.chunks_exact_mut(16))
+        {
+            let largest = _mm512_castsi512_ps(largest);
+            let of = _mm512_mul_ps(largest, _mm512_set1_ps(UNIT));
+            _mm512_storeu_ps(units.as_mut_ptr(), of);
+        }
+        units
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn write_columns(
+        block: &[f32],
+        units: &[f32; PANEL],
+        strip: usize,
+        tiles: &mut [Tile],
+        rows: Range<usize>,
+    ) {
+        let there = block.len() / PANEL;
+        let first = strip * Self::SIDE;
+        let units = _mm512_loadu_ps(units[first..].as_ptr());
+        let factors = _mm512_div_ps(_mm512_set1_ps(BASE * BASE), units);
+        for row in rows {
+            let depth = 4 * (row % 4 * 4 + row / 4);
+            let of = |number: usize| match depth + number < there {
+                true => {
+                    let place = (depth + number) * PANEL + first;
+                    numbers(_mm512_loadu_ps(block.as_ptr().wrapping_add(place)), factors)
+                }
+                false => _mm512_set1_epi32(MIDDLE),
+            };
+            let [a, b, c, d] = [of(0), of(1), of(2), of(3)];
+            const ODD: __mmask32 = 0xaaaa_aaaa;
+            let low_ac = _mm512_mask_blend_epi16(ODD, a, _mm512_slli_epi32::<16>(c));
+            let low_bd = _mm512_mask_blend_epi16(ODD, b, _mm512_slli_epi32::<16>(d));
+            let high_ac = _mm512_mask_blend_epi16(ODD, _mm512_srli_epi32::<16>(a), c);
+            let high_bd = _mm512_mask_blend_epi16(ODD, _mm512_srli_epi32::<16>(b), d);
+            const ODD_BYTES: __mmask64 = 0xaaaa_aaaa_aaaa_aaaa;
+            let with =
+                |even: __m512i, odd: __m512i| signed(_mm512_mask_blend_epi8(ODD_BYTES, even, odd));
+            tiles[0].set_row(row, with(high_ac, _mm512_slli_epi16::<8>(high_bd)));
+            tiles[1].set_row(row, with(_mm512_srli_epi16::<8>(low_ac), low_bd));
+            tiles[2].set_row(row, with(low_ac, _mm512_slli_epi16::<8>(low_bd)));
+        }
+    }
+
+    /// Sums are in registers 0 to 3, those of the first digits in 0; 4 and 5 have rows, 6 and 7 columns.
+    #[inline(always)]
+    unsafe fn multiply(
+        _: &mut Registers,
+        target: &Target,
+        rows: usize,
+        [left, _]: [Side; 2],
+        right: Side,
+        mut beside: impl FnMut(usize),
+    ) {
+        let blocks = left.tiles.len() / Self::PIECES;
+        debug_assert!(right.tiles.len() >= Self::PIECES * blocks);
+        asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            options(nostack, preserves_flags, nomem),
+        );
+        for block in 0..blocks {
+            asm!(
+                "tileloadd tmm4, [{left} + {stride} + 1024]",
+                "tileloadd tmm6, [{right} + {stride} + 1024]",
+                "tdpbssd tmm2, tmm4, tmm6",
+                "tileloadd tmm5, [{left} + {stride}]",
+                "tdpbssd tmm1, tmm5, tmm6",
+                "tileloadd tmm7, [{right} + {stride} + 2048]",
+                "tdpbssd tmm3, tmm4, tmm7",
+                "tdpbssd tmm2, tmm5, tmm7",
+                "tileloadd tmm7, [{right} + {stride}]",
+                "tdpbssd tmm1, tmm4, tmm7",
+                "tileloadd tmm4, [{left} + {stride} + 2048]",
+                "tdpbssd tmm3, tmm4, tmm6",
+                "tdpbssd tmm2, tmm4, tmm7",
+                "tdpbssd tmm0, tmm5, tmm7",
+                left = in(reg) left.tiles.as_ptr().wrapping_add(Self::PIECES * block),
+                right = in(reg) right.tiles.as_ptr().wrapping_add(Self::PIECES * block),
+                stride = in(reg) ROW,
+                options(nostack, preserves_flags, readonly),
+            );
+            beside(block);
+        }
+        let mut sums = MaybeUninit::<[Tile; SUMS]>::uninit();
+        asm!(
+            "tilestored [{to} + {stride}], tmm0",
+            "tilestored [{to} + {stride} + 1024], tmm1",
+            "tilestored [{to} + {stride} + 2048], tmm2",
+            "tilestored [{to} + {stride} + 3072], tmm3",
+            to = in(reg) sums.as_mut_ptr(), stride = in(reg) ROW,
+            options(nostack, preserves_flags),
+        );
+        write(
+            target,
+            rows,
+            sums.assume_init_ref(),
+            left.units,
+            right.units,
+        );
+    }
+}
+
+/// Writes sums where they belong.
+///
+/// # Safety
+/// As of [`Form::multiply`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn write(target: &Target, rows: usize, sums: &[Tile; SUMS], left: &[f32], right: &[f32]) {
+    let mask = ((1u32 << target.width.min(ROWS)) - 1) as __mmask16;
+    let right = _mm512_maskz_loadu_ps(mask, right.as_ptr());
+    let of_last = _mm512_set1_ps(1.0 / BASE);
+    for (row, left) in left[..rows].iter().enumerate() {
+        let sum = |power: usize| {
+            let place = sums[power].0[row].as_ptr();
+            _mm512_cvtepi32_ps(_mm512_load_si512(place.cast()))
+        };
+        let last = _mm512_fmadd_ps(sum(3), of_last, sum(2));
+        let middle = _mm512_fmadd_ps(last, of_last, sum(1));
+        let all = _mm512_fmadd_ps(middle, of_last, sum(0));
+        // One after the other: the product of both units might be none.
+        let all = _mm512_mul_ps(all, _mm512_set1_ps(*left));
+        let out = target.out.wrapping_add(row * target.stride);
+        let result = match target.mode {
+            Mode::Set => _mm512_mul_ps(all, right),
+            Mode::Add => _mm512_fmadd_ps(all, right, _mm512_maskz_loadu_ps(mask, out)),
+            Mode::Bias(bias) => _mm512_fmadd_ps(all, right, _mm512_maskz_loadu_ps(mask, bias)),
+        };
+        _mm512_mask_storeu_ps(out, mask, result);
+    }
+}
+
+/// The larger of what was found and the amounts of elements, as bits: what is not a number is larger than all that are.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn larger(found: __m512i, elements: __m512) -> __m512i {
+    let amount = _mm512_set1_epi32(0x7fff_ffff);
+    let bits = _mm512_and_si512(_mm512_castps_si512(elements), amount);
+    _mm512_max_epi32(found, bits)
+}
+
+/// The whole numbers next to elements times factors, and [`MIDDLE`].
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn numbers(elements: __m512, factors: __m512) -> __m512i {
+    let middle = _mm512_set1_ps(MIDDLE as f32);
+    _mm512_cvtps_epi32(_mm512_fmadd_ps(elements, factors, middle))
+}
+
+/// Digits from -128 on.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn signed(digits: __m512i) -> __m512i {
+    _mm512_xor_si512(digits, _mm512_set1_epi8(-128))
+}

@@ -1,0 +1,186 @@
+//! Products of elements that are rounded to bfloat16, with sums in f32.
+
+use std::arch::asm;
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use super::super::{Mode, Target, PANEL};
+use super::{Form, Registers, Side, Tile, ROW, ROWS};
+
+/// Each element is the nearest bfloat16, in units of 1. 32 rows are multiplied by 32 columns at once: the sums are in
+/// registers 0 and 1, below them in 2 and 3; 4 and 5 have rows, 6 and 7 columns.
+pub(in super::super::super) struct Rounded;
+
+impl Form for Rounded {
+    const DEPTH: usize = 32;
+    const PIECES: usize = 1;
+    const SIDE: usize = PANEL;
+    const MOST_DEPTH: usize = 1152;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn write_row(elements: &[f32], tiles: &mut [Tile], row: usize) -> f32 {
+        for (elements, tile) in elements.chunks(Self::DEPTH).zip(tiles) {
+            let load = |first: usize| {
+                let count = elements.len().saturating_sub(first).min(16);
+                let mask = ((1u32 << count) - 1) as __mmask16;
+                _mm512_maskz_loadu_ps(mask, elements.as_ptr().wrapping_add(first))
+            };
+            tile.set_row(row, pairs(load(0), load(16)));
+        }
+        1.0
+    }
+
+    unsafe fn units(_: &[f32]) -> [f32; PANEL] {
+        [1.0; PANEL]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn write_columns(
+        block: &[f32],
+        _: &[f32; PANEL],
+        _: usize,
+        tiles: &mut [Tile],
+        rows: Range<usize>,
+    ) {
+        let there = block.len() / PANEL;
+        for row in rows {
+            for (half, tile) in tiles[..2].iter_mut().enumerate() {
+                let load = |row: usize| match row < there {
+                    true => _mm512_loadu_ps(block.as_ptr().wrapping_add(row * PANEL + half * 16)),
+                    false => _mm512_setzero_ps(),
+                };
+                tile.set_row(row, pairs(load(row), load(row + ROWS)));
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply(
+        _: &mut Registers,
+        target: &Target,
+        rows: usize,
+        [above, below]: [Side; 2],
+        right: Side,
+        beside: impl FnMut(usize),
+    ) {
+        let tiles = [above.tiles, below.tiles];
+        if rows.is_multiple_of(ROWS) && target.width == PANEL {
+            return multiply_whole(target, rows, tiles, right.tiles, beside);
+        }
+        // What is not whole goes through a place that is.
+        let mut place = [[0.0f32; PANEL]; 2 * ROWS];
+        let width = target.width;
+        for (row, sums) in place.iter_mut().enumerate().take(rows) {
+            let from = match target.mode {
+                Mode::Set => continue,
+                Mode::Add => target.out.add(row * target.stride).cast_const(),
+                Mode::Bias(bias) => bias,
+            };
+            std::ptr::copy_nonoverlapping(from, sums.as_mut_ptr(), width);
+        }
+        let whole = Target {
+            out: place.as_mut_ptr().cast(),
+            stride: PANEL,
+            width: PANEL,
+            mode: Mode::Add,
+        };
+        let whole_rows = rows.next_multiple_of(ROWS);
+        multiply_whole(&whole, whole_rows, tiles, right.tiles, beside);
+        for (row, sums) in place.iter().enumerate().take(rows) {
+            let to = target.out.add(row * target.stride);
+            std::ptr::copy_nonoverlapping(sums.as_ptr(), to, width);
+        }
+    }
+}
+
+/// The same for 16 or 32 rows of 32 columns.
+#[inline(always)]
+unsafe fn multiply_whole(
+    target: &Target,
+    rows: usize,
+    [above, below]: [&[Tile]; 2],
+    right: &[Tile],
+    mut beside: impl FnMut(usize),
+) {
+    let has_below = rows > ROWS;
+    let stride = 4 * target.stride;
+    let out_below = target.out.wrapping_add(ROWS * target.stride);
+    let base = match target.mode {
+        Mode::Set => None,
+        Mode::Add => Some((target.out.cast_const(), out_below.cast_const(), stride)),
+        // One row again and again.
+        Mode::Bias(bias) => Some((bias, bias, 0)),
+    };
+    match base {
+        None => asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            options(nostack, preserves_flags, nomem),
+        ),
+        Some((above, below, stride)) => {
+            asm!(
+                "tileloadd tmm0, [{0} + {1}]", "tileloadd tmm1, [{0} + {1} + 64]",
+                in(reg) above, in(reg) stride, options(nostack, preserves_flags, readonly),
+            );
+            if has_below {
+                asm!(
+                    "tileloadd tmm2, [{0} + {1}]", "tileloadd tmm3, [{0} + {1} + 64]",
+                    in(reg) below, in(reg) stride, options(nostack, preserves_flags, readonly),
+                );
+            }
+        }
+    }
+    debug_assert!(right.len() >= 2 * above.len() && (!has_below || below.len() >= above.len()));
+    for block in 0..above.len() {
+        let above = above.as_ptr().wrapping_add(block);
+        let below = below.as_ptr().wrapping_add(block);
+        let right = right.as_ptr().wrapping_add(2 * block);
+        asm!(
+            "tileloadd tmm6, [{right} + {stride}]",
+            "tileloadd tmm7, [{right} + {stride} + 1024]",
+            "tileloadd tmm4, [{above} + {stride}]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tileloadd tmm5, [{below} + {stride}]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            above = in(reg) above, below = in(reg) if has_below { below } else { above },
+            right = in(reg) right, stride = in(reg) ROW,
+            options(nostack, preserves_flags, readonly),
+        );
+        beside(block);
+    }
+    asm!(
+        "tilestored [{0} + {1}], tmm0", "tilestored [{0} + {1} + 64], tmm1",
+        in(reg) target.out, in(reg) stride, options(nostack, preserves_flags),
+    );
+    if has_below {
+        asm!(
+            "tilestored [{0} + {1}], tmm2", "tilestored [{0} + {1} + 64], tmm3",
+            in(reg) out_below, in(reg) stride, options(nostack, preserves_flags),
+        );
+    }
+}
+
+/// 16 elements of `x` and of `y`, rounded, in pairs.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn pairs(x: __m512, y: __m512) -> __m512i {
+    _mm512_mask_blend_epi16(0xaaaa_aaaa, _mm512_srli_epi32::<16>(nearest(x)), nearest(y))
+}
+
+/// Bits whose upper halves are the nearest bfloat16, as `half::bf16::from_f32`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn nearest(x: __m512) -> __m512i {
+    let bits = _mm512_castps_si512(x);
+    let is_odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+    let below_half = _mm512_add_epi32(is_odd, _mm512_set1_epi32(0x7fff));
+    let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
+    let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+    _mm512_mask_mov_epi32(_mm512_add_epi32(bits, below_half), is_nan, quiet)
+}
