@@ -6,12 +6,12 @@ use std::ops::Range;
 use dfdx::prelude::{Cpu, Tensor};
 use rayon::prelude::*;
 
+use super::amx;
 use super::bridge::data;
 use super::linear::Form;
 use super::operand::Scheme;
 use super::packed::Packed;
 use super::product::View;
-use super::split;
 use super::tile::exchange;
 use crate::engine::Precision;
 
@@ -38,7 +38,7 @@ pub(super) enum Part {
 /// Rows of a gradient that one thread computes at a time: twice as many where products are faster, so that what they
 /// are multiplied with is read half as often.
 fn rows_of_a_block() -> usize {
-    if split::is_available() {
+    if amx::is_available() {
         96
     } else {
         48

@@ -183,11 +183,12 @@ pub(super) fn share_elements(
 
 #[cfg(test)]
 mod tests {
+    use super::super::amx::{self, Tiled};
     use super::super::operand::Scheme;
     use super::super::packed::Packed;
     use super::super::product::View;
-    use super::super::split;
     use super::*;
+    use crate::engine::Precision;
 
     fn pool(threads: usize) -> rayon::ThreadPool {
         let builder = rayon::ThreadPoolBuilder::new().num_threads(threads);
@@ -208,7 +209,7 @@ mod tests {
         assert!(counts.iter().all(|count| count.load(Relaxed) == 1));
     }
 
-    /// By both schemes, with several parts of the depth and a last panel that is not full.
+    /// By both schemes and on tile registers, with several parts of the depth and a last panel that is not full.
     #[test]
     fn helpers_change_no_bit() {
         let (rows, depth, columns) = (203, 800, 1000);
@@ -217,21 +218,25 @@ mod tests {
             .map(|i| (i % 89) as f32 / 89.0)
             .collect();
         let packed = Packed::rows(&b, columns, depth, columns);
-        for scheme in [Scheme::InOrder, Scheme::Strassen] {
-            let product = || {
-                packed
-                    .plain()
-                    .product_by(scheme, View::new(&a, depth), None)
-            };
-            let without_tiles = || split::left_out(product);
-            let ways: [&(dyn Fn() -> Vec<f32> + Sync); 2] = [&product, &without_tiles];
-            for product in ways {
-                let alone = product();
-                for _ in 0..20 {
-                    let together = pool(4).install(product);
-                    let mut pairs = alone.iter().zip(&together);
-                    assert!(pairs.all(|(x, y)| x.to_bits() == y.to_bits()));
-                }
+        let view = View::new(&a, depth);
+        let turned = Packed::transposed(&b, columns, columns, depth);
+        let tiled = amx::is_available()
+            .then(|| [&packed, &turned].map(|packed| Tiled::new(packed, Precision::F32)));
+        let by = |scheme| packed.plain().product_by(scheme, view, None);
+        let mut ways: Vec<Box<dyn Fn() -> Vec<f32> + Sync>> = vec![
+            Box::new(|| by(Scheme::InOrder)),
+            Box::new(|| by(Scheme::Strassen)),
+        ];
+        if let Some([plain, turned]) = &tiled {
+            ways.push(Box::new(|| plain.plain().product(view, None)));
+            ways.push(Box::new(|| turned.plain().t().product(view, None)));
+        }
+        for product in &ways {
+            let alone = product();
+            for _ in 0..20 {
+                let together = pool(4).install(product);
+                let mut pairs = alone.iter().zip(&together);
+                assert!(pairs.all(|(x, y)| x.to_bits() == y.to_bits()));
             }
         }
     }

@@ -12,23 +12,22 @@ use super::operand::{Operand, Scheme};
 use super::packed::Packed;
 use super::product::{multiply, View};
 use super::rows::add_to;
-use super::split::{self, Split};
-use super::{is_wide, Outcome};
+use super::{amx, is_wide, Outcome};
 use crate::engine::{profile, Backend, Elements, Matrix, Precision, Trace, Vector, Weight};
 
 /// How often a frozen weight whose smaller side is `least_side` lies in memory, counted in its size in f32, where a
 /// gradient passes through it and where none does.
 pub fn copies_of_a_weight(least_side: usize, is_passed: bool) -> f64 {
     let directions = if is_passed { 2.0 } else { 1.0 };
-    match (is_wide(least_side), split::pays(least_side, least_side)) {
-        (true, _) => 1.0,
-        (false, true) => 0.75 * directions,
+    match (is_wide(least_side), amx::pays(least_side, least_side)) {
+        (_, true) => 0.75,
+        (true, false) => 1.0,
         (false, false) => directions,
     }
 }
 
-/// A weight, packed for `x Wᵀ` and for `dy W` when either is first needed: a wide one once for both, in half the memory
-/// or less, though `dy W` then takes a tenth longer (Zen 3).
+/// A weight, packed for `x Wᵀ` and for `dy W` when either is first needed: one in tiles, and a wide one, once for both,
+/// in half the memory or less, though `dy W` then takes a tenth longer (Zen 3).
 #[derive(Default)]
 pub struct Prepared {
     forward: Forms,
@@ -63,7 +62,7 @@ impl Prepared {
     /// `W (out, in)`.
     pub(super) fn backward(&self, precision: Precision, weight: &Elements<Cpu>) -> Factor<'_> {
         let (out, input) = weight.shape();
-        if precision == Precision::F32 && is_wide(out.min(input)) {
+        if precision == Precision::F32 && (is_wide(out.min(input)) || amx::pays(out, input)) {
             return self.forward(precision, weight).t();
         }
         let pack = |w: &[f32]| Form::new(precision, Packed::rows(w, input, out, input));
@@ -76,22 +75,20 @@ impl Prepared {
 pub(super) enum Form {
     Packed(Packed),
     Half(HalfPacked),
-    Split(Split),
+    Tiled(amx::Tiled),
 }
 
 impl Form {
     /// That of a packed matrix in a precision.
     pub(super) fn new(precision: Precision, packed: Packed) -> Self {
         let (depth, columns) = packed.plain().shape();
-        let is_wide = is_wide(depth.min(columns));
+        let is_tiled = match precision {
+            Precision::F32 => amx::pays(depth, columns),
+            Precision::Bf16 => amx::is_available(),
+        };
         match precision {
-            Precision::F32 if !is_wide && split::pays(depth, columns) => {
-                Form::Split(Split::new(packed.plain(), precision))
-            }
+            _ if is_tiled => Form::Tiled(amx::Tiled::new(&packed, precision)),
             Precision::F32 => Form::Packed(packed),
-            Precision::Bf16 if split::is_available() => {
-                Form::Split(Split::new(packed.plain(), precision))
-            }
             Precision::Bf16 => Form::Half(HalfPacked::new(packed.plain())),
         }
     }
@@ -100,14 +97,14 @@ impl Form {
         match self {
             Form::Packed(packed) => Factor::Plain(packed.plain()),
             Form::Half(packed) => Factor::Half(packed),
-            Form::Split(split) => Factor::Split(split),
+            Form::Tiled(tiled) => Factor::Tiled(tiled.plain()),
         }
     }
 }
 
 /// Whether this processor has products of a precision.
 pub(super) fn has(precision: Precision) -> bool {
-    precision == Precision::F32 || half::is_available() || split::is_available()
+    precision == Precision::F32 || half::is_available() || amx::is_available()
 }
 
 /// A matrix to multiply with.
@@ -115,23 +112,24 @@ pub(super) fn has(precision: Precision) -> bool {
 pub(super) enum Factor<'a> {
     Plain(Operand<'a>),
     Half(&'a HalfPacked),
-    Split(&'a Split),
+    Tiled(amx::Factor<'a>),
 }
 
 impl Factor<'_> {
-    /// The transpose. Other forms are made for one direction.
+    /// The transpose. Rounded forms are made for one direction.
     fn t(self) -> Self {
         match self {
             Factor::Plain(b) => Factor::Plain(b.t()),
-            Factor::Half(_) | Factor::Split(_) => unreachable!("packed for one direction"),
+            Factor::Tiled(b) => Factor::Tiled(b.t()),
+            Factor::Half(_) => unreachable!("packed for one direction"),
         }
     }
 
     /// Whether the elements of a row of `a` have to lie one after the other, or had better.
     pub(super) fn takes_rows(self) -> bool {
         match self {
-            Factor::Plain(b) => split::pays(b.shape().0, b.shape().1),
-            Factor::Half(_) | Factor::Split(_) => true,
+            Factor::Plain(_) => false,
+            Factor::Half(_) | Factor::Tiled(_) => true,
         }
     }
 
@@ -140,7 +138,7 @@ impl Factor<'_> {
         match self {
             Factor::Plain(b) => b.product_by(scheme, a, bias),
             Factor::Half(b) => b.product(a, bias),
-            Factor::Split(b) => b.product(a, bias),
+            Factor::Tiled(b) => b.product(a, bias),
         }
     }
 
@@ -149,7 +147,7 @@ impl Factor<'_> {
         match self {
             Factor::Plain(b) => b.multiply_add_by(scheme, out, b.shape().1, a),
             Factor::Half(b) => b.multiply_add(out, a),
-            Factor::Split(b) => b.multiply_add(out, a),
+            Factor::Tiled(b) => b.multiply_add(out, a),
         }
     }
 

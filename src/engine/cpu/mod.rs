@@ -6,6 +6,8 @@
 //! take parts of the others' kernels ([`helpers`]).
 
 mod activation;
+#[cfg_attr(not(target_arch = "x86_64"), path = "amx/absent.rs")]
+mod amx;
 mod attention;
 mod bridge;
 mod deferred;
@@ -21,8 +23,6 @@ mod operand;
 mod packed;
 mod product;
 mod rows;
-#[cfg_attr(not(target_arch = "x86_64"), path = "split/absent.rs")]
-mod split;
 mod strassen;
 mod tile;
 
@@ -37,11 +37,11 @@ use super::{
     Vector, Weight,
 };
 
+pub use amx::pays as uses_amx;
 pub use deferred::Deferred;
 pub(super) use gradient::Buffer;
 pub(crate) use helpers::{map_groups, Pace};
 pub use linear::copies_of_a_weight;
-pub use split::pays as uses_amx;
 pub use strassen::LEAST_SIDE;
 
 type Outcome<T> = Result<T, <Cpu as HasErr>::Err>;

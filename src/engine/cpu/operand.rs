@@ -6,7 +6,6 @@ use std::ops::Range;
 use super::helpers::share;
 use super::packed::Packed;
 use super::product::{multiply, View};
-use super::split;
 use super::strassen;
 use super::tile::{result, slices, Kernels, Mode, Pieces, Place, Tile, MOST_ROWS, PANEL};
 use crate::engine::profile;
@@ -173,9 +172,6 @@ impl<'a> Operand<'a> {
     unsafe fn multiply(&self, scheme: Scheme, place: Place, a: View) {
         let ((depth, columns), rows) = (self.shape(), a.rows);
         profile::product(rows, depth, columns);
-        if split::pays(depth, columns) && a.strides.1 == 1 {
-            return split::multiply_whole(place, a, *self);
-        }
         let Some(kernels) = Kernels::of_this_processor().filter(|_| depth > 0) else {
             return self.multiply_portably(place, a);
         };
@@ -351,11 +347,6 @@ mod tests {
 
     #[test]
     fn products_are_right_on_this_processor() {
-        check_this_processor();
-        split::left_out(check_this_processor);
-    }
-
-    fn check_this_processor() {
         check(|packed, out, a| {
             packed
                 .plain()
@@ -376,11 +367,6 @@ mod tests {
     /// The same bits by the transpose of the packed transpose.
     #[test]
     fn transposes_change_no_bit() {
-        check_transposes();
-        split::left_out(check_transposes);
-    }
-
-    fn check_transposes() {
         for (rows, depth, columns) in [(1, 1, 1), (13, 40, 33), (7, 3, 70), (128, 450, 333)] {
             let value = |i: usize| (crate::engine::mix(i as u64) >> 40) as f32 / 16_777_216.0;
             let a: Vec<f32> = (0..rows * depth).map(value).collect();

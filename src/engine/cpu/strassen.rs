@@ -221,17 +221,12 @@ fn left_sums([a11, a12, a21, a22]: [&[f32]; 4], [s1, s2, s3, s4]: [&mut [f32]; 4
 mod tests {
     use super::super::operand::Scheme;
     use super::super::packed::Packed;
-    use super::super::split;
     use super::*;
 
     /// Beside sums in f64, with rows and panels that do not divide by two, several parts of `depth`, rows
     /// that displace each other, and a last panel that is not full; every way of writing a result.
     #[test]
     fn the_scheme_gives_products() {
-        split::left_out(check_the_scheme);
-    }
-
-    fn check_the_scheme() {
         let value =
             |seed: usize| (crate::engine::mix(seed as u64) >> 40) as f32 / 16_777_216.0 - 0.5;
         for (rows, depth, columns) in [
@@ -292,7 +287,7 @@ mod tests {
         let (rows, depth, columns) = (100, 256, 224);
         let (a, packed) = integers(rows, depth, columns);
         let view = View::new(&a, depth);
-        let by = |scheme| split::left_out(|| packed.plain().product_by(scheme, view, None));
+        let by = |scheme| packed.plain().product_by(scheme, view, None);
         assert_eq!(by(Scheme::Strassen), by(Scheme::InOrder));
     }
 
@@ -317,7 +312,7 @@ mod tests {
                 assert!(panels.is_multiple_of(2));
                 // SAFETY: the processor has AVX2; `out` has all rows and columns.
                 unsafe { multiply(AVX2, place, above, packed.plain(), panels) };
-                let mut expected = split::left_out(|| packed.plain().product(above));
+                let mut expected = packed.plain().product(above);
                 expected.iter_mut().for_each(|sum| *sum += 1.0);
                 assert_eq!(out, expected, "{rows}x{depth}x{columns}");
             }

@@ -1,8 +1,6 @@
 //! The inner part of products: some rows of one matrix by a panel of 32 columns of the other.
 
 #[cfg(target_arch = "x86_64")]
-pub(super) mod amx;
-#[cfg(target_arch = "x86_64")]
 mod register;
 #[cfg(target_arch = "x86_64")]
 mod seven;

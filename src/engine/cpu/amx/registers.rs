@@ -2,44 +2,51 @@
 //! 64 bytes, as integers or as bfloat16. Rust has no stable names for these instructions, so they are written out. The
 //! compiler never uses tile registers: what is in them stays from one block of instructions to the next.
 
-mod digits;
-mod rounded;
-
 use std::arch::asm;
 use std::arch::x86_64::*;
-use std::ops::Range;
 use std::sync::OnceLock;
 
-pub(in super::super) use self::digits::Digits;
-pub(in super::super) use self::rounded::Rounded;
-use super::{Target, PANEL};
+use super::super::tile::{Target, PANEL};
 
 /// Rows of a tile.
-pub(in super::super) const ROWS: usize = 16;
+pub(super) const ROWS: usize = 16;
 
 /// Bytes of a row of a tile.
-const ROW: usize = 64;
+pub(super) const ROW: usize = 64;
 
 /// What a tile register is loaded from.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-pub(in super::super) struct Tile([[u8; ROW]; ROWS]);
+pub(super) struct Tile([[u8; ROW]; ROWS]);
 
 impl Tile {
-    pub(in super::super) const ZEROS: Tile = Tile([[0; ROW]; ROWS]);
+    pub(super) const ZEROS: Tile = Tile([[0; ROW]; ROWS]);
 
     /// # Safety
     /// The processor has AVX-512.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn set_row(&mut self, row: usize, bytes: __m512i) {
+    pub(super) unsafe fn set_row(&mut self, row: usize, bytes: __m512i) {
         _mm512_store_si512(self.0[row].as_mut_ptr().cast(), bytes);
+    }
+
+    /// Where a row lies.
+    pub(super) fn line(&self, row: usize) -> *const f32 {
+        self.0[row].as_ptr().cast()
+    }
+
+    /// # Safety
+    /// The processor has AVX-512.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(super) unsafe fn row(&self, row: usize) -> __m512i {
+        _mm512_load_si512(self.0[row].as_ptr().cast())
     }
 }
 
 /// How the elements of two matrices are written into tiles, and multiplied there. Tiles of the left matrix have 16 of
-/// its rows; those of the right one 16 columns of a panel, and are in the order of [`Form::place`].
-pub(in super::super) trait Form: Sync {
+/// its rows, those of the right one 16 columns of a panel.
+pub(super) trait Form: Sync {
     /// Elements of a row, or a column, that a tile has room for.
     const DEPTH: usize;
 
@@ -52,12 +59,17 @@ pub(in super::super) trait Form: Sync {
     /// The largest depth that a row is written in one unit: a multiple of `DEPTH`.
     const MOST_DEPTH: usize;
 
-    /// Writes a row of the left matrix into row `row` of its tiles, `PIECES` for each `DEPTH` elements, and gives the
-    /// unit that it is written in.
+    /// Writes a row of the left matrix, each element times its scale if there are any, into row `row` of its tiles,
+    /// `PIECES` for each `DEPTH` elements; gives the unit that it is written in.
     ///
     /// # Safety
     /// The registers are available, which every processor has AVX-512 beside.
-    unsafe fn write_row(elements: &[f32], tiles: &mut [Tile], row: usize) -> f32;
+    unsafe fn write_row(
+        elements: &[f32],
+        scales: Option<&[f32]>,
+        tiles: &mut [Tile],
+        row: usize,
+    ) -> f32;
 
     /// The units that the columns of a panel of the right matrix, `(depth, 32)`, are to be written in.
     ///
@@ -65,25 +77,18 @@ pub(in super::super) trait Form: Sync {
     /// As of [`Form::write_row`].
     unsafe fn units(panel: &[f32]) -> [f32; PANEL];
 
-    /// Writes `rows` of the 16 rows of the tiles for columns `strip * SIDE` on of a block of a panel: `DEPTH` rows, fewer
-    /// if that is all there is, and zeros beyond.
+    /// Writes columns `first` to `first + SIDE` of a block of a panel, `DEPTH` rows of it or fewer, and zeros beyond.
     ///
     /// # Safety
     /// As of [`Form::write_row`].
-    unsafe fn write_columns(
-        block: &[f32],
-        units: &[f32; PANEL],
-        strip: usize,
-        tiles: &mut [Tile],
-        rows: Range<usize>,
-    );
+    unsafe fn write_columns(block: &[f32], units: &[f32; PANEL], first: usize, tiles: &mut [Tile]);
 
     /// `target ← …` the products of up to `SIDE` rows and columns. `beside` is called once for each block of the
     /// depth, while the registers are at work.
     ///
     /// # Safety
-    /// The left tiles, of 16 rows each, have a row for each of the target's, `PIECES` for each block; the right ones the
-    /// blocks of a strip, and units for the target's columns.
+    /// The left tiles, of 16 rows each, have a row for each of the target's, `PIECES` for each block; the right ones
+    /// have its columns, which have units.
     unsafe fn multiply(
         registers: &mut Registers,
         target: &Target,
@@ -94,11 +99,24 @@ pub(in super::super) trait Form: Sync {
     );
 }
 
+/// The 16 elements of a row from `first` on, zeros beyond its end, times their scales.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn load(elements: &[f32], scales: Option<&[f32]>, first: usize) -> __m512 {
+    let count = elements.len().saturating_sub(first).min(16);
+    let mask = ((1u32 << count) - 1) as __mmask16;
+    let read = |row: &[f32]| _mm512_maskz_loadu_ps(mask, row.as_ptr().wrapping_add(first));
+    match scales {
+        None => read(elements),
+        Some(scales) => _mm512_mul_ps(read(elements), read(scales)),
+    }
+}
+
 /// Some rows of the left matrix, or columns of the right one, in tiles, and the units that they are written in.
 #[derive(Clone, Copy)]
-pub(in super::super) struct Side<'a> {
-    pub(in super::super) tiles: &'a [Tile],
-    pub(in super::super) units: &'a [f32],
+pub(super) struct Side<'a> {
+    pub(super) tiles: &'a [Tile],
+    pub(super) units: &'a [f32],
 }
 
 /// Whether this processor has such registers, and the system lets this process use them.
@@ -146,12 +164,12 @@ struct Configuration {
 }
 
 /// This thread's tile registers, while they are in use: each has 16 rows of 64 bytes.
-pub(in super::super) struct Registers(());
+pub(super) struct Registers(());
 
 impl Registers {
     /// # Safety
     /// They are available, and nobody else has them on this thread.
-    pub(in super::super) unsafe fn new() -> Self {
+    pub(super) unsafe fn new() -> Self {
         const WHOLE: Configuration = Configuration {
             palette: 1,
             start_row: 0,

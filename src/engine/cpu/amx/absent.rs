@@ -1,8 +1,7 @@
-//! On processors without tile registers nothing is split.
+//! On processors without tile registers nothing is in tiles.
 
-use super::operand::Operand;
+use super::packed::Packed;
 use super::product::View;
-use super::tile::Place;
 use crate::engine::Precision;
 
 pub(super) fn is_available() -> bool {
@@ -14,18 +13,24 @@ pub fn pays(_depth: usize, _columns: usize) -> bool {
     false
 }
 
-/// Runs what is to be tested.
-#[cfg(test)]
-pub(super) fn left_out<T>(run: impl FnOnce() -> T) -> T {
-    run()
-}
+/// There is none.
+#[derive(Clone, Copy)]
+pub(super) enum Tiled {}
 
 /// There is none.
-pub(super) enum Split {}
+pub(super) type Factor<'a> = &'a Tiled;
 
-impl Split {
-    pub(super) fn new(_: Operand, _: Precision) -> Self {
+impl Tiled {
+    pub(super) fn new(_: &Packed, _: Precision) -> Self {
         unreachable!("this processor has no tile registers")
+    }
+
+    pub(super) fn plain(&self) -> Factor<'_> {
+        self
+    }
+
+    pub(super) fn t(&self) -> Factor<'_> {
+        self
     }
 
     pub(super) fn product(&self, _: View, _: Option<&[f32]>) -> Vec<f32> {
@@ -35,8 +40,4 @@ impl Split {
     pub(super) fn multiply_add(&self, _: &mut [f32], _: View) {
         match *self {}
     }
-}
-
-pub(super) unsafe fn multiply_whole(_: Place, _: View, _: Operand) {
-    unreachable!("this processor has no tile registers")
 }

@@ -9,13 +9,12 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
-use std::ops::Range;
 
-use super::super::{Mode, Target, PANEL};
-use super::{Form, Registers, Side, Tile, ROW, ROWS};
+use super::super::tile::{Mode, Target, PANEL};
+use super::registers::{load, Form, Registers, Side, Tile, ROW, ROWS};
 
 /// Three digits for each element, in a tile each, the first one's first. 16 rows are multiplied by 16 columns at once.
-pub(in super::super::super) struct Digits;
+pub(super) struct Digits;
 
 /// What the largest element becomes: three digits of 127 would be a little more.
 const LARGEST: f32 = 8_355_000.0;
@@ -43,30 +42,30 @@ impl Form for Digits {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn write_row(elements: &[f32], tiles: &mut [Tile], row: usize) -> f32 {
-        let load = |elements: &[f32], first: usize| {
-            let count = elements.len().saturating_sub(first).min(16);
-            let mask = ((1u32 << count) - 1) as __mmask16;
-            _mm512_maskz_loadu_ps(mask, elements.as_ptr().wrapping_add(first))
-        };
+    unsafe fn write_row(
+        elements: &[f32],
+        scales: Option<&[f32]>,
+        tiles: &mut [Tile],
+        row: usize,
+    ) -> f32 {
         let mut largest = [_mm512_set1_epi32(LEAST.to_bits() as i32); 4];
-        for elements in elements.chunks(Self::DEPTH) {
-            for (number, largest) in largest.iter_mut().enumerate() {
-                *largest = larger(*largest, load(elements, 16 * number));
+        for first in (0..elements.len()).step_by(Self::DEPTH) {
+            for (quarter, largest) in largest.iter_mut().enumerate() {
+                *largest = larger(*largest, load(elements, scales, first + 16 * quarter));
             }
         }
         let [a, b, c, d] = largest;
         let largest = _mm512_max_epi32(_mm512_max_epi32(a, b), _mm512_max_epi32(c, d));
-        let largest = f32::from_bits(_mm512_reduce_max_epi32(largest) as u32);
-        let unit = largest * UNIT;
+        let unit = f32::from_bits(_mm512_reduce_max_epi32(largest) as u32) * UNIT;
         let factors = _mm512_set1_ps(BASE * BASE / unit);
         // Of four elements the last digits, the middle ones, the first ones.
-        let by_digit = _mm512_set4_epi32(0x0f0b_0703, 0x0e0a_0602, 0x0d09_0501, 0x0c08_0400);
-        let blocks = elements.chunks(Self::DEPTH);
-        for (elements, tiles) in blocks.zip(tiles.chunks_exact_mut(Self::PIECES)) {
-            let [a, b, c, d] = [0, 16, 32, 48].map(|first| {
-                _mm512_shuffle_epi8(numbers(load(elements, first), factors), by_digit)
-            });
+        let by_digit = exchange();
+        for (block, tiles) in tiles.chunks_exact_mut(Self::PIECES).enumerate() {
+            let of = |quarter: usize| {
+                let elements = load(elements, scales, block * Self::DEPTH + quarter);
+                _mm512_shuffle_epi8(numbers(elements, factors), by_digit)
+            };
+            let [a, b, c, d] = [of(0), of(16), of(32), of(48)];
             let (low_ab, low_cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
             let (high_ab, high_cd) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
             tiles[0].set_row(row, signed(_mm512_unpacklo_epi64(high_ab, high_cd)));
@@ -106,33 +105,26 @@ impl Form for Digits {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn write_columns(
-        block: &[f32],
-        units: &[f32; PANEL],
-        strip: usize,
-        tiles: &mut [Tile],
-        rows: Range<usize>,
-    ) {
+    unsafe fn write_columns(block: &[f32], units: &[f32; PANEL], first: usize, tiles: &mut [Tile]) {
+        const ODD: __mmask32 = 0xaaaa_aaaa;
+        const ODD_BYTES: __mmask64 = 0xaaaa_aaaa_aaaa_aaaa;
         let there = block.len() / PANEL;
-        let first = strip * Self::SIDE;
-        let units = _mm512_loadu_ps(units[first..].as_ptr());
+        let units = _mm512_loadu_ps(units[first..][..ROWS].as_ptr());
         let factors = _mm512_div_ps(_mm512_set1_ps(BASE * BASE), units);
-        for row in rows {
-            let depth = 4 * (row % 4 * 4 + row / 4);
-            let of = |number: usize| match depth + number < there {
-                true => {
-                    let place = (depth + number) * PANEL + first;
-                    numbers(_mm512_loadu_ps(block.as_ptr().wrapping_add(place)), factors)
-                }
-                false => _mm512_set1_epi32(MIDDLE),
-            };
-            let [a, b, c, d] = [of(0), of(1), of(2), of(3)];
-            const ODD: __mmask32 = 0xaaaa_aaaa;
+        let of = |row: usize| match row < there {
+            true => numbers(
+                _mm512_loadu_ps(block[row * PANEL + first..].as_ptr()),
+                factors,
+            ),
+            false => _mm512_set1_epi32(MIDDLE),
+        };
+        for row in 0..ROWS {
+            let four = 4 * four_of(row);
+            let [a, b, c, d] = [of(four), of(four + 1), of(four + 2), of(four + 3)];
             let low_ac = _mm512_mask_blend_epi16(ODD, a, _mm512_slli_epi32::<16>(c));
             let low_bd = _mm512_mask_blend_epi16(ODD, b, _mm512_slli_epi32::<16>(d));
             let high_ac = _mm512_mask_blend_epi16(ODD, _mm512_srli_epi32::<16>(a), c);
             let high_bd = _mm512_mask_blend_epi16(ODD, _mm512_srli_epi32::<16>(b), d);
-            const ODD_BYTES: __mmask64 = 0xaaaa_aaaa_aaaa_aaaa;
             let with =
                 |even: __m512i, odd: __m512i| signed(_mm512_mask_blend_epi8(ODD_BYTES, even, odd));
             tiles[0].set_row(row, with(high_ac, _mm512_slli_epi16::<8>(high_bd)));
@@ -202,6 +194,47 @@ impl Form for Digits {
     }
 }
 
+impl Digits {
+    /// Tiles of the right matrix's transpose, a quarter of their rows: 16 columns of it are rows of the matrix, which are part `sixteen` of a
+    /// block of its depth, and `from`, that block's tiles of 16 of its columns, has a quarter of their depth.
+    ///
+    /// # Safety
+    /// As of [`Form::write_row`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub(super) unsafe fn turn(from: &[Tile], sixteen: usize, tiles: &mut [Tile], quarter: usize) {
+        let exchange = exchange();
+        for (from, tile) in from[..Self::PIECES].iter().zip(tiles) {
+            let of = |four: usize| from.row(4 * four + sixteen);
+            let [a, b, c, d] = [of(0), of(1), of(2), of(3)];
+            // Lanes of 16 bytes are exchanged, then bytes in each.
+            let (low_ab, low_cd) = (
+                _mm512_shuffle_i32x4::<0x44>(a, b),
+                _mm512_shuffle_i32x4::<0x44>(c, d),
+            );
+            let (high_ab, high_cd) = (
+                _mm512_shuffle_i32x4::<0xee>(a, b),
+                _mm512_shuffle_i32x4::<0xee>(c, d),
+            );
+            let rows = [
+                _mm512_shuffle_i32x4::<0x88>(low_ab, low_cd),
+                _mm512_shuffle_i32x4::<0xdd>(low_ab, low_cd),
+                _mm512_shuffle_i32x4::<0x88>(high_ab, high_cd),
+                _mm512_shuffle_i32x4::<0xdd>(high_ab, high_cd),
+            ];
+            for (number, row) in rows.into_iter().enumerate() {
+                tile.set_row(4 * number + quarter, _mm512_shuffle_epi8(row, exchange));
+            }
+        }
+    }
+}
+
+/// Which four elements of a block's depth are in a row of the right tiles, or in as many bytes of a row of the left
+/// ones: those that are written so with the fewest instructions.
+fn four_of(row: usize) -> usize {
+    row % 4 * 4 + row / 4
+}
+
 /// Writes sums where they belong.
 ///
 /// # Safety
@@ -213,10 +246,7 @@ unsafe fn write(target: &Target, rows: usize, sums: &[Tile; SUMS], left: &[f32],
     let right = _mm512_maskz_loadu_ps(mask, right.as_ptr());
     let of_last = _mm512_set1_ps(1.0 / BASE);
     for (row, left) in left[..rows].iter().enumerate() {
-        let sum = |power: usize| {
-            let place = sums[power].0[row].as_ptr();
-            _mm512_cvtepi32_ps(_mm512_load_si512(place.cast()))
-        };
+        let sum = |power: usize| _mm512_cvtepi32_ps(sums[power].row(row));
         let last = _mm512_fmadd_ps(sum(3), of_last, sum(2));
         let middle = _mm512_fmadd_ps(last, of_last, sum(1));
         let all = _mm512_fmadd_ps(middle, of_last, sum(0));
@@ -247,6 +277,13 @@ fn larger(found: __m512i, elements: __m512) -> __m512i {
 fn numbers(elements: __m512, factors: __m512) -> __m512i {
     let middle = _mm512_set1_ps(MIDDLE as f32);
     _mm512_cvtps_epi32(_mm512_fmadd_ps(elements, factors, middle))
+}
+
+/// What exchanges rows and columns of 4 by 4 bytes.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn exchange() -> __m512i {
+    _mm512_set4_epi32(0x0f0b_0703, 0x0e0a_0602, 0x0d09_0501, 0x0c08_0400)
 }
 
 /// Digits from -128 on.

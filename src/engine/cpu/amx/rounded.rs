@@ -2,14 +2,13 @@
 
 use std::arch::asm;
 use std::arch::x86_64::*;
-use std::ops::Range;
 
-use super::super::{Mode, Target, PANEL};
-use super::{Form, Registers, Side, Tile, ROW, ROWS};
+use super::super::tile::{Mode, Target, PANEL};
+use super::registers::{load, Form, Registers, Side, Tile, ROW, ROWS};
 
 /// Each element is the nearest bfloat16, in units of 1. 32 rows are multiplied by 32 columns at once: the sums are in
 /// registers 0 and 1, below them in 2 and 3; 4 and 5 have rows, 6 and 7 columns.
-pub(in super::super::super) struct Rounded;
+pub(super) struct Rounded;
 
 impl Form for Rounded {
     const DEPTH: usize = 32;
@@ -19,14 +18,15 @@ impl Form for Rounded {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn write_row(elements: &[f32], tiles: &mut [Tile], row: usize) -> f32 {
-        for (elements, tile) in elements.chunks(Self::DEPTH).zip(tiles) {
-            let load = |first: usize| {
-                let count = elements.len().saturating_sub(first).min(16);
-                let mask = ((1u32 << count) - 1) as __mmask16;
-                _mm512_maskz_loadu_ps(mask, elements.as_ptr().wrapping_add(first))
-            };
-            tile.set_row(row, pairs(load(0), load(16)));
+    unsafe fn write_row(
+        elements: &[f32],
+        scales: Option<&[f32]>,
+        tiles: &mut [Tile],
+        row: usize,
+    ) -> f32 {
+        for (block, tile) in tiles.iter_mut().enumerate() {
+            let of = |half: usize| load(elements, scales, block * Self::DEPTH + half * 16);
+            tile.set_row(row, pairs(of(0), of(1)));
         }
         1.0
     }
@@ -37,21 +37,16 @@ impl Form for Rounded {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn write_columns(
-        block: &[f32],
-        _: &[f32; PANEL],
-        _: usize,
-        tiles: &mut [Tile],
-        rows: Range<usize>,
-    ) {
+    unsafe fn write_columns(block: &[f32], _: &[f32; PANEL], first: usize, tiles: &mut [Tile]) {
         let there = block.len() / PANEL;
-        for row in rows {
-            for (half, tile) in tiles[..2].iter_mut().enumerate() {
-                let load = |row: usize| match row < there {
-                    true => _mm512_loadu_ps(block.as_ptr().wrapping_add(row * PANEL + half * 16)),
-                    false => _mm512_setzero_ps(),
-                };
-                tile.set_row(row, pairs(load(row), load(row + ROWS)));
+        for (half, tile) in tiles.iter_mut().enumerate() {
+            let first = first + half * 16;
+            let of = |row: usize| match row < there {
+                true => _mm512_loadu_ps(block[row * PANEL + first..].as_ptr()),
+                false => _mm512_setzero_ps(),
+            };
+            for row in 0..ROWS {
+                tile.set_row(row, pairs(of(row), of(row + ROWS)));
             }
         }
     }
