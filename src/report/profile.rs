@@ -82,6 +82,16 @@ pub fn profile_table(profile: &Profile, threads: usize, limits: &Limits) -> Stri
         1e3 * products,
         median / products
     );
+    if let Some(rate) = limits.sums_in_f32 {
+        let products = per_step(operations as f64) / rate;
+        let _ = writeln!(
+            text,
+            "  by sums in f32, whose limit is {:.0} GFLOP/s, they would take {:.1} ms: the step is {:.2} times that",
+            1e-9 * rate,
+            1e3 * products,
+            median / products
+        );
+    }
     text
 }
 

@@ -19,15 +19,16 @@ use crate::engine::{profile, Backend, Elements, Matrix, Precision, Trace, Vector
 /// gradient passes through it and where none does.
 pub fn copies_of_a_weight(least_side: usize, is_passed: bool) -> f64 {
     let directions = if is_passed { 2.0 } else { 1.0 };
-    match (is_wide(least_side), amx::pays(least_side, least_side)) {
-        (_, true) => 0.75,
-        (true, false) => 1.0,
-        (false, false) => directions,
-    }
+    let forms = if is_wide(least_side) { 1.0 } else { directions };
+    let size = match amx::pays(least_side, least_side) {
+        true => 0.75,
+        false => 1.0,
+    };
+    forms * size
 }
 
-/// A weight, packed for `x Wᵀ` and for `dy W` when either is first needed: one in tiles, and a wide one, once for both,
-/// in half the memory or less, though `dy W` then takes a tenth longer (Zen 3).
+/// A weight, packed for `x Wᵀ` and for `dy W` when either is first needed: a wide one once for both, in half the memory
+/// or less, though `dy W` then takes a tenth longer (Zen 3) or a sixth (AMX).
 #[derive(Default)]
 pub struct Prepared {
     forward: Forms,
@@ -62,7 +63,7 @@ impl Prepared {
     /// `W (out, in)`.
     pub(super) fn backward(&self, precision: Precision, weight: &Elements<Cpu>) -> Factor<'_> {
         let (out, input) = weight.shape();
-        if precision == Precision::F32 && (is_wide(out.min(input)) || amx::pays(out, input)) {
+        if precision == Precision::F32 && is_wide(out.min(input)) {
             return self.forward(precision, weight).t();
         }
         let pack = |w: &[f32]| Form::new(precision, Packed::rows(w, input, out, input));

@@ -214,6 +214,8 @@ impl Backend for Cpu {
 pub struct Limits {
     /// Floating-point operations per second in products with a frozen weight.
     pub operations: f64,
+    /// The same by sums of products in f32, where the former are not computed so.
+    pub sums_in_f32: Option<f64>,
     /// Bytes per second read and written where they do not fit in the inner caches.
     pub bytes: f64,
 }
@@ -221,41 +223,50 @@ pub struct Limits {
 /// Floating-point operations per second that products with frozen weights reach on all threads, in f32
 /// where this machine has none of the precision; measured for about 30 milliseconds.
 pub fn measure_rate(precision: Precision) -> f64 {
-    const SIZE: usize = 384;
-    const ROWS: usize = 240;
-    let weight = packed::Packed::rows(&vec![0.5; SIZE * SIZE], SIZE, SIZE, SIZE);
+    product_rate(&form_of(precision))
+}
+
+/// A weight of [`SIZE`] in the form for a precision, or for f32 where this machine has none of the precision.
+fn form_of(precision: Precision) -> linear::Form {
     let precision = match linear::has(precision) {
         true => precision,
         false => Precision::F32,
     };
-    let form = linear::Form::new(precision, weight);
-    product_rate(ROWS, SIZE, |out, x| {
-        form.factor().multiply_add(operand::Scheme::InOrder, out, x)
-    })
+    linear::Form::new(precision, weight())
 }
 
-/// The rate of `multiply`, which multiplies `(rows, size)` by `(size, size)`.
-fn product_rate(
-    rows: usize,
-    size: usize,
-    multiply: impl Fn(&mut [f32], product::View) + Sync,
-) -> f64 {
-    let x = vec![0.5f32; rows * size];
-    let (x, multiply) = (&x, &multiply);
+/// Rows and columns of the weight by which products are measured.
+const SIZE: usize = 384;
+
+fn weight() -> packed::Packed {
+    packed::Packed::rows(&vec![0.5; SIZE * SIZE], SIZE, SIZE, SIZE)
+}
+
+/// The rate of products with a weight of [`SIZE`].
+fn product_rate(weight: &linear::Form) -> f64 {
+    const ROWS: usize = 240;
+    let x = vec![0.5f32; ROWS * SIZE];
+    let view = product::View::new(&x, SIZE);
     on_all_threads(|| {
-        let mut out = vec![0.0; rows * size];
+        let mut out = vec![0.0; ROWS * SIZE];
         move || {
-            multiply(&mut out, product::View::new(x, size));
-            2 * rows * size * size
+            weight
+                .factor()
+                .multiply_add(operand::Scheme::InOrder, &mut out, view);
+            2 * ROWS * SIZE * SIZE
         }
     })
 }
 
-/// Measures the limits of this machine for products of a precision, for about 60 milliseconds.
+/// Measures the limits of this machine for products of a precision, for about 60 milliseconds, or 90.
 pub fn measure_limits(precision: Precision) -> Limits {
     const LENGTH: usize = 1 << 21; // 8 MiB
+    let form = form_of(precision);
+    let is_plain = matches!(form, linear::Form::Packed(_));
+    let sums_in_f32 = || product_rate(&linear::Form::Packed(weight()));
     Limits {
-        operations: measure_rate(precision),
+        operations: product_rate(&form),
+        sums_in_f32: (!is_plain).then(sums_in_f32),
         bytes: on_all_threads(|| {
             let (from, mut to) = (vec![1.0f32; LENGTH], vec![0.0f32; LENGTH]);
             move || {

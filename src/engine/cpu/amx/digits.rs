@@ -31,7 +31,7 @@ const BASE: f32 = 256.0;
 /// Below it an element has fewer digits, so that no unit is 0.
 const LEAST: f32 = f32::from_bits(27 << 23);
 
-/// Sums of products: one for each power of the base.
+/// Sums of products: one for each power of the base. None is beyond 31 bits: 384 times three products of 15.
 const SUMS: usize = 4;
 
 impl Form for Digits {
@@ -78,26 +78,15 @@ impl Form for Digits {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn units(panel: &[f32]) -> [f32; PANEL] {
-        let mut largest = [_mm512_set1_epi32(LEAST.to_bits() as i32); 4];
-        let mut of_row = |row: &[f32], number: usize| {
-            for (half, largest) in largest[2 * number..][..2].iter_mut().enumerate() {
-                let elements = _mm512_loadu_ps(row.as_ptr().wrapping_add(16 * half));
-                *largest = larger(*largest, elements);
-            }
-        };
-        for rows in panel.chunks(2 * PANEL) {
-            for (number, row) in rows.chunks_exact(PANEL).enumerate() {
-                of_row(row, number);
+        let mut largest = [_mm512_set1_epi32(LEAST.to_bits() as i32); PANEL / ROWS];
+        for row in panel.chunks_exact(PANEL) {
+            for (largest, elements) in largest.iter_mut().zip(row.chunks_exact(ROWS)) {
+                *largest = larger(*largest, _mm512_loadu_ps(elements.as_ptr()));
             }
         }
-        let [a, b, c, d] = largest;
         let mut units = [0.0; PANEL];
-        for (largest, units) in [_mm512_max_epi32(a, c), _mm512_max_epi32(b, d)]
-            .into_iter()
-            .zip(units.chunks_exact_mut(16))
-        {
-            let largest = _mm512_castsi512_ps(largest);
-            let of = _mm512_mul_ps(largest, _mm512_set1_ps(UNIT));
+        for (largest, units) in largest.into_iter().zip(units.chunks_exact_mut(ROWS)) {
+            let of = _mm512_mul_ps(_mm512_castsi512_ps(largest), _mm512_set1_ps(UNIT));
             _mm512_storeu_ps(units.as_mut_ptr(), of);
         }
         units
@@ -195,36 +184,29 @@ impl Form for Digits {
 }
 
 impl Digits {
-    /// Tiles of the right matrix's transpose, a quarter of their rows: 16 columns of it are rows of the matrix, which are part `sixteen` of a
-    /// block of its depth, and `from`, that block's tiles of 16 of its columns, has a quarter of their depth.
+    /// Makes a quarter of the rows of a tile for 16 columns of the transpose. `from` is the tile that their elements are
+    /// in: in it those columns are rows, 16 of its block's from `16 sixteen` on, and its 16 columns are the quarter's depth.
     ///
     /// # Safety
     /// As of [`Form::write_row`].
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    pub(super) unsafe fn turn(from: &[Tile], sixteen: usize, tiles: &mut [Tile], quarter: usize) {
-        let exchange = exchange();
-        for (from, tile) in from[..Self::PIECES].iter().zip(tiles) {
-            let of = |four: usize| from.row(4 * four + sixteen);
-            let [a, b, c, d] = [of(0), of(1), of(2), of(3)];
-            // Lanes of 16 bytes are exchanged, then bytes in each.
-            let (low_ab, low_cd) = (
-                _mm512_shuffle_i32x4::<0x44>(a, b),
-                _mm512_shuffle_i32x4::<0x44>(c, d),
-            );
-            let (high_ab, high_cd) = (
-                _mm512_shuffle_i32x4::<0xee>(a, b),
-                _mm512_shuffle_i32x4::<0xee>(c, d),
-            );
-            let rows = [
-                _mm512_shuffle_i32x4::<0x88>(low_ab, low_cd),
-                _mm512_shuffle_i32x4::<0xdd>(low_ab, low_cd),
-                _mm512_shuffle_i32x4::<0x88>(high_ab, high_cd),
-                _mm512_shuffle_i32x4::<0xdd>(high_ab, high_cd),
-            ];
-            for (number, row) in rows.into_iter().enumerate() {
-                tile.set_row(4 * number + quarter, _mm512_shuffle_epi8(row, exchange));
-            }
+    pub(super) unsafe fn turn(from: &Tile, sixteen: usize, tile: &mut Tile, quarter: usize) {
+        let of = |four: usize| from.row(4 * four + sixteen);
+        let [a, b, c, d] = [of(0), of(1), of(2), of(3)];
+        // Lanes of 16 bytes are exchanged, then bytes in each.
+        let low_ab = _mm512_shuffle_i32x4::<0x44>(a, b);
+        let low_cd = _mm512_shuffle_i32x4::<0x44>(c, d);
+        let high_ab = _mm512_shuffle_i32x4::<0xee>(a, b);
+        let high_cd = _mm512_shuffle_i32x4::<0xee>(c, d);
+        let rows = [
+            _mm512_shuffle_i32x4::<0x88>(low_ab, low_cd),
+            _mm512_shuffle_i32x4::<0xdd>(low_ab, low_cd),
+            _mm512_shuffle_i32x4::<0x88>(high_ab, high_cd),
+            _mm512_shuffle_i32x4::<0xdd>(high_ab, high_cd),
+        ];
+        for (number, row) in rows.into_iter().enumerate() {
+            tile.set_row(4 * number + quarter, _mm512_shuffle_epi8(row, exchange()));
         }
     }
 }

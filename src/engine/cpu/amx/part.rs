@@ -25,8 +25,8 @@ const LEAST_SHARED: usize = 6;
 /// How many rows are asked for ahead of the one that is written.
 const ROWS_AHEAD: usize = 4;
 
-/// Parts that the rows of a tile are made in.
-const QUARTERS: usize = 4;
+/// Parts that a block's tiles are made in: a quarter of the rows of one of them.
+const SHARES: usize = 4 * Digits::PIECES;
 
 /// Tiles of rows, and the units of their elements.
 #[derive(Default)]
@@ -89,7 +89,8 @@ impl<F: Form> Part<'_, F> {
     unsafe fn multiply(&self, place: Place, left: &mut Written) {
         // Asked for while the rows are written.
         if !self.b.is_transposed {
-            (0..Self::STRIPS).for_each(|strip| ask_for_tiles(self.strip(strip).tiles, 0..1, 1));
+            (0..Self::STRIPS)
+                .for_each(|strip| Lines::of(self.strip(strip).tiles).ask_for(usize::MAX));
         }
         let left = self.write_rows(left);
         let panels = self.b.shape().1.div_ceil(PANEL);
@@ -179,23 +180,14 @@ impl<F: Form> Part<'_, F> {
         place: Place,
         left: Side,
     ) {
-        let (groups, last) = (self.groups(), panels.end.saturating_sub(1));
-        let tiles = self.tiles_of_strip() / self.blocks();
+        let last = panels.end.saturating_sub(1);
         for panel in panels {
             let of = |panel: usize, strip: usize| self.strip(panel * Self::STRIPS + strip);
-            let next = (panel + 1).min(last);
-            let right = |strip: usize| of(panel, strip);
-            self.by_panel(
-                &mut registers,
-                panel,
-                place,
-                left,
-                right,
-                |strip, group, block| {
-                    let coming = &of(next, strip).tiles[block * tiles..][..tiles];
-                    ask_for_tiles(coming, group..group + 1, groups);
-                },
-            );
+            let right = |strip: usize| {
+                let coming = of((panel + 1).min(last), strip).tiles;
+                (of(panel, strip), Lines::of(coming))
+            };
+            self.by_panel(&mut registers, panel, place, left, right, |_, _, _| {});
         }
     }
 
@@ -217,15 +209,19 @@ impl<F: Form> Part<'_, F> {
         });
         for strip in 0..Self::STRIPS {
             for block in 0..blocks {
-                self.turn(panels.start, strip, block, 0..QUARTERS, present);
+                self.turn(panels.start, strip, block, 0..SHARES, present);
             }
         }
         let last = panels.end.saturating_sub(1);
+        // A division takes as long as a product of tiles.
+        let shares: Vec<Range<usize>> = (0..groups)
+            .map(|group| group * SHARES / groups..(group + 1) * SHARES / groups)
+            .collect();
         for panel in panels {
-            // Made for the next panel.
-            let right = |strip: usize| Side {
-                tiles: &present[strip * tiles..][..tiles],
-                units: &[1.0; PANEL],
+            let right = |strip: usize| {
+                let tiles = &present[strip * tiles..][..tiles];
+                let units = &[1.0; PANEL];
+                (Side { tiles, units }, Lines::of(&[]))
             };
             self.by_panel(
                 &mut registers,
@@ -234,9 +230,9 @@ impl<F: Form> Part<'_, F> {
                 left,
                 right,
                 |strip, group, block| {
+                    // For the next panel.
                     if panel < last {
-                        let quarters = group * QUARTERS / groups..(group + 1) * QUARTERS / groups;
-                        self.turn(panel + 1, strip, block, quarters, next);
+                        self.turn(panel + 1, strip, block, shares[group].clone(), next);
                     }
                 },
             );
@@ -244,38 +240,36 @@ impl<F: Form> Part<'_, F> {
         }
     }
 
-    /// Makes some quarters of the tiles for a block of a strip of a panel of the transpose, and asks for what the next
+    /// Makes some shares of the tiles for a block of a strip of a panel of the transpose, and asks for what the next
     /// panel's are made of.
     ///
     /// # Safety
     /// The processor has the instructions.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw")]
+    #[inline(always)]
     unsafe fn turn(
         &self,
         panel: usize,
         strip: usize,
         block: usize,
-        quarters: Range<usize>,
+        shares: Range<usize>,
         tiles: &mut [Tile],
     ) {
         let tiles = &mut tiles[strip * self.tiles_of_strip() + F::PIECES * block..][..F::PIECES];
         let first = (self.first + block * F::DEPTH) / ROWS;
-        for quarter in quarters {
-            let row = panel * PANEL + strip * ROWS;
+        let row = panel * PANEL + strip * ROWS;
+        for share in shares {
+            let (quarter, piece) = (share / Digits::PIECES, share % Digits::PIECES);
             let (from, sixteen) = self.b.tiled.turned(row, first + quarter);
-            Digits::turn(from, sixteen, tiles, quarter);
+            Digits::turn(&from[piece], sixteen, &mut tiles[piece], quarter);
             let (coming, sixteen) = self.b.tiled.turned(row + PANEL, first + quarter);
-            for tile in coming {
-                for four in 0..QUARTERS {
-                    ask_for(tile.line(4 * four + sixteen));
-                }
+            for four in 0..4 {
+                ask_for(coming[piece].line(4 * four + sixteen));
             }
         }
     }
 
-    /// The product with one panel, whose strips are `right`. `beside` is called with each strip, each group of rows
-    /// and each block.
+    /// The product with one panel. `right` gives a strip of it, and what is to be asked for beside its products, beside
+    /// which `beside` is called with the strip, each group of rows and each block.
     ///
     /// # Safety
     /// As of [`multiply`]; the registers are this thread's.
@@ -286,7 +280,7 @@ impl<F: Form> Part<'_, F> {
         panel: usize,
         place: Place,
         left: Side,
-        right: impl Fn(usize) -> Side<'b>,
+        right: impl Fn(usize) -> (Side<'b>, Lines),
         mut beside: impl FnMut(usize, usize, usize),
     ) {
         let (columns, groups, tiles) = (self.b.shape().1, self.groups(), self.tiles());
@@ -300,7 +294,8 @@ impl<F: Form> Part<'_, F> {
             })
         };
         for strip in 0..Self::STRIPS {
-            let right = right(strip);
+            let (right, mut coming) = right(strip);
+            let lines_at_once = coming.count.div_ceil(groups * self.blocks());
             for group in 0..groups {
                 let Some(of_group) = target(strip, group) else {
                     (0..self.blocks()).for_each(|block| beside(strip, group, block));
@@ -328,6 +323,7 @@ impl<F: Form> Part<'_, F> {
                         let rows = block * rows_at_once..(block + 1) * rows_at_once;
                         ask_for_rows::<_MM_HINT_T0>(target, rows, F::SIDE);
                     }
+                    coming.ask_for(lines_at_once);
                     beside(strip, group, block);
                 });
             }
@@ -335,12 +331,28 @@ impl<F: Form> Part<'_, F> {
     }
 }
 
-/// Asks for some of the parts that tiles are divided into.
-#[inline]
-fn ask_for_tiles(tiles: &[Tile], parts: Range<usize>, count: usize) {
-    let lines = tiles.len() * ROWS;
-    for line in parts.start * lines / count..parts.end * lines / count {
-        ask_for(tiles[line / ROWS].line(line % ROWS));
+/// Lines of tiles that are to be asked for.
+struct Lines {
+    first: *const f32,
+    count: usize,
+}
+
+impl Lines {
+    fn of(tiles: &[Tile]) -> Self {
+        Lines {
+            first: tiles.as_ptr().cast(),
+            count: tiles.len() * ROWS,
+        }
+    }
+
+    /// Asks for the next of them, at most so many.
+    #[inline(always)]
+    fn ask_for(&mut self, most: usize) {
+        for _ in 0..most.min(self.count) {
+            ask_for(self.first);
+            self.first = self.first.wrapping_add(LINE);
+            self.count -= 1;
+        }
     }
 }
 
