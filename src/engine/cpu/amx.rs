@@ -94,16 +94,16 @@ impl Tiled {
         }
     }
 
-    /// The block of a strip that has row `row`, and which 16 of its rows begin there; zeros beyond the last row and the
-    /// last strip. In f32.
+    /// The tiles of a strip's block that has row `row`, and which quarter of the block's depth begins there; zeros beyond
+    /// the last row and the last strip. In f32.
     fn turned(&self, row: usize, strip: usize) -> (&[Tile], usize) {
         static NONE: [Tile; Digits::PIECES] = [Tile::ZEROS; Digits::PIECES];
-        let (block, sixteen) = (row / Digits::DEPTH, row % Digits::DEPTH / ROWS);
+        let (block, quarter) = (row / Digits::DEPTH, row % Digits::DEPTH / ROWS);
         if row >= self.depth || strip * ROWS >= self.columns {
-            return (&NONE, sixteen);
+            return (&NONE, quarter);
         }
         let tiles = &self.strip::<Digits>(strip).tiles[block * Digits::PIECES..];
-        (&tiles[..Digits::PIECES], sixteen)
+        (&tiles[..Digits::PIECES], quarter)
     }
 }
 
@@ -180,6 +180,7 @@ impl Factor<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::half::tests::check_rounded;
     use super::*;
 
     fn value(seed: usize) -> f32 {
@@ -254,39 +255,25 @@ mod tests {
         }
     }
 
-    /// In 16 bits, beside sums in f64 of the rounded elements, ties and what is not a number among them.
     #[test]
     fn products_are_those_of_rounded_elements() {
         if !is_available() {
             println!("skipped: this processor has no AMX");
             return;
         }
-        let exact = |x: f32| f64::from(half::bf16::from_f32(x).to_f32());
-        for (rows, depth, columns) in [(1, 1, 1), (13, 7, 33), (40, 1200, 70)] {
-            let mut a: Vec<f32> = (0..rows * depth).map(value).collect();
-            // Halfway between two bfloat16, of which one is even.
-            a[0] = f32::from_bits(0x3f80_8000);
-            a[depth / 2] = f32::from_bits(0xbf81_8000);
-            let b: Vec<f32> = (0..depth * columns).map(|i| value(!i)).collect();
-            let bias: Vec<f32> = (0..columns).map(|i| i as f32 / 64.0).collect();
-            let packed = Packed::rows(&b, columns, depth, columns);
+        let shapes = [(1, 1, 1), (13, 7, 33), (40, 1200, 70)];
+        check_rounded(&shapes, |packed, a, bias, added| {
             let tiled = Tiled::new(&packed, Precision::Bf16);
-            let factor = tiled.plain();
-            let biased = factor.product(View::new(&a, depth), Some(&bias));
-            let mut added = vec![1.0; rows * columns];
-            factor.multiply_add(&mut added, View::new(&a, depth));
-            for (place, (biased, added)) in biased.iter().zip(&added).enumerate() {
-                let (i, j) = (place / columns, place % columns);
-                let terms = (0..depth).map(|p| exact(a[i * depth + p]) * exact(b[p * columns + j]));
-                let sum: f64 = terms.sum();
-                assert!((f64::from(*biased) - sum - f64::from(bias[j])).abs() < 1e-5);
-                assert!((f64::from(*added) - sum - 1.0).abs() < 1e-5);
+            tiled.plain().multiply_add(added, a);
+            // What is not a number makes its row so, and no other.
+            let mut odd = a.data.to_vec();
+            odd[0] = f32::NAN;
+            let product = tiled.plain().product(View::new(&odd, a.columns), None);
+            for (place, value) in product.iter().enumerate() {
+                assert_eq!(value.is_nan(), place < bias.len());
             }
-            a[0] = f32::NAN;
-            let product = factor.product(View::new(&a, depth), None);
-            let first = &product[..columns];
-            assert!(first.iter().all(|value| value.is_nan()));
-        }
+            tiled.plain().product(a, Some(bias))
+        });
     }
 
     /// What a row is multiplied beside changes no bit of it.

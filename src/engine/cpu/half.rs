@@ -182,7 +182,7 @@ mod x86 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::packed::Packed;
     use super::*;
 
@@ -196,23 +196,25 @@ mod tests {
         }
     }
 
-    /// The kernel beside sums in f64 of the rounded elements.
-    #[test]
-    fn products_are_those_of_rounded_elements() {
-        if !is_available() {
-            println!("skipped: this processor has no AVX512-BF16");
-            return;
-        }
-        let value = |seed: u64| (crate::engine::mix(seed) >> 40) as f32 / 16_777_216.0 - 0.5;
+    /// Holds products of rounded elements to sums in f64, ties among the elements. `product` gives, of a matrix, `a b`
+    /// and the bias, and adds `a b` to what it is given.
+    pub fn check_rounded(
+        shapes: &[(usize, usize, usize)],
+        product: impl Fn(Packed, View, &[f32], &mut [f32]) -> Vec<f32>,
+    ) {
+        let value =
+            |seed: usize| (crate::engine::mix(seed as u64) >> 40) as f32 / 16_777_216.0 - 0.5;
         let exact = |x: f32| f64::from(half::bf16::from_f32(x).to_f32());
-        for (rows, depth, columns) in [(1, 1, 1), (13, 7, 33), (25, 40, 64), (12, 385, 70)] {
-            let a: Vec<f32> = (0..rows * depth).map(|i| value(i as u64)).collect();
-            let b: Vec<f32> = (0..depth * columns).map(|i| value(!(i as u64))).collect();
-            let bias: Vec<f32> = (0..columns).map(|i| i as f32).collect();
-            let packed = HalfPacked::new(Packed::rows(&b, columns, depth, columns).plain());
-            let biased = packed.product(View::new(&a, depth), Some(&bias));
+        for &(rows, depth, columns) in shapes {
+            let mut a: Vec<f32> = (0..rows * depth).map(value).collect();
+            // Halfway between two bfloat16, of which one is even.
+            a[0] = f32::from_bits(0x3f80_8000);
+            a[depth / 2] = f32::from_bits(0xbf81_8000);
+            let b: Vec<f32> = (0..depth * columns).map(|i| value(!i)).collect();
+            let bias: Vec<f32> = (0..columns).map(|i| i as f32 / 64.0).collect();
+            let packed = Packed::rows(&b, columns, depth, columns);
             let mut added = vec![1.0; rows * columns];
-            packed.multiply_add(&mut added, View::new(&a, depth));
+            let biased = product(packed, View::new(&a, depth), &bias, &mut added);
             for (place, (biased, added)) in biased.iter().zip(&added).enumerate() {
                 let (i, j) = (place / columns, place % columns);
                 let terms = (0..depth).map(|p| exact(a[i * depth + p]) * exact(b[p * columns + j]));
@@ -221,5 +223,19 @@ mod tests {
                 assert!((f64::from(*added) - sum - 1.0).abs() < 1e-5);
             }
         }
+    }
+
+    #[test]
+    fn products_are_those_of_rounded_elements() {
+        if !is_available() {
+            println!("skipped: this processor has no AVX512-BF16");
+            return;
+        }
+        let shapes = [(1, 1, 1), (13, 7, 33), (25, 40, 64), (12, 385, 70)];
+        check_rounded(&shapes, |packed, a, bias, added| {
+            let packed = HalfPacked::new(packed.plain());
+            packed.multiply_add(added, a);
+            packed.product(a, Some(bias))
+        });
     }
 }

@@ -1,5 +1,5 @@
 //! CPU kernels behind the engine's operations. Each is held to its definition, value and gradient,
-//! by a property test (`tests/kernels.rs`).
+//! by a property test (`tests/kernels`).
 //!
 //! A batch is divided into groups of sequences, and the groups run in parallel (`graph::Executor`), which
 //! needs no synchronization inside a step and keeps a group's activations in the caches. Threads without a group

@@ -184,15 +184,16 @@ impl Form for Digits {
 }
 
 impl Digits {
-    /// Makes a quarter of the rows of a tile for 16 columns of the transpose. `from` is the tile that their elements are
-    /// in: in it those columns are rows, 16 of its block's from `16 sixteen` on, and its 16 columns are the quarter's depth.
+    /// Makes quarter `to_quarter` of the rows of a tile of the transpose, 16 elements deep for 16 columns, from the tile
+    /// that those elements are in: there the columns are quarter `from_quarter` of its depth of 64, and the depth its 16
+    /// columns.
     ///
     /// # Safety
     /// As of [`Form::write_row`].
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    pub(super) unsafe fn turn(from: &Tile, sixteen: usize, tile: &mut Tile, quarter: usize) {
-        let of = |four: usize| from.row(4 * four + sixteen);
+    pub(super) unsafe fn turn(from: &Tile, from_quarter: usize, to: &mut Tile, to_quarter: usize) {
+        let of = |four: usize| from.row(4 * four + from_quarter);
         let [a, b, c, d] = [of(0), of(1), of(2), of(3)];
         // Lanes of 16 bytes are exchanged, then bytes in each.
         let low_ab = _mm512_shuffle_i32x4::<0x44>(a, b);
@@ -206,7 +207,10 @@ impl Digits {
             _mm512_shuffle_i32x4::<0xdd>(high_ab, high_cd),
         ];
         for (number, row) in rows.into_iter().enumerate() {
-            tile.set_row(4 * number + quarter, _mm512_shuffle_epi8(row, exchange()));
+            to.set_row(
+                4 * number + to_quarter,
+                _mm512_shuffle_epi8(row, exchange()),
+            );
         }
     }
 }

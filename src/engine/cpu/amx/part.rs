@@ -259,11 +259,11 @@ impl<F: Form> Part<'_, F> {
         let row = panel * PANEL + strip * ROWS;
         for share in shares {
             let (quarter, piece) = (share / Digits::PIECES, share % Digits::PIECES);
-            let (from, sixteen) = self.b.tiled.turned(row, first + quarter);
-            Digits::turn(&from[piece], sixteen, &mut tiles[piece], quarter);
-            let (coming, sixteen) = self.b.tiled.turned(row + PANEL, first + quarter);
+            let (from, from_quarter) = self.b.tiled.turned(row, first + quarter);
+            Digits::turn(&from[piece], from_quarter, &mut tiles[piece], quarter);
+            let (coming, from_quarter) = self.b.tiled.turned(row + PANEL, first + quarter);
             for four in 0..4 {
-                ask_for(coming[piece].line(4 * four + sixteen));
+                ask_for(coming[piece].line(4 * four + from_quarter));
             }
         }
     }

@@ -1,103 +1,15 @@
 //! Every CPU kernel is held to its definition in dfdx operations: the value, and the gradient of every
 //! input, for odd sizes, one row, sequences of length 1, and extreme values.
 
+mod beside;
+
+use beside::{close, compare, factors, own, value_and_gradients, Inputs, Op, Random};
 use deltarun::engine::{
-    backward, definition, with_trace, Activation, AttentionShape, Backend, Dropout, Fastfood,
-    Layout, Matrix, Precision, Recorder, Scalar, Trace, Vector, Weight,
+    definition, with_trace, Activation, AttentionShape, Backend, Dropout, Fastfood, Layout, Matrix,
+    Precision, Scalar, Trace, Vector, Weight,
 };
 use dfdx::prelude::*;
 use proptest::prelude::*;
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
-
-type Op<'a> = dyn Fn(&[Matrix<Cpu>], &[Vector<Cpu>]) -> Matrix<Cpu> + 'a;
-
-struct Inputs {
-    matrices: Vec<(Vec<f32>, (usize, usize))>,
-    vectors: Vec<Vec<f32>>,
-}
-
-struct Random(ChaCha8Rng);
-
-impl Random {
-    fn new(seed: u64) -> Self {
-        Random(ChaCha8Rng::seed_from_u64(seed))
-    }
-
-    fn values(&mut self, count: usize, scale: f32) -> Vec<f32> {
-        (0..count)
-            .map(|_| scale * self.0.random_range(-1.0..1.0f32))
-            .collect()
-    }
-
-    fn matrix(&mut self, rows: usize, columns: usize, scale: f32) -> (Vec<f32>, (usize, usize)) {
-        (self.values(rows * columns, scale), (rows, columns))
-    }
-}
-
-/// The same elements in a tensor that nothing else holds: what is changed in place.
-fn own(x: &Matrix<Cpu>) -> Matrix<Cpu> {
-    Cpu::scale(x, 1.0).unwrap()
-}
-
-/// What the elements of an op's value count in the sum whose gradients are compared.
-fn factors(count: usize) -> Vec<f32> {
-    Random::new(99).values(count, 1.0)
-}
-
-/// The value of an op, and the gradients of all inputs of `Σ factors ⊙ value`.
-fn value_and_gradients(inputs: &Inputs, op: &Op) -> (Vec<f32>, Vec<Vec<f32>>) {
-    let device = Cpu::default();
-    let recorder = Recorder::new();
-    let matrices: Vec<_> = inputs
-        .matrices
-        .iter()
-        .map(|(values, shape)| device.tensor_from_vec(values.clone(), *shape))
-        .collect();
-    let vectors: Vec<_> = inputs
-        .vectors
-        .iter()
-        .map(|v| device.tensor_from_vec(v.clone(), (v.len(),)))
-        .collect();
-    let traced_matrices: Vec<_> = matrices.iter().map(|m| with_trace(m, &recorder)).collect();
-    let traced_vectors: Vec<_> = vectors.iter().map(|v| with_trace(v, &recorder)).collect();
-    let out = op(&traced_matrices, &traced_vectors);
-    let shape = *out.shape();
-    let value = out.as_vec();
-    let factors: Tensor<(usize, usize), f32, Cpu> =
-        device.tensor_from_vec(factors(value.len()), shape);
-    let loss: Scalar<Cpu> = (out * factors).sum();
-    let mut gradients = backward(loss).unwrap();
-    let mut all = Vec::new();
-    for matrix in &matrices {
-        all.push(Cpu::read_gradient(&mut gradients, matrix).unwrap());
-    }
-    for vector in &vectors {
-        all.push(Cpu::read_gradient(&mut gradients, vector).unwrap());
-    }
-    (value, all)
-}
-
-fn close(what: &str, found: &[f32], expected: &[f32], tolerance: f32) {
-    assert_eq!(found.len(), expected.len(), "{what}");
-    let largest = expected.iter().fold(1.0f32, |a, b| a.max(b.abs()));
-    for (i, (f, e)) in found.iter().zip(expected).enumerate() {
-        let is_close = (f - e).abs() <= tolerance * largest;
-        assert!(
-            is_close,
-            "{what}, element {i}: {f} is not {e} (largest {largest})"
-        );
-    }
-}
-
-fn compare(inputs: &Inputs, kernel: &Op, definition: &Op, tolerance: f32) {
-    let (value, gradients) = value_and_gradients(inputs, kernel);
-    let (expected, expected_gradients) = value_and_gradients(inputs, definition);
-    close("value", &value, &expected, tolerance);
-    for (i, (found, expected)) in gradients.iter().zip(&expected_gradients).enumerate() {
-        close(&format!("gradient {i}"), found, expected, tolerance);
-    }
-}
 
 fn layout(lengths: &[usize]) -> Layout {
     Layout::new(
@@ -176,6 +88,39 @@ fn slopes_at_zero() {
     }
 }
 
+/// Products with a frozen weight and with its transpose.
+fn compare_frozen(seed: u64, rows: usize, input: usize, out: usize) {
+    let mut random = Random::new(seed);
+    let weight: Tensor<(usize, usize), f32, Cpu> =
+        Cpu::default().tensor_from_vec(random.values(out * input, 1.0), (out, input));
+    let weight = with_trace(&weight, &Trace::off());
+    let kernel: Weight<Cpu> = weight.clone().into();
+    let mut inputs = |columns: usize| Inputs {
+        matrices: vec![random.matrix(rows, columns, 1.0)],
+        vectors: vec![],
+    };
+    compare(
+        &inputs(input),
+        &|m, _| Cpu::linear(&m[0], &kernel, None).unwrap(),
+        &|m, _| definition::linear(&m[0], &weight, None).unwrap(),
+        2e-5,
+    );
+    compare(
+        &inputs(out),
+        &|m, _| Cpu::linear_transposed(&m[0], &kernel).unwrap(),
+        &|m, _| definition::matmul(&m[0], &weight).unwrap(),
+        2e-5,
+    );
+}
+
+/// Wide enough for Strassen's scheme or tile registers, with a form for each direction and with one for both.
+#[test]
+fn linear_of_a_wide_frozen_weight() {
+    for (rows, input, out) in [(1, 193, 200), (120, 250, 387), (37, 520, 1030)] {
+        compare_frozen(7, rows, input, out);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -197,34 +142,7 @@ proptest! {
 
     #[test]
     fn linear_of_a_frozen_weight(seed: u64, rows in 1..40usize, input in 1..70usize, out in 1..70usize) {
-        let mut random = Random::new(seed);
-        let inputs = Inputs { matrices: vec![random.matrix(rows, input, 1.0)], vectors: vec![] };
-        let weight: Tensor<(usize, usize), f32, Cpu> =
-            Cpu::default().tensor_from_vec(random.values(out * input, 1.0), (out, input));
-        let weight = with_trace(&weight, &deltarun::engine::Trace::off());
-        let kernel: Weight<Cpu> = weight.clone().into();
-        compare(
-            &inputs,
-            &|m, _| Cpu::linear(&m[0], &kernel, None).unwrap(),
-            &|m, _| definition::linear(&m[0], &weight, None).unwrap(),
-            2e-5,
-        );
-    }
-
-    #[test]
-    fn linear_transposed(seed: u64, rows in 1..40usize, input in 1..70usize, out in 1..70usize) {
-        let mut random = Random::new(seed);
-        let inputs = Inputs { matrices: vec![random.matrix(rows, out, 1.0)], vectors: vec![] };
-        let weight: Tensor<(usize, usize), f32, Cpu> =
-            Cpu::default().tensor_from_vec(random.values(out * input, 1.0), (out, input));
-        let weight = with_trace(&weight, &Trace::off());
-        let kernel: Weight<Cpu> = weight.clone().into();
-        compare(
-            &inputs,
-            &|m, _| Cpu::linear_transposed(&m[0], &kernel).unwrap(),
-            &|m, _| definition::matmul(&m[0], &weight).unwrap(),
-            2e-5,
-        );
+        compare_frozen(seed, rows, input, out);
     }
 
     #[test]
@@ -385,7 +303,7 @@ proptest! {
             5e-5,
         );
         // Some rows alone, of some sequences none, some several times.
-        let asks = |row: usize| if row == 0 { 2 } else { random.0.random_range(0..3usize).saturating_sub(row % 2) };
+        let asks = |row: usize| if row == 0 { 2 } else { random.below(3).saturating_sub(row % 2) };
         let counts: Vec<usize> = (0..rows).map(asks).collect();
         let queries: Vec<usize> = (0..rows).flat_map(|row| std::iter::repeat_n(row, counts[row])).collect();
         let inputs = Inputs {
