@@ -25,6 +25,17 @@ impl Span {
     }
 }
 
+/// How bad a problem is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// Of the user's: exit code 2.
+    Mistake,
+    /// Of the run: exit code 1.
+    Failure,
+    /// Nothing stops for it.
+    Warning,
+}
+
 /// One thing that is wrong: a stable code, one sentence, places, and a way out.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Problem {
@@ -36,8 +47,8 @@ pub struct Problem {
     pub labels: Vec<(Span, String)>,
     /// What to write or do instead; begins with a verb or a question.
     pub help: Option<String>,
-    /// Whether this is a failure of the run (exit code 1), not the user's mistake (2).
-    pub failure: bool,
+    /// How bad it is.
+    pub severity: Severity,
 }
 
 impl Problem {
@@ -48,14 +59,22 @@ impl Problem {
             message: message.into(),
             labels: Vec::new(),
             help: None,
-            failure: false,
+            severity: Severity::Mistake,
         }
     }
 
     /// A failure that is not the user's mistake.
     pub fn failure(code: &'static str, message: impl Into<String>) -> Self {
         Problem {
-            failure: true,
+            severity: Severity::Failure,
+            ..Problem::new(code, message)
+        }
+    }
+
+    /// Something that the user should know of, and that stops nothing.
+    pub fn warning(code: &'static str, message: impl Into<String>) -> Self {
+        Problem {
+            severity: Severity::Warning,
             ..Problem::new(code, message)
         }
     }
@@ -110,7 +129,8 @@ impl Problems {
 
     /// 2 for the user's mistakes, 1 for failures.
     pub fn exit_code(&self) -> u8 {
-        if self.problems.iter().any(|problem| problem.failure) {
+        let is_failure = |problem: &Problem| problem.severity == Severity::Failure;
+        if self.problems.iter().any(is_failure) {
             1
         } else {
             2
@@ -169,6 +189,13 @@ impl std::error::Error for Shown<'_> {}
 impl miette::Diagnostic for Shown<'_> {
     fn code<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
         Some(Box::new(self.problem.code))
+    }
+
+    fn severity(&self) -> Option<miette::Severity> {
+        Some(match self.problem.severity {
+            Severity::Warning => miette::Severity::Warning,
+            Severity::Mistake | Severity::Failure => miette::Severity::Error,
+        })
     }
 
     fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {

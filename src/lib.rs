@@ -23,6 +23,7 @@ pub mod cli;
 pub mod data;
 pub mod delta;
 pub mod diagnostic;
+pub mod disk;
 pub mod engine;
 pub mod graph;
 pub mod memory;

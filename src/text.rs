@@ -36,6 +36,48 @@ pub fn quoted_list<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     }
 }
 
+/// `a, b and c`.
+pub fn list(items: &[String]) -> String {
+    match items {
+        [] => "nothing".to_owned(),
+        [one] => one.clone(),
+        [first @ .., last] => format!("{} and {last}", first.join(", ")),
+    }
+}
+
+/// How deep a YAML document may be nested. A plan needs six.
+const DEEPEST_YAML: usize = 32;
+
+/// Bytes of a YAML document that is read. The largest plan has a few hundred thousand.
+const LARGEST_YAML: usize = 16 << 20;
+
+/// Reads YAML from outside.
+///
+/// # Errors
+/// It is not YAML, too large or too deep: in one sentence.
+pub fn yaml(text: &str) -> Result<serde_yaml::Value, String> {
+    if text.len() > LARGEST_YAML {
+        return Err(format!("it has more than {}", bytes(LARGEST_YAML)));
+    }
+    // The parser's time grows with the square of the depth of brackets.
+    let mut depth = 0usize;
+    for symbol in text.bytes() {
+        match symbol {
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > DEEPEST_YAML {
+            return Err(format!("it is nested more than {DEEPEST_YAML} deep"));
+        }
+    }
+    // References can make a short document endless.
+    if text.contains(": *") || text.contains("- *") || text.contains("[*") {
+        return Err("it has references (`*name`)".to_owned());
+    }
+    serde_yaml::from_str(text).map_err(|e| e.to_string())
+}
+
 /// The known name that was probably meant: the same in another case, one that begins the other
 /// (`batch` for `batchsize`), or one within an edit distance of a third of the length.
 pub fn did_you_mean<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {

@@ -25,7 +25,7 @@ fn a_precision_that_is_slower_here_is_told() {
         plan_of(&text, Path::new("."))
     };
     let note = |precision: &str, rates: [f64; 2]| {
-        let text = describe(&plan(precision), 2, |precision| match precision {
+        let text = describe(&plan(precision), &[], 2, |precision| match precision {
             Precision::Bf16 => rates[0],
             Precision::F32 => rates[1],
         });

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::family::{families, Dimension, Family};
+use super::family::{families, Dimension, Family, Key};
 use crate::engine::Activation;
 use crate::text::{did_you_mean, quoted_list};
 
@@ -38,69 +38,151 @@ pub struct Config {
     pub classifier_dropout: f32,
     /// Standard deviation of freshly drawn weights.
     pub initializer_range: f32,
-    /// Whether a language-model head has a weight of its own instead of the word embedding.
+    /// Dropout behind the embeddings; that of hidden states in plans of version 0.1.0, which did not tell them apart.
+    #[serde(default)]
+    pub embedding_dropout: Option<f32>,
+    /// The number of the token that fills up sequences, where there is one.
+    #[serde(default)]
+    pub pad_token: Option<u32>,
+    /// The labels of the checkpoint's head in the order of its outputs, where they have names.
+    #[serde(default)]
+    pub labels: Option<Vec<String>>,
+    /// Whether `config.json` says that a language-model head has a weight of its own instead of the word embedding.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_untied: bool,
+    /// Whether the checkpoint has one that is another than the word embedding, whatever `config.json` says.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub has_decoder: bool,
 }
 
 impl Config {
     /// Reads a `config.json`.
     ///
     /// # Errors
-    /// One sentence: not JSON, an unsupported family, a missing or impossible dimension.
+    /// One sentence: not JSON, an unsupported family, a missing or impossible dimension, a key under whose value
+    /// the family computes something else than we do.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let json: Value = serde_json::from_str(text).map_err(|e| format!("it is not JSON: {e}"))?;
+        let json = read_json(text)?;
         let family = find_family(&json)?;
-        let keys = &family.config;
-        let hidden = count(&json, &keys.hidden)?;
-        let activation = json[&keys.activation].as_str().unwrap_or("gelu");
-        let dropout = fraction(&json, &keys.dropout, 0.1)?;
+        check_only(&json, &family)?;
+        let keys = Keys(&json);
+        let stated = &family.config;
+        let hidden = keys.count(&stated.hidden)?;
+        let activation = keys.text(&stated.activation)?;
+        let dropout = keys.fraction(&stated.dropout)?;
+        let optional = |key: &Option<Key>, otherwise: f32| match key {
+            Some(key) if keys.find(key)?.is_some() => keys.fraction(key),
+            _ => Ok(otherwise),
+        };
         let config = Config {
             hidden,
-            layers: count(&json, &keys.layers)?,
-            heads: count(&json, &keys.heads)?,
-            inner: match &json[&keys.inner] {
-                Value::Null => 4 * hidden,
-                _ => count(&json, &keys.inner)?,
+            layers: keys.count(&stated.layers)?,
+            heads: keys.count(&stated.heads)?,
+            inner: match keys.find(&stated.inner)? {
+                None if stated.inner.default.is_none() => 4 * hidden,
+                _ => keys.count(&stated.inner)?,
             },
-            vocabulary: count(&json, &keys.vocabulary)?,
-            positions: count(&json, &keys.positions)?,
-            types: match &keys.types {
-                Some(key) => count(&json, key)?,
+            vocabulary: keys.count(&stated.vocabulary)?,
+            positions: keys.count(&stated.positions)?,
+            types: match &stated.types {
+                Some(key) => keys.count(key)?,
                 None => 0,
             },
-            norm_epsilon: fraction(&json, &keys.norm_epsilon, 1e-5)?,
-            activation: Activation::from_name(activation)
+            norm_epsilon: keys.fraction(&stated.norm_epsilon)?,
+            activation: Activation::from_name(&activation)
                 .ok_or_else(|| format!("its activation `{activation}` is not supported"))?,
             dropout,
-            attention_dropout: fraction(&json, &keys.attention_dropout, 0.1)?,
-            classifier_dropout: match &json["classifier_dropout"] {
-                Value::Null => dropout,
-                _ => fraction(&json, "classifier_dropout", 0.1)?,
+            embedding_dropout: Some(optional(&stated.embedding_dropout, dropout)?),
+            attention_dropout: keys.fraction(&stated.attention_dropout)?,
+            classifier_dropout: optional(&stated.classifier_dropout, dropout)?,
+            // transformers takes 0 as if it were absent.
+            initializer_range: match keys.fraction(&stated.initializer_range)? {
+                0.0 => 0.02,
+                range => range,
             },
-            initializer_range: fraction(&json, "initializer_range", 0.02)?,
             is_untied: json["tie_word_embeddings"] == Value::Bool(false),
-            family: family.name,
+            has_decoder: false,
+            labels: labels(&json)?,
+            pad_token: keys.token(&stated.pad_token)?,
+            family: family.name.clone(),
         };
-        if !config.hidden.is_multiple_of(config.heads) {
-            return Err(format!(
-                "its {} attention heads do not divide its hidden width {}",
-                config.heads, config.hidden
-            ));
-        }
-        if matches!(json["position_embedding_type"].as_str(), Some(kind) if kind != "absolute") {
-            return Err(format!(
-                "its `position_embedding_type` {} is not supported: only \"absolute\" is",
-                json["position_embedding_type"]
-            ));
-        }
+        config.check()?;
         Ok(config)
     }
 
+    /// The keys of a `config.json` that its family's description does not know: those that a version of
+    /// transformers later than the description writes.
+    pub fn unknown_keys(text: &str) -> Vec<String> {
+        let Ok(json) = read_json(text) else {
+            return Vec::new();
+        };
+        let Ok(family) = find_family(&json) else {
+            return Vec::new();
+        };
+        let keys = json.as_object().into_iter().flat_map(|map| map.keys());
+        keys.filter(|key| !family.knows(key)).cloned().collect()
+    }
+
+    /// Whether a language-model head has a weight of its own.
+    pub fn is_decoder_own(&self) -> bool {
+        self.is_untied || self.has_decoder
+    }
+
+    /// The dropout behind the embeddings.
+    pub fn embedding_dropout(&self) -> f32 {
+        self.embedding_dropout.unwrap_or(self.dropout)
+    }
+
+    /// The position number of a sequence's first token.
+    pub fn first_position(&self) -> usize {
+        match self.family().positions_follow_padding {
+            true => self.pad_token.map_or(2, |pad| pad as usize + 1),
+            false => 0,
+        }
+    }
+
+    /// Whether the dimensions go together.
+    ///
+    /// # Errors
+    /// One sentence about those that do not.
+    pub fn check(&self) -> Result<(), String> {
+        if families().iter().all(|family| family.name != self.family) {
+            return Err(format!("there is no family `{}`", self.family));
+        }
+        let sizes = [
+            self.hidden,
+            self.layers,
+            self.heads,
+            self.inner,
+            self.vocabulary,
+            self.positions,
+        ];
+        if sizes.iter().any(|size| !(1..=LARGEST).contains(size)) || self.types > LARGEST {
+            return Err("a dimension of the backbone is 0 or too large".to_owned());
+        }
+        let shares = [
+            self.norm_epsilon,
+            self.dropout,
+            self.attention_dropout,
+            self.classifier_dropout,
+            self.initializer_range,
+        ];
+        if shares.iter().any(|share| !(0.0..1.0).contains(share)) {
+            return Err("an epsilon or a dropout of the backbone is not from 0 to 1".to_owned());
+        }
+        if !self.hidden.is_multiple_of(self.heads) {
+            return Err(format!(
+                "its {} attention heads do not divide its hidden width {}",
+                self.heads, self.hidden
+            ));
+        }
+        Ok(())
+    }
+
     /// The family's description.
-    pub fn family(&self) -> Family {
+    pub fn family(&self) -> &'static Family {
         families()
-            .into_iter()
+            .iter()
             .find(|family| family.name == self.family)
             .expect("a config is only made for a family that exists")
     }
@@ -119,11 +201,11 @@ impl Config {
 
     /// The longest sequence that the position embedding has room for, in tokens.
     pub fn longest(&self) -> usize {
-        self.positions.saturating_sub(self.family().position_offset)
+        self.positions.saturating_sub(self.first_position())
     }
 }
 
-fn find_family(json: &Value) -> Result<Family, String> {
+fn find_family(json: &Value) -> Result<&'static Family, String> {
     let known = families();
     let names = || {
         known
@@ -144,31 +226,132 @@ fn find_family(json: &Value) -> Result<Family, String> {
     }
     let belongs = |family: &Family| family.model_types.iter().any(|name| name == model_type);
     Ok(known
-        .into_iter()
-        .find(belongs)
+        .iter()
+        .find(|family| belongs(family))
         .expect("just found among the names"))
 }
 
-fn count(json: &Value, key: &str) -> Result<usize, String> {
-    let value = &json[key];
-    // 2²⁴ is far above any real dimension and keeps every product of two within a `usize`.
-    match value.as_u64() {
-        Some(count @ 1..=16_777_216) => Ok(count as usize),
-        _ if value.is_null() => Err(format!("it has no `{key}`")),
-        _ => Err(format!(
-            "its `{key}` must be a whole number of at least 1, found {value}"
-        )),
+/// Far above any real dimension, and every product of two is within a `usize`.
+const LARGEST: usize = 1 << 24;
+
+/// The names of a head's outputs: those of `id2label`, unless `num_labels` says another number of them, in which
+/// case transformers takes none of them, or they are the `LABEL_0` and so on that it makes up.
+fn labels(json: &Value) -> Result<Option<Vec<String>>, String> {
+    let Some(stated) = json.get("id2label").filter(|value| !value.is_null()) else {
+        return Ok(None);
+    };
+    let wrong = || format!("its `id2label` must name each output by its number, found {stated}");
+    let map = stated.as_object().ok_or_else(wrong)?;
+    if json
+        .get("num_labels")
+        .is_some_and(|count| *count != map.len())
+    {
+        return Ok(None);
     }
+    let name = |number: usize| {
+        let name = map.get(&number.to_string()).and_then(Value::as_str);
+        name.map(str::to_owned).ok_or_else(wrong)
+    };
+    let names: Vec<String> = (0..map.len()).map(name).collect::<Result<_, _>>()?;
+    let is_made_up = |(number, name): (usize, &String)| *name == format!("LABEL_{number}");
+    let are_made_up = names.iter().enumerate().all(is_made_up);
+    Ok((!are_made_up).then_some(names))
 }
 
-fn fraction(json: &Value, key: &str, default: f32) -> Result<f32, String> {
-    match &json[key] {
-        Value::Null => Ok(default),
-        value => match value.as_f64() {
+/// Reads JSON as Python does, which writes numbers that are not finite.
+fn read_json(text: &str) -> Result<Value, String> {
+    serde_json::from_str(text.trim_start_matches('\u{feff}'))
+        .map_err(|e| format!("it is not JSON: {e}"))
+}
+
+/// Whether every key that the family cannot honour has the value under which it changes nothing.
+fn check_only(json: &Value, family: &Family) -> Result<(), String> {
+    for (key, allowed) in &family.only {
+        let found = match json.get(key) {
+            None | Some(Value::Null) => continue,
+            Some(found) => found,
+        };
+        let is_same = |allowed: &Value| match (allowed.as_f64(), found.as_f64()) {
+            (Some(allowed), Some(found)) => allowed == found,
+            _ => allowed == found,
+        };
+        if !allowed.iter().any(is_same) {
+            let allowed: Vec<String> = allowed.iter().map(|value| format!("`{value}`")).collect();
+            let wanted = match allowed.is_empty() {
+                true => "it must not be there".to_owned(),
+                false => format!("only {} is", crate::text::list(&allowed)),
+            };
+            return Err(format!("its `{key}` {found} is not supported: {wanted}"));
+        }
+    }
+    Ok(())
+}
+
+/// The keys of a `config.json`, by the names that transformers knows them by.
+struct Keys<'a>(&'a Value);
+
+impl Keys<'_> {
+    /// The value of a key; `null` is as good as absent.
+    fn find(&self, key: &Key) -> Result<Option<&Value>, String> {
+        let mut found: Option<(&str, &Value)> = None;
+        for name in std::iter::once(&key.key).chain(&key.also) {
+            let Some(value) = self.0.get(name).filter(|value| !value.is_null()) else {
+                continue;
+            };
+            match found {
+                Some((other, first)) if first != value => {
+                    return Err(format!("its `{other}` {first} and `{name}` {value} differ"));
+                }
+                _ => found = Some((name, value)),
+            }
+        }
+        Ok(found.map(|(_, value)| value))
+    }
+
+    /// The value of a key, or transformers' default.
+    fn value<'k>(&'k self, key: &'k Key) -> Result<&'k Value, String> {
+        let found = self.find(key)?.or(key.default.as_ref());
+        found.ok_or_else(|| format!("it has no `{}`", key.key))
+    }
+
+    fn count(&self, key: &Key) -> Result<usize, String> {
+        let value = self.value(key)?;
+        match value.as_u64() {
+            Some(count) if (1..=LARGEST as u64).contains(&count) => Ok(count as usize),
+            _ => Err(format!(
+                "its `{}` must be a whole number of at least 1, found {value}",
+                key.key
+            )),
+        }
+    }
+
+    fn fraction(&self, key: &Key) -> Result<f32, String> {
+        let value = self.value(key)?;
+        match value.as_f64() {
             Some(number) if (0.0..1.0).contains(&number) => Ok(number as f32),
             _ => Err(format!(
-                "its `{key}` must be a number from 0 to 1, found {value}"
+                "its `{}` must be a number from 0 to 1, found {value}",
+                key.key
             )),
-        },
+        }
+    }
+
+    fn text(&self, key: &Key) -> Result<String, String> {
+        let value = self.value(key)?;
+        let text = value.as_str().map(str::to_owned);
+        text.ok_or_else(|| format!("its `{}` must be a text, found {value}", key.key))
+    }
+
+    fn token(&self, key: &Key) -> Result<Option<u32>, String> {
+        let Some(value) = self.find(key)?.or(key.default.as_ref()) else {
+            return Ok(None);
+        };
+        match value.as_u64().and_then(|number| u32::try_from(number).ok()) {
+            Some(token) if (token as usize) < LARGEST => Ok(Some(token)),
+            _ => Err(format!(
+                "its `{}` must be the number of a token, found {value}",
+                key.key
+            )),
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! A backbone family: what a transformer of this kind is made of, as data.
 
+use std::sync::OnceLock;
+
 use indexmap::IndexMap;
 use serde::Deserialize;
 
@@ -15,36 +17,100 @@ pub struct Family {
     pub prefix: String,
     /// What the names of transformers' classes begin with.
     pub architecture: String,
-    /// Which key of `config.json` holds which dimension.
+    /// Which key of `config.json` holds which dimension or setting.
     pub config: ConfigKeys,
+    /// Keys of `config.json` that change nothing of what is computed, beside those of every family.
+    #[serde(default)]
+    pub neutral: Vec<String>,
+    /// Keys of `config.json` with the only values under which the family computes what is described here, beside
+    /// those of every family.
+    #[serde(default)]
+    pub only: IndexMap<String, Vec<serde_json::Value>>,
     /// Whether a position sees only what is before it.
     pub causal: bool,
     /// Where the norms are.
     pub norm: NormPlace,
-    /// The position number of a sequence's first token.
-    pub position_offset: usize,
+    /// Whether positions are counted from the padding token's number on, and padding has none.
+    #[serde(default)]
+    pub positions_follow_padding: bool,
     /// The module tree; `N` in a name stands for the number of the block.
     pub modules: IndexMap<String, ModuleEntry>,
     /// What can be read off the last hidden state.
     pub heads: Heads,
 }
 
-/// The keys of `config.json` for each dimension.
+/// The keys of `config.json` for each dimension and setting.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs)]
 pub struct ConfigKeys {
-    pub hidden: String,
-    pub layers: String,
-    pub heads: String,
-    pub inner: String,
-    pub vocabulary: String,
-    pub positions: String,
-    pub types: Option<String>,
-    pub norm_epsilon: String,
-    pub activation: String,
-    pub dropout: String,
-    pub attention_dropout: String,
+    pub hidden: Key,
+    pub layers: Key,
+    pub heads: Key,
+    /// Without a default: four times the hidden width.
+    pub inner: Key,
+    pub vocabulary: Key,
+    pub positions: Key,
+    pub types: Option<Key>,
+    pub norm_epsilon: Key,
+    pub activation: Key,
+    pub dropout: Key,
+    /// That of hidden states where it is not there.
+    pub embedding_dropout: Option<Key>,
+    pub attention_dropout: Key,
+    /// That of hidden states where it is not there.
+    pub classifier_dropout: Option<Key>,
+    pub initializer_range: Key,
+    pub pad_token: Key,
+}
+
+impl ConfigKeys {
+    fn all(&self) -> impl Iterator<Item = &Key> {
+        let always = [
+            &self.hidden,
+            &self.layers,
+            &self.heads,
+            &self.inner,
+            &self.vocabulary,
+            &self.positions,
+            &self.norm_epsilon,
+            &self.activation,
+            &self.dropout,
+            &self.attention_dropout,
+            &self.initializer_range,
+            &self.pad_token,
+        ];
+        let sometimes = [
+            &self.types,
+            &self.embedding_dropout,
+            &self.classifier_dropout,
+        ];
+        always.into_iter().chain(sometimes.into_iter().flatten())
+    }
+}
+
+/// A key of `config.json`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Key {
+    /// Its name.
+    pub key: String,
+    /// Other names that transformers knows it by.
+    #[serde(default)]
+    pub also: Vec<String>,
+    /// What transformers takes where it is absent; where there is none, it must be there.
+    #[serde(default)]
+    pub default: Option<serde_json::Value>,
+}
+
+impl Family {
+    /// Whether a key of `config.json` is honoured, changes nothing, or is held to the values that change nothing.
+    pub fn knows(&self, key: &str) -> bool {
+        let is_named = |known: &&Key| known.key == key || known.also.iter().any(|also| also == key);
+        self.config.all().any(|known| is_named(&known))
+            || self.neutral.iter().any(|neutral| neutral == key)
+            || self.only.contains_key(key)
+    }
 }
 
 /// Whether a norm follows the residual sum or precedes the sub-layer.
@@ -191,13 +257,29 @@ const FAMILIES: [&str; 3] = [
     include_str!("families/gpt2.yaml"),
 ];
 
+/// What holds of the `config.json` of every family.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Every {
+    neutral: Vec<String>,
+    only: IndexMap<String, Vec<serde_json::Value>>,
+}
+
 /// All families that are built in.
-pub fn families() -> Vec<Family> {
-    FAMILIES
-        .iter()
-        .map(|text| {
-            serde_yaml::from_str(text)
-                .expect("a built-in family is well-formed; a test reads them all")
-        })
-        .collect()
+pub fn families() -> &'static [Family] {
+    static ALL: OnceLock<Vec<Family>> = OnceLock::new();
+    ALL.get_or_init(|| {
+        let every: Every = serde_yaml::from_str(include_str!("families/every.yaml"))
+            .expect("what is built in is well-formed; a test reads it");
+        let read = |text: &&str| {
+            let mut family: Family = serde_yaml::from_str(text)
+                .expect("a built-in family is well-formed; a test reads them all");
+            family.neutral.extend(every.neutral.iter().cloned());
+            for (key, values) in &every.only {
+                family.only.entry(key.clone()).or_insert(values.clone());
+            }
+            family
+        };
+        FAMILIES.iter().map(read).collect()
+    })
 }

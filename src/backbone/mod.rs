@@ -14,3 +14,7 @@ pub use config::Config;
 pub use source::{fetch_weights, locate, read_config};
 pub use tree::{head_parameters, language_model_parameters, Module, Parameter, Site, Source, Tree};
 pub use weights::Checkpoint;
+
+/// The files of a backbone that are read, but for its weights.
+pub const FILES_BESIDE_WEIGHTS: [&str; 3] =
+    ["config.json", "tokenizer.json", "tokenizer_config.json"];

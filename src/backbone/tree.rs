@@ -80,6 +80,10 @@ impl Parameter {
 pub struct Source {
     /// The tensor's name, without the family's prefix.
     pub name: String,
+    /// A name that is taken before it where there is such a tensor.
+    pub rather: Option<String>,
+    /// A name that is taken where there is no tensor of its own.
+    pub otherwise: Option<String>,
     /// Whether the family's prefix may stand before the name.
     pub prefixed: bool,
     /// Whether the checkpoint has it as `(in, out)`.
@@ -136,6 +140,7 @@ impl Tree {
             add(&mut modules, path, entry);
         }
         add_fused(&mut modules);
+        add_decoder(&mut modules, config);
         Tree { modules }
     }
 
@@ -183,12 +188,14 @@ fn head_module(config: &Config, step: &HeadStep, labels: usize) -> Option<Module
         parts: 1,
     };
     let mut module = sized_module(config, &step.module, &entry, labels);
-    if let Some(name) = step.untied.as_ref().filter(|_| config.is_untied) {
+    if let Some(name) = step.untied.as_ref().filter(|_| config.is_decoder_own()) {
         let weight = Parameter {
             path: format!("{}.weight", step.module),
             shape: vec![module.output, config.hidden],
             source: Source {
                 name: String::new(),
+                rather: None,
+                otherwise: None,
                 prefixed: false,
                 transposed: false,
                 part: 0,
@@ -198,11 +205,16 @@ fn head_module(config: &Config, step: &HeadStep, labels: usize) -> Option<Module
         module.parameters.insert(0, weight);
         for parameter in &mut module.parameters {
             let leaf = parameter.path.rsplit('.').next().unwrap_or_default();
-            parameter.source.name = format!("{name}.{leaf}");
+            let tied = std::mem::replace(&mut parameter.source.name, format!("{name}.{leaf}"));
+            // Where `config.json` ties them, the bias above the decoder is the decoder's, too.
+            parameter.source.otherwise = (leaf == "bias" && !config.is_untied).then_some(tied);
         }
     }
+    let untied = step.untied.as_ref().filter(|_| !config.is_decoder_own());
     for parameter in &mut module.parameters {
         parameter.source.prefixed = false;
+        // As transformers has it, the bias beside the decoder counts before the one above it.
+        parameter.source.rather = untied.map(|name| format!("{name}.bias"));
     }
     Some(module)
 }
@@ -219,6 +231,8 @@ fn sized_module(config: &Config, path: &str, entry: &ModuleEntry, labels: usize)
         shape,
         source: Source {
             name: format!("{}.{leaf}", entry.name),
+            rather: None,
+            otherwise: None,
             prefixed: true,
             transposed: entry.transposed && leaf == "weight",
             part: entry.part,
@@ -267,6 +281,19 @@ fn add_groups(modules: &mut Vec<Module>, path: &str, hidden: usize) {
                 parameters: Vec::new(),
             });
         }
+    }
+}
+
+/// A tied embedding is read from the head's decoder where the checkpoint has that alone.
+fn add_decoder(modules: &mut [Module], config: &Config) {
+    let head = config.family().heads.language_model();
+    let step = head.and_then(|head| head.steps.last());
+    let Some((table, untied)) = step.and_then(|s| s.weight.as_ref().zip(s.untied.as_ref())) else {
+        return;
+    };
+    let tables = modules.iter_mut().filter(|module| module.path == *table);
+    for parameter in tables.flat_map(|table| &mut table.parameters) {
+        parameter.source.otherwise = (!config.is_decoder_own()).then(|| format!("{untied}.weight"));
     }
 }
 

@@ -170,8 +170,13 @@ impl Checkpoint {
         } else {
             &[""]
         };
-        names
-            .flat_map(|name| prefixes.iter().map(move |prefix| format!("{prefix}{name}")))
+        let own =
+            names.flat_map(|name| prefixes.iter().map(move |prefix| format!("{prefix}{name}")));
+        let source = &parameter.source;
+        let rather = source.rather.iter().cloned();
+        rather
+            .chain(own)
+            .chain(source.otherwise.iter().cloned())
             .find(|name| self.has(name))
     }
 
@@ -203,7 +208,10 @@ impl Checkpoint {
     }
 
     /// The name of a parameter's tensor, which has the shape that the parameter asks for.
-    fn checked(&self, parameter: &Parameter, prefix: &str) -> Result<String, Problem> {
+    ///
+    /// # Errors
+    /// It is not there, or has another shape.
+    pub fn checked(&self, parameter: &Parameter, prefix: &str) -> Result<String, Problem> {
         let source = &parameter.source;
         let name = self
             .find(parameter, prefix)
@@ -279,7 +287,7 @@ mod tests {
             let directory = Path::new("tests/fixtures").join(fixture);
             let config = read_config(&directory).unwrap();
             let file = Checkpoint::open_directory(&directory).unwrap();
-            let prefix = config.family().prefix;
+            let prefix = &config.family().prefix;
             let tree = Tree::new(&config);
             let in_file = |p: &&Parameter| file.find(p, &prefix).is_some();
             for parameter in tree.parameters().filter(in_file) {

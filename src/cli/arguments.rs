@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::run::Rule;
+use crate::run::{Integrity, Rule};
 
 /// Delta tuning (parameter-efficient fine-tuning) from a small declarative file.
 #[derive(Parser)]
@@ -77,6 +77,8 @@ pub enum Command {
         /// The backbone's directory, if it has moved
         #[arg(long)]
         backbone: Option<String>,
+        #[command(flatten)]
+        integrity: IntegrityOptions,
     },
 }
 
@@ -106,6 +108,8 @@ pub struct CombineOptions {
     /// The backbone's directory, if it is not where the runs say
     #[arg(long)]
     pub backbone: Option<String>,
+    #[command(flatten)]
+    pub integrity: IntegrityOptions,
 }
 
 #[derive(Args)]
@@ -122,6 +126,25 @@ pub struct PipelineOptions {
     /// What everything random is drawn from; the same as `--set seed=N`
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
+    #[command(flatten)]
+    pub integrity: IntegrityOptions,
+}
+
+/// Whether files of earlier runs must be what those runs left.
+#[derive(Args)]
+pub struct IntegrityOptions {
+    /// Take files of a run, its backbone or its data although they changed since; each is said
+    #[arg(long)]
+    pub allow_changed: bool,
+}
+
+impl IntegrityOptions {
+    pub fn integrity(&self) -> Integrity {
+        match self.allow_changed {
+            true => Integrity::Unchecked,
+            false => Integrity::Checked,
+        }
+    }
 }
 
 #[derive(Args)]
@@ -129,7 +152,7 @@ pub struct PlanOptions {
     #[command(flatten)]
     pub pipeline: PipelineOptions,
     /// Threads to estimate for
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = threads)]
     pub threads: Option<usize>,
 }
 
@@ -141,10 +164,10 @@ pub struct ProfileOptions {
     #[arg(long, value_name = "NAME")]
     pub stage: Option<String>,
     /// Steps to measure
-    #[arg(long, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub steps: u32,
     /// Threads
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = threads)]
     pub threads: Option<usize>,
 }
 
@@ -154,7 +177,7 @@ pub struct DeviceOptions {
     #[arg(long, default_value = "cpu")]
     pub device: String,
     /// Threads; the result does not depend on it
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = threads)]
     pub threads: Option<usize>,
 }
 
@@ -188,6 +211,8 @@ pub struct SourceOptions {
     pub text: Option<Vec<String>>,
     #[command(flatten)]
     pub device: DeviceOptions,
+    #[command(flatten)]
+    pub integrity: IntegrityOptions,
 }
 
 #[derive(Args)]
@@ -209,4 +234,14 @@ pub struct PredictOptions {
     /// Where to write; standard output if absent
     #[arg(long, value_name = "FILE.jsonl")]
     pub output: Option<PathBuf>,
+}
+
+/// Threads that a process may start: more than any machine has processors.
+const MOST_THREADS: usize = 1024;
+
+fn threads(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(threads) if (1..=MOST_THREADS).contains(&threads) => Ok(threads),
+        _ => Err(format!("a whole number from 1 to {MOST_THREADS} is needed")),
+    }
 }

@@ -1,5 +1,6 @@
 //! What each command does.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,11 +12,14 @@ use super::arguments::{
 };
 use super::Ended;
 use crate::diagnostic::{Problem, Problems, Span};
+use crate::disk;
 use crate::engine::cpu::{measure_limits, measure_rate};
 use crate::graph::Executor;
 use crate::plan::{FileFormat, FilePlan, Overrides, Plan};
-use crate::report::{against_precision, describe, metric_value, profile_table, Progress};
-use crate::run::{open_run, read_text, Ended as RunEnded, Loaded, Loader, Source};
+use crate::report::{
+    self, against_precision, describe, metric_value, print, profile_table, say, Progress,
+};
+use crate::run::{open_run, read_text, Ended as RunEnded, Integrity, Loaded, Loader, Source};
 use crate::text::{bytes, quoted_list};
 use crate::{peft, run, script, syntax};
 
@@ -30,6 +34,7 @@ fn open(options: &PipelineOptions) -> Result<Source, Problems> {
     };
     let mut source = Source::read(path)?;
     source.overrides = overrides(options)?;
+    source.integrity = options.integrity.integrity();
     Ok(source)
 }
 
@@ -70,21 +75,36 @@ fn overrides(options: &PipelineOptions) -> Result<Overrides, Problem> {
     Ok(all)
 }
 
+/// Shows warnings.
+fn warn(warnings: &Problems) {
+    if !warnings.problems.is_empty() {
+        say(warnings
+            .render(std::io::stderr().is_terminal())
+            .trim_end_matches('\n'));
+    }
+}
+
 /// `deltarun check`
 pub(super) fn check(options: &PipelineOptions) -> Result<Ended, Problems> {
     let source = open(options)?;
-    source.checked_plan()?;
-    println!("{}: no mistakes found", source.name);
+    let plan = source.checked_plan()?;
+    warn(&source.warnings(&plan));
+    print(&format!("{}: no mistakes found\n", source.name));
     Ok(Ended::Done)
 }
 
 /// `deltarun plan`
 pub(super) fn plan(options: &PlanOptions) -> Result<Ended, Problems> {
-    let plan = open(&options.pipeline)?.plan()?;
-    print!(
-        "{}",
-        describe(&plan, rayon::current_num_threads(), measure_rate)
-    );
+    let source = open(&options.pipeline)?;
+    let plan = source.plan()?;
+    warn(&source.warnings(&plan));
+    let heads = run::head_origins(&plan);
+    print(&describe(
+        &plan,
+        &heads,
+        rayon::current_num_threads(),
+        measure_rate,
+    ));
     Ok(Ended::Done)
 }
 
@@ -112,10 +132,8 @@ pub(super) fn profile(options: &ProfileOptions) -> Result<Ended, Problems> {
     let profile = run::profile(&plan, index, options.steps as usize)
         .map_err(|problem| source.locate(vec![problem]))?;
     let threads = rayon::current_num_threads();
-    print!(
-        "{}",
-        profile_table(&profile, threads, &measure_limits(plan.backbone.precision))
-    );
+    let limits = measure_limits(plan.backbone.precision);
+    print(&profile_table(&profile, threads, &limits));
     Ok(Ended::Done)
 }
 
@@ -134,24 +152,12 @@ pub(super) fn fmt(files: &[PathBuf], check: bool) -> Result<Ended, Problems> {
             let problem = Problem::new("delta::cli::fmt", message);
             return Err(problem.help(format!("run `deltarun fmt {name}`")).into());
         }
-        write_whole(path, &formatted)?;
+        disk::replace(path, formatted.as_bytes()).map_err(|e| disk::failed("written", path, &e))?;
     }
     Ok(Ended::Done)
 }
 
-/// Writes a file under a temporary name, then renames it.
-fn write_whole(path: &Path, text: &str) -> Result<(), Problem> {
-    let temporary = path.with_extension("writing");
-    let written = std::fs::write(&temporary, text).and_then(|()| std::fs::rename(&temporary, path));
-    written.map_err(|e| {
-        Problem::failure(
-            "delta::cli::write",
-            format!("`{}` cannot be written: {e}", path.display()),
-        )
-    })
-}
-
-/// Ctrl-C asks for a stop at the end of the step; a second one ends the process at once.
+/// Ctrl-C, SIGTERM and SIGHUP ask for a stop at the end of the step; a second one ends the process at once.
 fn interruption() -> &'static AtomicBool {
     static INTERRUPTED: AtomicBool = AtomicBool::new(false);
     // An error means that a handler is set already, which does the same.
@@ -159,7 +165,7 @@ fn interruption() -> &'static AtomicBool {
         if INTERRUPTED.swap(true, Ordering::Relaxed) {
             std::process::exit(i32::from(super::INTERRUPTED));
         }
-        eprintln!("\nstopping after this step; Ctrl-C again stops at once");
+        say("\nstopping after this step; Ctrl-C again stops at once");
     });
     &INTERRUPTED
 }
@@ -230,9 +236,10 @@ pub(super) fn run(options: &RunOptions) -> Result<Ended, Problems> {
     }
     let source = open(&options.pipeline)?;
     let plan = source.checked_plan()?;
+    warn(&source.warnings(&plan));
     if options.device.device == "cpu" && !options.quiet {
         if let Some(note) = against_precision(&plan, measure_rate) {
-            eprintln!("note: {note}");
+            report::note(&note);
         }
     }
     let out = options
@@ -260,13 +267,14 @@ fn run_script(path: &Path, options: &RunOptions) -> Result<Ended, Problems> {
         set: overrides(&options.pipeline)?,
         preset: options.preset.clone(),
         out: options.out.clone().unwrap_or_else(default),
+        integrity: options.pipeline.integrity.integrity(),
         is_quiet: options.quiet,
         interrupted: interruption(),
     };
     match script::run(path, &options)? {
         script::Ended::Complete => Ok(Ended::Done),
         script::Ended::Interrupted => {
-            eprintln!("interrupted; the same command goes on");
+            say("interrupted; the same command goes on");
             Ok(Ended::Interrupted)
         }
     }
@@ -280,32 +288,36 @@ fn run_on<D: Executor>(
     is_quiet: bool,
 ) -> Result<Ended, Problems> {
     let progress = Progress::new(is_quiet);
+    let heads = run::head_origins(plan);
+    heads.iter().for_each(|head| progress.line(head));
     let ended = run::run(
         plan,
         &source.text,
         device,
         &run::Shared::default(),
         out,
+        source.integrity,
         interruption(),
         progress,
     );
     match ended.map_err(|problem| source.locate(vec![problem]))? {
         RunEnded::Interrupted(partial) => {
-            eprintln!(
+            say(&format!(
                 "interrupted; the same command goes on from `{}`",
                 partial.display()
-            );
+            ));
             Ok(Ended::Interrupted)
         }
         RunEnded::Complete(summary, out) => {
-            println!("\n{}\n\n{}", summary.name, summary.table());
+            let mut text = format!("\n{}\n\n{}\n", summary.name, summary.table());
             let delta = out.join("delta.safetensors");
             let size = std::fs::metadata(&delta).map_or(0, |file| file.len());
-            println!("  delta: {} ({})", delta.display(), bytes(size as usize));
-            match peft::why_not(plan) {
-                None => println!("  for PEFT: {}", out.join("peft").display()),
-                Some(reason) => println!("  not in PEFT's format: {reason}"),
-            }
+            text += &format!("  delta: {} ({})\n", delta.display(), bytes(size as usize));
+            text += &match peft::why_not(plan) {
+                None => format!("  for PEFT: {}\n", out.join("peft").display()),
+                Some(reason) => format!("  not in PEFT's format: {reason}\n"),
+            };
+            print(&text);
             Ok(Ended::Done)
         }
     }
@@ -317,7 +329,13 @@ pub(super) fn open_source<D: Executor>(
     device: D,
 ) -> Result<Loaded<D>, Problem> {
     let (backbone, text) = (source.backbone.as_deref(), source.text.as_deref());
-    open_run(&source.run, backbone, text, device)
+    open_run(
+        &source.run,
+        backbone,
+        text,
+        source.integrity.integrity(),
+        device,
+    )
 }
 
 /// `deltarun eval`
@@ -345,15 +363,20 @@ fn eval_on<D: Executor>(options: &EvalOptions, device: D) -> Result<Ended, Probl
     let examples = loader.file(&file, task)?;
     let evaluation =
         crate::train::evaluate(&loaded.graph, &examples.all, task, loader.masking(task)?)?;
-    println!("{}: {} examples", file.path.display(), evaluation.examples);
+    let mut text = format!(
+        "{}: {} examples\n",
+        file.path.display(),
+        evaluation.examples
+    );
     for (name, value) in &evaluation.metrics {
         let metric = if *name == task.metric.name() {
             metric_value(task.metric, *value)
         } else {
             format!("{value:.4}")
         };
-        println!("  {name} {metric}");
+        text += &format!("  {name} {metric}\n");
     }
+    print(&text);
     Ok(Ended::Done)
 }
 
@@ -384,15 +407,24 @@ pub(super) fn merge(
     directory: &Path,
     out: &Path,
     backbone: Option<&str>,
+    integrity: Integrity,
 ) -> Result<Ended, Problems> {
-    let loaded = open_run(directory, backbone, None, cpu())?;
+    let loaded = open_run(directory, backbone, None, integrity, cpu())?;
     run::merge(&loaded.plan, &loaded.graph, out)?;
-    println!("{}", out.display());
+    print(&format!("{}\n", out.display()));
     Ok(Ended::Done)
 }
 
 pub(super) fn combine(options: &CombineOptions) -> Result<Ended, Problems> {
-    let open = |run: &PathBuf| open_run(run, options.backbone.as_deref(), None, cpu());
+    let open = |run: &PathBuf| {
+        open_run(
+            run,
+            options.backbone.as_deref(),
+            None,
+            options.integrity.integrity(),
+            cpu(),
+        )
+    };
     let runs = options
         .runs
         .iter()
@@ -406,6 +438,6 @@ pub(super) fn combine(options: &CombineOptions) -> Result<Ended, Problems> {
         seed: options.seed,
     };
     run::combine(&runs, &combination, cpu(), &options.out)?;
-    println!("{}", options.out.display());
+    print(&format!("{}\n", options.out.display()));
     Ok(Ended::Done)
 }

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::diagnostic::{Problem, Problems};
+use crate::report::say;
 use arguments::{Arguments, Command};
 
 /// Exit code of a run that Ctrl-C stopped, as shells have it.
@@ -37,7 +38,9 @@ pub fn main() -> ExitCode {
         Ok(Ended::Done) => ExitCode::SUCCESS,
         Ok(Ended::Interrupted) => ExitCode::from(INTERRUPTED),
         Err(problems) => {
-            eprint!("{}", problems.render(std::io::stderr().is_terminal()));
+            say(problems
+                .render(std::io::stderr().is_terminal())
+                .trim_end_matches('\n'));
             ExitCode::from(problems.exit_code())
         }
     }
@@ -58,9 +61,12 @@ fn dispatch(arguments: Arguments) -> Result<Ended, Problems> {
         Some(Command::Eval(options)) => commands::eval(&options),
         Some(Command::Predict(options)) => predict::predict(&options),
         Some(Command::Combine(options)) => commands::combine(&options),
-        Some(Command::Merge { run, out, backbone }) => {
-            commands::merge(&run, &out, backbone.as_deref())
-        }
+        Some(Command::Merge {
+            run,
+            out,
+            backbone,
+            integrity,
+        }) => commands::merge(&run, &out, backbone.as_deref(), integrity.integrity()),
         None => match &arguments.run.pipeline.file {
             Some(_) => commands::run(&arguments.run),
             None => {

@@ -158,6 +158,11 @@ impl Chunk {
                 problem
             })?;
         for logits in logits_of(&loaded.graph, &examples.all)? {
+            if logits.iter().any(|logit| !logit.is_finite()) {
+                let problem =
+                    Problem::failure("delta::cli::not_finite", "a logit is not a finite number");
+                return Err(problem.help("look at the weights of the run and of its backbone"));
+            }
             writeln!(output, "{}", describe(&logits, task)).map_err(failed)?;
         }
         output.flush().map_err(failed)

@@ -266,6 +266,10 @@ impl Template<'_> {
         let (mut segment, mut soft, mut text) = (0, None, String::new());
         let end = [Piece::Segment(0)];
         for piece in self.cloze.template.iter().chain(&end) {
+            if matches!(piece, Piece::Mask) && self.mask.is_none() {
+                // The word that a causal model is asked for brings the space before it.
+                text.truncate(text.trim_end_matches(' ').len());
+            }
             if let Some(more) = self.text_of(piece, texts) {
                 text.push_str(&more);
                 continue;

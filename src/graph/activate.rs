@@ -102,12 +102,11 @@ impl<D: Backend> Graph<D> {
         let trained = so_far
             .iter()
             .any(|stage| stage.train_head && stage.task == task);
-        if trained || !self.fresh_heads.contains(task) {
+        let Some(reason) = self.fresh_heads.get(task).filter(|_| !trained) else {
             return Ok(());
-        }
-        let message = format!(
-            "the head of `{task}` is not in the backbone's checkpoint, and no stage has trained it"
-        );
+        };
+        let message =
+            format!("the head of `{task}` is drawn anew ({reason}), and no stage has trained it");
         let problem = Problem::new("delta::graph::untrained_head", message);
         let problem = problem.help("add `head` to the `train` list of a stage");
         Err(match plan.stages.get(stage) {

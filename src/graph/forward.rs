@@ -271,7 +271,7 @@ impl<'g, D: Backend> Pass<'g, D> {
             x = D::add(x, &self.look_up("embeddings.type", &types, &layout)?)?;
         }
         // A prompt has positions of its own, and so has, as in PEFT, a prefix without rows here.
-        let first = self.graph.family.position_offset + self.graph.active.tokens - before;
+        let first = config.first_position() + self.graph.active.tokens - before;
         let positions = layout.ranges().flat_map(|range| first..first + range.len());
         let positions: Vec<usize> = positions.collect();
         x = D::add(
@@ -281,7 +281,7 @@ impl<'g, D: Backend> Pass<'g, D> {
         if !self.graph.pre_norm() {
             x = self.norm("embeddings.norm", &x)?;
         }
-        let x = self.drop(x, &layout, config.dropout, "embeddings")?;
+        let x = self.drop(x, &layout, config.embedding_dropout(), "embeddings")?;
         Ok((x, layout))
     }
 

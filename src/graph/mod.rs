@@ -8,6 +8,7 @@ mod activate;
 mod batch;
 mod executor;
 mod forward;
+mod heads;
 mod init;
 mod mix;
 mod read;
@@ -31,6 +32,7 @@ use crate::plan::{Plan, TaskPlan};
 pub use batch::{Batch, Prefix, Targets};
 pub use executor::Executor;
 pub use forward::Pass;
+pub use heads::{label_order, reordered, HeadOrigin};
 pub(crate) use singular::Singular;
 pub use store::{Backbones, Store, Tensors, Value, Views};
 
@@ -38,7 +40,7 @@ pub use store::{Backbones, Store, Tensors, Value, Views};
 pub struct Graph<D: Backend> {
     device: D,
     config: Config,
-    family: Family,
+    family: &'static Family,
     tree: Tree,
     /// How products with the backbone's own weights are computed.
     precision: Precision,
@@ -46,8 +48,8 @@ pub struct Graph<D: Backend> {
     base: Arc<Store<D>>,
     /// Parameters of deltas and heads: `delta.site.name`, `task.head.weight`.
     values: Store<D>,
-    /// Heads that were not in the checkpoint, by task.
-    fresh_heads: BTreeSet<String>,
+    /// Heads that were drawn, by task, and why.
+    fresh_heads: BTreeMap<String, String>,
     /// Keys of `values` that are never trained.
     frozen: BTreeSet<String>,
     active: Active,
@@ -132,7 +134,7 @@ impl<D: Backend> Graph<D> {
             precision: plan.backbone.precision,
             base: Arc::default(),
             values: Store::new(),
-            fresh_heads: BTreeSet::new(),
+            fresh_heads: BTreeMap::new(),
             frozen: BTreeSet::new(),
             active: Active::default(),
         };
@@ -196,28 +198,63 @@ impl<D: Backend> Graph<D> {
         checkpoint: Option<&Checkpoint>,
         drawn: &init::Draw,
     ) -> Result<(), Problem> {
+        let origin = HeadOrigin::of(&self.config, task, checkpoint);
+        if let HeadOrigin::Drawn(reason) = &origin {
+            self.fresh_heads.insert(name.to_owned(), reason.clone());
+        }
         for parameter in self.head_parameters(task) {
             let key = format!("{name}.{}", parameter.path);
-            let stored = checkpoint
-                .filter(|file| {
-                    let found = file.find(&parameter, &self.family.prefix);
-                    found.and_then(|name| file.shape(&name)) == Some(parameter.shape.as_slice())
-                })
-                .map(|file| file.load(&parameter, &self.family.prefix));
-            let values = match stored {
-                Some(values) => values?,
-                None => {
-                    self.fresh_heads.insert(name.to_owned());
-                    drawn.parameter(&Parameter {
-                        path: key.clone(),
-                        ..parameter.clone()
-                    })
-                }
+            let stored = match checkpoint {
+                Some(file) => self.stored_head(&parameter, task, &origin, file)?,
+                None => None,
             };
+            let values = stored.unwrap_or_else(|| {
+                // A bias that is not there is zero to transformers, and makes no head a new one.
+                if !parameter.path.ends_with(".bias") {
+                    let reason = format!("the checkpoint has no `{}`", parameter.source.name);
+                    self.fresh_heads.entry(name.to_owned()).or_insert(reason);
+                }
+                drawn.parameter(&Parameter {
+                    path: key.clone(),
+                    ..parameter.clone()
+                })
+            });
             let value = self.put(values, &parameter.shape)?;
             self.values.insert(key, value);
         }
         Ok(())
+    }
+
+    /// A parameter of a head as the checkpoint has it, its outputs in the order of the task's labels; nothing where
+    /// it is to be drawn.
+    fn stored_head(
+        &self,
+        parameter: &Parameter,
+        task: &TaskPlan,
+        origin: &HeadOrigin,
+        file: &Checkpoint,
+    ) -> Result<Option<Vec<f32>>, Problem> {
+        let prefix = &self.family.prefix;
+        let is_output = self.is_output(task, &parameter.path);
+        let name = file.find(parameter, prefix);
+        let shape = name.and_then(|name| file.shape(&name));
+        if shape != Some(parameter.shape.as_slice()) {
+            return Ok(None);
+        }
+        match origin {
+            HeadOrigin::Drawn(_) if is_output => Ok(None),
+            HeadOrigin::Checkpoint(order, _) if is_output && !order.is_empty() => {
+                Ok(Some(reordered(&file.load(parameter, prefix)?, order)))
+            }
+            _ => file.load(parameter, prefix).map(Some),
+        }
+    }
+
+    /// Whether a parameter of a task's head has a row for each label.
+    pub fn is_output(&self, task: &TaskPlan, path: &str) -> bool {
+        let last = self.head(task).and_then(|head| head.steps.last());
+        let rest = last.and_then(|step| path.strip_prefix(&step.module));
+        matches!(rest, Some(".weight" | ".bias")) && !task.uses_language_model()
     }
 
     fn head(&self, task: &TaskPlan) -> Option<&Head> {

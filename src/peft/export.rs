@@ -5,12 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, View};
+use safetensors::SafeTensorError;
 use serde_json::json;
 
 use super::form::{form, Form};
 use super::low_rank::low_rank;
 use super::{module_name, norms, prompts, token_rows, tuner, KEY_PREFIX};
 use crate::diagnostic::Problem;
+use crate::disk::{self, Pending};
 use crate::engine::Backend;
 use crate::graph::Graph;
 use crate::plan::Plan;
@@ -20,11 +22,9 @@ use crate::plan::Plan;
 /// # Errors
 /// PEFT has no form for the deltas; a file cannot be written.
 pub fn export<D: Backend>(plan: &Plan, graph: &Graph<D>, directory: &Path) -> Result<(), Problem> {
-    let failed = |e: std::io::Error| {
-        Problem::failure(
-            "delta::run::write",
-            format!("`{}` cannot be written: {e}", directory.display()),
-        )
+    let write = |name: &str, text: &str| {
+        let path = directory.join(name);
+        disk::replace(&path, text.as_bytes()).map_err(|e| disk::failed("written", &path, &e))
     };
     let form = form(plan).map_err(Problem::internal)?;
     let is_prompt = matches!(form, Form::Prefix | Form::Prompt);
@@ -41,7 +41,7 @@ pub fn export<D: Backend>(plan: &Plan, graph: &Graph<D>, directory: &Path) -> Re
     };
     let mut saved = BTreeSet::new();
     let key_prefix = if is_prompt { PROMPT_PREFIX } else { KEY_PREFIX };
-    let prefix = plan.backbone.config.family().prefix;
+    let prefix = &plan.backbone.config.family().prefix;
     for (parameter, key) in graph.head_keys() {
         let name = parameter.source.full_name(&prefix);
         let values = graph.tensor(&key).unwrap_or_default();
@@ -74,12 +74,12 @@ pub fn export<D: Backend>(plan: &Plan, graph: &Graph<D>, directory: &Path) -> Re
         });
         settings.insert("fan_in_fan_out".into(), json!(is_transposed));
     }
-    std::fs::create_dir_all(directory).map_err(failed)?;
+    std::fs::create_dir_all(directory).map_err(|e| disk::failed("made", directory, &e))?;
     let text = serde_json::to_string_pretty(&settings).map_err(Problem::internal)?;
-    std::fs::write(directory.join("adapter_config.json"), text + "\n").map_err(failed)?;
+    write("adapter_config.json", &(text + "\n"))?;
     let path = directory.join("adapter_model.safetensors");
     write_tensors(&path, &written.tensors, None)?;
-    std::fs::write(directory.join("README.md"), card(plan)).map_err(failed)
+    write("README.md", &card(plan))
 }
 
 /// What stands before a head's name beside prompts and prefixes.
@@ -94,17 +94,30 @@ pub fn write_tensors<V: AsRef<[f32]>>(
     tensors: &BTreeMap<String, (V, Vec<usize>)>,
     metadata: Option<std::collections::HashMap<String, String>>,
 ) -> Result<(), Problem> {
+    let is_finite = |values: &[f32]| values.iter().all(|value| value.is_finite());
+    if let Some(key) = tensors
+        .iter()
+        .find(|(_, (values, _))| !is_finite(values.as_ref()))
+    {
+        let message = format!(
+            "`{}` has a number that is not finite, and is not written",
+            key.0
+        );
+        return Err(Problem::failure("delta::run::not_finite", message)
+            .help("look at what it was made of: a loss or a weight that is not finite"));
+    }
     let views = tensors.iter().map(|(key, (values, shape))| {
         let values = values.as_ref();
         (key, Stored { values, shape })
     });
     let metadata = metadata.or_else(|| Some([("format".to_owned(), "pt".to_owned())].into()));
-    safetensors::serialize_to_file(views, metadata, path).map_err(|e| {
-        Problem::failure(
-            "delta::run::write",
-            format!("`{}` cannot be written: {e}", path.display()),
-        )
-    })
+    let failed = |e: &std::io::Error| disk::failed("written", path, e);
+    let file = Pending::new(path).map_err(|e| failed(&e))?;
+    safetensors::serialize_to_file(views, metadata, file.temporary()).map_err(|e| match e {
+        SafeTensorError::IoError(e) => failed(&e),
+        other => Problem::internal(other),
+    })?;
+    file.complete().map_err(|e| failed(&e))
 }
 
 /// A tensor that becomes bytes when its turn has come.
@@ -150,7 +163,7 @@ fn base_name(plan: &Plan) -> String {
 /// The last parts of the modules' names where they say exactly the same, else the full names; PEFT
 /// reads both. Sorted: PEFT's own order is that of a set.
 fn targets<D: Backend>(graph: &Graph<D>, plan: &Plan, names: &BTreeSet<String>) -> Vec<String> {
-    let prefix = plan.backbone.config.family().prefix;
+    let prefix = &plan.backbone.config.family().prefix;
     let ending = |name: &str| name.rsplit('.').next().unwrap_or_default().to_owned();
     let mut endings: Vec<String> = names.iter().map(|name| ending(name)).collect();
     endings.sort();

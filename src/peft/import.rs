@@ -364,7 +364,7 @@ fn read_head(
     [key_prefix, prefix]: &[&str; 2],
     reader: &mut Reader,
 ) -> Result<Option<usize>, Problem> {
-    let head = config.family().heads.classify;
+    let head = &config.family().heads.classify;
     let is_saved = |parameter: &&Parameter| {
         let name = &parameter.source.name;
         saved

@@ -321,6 +321,7 @@ impl<'a> Builder<'a> {
 
 fn set_dropout(config: &mut Config, probability: f32) {
     config.dropout = probability;
+    config.embedding_dropout = Some(probability);
     config.attention_dropout = probability;
     config.classifier_dropout = probability;
 }

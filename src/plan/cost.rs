@@ -295,7 +295,10 @@ impl Plan {
             Err("something is trained in the first block or below it".to_owned())
         } else if self.tasks[&stage.task].kind == TaskKind::MaskedLm {
             Err("masks are drawn anew in every epoch".to_owned())
-        } else if config.dropout > 0.0 || config.attention_dropout > 0.0 {
+        } else if config.dropout > 0.0
+            || config.embedding_dropout() > 0.0
+            || config.attention_dropout > 0.0
+        {
             Err("dropout below the lowest trained site; `dropout = off` in `backbone`".to_owned())
         } else if let Some(delta) = active.iter().find(draws) {
             Err(format!(
@@ -346,7 +349,7 @@ impl Plan {
             return 0;
         };
         let config = &self.backbone.config;
-        let heads = config.family().heads;
+        let heads = &config.family().heads;
         let head = if task.uses_language_model() {
             heads.language_model()
         } else {

@@ -12,6 +12,7 @@ mod scope;
 mod selection;
 mod stage;
 mod stages;
+mod stored;
 mod tasks;
 mod template;
 mod uses;
@@ -112,33 +113,6 @@ impl Plan {
             Change::Unfreeze { .. } => 0,
         };
         self.active(stage).iter().map(of).sum()
-    }
-
-    /// The plan as YAML, without tags, so that any YAML reader can read it.
-    ///
-    /// # Errors
-    /// A bug of ours only: every part of a plan can be written.
-    pub fn to_yaml(&self) -> Result<String, serde_yaml::Error> {
-        let mut text = Vec::new();
-        let mut serializer = serde_yaml::Serializer::new(&mut text);
-        serde_yaml::with::singleton_map_recursive::serialize(self, &mut serializer)?;
-        Ok(String::from_utf8_lossy(&text).into_owned())
-    }
-
-    /// Reads what [`Plan::to_yaml`] wrote.
-    ///
-    /// # Errors
-    /// The text is not a plan.
-    pub fn from_yaml(text: &str) -> Result<Self, serde_yaml::Error> {
-        let document = serde_yaml::Deserializer::from_str(text);
-        serde_yaml::with::singleton_map_recursive::deserialize(document)
-    }
-
-    /// A hash of everything that determines the run's result.
-    pub fn hash(&self) -> String {
-        use sha2::{Digest, Sha256};
-        let text = self.to_yaml().unwrap_or_default();
-        crate::text::hexadecimal(&Sha256::digest(text))
     }
 }
 

@@ -6,6 +6,7 @@ mod plot;
 mod profile;
 mod progress;
 mod table;
+mod terminal;
 
 pub use page::Page;
 pub use plan::{against_precision, describe};
@@ -13,6 +14,7 @@ pub use plot::{plot, Series};
 pub use profile::profile_table;
 pub use progress::Progress;
 pub use table::Table;
+pub use terminal::{note, print, say};
 
 use crate::plan::Metric;
 

@@ -33,8 +33,14 @@ pub fn against_precision(plan: &Plan, rate: impl Fn(Precision) -> f64) -> Option
     })
 }
 
-/// The description that `deltarun plan` prints; `rate` as in [`against_precision`].
-pub fn describe(plan: &Plan, threads: usize, rate: impl Fn(Precision) -> f64) -> String {
+/// The description that `deltarun plan` prints; `heads` says where each task's comes from, `rate` is as in
+/// [`against_precision`].
+pub fn describe(
+    plan: &Plan,
+    heads: &[String],
+    threads: usize,
+    rate: impl Fn(Precision) -> f64,
+) -> String {
     let mut text = String::new();
     let config = &plan.backbone.config;
     let tree = Tree::new(config);
@@ -62,6 +68,9 @@ pub fn describe(plan: &Plan, threads: usize, rate: impl Fn(Precision) -> f64) ->
                 method.paper()
             );
         }
+    }
+    for head in heads {
+        let _ = writeln!(text, "  {head}");
     }
     let _ = writeln!(text, "\n{}", modules(plan, &tree));
     let asked = rate(plan.backbone.precision);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::metric_value;
+use super::{metric_value, say};
 use crate::plan::Metric;
 use crate::text::thousands;
 use crate::train::Event;
@@ -48,7 +48,7 @@ impl Progress {
         }
         match &self.bar {
             Some(bar) => bar.println(text),
-            None => eprintln!("{text}"),
+            None => say(text),
         }
     }
 

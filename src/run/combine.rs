@@ -8,11 +8,11 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sha2::{Digest, Sha256};
 
-use super::{Directory, Loaded, Manifest};
+use super::{Directory, Integrity, Loaded, Manifest};
 use crate::backbone::{Checkpoint, Module, Site};
 use crate::delta::{transposed, Folded, Lora, LoraInit, Method, Scaling};
 use crate::diagnostic::{Problem, Span};
-use crate::graph::{Executor, Graph, Singular, Tensors};
+use crate::graph::{label_order, reordered, Executor, Graph, Singular, Tensors};
 use crate::plan::{Change, DeltaPlan, Plan};
 
 /// How runs are combined.
@@ -69,7 +69,7 @@ pub fn combine<D: Executor>(
     device: D,
     out: &Path,
 ) -> Result<(), Problem> {
-    Directory::check(out)?;
+    let directory = Directory::claim(out)?;
     let (plan, tensors) = combined(runs, combination)?;
     let mut graph = Graph::load(&plan, device)?;
     graph.set(tensors)?;
@@ -78,9 +78,8 @@ pub fn combine<D: Executor>(
     let names: Vec<&str> = runs.iter().map(|run| run.plan.name.as_str()).collect();
     let source = format!("# {combination:?} of {}\n", names.join(", "));
     let manifest = Manifest::new(&plan, &source)?;
-    let directory = Directory::prepare(out, &manifest, &source)?;
-    directory.write_delta(&plan, &graph)?;
-    directory.rename()
+    directory.begin(&manifest, &plan, &source, Integrity::Checked)?;
+    directory.finish(&plan, &graph, None, &manifest)
 }
 
 /// The plan and the tensors of the combined run.
@@ -212,12 +211,20 @@ fn check<D: Executor>(runs: &[Loaded<D>], combination: &Combination) -> Result<(
             );
             return problem(message, "combine runs on one backbone");
         }
-        if shapes(run) != shapes(first) {
+        if shapes(run) != shapes(first) || order(first, run).is_none() {
             let message = format!("`{name}` and `{}` have different heads", first.plan.name);
             return problem(message, "combine runs with the same labels");
         }
     }
     Ok(())
+}
+
+/// For each label of `first`, the place of the same one in `run`, where both answer the same question.
+fn order<D: Executor>(first: &Loaded<D>, run: &Loaded<D>) -> Option<Vec<usize>> {
+    let ((_, first), (_, other)) = (first.plan.final_task()?, run.plan.final_task()?);
+    let is_same =
+        first.kind == other.kind && first.uses_language_model() == other.uses_language_model();
+    is_same.then(|| label_order(&first.labels, &other.labels))?
 }
 
 /// What LoRAs add to a weight.
@@ -259,8 +266,17 @@ fn head<D: Executor>(runs: &[Loaded<D>], weights: &[f32]) -> Tensors {
     let mut tensors = Tensors::new();
     for (run, weight) in runs.iter().zip(weights) {
         let first = runs[0].graph.head_keys();
+        let order = order(&runs[0], run).unwrap_or_default();
+        let has_rows = |path: &str| {
+            run.graph
+                .task()
+                .is_some_and(|t| run.graph.is_output(t, path))
+        };
         for ((_, key), (parameter, own)) in first.into_iter().zip(run.graph.head_keys()) {
-            let values = run.graph.tensor(&own).unwrap_or_default();
+            let mut values = run.graph.tensor(&own).unwrap_or_default();
+            if has_rows(&parameter.path) && !order.is_empty() {
+                values = reordered(&values, &order);
+            }
             let zeros = || (vec![0.0; values.len()], parameter.shape.clone());
             let (sum, _) = tensors.entry(key).or_insert_with(zeros);
             let pairs = sum.iter_mut().zip(&values);
@@ -283,9 +299,21 @@ impl Combination {
         if self.rank == Some(0) {
             return problem("the rank is 0".into(), "give one above 0");
         }
+        let weights = self.weights.iter().flatten();
         if let Some(weights) = self.weights.as_ref().filter(|w| w.len() != runs) {
             let message = format!("there are {} weights and {} runs", weights.len(), runs);
             return problem(message, "give one weight for each run");
+        }
+        if let Some(weight) = weights.clone().find(|weight| !weight.is_finite()) {
+            let message = format!("a weight is {weight}");
+            return problem(message, "give finite numbers");
+        }
+        // Heads are averaged: what a weight is of must be a share of something.
+        let total: f32 = weights.clone().sum();
+        let largest = weights.fold(0.0f32, |most, weight| most.max(weight.abs()));
+        if self.weights.is_some() && total.abs() <= 1e-6 * largest {
+            let message = "the weights add up to 0, and heads are their weighted mean".to_owned();
+            return problem(message, "give weights whose sum is not 0, such as `1,-0.5`");
         }
         Ok(())
     }

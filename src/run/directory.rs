@@ -1,86 +1,36 @@
-//! What a run leaves on disk.
+//! The directory of a run that is under way.
+//!
+//! `OUT.partial` is whole at every moment: files are replaced, never changed, and the one that says what a
+//! file belongs to is written last. A run begins when its manifest is there, and is finished when
+//! `OUT.partial` is renamed to `OUT`; the checkpoint goes after that.
 
-use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::{BufWriter, Write};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-use serde_json::json;
-use sha2::{Digest, Sha256};
-
-use super::Summary;
-use crate::backbone::Checkpoint;
+use super::manifest::{Manifest, VERSION};
+use super::{Integrity, Log, Summary};
 use crate::diagnostic::Problem;
+use crate::disk::{self, failed};
 use crate::engine::Backend;
 use crate::graph::Graph;
 use crate::peft;
 use crate::plan::Plan;
-use crate::text::hexadecimal;
-use crate::train::{load, save, Event, Snapshot, State};
+use crate::report::note;
+use crate::train::{load, save, Snapshot, State};
 
-/// The record of a run: its plan, and hashes of everything that it was made from.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Manifest {
-    /// The version that wrote it.
-    pub deltarun: String,
-    /// SHA-256 of the `.delta` file.
-    pub file_hash: String,
-    /// SHA-256 of the backbone's weights; empty where they are drawn from the seed.
-    pub backbone_hash: String,
-    /// SHA-256 of each data file.
-    pub data_hashes: BTreeMap<String, String>,
-    /// SHA-256 of the plan.
-    pub plan_hash: String,
-}
+const CHECKPOINT: &str = "checkpoint.safetensors";
+const LOCK: &str = "lock";
+/// What the record of a finished run does not list.
+const NOT_RESULTS: [&str; 3] = [CHECKPOINT, LOCK, Manifest::FILE];
 
-impl Manifest {
-    /// Hashes everything.
-    ///
-    /// # Errors
-    /// A file cannot be read.
-    pub fn new(plan: &Plan, source: &str) -> Result<Self, Problem> {
-        let backbone_hash = match plan.backbone.random {
-            true => String::new(),
-            false => Checkpoint::open_directory(&plan.backbone.directory)?.hash(),
-        };
-        let mut data_hashes = BTreeMap::new();
-        for data in plan.data.values() {
-            for file in [&data.train, &data.dev, &data.test].into_iter().flatten() {
-                let bytes =
-                    std::fs::read(&file.path).map_err(|e| failed("read", &file.path, &e))?;
-                data_hashes.insert(
-                    file.path.display().to_string(),
-                    hexadecimal(&Sha256::digest(bytes)),
-                );
-            }
-        }
-        Ok(Manifest {
-            deltarun: env!("CARGO_PKG_VERSION").to_owned(),
-            file_hash: hexadecimal(&Sha256::digest(source)),
-            backbone_hash,
-            data_hashes,
-            plan_hash: plan.hash(),
-        })
-    }
-}
-
-fn failed(verb: &str, path: &Path, error: &std::io::Error) -> Problem {
-    Problem::failure(
-        "delta::run::io",
-        format!("`{}` could not be {verb}: {error}", path.display()),
-    )
-    .help("check the path, the permissions and the space on the disk")
-}
-
-/// The directory of a run that is under way.
+/// The directory of a run that is under way, held by this process alone.
 pub struct Directory {
     out: PathBuf,
     partial: PathBuf,
+    /// Its lock is held while it is open.
+    _lock: File,
 }
-
-const CHECKPOINT: &str = "checkpoint.safetensors";
-const MANIFEST: &str = "manifest.yaml";
 
 impl Directory {
     /// Makes sure that there is no `out` yet.
@@ -88,7 +38,7 @@ impl Directory {
     /// # Errors
     /// There is.
     pub fn check(out: &Path) -> Result<(), Problem> {
-        if !out.exists() {
+        if out.symlink_metadata().is_err() {
             return Ok(());
         }
         let message = format!("the output directory `{}` exists", out.display());
@@ -96,36 +46,132 @@ impl Directory {
             .help("give another one with `--out DIR`, or remove it"))
     }
 
-    /// Makes `OUT.partial`, or takes up one that the same plan left unfinished.
+    /// Makes `OUT.partial`, unless it is there, and takes hold of it.
     ///
     /// # Errors
-    /// `OUT.partial` belongs to another plan.
-    pub fn prepare(out: &Path, manifest: &Manifest, source: &str) -> Result<Self, Problem> {
-        let mut name = out.file_name().unwrap_or_default().to_os_string();
-        name.push(".partial");
+    /// There is an `OUT`; another process holds `OUT.partial`; it is no directory of a run.
+    pub fn claim(out: &Path) -> Result<Self, Problem> {
+        Directory::check(out)?;
+        let partial = partial(out);
+        std::fs::create_dir_all(&partial).map_err(|e| failed("made", &partial, &e))?;
+        let lock = lock(&partial)?;
         let directory = Directory {
             out: out.to_path_buf(),
-            partial: out.with_file_name(name),
+            partial,
+            _lock: lock,
         };
-        let text = serde_yaml::to_string(manifest).map_err(Problem::internal)?;
-        if directory.partial.exists() {
-            let found =
-                std::fs::read_to_string(directory.partial.join(MANIFEST)).unwrap_or_default();
-            if found != text {
-                let message = format!(
-                    "`{}` is an unfinished run of another plan or other data",
-                    directory.partial.display()
-                );
-                return Err(Problem::new("delta::run::other_plan", message)
-                    .help("remove it, or give another output directory with `--out DIR`"));
-            }
-            return Ok(directory);
-        }
-        std::fs::create_dir_all(&directory.partial)
-            .map_err(|e| failed("made", &directory.partial, &e))?;
-        directory.write("pipeline.delta", source)?;
-        directory.write(MANIFEST, &text)?;
+        // Another process may have finished the run between the look at `OUT` and the lock.
+        Directory::check(out)?;
+        directory.check_own()?;
+        disk::remove_temporary(&directory.partial);
         Ok(directory)
+    }
+
+    /// Begins the run, or takes up the one that was left unfinished.
+    ///
+    /// # Errors
+    /// `OUT.partial` belongs to another plan, other input or another version of the program.
+    pub fn begin(
+        &self,
+        manifest: &Manifest,
+        plan: &Plan,
+        source: &str,
+        integrity: Integrity,
+    ) -> Result<(), Problem> {
+        if self.has_begun() {
+            return self.check_same(manifest, plan, integrity);
+        }
+        self.write("pipeline.delta", source)?;
+        self.write("plan.yaml", &plan.to_yaml().map_err(Problem::internal)?)?;
+        manifest.write(&self.partial)?;
+        disk::sync_directory(disk::parent(&self.partial))
+            .map_err(|e| failed("made", &self.partial, &e))
+    }
+
+    /// Whether the directory holds a run and not what was cut off before there was one.
+    fn has_begun(&self) -> bool {
+        self.partial.join(Manifest::FILE).exists()
+    }
+
+    /// Whether all that lies in a directory without a run was left by a start that was cut off.
+    fn check_own(&self) -> Result<(), Problem> {
+        if self.has_begun() {
+            return Ok(());
+        }
+        let entries =
+            std::fs::read_dir(&self.partial).map_err(|e| failed("read", &self.partial, &e))?;
+        let is_foreign = |path: &PathBuf| {
+            let own = [LOCK, "pipeline.delta", "plan.yaml"].map(|name| self.partial.join(name));
+            !own.contains(path) && !disk::is_temporary(path)
+        };
+        let mut foreign = entries.flatten().map(|entry| entry.path());
+        let Some(found) = foreign.find(is_foreign) else {
+            return Ok(());
+        };
+        let message = format!(
+            "`{}` is no unfinished run, and has `{}` in it",
+            self.partial.display(),
+            found.file_name().unwrap_or_default().to_string_lossy()
+        );
+        Err(Problem::new("delta::run::foreign", message)
+            .help("give another output directory with `--out DIR`"))
+    }
+
+    /// Whether the unfinished run is the one that is asked for.
+    fn check_same(
+        &self,
+        manifest: &Manifest,
+        plan: &Plan,
+        integrity: Integrity,
+    ) -> Result<(), Problem> {
+        let shown = self.partial.display();
+        let out = "or give another output directory with `--out DIR`";
+        let found = Manifest::read(&self.partial)
+            .map_err(|problem| problem.help(format!("remove the directory, {out}")))?;
+        if found.deltarun != manifest.deltarun {
+            let message = format!(
+                "`{shown}` was begun by deltarun {}, and this is deltarun {VERSION}",
+                found.deltarun
+            );
+            return Err(
+                Problem::new("delta::run::other_version", message).help(format!(
+                    "finish it with that version, remove it to begin again, {out}"
+                )),
+            );
+        }
+        if found.plan_hash != manifest.plan_hash {
+            let text = std::fs::read_to_string(self.partial.join("plan.yaml"));
+            let differences = text.map_or(Vec::new(), |text| plan.differences(&text));
+            let message = match differences.is_empty() {
+                true => format!("`{shown}` is an unfinished run of another plan"),
+                false => format!(
+                    "`{shown}` is an unfinished run of another plan: {}",
+                    differences.join("; ")
+                ),
+            };
+            return Err(
+                Problem::new("delta::run::other_plan", message).help(format!("remove it, {out}"))
+            );
+        }
+        let changed = found.changed_input(manifest);
+        if changed.is_empty() {
+            return Ok(());
+        }
+        let message = format!(
+            "`{shown}` is an unfinished run of other data: since it began, {} changed",
+            crate::text::list(&changed)
+        );
+        match integrity {
+            Integrity::Unchecked => note(&message),
+            Integrity::Checked => {
+                return Err(
+                    Problem::new("delta::run::other_input", message).help(format!(
+                        "bring back what it began with, remove it to begin again, {out}"
+                    )),
+                )
+            }
+        }
+        Ok(())
     }
 
     /// Where the run is while it is under way.
@@ -135,7 +181,7 @@ impl Directory {
 
     fn write(&self, name: &str, text: &str) -> Result<(), Problem> {
         let path = self.partial.join(name);
-        std::fs::write(&path, text).map_err(|e| failed("written", &path, &e))
+        disk::replace(&path, text.as_bytes()).map_err(|e| failed("written", &path, &e))
     }
 
     /// The state that an interrupted run saved.
@@ -150,7 +196,7 @@ impl Directory {
     /// Saves a state in place of the last one.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// It cannot be written; the last one is then whole.
     pub fn save(&self, state: &Snapshot) -> Result<(), Problem> {
         save(state, &self.partial.join(CHECKPOINT))
     }
@@ -160,17 +206,7 @@ impl Directory {
     /// # Errors
     /// It cannot be opened.
     pub fn open_log(&self, length: u64) -> Result<Log, Problem> {
-        let path = self.partial.join("log.jsonl");
-        let open = || {
-            let file = OpenOptions::new().create(true).append(true).open(&path)?;
-            file.set_len(length)?;
-            Ok(file)
-        };
-        let file = open().map_err(|e| failed("opened", &path, &e))?;
-        Ok(Log {
-            file: BufWriter::new(file),
-            path,
-        })
+        Log::open(&self.partial.join(Log::FILE), length)
     }
 
     /// Writes the results and gives the directory its name.
@@ -178,116 +214,118 @@ impl Directory {
     /// # Errors
     /// A file cannot be written.
     pub fn finish<D: Backend>(
-        &self,
+        self,
         plan: &Plan,
         graph: &Graph<D>,
-        summary: &Summary,
+        summary: Option<&Summary>,
+        manifest: &Manifest,
     ) -> Result<(), Problem> {
         self.write_delta(plan, graph)?;
-        let metrics = serde_json::to_string_pretty(summary).map_err(Problem::internal)?;
-        self.write("metrics.json", &(metrics + "\n"))?;
-        let checkpoint = self.partial.join(CHECKPOINT);
-        if checkpoint.exists() {
-            std::fs::remove_file(&checkpoint).map_err(|e| failed("removed", &checkpoint, &e))?;
+        if let Some(summary) = summary {
+            let metrics = serde_json::to_string_pretty(summary).map_err(Problem::internal)?;
+            self.write("metrics.json", &(metrics + "\n"))?;
         }
-        self.rename()
+        let mut files = std::collections::BTreeMap::new();
+        hash_files(&self.partial, "", &mut files)?;
+        let manifest = Manifest {
+            files,
+            ..manifest.clone()
+        };
+        manifest.write(&self.partial)?;
+        let renamed = std::fs::rename(&self.partial, &self.out)
+            .and_then(|()| disk::sync_directory(disk::parent(&self.out)));
+        renamed.map_err(|e| failed("renamed", &self.partial, &e))?;
+        for name in [CHECKPOINT, LOCK] {
+            // The run is complete: what is left of its way here is in the way of nothing.
+            let _ = std::fs::remove_file(self.out.join(name));
+        }
+        Ok(())
     }
 
-    /// Writes the plan and what was trained, ours and PEFT's.
-    ///
-    /// # Errors
-    /// A file cannot be written.
-    pub fn write_delta<D: Backend>(&self, plan: &Plan, graph: &Graph<D>) -> Result<(), Problem> {
-        self.write("plan.yaml", &plan.to_yaml().map_err(Problem::internal)?)?;
-        peft::write_tensors(
-            &self.partial.join("delta.safetensors"),
-            &graph.views(),
-            None,
-        )?;
+    /// Writes what was trained, in our format and PEFT's.
+    fn write_delta<D: Backend>(&self, plan: &Plan, graph: &Graph<D>) -> Result<(), Problem> {
+        let path = self.partial.join("delta.safetensors");
+        peft::write_tensors(&path, &graph.views(), None)?;
         if peft::why_not(plan).is_none() {
             peft::export(plan, graph, &self.partial.join("peft"))?;
         }
         Ok(())
     }
+}
 
-    /// Gives the directory its name.
-    ///
-    /// # Errors
-    /// It cannot be renamed.
-    pub fn rename(&self) -> Result<(), Problem> {
-        std::fs::rename(&self.partial, &self.out).map_err(|e| failed("renamed", &self.partial, &e))
+impl Drop for Directory {
+    /// A directory in which no run began is removed again.
+    fn drop(&mut self) {
+        if self.partial.exists() && !self.has_begun() {
+            for name in [LOCK, "pipeline.delta", "plan.yaml"] {
+                let _ = std::fs::remove_file(self.partial.join(name));
+            }
+            let _ = std::fs::remove_dir(&self.partial);
+        }
     }
 }
 
-/// The log of a run: a JSON object to a line.
-pub struct Log {
-    file: BufWriter<File>,
-    path: PathBuf,
+/// `OUT.partial`
+fn partial(out: &Path) -> PathBuf {
+    let mut name = out.file_name().unwrap_or_default().to_os_string();
+    name.push(".partial");
+    out.with_file_name(name)
 }
 
-impl Log {
-    /// Writes an event down.
-    ///
-    /// # Errors
-    /// It cannot be written.
-    pub fn write(&mut self, event: &Event) -> Result<(), Problem> {
-        let line = match event {
-            Event::Begin { .. } => return Ok(()),
-            Event::Step {
-                stage,
-                step,
-                epoch,
-                loss,
-                lr,
-                norm,
-                seconds,
-            } => json!({
-                "stage": stage.name, "step": step, "epoch": epoch, "loss": loss, "lr": lr, "gradient_norm": norm, "seconds": seconds,
-            }),
-            Event::Evaluated {
-                stage,
-                step,
-                evaluation,
-                is_best,
-            } => json!({
-                "stage": stage.name, "step": step, "dev": evaluation.metrics, "best": is_best,
-            }),
-            Event::End { stage, result } => json!({
-                "stage": stage.name, "steps": result.steps, "kept_step": result.kept_step, "seconds": result.seconds,
-            }),
-        };
-        writeln!(self.file, "{line}").map_err(|e| failed("written", &self.path, &e))
+/// The lock of a directory, for as long as the file is open.
+fn lock(partial: &Path) -> Result<File, Problem> {
+    let path = partial.join(LOCK);
+    let unlocked = |e: &std::io::Error| failed("locked", &path, e);
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).read(true).write(true);
+    let mut file = options.open(&path).map_err(|e| unlocked(&e))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            let _ = file.read_to_string(&mut holder);
+            let message = format!(
+                "`{}` is in use: another process ({}) runs the same pipeline into it",
+                partial.display(),
+                holder.trim()
+            );
+            return Err(Problem::new("delta::run::locked", message).help(
+                "wait until that process ends, or give another output directory with `--out DIR`",
+            ));
+        }
+        Err(TryLockError::Error(e)) if e.kind() == std::io::ErrorKind::Unsupported => {
+            note(&format!(
+                "the file system of `{}` has no locks: start no second run into it",
+                partial.display()
+            ));
+        }
+        Err(TryLockError::Error(e)) => return Err(unlocked(&e)),
     }
-
-    /// The length so far, in bytes, on the disk.
-    ///
-    /// # Errors
-    /// It cannot be written.
-    pub fn length(&mut self) -> Result<u64, Problem> {
-        self.file
-            .flush()
-            .map_err(|e| failed("written", &self.path, &e))?;
-        let metadata = self
-            .file
-            .get_ref()
-            .metadata()
-            .map_err(|e| failed("read", &self.path, &e))?;
-        Ok(metadata.len())
-    }
+    let named = file
+        .set_len(0)
+        .and_then(|()| write!(file, "process {}", std::process::id()));
+    named.map_err(|e| unlocked(&e))?;
+    Ok(file)
 }
 
-/// Reads the manifest of a finished run.
-///
-/// # Errors
-/// It is missing or cannot be read.
-pub fn read_manifest(run: &Path) -> Result<Manifest, Problem> {
-    let path = run.join(MANIFEST);
-    let text = std::fs::read_to_string(&path).map_err(|e| failed("read", &path, &e))?;
-    serde_yaml::from_str(&text).map_err(|e| {
-        Problem::new(
-            "delta::run::manifest",
-            format!("`{}` cannot be read: {e}", path.display()),
-        )
-        .help("give the directory that a run left")
-    })
+/// SHA-256 of the files below a directory, by their path in it.
+fn hash_files(
+    directory: &Path,
+    within: &str,
+    hashes: &mut std::collections::BTreeMap<String, String>,
+) -> Result<(), Problem> {
+    let unreadable = |e: &std::io::Error| failed("read", directory, e);
+    for entry in std::fs::read_dir(directory).map_err(|e| unreadable(&e))? {
+        let path = entry.map_err(|e| unreadable(&e))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if path.is_dir() {
+            hash_files(&path, &format!("{within}{name}/"), hashes)?;
+        } else if !(within.is_empty() && NOT_RESULTS.contains(&&*name))
+            && !disk::is_temporary(&path)
+        {
+            let hash = disk::hash(&path).map_err(|e| failed("read", &path, &e))?;
+            hashes.insert(format!("{within}{name}"), hash);
+        }
+    }
+    Ok(())
 }

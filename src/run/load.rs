@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::directory::read_manifest;
-use crate::backbone::{fetch_weights, locate, read_config, Checkpoint};
+use super::{FinishedRun, Integrity};
+use crate::backbone::{fetch_weights, locate, read_config};
 use crate::diagnostic::{Problem, Span};
 use crate::engine::Precision;
 use crate::graph::{Executor, Graph, Tensors};
@@ -30,10 +30,11 @@ pub fn open_run<D: Executor>(
     directory: &Path,
     backbone: Option<&str>,
     text: Option<&[String]>,
+    integrity: Integrity,
     device: D,
 ) -> Result<Loaded<D>, Problem> {
     if directory.join("plan.yaml").exists() {
-        open_own(directory, backbone, device)
+        open_own(directory, backbone, integrity, device)
     } else if directory.join("adapter_config.json").exists() {
         open_adapter(directory, backbone, text, device)
     } else {
@@ -46,18 +47,11 @@ pub fn open_run<D: Executor>(
 fn open_own<D: Executor>(
     directory: &Path,
     backbone: Option<&str>,
+    integrity: Integrity,
     device: D,
 ) -> Result<Loaded<D>, Problem> {
-    let path = directory.join("plan.yaml");
-    let unreadable = |e: String| {
-        Problem::new(
-            "delta::run::plan",
-            format!("`{}` cannot be read: {e}", path.display()),
-        )
-        .help("give the directory that a run left")
-    };
-    let text = std::fs::read_to_string(&path).map_err(|e| unreadable(e.to_string()))?;
-    let mut plan = Plan::from_yaml(&text).map_err(|e| unreadable(e.to_string()))?;
+    let run = FinishedRun::open(directory, integrity)?;
+    let mut plan = run.plan()?;
     // What a run says does not depend on the processor that asks it.
     plan.backbone.precision = Precision::F32;
     if let Some(name) = backbone {
@@ -65,19 +59,8 @@ fn open_own<D: Executor>(
     }
     fetch_weights(backbone.unwrap_or(&plan.backbone.location))?;
     read_config(&plan.backbone.directory)?;
-    let manifest = read_manifest(directory)?;
-    if !plan.backbone.random {
-        let hash = Checkpoint::open_directory(&plan.backbone.directory)?.hash();
-        if hash != manifest.backbone_hash {
-            let message = format!(
-                "`{}` is not the backbone that this run was trained on: its weights differ",
-                plan.backbone.directory.display()
-            );
-            return Err(Problem::new("delta::run::other_backbone", message)
-                .help("give the right one with `--backbone DIR`"));
-        }
-    }
-    let stored = Checkpoint::open(&[directory.join("delta.safetensors")])?;
+    run.check_backbone(&plan.backbone)?;
+    let stored = run.tensors()?;
     let mut tensors = Tensors::new();
     for name in stored.names() {
         tensors.insert(name.to_owned(), stored.read(name)?);

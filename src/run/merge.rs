@@ -53,7 +53,7 @@ pub fn merge<D: Backend>(plan: &Plan, graph: &Graph<D>, out: &Path) -> Result<()
 
 /// Every weight of the model under its checkpoint name, deltas folded in.
 fn merged_tensors<D: Backend>(plan: &Plan, graph: &Graph<D>) -> Result<Tensors, Problem> {
-    let prefix = plan.backbone.config.family().prefix;
+    let prefix = &plan.backbone.config.family().prefix;
     let mut parts: BTreeMap<String, Vec<(Parameter, Vec<f32>)>> = BTreeMap::new();
     for module in graph.tree().modules() {
         let layer = folded(graph, module)?;
@@ -161,10 +161,10 @@ fn merged_config(plan: &Plan) -> Result<Value, Problem> {
         )
     })?;
     let mut config: Value = serde_json::from_str(&text).map_err(Problem::internal)?;
-    let family = plan.backbone.config.family().architecture;
+    let family = &plan.backbone.config.family().architecture;
     if let Some((_, task)) = plan.final_task() {
-        let heads = plan.backbone.config.family().heads;
-        let suffix = match (task.uses_language_model(), heads.masked_lm) {
+        let heads = &plan.backbone.config.family().heads;
+        let suffix = match (task.uses_language_model(), &heads.masked_lm) {
             (true, Some(_)) => "ForMaskedLM",
             (true, None) => "LMHeadModel",
             (false, _) => "ForSequenceClassification",

@@ -6,12 +6,17 @@
 mod combine;
 mod directory;
 mod examples;
+mod finished;
+mod heads;
 mod load;
+mod log;
+mod manifest;
 mod merge;
 mod origin;
 mod precision;
 mod profile;
 mod source;
+mod tying;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -32,14 +37,19 @@ use crate::train::{
 };
 
 pub use combine::{combine, combined, Combination, Rule};
-pub use directory::{Directory, Manifest};
+pub use directory::Directory;
 pub use examples::{check_files, resolve_words, Loader};
+pub use finished::{FinishedRun, Integrity};
+pub use heads::{check_backbone, head_origins, unknown_keys};
 pub use load::{open_run, Loaded};
+pub use log::Log;
+pub use manifest::Manifest;
 pub use merge::merge;
 pub use origin::resolve_origins;
 pub use precision::PrecisionError;
 pub use profile::{profile, Profile};
 pub use source::{read_text, Source};
+pub use tying::resolve_tying;
 
 /// What a finished run came to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -100,10 +110,11 @@ pub fn run<D: Executor>(
     device: D,
     shared: &Shared<D>,
     out: &Path,
+    integrity: Integrity,
     interrupted: &AtomicBool,
     progress: Progress,
 ) -> Result<Ended, Problem> {
-    Directory::check(out)?;
+    let directory = Directory::claim(out)?;
     precision::check_precision::<D>(plan)?;
     let mut loader = Loader::new(plan)?;
     let data = loader.stages(plan)?;
@@ -112,10 +123,10 @@ pub fn run<D: Executor>(
     let mut graph = Graph::load_beside(plan, device, &shared.backbones)
         .map_err(|problem| problem.or_at(plan.backbone.span))?;
     let manifest = Manifest::new(plan, source)?;
-    origin::load_origins(plan, &manifest, &mut graph)?;
+    origin::load_origins(plan, &manifest, &mut graph, integrity)?;
     (0..=plan.stages.len()).try_for_each(|stage| graph.activate(plan, stage))?;
     // From here on there is nothing left of the input that could be wrong.
-    let directory = Directory::prepare(out, &manifest, source)?;
+    directory.begin(&manifest, plan, source, integrity)?;
     let state = directory.resume()?.unwrap_or_default();
     let mut recorder = Recorder {
         log: directory.open_log(state.position.log_length)?,
@@ -173,7 +184,8 @@ pub fn run<D: Executor>(
         precision_error,
         peak_memory: peak_memory(),
     };
-    directory.finish(plan, &graph, &summary)?;
+    recorder.log.sync()?;
+    directory.finish(plan, &graph, Some(&summary), &manifest)?;
     Ok(Ended::Complete(summary, out.to_path_buf()))
 }
 
@@ -278,7 +290,7 @@ const SAVE_EVERY: Duration = Duration::from_secs(10);
 /// Writes down what happens.
 struct Recorder<'a> {
     directory: &'a Directory,
-    log: directory::Log,
+    log: Log,
     interrupted: &'a AtomicBool,
     progress: Progress,
     metrics: BTreeMap<String, Metric>,
@@ -304,7 +316,7 @@ impl Watcher for Recorder<'_> {
             return Ok(());
         }
         let mut state = state();
-        state.position.log_length = self.log.length()?;
+        state.position.log_length = self.log.sync()?;
         self.directory.save(&state)?;
         self.saved = Instant::now();
         Ok(())

@@ -2,15 +2,13 @@
 
 use std::path::Path;
 
-use sha2::{Digest, Sha256};
-
-use super::directory::{read_manifest, Manifest};
-use crate::backbone::Checkpoint;
+use super::{FinishedRun, Integrity, Manifest};
 use crate::diagnostic::Problem;
+use crate::disk;
 use crate::engine::Backend;
 use crate::graph::{Graph, Tensors};
 use crate::plan::{DeltaPlan, Plan};
-use crate::text::{did_you_mean, hexadecimal, quoted_list};
+use crate::text::{did_you_mean, quoted_list};
 
 const DELTA: &str = "delta.safetensors";
 
@@ -19,10 +17,10 @@ const DELTA: &str = "delta.safetensors";
 ///
 /// # Errors
 /// A directory that is no finished run, or one without that delta or with another of that name.
-pub fn resolve_origins(plan: &mut Plan) -> Result<(), Vec<Problem>> {
+pub fn resolve_origins(plan: &mut Plan, integrity: Integrity) -> Result<(), Vec<Problem>> {
     let mut problems = Vec::new();
     for delta in &mut plan.deltas {
-        match hash(delta) {
+        match hash(delta, integrity) {
             Ok(hash) => {
                 if let (Some(origin), Some(hash)) = (&mut delta.origin, hash) {
                     origin.hash = hash;
@@ -37,14 +35,14 @@ pub fn resolve_origins(plan: &mut Plan) -> Result<(), Vec<Problem>> {
     }
 }
 
-fn hash(delta: &DeltaPlan) -> Result<Option<String>, Problem> {
+fn hash(delta: &DeltaPlan, integrity: Integrity) -> Result<Option<String>, Problem> {
     let Some(origin) = &delta.origin else {
         return Ok(None);
     };
     let shown = origin.run.display();
     let wrong =
         |message: String| Problem::new("delta::run::origin", message).at(origin.span, "here");
-    let Some(other) = read_plan(&origin.run) else {
+    let Some(other) = read_plan(&origin.run, integrity)? else {
         let problem = wrong(format!("`{shown}` is not a finished run"));
         return Err(problem.help("give a directory that a run left, with `plan.yaml` in it"));
     };
@@ -65,17 +63,20 @@ fn hash(delta: &DeltaPlan) -> Result<Option<String>, Problem> {
             origin.run.join("pipeline.delta").display()
         )));
     }
-    let bytes = std::fs::read(origin.run.join(DELTA))
-        .map_err(|e| wrong(format!("`{shown}` cannot be read: {e}")))?;
-    Ok(Some(hexadecimal(&Sha256::digest(bytes))))
+    let run = FinishedRun::open(&origin.run, integrity)?;
+    let file = run
+        .path(DELTA)
+        .map_err(|problem| problem.or_at(origin.span))?;
+    let hash = disk::hash(&file).map_err(|e| wrong(format!("`{shown}` cannot be read: {e}")))?;
+    Ok(Some(hash))
 }
 
-fn read_plan(run: &Path) -> Option<Plan> {
-    let text = std::fs::read_to_string(run.join("plan.yaml")).ok()?;
-    // A run that is under way has a plan, too.
-    run.join(DELTA)
-        .exists()
-        .then(|| Plan::from_yaml(&text).ok())?
+/// The plan of a finished run; nothing where there is none. A run that is under way has a plan, too.
+fn read_plan(run: &Path, integrity: Integrity) -> Result<Option<Plan>, Problem> {
+    match run.join(DELTA).exists() && run.join(Manifest::FILE).exists() {
+        true => FinishedRun::open(run, integrity)?.plan().map(Some),
+        false => Ok(None),
+    }
 }
 
 /// Gives deltas the parameters that their runs left.
@@ -86,13 +87,15 @@ pub(super) fn load_origins<D: Backend>(
     plan: &Plan,
     manifest: &Manifest,
     graph: &mut Graph<D>,
+    integrity: Integrity,
 ) -> Result<(), Problem> {
     for delta in &plan.deltas {
         let Some(origin) = &delta.origin else {
             continue;
         };
-        let theirs = read_manifest(&origin.run)?.backbone_hash;
-        if theirs.is_empty() || theirs != manifest.backbone_hash {
+        let run = FinishedRun::open(&origin.run, integrity)?;
+        let theirs = &run.manifest().backbone_hash;
+        if theirs.is_empty() || *theirs != manifest.backbone_hash {
             let message = format!(
                 "`{}` was trained on another backbone: its weights differ",
                 origin.run.display()
@@ -101,7 +104,7 @@ pub(super) fn load_origins<D: Backend>(
                 .at(origin.span, "here")
                 .help("use the backbone of that run, or remove `from`"));
         }
-        let stored = Checkpoint::open(&[origin.run.join(DELTA)])?;
+        let stored = run.tensors()?;
         let prefix = format!("{}.", delta.name);
         let mut tensors = Tensors::new();
         for name in stored

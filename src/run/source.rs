@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{check_files, resolve_origins, resolve_words};
+use super::{
+    check_backbone, check_files, resolve_origins, resolve_tying, resolve_words, unknown_keys,
+    Integrity,
+};
 use crate::backbone::{locate, read_config};
 use crate::diagnostic::{Problem, Problems};
 use crate::plan::{plan, Overrides, Plan};
@@ -20,6 +23,8 @@ pub struct Source {
     pub base: PathBuf,
     /// Params by name.
     pub overrides: Overrides,
+    /// Whether runs that it begins from must be as they were left.
+    pub integrity: Integrity,
 }
 
 impl Source {
@@ -39,6 +44,7 @@ impl Source {
             text,
             base: base.canonicalize().unwrap_or_else(|_| base.to_path_buf()),
             overrides: Overrides::new(),
+            integrity: Integrity::Checked,
         })
     }
 
@@ -59,8 +65,9 @@ impl Source {
             Ok((directory.clone(), read_config(&directory)?))
         };
         let mut plan = plan(&pipeline, &self.overrides, &self.base, &find).map_err(located)?;
+        resolve_tying(&mut plan).map_err(located)?;
         resolve_words(&mut plan).map_err(located)?;
-        resolve_origins(&mut plan).map_err(located)?;
+        resolve_origins(&mut plan, self.integrity).map_err(located)?;
         let is_name = |statement: &Statement| matches!(statement, Statement::Pipeline { .. });
         if !pipeline.statements.iter().any(|s| is_name(&s.node)) {
             let stem = Path::new(&self.name).file_stem().unwrap_or_default();
@@ -69,13 +76,19 @@ impl Source {
         Ok(plan)
     }
 
+    /// What should be known of a plan, and stops nothing.
+    pub fn warnings(&self, plan: &Plan) -> Problems {
+        self.locate(unknown_keys(plan).into_iter().collect())
+    }
+
     /// The plan, when its data files are there and have the columns that its tasks name, too.
     ///
     /// # Errors
     /// See [`Source::plan`] and [`check_files`].
     pub fn checked_plan(&self) -> Result<Plan, Problems> {
         let plan = self.plan()?;
-        let problems = check_files(&plan);
+        let mut problems = check_backbone(&plan);
+        problems.extend(check_files(&plan));
         match problems.is_empty() {
             true => Ok(plan),
             false => Err(self.locate(problems)),

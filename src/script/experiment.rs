@@ -13,10 +13,10 @@ use super::session::Session;
 use crate::backbone::Checkpoint;
 use crate::diagnostic::Problem;
 use crate::engine::cpu::measure_rate;
-use crate::graph::{Graph, Tensors};
+use crate::graph::{label_order, reordered, Graph, Tensors};
 use crate::plan::{Plan, TaskPlan};
 use crate::report::describe;
-use crate::run::{merge, open_run, Loaded, Loader, Source};
+use crate::run::{head_origins, merge, open_run, FinishedRun, Loaded, Loader, Log, Source};
 use crate::train::evaluate;
 
 /// A pipeline, not yet read.
@@ -157,7 +157,10 @@ fn plan(pipeline: &mut Pipeline) -> Outcome<Map> {
     let threads = rayon::current_num_threads();
     let mut map = Map::new();
     map.insert("name".into(), plan.name.clone().into());
-    map.insert("text".into(), describe(&plan, threads, measure_rate).into());
+    map.insert(
+        "text".into(),
+        describe(&plan, &head_origins(&plan), threads, measure_rate).into(),
+    );
     if let Some(last) = plan.stages.len().checked_sub(1) {
         let cost = plan.cost(last, plan.backbone.max_length, threads, 256);
         map.insert("trained".into(), (cost.trained as i64).into());
@@ -251,13 +254,9 @@ fn stages(run: &mut Run) -> Array {
 
 /// `[step, value]` of every line of the last stage's log that has such a value.
 fn points(run: &Run, value: impl Fn(&serde_json::Value) -> Option<f64>) -> Outcome<Array> {
-    let path = run.directory.join("log.jsonl");
-    let text = std::fs::read_to_string(&path).map_err(|e| {
-        mistake(
-            format!("`{}` cannot be read: {e}", path.display()),
-            "run it again",
-        )
-    })?;
+    let text = finished(run)
+        .and_then(|finished| finished.text(Log::FILE))
+        .map_err(thrown)?;
     let last = run.summary.stages.last().map(|stage| stage.stage.as_str());
     let lines = text
         .lines()
@@ -273,11 +272,22 @@ fn points(run: &Run, value: impl Fn(&serde_json::Value) -> Option<f64>) -> Outco
     Ok(points.collect())
 }
 
+/// The files of a run.
+fn finished(run: &Run) -> Result<FinishedRun, Problem> {
+    FinishedRun::open(&run.directory, run.source.integrity)
+}
+
 /// The run folded into its backbone, beside it: a backbone for other pipelines.
 fn merged(run: &mut Run) -> Outcome<String> {
     let out = run.directory.join("merged");
     let fold = || -> Result<(), Problem> {
-        let loaded: Loaded<Cpu> = open_run(&run.directory, None, None, Cpu::default())?;
+        let loaded: Loaded<Cpu> = open_run(
+            &run.directory,
+            None,
+            None,
+            run.source.integrity,
+            Cpu::default(),
+        )?;
         merge(&loaded.plan, &loaded.graph, &out)
     };
     if !out.exists() {
@@ -302,8 +312,14 @@ fn evaluate_on_set(run: &Run, set: &str) -> Outcome<f64> {
             "write \"train\", \"dev\" or \"test\"",
         )
     })?;
-    let loaded: Loaded<Cpu> =
-        open_run(&run.directory, None, None, Cpu::default()).map_err(thrown)?;
+    let loaded: Loaded<Cpu> = open_run(
+        &run.directory,
+        None,
+        None,
+        run.source.integrity,
+        Cpu::default(),
+    )
+    .map_err(thrown)?;
     score(&loaded.plan, &loaded.graph, file).map_err(thrown)
 }
 
@@ -342,8 +358,22 @@ fn evaluate_elsewhere(session: &Session, run: &Run, other: &Source) -> Outcome<f
             return Err(Problem::new("delta::script::transfer", message)
                 .help("transfer deltas between tasks of one backbone"));
         }
-        let name = plan.final_task().map(|(name, _)| name.to_owned());
-        let trained = run.plan.final_task().map(|(name, _)| name.to_owned());
+        let (Some((name, asked)), Some((trained, own))) =
+            (plan.final_task(), run.plan.final_task())
+        else {
+            return Err(Problem::internal("a plan without a task"));
+        };
+        let order = match (own.kind == asked.kind).then(|| label_order(&asked.labels, &own.labels))
+        {
+            Some(Some(order)) => order,
+            _ => {
+                let message = format!("`{}` has other labels than `{}`", other.name, run.plan.name);
+                return Err(Problem::new("delta::script::transfer", message)
+                    .help("evaluate on a task with the same labels, in any order"));
+            }
+        };
+        let asked = asked.clone();
+        let (name, trained) = (name.to_owned(), format!("{trained}."));
         plan.deltas = run
             .plan
             .active(run.plan.stages.len())
@@ -353,24 +383,22 @@ fn evaluate_elsewhere(session: &Session, run: &Run, other: &Source) -> Outcome<f
         plan.stages = Vec::new();
         let mut graph =
             Graph::load_beside(&plan, Cpu::default(), &session.runner.shared.backbones)?;
-        let stored = Checkpoint::open(&[run.directory.join("delta.safetensors")])?;
+        let stored = finished(run)?.tensors()?;
         let known = graph.tensors();
         let mut tensors = Tensors::new();
         for key in stored.names() {
             // The head's parameters are named after its task.
-            let renamed = match (&trained, &name) {
-                (Some(old), Some(new)) => key
-                    .strip_prefix(&format!("{old}."))
-                    .map(|rest| format!("{new}.{rest}")),
-                _ => None,
-            };
-            let renamed = renamed.unwrap_or_else(|| key.to_owned());
-            let values = stored.read(key)?;
+            let of_head = key.strip_prefix(&trained);
+            let renamed = of_head.map_or(key.to_owned(), |path| format!("{name}.{path}"));
+            let (mut values, shape) = stored.read(key)?;
+            if of_head.is_some_and(|path| graph.is_output(&asked, path)) && !order.is_empty() {
+                values = reordered(&values, &order);
+            }
             if known
                 .get(&renamed)
-                .is_some_and(|(_, shape)| *shape == values.1)
+                .is_some_and(|(_, known)| *known == shape)
             {
-                tensors.insert(renamed, values);
+                tensors.insert(renamed, (values, shape));
             }
         }
         graph.set(tensors)?;

@@ -19,7 +19,8 @@ use rhai::{Engine, EvalAltResult, Scope, Token};
 
 use crate::diagnostic::Problems;
 use crate::plan::Overrides;
-use crate::run::read_text;
+use crate::report::print;
+use crate::run::{read_text, Integrity};
 use session::Session;
 
 /// What a script is given.
@@ -30,6 +31,8 @@ pub struct Options<'a> {
     pub preset: Option<String>,
     /// Where its runs and pages go.
     pub out: PathBuf,
+    /// Whether its finished runs must be as they were left.
+    pub integrity: Integrity,
     /// Whether nothing is shown but what the script prints.
     pub is_quiet: bool,
     /// Asks for a stop at the end of a step.
@@ -77,7 +80,7 @@ fn engine(session: &Rc<Session>) -> Engine {
     engine.set_max_array_size(1_000_000);
     engine.set_max_map_size(100_000);
     engine.disable_symbol("eval");
-    engine.on_print(|text| println!("{text}"));
+    engine.on_print(|text| print(&format!("{text}\n")));
     // `with` is a word that rhai reserves and has no use for.
     #[allow(deprecated)] // rhai marks it volatile, not obsolete
     engine.on_parse_token(|token, _, _| match token {

@@ -8,8 +8,8 @@ use super::error::{mistake, thrown, Outcome};
 use super::experiment::{has_ending, pair};
 use super::functions::cells;
 use super::session::Session;
-use crate::diagnostic::Problem;
-use crate::report::{plot, Page, Series};
+use crate::disk;
+use crate::report::{plot, print, Page, Series};
 
 pub(super) fn register(engine: &mut Engine, session: &Rc<Session>) {
     engine.register_type_with_name::<Page>("Page");
@@ -45,17 +45,12 @@ pub(super) fn register(engine: &mut Engine, session: &Rc<Session>) {
                 return Err(mistake(message, "write `page.save(\"report.html\")`"));
             }
             let path = own.output(&file).map_err(thrown)?;
-            let temporary = path.with_extension("writing");
             let write = || {
-                std::fs::create_dir_all(path.parent().unwrap_or(&path))?;
-                std::fs::write(&temporary, page.to_string())?;
-                std::fs::rename(&temporary, &path)
+                std::fs::create_dir_all(disk::parent(&path))?;
+                disk::replace(&path, page.to_string().as_bytes())
             };
-            write().map_err(|e| {
-                let message = format!("`{}` cannot be written: {e}", path.display());
-                thrown(Problem::failure("delta::script::write", message))
-            })?;
-            println!("{}", path.display());
+            write().map_err(|e| thrown(disk::failed("written", &path, &e)))?;
+            print(&format!("{}\n", path.display()));
             Ok(path.display().to_string())
         },
     );

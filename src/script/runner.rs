@@ -11,8 +11,8 @@ use sha2::{Digest, Sha256};
 use crate::diagnostic::{Problem, Problems};
 use crate::engine::Backend;
 use crate::plan::Plan;
-use crate::report::{metric_value, Progress};
-use crate::run::{self, Manifest, Shared, Source, Summary};
+use crate::report::{metric_value, say, Progress};
+use crate::run::{self, FinishedRun, Manifest, Shared, Source, Summary};
 use crate::text::hexadecimal;
 use crate::train::KEPT_IN_MEMORY;
 
@@ -100,19 +100,16 @@ impl Runner {
         let directory = self
             .out
             .join(format!("{}-{}", plan.name, identity(&manifest)));
-        let metrics = directory.join("metrics.json");
-        let summary = match std::fs::read_to_string(&metrics) {
-            Ok(text) => serde_json::from_str(&text).map_err(|e| {
-                let message = format!("`{}` cannot be read: {e}", metrics.display());
-                Problem::new("delta::script::run", message).help("remove the run's directory")
-            })?,
-            Err(_) => {
+        let summary = match directory.exists() {
+            true => FinishedRun::open(&directory, source.integrity)?.summary()?,
+            false => {
                 let ended = run::run(
                     plan,
                     &source.text,
                     Cpu::default(),
                     &self.shared,
                     &directory,
+                    source.integrity,
                     self.interrupted,
                     Progress::new(true),
                 );
@@ -147,12 +144,12 @@ impl Runner {
         let value = summary
             .value()
             .map(|value| metric_value(summary.metric, value));
-        eprintln!(
+        say(&format!(
             "run {number} of {count}: {} {} {}",
             plan.name,
             params.collect::<Vec<_>>().join(" "),
             value.unwrap_or_default(),
-        );
+        ));
     }
 }
 

@@ -10,7 +10,7 @@ use super::runner::Runner;
 use super::Options;
 use crate::diagnostic::{Problem, Problems};
 use crate::plan::Overrides;
-use crate::run::{Shared, Source};
+use crate::run::{Integrity, Shared, Source};
 use crate::text::{did_you_mean, quoted_list};
 
 /// What the functions of a script share.
@@ -19,6 +19,7 @@ pub(super) struct Session {
     folder: PathBuf,
     set: Overrides,
     preset: Option<String>,
+    integrity: Integrity,
     /// Params that the script asked for.
     known: RefCell<Option<BTreeSet<String>>>,
     /// What runs need of it, on any thread.
@@ -42,6 +43,7 @@ impl Session {
             folder,
             set: options.set.clone(),
             preset: options.preset.clone(),
+            integrity: options.integrity,
             known: RefCell::new(None),
             runner: Runner {
                 out: options.out.clone(),
@@ -119,7 +121,10 @@ impl Session {
             .canonicalize()
             .map(|path| path.starts_with(&self.folder));
         match inside {
-            Ok(true) => Source::read(&path),
+            Ok(true) => Ok(Source {
+                integrity: self.integrity,
+                ..Source::read(&path)?
+            }),
             Ok(false) => Err(Problem::new(
                 "delta::script::outside",
                 format!("`{file}` is outside of the script's folder"),

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::optimizer::Moments;
 use super::{Evaluation, StageResult};
@@ -11,6 +12,7 @@ use crate::backbone::Checkpoint;
 use crate::diagnostic::Problem;
 use crate::graph::{Tensors, Views};
 use crate::peft::write_tensors;
+use crate::text::hexadecimal;
 
 /// How far a run is. Nothing random is in it: whatever is drawn is a function of the seed and the
 /// step.
@@ -65,7 +67,9 @@ pub struct Snapshot<'a> {
 
 const POSITION: &str = "position";
 
-/// Writes a state to a temporary name beside `path`, then renames it.
+const DIGEST: &str = "sha256";
+
+/// Writes a state in place of the one that `path` holds.
 ///
 /// # Errors
 /// The file cannot be written.
@@ -91,15 +95,22 @@ pub fn save(state: &Snapshot, path: &Path) -> Result<(), Problem> {
         tensors.insert(format!("{kind}:{key}"), (values, vec![values.len()]));
     }
     let position = serde_json::to_string(&state.position).map_err(Problem::internal)?;
-    let metadata = HashMap::from([(POSITION.to_owned(), position)]);
-    let temporary = path.with_extension("writing");
-    write_tensors(&temporary, &tensors, Some(metadata))?;
-    std::fs::rename(&temporary, path).map_err(|e| {
-        Problem::failure(
-            "delta::run::write",
-            format!("`{}` cannot be written: {e}", path.display()),
-        )
-    })
+    let mut digest = Sha256::new();
+    digest.update(&position);
+    for (name, (values, _)) in &tensors {
+        add_to(&mut digest, name, values);
+    }
+    let metadata = HashMap::from([
+        (POSITION.to_owned(), position),
+        (DIGEST.to_owned(), hexadecimal(&digest.finalize())),
+    ]);
+    write_tensors(path, &tensors, Some(metadata))
+}
+
+/// Adds a tensor to the digest that a checkpoint carries of itself.
+fn add_to(digest: &mut Sha256, name: &str, values: &[f32]) {
+    digest.update(name);
+    digest.update(bytemuck::cast_slice(values));
 }
 
 /// Reads a state.
@@ -107,23 +118,25 @@ pub fn save(state: &Snapshot, path: &Path) -> Result<(), Problem> {
 /// # Errors
 /// The file is missing, truncated or corrupt.
 pub fn load(path: &Path) -> Result<State, Problem> {
-    let file = Checkpoint::open(&[path.to_path_buf()])?;
-    let position = file.metadata(POSITION).unwrap_or_default();
-    let position = serde_json::from_str(&position).map_err(|e| {
-        Problem::failure(
-            "delta::run::checkpoint",
-            format!("`{}` cannot be read: {e}", path.display()),
-        )
-        .help("remove the unfinished run and start again")
-    })?;
+    let damaged = |reason: &dyn std::fmt::Display| {
+        let message = format!("the checkpoint `{}` is damaged: {reason}", path.display());
+        Problem::failure("delta::run::checkpoint", message)
+            .help("bring back a copy of it, or remove the unfinished run and start again")
+    };
+    let file = Checkpoint::open(&[path.to_path_buf()]).map_err(|e| damaged(&e.message))?;
+    let text = file.metadata(POSITION).unwrap_or_default();
+    let position = serde_json::from_str(&text).map_err(|e| damaged(&e))?;
     let mut state = State {
         position,
         ..State::default()
     };
+    let mut digest = Sha256::new();
+    digest.update(&text);
     for name in file.names() {
         let (values, shape) = file.read(name)?;
+        add_to(&mut digest, name, &values);
         let Some((kind, key)) = name.split_once(':') else {
-            continue;
+            return Err(damaged(&format!("`{name}` is no part of a state")));
         };
         let key = key.to_owned();
         match kind {
@@ -132,8 +145,11 @@ pub fn load(path: &Path) -> Result<State, Problem> {
             "memory" => drop(state.memory.insert(key, values)),
             "first" => state.moments.entry(key).or_default().first = values,
             "second" => state.moments.entry(key).or_default().second = values,
-            _ => {}
+            _ => return Err(damaged(&format!("`{name}` is no part of a state"))),
         }
     }
-    Ok(state)
+    match file.metadata(DIGEST) == Some(hexadecimal(&digest.finalize())) {
+        true => Ok(state),
+        false => Err(damaged(&"its content is not what was written")),
+    }
 }

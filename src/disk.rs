@@ -1,0 +1,170 @@
+//! Files that are replaced as a whole: at every moment a reader finds the old content or the new one,
+//! also after a kill, a full disk or a power cut.
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Read, Write};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+use tempfile::{Builder, NamedTempFile};
+
+use crate::diagnostic::Problem;
+use crate::text::hexadecimal;
+
+/// How temporary names end. No two are the same, and none is a name that a user would choose.
+const TEMPORARY: &str = ".deltarun-tmp";
+
+/// A file that gets its name when it is complete; until then it has a temporary one in the same directory,
+/// and is removed if it is given up.
+pub struct Pending {
+    file: NamedTempFile,
+    path: PathBuf,
+}
+
+impl Pending {
+    /// Begins a file that is to be `path`.
+    ///
+    /// # Errors
+    /// What the system reports.
+    pub fn new(path: &Path) -> io::Result<Self> {
+        let mut builder = Builder::new();
+        builder.prefix(".").suffix(TEMPORARY);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            // As any new file: what the process's mask leaves of it.
+            builder.permissions(std::fs::Permissions::from_mode(0o666));
+        }
+        Ok(Pending {
+            file: builder.tempfile_in(parent(path))?,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Where it is until it is complete, for those who write by name.
+    pub fn temporary(&self) -> &Path {
+        self.file.path()
+    }
+
+    /// Brings it to the disk and gives it its name, in place of the file that had it.
+    ///
+    /// # Errors
+    /// What the system reports; the old file is then as it was.
+    pub fn complete(self) -> io::Result<()> {
+        self.file.as_file().sync_all()?;
+        let temporary = self.file.into_temp_path();
+        std::fs::rename(&temporary, &self.path)?;
+        // It has its name: there is nothing left to remove.
+        let _ = temporary.keep();
+        sync_directory(parent(&self.path))
+    }
+}
+
+impl Write for Pending {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// Replaces `path` by a file with this content.
+///
+/// # Errors
+/// What the system reports; the old file is then as it was.
+pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = Pending::new(path)?;
+    file.write_all(content)?;
+    file.complete()
+}
+
+/// Brings the names in a directory to the disk.
+///
+/// # Errors
+/// What the system reports.
+pub fn sync_directory(directory: &Path) -> io::Result<()> {
+    #[cfg(unix)]
+    File::open(directory)?.sync_all()?;
+    #[cfg(not(unix))]
+    let _ = directory;
+    Ok(())
+}
+
+/// Removes what a process that was killed left of files that were not complete.
+pub fn remove_temporary(directory: &Path) {
+    let names = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    for entry in names.filter(|entry| is_temporary(&entry.path())) {
+        // Nobody reads it; where it cannot be removed it is only in the way of nothing.
+        let _ = std::fs::remove_file(entry.path());
+    }
+}
+
+/// Whether a file was never completed.
+pub fn is_temporary(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default();
+    name.to_string_lossy().ends_with(TEMPORARY)
+}
+
+/// SHA-256 of a file's content, as hexadecimal text.
+///
+/// # Errors
+/// What the system reports.
+pub fn hash(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let mut hasher = Sha256::new();
+    let mut piece = vec![0; 1 << 16];
+    loop {
+        match file.read(&mut piece)? {
+            0 => return Ok(hexadecimal(&hasher.finalize())),
+            read => hasher.update(&piece[..read]),
+        }
+    }
+}
+
+/// The directory that a file is in.
+pub fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// A failure to do with a path what `verb` says: "written".
+pub fn failed(verb: &str, path: &Path, error: &io::Error) -> Problem {
+    let message = format!("`{}` could not be {verb}: {error}", path.display());
+    let is_full = matches!(
+        error.kind(),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge
+    );
+    let help = match is_full {
+        true => "make room on the disk: what was complete before is whole, and the same command goes on from there",
+        false => "check the path, the permissions and the disk; the same command goes on",
+    };
+    Problem::failure("delta::run::io", message).help(help)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_the_old_one_until_the_new_one_is_complete() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("file");
+        replace(&path, b"old").unwrap();
+        let mut pending = Pending::new(&path).unwrap();
+        pending.write_all(b"new").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        drop(pending);
+        assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 1);
+        replace(&path, b"new").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"new");
+        // SHA-256 of "new", from `printf new | sha256sum`.
+        assert_eq!(
+            hash(&path).unwrap(),
+            "11507a0e2f5e69d5dfa40a62a1bd7b6ee57e6bcd85c67c9b8431b36fff21c437"
+        );
+    }
+}

@@ -1,0 +1,107 @@
+//! Where the head of a task comes from: the checkpoint, where its labels are the task's, or the seed.
+
+use crate::backbone::{head_parameters, Checkpoint, Config};
+use crate::plan::{Label, TaskKind, TaskPlan};
+use crate::text::list;
+
+/// Where a head comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum HeadOrigin {
+    /// The checkpoint's own; for each label, which of its outputs is that label, and how that is known.
+    Checkpoint(Vec<usize>, String),
+    /// Drawn from the seed, and why.
+    Drawn(String),
+}
+
+impl HeadOrigin {
+    /// Where the head of a task comes from on a backbone with these weights; only names and shapes are read.
+    pub fn of(config: &Config, task: &TaskPlan, file: Option<&Checkpoint>) -> Self {
+        let Some(file) = file else {
+            return HeadOrigin::Drawn("so are the backbone's weights".to_owned());
+        };
+        let family = config.family();
+        let head = match task.uses_language_model() {
+            true => family.heads.language_model(),
+            false => Some(&family.heads.classify),
+        };
+        let outputs = task.outputs();
+        let last = head
+            .and_then(|head| head.steps.last())
+            .map(|step| format!("{}.weight", step.module));
+        let parameters = head.map_or(Vec::new(), |head| head_parameters(config, head, outputs));
+        let Some(weight) = parameters.iter().find(|p| Some(&p.path) == last.as_ref()) else {
+            // A language model's head has no output of its own: it reads the word embeddings.
+            let is_whole = parameters
+                .iter()
+                .all(|p| p.path.ends_with(".bias") || file.find(p, &family.prefix).is_some());
+            return match is_whole {
+                true => HeadOrigin::Checkpoint(Vec::new(), "its language model's".to_owned()),
+                false => HeadOrigin::Drawn("the checkpoint has no language model's".to_owned()),
+            };
+        };
+        let found = file.find(weight, &family.prefix);
+        let rows = found.and_then(|name| file.shape(&name).map(|shape| shape[0]));
+        match rows {
+            None => HeadOrigin::Drawn("the checkpoint has none".to_owned()),
+            Some(_) if task.uses_language_model() => {
+                HeadOrigin::Checkpoint(Vec::new(), "its language model's".to_owned())
+            }
+            Some(rows) if rows != outputs => HeadOrigin::Drawn(format!(
+                "the checkpoint's has {rows} outputs, and the task {outputs}"
+            )),
+            Some(_) if task.kind == TaskKind::Regress => {
+                HeadOrigin::Checkpoint(vec![0], "its one output".to_owned())
+            }
+            Some(_) => by_labels(config, &task.labels),
+        }
+    }
+}
+
+fn by_labels(config: &Config, labels: &[Label]) -> HeadOrigin {
+    if let Some(stored) = &config.labels {
+        let quoted: Vec<String> = stored.iter().map(|name| format!("`{name}`")).collect();
+        let by = |value: fn(&Label) -> &String| order(stored, labels.iter().map(value));
+        return match by(|label| &label.name).or_else(|| by(|label| &label.value)) {
+            Some(order) => HeadOrigin::Checkpoint(order, "by the names of its labels".to_owned()),
+            None => HeadOrigin::Drawn(format!("the checkpoint's is for {}", list(&quoted))),
+        };
+    }
+    let numbers: Vec<String> = (0..labels.len()).map(|number| number.to_string()).collect();
+    let generic: Vec<String> = numbers
+        .iter()
+        .map(|number| format!("LABEL_{number}"))
+        .collect();
+    let values = || labels.iter().map(|label| &label.value);
+    let names = || labels.iter().map(|label| &label.name);
+    let numbered = order(&numbers, values()).or_else(|| order(&generic, names()));
+    match numbered {
+        Some(order) => HeadOrigin::Checkpoint(order, "by the numbers of its outputs".to_owned()),
+        None => HeadOrigin::Checkpoint(
+            (0..labels.len()).collect(),
+            "by position, as `config.json` names no labels".to_owned(),
+        ),
+    }
+}
+
+/// For each label the place of the stored one of the same name, where they are the same labels.
+fn order<'a>(stored: &[String], labels: impl Iterator<Item = &'a String>) -> Option<Vec<usize>> {
+    let same = |a: &String, b: &String| a.to_lowercase() == b.to_lowercase();
+    let place = |label: &String| stored.iter().position(|stored| same(stored, label));
+    let order: Vec<usize> = labels.map(place).collect::<Option<_>>()?;
+    let mut sorted = order.clone();
+    sorted.sort_unstable();
+    sorted.into_iter().eq(0..stored.len()).then_some(order)
+}
+
+/// Rows of an output, `(labels, width)` or `(labels)`, in another order.
+pub fn reordered(values: &[f32], order: &[usize]) -> Vec<f32> {
+    let width = values.len() / order.len().max(1);
+    let row = |from: &usize| &values[from * width..(from + 1) * width];
+    order.iter().flat_map(row).copied().collect()
+}
+
+/// For each of `labels`, the place of the same one in `other`, by name.
+pub fn label_order(labels: &[Label], other: &[Label]) -> Option<Vec<usize>> {
+    let stored: Vec<String> = other.iter().map(|label| label.name.clone()).collect();
+    order(&stored, labels.iter().map(|label| &label.name))
+}

@@ -1,0 +1,233 @@
+//! A plan as text: written for the record of a run, read back as something that anybody may have changed.
+
+use serde_yaml::Value;
+use sha2::{Digest, Sha256};
+
+use super::{Change, DeltaPlan, Plan};
+use crate::backbone::{Module, Tree};
+use crate::text::{counted, hexadecimal};
+
+/// Elements that a parameter may have: above any real one, and a product of two dimensions of it fits.
+const MOST_ELEMENTS: usize = 1 << 32;
+
+/// What of a plan says where something stands or what it is called, and not what is done.
+const NO_MEANING: [&str; 3] = ["span", "params", "location"];
+
+/// Differences that a message names.
+const MOST_DIFFERENCES: usize = 3;
+
+impl Plan {
+    /// The plan as YAML, without tags, so that any YAML reader can read it.
+    ///
+    /// # Errors
+    /// A bug of ours only: every part of a plan can be written.
+    pub fn to_yaml(&self) -> Result<String, serde_yaml::Error> {
+        let mut text = Vec::new();
+        let mut serializer = serde_yaml::Serializer::new(&mut text);
+        serde_yaml::with::singleton_map_recursive::serialize(self, &mut serializer)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// Reads what [`Plan::to_yaml`] wrote.
+    ///
+    /// # Errors
+    /// The text is no plan, or one that no file could have given: in one sentence.
+    pub fn from_yaml(text: &str) -> Result<Self, String> {
+        let value: Value = crate::text::yaml(text)?;
+        if let Some(place) = not_finite(&value) {
+            return Err(format!("`{place}` is not a finite number"));
+        }
+        let document = serde_yaml::Deserializer::from_str(text);
+        let plan: Plan = serde_yaml::with::singleton_map_recursive::deserialize(document)
+            .map_err(|e| e.to_string())?;
+        plan.check_stored()?;
+        Ok(plan)
+    }
+
+    /// Whether a plan from outside fits together as one that was made from a file does.
+    fn check_stored(&self) -> Result<(), String> {
+        self.backbone.config.check()?;
+        let longest = self.backbone.config.longest();
+        if !(1..=longest).contains(&self.backbone.max_length) {
+            let found = self.backbone.max_length;
+            return Err(format!(
+                "`max_length` is {found}, and the backbone has {longest} positions"
+            ));
+        }
+        if self.tasks.is_empty() {
+            return Err("it has no task".to_owned());
+        }
+        for task in self.tasks.values().filter(|task| task.cloze.is_none()) {
+            if !task.kind.is_language_model() && task.outputs() == 0 {
+                return Err("a task has no labels".to_owned());
+            }
+        }
+        let tree = Tree::new(&self.backbone.config);
+        for delta in &self.deltas {
+            check_delta(delta, &tree).map_err(|reason| format!("`{}`: {reason}", delta.name))?;
+        }
+        for stage in &self.stages {
+            let names = stage.train.iter().chain(&stage.without);
+            for name in names {
+                if self.deltas.iter().all(|delta| delta.name != *name) {
+                    return Err(format!(
+                        "stage `{}` names `{name}`, which is no delta",
+                        stage.name
+                    ));
+                }
+            }
+            if !self.tasks.contains_key(&stage.task) || !self.data.contains_key(&stage.data) {
+                return Err(format!("stage `{}` has no task or no data", stage.name));
+            }
+            if stage.batch == 0 || stage.accumulate == 0 || stage.evaluate.count == 0 {
+                return Err(format!("stage `{}` has a number that is 0", stage.name));
+            }
+        }
+        Ok(())
+    }
+
+    /// A hash of everything that determines the run's result: two files that mean the same have the same.
+    pub fn hash(&self) -> String {
+        let text = self
+            .meaning()
+            .and_then(|value| serde_yaml::to_string(&value));
+        hexadecimal(&Sha256::digest(text.unwrap_or_default()))
+    }
+
+    /// What the plan says, without places in the file and names for the reader.
+    fn meaning(&self) -> Result<Value, serde_yaml::Error> {
+        let mut value = serde_yaml::from_str(&self.to_yaml()?)?;
+        strip(&mut value);
+        Ok(value)
+    }
+
+    /// What another plan, as [`Plan::to_yaml`] wrote it, has elsewhere: the first few places, in words.
+    pub fn differences(&self, other: &str) -> Vec<String> {
+        let (Ok(own), Ok(mut other)) = (self.meaning(), crate::text::yaml(other)) else {
+            return Vec::new();
+        };
+        strip(&mut other);
+        let mut found = Vec::new();
+        differ("", &other, &own, &mut found);
+        let more = found.len().saturating_sub(MOST_DIFFERENCES);
+        found.truncate(MOST_DIFFERENCES);
+        if more > 0 {
+            found.push(format!("and {} more", counted(more, "difference")));
+        }
+        found
+    }
+}
+
+fn check_delta(delta: &DeltaPlan, tree: &Tree) -> Result<(), String> {
+    let Change::Method { method, sites } = &delta.change else {
+        return Ok(());
+    };
+    let module = |site: &String| {
+        tree.module(site)
+            .ok_or_else(|| format!("the backbone has no module `{site}`"))
+    };
+    let modules: Vec<&Module> = sites.iter().map(module).collect::<Result<_, _>>()?;
+    for module in &modules {
+        if !method.accepts(module.site) {
+            return Err(format!("`{}` is {}", module.path, module.site.describe()));
+        }
+        method.check(module)?;
+    }
+    let of_sites = modules.iter().flat_map(|module| delta.parameters(module));
+    for parameter in of_sites.chain(method.shared(&modules)) {
+        let elements = parameter
+            .shape
+            .iter()
+            .try_fold(1usize, |product, size| product.checked_mul(*size));
+        if elements.is_none_or(|elements| elements == 0 || elements > MOST_ELEMENTS) {
+            return Err(format!(
+                "`{}` has the shape {:?}",
+                parameter.name, parameter.shape
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The key of a number that is not finite.
+fn not_finite(value: &Value) -> Option<String> {
+    match value {
+        Value::Mapping(map) => map.iter().find_map(|(key, value)| match value {
+            Value::Number(number) if number.as_f64().is_some_and(|n| !n.is_finite()) => {
+                Some(key.as_str().unwrap_or_default().to_owned())
+            }
+            value => not_finite(value),
+        }),
+        Value::Sequence(items) => items.iter().find_map(|item| match item {
+            Value::Number(number) if number.as_f64().is_some_and(|n| !n.is_finite()) => {
+                Some("an element of a list".to_owned())
+            }
+            item => not_finite(item),
+        }),
+        _ => None,
+    }
+}
+
+fn strip(value: &mut Value) {
+    match value {
+        Value::Mapping(map) => {
+            for key in NO_MEANING {
+                map.remove(key);
+            }
+            map.values_mut().for_each(strip);
+        }
+        Value::Sequence(items) => items.iter_mut().for_each(strip),
+        _ => {}
+    }
+}
+
+/// Collects where two values differ, each as `place: then, now`.
+fn differ(place: &str, then: &Value, now: &Value, found: &mut Vec<String>) {
+    let within = |key: &str| match place {
+        "" => key.to_owned(),
+        _ => format!("{place}.{key}"),
+    };
+    match (then, now) {
+        (then, now) if then == now => {}
+        (Value::Mapping(then), Value::Mapping(now)) => {
+            let only_now = now.keys().filter(|key| !then.contains_key(*key));
+            for key in then.keys().chain(only_now) {
+                let of = |map: &serde_yaml::Mapping| map.get(key).cloned().unwrap_or_default();
+                let name = key.as_str().unwrap_or_default();
+                differ(&within(name), &of(then), &of(now), found);
+            }
+        }
+        (Value::Sequence(then), Value::Sequence(now)) if then.len() == now.len() => {
+            for (index, (then, now)) in then.iter().zip(now).enumerate() {
+                let name = now.get("name").and_then(Value::as_str).map(str::to_owned);
+                differ(
+                    &within(&name.unwrap_or(index.to_string())),
+                    then,
+                    now,
+                    found,
+                );
+            }
+        }
+        _ => found.push(format!(
+            "`{place}` was {}, and is {}",
+            brief(then),
+            brief(now)
+        )),
+    }
+}
+
+fn brief(value: &Value) -> String {
+    match value {
+        Value::Null => "not there".to_owned(),
+        Value::Sequence(items) => counted(items.len(), "entry").replace("entrys", "entries"),
+        Value::Mapping(_) => "something else".to_owned(),
+        // Fractions are kept in 32 bits: more digits would say nothing.
+        Value::Number(number) if number.is_f64() => {
+            (number.as_f64().unwrap_or_default() as f32).to_string()
+        }
+        plain => serde_yaml::to_string(plain)
+            .unwrap_or_default()
+            .trim()
+            .to_owned(),
+    }
+}

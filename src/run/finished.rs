@@ -1,0 +1,198 @@
+//! A finished run, whose files are what the run left.
+
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::manifest::{backbone_files, Manifest, VERSION};
+use super::Summary;
+use crate::backbone::Checkpoint;
+use crate::diagnostic::Problem;
+use crate::disk;
+use crate::plan::{BackbonePlan, Plan};
+use crate::report::note;
+use crate::text::{hexadecimal, list};
+
+/// Whether files must be what their record says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Integrity {
+    /// A file that changed is refused.
+    #[default]
+    Checked,
+    /// The user insists, with `--allow-changed`: a change is said, and taken as it is.
+    Unchecked,
+}
+
+/// The directory of a finished run.
+#[derive(Clone, Debug)]
+pub struct FinishedRun {
+    directory: PathBuf,
+    manifest: Manifest,
+    integrity: Integrity,
+}
+
+/// A file that is not what its record says.
+fn changed(integrity: Integrity, message: String, help: &str) -> Result<(), Problem> {
+    match integrity {
+        Integrity::Checked => Err(Problem::new("delta::run::changed", message)
+            .help(format!("{help}, or insist with `--allow-changed`"))),
+        Integrity::Unchecked => {
+            note(&message);
+            Ok(())
+        }
+    }
+}
+
+impl FinishedRun {
+    /// Opens a run's directory.
+    ///
+    /// # Errors
+    /// It has no manifest.
+    pub fn open(directory: &Path, integrity: Integrity) -> Result<Self, Problem> {
+        let manifest = Manifest::read(directory)?;
+        let run = FinishedRun {
+            directory: directory.to_owned(),
+            manifest,
+            integrity,
+        };
+        if run.manifest.deltarun != VERSION {
+            note(&run.other_version());
+        }
+        Ok(run)
+    }
+
+    fn other_version(&self) -> String {
+        let unrecorded = match self.manifest.files.is_empty() {
+            true => ", which recorded no hashes of a run's files: they are not checked",
+            false => "",
+        };
+        format!(
+            "`{}` was left by deltarun {}, and this is deltarun {VERSION}{unrecorded}",
+            self.directory.display(),
+            self.manifest.deltarun
+        )
+    }
+
+    /// What was recorded of it.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Where one of its files is, after a look at what it holds.
+    ///
+    /// # Errors
+    /// It is missing, or not what the run left.
+    pub fn path(&self, name: &str) -> Result<PathBuf, Problem> {
+        let path = self.directory.join(name);
+        let hash = disk::hash(&path).map_err(|e| self.unreadable(name, &e))?;
+        self.check(name, &hash)?;
+        Ok(path)
+    }
+
+    /// The text of one of its files.
+    ///
+    /// # Errors
+    /// It is missing, or not what the run left.
+    pub fn text(&self, name: &str) -> Result<String, Problem> {
+        let bytes =
+            std::fs::read(self.directory.join(name)).map_err(|e| self.unreadable(name, &e))?;
+        self.check(name, &hexadecimal(&Sha256::digest(&bytes)))?;
+        String::from_utf8(bytes).map_err(|e| self.unreadable(name, &e))
+    }
+
+    fn unreadable(&self, name: &str, reason: &dyn std::fmt::Display) -> Problem {
+        let path = self.directory.join(name);
+        let message = format!("`{}` cannot be read: {reason}", path.display());
+        Problem::new("delta::run::unreadable", message)
+            .help("give the directory of a finished run, with all the files that it left")
+    }
+
+    fn check(&self, name: &str, hash: &str) -> Result<(), Problem> {
+        match self.manifest.files.get(name) {
+            Some(recorded) if recorded != hash => {
+                let path = self.directory.join(name);
+                let message = format!("`{}` is not what the run left: it changed", path.display());
+                changed(self.integrity, message, "bring back the run's own file")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Its plan.
+    ///
+    /// # Errors
+    /// See [`FinishedRun::text`] and [`Plan::from_yaml`].
+    pub fn plan(&self) -> Result<Plan, Problem> {
+        let text = self.text("plan.yaml")?;
+        Plan::from_yaml(&text).map_err(|reason| {
+            let problem = self.unreadable("plan.yaml", &reason);
+            match self.manifest.deltarun == VERSION {
+                true => problem,
+                false => problem.help(format!(
+                    "{}: open it with that version",
+                    self.other_version()
+                )),
+            }
+        })
+    }
+
+    /// What it came to.
+    ///
+    /// # Errors
+    /// See [`FinishedRun::text`].
+    pub fn summary(&self) -> Result<Summary, Problem> {
+        let text = self.text("metrics.json")?;
+        serde_json::from_str(&text).map_err(|e| self.unreadable("metrics.json", &e))
+    }
+
+    /// Every parameter of its deltas and heads.
+    ///
+    /// # Errors
+    /// See [`FinishedRun::path`] and [`Checkpoint::open`].
+    pub fn tensors(&self) -> Result<Checkpoint, Problem> {
+        Checkpoint::open(&[self.path("delta.safetensors")?])
+    }
+
+    /// Whether a backbone is the one that the run was trained on.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn check_backbone(&self, backbone: &BackbonePlan) -> Result<(), Problem> {
+        let directory = &backbone.directory;
+        let shown = directory.display();
+        if !backbone.random {
+            let hash = Checkpoint::open_directory(directory)?.hash();
+            if hash != self.manifest.backbone_hash {
+                let message = format!(
+                    "`{shown}` is not the backbone that this run was trained on: its weights differ"
+                );
+                return Err(Problem::new("delta::run::other_backbone", message)
+                    .help("give the right one with `--backbone DIR`"));
+            }
+        }
+        if self.manifest.backbone_files.is_empty() {
+            return Ok(());
+        }
+        let recorded = Manifest {
+            data_hashes: Default::default(),
+            ..self.manifest.clone()
+        };
+        let now = Manifest {
+            backbone_files: backbone_files(directory)?,
+            backbone_hash: self.manifest.backbone_hash.clone(),
+            ..Manifest::default()
+        };
+        let names = recorded.changed_input(&now);
+        match names.is_empty() {
+            true => Ok(()),
+            false => changed(
+                self.integrity,
+                format!(
+                    "`{shown}` is not as it was when this run was trained: {} changed",
+                    list(&names)
+                ),
+                "give the backbone as it was with `--backbone DIR`",
+            ),
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! What can be told of a plan's backbone from the names and shapes in its checkpoint.
+
+use super::Loader;
+use crate::backbone::{Checkpoint, Config, Tree};
+use crate::diagnostic::Problem;
+use crate::graph::HeadOrigin;
+use crate::plan::Plan;
+use crate::text::{counted, quoted_list};
+
+/// Where the head of each task comes from, a sentence each; nothing where the checkpoint is not at hand.
+pub fn head_origins(plan: &Plan) -> Vec<String> {
+    let file = match plan.backbone.random {
+        true => None,
+        false => match Checkpoint::open_directory(&plan.backbone.directory) {
+            Ok(file) => Some(file),
+            Err(_) => return Vec::new(),
+        },
+    };
+    let sentence = |(name, task): (&String, _)| match HeadOrigin::of(
+        &plan.backbone.config,
+        task,
+        file.as_ref(),
+    ) {
+        HeadOrigin::Checkpoint(_, how) => {
+            format!("head of `{name}`: from the checkpoint, {how}")
+        }
+        HeadOrigin::Drawn(why) => format!("head of `{name}`: drawn anew, {why}"),
+    };
+    plan.tasks.iter().map(sentence).collect()
+}
+
+/// What is wrong with the backbone beside its `config.json`: its tokenizer, and names and shapes of its tensors. No
+/// weight is read. Of a backbone from the hub whose weights were not fetched yet the tokenizer alone is looked at.
+pub fn check_backbone(plan: &Plan) -> Vec<Problem> {
+    let backbone = &plan.backbone;
+    let mut problems: Vec<Problem> = Loader::new(plan).err().into_iter().collect();
+    if backbone.random {
+        return problems;
+    }
+    let at_backbone = |problem: Problem| problem.or_at(backbone.span);
+    match Checkpoint::open_directory(&backbone.directory) {
+        Ok(file) => problems.extend(check_shapes(&backbone.config, &file).map(at_backbone)),
+        Err(_) if backbone.location.starts_with("hf:") => {}
+        Err(problem) => problems.push(at_backbone(problem)),
+    }
+    problems
+}
+
+/// The first tensor that is missing or misshapen: where one is, most are.
+fn check_shapes(config: &Config, file: &Checkpoint) -> Option<Problem> {
+    let family = config.family();
+    let tree = Tree::new(config);
+    let of_head = |path: &str| {
+        let mut steps = family.heads.classify.steps.iter();
+        steps.any(|step| path.starts_with(&format!("{}.", step.module)))
+    };
+    let mut parameters = tree.parameters();
+    parameters.find_map(|parameter| {
+        let is_missing = file.find(parameter, &family.prefix).is_none();
+        match is_missing && of_head(&parameter.path) {
+            true => None,
+            false => file.checked(parameter, &family.prefix).err(),
+        }
+    })
+}
+
+/// The keys of `config.json` that nobody knows, as a warning.
+pub fn unknown_keys(plan: &Plan) -> Option<Problem> {
+    let path = plan.backbone.directory.join("config.json");
+    let text = std::fs::read_to_string(&path).ok()?;
+    let unknown = Config::unknown_keys(&text);
+    if unknown.is_empty() {
+        return None;
+    }
+    let message = format!(
+        "`{}` has {} that this version does not know: {}",
+        path.display(),
+        counted(unknown.len(), "key"),
+        quoted_list(unknown.iter().map(String::as_str))
+    );
+    let help = "compare a prediction with transformers' if one of them could change what the model computes";
+    let problem = Problem::warning("delta::backbone::unknown_key", message);
+    Some(problem.at(plan.backbone.span, "").help(help))
+}

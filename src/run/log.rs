@@ -1,0 +1,95 @@
+//! The log of a run: a JSON object to a line.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use crate::diagnostic::Problem;
+use crate::disk::failed;
+use crate::report::note;
+use crate::train::Event;
+
+/// The log of a run that is under way.
+pub struct Log {
+    file: BufWriter<File>,
+    path: PathBuf,
+}
+
+impl Log {
+    /// Where it lies in a run's directory.
+    pub const FILE: &'static str = "log.jsonl";
+
+    /// Opens a log, cut to `length` bytes: what follows belongs to steps that are done again.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub fn open(path: &Path, length: u64) -> Result<Self, Problem> {
+        let open = || {
+            let file = OpenOptions::new().create(true).append(true).open(path)?;
+            let found = file.metadata()?.len();
+            if found < length {
+                note(&format!(
+                    "`{}` lost its end: {} of the {length} bytes that the checkpoint speaks of are missing",
+                    path.display(),
+                    length - found
+                ));
+            } else {
+                file.set_len(length)?;
+            }
+            Ok(file)
+        };
+        let file = open().map_err(|e| failed("opened", path, &e))?;
+        Ok(Log {
+            file: BufWriter::new(file),
+            path: path.to_owned(),
+        })
+    }
+
+    /// Writes an event down.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write(&mut self, event: &Event) -> Result<(), Problem> {
+        let line = match event {
+            Event::Begin { .. } => return Ok(()),
+            Event::Step {
+                stage,
+                step,
+                epoch,
+                loss,
+                lr,
+                norm,
+                seconds,
+            } => json!({
+                "stage": stage.name, "step": step, "epoch": epoch, "loss": loss, "lr": lr, "gradient_norm": norm, "seconds": seconds,
+            }),
+            Event::Evaluated {
+                stage,
+                step,
+                evaluation,
+                is_best,
+            } => json!({
+                "stage": stage.name, "step": step, "dev": evaluation.metrics, "best": is_best,
+            }),
+            Event::End { stage, result } => json!({
+                "stage": stage.name, "steps": result.steps, "kept_step": result.kept_step, "seconds": result.seconds,
+            }),
+        };
+        writeln!(self.file, "{line}").map_err(|e| failed("written", &self.path, &e))
+    }
+
+    /// Brings it to the disk and gives its length in bytes.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn sync(&mut self) -> Result<u64, Problem> {
+        let sync = |file: &mut BufWriter<File>| {
+            file.flush()?;
+            file.get_ref().sync_data()?;
+            Ok(file.get_ref().metadata()?.len())
+        };
+        sync(&mut self.file).map_err(|e| failed("written", &self.path, &e))
+    }
+}

@@ -1,0 +1,135 @@
+//! The record of a run: what it was made from, and what it left.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::backbone::{Checkpoint, FILES_BESIDE_WEIGHTS};
+use crate::diagnostic::Problem;
+use crate::disk::{self, failed};
+use crate::plan::Plan;
+use crate::text::hexadecimal;
+
+/// The version of this program.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// SHA-256 of everything that a run was made from and of everything that it left.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The version that wrote it.
+    pub deltarun: String,
+    /// The `.delta` file.
+    pub file_hash: String,
+    /// The backbone's weights; empty where they are drawn from the seed.
+    pub backbone_hash: String,
+    /// The backbone's configuration and tokenizer, by name.
+    #[serde(default)]
+    pub backbone_files: BTreeMap<String, String>,
+    /// Each data file, by path.
+    pub data_hashes: BTreeMap<String, String>,
+    /// What the plan means: see [`Plan::hash`].
+    pub plan_hash: String,
+    /// The files of a finished run, by name; none while it is under way, and none of version 0.1.0.
+    #[serde(default)]
+    pub files: BTreeMap<String, String>,
+}
+
+impl Manifest {
+    /// Where it lies in a run's directory.
+    pub const FILE: &'static str = "manifest.yaml";
+
+    /// Hashes what a plan is made from.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn new(plan: &Plan, source: &str) -> Result<Self, Problem> {
+        let backbone_hash = match plan.backbone.random {
+            true => String::new(),
+            false => Checkpoint::open_directory(&plan.backbone.directory)?.hash(),
+        };
+        let mut data_hashes = BTreeMap::new();
+        for data in plan.data.values() {
+            for file in [&data.train, &data.dev, &data.test].into_iter().flatten() {
+                let hash = disk::hash(&file.path).map_err(|e| failed("read", &file.path, &e))?;
+                data_hashes.insert(file.path.display().to_string(), hash);
+            }
+        }
+        Ok(Manifest {
+            deltarun: VERSION.to_owned(),
+            file_hash: hexadecimal(&Sha256::digest(source)),
+            backbone_hash,
+            backbone_files: backbone_files(&plan.backbone.directory)?,
+            data_hashes,
+            plan_hash: plan.hash(),
+            files: BTreeMap::new(),
+        })
+    }
+
+    /// Reads that of a run's directory.
+    ///
+    /// # Errors
+    /// It is missing or cannot be read.
+    pub fn read(run: &Path) -> Result<Self, Problem> {
+        let path = run.join(Manifest::FILE);
+        let unreadable = |e: &dyn std::fmt::Display| {
+            let message = format!("`{}` cannot be read: {e}", path.display());
+            Problem::new("delta::run::manifest", message).help("give the directory that a run left")
+        };
+        let text = std::fs::read_to_string(&path).map_err(|e| unreadable(&e))?;
+        serde_yaml::from_str(&text).map_err(|e| unreadable(&e))
+    }
+
+    /// Writes it into a run's directory.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write(&self, run: &Path) -> Result<(), Problem> {
+        let path = run.join(Manifest::FILE);
+        let text = serde_yaml::to_string(self).map_err(Problem::internal)?;
+        disk::replace(&path, text.as_bytes()).map_err(|e| failed("written", &path, &e))
+    }
+
+    /// What of the input is not as it was when `self` was written, in words.
+    pub fn changed_input(&self, now: &Manifest) -> Vec<String> {
+        let mut changed = Vec::new();
+        if self.backbone_hash != now.backbone_hash {
+            changed.push("the backbone's weights".to_owned());
+        }
+        let of_backbone = changed_files(&self.backbone_files, &now.backbone_files);
+        changed.extend(of_backbone.map(|name| format!("the backbone's `{name}`")));
+        let of_data = changed_files(&self.data_hashes, &now.data_hashes);
+        changed.extend(of_data.map(|path| format!("`{path}`")));
+        changed
+    }
+}
+
+/// The names under which two records differ.
+fn changed_files<'a>(
+    then: &'a BTreeMap<String, String>,
+    now: &'a BTreeMap<String, String>,
+) -> impl Iterator<Item = &'a String> {
+    let gone = then.keys().filter(|name| !now.contains_key(*name));
+    let other = now
+        .iter()
+        .filter(|(name, hash)| then.get(*name) != Some(hash))
+        .map(|(name, _)| name);
+    gone.chain(other)
+}
+
+/// SHA-256 of the files of a backbone that say how its weights are used and what its tokens are.
+///
+/// # Errors
+/// A file cannot be read.
+pub fn backbone_files(directory: &Path) -> Result<BTreeMap<String, String>, Problem> {
+    let mut hashes = BTreeMap::new();
+    for name in FILES_BESIDE_WEIGHTS {
+        let path = directory.join(name);
+        if path.exists() {
+            let hash = disk::hash(&path).map_err(|e| failed("read", &path, &e))?;
+            hashes.insert((*name).to_owned(), hash);
+        }
+    }
+    Ok(hashes)
+}

@@ -1,0 +1,66 @@
+//! Whether a language model's head has a weight of its own: what the checkpoint's tensors say, and `config.json`
+//! only where they leave it open, as transformers 5 decides it (`modeling_utils.py`, `tie_weights`).
+
+use crate::backbone::{Checkpoint, Tree};
+use crate::diagnostic::Problem;
+use crate::plan::Plan;
+
+/// Sets [`has_decoder`](crate::backbone::Config::has_decoder) by the backbone's checkpoint, where a task reads the
+/// language model's head.
+///
+/// # Errors
+/// `config.json` has them apart, and the checkpoint has one of them alone.
+pub fn resolve_tying(plan: &mut Plan) -> Result<(), Vec<Problem>> {
+    let reads_it = plan.tasks.values().any(|task| task.uses_language_model());
+    if !reads_it || plan.backbone.random {
+        return Ok(());
+    }
+    let span = plan.backbone.span;
+    let found = has_decoder(plan).map_err(|problem| vec![problem.or_at(span)])?;
+    plan.backbone.config.has_decoder = found;
+    Ok(())
+}
+
+fn has_decoder(plan: &Plan) -> Result<bool, Problem> {
+    let config = &plan.backbone.config;
+    let family = config.family();
+    let step = family
+        .heads
+        .language_model()
+        .and_then(|head| head.steps.last());
+    let Some((table, untied)) = step.and_then(|s| s.weight.as_ref().zip(s.untied.as_ref())) else {
+        return Ok(false);
+    };
+    let tree = Tree::new(config);
+    let Some(table) = tree
+        .module(table)
+        .and_then(|module| module.parameters.first())
+    else {
+        return Ok(false);
+    };
+    let file = Checkpoint::open_directory(&plan.backbone.directory)?;
+    let decoder = format!("{untied}.weight");
+    // The decoder's own name is what the embedding is read from where there is nothing else.
+    let embedding = file
+        .find(table, &family.prefix)
+        .filter(|name| *name != decoder);
+    match (embedding, file.has(&decoder)) {
+        (Some(embedding), true) => {
+            Ok(!config.is_untied && file.read(&embedding)?.0 != file.read(&decoder)?.0)
+        }
+        (None, false) => Ok(false),
+        (found, _) if config.is_untied => {
+            let missing = match found {
+                Some(_) => decoder,
+                None => table.source.full_name(&family.prefix),
+            };
+            let message = format!(
+                "`config.json` says `tie_word_embeddings: false`, but the checkpoint has no `{missing}`"
+            );
+            Err(Problem::new("delta::weights::untied", message).help(
+                "give a checkpoint that has it, or a `config.json` without `tie_word_embeddings`",
+            ))
+        }
+        _ => Ok(false),
+    }
+}

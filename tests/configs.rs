@@ -1,0 +1,133 @@
+//! `config.json`: every key that transformers has is honoured, changes nothing, or is refused by name; defaults are
+//! transformers' own. `tests/fixtures/make_configs.py` wrote what transformers has.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+
+use common::fixture;
+use deltarun::backbone::Config;
+use deltarun::engine::Activation;
+use serde_json::{json, Map, Value};
+
+type Keys = BTreeMap<String, Value>;
+
+fn families(directory: &Path) -> Keys {
+    let text = std::fs::read_to_string(directory.join("keys.json")).unwrap();
+    let mut all: Keys = serde_json::from_str(&text).unwrap();
+    all.remove("transformers").unwrap();
+    assert_eq!(all.len(), 4);
+    all
+}
+
+fn check(all: &Keys) {
+    for (family, defaults) in all {
+        // The defaults that transformers writes out are read without a question.
+        let text = defaults.to_string();
+        let config = Config::parse(&text).unwrap_or_else(|e| panic!("{family}: {e}"));
+        let unknown = Config::unknown_keys(&text);
+        assert!(unknown.is_empty(), "{family} does not name {unknown:?}");
+        // Without them the same is taken, but for a size that two models do not agree on.
+        let mut least = Map::new();
+        least.insert("model_type".into(), json!(family));
+        if family.contains("roberta") {
+            let error = Config::parse(&Value::from(least.clone()).to_string()).unwrap_err();
+            assert!(error.contains("it has no `vocab_size`"), "{error}");
+            least.insert("vocab_size".into(), defaults["vocab_size"].clone());
+        }
+        let found = Config::parse(&Value::from(least).to_string()).unwrap();
+        assert_eq!(found, config, "{family}");
+    }
+}
+
+#[test]
+fn every_key_of_transformers_is_known_and_its_default_is_ours() {
+    check(&families(&fixture("configs")));
+}
+
+/// The same for the transformers that is installed, where `DELTARUN_PYTHON` names a Python that has one.
+#[test]
+fn every_key_of_the_transformers_at_hand_is_known() {
+    let Some(python) = std::env::var_os("DELTARUN_PYTHON") else {
+        println!("skipped: DELTARUN_PYTHON is not set");
+        return;
+    };
+    let place = tempfile::tempdir().unwrap();
+    let output = Command::new(python)
+        .arg(fixture("make_configs.py"))
+        .arg(place.path())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    check(&families(place.path()));
+}
+
+fn parse(family: &str, more: Value) -> Result<Config, String> {
+    let mut config = json!({ "model_type": family, "vocab_size": 61 });
+    let object = config.as_object_mut().unwrap();
+    object.extend(more.as_object().unwrap().clone());
+    Config::parse(&config.to_string())
+}
+
+#[test]
+fn values_that_change_the_model_are_refused_by_name() {
+    let cases = [
+        ("bert", json!({ "is_decoder": true })),
+        ("roberta", json!({ "is_decoder": true })),
+        ("bert", json!({ "is_causal": true })),
+        ("bert", json!({ "add_cross_attention": true })),
+        ("gpt2", json!({ "add_cross_attention": true })),
+        ("gpt2", json!({ "scale_attn_weights": false })),
+        ("gpt2", json!({ "scale_attn_by_inverse_layer_idx": true })),
+        ("gpt2", json!({ "is_causal": false })),
+        ("bert", json!({ "position_embedding_type": "relative_key" })),
+        ("bert", json!({ "quantization_config": { "bits": 4 } })),
+        (
+            "bert",
+            json!({ "problem_type": "multi_label_classification" }),
+        ),
+        ("roberta", json!({ "pruned_heads": { "0": [1] } })),
+        ("bert", json!({ "chunk_size_feed_forward": 4 })),
+        ("bert", json!({ "hidden_act": "quick_gelu" })),
+        ("bert", json!({ "hidden_act": null, "hidden_size": "768" })),
+        ("gpt2", json!({ "n_layer": 3, "num_hidden_layers": 2 })),
+        ("roberta", json!({ "pad_token_id": -1 })),
+        ("bert", json!({ "layer_norm_eps": 1 })),
+    ];
+    for (family, more) in cases {
+        let error = parse(family, more.clone()).unwrap_err();
+        let mut keys = more.as_object().unwrap().keys();
+        assert!(
+            keys.any(|key| error.contains(&format!("`{key}`"))) || error.contains("activation"),
+            "{more}: {error}"
+        );
+    }
+    // The values under which they change nothing.
+    let neutral = json!({
+        "is_decoder": false, "position_embedding_type": "absolute", "quantization_config": null, "pruned_heads": {},
+        "problem_type": "regression", "a_key_of_the_future": 1,
+    });
+    assert_eq!(parse("bert", neutral.clone()), parse("bert", json!({})));
+    let mut written = neutral;
+    written["model_type"] = json!("bert");
+    assert_eq!(
+        Config::unknown_keys(&written.to_string()),
+        ["a_key_of_the_future"]
+    );
+}
+
+#[test]
+fn what_families_differ_in_is_read() {
+    let gpt2 = parse("gpt2", json!({ "embd_pdrop": 0.3, "resid_pdrop": 0.0 })).unwrap();
+    assert_eq!((gpt2.embedding_dropout(), gpt2.dropout), (0.3, 0.0));
+    assert_eq!(gpt2.activation, Activation::GeluTanh);
+    assert_eq!((gpt2.inner, gpt2.first_position()), (3072, 0));
+    let roberta = |pad: Value| parse("roberta", json!({ "pad_token_id": pad })).unwrap();
+    // modeling_roberta.py: positions begin at `padding_idx + 1`.
+    assert_eq!(roberta(json!(1)).first_position(), 2);
+    assert_eq!(roberta(json!(5)).first_position(), 6);
+    assert_eq!(roberta(json!(5)).longest(), 512 - 6);
+    assert_eq!(parse("bert", json!({})).unwrap().norm_epsilon, 1e-12);
+}

@@ -1,0 +1,136 @@
+//! Models whose `config.json` or checkpoint says something that few do: the logits are transformers', by
+//! `tests/fixtures/make_edges.py`.
+
+mod common;
+
+use std::path::Path;
+
+use common::{difference, fixture, plan_of, Expected};
+use deltarun::engine::{Backend, Layout};
+use deltarun::graph::{Batch, Graph, HeadOrigin, Targets};
+use deltarun::plan::Plan;
+use deltarun::run::resolve_tying;
+use dfdx::prelude::Cpu;
+
+fn plan(directory: &Path, task: &str) -> Plan {
+    let text = format!(
+        r#"
+        backbone "{}" {{ dropout = off }}
+        data {{ train = tsv("train.tsv") }}
+        {task}
+        reparam low_rank = lora on block.0.attn.q
+        stage tune {{ train = [low_rank, head], steps = 1, optimizer = adamw {{ lr = 1e-3 }} }}
+        "#,
+        directory.display()
+    );
+    let mut plan = plan_of(&text, directory);
+    resolve_tying(&mut plan).unwrap();
+    plan
+}
+
+/// The largest difference of the logits from transformers', whose columns are in the order `labels`.
+fn worst(name: &str, task: &str, labels: &[usize]) -> f32 {
+    let directory = fixture("edges").join(name);
+    let graph = Graph::load(&plan(&directory, task), Cpu::default()).unwrap();
+    let mut graph = graph;
+    graph.activate(&plan(&directory, task), 0).unwrap();
+    let expected = Expected::open(&directory);
+    let tokens: Vec<usize> = expected.read("ids").iter().map(|id| *id as usize).collect();
+    let batch = Batch {
+        types: vec![0; tokens.len()],
+        layout: Layout::new(vec![8; 5], (0..5).collect()),
+        masks: Vec::new(),
+        soft: Vec::new(),
+        places: (0..5).collect(),
+        prefix: None,
+        total: 5,
+        targets: Targets::None,
+        tokens,
+    };
+    let found = Cpu::read(&graph.inference().logits(&batch).unwrap());
+    let expected = expected.read("logits");
+    let expected: Vec<f32> = match labels {
+        [] => expected,
+        order => expected
+            .chunks(order.len())
+            .flat_map(|row| order.iter().map(|column| row[*column]))
+            .collect(),
+    };
+    difference(&found, &expected, false)
+}
+
+fn classify(labels: &str) -> String {
+    format!("task classify {{ text = sentence, label = label, labels = {labels} }}")
+}
+
+#[test]
+fn missing_keys_take_the_defaults_of_transformers() {
+    for name in ["bert_defaults", "roberta_defaults", "gpt2_defaults"] {
+        let worst = worst(name, &classify("{ \"0\" = a, \"1\" = b }"), &[]);
+        assert!(worst < 1e-5, "{name}: {worst}");
+    }
+}
+
+#[test]
+fn positions_of_roberta_follow_its_padding() {
+    let worst = worst("roberta_padding_5", &classify("[a, b]"), &[]);
+    assert!(worst < 1e-5, "{worst}");
+}
+
+#[test]
+fn tied_weights_are_what_the_checkpoint_says() {
+    for name in [
+        "tied_same",
+        "tied_other",
+        "tied_decoder_alone",
+        "tied_decoder_bias_alone",
+        "tied_other_bias",
+        "untied",
+        "roberta_tied_other",
+    ] {
+        let worst = worst(name, "task masked_lm { text = sentence }", &[]);
+        assert!(worst < 1e-5, "{name}: {worst}");
+    }
+    let worst = worst("gpt2_tied_other", "task causal_lm { text = sentence }", &[]);
+    assert!(worst < 1e-5, "{worst}");
+}
+
+/// A head is taken by the names of its labels, whatever the order of the task's.
+#[test]
+fn a_head_of_the_checkpoint_is_taken_by_name() {
+    for (labels, order) in [
+        ("[contradiction, entailment, neutral]", [0, 1, 2]),
+        ("[entailment, neutral, contradiction]", [1, 2, 0]),
+        (
+            "{ \"e\" = Entailment, \"n\" = Neutral, \"c\" = Contradiction }",
+            [1, 2, 0],
+        ),
+        (
+            "{ entailment = yes, neutral = maybe, contradiction = no }",
+            [1, 2, 0],
+        ),
+    ] {
+        let worst = worst("bert_nli", &classify(labels), &order);
+        assert!(worst < 1e-5, "{labels}: {worst}");
+    }
+}
+
+#[test]
+fn a_head_for_other_labels_is_drawn_and_said() {
+    let directory = fixture("edges/bert_nli");
+    let file = deltarun::backbone::Checkpoint::open_directory(&directory).unwrap();
+    for (labels, said) in [
+        (
+            "[sports, politics, weather]",
+            "`contradiction`, `entailment` and `neutral`",
+        ),
+        ("[entailment, neutral]", "3 outputs, and the task 2"),
+    ] {
+        let plan = plan(&directory, &classify(labels));
+        let (_, task) = plan.final_task().unwrap();
+        match HeadOrigin::of(&plan.backbone.config, task, Some(&file)) {
+            HeadOrigin::Drawn(why) => assert!(why.contains(said), "{why}"),
+            other => panic!("{labels}: {other:?}"),
+        }
+    }
+}

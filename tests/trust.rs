@@ -1,0 +1,233 @@
+//! What a run's directory promises: one process at a time, the same run whatever the file's comments, and files
+//! that are what the run left.
+
+#[path = "common/place.rs"]
+mod place;
+
+use std::fs;
+
+use place::{Place, PIPELINE};
+
+fn finished() -> Place {
+    let place = Place::new();
+    place.succeed(&["small.delta", "--quiet"]);
+    place
+}
+
+/// Stops a run after its first stage, by a second stage whose loss is no number.
+fn unfinished(place: &Place) -> String {
+    let second = PIPELINE[PIPELINE.find("stage tune").unwrap()..]
+        .replace("stage tune", "stage broken")
+        .replace(
+            "adamw { lr = 1e-3 }",
+            "sgd { lr = 1000, weight_decay = 1 }\n    clip = off",
+        )
+        .replace("[low_rank, head]", "[low_rank, everything, head]");
+    let text = PIPELINE.replace("reparam", "unfreeze everything = **\nreparam") + &second;
+    place.write("small.delta", text.as_bytes());
+    place.fail(1, &["small.delta", "--quiet"]);
+    text
+}
+
+#[test]
+fn a_second_run_into_the_same_directory_is_told_of_the_first() {
+    let place = Place::new();
+    let long = PIPELINE.replace("steps = 12", "steps = 100000");
+    place.write("small.delta", long.as_bytes());
+    let mut first = place.command(&["small.delta", "--quiet"]).spawn().unwrap();
+    while !place.path("runs/small.partial/manifest.yaml").exists() {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let message = place.fail(2, &["small.delta", "--quiet"]);
+    let process = format!("process {}", first.id());
+    first.kill().unwrap();
+    first.wait().unwrap();
+    assert!(message.contains("delta::run::locked"), "{message}");
+    assert!(message.contains(&process), "{message}");
+    // A lock goes with the process that held it.
+    place.write("small.delta", PIPELINE.as_bytes());
+    let message = place.fail(2, &["small.delta", "--quiet"]);
+    assert!(
+        message.contains("`stages.tune.length.steps` was 100000, and is 12"),
+        "{message}"
+    );
+}
+
+#[test]
+fn what_the_file_means_makes_the_run_and_not_how_it_is_written() {
+    let place = Place::new();
+    let text = unfinished(&place);
+    let log = fs::read(place.path("runs/small.partial/log.jsonl")).unwrap();
+    let other = format!("# a comment\n\n{text}\n\n\n").replace("lr = 1e-3", "lr =   0.001");
+    place.write("small.delta", other.as_bytes());
+    let message = place.fail(1, &["small.delta", "--seed", "42"]);
+    assert!(message.contains("broken: 12 steps"), "{message}");
+    assert!(
+        !message.contains("tune: 12 steps"),
+        "it began again: {message}"
+    );
+    assert!(log.starts_with(b"{"));
+    place.write(
+        "small.delta",
+        other.replace("dropout = 0.1", "dropout = 0.2").as_bytes(),
+    );
+    let message = place.fail(2, &["small.delta", "--quiet"]);
+    assert!(
+        message.contains("low_rank.change.method.method.dropout` was 0.1, and is 0.2"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_log_that_lost_its_end_is_said_and_not_filled_up() {
+    let place = Place::new();
+    unfinished(&place);
+    let log = place.path("runs/small.partial/log.jsonl");
+    let text = fs::read_to_string(&log).unwrap();
+    let first = text.lines().next().unwrap().len() + 1;
+    fs::write(&log, &text[..first]).unwrap();
+    let message = place.fail(1, &["small.delta", "--quiet"]);
+    assert!(message.contains("lost its end"), "{message}");
+    assert!(!fs::read(&log).unwrap().contains(&0));
+}
+
+#[test]
+fn data_and_backbone_that_changed_since_a_run_began_are_named() {
+    let place = Place::new();
+    unfinished(&place);
+    let dev = fs::read_to_string(place.path("dev.tsv")).unwrap();
+    place.write("dev.tsv", (dev.clone() + "good .\tpositive\n").as_bytes());
+    let message = place.fail(2, &["small.delta", "--quiet"]);
+    assert!(message.contains("dev.tsv` changed"), "{message}");
+    let message = place.fail(1, &["small.delta", "--quiet", "--allow-changed"]);
+    assert!(
+        message.contains("dev.tsv` changed") && message.contains("not_a_number"),
+        "{message}"
+    );
+    place.write("dev.tsv", dev.as_bytes());
+    flip(&place, "backbone/tokenizer.json", |text| {
+        text.replacen("\"lowercase\"", "\"lowercase\" ", 1)
+    });
+    let message = place.fail(2, &["small.delta", "--quiet"]);
+    assert!(
+        message.contains("the backbone's `tokenizer.json` changed"),
+        "{message}"
+    );
+}
+
+fn flip(place: &Place, file: &str, change: impl Fn(String) -> String) {
+    let path = place.path(file);
+    let old = fs::read_to_string(&path).unwrap();
+    let new = change(old.clone());
+    assert_ne!(old, new, "{file}");
+    fs::write(path, new).unwrap();
+}
+
+/// Changes one bit in the middle of a file.
+fn flip_bit(place: &Place, file: &str) {
+    let mut bytes = fs::read(place.path(file)).unwrap();
+    let middle = bytes.len() - 100;
+    bytes[middle] ^= 1;
+    fs::write(place.path(file), bytes).unwrap();
+}
+
+#[test]
+fn a_damaged_checkpoint_is_not_gone_on_from() {
+    let place = Place::new();
+    unfinished(&place);
+    flip_bit(&place, "runs/small.partial/checkpoint.safetensors");
+    let message = place.fail(1, &["small.delta", "--quiet"]);
+    assert!(
+        message.contains("delta::run::checkpoint") && message.contains("damaged"),
+        "{message}"
+    );
+}
+
+#[test]
+fn every_file_of_a_finished_run_is_held_to_its_record() {
+    let place = finished();
+    let asks: [&[&str]; 3] = [
+        &["eval", "runs/small"],
+        &["merge", "runs/small", "merged"],
+        &["small.delta", "--quiet", "--out", "next"],
+    ];
+    let next = PIPELINE
+        .replace("reparam", "# begins from the other\nreparam")
+        .replacen(
+            "on block.*.attn.{q,v}",
+            "on block.*.attn.{q,v} from \"runs/small\"",
+            1,
+        );
+    place.write("small.delta", next.as_bytes());
+    let save = |file: &str| fs::read(place.path(file)).unwrap();
+    for file in ["runs/small/delta.safetensors", "runs/small/plan.yaml"] {
+        let old = save(file);
+        match file.ends_with("yaml") {
+            true => flip(&place, file, |text| {
+                text.replacen("alpha: 4", "alpha: 5", 1)
+            }),
+            false => flip_bit(&place, file),
+        }
+        for ask in asks {
+            let message = place.fail(2, ask);
+            assert!(
+                message.contains("is not what the run left"),
+                "{ask:?}: {message}"
+            );
+            assert!(message.contains("--allow-changed"), "{ask:?}: {message}");
+        }
+        let output = place.run(&["eval", "runs/small", "--allow-changed"]);
+        let notes = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success() && notes.contains("is not what the run left"),
+            "{notes}"
+        );
+        place.write(file, &old);
+    }
+    for file in ["backbone/tokenizer.json", "backbone/config.json"] {
+        let old = save(file);
+        flip(&place, file, |text| text + "\n");
+        let message = place.fail(2, &["eval", "runs/small"]);
+        assert!(
+            message.contains("is not as it was when this run was trained"),
+            "{message}"
+        );
+        place.write(file, &old);
+    }
+    place.succeed(&["eval", "runs/small"]);
+}
+
+/// What no file of ours could say is refused in words, not by a panic or an abort.
+#[test]
+fn a_plan_from_outside_is_checked() {
+    let place = finished();
+    let plan = fs::read_to_string(place.path("runs/small/plan.yaml")).unwrap();
+    for (old, new, word) in [
+        ("family: bert", "family: nobody", "family"),
+        ("rank: 2", "rank: 9999999999", "rank"),
+        ("heads: 4", "heads: 0", "dimension"),
+        ("heads: 4", "heads: 7", "heads"),
+        ("norm_epsilon: 1e-12", "norm_epsilon: .nan", "finite"),
+        ("norm_epsilon: 1e-12", "norm_epsilon: -1", "epsilon"),
+        ("block.0.attn.q", "block.9.attn.q", "block.9.attn.q"),
+        ("max_length: 32", "max_length: 99999", "max_length"),
+        (
+            "name: small",
+            "name: [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[x",
+            "nested",
+        ),
+        ("name: small", "name: &a small\nx: *a", "references"),
+    ] {
+        assert!(plan.contains(old), "{old}\n{plan}");
+        place.write(
+            "runs/small/plan.yaml",
+            plan.replacen(old, new, 1).as_bytes(),
+        );
+        let message = place.fail(2, &["eval", "runs/small", "--allow-changed"]);
+        assert!(
+            message.contains("plan.yaml` cannot be read"),
+            "{new}: {message}"
+        );
+        assert!(message.contains(word), "{new}: {message}");
+    }
+}
