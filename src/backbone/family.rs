@@ -35,6 +35,8 @@ pub struct Family {
     pub positions_follow_padding: bool,
     /// The module tree; `N` in a name stands for the number of the block.
     pub modules: IndexMap<String, ModuleEntry>,
+    /// How the names of modules end whose inputs PEFT's (IA)³ scales where an adapter does not say it.
+    pub peft_feedforward: String,
     /// What can be read off the last hidden state.
     pub heads: Heads,
 }

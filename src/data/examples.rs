@@ -176,6 +176,9 @@ fn encode(
         Some(cloze) => encoder.encode_cloze(cloze, texts)?,
         None => encoder.encode(texts).map_err(|problem| (None, problem))?,
     };
+    if let Some((index, problem)) = encoder.padded(&encoded, task.uses_language_model()) {
+        return Err((Some(index), problem));
+    }
     match encoded.iter().position(|text| text.tokens.is_empty()) {
         Some(empty) => {
             let problem = Problem::new("delta::data::no_tokens", "the text has no tokens");

@@ -9,6 +9,7 @@
 mod batch;
 mod examples;
 mod table;
+mod tokenizer_config;
 mod tokens;
 
 pub use batch::{batch, groups, order, Masking};

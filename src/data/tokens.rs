@@ -2,8 +2,12 @@
 
 use std::path::Path;
 
-use tokenizers::{EncodeInput, Encoding, InputSequence, Token, Tokenizer, TruncationParams};
+use tokenizers::{
+    EncodeInput, Encoding, InputSequence, Token, Tokenizer, TruncationDirection, TruncationParams,
+};
 
+use super::tokenizer_config::TokenizerConfig;
+use crate::backbone::family::Reads;
 use crate::backbone::Config;
 use crate::diagnostic::Problem;
 use crate::plan::{Cloze, Edit, Piece};
@@ -13,7 +17,14 @@ use crate::text::quoted_list;
 pub struct TextEncoder {
     tokenizer: Tokenizer,
     max_length: usize,
+    /// Whether a text that is too long loses its beginning, and not its end.
+    cuts_start: bool,
+    /// Whether the backbone is told which text of a pair a token is of.
+    passes_types: bool,
     vocabulary: usize,
+    /// Entries of the token-type embedding.
+    types: usize,
+    padding: Padding,
     /// Whether the word of a cloze is read off the token before it, and not off a mask.
     is_causal: bool,
 }
@@ -54,8 +65,10 @@ impl TextEncoder {
                 .help("give the tokenizer of this backbone")
         };
         let mut tokenizer = Tokenizer::from_file(&path).map_err(unreadable)?;
+        let settings = TokenizerConfig::apply(directory, &mut tokenizer)?;
         let truncation = TruncationParams {
             max_length,
+            direction: settings.direction,
             ..TruncationParams::default()
         };
         tokenizer
@@ -65,7 +78,11 @@ impl TextEncoder {
         Ok(TextEncoder {
             tokenizer,
             max_length,
+            cuts_start: settings.direction == TruncationDirection::Left,
+            passes_types: settings.passes_types,
             vocabulary: config.vocabulary,
+            types: config.types,
+            padding: Padding::of(config),
             is_causal: config.family().causal,
         })
     }
@@ -84,7 +101,10 @@ impl TextEncoder {
         };
         let inputs: Vec<EncodeInput> = texts.iter().map(input).collect();
         let encodings = self.tokenizer.encode_batch(inputs, true).map_err(refused)?;
-        let encoded: Vec<Encoded> = encodings.iter().map(Encoded::from).collect();
+        let mut encoded: Vec<Encoded> = encodings.iter().map(Encoded::from).collect();
+        if !self.passes_types {
+            encoded.iter_mut().for_each(|text| text.types.fill(0));
+        }
         self.check(&encoded)?;
         Ok(encoded)
     }
@@ -131,6 +151,7 @@ impl TextEncoder {
                 }
                 let longest = texts.iter_mut().max_by_key(|text| text.len());
                 match longest.filter(|text| !text.is_empty()) {
+                    Some(text) if self.cuts_start => cut_first_words(text, excess),
                     Some(text) => cut_words(text, excess),
                     None => return Err(self.template_too_long(cloze)),
                 }
@@ -198,6 +219,15 @@ impl TextEncoder {
     }
 
     fn check(&self, encoded: &[Encoded]) -> Result<(), Problem> {
+        let kind = encoded.iter().flat_map(|e| &e.types).max();
+        if let Some(kind) = kind.filter(|kind| **kind > 0 && **kind as usize >= self.types) {
+            let message = format!(
+                "the tokenizer numbers a text of a pair {kind}, but the backbone has {} token types",
+                self.types
+            );
+            return Err(Problem::new("delta::data::tokenizer", message)
+                .help("give a backbone with two token types, or a tokenizer whose `model_input_names` leave `token_type_ids` out"));
+        }
         let highest = encoded.iter().flat_map(|e| &e.tokens).max();
         if let Some(token) = highest.filter(|token| **token as usize >= self.vocabulary) {
             let message = format!(
@@ -346,6 +376,62 @@ impl Template<'_> {
         Err(Problem::new("delta::data::special_token", message)
             .at(self.cloze.span, "of this task")
             .help("remove it from the template"))
+    }
+}
+
+/// Where a padding token in a text would change what is computed, though nothing is filled up here.
+struct Padding {
+    token: Option<u32>,
+    /// It has no position of its own.
+    moves_positions: bool,
+    /// A classifier reads the last token that is none.
+    is_read_over: bool,
+}
+
+impl Padding {
+    fn of(config: &Config) -> Self {
+        let family = config.family();
+        Padding {
+            token: config.pad_token,
+            moves_positions: family.positions_follow_padding,
+            is_read_over: family.heads.classify.reads == Reads::Last,
+        }
+    }
+}
+
+impl TextEncoder {
+    /// The first text with a padding token in it that would be taken for padding.
+    pub fn padded(&self, encoded: &[Encoded], reads_tokens: bool) -> Option<(usize, Problem)> {
+        let Padding {
+            token,
+            moves_positions,
+            is_read_over,
+        } = self.padding;
+        let counts = moves_positions || (is_read_over && !reads_tokens);
+        let token = token.filter(|_| counts)?;
+        let place = encoded
+            .iter()
+            .position(|text| text.tokens.contains(&token))?;
+        let name = self.tokenizer.id_to_token(token).unwrap_or_default();
+        let message = format!("the text has the padding token `{name}` in it, which the backbone would take for padding");
+        let problem = Problem::new("delta::data::padding_in_text", message);
+        Some((place, problem.help("remove it from the text")))
+    }
+}
+
+/// Cuts about `count` tokens off the beginning: as many words, or half of a single long word.
+fn cut_first_words(text: &mut String, count: usize) {
+    for _ in 0..count.div_ceil(2) {
+        let trimmed = text.trim_start();
+        let skipped = text.len() - trimmed.len();
+        let word = trimmed.find(char::is_whitespace).unwrap_or_else(|| {
+            let half = trimmed.chars().count().div_ceil(2);
+            trimmed
+                .char_indices()
+                .nth(half)
+                .map_or(trimmed.len(), |(place, _)| place)
+        });
+        text.drain(..skipped + word);
     }
 }
 

@@ -335,10 +335,10 @@ impl DeltaMethod for AdaLora {
             return None;
         }
         let number = |key: &str| config.get(key).and_then(|value| value.as_f64());
-        let initial = number("init_r")? as f32;
+        let initial = number("init_r").unwrap_or(12.0) as f32;
         Some(AdaLora {
             rank: module.rank,
-            target_rank: module.rank.min(number("target_r")? as usize),
+            target_rank: module.rank.min(number("target_r").unwrap_or(8.0) as usize),
             alpha: module.alpha * (module.rank as f32 + 1e-5) / (initial + 1e-5),
             dropout: 0.0,
             warmup: number("tinit").unwrap_or(0.0) as usize,

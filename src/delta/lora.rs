@@ -282,7 +282,8 @@ impl DeltaMethod for Lora {
             },
             dropout: 0.0,
             init: match init {
-                Some("pissa") => LoraInit::Pissa,
+                // At an embedding table PEFT begins every kind plainly.
+                Some("pissa") if !module.is_embedding => LoraInit::Pissa,
                 _ => LoraInit::Standard,
             },
         })

@@ -251,6 +251,8 @@ pub struct PeftModule {
     pub alpha: f32,
     /// Whether `feedforward_modules` names it.
     pub is_feedforward: bool,
+    /// Whether it is an embedding table.
+    pub is_embedding: bool,
 }
 
 /// An `adapter_config.json`.

@@ -255,9 +255,7 @@ impl<'g, D: Backend> Pass<'g, D> {
         let config = &self.graph.config;
         let mut layout = batch.layout.clone();
         let mut x = self.look_up("embeddings.word", &batch.tokens, &layout)?;
-        // RoBERTa's tokenizers may number the second text of a pair, its table has one type.
-        let types = batch.types.iter().map(|&t| t.min(config.types.max(1) - 1));
-        let mut types: Vec<usize> = types.collect();
+        let mut types = batch.types.clone();
         let mut before = 0;
         if let Some(prompt) = self.prompts(&layout)? {
             before = prompt.shape().0;

@@ -58,6 +58,8 @@ pub fn export<D: Backend>(plan: &Plan, graph: &Graph<D>, directory: &Path) -> Re
     if !is_prompt {
         let targets = match written.targets.is_empty() {
             true => json!(token_rows::NO_TARGETS),
+            // PEFT asks for the names of `feedforward_modules` among them, letter by letter.
+            false if settings.contains_key("feedforward_modules") => json!(written.targets),
             false => json!(targets(graph, plan, &written.targets)),
         };
         settings.insert("target_modules".into(), targets);

@@ -7,14 +7,15 @@ use serde_json::Value;
 
 use super::export::PROMPT_PREFIX;
 use super::reader::Reader;
+use super::settings::{self, MERGE_IN_PYTHON};
 use super::tuner::{shared_key, site_key};
 use super::{module_name, norms, prompts, token_rows, KEY_PREFIX};
+use crate::backbone::family::Family;
 use crate::backbone::{head_parameters, Checkpoint, Config, Module, Parameter, Site, Tree};
 use crate::delta::{transposed, Method, PeftConfig, PeftModule};
 use crate::diagnostic::{Problem, Span};
 use crate::graph::Tensors;
 use crate::plan::{Change, DeltaPlan};
-use crate::text::quoted_list;
 
 /// What an adapter's directory holds.
 pub struct Imported {
@@ -48,18 +49,26 @@ pub fn import(directory: &Path, config: &Config) -> Result<Imported, Problem> {
         problem(directory, format!("it cannot be read: {e}"))
             .help("give a directory that PEFT's `save_pretrained` wrote")
     })?;
-    check_supported(directory, &adapter)?;
-    let file = Checkpoint::open(&[directory.join("adapter_model.safetensors")])?;
+    settings::check(directory, &adapter, config)?;
+    let file = open_tensors(directory)?;
     let mut reader = Reader::new(directory, &file);
     let is_prompt = prompts::is_prompt(&adapter);
     let prefix = key_prefix(&file, &config.family().prefix);
-    let deltas = match is_prompt {
+    let mut deltas = match is_prompt {
         true => prompts::read(&adapter, config, &mut reader)?,
         false => read_tuner(directory, &adapter, config, &prefix, &mut reader)?,
     };
     let key_prefix = if is_prompt { PROMPT_PREFIX } else { KEY_PREFIX };
     let saved = saved_modules(&adapter);
-    let outputs = read_head(&saved, config, &[key_prefix, &prefix], &mut reader)?;
+    let prefixes = [key_prefix, &prefix];
+    let outputs = read_head(&saved, config, &prefixes, &mut reader)?;
+    deltas.extend(read_unfrozen(
+        &adapter,
+        &saved,
+        config,
+        &prefixes,
+        &mut reader,
+    )?);
     reader.check_extra()?;
     let backbone = adapter.get("base_model_name_or_path");
     Ok(Imported {
@@ -84,6 +93,9 @@ fn read_tuner(
         return norms::read(&norms, reader);
     }
     let is_layer = |site| matches!(site, Site::Linear | Site::Fused | Site::Embedding);
+    if adapter.get("peft_type").and_then(Value::as_str) == Some(token_rows::KIND) {
+        return token_rows::read_alone(directory, adapter, &tree, prefix, reader);
+    }
     let has_targets = adapter.get("target_modules") != Some(&token_rows::NO_TARGETS.into());
     let sites = match has_targets {
         true => target_sites(directory, adapter, &tree, prefix, is_layer)?,
@@ -91,7 +103,7 @@ fn read_tuner(
     };
     let mut groups: Vec<(Method, Vec<(&Module, String)>)> = Vec::new();
     for (module, name) in sites {
-        let settings = settings_of(adapter, &name);
+        let settings = settings_of(adapter, module, &name, config.family());
         if settings.rank == 0 {
             // AdaLoRA left nothing of it.
             for (suffix, shape) in [
@@ -104,16 +116,13 @@ fn read_tuner(
             continue;
         }
         let method = Method::from_peft(adapter, &settings).ok_or_else(|| {
-            problem(directory, "its kind of adapter cannot be read")
-                .help("save the adapter as one of the methods in `docs/language.md`")
+            problem(directory, "its kind of adapter cannot be read").help(MERGE_IN_PYTHON)
         })?;
         let accepted = match method.accepts(module.site) {
             true => method.check(module),
             false => Err(format!("`{name}` is {}", module.site.describe())),
         };
-        accepted.map_err(|message| {
-            problem(directory, message).help("give the backbone that the adapter was made for")
-        })?;
+        accepted.map_err(|message| problem(directory, message).help(MERGE_IN_PYTHON))?;
         match groups.iter_mut().find(|(other, _)| *other == method) {
             Some((_, sites)) => sites.push((module, name)),
             None => groups.push((method, vec![(module, name)])),
@@ -177,76 +186,6 @@ fn read_tensors(
     Ok(())
 }
 
-fn check_supported(directory: &Path, adapter: &PeftConfig) -> Result<(), Problem> {
-    let kind = adapter.get("peft_type").and_then(Value::as_str);
-    let kinds = Method::PEFT_KINDS.iter().flatten().copied();
-    let mut known: Vec<&str> = kinds.chain([norms::KIND]).chain(prompts::KINDS).collect();
-    known.sort_unstable();
-    known.dedup();
-    let kind = kind.unwrap_or("nothing");
-    if !known.contains(&kind) {
-        let message = format!("its `peft_type` is {kind}, which cannot be read");
-        let help = format!("give one of {}", quoted_list(known));
-        return Err(problem(directory, message).help(help));
-    }
-    for key in ["r", "init_r"] {
-        let is_rank = |value: &Value| value.as_u64().is_some_and(|rank| rank > 0);
-        if adapter.get(key).is_some_and(|value| !is_rank(value)) {
-            return Err(
-                problem(directory, format!("its `{key}` is no number above 0"))
-                    .help("give a directory that PEFT's `save_pretrained` wrote"),
-            );
-        }
-    }
-    if kind == "VERA" && adapter.get("save_projection") == Some(&Value::Bool(false)) {
-        return Err(problem(directory, "its projections were not saved")
-            .help("save the adapter with `save_projection=True`"));
-    }
-    let is_off = |value: &Value| match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::String(text) => text == "none",
-        Value::Array(items) => items.is_empty(),
-        Value::Object(items) => items.is_empty(),
-        _ => false,
-    };
-    // Settings that change what the tensors mean.
-    let changing = [
-        "lora_bias",
-        "bias",
-        "layer_replication",
-        "target_parameters",
-        "use_qalora",
-        "use_bdlora",
-        "alora_invocation_tokens",
-        "decompose_both",
-        "rank_dropout_scale",
-    ];
-    for key in changing {
-        if let Some(value) = adapter.get(key).filter(|value| !is_off(value)) {
-            return Err(problem(
-                directory,
-                format!("`{key}` is {value}, which is not supported yet"),
-            )
-            .help("train the adapter without it"));
-        }
-    }
-    let init = adapter.get("init_lora_weights");
-    let known = ["gaussian", "pissa"].map(Value::from);
-    let is_known = match init {
-        None | Some(Value::Null | Value::Bool(_)) => true,
-        Some(init) => known.contains(init),
-    };
-    if !is_known {
-        let message = format!(
-            "`init_lora_weights` is {}: the backbone's own weights were changed",
-            init.unwrap_or(&Value::Null)
-        );
-        return Err(problem(directory, message)
-            .help("convert the adapter to a plain LoRA when it is saved"));
-    }
-    Ok(())
-}
-
 /// The family's prefix, where the adapter was made on a model with a head.
 fn key_prefix(file: &Checkpoint, family: &str) -> String {
     let with = format!("{KEY_PREFIX}{family}");
@@ -257,21 +196,40 @@ fn key_prefix(file: &Checkpoint, family: &str) -> String {
 }
 
 /// What the configuration says of one module; PEFT's defaults where it says nothing.
-fn settings_of(adapter: &PeftConfig, name: &str) -> PeftModule {
+fn settings_of(adapter: &PeftConfig, module: &Module, name: &str, family: &Family) -> PeftModule {
     let number = |key: &str| adapter.get(key).and_then(Value::as_f64);
-    let initial = number("init_r").or(number("r"));
+    let kind = adapter.get("peft_type").and_then(Value::as_str);
+    // The other kinds have no patterns, or do not read those that they have.
+    let has_patterns = matches!(kind, Some("LORA" | "LOHA" | "LOKR"));
+    let by_pattern = |key: &str| pattern(adapter.get(key).filter(|_| has_patterns), name);
+    let (initial, default) = match kind {
+        Some("ADALORA") => (number("init_r"), 12.0),
+        Some("VERA") => (number("r"), 256.0),
+        Some("MISS") => (number("r"), 64.0),
+        _ => (number("r"), 8.0),
+    };
     let kept = kept_ranks(adapter.get("rank_pattern"), name);
-    let rank = kept
-        .or(pattern(adapter.get("rank_pattern"), name))
-        .or(initial);
-    let alpha = pattern(adapter.get("alpha_pattern"), name)
+    let rank = kept.or(by_pattern("rank_pattern")).or(initial);
+    let alpha = by_pattern("alpha_pattern")
         .or(number("lora_alpha"))
         .or(number("alpha"));
-    let feedforward = adapter.get("feedforward_modules");
     PeftModule {
-        rank: rank.unwrap_or(8.0) as usize,
+        rank: rank.unwrap_or(default) as usize,
         alpha: alpha.unwrap_or(8.0) as f32,
-        is_feedforward: feedforward.is_some_and(|targets| names(targets, name)),
+        is_embedding: module.site == Site::Embedding,
+        is_feedforward: is_feedforward(adapter.get("feedforward_modules"), name, family),
+    }
+}
+
+/// Whether (IA)³ scales what a module reads. PEFT compares the ends of names without a look at their parts.
+fn is_feedforward(modules: Option<&Value>, name: &str, family: &Family) -> bool {
+    match modules {
+        None | Some(Value::Null) => name.ends_with(&family.peft_feedforward),
+        Some(Value::String(pattern)) => is_match(&format!("(?:{pattern})$"), name),
+        Some(modules) => {
+            let mut ends = modules.as_array().into_iter().flatten();
+            ends.any(|end| end.as_str().is_some_and(|end| name.ends_with(end)))
+        }
     }
 }
 
@@ -303,13 +261,8 @@ fn target_sites<'t>(
     prefix: &str,
     is_wanted: impl Fn(Site) -> bool,
 ) -> Result<Vec<(&'t Module, String)>, Problem> {
-    let layers = adapter.get("layers_to_transform");
-    if layers.is_some_and(|layers| !layers.is_null()) {
-        return Err(
-            problem(directory, "`layers_to_transform` is not supported yet")
-                .help("name the layers in `target_modules`"),
-        );
-    }
+    let layers = Layers::of(directory, adapter)?;
+    let saved = saved_modules(adapter);
     let targets = adapter.get("target_modules").unwrap_or(&Value::Null);
     let excluded = adapter.get("exclude_modules").unwrap_or(&Value::Null);
     let is_fused = |module: &Module| module.parameters.iter().any(|p| p.source.parts > 1);
@@ -319,26 +272,187 @@ fn target_sites<'t>(
         .filter(|module| is_wanted(module.site) && !is_fused(module))
         .filter(|module| targets != "all-linear" || module.site != Site::Embedding)
         .map(|module| (module, module_name(prefix, &module.checkpoint_name)))
-        .filter(|(_, name)| names(targets, name))
-        .filter(|(_, name)| !names(excluded, name))
+        .filter(|(_, name)| names(targets, name) && layers.have(name, targets))
+        .filter(|(_, name)| !names(excluded, name) && !is_saved(&saved, name))
         .collect();
     if sites.is_empty() {
         let message = format!(
             "its `target_modules` {} match no module of the backbone",
             targets
         );
-        return Err(
-            problem(directory, message).help("give the backbone that the adapter was made for")
-        );
+        return Err(problem(directory, message)
+            .help("give the backbone that the adapter was made for, with `--backbone DIR`"));
     }
     Ok(sites)
 }
 
+/// The blocks that `layers_to_transform` leaves, as PEFT reads it (`tuners_utils.check_target_module_exists`).
+struct Layers {
+    /// Nothing where all are meant.
+    numbers: Option<Vec<i64>>,
+    /// What stands before the number of a block; any name where there is none.
+    patterns: Vec<String>,
+}
+
+impl Layers {
+    fn of(directory: &Path, adapter: &PeftConfig) -> Result<Self, Problem> {
+        let texts = |value: Option<&Value>| -> Vec<String> {
+            let items = match value {
+                Some(Value::String(text)) => return vec![text.clone()],
+                value => value.and_then(Value::as_array).into_iter().flatten(),
+            };
+            items.filter_map(Value::as_str).map(str::to_owned).collect()
+        };
+        let patterns = texts(adapter.get("layers_pattern"));
+        let numbers = match adapter.get("layers_to_transform") {
+            Some(Value::Number(one)) => one.as_i64().map(|one| vec![one]),
+            Some(Value::Array(all)) if !all.is_empty() => {
+                Some(all.iter().filter_map(Value::as_i64).collect())
+            }
+            _ => None,
+        };
+        let is_pattern = adapter.get("target_modules").is_some_and(Value::is_string);
+        if numbers.is_some() && is_pattern {
+            let message = "`layers_to_transform` stands beside a `target_modules` that is a regular expression";
+            return Err(problem(directory, message)
+                .help("name the blocks in the expression, or the modules in a list"));
+        }
+        Ok(Layers { numbers, patterns })
+    }
+
+    /// Whether a module that is named is in one of the blocks; one that is named in full is meant in any case.
+    fn have(&self, name: &str, targets: &Value) -> bool {
+        let Some(numbers) = &self.numbers else {
+            return true;
+        };
+        let is_whole = targets
+            .as_array()
+            .is_some_and(|items| items.iter().any(|item| item == name));
+        let number = match self.patterns.as_slice() {
+            [] => block_number(r"^.*?\.[^.]*\.(\d+)\.", name),
+            patterns => patterns.iter().find_map(|pattern| {
+                block_number(&format!(r"^(?:|.*?\.)(?:{pattern})\.(\d+)\."), name)
+            }),
+        };
+        is_whole || number.is_some_and(|number| numbers.contains(&number))
+    }
+}
+
+/// The number of a block in a module's name.
+fn block_number(pattern: &str, name: &str) -> Option<i64> {
+    let found = Regex::new(pattern).ok()?.captures(name).ok()??;
+    found.get(found.len() - 1)?.as_str().parse().ok()
+}
+
+/// Whether `modules_to_save` keeps a module from being adapted.
+fn is_saved(saved: &[String], name: &str) -> bool {
+    saved
+        .iter()
+        .any(|saved| is_match(&format!(r"(.*\.)?(?:{saved})($|\..*)"), name))
+}
+
+/// The tensors of an adapter's directory.
+fn open_tensors(directory: &Path) -> Result<Checkpoint, Problem> {
+    let path = directory.join("adapter_model.safetensors");
+    if !path.exists() && directory.join("adapter_model.bin").exists() {
+        let message = format!(
+            "`{}` has its tensors in `adapter_model.bin`, a pickle, which may run any code when it is read",
+            directory.display()
+        );
+        let help = format!(
+            "if you trust it: `cd {} && python -c \"import torch, safetensors.torch as s; s.save_file(torch.load('adapter_model.bin', map_location='cpu', weights_only=True), 'adapter_model.safetensors')\"`",
+            directory.display()
+        );
+        return Err(Problem::new("delta::peft::pickle", message).help(help));
+    }
+    Checkpoint::open(&[path])
+}
+
+/// Weights of the backbone itself that an adapter replaces: biases (`bias`), and modules of `modules_to_save` that
+/// are no head.
+fn read_unfrozen(
+    adapter: &PeftConfig,
+    saved: &[String],
+    config: &Config,
+    [key_prefix, prefix]: &[&str; 2],
+    reader: &mut Reader,
+) -> Result<Option<DeltaPlan>, Problem> {
+    const NAME: &str = "unfrozen";
+    let bias = adapter
+        .get("bias")
+        .and_then(Value::as_str)
+        .unwrap_or("none");
+    let tree = Tree::new(config);
+    let mut parameters = Vec::new();
+    let head: Vec<&str> = config
+        .family()
+        .heads
+        .classify
+        .steps
+        .iter()
+        .filter(|step| step.kind.is_some())
+        .filter_map(|step| step.name.as_deref())
+        .collect();
+    for module in tree.modules() {
+        let name = module_name(prefix, &module.checkpoint_name);
+        // PEFT copies a module with all that is below it, and compares ends without a look at parts of names.
+        let ends = name
+            .match_indices('.')
+            .map(|(dot, _)| dot)
+            .chain([name.len()]);
+        let above: Vec<&str> = ends.map(|end| &name[..end]).collect();
+        let is_kept = saved.iter().any(|saved| {
+            let is_of_head = head.iter().any(|head| head.contains(saved.as_str()));
+            !is_of_head && above.iter().any(|above| above.ends_with(saved.as_str()))
+        });
+        for parameter in &module.parameters {
+            let plain = format!("{key_prefix}{}", parameter.source.full_name(prefix));
+            let at_target = format!(
+                "{key_prefix}{name}.base_layer.{}",
+                parameter.path.rsplit('.').next().unwrap_or_default()
+            );
+            let is_bias = bias != "none" && parameter.path.ends_with(".bias");
+            let stored = match (is_kept, is_bias) {
+                (true, _) => plain,
+                (_, true) if reader.has(&at_target) => at_target,
+                (_, true) if bias == "all" && reader.has(&plain) => plain,
+                _ => continue,
+            };
+            if parameter.source.parts > 1 || reader.is_taken(&stored) {
+                continue;
+            }
+            let shape = match parameter.source.transposed {
+                true => parameter.shape.iter().rev().copied().collect(),
+                false => parameter.shape.clone(),
+            };
+            let mut values = reader.take_values(&stored, &shape)?;
+            if parameter.source.transposed {
+                values = transposed(&values, shape[1]);
+            }
+            let key = format!("{NAME}.{}", parameter.path);
+            reader
+                .tensors
+                .insert(key, (values, parameter.shape.clone()));
+            parameters.push(parameter.path.clone());
+        }
+    }
+    // What PEFT writes of the head beside the head itself.
+    let copies = [".original_module.", ".modules_to_save."];
+    reader.pass_over(|name| bias == "all" && copies.iter().any(|copy| name.contains(copy)));
+    Ok((!parameters.is_empty()).then(|| DeltaPlan {
+        name: NAME.to_owned(),
+        change: Change::Unfreeze { parameters },
+        is_gated: false,
+        origin: None,
+        span: Span::default(),
+    }))
+}
+
 /// Whether `target_modules` or `exclude_modules` names a module: a text is a regular expression for
 /// the whole name, a list holds full names or their endings.
-fn names(targets: &Value, name: &str) -> bool {
+pub(super) fn names(targets: &Value, name: &str) -> bool {
     match targets {
-        Value::String(text) if text == "all-linear" => true,
+        Value::String(text) if text.eq_ignore_ascii_case("all-linear") => true,
         Value::String(text) => is_match(&format!("(?:{text})$"), name),
         Value::Array(items) => items.iter().filter_map(Value::as_str).any(|item| {
             name == item
@@ -378,8 +492,7 @@ fn read_head(
     let shape = last.and_then(|last| reader.file.shape(&stored(last)));
     let outputs = shape.map(|shape| shape[0]);
     let head = head_parameters(config, &head, outputs.unwrap_or(1));
-    let tree = Tree::new(config);
-    for parameter in tree.parameters().chain(&head).filter(is_saved) {
+    for parameter in head.iter().filter(is_saved) {
         let key = format!("task.{}", parameter.path);
         let shape = &parameter.shape;
         reader.take(&stored(parameter), shape, key, shape)?;

@@ -10,6 +10,7 @@ mod low_rank;
 mod norms;
 mod prompts;
 mod reader;
+mod settings;
 mod token_rows;
 mod tuner;
 

@@ -55,7 +55,9 @@ impl<'a> Reader<'a> {
         stored: &str,
         shape: &[usize],
     ) -> Result<Vec<f32>, Problem> {
-        self.expected.push(stored.to_owned());
+        let named = self.name_of(stored);
+        self.expected.push(named.clone());
+        let stored = named.as_str();
         let Some(found) = self.file.shape(stored) else {
             return Err(self.problem(format!("the tensor `{stored}` is missing")));
         };
@@ -65,6 +67,36 @@ impl<'a> Reader<'a> {
             )));
         }
         Ok(self.file.read(stored)?.0)
+    }
+
+    /// The name of a tensor in the file, which may have PEFT's name of the adapter in it: `lora_A.default.weight`.
+    fn name_of(&self, stored: &str) -> String {
+        let (module, leaf) = stored.rsplit_once('.').unwrap_or((stored, ""));
+        let others = [
+            format!("{module}.default.{leaf}"),
+            format!("{stored}.default"),
+        ];
+        let found = others.into_iter().find(|name| self.file.has(name));
+        found
+            .filter(|_| !self.file.has(stored))
+            .unwrap_or(stored.to_owned())
+    }
+
+    /// Whether there is such a tensor.
+    pub(super) fn has(&self, stored: &str) -> bool {
+        self.file.has(&self.name_of(stored))
+    }
+
+    /// Whether a tensor was taken.
+    pub(super) fn is_taken(&self, stored: &str) -> bool {
+        self.expected.contains(&self.name_of(stored))
+    }
+
+    /// Leaves tensors out that say nothing more.
+    pub(super) fn pass_over(&mut self, is_known: impl Fn(&str) -> bool) {
+        let names = self.file.names().into_iter();
+        let known = names.filter(|name| is_known(name)).map(str::to_owned);
+        self.expected.extend(known.collect::<Vec<_>>());
     }
 
     /// Makes sure that nothing is left over.

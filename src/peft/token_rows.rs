@@ -4,12 +4,13 @@ use std::path::Path;
 
 use serde_json::{json, Value};
 
-use super::import::problem;
+use super::import::{names, problem};
 use super::reader::Reader;
+use super::settings::MERGE_IN_PYTHON;
 use super::tuner::site_key;
 use super::{module_name, Written};
 use crate::backbone::{Module, Tree};
-use crate::delta::{Method, TrainableTokens};
+use crate::delta::{Method, PeftConfig, TrainableTokens};
 use crate::diagnostic::{Problem, Span};
 use crate::engine::Backend;
 use crate::graph::Graph;
@@ -22,6 +23,12 @@ pub(super) const SETTING: &str = "trainable_token_indices";
 pub(super) const NO_TARGETS: &str = "dummy-target-modules";
 
 const SUFFIX: &str = "token_adapter.trainable_tokens_delta";
+/// `peft_type` of an adapter that is nothing else.
+pub(super) const KIND: &str = "TRAINABLE_TOKENS";
+
+/// What stands behind the table's name in such an adapter.
+const SUFFIX_ALONE: &str = "trainable_tokens_delta";
+
 const TABLE: &str = "embeddings.word";
 const DELTA: &str = "trainable_tokens";
 
@@ -78,18 +85,42 @@ pub(super) fn read(
     let number = |token: &Value| token.as_u64().map(|token| token as usize);
     let tokens = tokens.as_array().ok_or_else(wrong)?.iter().map(number);
     let tokens: Vec<usize> = tokens.collect::<Option<_>>().ok_or_else(wrong)?;
-    read_rows(tokens, table, &name, reader).map(Some)
+    read_rows(tokens, table, &site_key(&name, SUFFIX), reader).map(Some)
+}
+
+/// The rows of an adapter that is nothing else.
+pub(super) fn read_alone(
+    directory: &Path,
+    adapter: &PeftConfig,
+    tree: &Tree,
+    prefix: &str,
+    reader: &mut Reader,
+) -> Result<Vec<DeltaPlan>, Problem> {
+    let Some(table) = tree.module(TABLE) else {
+        return Ok(Vec::new());
+    };
+    let name = module_name(prefix, &table.checkpoint_name);
+    let targets = adapter.get("target_modules").unwrap_or(&Value::Null);
+    if !targets.is_null() && !names(targets, &name) {
+        let message = format!("its `target_modules` {targets} are not the word embeddings alone");
+        return Err(problem(directory, message).help(MERGE_IN_PYTHON));
+    }
+    let indices = adapter.get("token_indices").and_then(Value::as_array);
+    let number = |token: &Value| token.as_u64().map(|token| token as usize);
+    let tokens = indices.into_iter().flatten().filter_map(number).collect();
+    let key = site_key(&name, SUFFIX_ALONE);
+    Ok(vec![read_rows(tokens, table, &key, reader)?])
 }
 
 fn read_rows(
     tokens: Vec<usize>,
     table: &Module,
-    name: &str,
+    stored: &str,
     reader: &mut Reader,
 ) -> Result<DeltaPlan, Problem> {
     let shape = [tokens.len(), table.input];
     let key = format!("{DELTA}.{TABLE}.rows");
-    reader.take(&site_key(name, SUFFIX), &shape, key, &shape)?;
+    reader.take(stored, &shape, key, &shape)?;
     let method = TrainableTokens {
         words: Vec::new(),
         tokens,

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{FinishedRun, Integrity};
-use crate::backbone::{fetch_weights, locate, read_config};
+use crate::backbone::{fetch_weights, head_parameters, locate, read_config, Checkpoint, Config};
 use crate::diagnostic::{Problem, Span};
 use crate::engine::Precision;
 use crate::graph::{Executor, Graph, Tensors};
@@ -39,8 +39,18 @@ pub fn open_run<D: Executor>(
         open_adapter(directory, backbone, text, device)
     } else {
         let message = format!("`{}` is neither a run nor an adapter", directory.display());
-        Err(Problem::new("delta::run::not_a_run", message)
-            .help("give a directory with `plan.yaml` (left by a run) or `adapter_config.json` (saved by PEFT)"))
+        let problem = Problem::new("delta::run::not_a_run", message);
+        let below = std::fs::read_dir(directory).into_iter().flatten().flatten();
+        let mut adapters = below
+            .map(|entry| entry.path())
+            .filter(|path| path.join("adapter_config.json").exists());
+        Err(match adapters.next() {
+            Some(adapter) => problem.help(format!(
+                "PEFT put an adapter with a name of its own into a folder: give `{}`",
+                adapter.display()
+            )),
+            None => problem.help("give a directory with `plan.yaml` (left by a run) or `adapter_config.json` (saved by PEFT)"),
+        })
     }
 }
 
@@ -91,15 +101,21 @@ fn open_adapter<D: Executor>(
         .help("give it with `--backbone DIR`")
     })?;
     let base = locate(&location, Path::new(""))?;
+    if backbone.is_none() && !base.exists() {
+        let message = format!("the adapter was made on `{location}`, which is no directory here");
+        let help = "give its directory with `--backbone DIR`, or its name on the hub with `--backbone hf:organisation/name`";
+        return Err(Problem::new("delta::run::no_backbone", message).help(help));
+    }
     fetch_weights(&location)?;
     let config = read_config(&base)?;
     let imported = peft::import(directory, &config)?;
-    let outputs = imported.outputs.ok_or_else(|| {
+    let outputs = imported.outputs.or_else(|| stored_outputs(&base, &config));
+    let outputs = outputs.ok_or_else(|| {
         Problem::new(
             "delta::run::no_head",
-            "the adapter has no classification head (`modules_to_save`)",
+            "neither the adapter (`modules_to_save`) nor the backbone has a classification head",
         )
-        .help("save it with `task_type=\"SEQ_CLS\"`")
+        .help("save the adapter with `task_type=\"SEQ_CLS\"`")
     })?;
     let columns = text
         .map(<[String]>::to_vec)
@@ -126,10 +142,33 @@ fn open_adapter<D: Executor>(
     let room = plan.backbone.config.longest() - plan.tokens(0);
     plan.backbone.max_length = plan.backbone.max_length.min(room);
     let mut graph = Graph::load(&plan, device)?;
-    graph.set(imported.tensors)?;
+    graph.set(of_head_where_missing(imported.tensors, &graph))?;
     graph.adopt_heads();
     graph.activate(&plan, 0)?;
     Ok(Loaded { plan, graph })
+}
+
+/// The number of outputs of the head that a backbone's checkpoint has.
+fn stored_outputs(backbone: &Path, config: &Config) -> Option<usize> {
+    let family = config.family();
+    let file = Checkpoint::open_directory(backbone).ok()?;
+    let weight = head_parameters(config, &family.heads.classify, 1)
+        .into_iter()
+        .rfind(|parameter| parameter.path.ends_with("weight"))?;
+    let name = file.find(&weight, &family.prefix)?;
+    file.shape(&name).map(|shape| shape[0])
+}
+
+/// A module that the backbone lacks (BERT's pooler) is the head's: so are an adapter's tensors for it.
+fn of_head_where_missing<D: Executor>(tensors: Tensors, graph: &Graph<D>) -> Tensors {
+    let renamed = |key: String| match key.strip_prefix("unfrozen.") {
+        Some(path) if graph.tensor(&key).is_none() => format!("task.{path}"),
+        _ => key,
+    };
+    tensors
+        .into_iter()
+        .map(|(key, tensor)| (renamed(key), tensor))
+        .collect()
 }
 
 /// A classification with the labels that the backbone's `config.json` names, or a regression where

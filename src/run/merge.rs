@@ -1,60 +1,144 @@
 //! A run folded into its backbone: a directory that transformers loads without PEFT.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde_json::{json, Value};
 
-use super::Directory;
-use crate::backbone::{Module, Parameter, Site};
+use super::{resolve_tying, Directory};
+use crate::backbone::{read_config, Checkpoint, Module, Parameter, Site};
 use crate::delta::{transposed, Folded, Preposition};
 use crate::diagnostic::Problem;
-use crate::engine::Backend;
-use crate::graph::{Graph, Placed, Tensors};
+use crate::disk;
+use crate::engine::{Backend, Layout};
+use crate::graph::{device_problem, Batch, Graph, Placed, Targets, Tensors};
 use crate::peft::write_tensors;
 use crate::plan::{Plan, TaskKind, TaskPlan};
 
-/// Writes `config.json`, `model.safetensors` and the tokenizer into `out`.
+/// What a model's directory holds beside its weights and its configuration, and a merged one keeps.
+const KEPT: [&str; 11] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "chat_template.jinja",
+    "generation_config.json",
+];
+
+/// Writes `config.json`, `model.safetensors` and the tokenizer into `out`, and reads them back before it has that
+/// name: the logits are those of the run.
 ///
 /// # Errors
-/// A delta in place cannot be folded; `out` exists; a file cannot be written.
+/// A delta in place cannot be folded; `out` exists; a file cannot be written; what was written gives other logits.
 pub fn merge<D: Backend>(plan: &Plan, graph: &Graph<D>, out: &Path) -> Result<(), Problem> {
     Directory::check(out)?;
     let tensors = merged_tensors(plan, graph)?;
-    let mut name = out.file_name().unwrap_or_default().to_os_string();
-    name.push(".partial");
-    let partial = out.with_file_name(name);
-    let failed = |e: std::io::Error| {
-        Problem::failure(
-            "delta::run::io",
-            format!("`{}` could not be written: {e}", partial.display()),
-        )
-    };
-    std::fs::create_dir_all(&partial).map_err(failed)?;
-    write_tensors(&partial.join("model.safetensors"), &tensors, None)?;
-    let config = merged_config(plan)?;
-    let text = serde_json::to_string_pretty(&config).map_err(Problem::internal)?;
-    std::fs::write(partial.join("config.json"), text + "\n").map_err(failed)?;
-    for file in [
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "vocab.txt",
-        "vocab.json",
-        "merges.txt",
-    ] {
+    let failed = |e: &std::io::Error| disk::failed("written", out, e);
+    let mut place = tempfile::Builder::new();
+    place.prefix(".merging-");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        place.permissions(std::fs::Permissions::from_mode(0o777));
+    }
+    let place = place
+        .tempdir_in(disk::parent(out))
+        .map_err(|e| failed(&e))?;
+    write_tensors(&place.path().join("model.safetensors"), &tensors, None)?;
+    let config = serde_json::to_string_pretty(&merged_config(plan)?).map_err(Problem::internal)?;
+    disk::replace(
+        &place.path().join("config.json"),
+        (config + "\n").as_bytes(),
+    )
+    .map_err(|e| failed(&e))?;
+    for file in KEPT {
         let source = plan.backbone.directory.join(file);
         if source.exists() {
-            std::fs::copy(source, partial.join(file)).map_err(failed)?;
+            std::fs::copy(source, place.path().join(file)).map_err(|e| failed(&e))?;
         }
     }
-    std::fs::rename(&partial, out).map_err(failed)
+    check_logits(plan, graph, place.path())?;
+    std::fs::rename(place.path(), out).map_err(|e| failed(&e))?;
+    // It has its name: there is nothing left to remove.
+    let _ = place.keep();
+    disk::sync_directory(disk::parent(out)).map_err(|e| failed(&e))
 }
 
-/// Every weight of the model under its checkpoint name, deltas folded in.
+/// The largest difference of logits that folding may make, as a share of the largest of them: it rounds once more.
+const MOST_DIFFERENCE: f32 = 1e-3;
+
+/// Whether the model in a directory gives the logits that the run gives.
+fn check_logits<D: Backend>(plan: &Plan, graph: &Graph<D>, merged: &Path) -> Result<(), Problem> {
+    let Some((name, task)) = plan.final_task() else {
+        return Ok(());
+    };
+    let mut back = plan.clone();
+    back.tasks = [(name.to_owned(), task.clone())].into();
+    (back.deltas, back.stages) = (Vec::new(), Vec::new());
+    back.backbone.directory = merged.to_owned();
+    back.backbone.random = false;
+    back.backbone.config = read_config(merged)?;
+    resolve_tying(&mut back).map_err(|mut problems| problems.remove(0))?;
+    let mut read = Graph::load(&back, graph.device().clone())?;
+    read.activate(&back, 0)?;
+    let batch = probe(plan);
+    let logits = |graph: &Graph<D>| -> Result<Vec<f32>, Problem> {
+        let logits = graph.inference().logits(&batch).map_err(device_problem)?;
+        Ok(D::read(&logits))
+    };
+    let (expected, found) = (logits(graph)?, logits(&read)?);
+    let largest = expected
+        .iter()
+        .fold(1.0f32, |most, logit| most.max(logit.abs()));
+    let is_near = |(a, b): (&f32, &f32)| (a - b).abs() <= MOST_DIFFERENCE * largest;
+    match expected.len() == found.len() && expected.iter().zip(&found).all(is_near) {
+        true => Ok(()),
+        false => Err(Problem::failure(
+            "delta::run::merged_differs",
+            "the merged model gives other logits than the run, and was not kept",
+        )
+        .help("keep the run as it is, and report this with its `pipeline.delta`")),
+    }
+}
+
+/// Four texts of tokens from all over the vocabulary.
+fn probe(plan: &Plan) -> Batch {
+    let config = &plan.backbone.config;
+    let lengths = [1, 5, 9, 16].map(|length: usize| length.min(plan.backbone.max_length));
+    let rows = lengths.iter().sum();
+    let padding = config.pad_token.map(|token| token as usize);
+    let token = |row: usize| match (7 + 7919 * row) % config.vocabulary {
+        token if Some(token) == padding => (token + 1) % config.vocabulary,
+        token => token,
+    };
+    Batch {
+        tokens: (0..rows).map(token).collect(),
+        types: vec![0; rows],
+        layout: Layout::new(lengths, (0..4).collect()),
+        masks: Vec::new(),
+        soft: Vec::new(),
+        places: (0..4).collect(),
+        prefix: None,
+        total: 4,
+        targets: Targets::None,
+    }
+}
+
+/// Every weight of the model under its checkpoint name, deltas folded in; what the checkpoint has beside it as it is.
 fn merged_tensors<D: Backend>(plan: &Plan, graph: &Graph<D>) -> Result<Tensors, Problem> {
     let prefix = &plan.backbone.config.family().prefix;
-    let mut parts: BTreeMap<String, Vec<(Parameter, Vec<f32>)>> = BTreeMap::new();
+    // By name and part: a module that the backbone lacks and the head brings is there once.
+    let mut parts: BTreeMap<String, BTreeMap<usize, (Parameter, Vec<f32>)>> = BTreeMap::new();
+    let mut add = |parameter: &Parameter, values| {
+        let name = parameter.source.full_name(prefix);
+        let parts = parts.entry(name).or_default();
+        parts.insert(parameter.source.part, (parameter.clone(), values));
+    };
     for module in graph.tree().modules() {
         let layer = folded(graph, module)?;
         for parameter in &module.parameters {
@@ -63,25 +147,57 @@ fn merged_tensors<D: Backend>(plan: &Plan, graph: &Graph<D>) -> Result<Tensors, 
                 Some(layer) => layer.bias.clone(),
                 None => graph.effective(&parameter.path),
             };
-            let Some(values) = values else { continue };
-            let name = parameter.source.full_name(&prefix);
-            parts
-                .entry(name)
-                .or_default()
-                .push((parameter.clone(), values));
+            if let Some(values) = values {
+                add(parameter, values);
+            }
         }
     }
     for (parameter, key) in graph.head_keys() {
-        let Some(values) = graph.tensor(&key) else {
-            continue;
-        };
-        let name = parameter.source.full_name(&prefix);
-        parts.entry(name).or_default().push((parameter, values));
+        if let Some(values) = graph.tensor(&key) {
+            add(&parameter, values);
+        }
     }
-    Ok(parts
+    let read: Vec<Parameter> = parts
+        .values()
+        .flat_map(|parts| parts.values().map(|(parameter, _)| parameter.clone()))
+        .collect();
+    let mut tensors: Tensors = parts
         .into_iter()
         .map(|(name, parts)| (name, stored(parts)))
-        .collect())
+        .collect();
+    if !plan.backbone.random {
+        let file = Checkpoint::open_directory(&plan.backbone.directory)?;
+        let mut known: BTreeSet<String> =
+            read.iter().filter_map(|p| file.find(p, prefix)).collect();
+        known.extend(tied_copies(plan));
+        for name in file
+            .names()
+            .into_iter()
+            .filter(|name| !known.contains(*name))
+        {
+            // What is no number of a weight, such as a table of positions, transformers makes itself.
+            if let (false, Ok(tensor)) = (tensors.contains_key(name), file.read(name)) {
+                tensors.insert(name.to_owned(), tensor);
+            }
+        }
+    }
+    Ok(tensors)
+}
+
+/// Where a checkpoint may have copies of what a tied head shares; beside changed ones they would untie it.
+fn tied_copies(plan: &Plan) -> Vec<String> {
+    let config = &plan.backbone.config;
+    let is_read = plan
+        .final_task()
+        .is_some_and(|(_, task)| task.uses_language_model());
+    let head = config.family().heads.language_model();
+    let untied = head.and_then(|head| head.steps.last()?.untied.as_ref());
+    match untied {
+        Some(name) if is_read && !config.is_decoder_own() => ["weight", "bias"]
+            .map(|leaf| format!("{name}.{leaf}"))
+            .into(),
+        _ => Vec::new(),
+    }
 }
 
 /// A module's weight and bias with the deltas at it; nothing where there are none.
@@ -139,12 +255,15 @@ fn folded<D: Backend>(graph: &Graph<D>, module: &Module) -> Result<Option<Folded
 }
 
 /// A tensor as the checkpoint stores it: parts of a fused weight side by side, transposed again.
-fn stored(mut parts: Vec<(Parameter, Vec<f32>)>) -> (Vec<f32>, Vec<usize>) {
-    parts.sort_by_key(|(parameter, _)| parameter.source.part);
-    let parameter = parts[0].0.clone();
+fn stored(parts: BTreeMap<usize, (Parameter, Vec<f32>)>) -> (Vec<f32>, Vec<usize>) {
+    let count = parts.len();
+    let mut parts = parts.into_values();
+    let Some((parameter, mut values)) = parts.next() else {
+        return Default::default();
+    };
     let mut shape = parameter.shape.clone();
-    shape[0] *= parts.len();
-    let values: Vec<f32> = parts.into_iter().flat_map(|(_, values)| values).collect();
+    shape[0] *= count;
+    parts.for_each(|(_, more)| values.extend(more));
     if !parameter.source.transposed {
         return (values, shape);
     }
@@ -154,13 +273,14 @@ fn stored(mut parts: Vec<(Parameter, Vec<f32>)>) -> (Vec<f32>, Vec<usize>) {
 /// The backbone's `config.json`, with the labels and the architecture of the merged model.
 fn merged_config(plan: &Plan) -> Result<Value, Problem> {
     let path = plan.backbone.directory.join("config.json");
-    let text = std::fs::read_to_string(&path).map_err(|e| {
-        Problem::failure(
-            "delta::run::io",
-            format!("`{}` could not be read: {e}", path.display()),
-        )
-    })?;
+    let text = std::fs::read_to_string(&path).map_err(|e| disk::failed("read", &path, &e))?;
     let mut config: Value = serde_json::from_str(&text).map_err(Problem::internal)?;
+    // Weights are written in f32; transformers would round them to what this says.
+    for key in ["dtype", "torch_dtype"] {
+        if config.get(key).is_some_and(|value| !value.is_null()) {
+            config[key] = json!("float32");
+        }
+    }
     let family = &plan.backbone.config.family().architecture;
     if let Some((_, task)) = plan.final_task() {
         let heads = &plan.backbone.config.family().heads;
@@ -175,6 +295,13 @@ fn merged_config(plan: &Plan) -> Result<Value, Problem> {
                 TaskKind::Regress => vec![task.label.clone()],
                 _ => task.labels.iter().map(|label| label.name.clone()).collect(),
             };
+            if config.get("num_labels").is_some() {
+                config["num_labels"] = json!(names.len());
+            }
+            config["problem_type"] = json!(match task.kind {
+                TaskKind::Regress => "regression",
+                _ => "single_label_classification",
+            });
             let numbered = || names.iter().enumerate();
             config["id2label"] = numbered()
                 .map(|(i, name)| (i.to_string(), json!(name)))

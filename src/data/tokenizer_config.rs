@@ -1,0 +1,194 @@
+//! What `tokenizer_config.json` says beside `tokenizer.json`, as transformers 5 reads both.
+//!
+//! transformers takes `tokenizer.json` as it is for the class `PreTrainedTokenizerFast` and for those it does not
+//! know. For BERT's, RoBERTa's and GPT-2's own classes it takes vocabulary and merges from there and builds the rest
+//! from `tokenizer_config.json` (`tokenization_bert.py`, `tokenization_roberta.py`, `tokenization_gpt2.py`).
+
+use std::path::Path;
+
+use serde_json::Value;
+use tokenizers::normalizers::bert::BertNormalizer;
+use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::processors::bert::BertProcessing;
+use tokenizers::processors::roberta::RobertaProcessing;
+use tokenizers::{NormalizerWrapper, Tokenizer, TruncationDirection};
+
+use crate::diagnostic::Problem;
+
+/// What is left to know of a tokenizer.
+pub(super) struct TokenizerConfig {
+    /// Which end of a text is cut.
+    pub direction: TruncationDirection,
+    /// Whether the model is told which text of a pair a token is of.
+    pub passes_types: bool,
+}
+
+/// A tokenizer's class in transformers, as far as it matters here.
+#[derive(Clone, Copy, PartialEq)]
+enum Class {
+    Bert,
+    Roberta,
+    Gpt2,
+    /// `tokenizer.json` as it is.
+    AsStored,
+}
+
+impl Class {
+    fn of(name: &str) -> Self {
+        match name.trim_end_matches("Fast") {
+            "BertTokenizer" | "DistilBertTokenizer" | "ElectraTokenizer" => Class::Bert,
+            "RobertaTokenizer" => Class::Roberta,
+            "GPT2Tokenizer" => Class::Gpt2,
+            _ => Class::AsStored,
+        }
+    }
+
+    fn of_model(model_type: &str) -> Self {
+        match model_type {
+            "bert" => Class::Bert,
+            "roberta" => Class::Roberta,
+            "gpt2" => Class::Gpt2,
+            _ => Class::AsStored,
+        }
+    }
+}
+
+/// Reads a JSON file of a backbone; nothing where there is none.
+fn read(directory: &Path, name: &str) -> Result<Value, Problem> {
+    let path = directory.join(name);
+    let unreadable = |e: &dyn std::fmt::Display| {
+        let message = format!("`{}` cannot be read: {e}", path.display());
+        Problem::new("delta::data::tokenizer", message).help("give the tokenizer of this backbone")
+    };
+    match std::fs::read_to_string(&path) {
+        Ok(text) => serde_json::from_str(&text).map_err(|e| unreadable(&e)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
+        Err(e) => Err(unreadable(&e)),
+    }
+}
+
+impl TokenizerConfig {
+    /// Reads `tokenizer_config.json` and makes of a tokenizer what transformers makes of it.
+    ///
+    /// # Errors
+    /// The file cannot be read, or says something that cannot be honoured.
+    pub fn apply(directory: &Path, tokenizer: &mut Tokenizer) -> Result<Self, Problem> {
+        let json = read(directory, "tokenizer_config.json")?;
+        let model = read(directory, "config.json")?;
+        let class = match json["tokenizer_class"]
+            .as_str()
+            .or(model["tokenizer_class"].as_str())
+        {
+            Some(name) => Class::of(name),
+            None => Class::of_model(model["model_type"].as_str().unwrap_or_default()),
+        };
+        let settings = Settings { json: &json };
+        settings.refuse_what_splits()?;
+        rebuild(class, &settings, tokenizer)?;
+        let stored = tokenizer.get_truncation().map(|stored| stored.direction);
+        let direction = match settings.word("truncation_side", ["left", "right"])? {
+            Some("left") => TruncationDirection::Left,
+            Some(_) => TruncationDirection::Right,
+            None => stored.unwrap_or(TruncationDirection::Right),
+        };
+        let passes_types = match json.get("model_input_names").and_then(Value::as_array) {
+            Some(names) => names.iter().any(|name| name == "token_type_ids"),
+            None => class == Class::Bert,
+        };
+        Ok(TokenizerConfig {
+            direction,
+            passes_types,
+        })
+    }
+}
+
+/// Gives a tokenizer the parts that its class builds itself.
+fn rebuild(class: Class, settings: &Settings, tokenizer: &mut Tokenizer) -> Result<(), Problem> {
+    let special = |name: &str, default: &str| {
+        let content = settings.token(name).unwrap_or(default.to_owned());
+        let id = tokenizer.token_to_id(&content);
+        id.map(|id| (content, id))
+    };
+    match class {
+        Class::AsStored => {}
+        Class::Bert => {
+            let ends = special("sep_token", "[SEP]").zip(special("cls_token", "[CLS]"));
+            let normalizer = BertNormalizer::new(
+                true,
+                settings.switch("tokenize_chinese_chars")?.unwrap_or(true),
+                settings.switch("strip_accents")?,
+                settings.switch("do_lower_case")?.unwrap_or(true),
+            );
+            tokenizer.with_normalizer(Some(normalizer));
+            tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
+            if let Some((sep, cls)) = ends {
+                tokenizer.with_post_processor(Some(BertProcessing::new(sep, cls)));
+            }
+        }
+        Class::Roberta | Class::Gpt2 => {
+            let prefix = settings.switch("add_prefix_space")?.unwrap_or(false);
+            let ends = special("sep_token", "</s>").zip(special("cls_token", "<s>"));
+            tokenizer.with_normalizer(None::<NormalizerWrapper>);
+            tokenizer.with_pre_tokenizer(Some(ByteLevel::default().add_prefix_space(prefix)));
+            if let (Class::Roberta, Some((sep, cls))) = (class, ends) {
+                let processing = RobertaProcessing::new(sep, cls).add_prefix_space(prefix);
+                tokenizer.with_post_processor(Some(processing));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The keys of `tokenizer_config.json`.
+struct Settings<'a> {
+    json: &'a Value,
+}
+
+impl Settings<'_> {
+    fn wrong(&self, key: &str, wanted: &str) -> Problem {
+        let message = format!(
+            "`{key}` of `tokenizer_config.json` is {}, and not {wanted}",
+            self.json[key]
+        );
+        Problem::new("delta::data::tokenizer", message).help("give the tokenizer of this backbone")
+    }
+
+    /// A switch; nothing where it is absent or null.
+    fn switch(&self, key: &str) -> Result<Option<bool>, Problem> {
+        match &self.json[key] {
+            Value::Null => Ok(None),
+            Value::Bool(on) => Ok(Some(*on)),
+            _ => Err(self.wrong(key, "`true` or `false`")),
+        }
+    }
+
+    /// One of two words.
+    fn word(&self, key: &str, words: [&'static str; 2]) -> Result<Option<&'static str>, Problem> {
+        let found = &self.json[key];
+        if found.is_null() {
+            return Ok(None);
+        }
+        let known = words.into_iter().find(|word| found == word);
+        let wanted = format!("\"{}\" or \"{}\"", words[0], words[1]);
+        known.map(Some).ok_or_else(|| self.wrong(key, &wanted))
+    }
+
+    /// A special token's text.
+    fn token(&self, key: &str) -> Option<String> {
+        let value = &self.json[key];
+        let text = value.as_str().or(value["content"].as_str());
+        text.map(str::to_owned)
+    }
+
+    /// What would cut special tokens in a text into pieces is not done here.
+    fn refuse_what_splits(&self) -> Result<(), Problem> {
+        match self.switch("split_special_tokens")? {
+            Some(true) => Err(self.wrong(
+                "split_special_tokens",
+                "`false`, the only value that is supported",
+            )),
+            _ => Ok(()),
+        }
+    }
+}

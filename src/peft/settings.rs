@@ -1,0 +1,267 @@
+//! Which keys of an `adapter_config.json` are read, which may be passed over, and which are refused: `settings.yaml`,
+//! made from PEFT's configuration classes. Nothing that it does not list is passed over unless it says "off".
+
+use std::path::Path;
+use std::sync::OnceLock;
+
+use fancy_regex::Regex;
+use indexmap::IndexMap;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::import::problem;
+use crate::backbone::Config;
+use crate::delta::PeftConfig;
+use crate::diagnostic::Problem;
+use crate::text::{list, quoted_list};
+
+/// What may stand under a key.
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Rule {
+    /// Anything: it changes nothing of what a saved adapter computes.
+    Passed,
+    /// Anything: read elsewhere.
+    Any,
+    /// A whole number above 0.
+    Count,
+    /// A finite number.
+    Number,
+    /// `true` or `false`.
+    Switch,
+    /// A text or a list of texts.
+    Names,
+    /// A whole number or a list of them.
+    Layers,
+    /// Numbers by patterns of names.
+    Patterns,
+    /// Which ranks AdaLoRA kept, by names.
+    Ranks,
+    /// How a LoRA began.
+    Init,
+    /// `none`, `all`, or the adapted layers' alone.
+    Bias,
+    /// Rows of the word embeddings.
+    Tokens,
+    /// A kind of task of PEFT's.
+    Task,
+    /// The backbone's heads, blocks, width.
+    Heads,
+    Blocks,
+    Width,
+    /// Only these values.
+    Only(Vec<Value>),
+}
+
+type Rules = IndexMap<String, IndexMap<String, Rule>>;
+
+fn rules() -> &'static Rules {
+    static RULES: OnceLock<Rules> = OnceLock::new();
+    RULES.get_or_init(|| {
+        let document = serde_yaml::Deserializer::from_str(include_str!("settings.yaml"));
+        serde_yaml::with::singleton_map_recursive::deserialize(document)
+            .expect("what is built in is well-formed; a test reads it")
+    })
+}
+
+/// A way out that works for every adapter: PEFT itself folds it into the weights.
+pub(super) const MERGE_IN_PYTHON: &str = "fold it in Python: `PeftModel.from_pretrained(model, DIR).merge_and_unload().save_pretrained(OUT)`, and use OUT as the backbone";
+
+/// The kinds of adapter that are read.
+pub(super) fn kinds() -> impl Iterator<Item = &'static str> {
+    let all = rules().keys().map(String::as_str);
+    all.filter(|kind| *kind != "every")
+}
+
+/// Whether every key of a configuration is one that is read or may be passed over.
+///
+/// # Errors
+/// The first that is not, by its name, with its own reason.
+pub(super) fn check(
+    directory: &Path,
+    adapter: &PeftConfig,
+    config: &Config,
+) -> Result<(), Problem> {
+    let kind = adapter.get("peft_type").and_then(Value::as_str);
+    let kind = kind.unwrap_or("nothing");
+    let Some(own) = rules().get(kind).filter(|_| kind != "every") else {
+        let message = format!("its `peft_type` is {kind}, which cannot be read");
+        let help = format!("give one of {}, or {MERGE_IN_PYTHON}", quoted_list(kinds()));
+        return Err(problem(directory, message).help(help));
+    };
+    for (key, value) in adapter {
+        let rule = own.get(key).or_else(|| rules()["every"].get(key));
+        let Some(rule) = rule else {
+            if is_off(value) {
+                continue;
+            }
+            let message = format!(
+                "`{key}` is {value}, which this version does not know: it may change what the adapter computes"
+            );
+            return Err(problem(directory, message).help(MERGE_IN_PYTHON));
+        };
+        check_value(key, value, rule, config).map_err(|(message, help)| {
+            problem(directory, format!("`{key}` {message}")).help(help)
+        })?;
+    }
+    Ok(())
+}
+
+/// A value at which a key that nobody knows may be passed over.
+fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(items) => items.is_empty(),
+        _ => false,
+    }
+}
+
+type Refusal = (String, String);
+
+fn check_value(key: &str, value: &Value, rule: &Rule, config: &Config) -> Result<(), Refusal> {
+    let wrong = |wanted: &str| {
+        let help = format!("write {wanted}, as PEFT's `save_pretrained` does");
+        Err((format!("is {value}, and not {wanted}"), help))
+    };
+    let texts = |items: &Vec<Value>| items.iter().all(Value::is_string);
+    let wholes = |items: &Vec<Value>| items.iter().all(Value::is_u64);
+    match (rule, value) {
+        (Rule::Passed | Rule::Any, _) => Ok(()),
+        (Rule::Only(allowed), value) => only(key, value, allowed),
+        (Rule::Init, value) => init(value),
+        (Rule::Count, Value::Number(number)) if number.as_u64().is_some_and(|n| n > 0) => Ok(()),
+        (Rule::Count, _) => wrong("a whole number above 0"),
+        (Rule::Number, Value::Number(_)) => Ok(()),
+        (Rule::Number, _) => wrong("a number"),
+        (Rule::Switch, Value::Bool(_) | Value::Null) => Ok(()),
+        (Rule::Switch, _) => wrong("`true` or `false`"),
+        (Rule::Names, Value::Null | Value::String(_)) => Ok(()),
+        (Rule::Names, Value::Array(items)) if texts(items) => Ok(()),
+        (Rule::Names, _) => wrong("a text or a list of texts"),
+        (Rule::Layers, Value::Null) => Ok(()),
+        (Rule::Layers, Value::Number(number)) if number.is_i64() => Ok(()),
+        (Rule::Layers, Value::Array(items)) if items.iter().all(Value::is_i64) => Ok(()),
+        (Rule::Layers, _) => wrong("a whole number or a list of them"),
+        (Rule::Patterns, Value::Object(items)) => patterns(items),
+        (Rule::Patterns, _) => wrong("numbers by patterns of names"),
+        (Rule::Ranks, Value::Null | Value::Object(_)) => Ok(()),
+        (Rule::Ranks, _) => wrong("the ranks that were kept, by names"),
+        (Rule::Bias, Value::String(text))
+            if text == "none" || text == "all" || text.ends_with("_only") =>
+        {
+            Ok(())
+        }
+        (Rule::Bias, _) => wrong("one of `none`, `all` and `lora_only`"),
+        (Rule::Tokens, Value::Null | Value::Object(_)) => Ok(()),
+        (Rule::Tokens, Value::Array(items)) if wholes(items) => Ok(()),
+        (Rule::Tokens, _) => wrong("a list of whole numbers"),
+        (Rule::Task, Value::Null) => Ok(()),
+        (Rule::Task, Value::String(task)) => match task.as_str() {
+            "SEQ_CLS" | "FEATURE_EXTRACTION" => Ok(()),
+            _ => Err((
+                format!("is \"{task}\": what such an adapter is asked has no command here"),
+                format!("give an adapter of the task `SEQ_CLS`, or {MERGE_IN_PYTHON}"),
+            )),
+        },
+        (Rule::Task, _) => wrong("a kind of task"),
+        (Rule::Heads, value) => same(value, config.heads, "attention heads"),
+        (Rule::Blocks, value) => same(value, config.layers, "blocks"),
+        (Rule::Width, value) => same(value, config.hidden, "columns"),
+    }
+}
+
+/// A number that must be the backbone's.
+fn same(value: &Value, own: usize, what: &str) -> Result<(), Refusal> {
+    if value.is_null() || *value == own {
+        return Ok(());
+    }
+    let help = "give the backbone that the adapter was made for, with `--backbone DIR`".to_owned();
+    Err((
+        format!("is {value}, and the backbone has {own} {what}"),
+        help,
+    ))
+}
+
+fn only(key: &str, value: &Value, allowed: &[Value]) -> Result<(), Refusal> {
+    let is_empty_list = value.as_array().is_some_and(Vec::is_empty);
+    if value.is_null() || is_empty_list || allowed.contains(value) {
+        return Ok(());
+    }
+    let why = match key {
+        "kasa_config" => {
+            "is there: the adapter is a KaSA, which takes singular components out of the weights"
+                .to_owned()
+        }
+        "lora_bias" => "is true: biases of its own stand behind the low-rank products".to_owned(),
+        "save_projection" => "is false: its projections were not saved".to_owned(),
+        _ => {
+            let allowed: Vec<String> = allowed.iter().map(|value| format!("`{value}`")).collect();
+            let wanted = match allowed.is_empty() {
+                true => "without it".to_owned(),
+                false => format!("with {}", list(&allowed)),
+            };
+            format!("is {value}: an adapter is read only {wanted}")
+        }
+    };
+    let help = match key {
+        "save_projection" => "save the adapter with `save_projection=True`",
+        _ => MERGE_IN_PYTHON,
+    };
+    Err((why, help.to_owned()))
+}
+
+/// How a LoRA began. What begins beside the backbone's own weights is a plain LoRA; what took something out of them
+/// needs what it took.
+fn init(value: &Value) -> Result<(), Refusal> {
+    let text = match value {
+        Value::Null | Value::Bool(_) => return Ok(()),
+        Value::String(text) => text,
+        _ => {
+            return Err((
+                format!("is {value}, and no way to begin"),
+                MERGE_IN_PYTHON.to_owned(),
+            ))
+        }
+    };
+    let lower = text.to_lowercase();
+    match lower.as_str() {
+        "gaussian" | "orthogonal" | "mica" | "eva" => Ok(()),
+        "pissa" if text == "pissa" => Ok(()),
+        _ => {
+            let why = "its tensors belong to weights that were changed before it was trained";
+            let help = "save it with `path_initial_model_for_weight_conversion=DIR`: that makes a plain LoRA of it";
+            Err((format!("is \"{text}\": {why}"), help.to_owned()))
+        }
+    }
+}
+
+fn patterns(items: &serde_json::Map<String, Value>) -> Result<(), Refusal> {
+    for (pattern, value) in items {
+        if !value.is_number() {
+            let help = "write a number, as PEFT's `save_pretrained` does".to_owned();
+            return Err((
+                format!("has {value} for `{pattern}`, and not a number"),
+                help,
+            ));
+        }
+        if Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$")).is_err() {
+            let help = "write a name or a regular expression".to_owned();
+            return Err((
+                format!("has `{pattern}`, which is no regular expression"),
+                help,
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rules_can_be_read() {
+        assert_eq!(kinds().count(), 12);
+        assert!(kinds().all(|kind| !rules()[kind].is_empty()));
+    }
+}

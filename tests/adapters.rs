@@ -1,0 +1,263 @@
+//! Adapters whose configuration says something that few do: read as PEFT reads them, by
+//! `tests/fixtures/make_adapters.py`, or refused by the name of the field with a reason of their own.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use common::{config, difference, fixture, Expected};
+use deltarun::diagnostic::Problem;
+use deltarun::engine::Backend;
+use deltarun::peft::import;
+use deltarun::run::{open_run, Integrity, Loaded};
+use dfdx::prelude::Cpu;
+use serde_json::{json, Value};
+
+const CASES: [(&str, &str); 12] = [
+    ("layers", "bert_b"),
+    ("layers_pattern", "gpt2"),
+    ("bias_all", "bert_a"),
+    ("bias_lora_only", "bert_a"),
+    ("bias_all_roberta", "roberta"),
+    ("saved_pooler", "bert_a"),
+    ("saved_norms", "bert_a"),
+    ("named_keys", "bert_a"),
+    ("orthogonal", "bert_a"),
+    ("patterns", "bert_b"),
+    ("tokens_alone", "bert_a"),
+    ("ia3_default", "bert_a"),
+];
+
+fn open(adapter: &Path, backbone: &Path) -> Result<Loaded<Cpu>, Problem> {
+    let backbone = backbone.display().to_string();
+    open_run(
+        adapter,
+        Some(&backbone),
+        None,
+        Integrity::Checked,
+        Cpu::default(),
+    )
+}
+
+#[test]
+fn logits_are_those_of_peft() {
+    for (name, backbone) in CASES {
+        let (adapter, backbone) = (fixture("adapters").join(name), fixture(backbone));
+        let loaded = open(&adapter, &backbone).unwrap_or_else(|e| panic!("{name}: {e:?}"));
+        let batch = Expected::open(&backbone).batch(0);
+        let logits = Cpu::read(&loaded.graph.inference().logits(&batch).unwrap());
+        let worst = difference(&logits, &Expected::open(&adapter).read("logits"), false);
+        println!("{name}: logits differ by at most {worst:.1e}");
+        assert!(worst < 1e-5, "{name}: {worst}");
+    }
+}
+
+/// An adapter's directory whose configuration has other values.
+fn changed(adapter: &Path, changes: &Value) -> (tempfile::TempDir, PathBuf) {
+    let place = tempfile::tempdir().unwrap();
+    let directory = place.path().join("adapter");
+    std::fs::create_dir(&directory).unwrap();
+    let tensors = "adapter_model.safetensors";
+    std::fs::copy(adapter.join(tensors), directory.join(tensors)).unwrap();
+    let text = std::fs::read_to_string(adapter.join("adapter_config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&text).unwrap();
+    for (key, value) in changes.as_object().unwrap() {
+        config[key] = value.clone();
+    }
+    std::fs::write(directory.join("adapter_config.json"), config.to_string()).unwrap();
+    (place, directory)
+}
+
+#[test]
+fn what_changes_an_adapter_is_refused_by_its_name() {
+    let lora = fixture("adapters/orthogonal");
+    let methods = fixture("methods");
+    let cases = [
+        (
+            lora.clone(),
+            json!({ "use_mora": true }),
+            "`use_mora` is true, which this version does not know",
+        ),
+        (
+            lora.clone(),
+            json!({ "enable_lora": [true] }),
+            "`enable_lora`",
+        ),
+        (
+            lora.clone(),
+            json!({ "arrow_config": {} }),
+            "`arrow_config`",
+        ),
+        (lora.clone(), json!({ "kasa_config": {} }), "KaSA"),
+        (
+            lora.clone(),
+            json!({ "lora_bias": true }),
+            "`lora_bias` is true: biases",
+        ),
+        (
+            lora.clone(),
+            json!({ "lora_alpha": "6" }),
+            "`lora_alpha` is \"6\", and not a number",
+        ),
+        (
+            lora.clone(),
+            json!({ "lora_alpha": null }),
+            "`lora_alpha` is null, and not a number",
+        ),
+        (
+            lora.clone(),
+            json!({ "use_dora": "yes" }),
+            "`use_dora` is \"yes\", and not `true` or `false`",
+        ),
+        (lora.clone(), json!({ "r": 0 }), "`r` is 0"),
+        (
+            lora.clone(),
+            json!({ "layer_replication": [[0, 1]] }),
+            "`layer_replication`",
+        ),
+        (
+            lora.clone(),
+            json!({ "target_parameters": ["x"] }),
+            "`target_parameters`",
+        ),
+        (
+            lora.clone(),
+            json!({ "alora_invocation_tokens": [1] }),
+            "`alora_invocation_tokens`",
+        ),
+        (
+            lora.clone(),
+            json!({ "init_lora_weights": "olora" }),
+            "`init_lora_weights` is \"olora\"",
+        ),
+        (
+            lora.clone(),
+            json!({ "init_lora_weights": "loftq" }),
+            "`init_lora_weights` is \"loftq\"",
+        ),
+        (
+            lora.clone(),
+            json!({ "init_lora_weights": "PISSA" }),
+            "`init_lora_weights` is \"PISSA\"",
+        ),
+        (
+            lora.clone(),
+            json!({ "rank_pattern": { "(": 3 } }),
+            "`rank_pattern` has `(`",
+        ),
+        (
+            lora.clone(),
+            json!({ "task_type": "CAUSAL_LM" }),
+            "`task_type` is \"CAUSAL_LM\"",
+        ),
+        (
+            lora.clone(),
+            json!({ "peft_type": "OFT" }),
+            "`peft_type` is OFT",
+        ),
+        (
+            lora,
+            json!({ "a_key_of_the_future": 7 }),
+            "`a_key_of_the_future` is 7",
+        ),
+        (
+            methods.join("miss"),
+            json!({ "init_weights": "bat" }),
+            "`init_weights` is \"bat\"",
+        ),
+        (
+            methods.join("lokr"),
+            json!({ "decompose_both": true }),
+            "`decompose_both`",
+        ),
+        (
+            methods.join("vera"),
+            json!({ "save_projection": false }),
+            "projections were not saved",
+        ),
+        (
+            methods.join("adalora"),
+            json!({ "use_dora": true }),
+            "`use_dora`",
+        ),
+        (
+            methods.join("prefix"),
+            json!({ "num_attention_heads": 5 }),
+            "`num_attention_heads` is 5",
+        ),
+        (
+            methods.join("prompt"),
+            json!({ "num_transformer_submodules": 2 }),
+            "`num_transformer_submodules`",
+        ),
+        (
+            methods.join("dora_gpt2"),
+            json!({ "target_modules": ["c_attn"] }),
+            "c_attn",
+        ),
+    ];
+    for (adapter, changes, said) in cases {
+        let backbone = match adapter.ends_with("dora_gpt2") {
+            true => fixture("gpt2"),
+            false => fixture("bert_a"),
+        };
+        let (_place, directory) = changed(&adapter, &changes);
+        let problem = import(&directory, &config(&backbone))
+            .err()
+            .unwrap_or_else(|| panic!("{changes}"));
+        assert!(
+            problem.message.contains(said),
+            "{changes}: {}",
+            problem.message
+        );
+        let help = problem.help.unwrap();
+        assert!(
+            !help.contains("give the backbone that the adapter was made for")
+                || said.contains("heads"),
+            "{help}"
+        );
+    }
+}
+
+/// What acts in training alone, or is off, may be passed over at any value.
+#[test]
+fn what_changes_nothing_is_passed_over() {
+    let adapter = fixture("adapters/orthogonal");
+    let changes = json!({
+        "lora_dropout": 0.3, "init_lora_weights": "eva", "eva_config": { "rho": 2.0 }, "revision": "x",
+        "a_flag_of_the_future": false, "a_list_of_the_future": [], "a_setting_of_the_future": null,
+    });
+    let (_place, directory) = changed(&adapter, &changes);
+    let found = import(&directory, &config(&fixture("bert_a"))).unwrap();
+    let plain = import(&adapter, &config(&fixture("bert_a"))).unwrap();
+    assert_eq!(found.tensors, plain.tensors);
+    assert_eq!(found.deltas, plain.deltas);
+}
+
+#[test]
+fn pickles_and_missing_backbones_have_a_way_out() {
+    let (place, directory) = changed(&fixture("adapters/orthogonal"), &json!({}));
+    let tensors = directory.join("adapter_model.safetensors");
+    std::fs::rename(&tensors, directory.join("adapter_model.bin")).unwrap();
+    let problem = open(&directory, &fixture("bert_a")).err().unwrap();
+    assert!(problem
+        .help
+        .unwrap()
+        .contains("torch.load('adapter_model.bin'"));
+    let none = place.path().join("none");
+    let problem = open_run::<Cpu>(&directory, None, None, Integrity::Checked, Cpu::default())
+        .err()
+        .unwrap();
+    assert!(
+        problem.help.unwrap().contains("--backbone"),
+        "{}",
+        none.display()
+    );
+    // PEFT does not look into subfolders either, but says nothing of them.
+    let problem = open(place.path(), &fixture("bert_a")).err().unwrap();
+    assert!(
+        problem.help.unwrap().contains("adapter"),
+        "{}",
+        problem.message
+    );
+}

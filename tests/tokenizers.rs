@@ -1,0 +1,66 @@
+//! Texts become the tokens that transformers makes of them, whatever `tokenizer_config.json` says, by
+//! `tests/fixtures/make_tokenizers.py`.
+
+mod common;
+
+use common::{config, fixture};
+use deltarun::data::TextEncoder;
+use serde_json::Value;
+
+#[test]
+fn tokens_are_those_of_transformers() {
+    let mut cases = 0;
+    for entry in std::fs::read_dir(fixture("tokenizers")).unwrap() {
+        let directory = entry.unwrap().path();
+        let name = directory.file_name().unwrap().display().to_string();
+        let text = std::fs::read_to_string(directory.join("expected.json")).unwrap();
+        let expected: Value = serde_json::from_str(&text).unwrap();
+        let longest = expected["max_length"].as_u64().unwrap() as usize;
+        let encoder = TextEncoder::open(&directory, longest, &config(&directory)).unwrap();
+        for row in expected["rows"].as_array().unwrap() {
+            let texts: Vec<String> = serde_json::from_value(row["texts"].clone()).unwrap();
+            let ids: Vec<u32> = serde_json::from_value(row["ids"].clone()).unwrap();
+            let types: Vec<u8> = serde_json::from_value(row["types"].clone()).unwrap();
+            let found = encoder
+                .encode(std::slice::from_ref(&texts))
+                .unwrap()
+                .remove(0);
+            assert_eq!(found.tokens, ids, "{name}: {texts:?}");
+            assert_eq!(found.types, types, "{name}: {texts:?}");
+        }
+        cases += 1;
+    }
+    assert_eq!(cases, 13);
+}
+
+/// A padding token in a text moves RoBERTa's positions and hides GPT-2's last token: it is refused by name.
+#[test]
+fn padding_in_a_text_is_refused_where_it_would_be_taken_for_padding() {
+    let said = |family: &str, extra: &str, text: &str, reads_tokens: bool| {
+        let directory = fixture("tokenizers").join(family);
+        let json = std::fs::read_to_string(directory.join("config.json")).unwrap();
+        let json = json.replacen('{', &format!("{{{extra}"), 1);
+        let config = deltarun::backbone::Config::parse(&json).unwrap();
+        let encoder = TextEncoder::open(&directory, 20, &config).unwrap();
+        let encoded = encoder
+            .encode(&[vec!["good".into()], vec![text.into()]])
+            .unwrap();
+        encoder
+            .padded(&encoded, reads_tokens)
+            .map(|(index, problem)| (index, problem.message))
+    };
+    let (index, message) = said("roberta_prefix", "", "a <pad> film", true).unwrap();
+    assert!(index == 1 && message.contains("`<pad>`"), "{message}");
+    let gpt2 = |tokens| {
+        said(
+            "gpt2_prefix_left",
+            "\"pad_token_id\": 0, ",
+            "a <|endoftext|>",
+            tokens,
+        )
+    };
+    assert!(gpt2(false).unwrap().1.contains("`<|endoftext|>`"));
+    // A language model predicts every token, and BERT counts positions whatever the token.
+    assert_eq!(gpt2(true), None);
+    assert_eq!(said("bert_plain", "", "a [PAD] film", false), None);
+}
