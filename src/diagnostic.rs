@@ -5,6 +5,7 @@ use std::fmt;
 
 use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 /// A range of bytes in the source of a `.delta` file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -148,17 +149,114 @@ impl Problems {
             .with_width(100)
             .with_links(false);
         let mut text = String::new();
-        for problem in &self.problems {
-            let source = self.source.as_ref();
+        // One copy for all of them: a miette source is handed out by reference.
+        let source = self.source.as_ref();
+        let source = source.map(|(name, text)| NamedSource::new(name, text.clone()));
+        // Each problem prints its whole line: where one is longer than anybody writes, words say the place.
+        let lines = self.source.iter().flat_map(|(_, text)| text.lines());
+        let is_readable = lines.map(str::len).max().unwrap_or(0) <= LONGEST_LINE;
+        for problem in self.problems.iter().take(MOST_SHOWN) {
             let shown = Shown {
-                problem,
-                source: source.map(|(name, text)| NamedSource::new(name, text.clone())),
+                problem: &self.brief(problem, is_readable),
+                source: source.as_ref().filter(|_| is_readable),
             };
             if handler.render_report(&mut text, &shown).is_err() {
                 text.push_str(&format!("{}\n", problem.message));
             }
         }
+        if self.problems.len() > MOST_SHOWN {
+            let more = self.problems.len() - MOST_SHOWN;
+            text.push_str(&format!("\nand {more} more: mend these first\n"));
+        }
         text
+    }
+
+    /// The report for programs: a JSON object with a list `problems`, each with `code`, `severity`, `message`,
+    /// `help`, and `labels` with their `start` and `end` in bytes and `line` and `column` from 1.
+    pub fn to_json(&self) -> serde_json::Value {
+        let problem = |problem: &Problem| {
+            let label = |(span, text): &(Span, String)| {
+                let [line, column] = self.position(span.start);
+                let [end_line, end_column] = self.position(span.end);
+                json!({
+                    "message": text, "start": span.start, "end": span.end,
+                    "line": line, "column": column, "end_line": end_line, "end_column": end_column,
+                })
+            };
+            let severity = match problem.severity {
+                Severity::Mistake => "mistake",
+                Severity::Failure => "failure",
+                Severity::Warning => "warning",
+            };
+            let labels = match &self.source {
+                Some(_) => problem.labels.iter().map(label).collect(),
+                None => Vec::new(),
+            };
+            json!({
+                "code": problem.code, "severity": severity, "message": problem.message,
+                "help": problem.help, "labels": labels,
+            })
+        };
+        let file = self.source.as_ref().map(|(name, _)| name);
+        let problems: Vec<_> = self.problems.iter().map(problem).collect();
+        json!({ "file": file, "problems": problems })
+    }
+
+    /// The report as annotations of GitHub's workflows, a line each.
+    pub fn to_github(&self) -> String {
+        let escaped = |text: &str| {
+            let text = text.replace('%', "%25").replace('\r', "%0D");
+            text.replace('\n', "%0A")
+        };
+        let property = |text: &str| escaped(text).replace(':', "%3A").replace(',', "%2C");
+        let line = |problem: &Problem| {
+            let kind = match problem.severity {
+                Severity::Warning => "warning",
+                Severity::Mistake | Severity::Failure => "error",
+            };
+            let place = match (&self.source, problem.labels.first()) {
+                (Some((name, _)), Some((span, _))) => {
+                    let [line, column] = self.position(span.start);
+                    let [end_line, _] = self.position(span.end);
+                    let name = property(name);
+                    format!("file={name},line={line},endLine={end_line},col={column},")
+                }
+                _ => String::new(),
+            };
+            let help = problem.help.as_ref().map(|help| format!("\nhelp: {help}"));
+            let text = escaped(&format!("{}{}", problem.message, help.unwrap_or_default()));
+            format!("::{kind} {place}title={}::{text}\n", property(problem.code))
+        };
+        self.problems.iter().map(line).collect()
+    }
+
+    /// A problem whose words are not longer than anybody reads; with its place in words where it is not shown.
+    fn brief(&self, problem: &Problem, is_shown: bool) -> Problem {
+        let cut = |text: &str| match text.char_indices().nth(LONGEST) {
+            Some((end, _)) => format!("{}...", &text[..end]),
+            None => text.to_owned(),
+        };
+        let mut message = cut(&problem.message);
+        if let (false, Some((span, _))) = (is_shown, problem.labels.first()) {
+            let [line, column] = self.position(span.start);
+            message.push_str(&format!(" (line {line}, column {column})"));
+        }
+        Problem {
+            message,
+            help: problem.help.as_deref().map(cut),
+            ..problem.clone()
+        }
+    }
+
+    /// Line and column of a byte, from 1; columns count characters.
+    fn position(&self, byte: usize) -> [usize; 2] {
+        let text = self.source.as_ref().map_or("", |(_, text)| text.as_str());
+        let before = text.get(..byte.min(text.len())).unwrap_or_default();
+        let line = before.rfind('\n').map_or(0, |end| end + 1);
+        [
+            1 + before.matches('\n').count(),
+            1 + before[line..].chars().count(),
+        ]
     }
 }
 
@@ -171,11 +269,20 @@ impl From<Problem> for Problems {
     }
 }
 
+/// Problems that are shown at once.
+const MOST_SHOWN: usize = 40;
+
+/// Bytes of a message or a help that are shown.
+const LONGEST: usize = 2000;
+
+/// Bytes of a line up to which the source is shown.
+const LONGEST_LINE: usize = 1000;
+
 /// A problem together with its source, as miette wants it.
 #[derive(Debug)]
 struct Shown<'a> {
     problem: &'a Problem,
-    source: Option<NamedSource<String>>,
+    source: Option<&'a NamedSource<String>>,
 }
 
 impl fmt::Display for Shown<'_> {
@@ -204,7 +311,7 @@ impl miette::Diagnostic for Shown<'_> {
     }
 
     fn source_code(&self) -> Option<&dyn miette::SourceCode> {
-        let source = self.source.as_ref()?;
+        let source = self.source?;
         (!self.problem.labels.is_empty()).then_some(source as &dyn miette::SourceCode)
     }
 

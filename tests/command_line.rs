@@ -264,7 +264,7 @@ fn a_delta_goes_on_from_another_run() {
 /// Checking a file of twenty stages takes no time: it is far below the bound even when the machine is
 /// busy, so this asserts work, not speed: no weight may be read.
 #[test]
-fn check_reads_no_weights() {
+fn check_says_what_the_backbone_lacks_unless_it_is_to_read_its_config_alone() {
     let place = Place::new();
     std::fs::remove_file(place.path("backbone/model.safetensors")).unwrap();
     std::fs::remove_file(place.path("backbone/tokenizer.json")).unwrap();
@@ -273,7 +273,15 @@ fn check_reads_no_weights() {
     };
     let text = format!("{PIPELINE}{}", (0..19).map(stage).collect::<String>());
     place.write("small.delta", text.as_bytes());
-    place.succeed(&["check", "small.delta"]);
+    let said = place.succeed(&["check", "small.delta", "--config-only"]);
+    assert!(said.contains("not looked at: the tokenizer"), "{said}");
+    let message = place.fail(2, &["check", "small.delta"]);
+    for missing in ["tokenizer.json", "model.safetensors"] {
+        assert!(
+            message.contains(&format!("has no `{missing}`")),
+            "{message}"
+        );
+    }
 }
 
 /// `hf:organisation/name` is found in the hub's local cache; the weights are asked for by a run only.

@@ -59,7 +59,7 @@ fn message(text: &str, overrides: &Overrides) -> Option<String> {
         Ok((directory.clone(), found?))
     };
     let problems = match parse(text) {
-        Err(problem) => vec![problem],
+        Err(problems) => problems,
         Ok(pipeline) => plan(&pipeline, overrides, &base, &find).err()?,
     };
     for problem in &problems {

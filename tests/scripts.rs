@@ -139,7 +139,7 @@ fn the_sample_runs() {
     );
 }
 
-const BAD: [(&str, &str); 12] = [
+const BAD: [(&str, &str); 21] = [
     ("syntax", "let x = ;"),
     ("unknown_function", "pipelin(\"small.delta\");"),
     ("unknown_variable", "print(missing);"),
@@ -167,6 +167,19 @@ const BAD: [(&str, &str); 12] = [
         "print(table([\"a\"], [#{ b: 1 }]));",
     ),
     ("import", "import \"other\" as other;"),
+    (
+        "path_outside",
+        "pipeline(\"small.delta\").add(`data other { train = tsv(\"/etc/hostname\", columns = [text]) }\n\
+         stage more { train = [head], data = other, steps = 1, optimizer = adamw { lr = 1e-3 } }`).run();",
+    ),
+    ("huge_grid", "let a = []; a.pad(10000, 0);\ngrid(#{ a: a, b: a, c: a });"),
+    ("huge_list", "let a = [];\na.pad(1000000000, 0);"),
+    ("sleep", "sleep(1000000);"),
+    ("near_function", "pipline(\"small.delta\").run();"),
+    ("wrong_arguments", "pipeline(7).run();"),
+    ("unknown_property", "let m = #{ a: 1 };\nprint(m.b);"),
+    ("unknown_property_of_a_pipeline", "print(pipeline(\"small.delta\").accuracy);"),
+    ("beyond_all_axes", "page(\"p\").plot(#{}, [#{ name: \"a\", points: [[1e300, 0], [-1e300, 1]] }]);"),
 ];
 
 const CLOZE: &str = r#"

@@ -231,3 +231,81 @@ fn a_plan_from_outside_is_checked() {
         assert!(message.contains(word), "{new}: {message}");
     }
 }
+
+#[test]
+fn a_run_can_be_replayed_to_the_same_bits() {
+    let place = finished();
+    let said = place.succeed(&["replay", "runs/small", "--quiet"]);
+    assert!(
+        said.contains("delta.safetensors") && !said.contains("other"),
+        "{said}"
+    );
+    assert!(!place.path("runs/small.replay").exists());
+    // A figure that the run did not come to is found.
+    let metrics = fs::read_to_string(place.path("runs/small/metrics.json")).unwrap();
+    let changed = metrics.replacen("\"steps\": 12", "\"steps\": 13", 1);
+    assert_ne!(metrics, changed);
+    place.write("runs/small/metrics.json", changed.as_bytes());
+    let message = place.fail(2, &["replay", "runs/small", "--quiet"]);
+    assert!(message.contains("is not what the run left"), "{message}");
+    let message = place.fail(1, &["replay", "runs/small", "--quiet", "--allow-changed"]);
+    assert!(message.contains("1 figure came out otherwise"), "{message}");
+}
+
+/// SIGTERM and SIGHUP stop a run as Ctrl-C does: at the end of a step, with a checkpoint.
+#[cfg(unix)]
+#[test]
+fn signals_stop_a_run_at_a_checkpoint() {
+    for signal in ["-TERM", "-HUP", "-INT"] {
+        let place = Place::new();
+        let long = PIPELINE.replace("steps = 12", "steps = 100000");
+        place.write("small.delta", long.as_bytes());
+        let mut run = place.command(&["small.delta", "--quiet"]).spawn().unwrap();
+        while !place.path("runs/small.partial/log.jsonl").exists() {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        let kill = std::process::Command::new("kill")
+            .args([signal, &run.id().to_string()])
+            .status();
+        assert!(kill.unwrap().success());
+        assert_eq!(run.wait().unwrap().code(), Some(130), "{signal}");
+        assert!(
+            place
+                .path("runs/small.partial/checkpoint.safetensors")
+                .exists(),
+            "{signal}"
+        );
+    }
+}
+
+/// Runs that 0.1.0 left open, with a word about what is not known of them; one that it began is not gone on with.
+#[test]
+fn runs_of_0_1_0_open_or_are_refused_by_their_version() {
+    let place = Place::new();
+    let old = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/run_0_1_0");
+    let data = concat!(env!("CARGO_MANIFEST_DIR"), "/pipelines/quickstart/dev.tsv");
+    let output = place.run(&["eval", old, "--backbone", "backbone", "--data", data]);
+    let said = String::from_utf8(output.stdout).unwrap();
+    // What the binary of 0.1.0 printed.
+    for figure in [
+        "400 examples",
+        "accuracy 50.5 %",
+        "f1 0.5308",
+        "loss 0.7212",
+        "matthews 0.0101",
+    ] {
+        assert!(said.contains(figure), "{figure}: {said}");
+    }
+    let notes = String::from_utf8(output.stderr).unwrap();
+    assert!(notes.contains("was left by deltarun 0.1.0"), "{notes}");
+    assert!(notes.contains("recorded no hashes"), "{notes}");
+    fs::create_dir_all(place.path("runs/small.partial")).unwrap();
+    fs::copy(
+        format!("{old}/manifest.yaml"),
+        place.path("runs/small.partial/manifest.yaml"),
+    )
+    .unwrap();
+    let message = place.fail(2, &["small.delta", "--quiet"]);
+    assert!(message.contains("was begun by deltarun 0.1.0"), "{message}");
+}

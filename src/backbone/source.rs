@@ -74,12 +74,13 @@ pub fn read_config(directory: &Path) -> Result<Config, Problem> {
             true => format!("there is no backbone at `{}`", directory.display()),
             false => format!("`{}` cannot be read: {e}", path.display()),
         };
+        let name = directory.file_name().unwrap_or_default().to_string_lossy();
         Problem::new("delta::backbone::missing", message)
-            .help("give the directory of a Hugging Face model, relative to the `.delta` file, or `hf:organisation/name`")
+            .help(format!("give the directory of a Hugging Face model, relative to the `.delta` file; of a model on the hub write its whole name, `hf:organisation/{name}` or `hf:{name}`"))
     })?;
     Config::parse(&text).map_err(|reason| {
         let message = format!("`{}` is not a backbone that deltarun knows: {reason}", path.display());
         Problem::new("delta::backbone::config", message)
-            .help("use a backbone of a supported family; `docs/architecture.md` says how a family is added")
+            .help("use a backbone of a supported family whose `config.json` asks for nothing else; `docs/architecture.md` says how a family is added")
     })
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::run::{Integrity, Rule};
 
@@ -32,11 +32,22 @@ pub struct Arguments {
 }
 
 impl Arguments {
+    /// How what is wrong is to be written.
+    pub fn format(&self) -> Format {
+        match &self.command {
+            Some(Command::Check(options)) => options.format,
+            Some(Command::Plan(options)) => options.format,
+            Some(Command::Eval(options)) => options.format,
+            _ => Format::Text,
+        }
+    }
+
     /// The number of threads that was asked for.
     pub fn threads(&self) -> Option<usize> {
         match &self.command {
             Some(Command::Plan(options)) => options.threads,
             Some(Command::Profile(options)) => options.threads,
+            Some(Command::Replay(options)) => options.device.threads,
             Some(Command::Eval(options)) => options.source.device.threads,
             Some(Command::Predict(options)) => options.source.device.threads,
             Some(_) => None,
@@ -48,7 +59,7 @@ impl Arguments {
 #[derive(Subcommand)]
 pub enum Command {
     /// Find every mistake of a pipeline without running it
-    Check(PipelineOptions),
+    Check(CheckOptions),
     /// Show the module tree with what sits where, trained parameters, estimated memory and time
     Plan(PlanOptions),
     /// Run a few steps and show where their time and memory go, operation by operation
@@ -62,6 +73,8 @@ pub enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Run a finished run again from what it recorded, and say whether every figure and bit is the same
+    Replay(ReplayOptions),
     /// Evaluate a finished run, or an adapter saved by PEFT
     Eval(EvalOptions),
     /// Predict with a finished run, or an adapter saved by PEFT: JSON lines in, JSON lines out
@@ -147,10 +160,40 @@ impl IntegrityOptions {
     }
 }
 
+/// How a result and what is wrong are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people
+    #[default]
+    Text,
+    /// One JSON object on standard output, mistakes among it
+    Json,
+    /// Mistakes as annotations of GitHub's workflows
+    Github,
+}
+
+#[derive(Args)]
+pub struct CheckOptions {
+    #[command(flatten)]
+    pub pipeline: PipelineOptions,
+    /// Look at every row of the data, not at the first and the last thousand of large files
+    #[arg(long)]
+    pub all_rows: bool,
+    /// Read the backbone's `config.json` alone: neither its tokenizer nor its tensors, and no data
+    #[arg(long, conflicts_with = "all_rows")]
+    pub config_only: bool,
+    /// How mistakes are written
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+}
+
 #[derive(Args)]
 pub struct PlanOptions {
     #[command(flatten)]
     pub pipeline: PipelineOptions,
+    /// How the plan is written
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
     /// Threads to estimate for
     #[arg(long, value_name = "N", value_parser = threads)]
     pub threads: Option<usize>,
@@ -188,6 +231,9 @@ pub struct RunOptions {
     /// For a script: which of its presets of params
     #[arg(long, value_name = "NAME")]
     pub preset: Option<String>,
+    /// For a script: a folder beside its own that what it adds to pipelines may read; several may be given
+    #[arg(long, value_name = "DIR")]
+    pub allow: Vec<PathBuf>,
     /// The directory of the run, instead of `runs/NAME`
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -216,12 +262,31 @@ pub struct SourceOptions {
 }
 
 #[derive(Args)]
+pub struct ReplayOptions {
+    /// The directory that a run left
+    pub run: PathBuf,
+    /// Where to run it; without it `RUN.replay`, which is removed when all is the same
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    #[command(flatten)]
+    pub device: DeviceOptions,
+    /// Show no progress
+    #[arg(long)]
+    pub quiet: bool,
+    #[command(flatten)]
+    pub integrity: IntegrityOptions,
+}
+
+#[derive(Args)]
 pub struct EvalOptions {
     #[command(flatten)]
     pub source: SourceOptions,
     /// A file to evaluate instead of the run's dev set: `.tsv`, `.csv` or `.jsonl`
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
+    /// How the metrics are written
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
 }
 
 #[derive(Args)]

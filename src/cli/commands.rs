@@ -1,26 +1,30 @@
 //! What each command does.
 
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use dfdx::prelude::Cpu;
+use serde_json::json;
 
 use super::arguments::{
-    CombineOptions, EvalOptions, PipelineOptions, PlanOptions, ProfileOptions, RunOptions,
-    SourceOptions,
+    CheckOptions, CombineOptions, EvalOptions, Format, PipelineOptions, PlanOptions,
+    ProfileOptions, ReplayOptions, RunOptions, SourceOptions,
 };
-use super::Ended;
+use super::{show, Ended};
 use crate::diagnostic::{Problem, Problems, Span};
 use crate::disk;
 use crate::engine::cpu::{measure_limits, measure_rate};
+use crate::engine::Backend;
 use crate::graph::Executor;
-use crate::plan::{FileFormat, FilePlan, Overrides, Plan};
+use crate::plan::{FileFormat, FilePlan, Overrides, Plan, StagePlan};
 use crate::report::{
-    self, against_precision, describe, metric_value, print, profile_table, say, Progress,
+    self, against_precision, describe, metric_value, print, profile_table, say, Progress, Table,
 };
-use crate::run::{open_run, read_text, Ended as RunEnded, Integrity, Loaded, Loader, Source};
-use crate::text::{bytes, quoted_list};
+use crate::run::{
+    open_run, read_text, Checked, Ended as RunEnded, Integrity, Loaded, Loader, Replayed, Source,
+    ROWS_AT_EACH_END,
+};
+use crate::text::{bytes, counted, quoted_list};
 use crate::{peft, run, script, syntax};
 
 /// Reads a pipeline.
@@ -50,8 +54,9 @@ fn overrides(options: &PipelineOptions) -> Result<Overrides, Problem> {
             )
             .help("write one `name: value` to a line")
         };
-        let map: std::collections::BTreeMap<String, serde_yaml::Value> =
-            serde_yaml::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+        let map: std::collections::BTreeMap<String, serde_yaml::Value> = crate::text::yaml(&text)
+            .and_then(|value| serde_yaml::from_value(value).map_err(|e| e.to_string()))
+            .map_err(wrong)?;
         for (name, value) in map {
             let text = match value {
                 serde_yaml::Value::String(text) => text,
@@ -75,21 +80,44 @@ fn overrides(options: &PipelineOptions) -> Result<Overrides, Problem> {
     Ok(all)
 }
 
-/// Shows warnings.
+/// Shows warnings to people.
 fn warn(warnings: &Problems) {
     if !warnings.problems.is_empty() {
-        say(warnings
-            .render(std::io::stderr().is_terminal())
-            .trim_end_matches('\n'));
+        show(warnings, Format::Text);
     }
 }
 
 /// `deltarun check`
-pub(super) fn check(options: &PipelineOptions) -> Result<Ended, Problems> {
-    let source = open(options)?;
-    let plan = source.checked_plan()?;
-    warn(&source.warnings(&plan));
-    print(&format!("{}: no mistakes found\n", source.name));
+pub(super) fn check(options: &CheckOptions) -> Result<Ended, Problems> {
+    let source = open(&options.pipeline)?;
+    let (warnings, rows) = match options.config_only {
+        true => (source.warnings(&source.plan()?), None),
+        false => {
+            let most = if options.all_rows {
+                usize::MAX
+            } else {
+                ROWS_AT_EACH_END
+            };
+            let checked = source.checked_plan(most)?;
+            (checked.warnings, Some(checked.rows))
+        }
+    };
+    match options.format {
+        Format::Text => {
+            warn(&warnings);
+            let looked_at = match rows {
+                Some(rows) => format!("looked at {} of data", counted(rows, "row")),
+                None => {
+                    "not looked at: the tokenizer, the checkpoint's tensors, the data".to_owned()
+                }
+            };
+            print(&format!(
+                "{}: no mistakes found ({looked_at})\n",
+                source.name
+            ));
+        }
+        format => show(&warnings, format),
+    }
     Ok(Ended::Done)
 }
 
@@ -97,7 +125,16 @@ pub(super) fn check(options: &PipelineOptions) -> Result<Ended, Problems> {
 pub(super) fn plan(options: &PlanOptions) -> Result<Ended, Problems> {
     let source = open(&options.pipeline)?;
     let plan = source.plan()?;
-    warn(&source.warnings(&plan));
+    let warnings = source.warnings(&plan);
+    if options.format != Format::Text {
+        let mut json = warnings.to_json();
+        json["plan"] = serde_json::to_value(&plan).map_err(Problem::internal)?;
+        json["heads"] = run::head_origins(&plan).into();
+        json["costs"] = costs(&plan);
+        print(&format!("{json}\n"));
+        return Ok(Ended::Done);
+    }
+    warn(&warnings);
     let heads = run::head_origins(&plan);
     print(&describe(
         &plan,
@@ -108,10 +145,21 @@ pub(super) fn plan(options: &PlanOptions) -> Result<Ended, Problems> {
     Ok(Ended::Done)
 }
 
+/// What each stage trains and takes, for programs.
+fn costs(plan: &Plan) -> serde_json::Value {
+    let threads = rayon::current_num_threads();
+    let tokens = plan.backbone.max_length;
+    let of_stage = |(index, stage): (usize, &StagePlan)| {
+        let cost = plan.cost(index, tokens, threads, Cpu::GROUP_ROWS);
+        json!({ "stage": stage.name, "trained": cost.trained, "total": cost.total, "memory": cost.memory })
+    };
+    plan.stages.iter().enumerate().map(of_stage).collect()
+}
+
 /// `deltarun profile`
 pub(super) fn profile(options: &ProfileOptions) -> Result<Ended, Problems> {
     let source = open(&options.pipeline)?;
-    let plan = source.checked_plan()?;
+    let plan = source.checked_plan(ROWS_AT_EACH_END)?.plan;
     let names = || plan.stages.iter().map(|stage| stage.name.as_str());
     let index = match &options.stage {
         None if plan.stages.is_empty() => None,
@@ -142,8 +190,7 @@ pub(super) fn fmt(files: &[PathBuf], check: bool) -> Result<Ended, Problems> {
     for path in files {
         let text = read_text(path)?;
         let name = path.display().to_string();
-        let formatted =
-            syntax::format(&text).map_err(|p| Problems::in_source(&name, &text, vec![p]))?;
+        let formatted = syntax::format(&text).map_err(|p| Problems::in_source(&name, &text, p))?;
         if formatted == text {
             continue;
         }
@@ -201,12 +248,15 @@ pub(super) fn cpu() -> Cpu {
 /// A CUDA device.
 #[cfg(feature = "cuda")]
 pub(super) fn cuda(number: Option<&str>) -> Result<dfdx::tensor::Cuda, Problem> {
-    match number.unwrap_or("0").parse::<usize>() {
-        Ok(0) => dfdx::tensor::Cuda::try_seed_from_u64(0)
-            .map_err(|e| Problem::failure("delta::cli::cuda", format!("CUDA cannot be used: {e:?}"))),
-        _ => Err(Problem::new("delta::cli::device", "dfdx 0.13 uses the first CUDA device only")
-            .help("choose the card with the environment variable `CUDA_VISIBLE_DEVICES`, and `--device cuda`")),
-    }
+    let number = number.unwrap_or("0");
+    let ordinal = number
+        .parse()
+        .map_err(|_| no_device(&format!("cuda:{number}")))?;
+    dfdx::tensor::Cuda::try_build(ordinal, 0).map_err(|e| {
+        let message = format!("the card {number} cannot be used: {e:?}");
+        Problem::failure("delta::cli::cuda", message)
+            .help("look at `nvidia-smi` for the cards there are, or use `--device cpu`")
+    })
 }
 
 pub(super) fn no_device(name: &str) -> Problem {
@@ -235,8 +285,8 @@ pub(super) fn run(options: &RunOptions) -> Result<Ended, Problems> {
         return Err(problem.help("set params with `--set` or `--params`").into());
     }
     let source = open(&options.pipeline)?;
-    let plan = source.checked_plan()?;
-    warn(&source.warnings(&plan));
+    let Checked { plan, warnings, .. } = source.checked_plan(usize::MAX)?;
+    warn(&warnings);
     if options.device.device == "cpu" && !options.quiet {
         if let Some(note) = against_precision(&plan, measure_rate) {
             report::note(&note);
@@ -267,6 +317,7 @@ fn run_script(path: &Path, options: &RunOptions) -> Result<Ended, Problems> {
         set: overrides(&options.pipeline)?,
         preset: options.preset.clone(),
         out: options.out.clone().unwrap_or_else(default),
+        allowed: options.allow.clone(),
         integrity: options.pipeline.integrity.integrity(),
         is_quiet: options.quiet,
         interrupted: interruption(),
@@ -308,7 +359,8 @@ fn run_on<D: Executor>(
             ));
             Ok(Ended::Interrupted)
         }
-        RunEnded::Complete(summary, out) => {
+        RunEnded::Complete(summary, out, odd) => {
+            warn(&source.locate(odd));
             let mut text = format!("\n{}\n\n{}\n", summary.name, summary.table());
             let delta = out.join("delta.safetensors");
             let size = std::fs::metadata(&delta).map_or(0, |file| file.len());
@@ -338,6 +390,74 @@ pub(super) fn open_source<D: Executor>(
     )
 }
 
+/// `deltarun replay`
+pub(super) fn replay(options: &ReplayOptions) -> Result<Ended, Problems> {
+    let directory = &options.run;
+    let out = options.out.clone().unwrap_or_else(|| {
+        let mut name = directory.file_name().unwrap_or_default().to_os_string();
+        name.push(".replay");
+        directory.with_file_name(name)
+    });
+    on_device!(options.device, |device| replay_on(options, &out, device))
+}
+
+fn replay_on<D: Executor>(
+    options: &ReplayOptions,
+    out: &Path,
+    device: D,
+) -> Result<Ended, Problems> {
+    let progress = Progress::new(options.quiet);
+    let integrity = options.integrity.integrity();
+    let replayed = run::replay(
+        &options.run,
+        out,
+        integrity,
+        device,
+        interruption(),
+        progress,
+    )?;
+    let compared = match replayed {
+        Replayed::Compared(compared) => compared,
+        Replayed::Interrupted => {
+            say("interrupted; the same command goes on");
+            return Ok(Ended::Interrupted);
+        }
+    };
+    let mut table = Table::new(["", "then", "now", ""]);
+    for one in &compared {
+        let verdict = if one.is_same() { "the same" } else { "other" };
+        table.row([
+            one.name.clone(),
+            short(&one.then),
+            short(&one.now),
+            verdict.to_owned(),
+        ]);
+    }
+    print(&format!("\n{table}\n"));
+    let others = compared.iter().filter(|one| !one.is_same()).count();
+    if others > 0 {
+        let message = format!(
+            "{} came out otherwise than the run recorded",
+            counted(others, "figure")
+        );
+        return Err(Problem::failure("delta::run::replay", message)
+            .help(format!(
+                "the new run is in `{}`: another processor or version rounds otherwise",
+                out.display()
+            ))
+            .into());
+    }
+    if options.out.is_none() {
+        std::fs::remove_dir_all(out).map_err(|e| disk::failed("removed", out, &e))?;
+    }
+    Ok(Ended::Done)
+}
+
+/// The beginning of a long value: a hash.
+fn short(value: &str) -> String {
+    value.chars().take(20).collect()
+}
+
 /// `deltarun eval`
 pub(super) fn eval(options: &EvalOptions) -> Result<Ended, Problems> {
     on_device!(options.source.device, |device| eval_on(options, device))
@@ -363,6 +483,13 @@ fn eval_on<D: Executor>(options: &EvalOptions, device: D) -> Result<Ended, Probl
     let examples = loader.file(&file, task)?;
     let evaluation =
         crate::train::evaluate(&loaded.graph, &examples.all, task, loader.masking(task)?)?;
+    if options.format != Format::Text {
+        let json = json!({
+            "file": file.path, "examples": evaluation.examples, "metrics": evaluation.metrics,
+        });
+        print(&format!("{json}\n"));
+        return Ok(Ended::Done);
+    }
     let mut text = format!(
         "{}: {} examples\n",
         file.path.display(),

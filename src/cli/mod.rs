@@ -11,8 +11,8 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::diagnostic::{Problem, Problems};
-use crate::report::say;
-use arguments::{Arguments, Command};
+use crate::report::{print, say};
+use arguments::{Arguments, Command, Format};
 
 /// Exit code of a run that Ctrl-C stopped, as shells have it.
 const INTERRUPTED: u8 = 130;
@@ -27,6 +27,13 @@ enum Ended {
 /// for a mistake of the user's, 130 when interrupted.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    // A file that grows beyond its limit is then an error like a full disk, and no signal that ends the process.
+    #[cfg(unix)]
+    // SAFETY: no handler runs; a signal is ignored.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
+    let format = arguments.format();
     std::panic::set_hook(Box::new(|_| {}));
     let result = catch_unwind(AssertUnwindSafe(|| dispatch(arguments)));
     let result = result.unwrap_or_else(|panic| {
@@ -38,10 +45,20 @@ pub fn main() -> ExitCode {
         Ok(Ended::Done) => ExitCode::SUCCESS,
         Ok(Ended::Interrupted) => ExitCode::from(INTERRUPTED),
         Err(problems) => {
-            say(problems
-                .render(std::io::stderr().is_terminal())
-                .trim_end_matches('\n'));
+            show(&problems, format);
             ExitCode::from(problems.exit_code())
+        }
+    }
+}
+
+/// Writes what is wrong: for people on standard error, for programs on standard output.
+fn show(problems: &Problems, format: Format) {
+    match format {
+        Format::Json => print(&format!("{}\n", problems.to_json())),
+        Format::Github => print(&problems.to_github()),
+        Format::Text => {
+            let text = problems.render(std::io::stderr().is_terminal());
+            say(text.trim_end_matches('\n'));
         }
     }
 }
@@ -58,6 +75,7 @@ fn dispatch(arguments: Arguments) -> Result<Ended, Problems> {
         Some(Command::Plan(options)) => commands::plan(&options),
         Some(Command::Profile(options)) => commands::profile(&options),
         Some(Command::Fmt { files, check }) => commands::fmt(&files, check),
+        Some(Command::Replay(options)) => commands::replay(&options),
         Some(Command::Eval(options)) => commands::eval(&options),
         Some(Command::Predict(options)) => predict::predict(&options),
         Some(Command::Combine(options)) => commands::combine(&options),

@@ -48,25 +48,13 @@ impl Examples {
     /// What [`Table::read`] reports, a missing column, a label that the task does not name, a
     /// target that is not a number, a text without tokens.
     pub fn read(file: &FilePlan, task: &TaskPlan, encoder: &TextEncoder) -> Result<Self, Problem> {
-        let table = Table::read(file)?;
-        let column = |name: &String| {
-            table
-                .column(name, &file.path)
-                .map_err(|p| p.or_at(task.span))
-        };
-        let texts: Vec<usize> = task.text.iter().map(column).collect::<Result<_, _>>()?;
-        let label = match task.kind {
-            kind if kind.is_language_model() => None,
-            _ => Some(column(&task.label)?),
-        };
+        let wanted = wanted(task);
+        let table = Table::read(file, &wanted).map_err(|p| p.or_at(task.span))?;
+        let has_label = wanted.len() > task.text.len();
         let mut targets = Vec::with_capacity(table.rows.len());
         for (line, row) in &table.rows {
-            let target = match label {
-                Some(label) => target(&row[label], task).map_err(|(message, help)| {
-                    at_line("delta::data::label", &file.path, *line, message)
-                        .at(task.span, "the task")
-                        .help(help)
-                })?,
+            let target = match row.last().filter(|_| has_label) {
+                Some(label) => checked_target(label, *line, file, task)?,
                 None if task.kind == TaskKind::CausalLm => Target::NextTokens,
                 None => Target::MaskedTokens,
             };
@@ -75,7 +63,7 @@ impl Examples {
         let fields: Vec<Vec<String>> = table
             .rows
             .iter()
-            .map(|(_, row)| texts.iter().map(|&i| row[i].clone()).collect())
+            .map(|(_, row)| row[..task.text.len()].to_vec())
             .collect();
         let encoded = encode(encoder, task, &fields).map_err(|(index, mut problem)| {
             if let Some(index) = index {
@@ -186,6 +174,26 @@ fn encode(
         }
         None => Ok(encoded),
     }
+}
+
+/// The columns that a task reads: its texts, then its label where it has one.
+pub(super) fn wanted(task: &TaskPlan) -> Vec<&str> {
+    let label = (!task.kind.is_language_model()).then_some(&task.label);
+    task.text.iter().chain(label).map(String::as_str).collect()
+}
+
+/// The target that a value in a line stands for.
+pub(super) fn checked_target(
+    value: &str,
+    line: usize,
+    file: &FilePlan,
+    task: &TaskPlan,
+) -> Result<Target, Problem> {
+    target(value, task).map_err(|(message, help)| {
+        at_line("delta::data::label", &file.path, line, message)
+            .at(task.span, "the task")
+            .help(help)
+    })
 }
 
 /// The target that a value stands for, or what is wrong with it and a way out.

@@ -8,11 +8,13 @@
 
 mod batch;
 mod examples;
+mod rows;
 mod table;
 mod tokenizer_config;
 mod tokens;
 
 pub use batch::{batch, groups, order, Masking};
 pub use examples::{Example, Examples, Target};
-pub use table::{read_columns, Table};
+pub use rows::{warn_of_overlap, Rows};
+pub use table::{json_text, Table};
 pub use tokens::TextEncoder;

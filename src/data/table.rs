@@ -9,10 +9,8 @@ use crate::text::{counted, did_you_mean, quoted_list};
 /// A file's rows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Table {
-    /// The names of the columns.
-    pub columns: Vec<String>,
-    /// Line number (from 1) and values of each row.
-    pub rows: Vec<(usize, Vec<String>)>,
+    /// In the order of the file.
+    pub rows: Vec<Row>,
 }
 
 /// A problem in a line of a data file; line 0 is the file as a whole.
@@ -31,53 +29,101 @@ pub(super) fn at_line(
     }
 }
 
-impl Table {
-    /// Reads a file.
-    ///
-    /// # Errors
-    /// No such file, bytes that are not UTF-8, a row with another number of columns, no rows.
-    pub fn read(file: &FilePlan) -> Result<Self, Problem> {
-        let text = read_text(file)?;
-        let table = match file.format {
-            FileFormat::Tsv => tsv(file, &text)?,
-            FileFormat::Csv => csv(file, &text)?,
-            FileFormat::Jsonl => jsonl(file, &text)?,
-            FileFormat::Text => plain(&text),
-        };
-        if table.rows.is_empty() {
-            return Err(
-                at_line("delta::data::empty", &file.path, 0, "it has no examples")
-                    .at(file.span, "this file")
-                    .help("give a file with at least one row below its header"),
-            );
-        }
-        Ok(table)
-    }
+/// A row: its line in the file, from 1, and the values of the columns that were asked for.
+pub type Row = (usize, Vec<String>);
 
-    /// The number of a column.
+impl Table {
+    /// Reads the columns `wanted` of a file.
     ///
     /// # Errors
-    /// There is none of that name; the nearest is named.
-    pub fn column(&self, name: &str, path: &Path) -> Result<usize, Problem> {
-        self.columns
-            .iter()
-            .position(|column| column == name)
-            .ok_or_else(|| {
-                let names = || self.columns.iter().map(String::as_str);
-                let problem = at_line(
-                    "delta::data::column",
-                    path,
-                    1,
-                    format!("there is no column `{name}`"),
-                );
-                match did_you_mean(name, names()) {
-                    Some(near) => problem.help(format!(
-                        "did you mean `{near}`? the columns are {}",
-                        quoted_list(names())
-                    )),
-                    None => problem.help(format!("the columns are {}", quoted_list(names()))),
+    /// No such file, bytes that are not UTF-8, no such column, a row with another number of columns, no rows.
+    pub fn read(file: &FilePlan, wanted: &[&str]) -> Result<Self, Problem> {
+        let mut rows = Vec::new();
+        let mut wrong = None;
+        visit(file, wanted, &mut |row| match row {
+            Ok(row) => {
+                rows.push(row);
+                true
+            }
+            Err(problem) => {
+                wrong = Some(problem);
+                false
+            }
+        })?;
+        match wrong {
+            Some(problem) => Err(problem),
+            None if rows.is_empty() => Err(no_examples(file)),
+            None => Ok(Table { rows }),
+        }
+    }
+}
+
+/// Gives the rows of a file one after the other, each as what it is or what is wrong with it, until `each` says no.
+///
+/// # Errors
+/// What is wrong with the file as a whole: see [`Table::read`].
+pub fn visit(
+    file: &FilePlan,
+    wanted: &[&str],
+    each: &mut dyn FnMut(Result<Row, Problem>) -> bool,
+) -> Result<(), Problem> {
+    let text = read_text(file)?;
+    match file.format {
+        FileFormat::Tsv => tsv(file, &text, wanted, each),
+        FileFormat::Csv => csv(file, &text, wanted, each),
+        FileFormat::Jsonl => jsonl(file, &text, wanted, each),
+        FileFormat::Text => {
+            places(file, &["text".to_owned()], wanted)?;
+            for (number, line) in lines(&text) {
+                let row = wanted.iter().map(|_| line.to_owned()).collect();
+                if !each(Ok((number, row))) {
+                    break;
                 }
-            })
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Where the columns that are wanted stand among those of a file.
+fn places(file: &FilePlan, columns: &[String], wanted: &[&str]) -> Result<Vec<usize>, Problem> {
+    let place = |name: &&str| {
+        let mut found = columns
+            .iter()
+            .enumerate()
+            .filter(|(_, column)| column == name);
+        match (found.next(), found.next()) {
+            (Some((place, _)), None) => Ok(place),
+            (Some(_), Some(_)) => {
+                let message = format!("there are two columns `{name}`");
+                Err(at_line("delta::data::column", &file.path, 1, message)
+                    .at(file.span, "this file")
+                    .help("give each column a name of its own"))
+            }
+            (None, _) => Err(no_column(file, columns, name)),
+        }
+    };
+    wanted.iter().map(place).collect()
+}
+
+/// A column that a file does not have; the nearest is named.
+pub(super) fn no_column(file: &FilePlan, columns: &[String], name: &str) -> Problem {
+    let known = || columns.iter().map(String::as_str);
+    let message = format!("`{}` has no column `{name}`", file.path.display());
+    let problem = Problem::new("delta::data::column", message).at(file.span, "this file");
+    let tabbed = columns.iter().find(|column| column.contains('\t'));
+    if let (FileFormat::Csv, Some(header)) = (file.format, tabbed) {
+        let header = header.replace('\t', ", ");
+        return problem.help(format!(
+            "read it with `tsv(...)`: its header `{header}` has tabs"
+        ));
+    }
+    match did_you_mean(name, known()) {
+        Some(near) => problem.help(format!(
+            "did you mean `{near}`? the columns are {}",
+            quoted_list(known())
+        )),
+        None => problem.help(format!("the columns are {}", quoted_list(known()))),
     }
 }
 
@@ -85,32 +131,6 @@ fn no_examples(file: &FilePlan) -> Problem {
     at_line("delta::data::empty", &file.path, 0, "it has no examples")
         .at(file.span, "this file")
         .help("give a file with at least one row below its header")
-}
-
-/// The columns of a file, from its first line alone.
-///
-/// # Errors
-/// No such file, or a first line that cannot be read.
-pub fn read_columns(file: &FilePlan) -> Result<Vec<String>, Problem> {
-    use std::io::BufRead;
-    if let Some(columns) = &file.columns {
-        return Ok(columns.clone());
-    }
-    let opened = std::fs::File::open(&file.path).map_err(|e| unreadable(file, &e))?;
-    let mut line = Vec::new();
-    std::io::BufReader::new(opened)
-        .read_until(b'\n', &mut line)
-        .map_err(|e| unreadable(file, &e))?;
-    if line.is_empty() {
-        return Err(no_examples(file));
-    }
-    let text = utf8(file, line)?;
-    Ok(match file.format {
-        FileFormat::Tsv => tsv(file, &text)?.columns,
-        FileFormat::Csv => csv(file, &text)?.columns,
-        FileFormat::Jsonl => jsonl(file, &text)?.columns,
-        FileFormat::Text => vec!["text".to_owned()],
-    })
 }
 
 fn unreadable(file: &FilePlan, error: &std::io::Error) -> Problem {
@@ -142,14 +162,23 @@ fn utf8(file: &FilePlan, bytes: Vec<u8>) -> Result<String, Problem> {
                 .filter(|byte| **byte == b'\n')
                 .count()
                 + 1;
+            let is_utf16 = [b"\xff\xfe", b"\xfe\xff"]
+                .iter()
+                .any(|mark| error.as_bytes().starts_with(*mark));
+            let (found, from) = match is_utf16 {
+                true => ("UTF-16, and not UTF-8", "utf-16"),
+                false => ("not UTF-8", "latin1"),
+            };
             Err(at_line(
                 "delta::data::not_utf8",
                 &file.path,
                 line,
-                "the text is not UTF-8",
+                format!("the text is {found}"),
             )
             .at(file.span, "this file")
-            .help("convert the file: `iconv -f latin1 -t utf-8 FILE`"))
+            .help(format!(
+                "convert the file: `iconv -f {from} -t utf-8 FILE > NEW`"
+            )))
         }
     }
 }
@@ -172,31 +201,76 @@ fn wrong_width(file: &FilePlan, line: usize, found: usize, expected: usize) -> P
         .help("give every row a value for every column")
 }
 
-fn tsv(file: &FilePlan, text: &str) -> Result<Table, Problem> {
-    let mut rows = lines(text).map(|(number, line)| {
-        (
-            number,
-            line.split('\t').map(str::to_owned).collect::<Vec<_>>(),
-        )
-    });
-    let columns = match &file.columns {
-        Some(columns) => columns.clone(),
-        None => rows.next().map(|(_, header)| header).unwrap_or_default(),
-    };
-    let rows: Vec<_> = rows.collect();
-    match rows.iter().find(|(_, row)| row.len() != columns.len()) {
-        Some((number, row)) => Err(wrong_width(file, *number, row.len(), columns.len())),
-        None => Ok(Table { columns, rows }),
-    }
+fn tsv_values(line: &str) -> Vec<String> {
+    let line = line.trim_end_matches(['\r', '\n']);
+    line.split('\t').map(str::to_owned).collect()
 }
 
-fn csv(file: &FilePlan, text: &str) -> Result<Table, Problem> {
-    let mut reader = csv::ReaderBuilder::new()
+/// The values at these places.
+fn chosen(row: &[String], places: &[usize]) -> Vec<String> {
+    places.iter().map(|place| row[*place].clone()).collect()
+}
+
+fn tsv(
+    file: &FilePlan,
+    text: &str,
+    wanted: &[&str],
+    each: &mut dyn FnMut(Result<Row, Problem>) -> bool,
+) -> Result<(), Problem> {
+    // A line of tabs alone is a row of empty values.
+    let numbered = text
+        .lines()
+        .enumerate()
+        .map(|(index, line)| (index + 1, line));
+    let mut rows = numbered
+        .filter(|(_, line)| !line.is_empty())
+        .map(|(number, line)| (number, tsv_values(line)));
+    let columns = match &file.columns {
+        Some(columns) => columns.clone(),
+        None => match rows.next() {
+            Some((_, header)) => header,
+            None => return Err(no_examples(file)),
+        },
+    };
+    let places = places(file, &columns, wanted)?;
+    for (number, row) in rows {
+        let row = match row.len() == columns.len() {
+            true => Ok((number, chosen(&row, &places))),
+            false => Err(wrong_width(file, number, row.len(), columns.len())),
+        };
+        if !each(row) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn csv_reader(text: &str) -> csv::Reader<&[u8]> {
+    csv::ReaderBuilder::new()
         .has_headers(false)
         .flexible(true)
-        .from_reader(text.as_bytes());
+        .from_reader(text.as_bytes())
+}
+
+fn csv(
+    file: &FilePlan,
+    text: &str,
+    wanted: &[&str],
+    each: &mut dyn FnMut(Result<Row, Problem>) -> bool,
+) -> Result<(), Problem> {
+    if let Some(line) = stray_quote(text) {
+        let message =
+            "a quote in a text in quotes is not doubled, or something follows the closing one";
+        return Err(at_line("delta::data::csv", &file.path, line, message)
+            .at(file.span, "this file")
+            .help("write `\"\"` for a quote in a text in quotes, and put texts with commas, quotes or line breaks in quotes"));
+    }
+    let mut reader = csv_reader(text);
     let mut columns = file.columns.clone();
-    let mut rows = Vec::new();
+    let mut at = None;
+    if let Some(columns) = &columns {
+        at = Some(places(file, columns, wanted)?);
+    }
     for record in reader.records() {
         let record = record.map_err(|e| {
             let line = e.position().map_or(0, |place| place.line() as usize);
@@ -205,61 +279,126 @@ fn csv(file: &FilePlan, text: &str) -> Result<Table, Problem> {
         })?;
         let line = record.position().map_or(0, |place| place.line() as usize);
         let row: Vec<String> = record.iter().map(str::to_owned).collect();
-        match &columns {
-            None => columns = Some(row),
-            Some(columns) if columns.len() != row.len() => {
-                return Err(wrong_width(file, line, row.len(), columns.len()));
-            }
-            Some(_) => rows.push((line, row)),
+        let (Some(known), Some(at)) = (&columns, &at) else {
+            at = Some(places(file, &row, wanted)?);
+            columns = Some(row);
+            continue;
+        };
+        let row = match known.len() == row.len() {
+            true => Ok((line, chosen(&row, at))),
+            false => Err(wrong_width(file, line, row.len(), known.len())),
+        };
+        if !each(row) {
+            break;
         }
     }
-    Ok(Table {
-        columns: columns.unwrap_or_default(),
-        rows,
+    match at {
+        Some(_) => Ok(()),
+        None => Err(no_examples(file)),
+    }
+}
+
+/// The line of a quote that neither opens a value, closes one, nor stands doubled in one: a value that swallows
+/// the lines behind it has one, sooner or later.
+fn stray_quote(text: &str) -> Option<usize> {
+    let mut line = 1;
+    let mut is_quoted = false;
+    let mut symbols = text.chars().peekable();
+    let mut is_start = true;
+    while let Some(symbol) = symbols.next() {
+        line += usize::from(symbol == '\n');
+        match (is_quoted, symbol) {
+            (true, '"') if symbols.peek() == Some(&'"') => drop(symbols.next()),
+            (true, '"') => {
+                is_quoted = false;
+                if !matches!(symbols.peek(), None | Some(',' | '\n' | '\r')) {
+                    return Some(line);
+                }
+            }
+            (false, '"') if is_start => is_quoted = true,
+            _ => {}
+        }
+        is_start = !is_quoted && matches!(symbol, ',' | '\n');
+    }
+    is_quoted.then_some(line)
+}
+
+/// A line as a JSON object.
+fn object(
+    file: &FilePlan,
+    number: usize,
+    line: &str,
+) -> Result<serde_json::Map<String, serde_json::Value>, Problem> {
+    serde_json::from_str(line).map_err(|e| {
+        let message = format!("it is not a JSON object: {e}");
+        at_line("delta::data::json", &file.path, number, message)
+            .at(file.span, "this file")
+            .help("write one object to a line: `{\"text\": \"...\", \"label\": \"...\"}`")
     })
 }
 
-fn jsonl(file: &FilePlan, text: &str) -> Result<Table, Problem> {
-    let mut columns: Vec<String> = Vec::new();
-    let mut rows = Vec::new();
+fn jsonl(
+    file: &FilePlan,
+    text: &str,
+    wanted: &[&str],
+    each: &mut dyn FnMut(Result<Row, Problem>) -> bool,
+) -> Result<(), Problem> {
+    let mut is_first = true;
     for (number, line) in lines(text) {
-        let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(line)
-            .map_err(|e| {
-                at_line(
-                    "delta::data::json",
-                    &file.path,
-                    number,
-                    format!("it is not a JSON object: {e}"),
-                )
-                .at(file.span, "this file")
-                .help("write one object to a line: `{\"text\": \"...\", \"label\": \"...\"}`")
-            })?;
-        if rows.is_empty() {
-            columns = object.keys().cloned().collect();
-        }
-        let mut row = Vec::with_capacity(columns.len());
-        for column in &columns {
-            row.push(match object.get(column) {
-                Some(serde_json::Value::String(text)) => text.clone(),
-                Some(value) if value.is_number() || value.is_boolean() => value.to_string(),
-                _ => {
-                    let message = format!("the object has no text or number `{column}`");
-                    return Err(at_line("delta::data::json", &file.path, number, message)
+        let row = object(file, number, line).and_then(|object| {
+            if std::mem::take(&mut is_first) {
+                let columns: Vec<String> = object.keys().cloned().collect();
+                places(file, &columns, wanted)?;
+            }
+            let value = |name: &&str| {
+                json_text(&object, name).map_err(|(message, help)| {
+                    at_line("delta::data::json", &file.path, number, message)
                         .at(file.span, "this file")
-                        .help("give every object the keys of the first one"));
-                }
-            });
+                        .help(help)
+                })
+            };
+            let row = wanted.iter().map(value).collect::<Result<_, _>>()?;
+            Ok((number, row))
+        });
+        if !each(row) {
+            break;
         }
-        rows.push((number, row));
     }
-    Ok(Table { columns, rows })
+    Ok(())
 }
 
-fn plain(text: &str) -> Table {
-    Table {
-        columns: vec!["text".to_owned()],
-        rows: lines(text)
-            .map(|(number, line)| (number, vec![line.to_owned()]))
-            .collect(),
+/// A value of an object as a text: a text as it is, a number or a truth value as it is written. What is wrong
+/// otherwise, and a way out.
+///
+/// # Errors
+/// It is not there, or something else.
+pub fn json_text(
+    object: &serde_json::Map<String, serde_json::Value>,
+    name: &str,
+) -> Result<String, (String, String)> {
+    let known = || object.keys().map(String::as_str);
+    match object.get(name) {
+        Some(serde_json::Value::String(text)) => Ok(text.clone()),
+        Some(value) if value.is_number() || value.is_boolean() => Ok(value.to_string()),
+        Some(serde_json::Value::Null) => Err((
+            format!("`{name}` is null"),
+            "give it a text, or leave the line out".to_owned(),
+        )),
+        Some(value) => {
+            let kind = if value.is_array() {
+                "a list"
+            } else {
+                "an object"
+            };
+            let help = format!("give a text or a number as `{name}`");
+            Err((format!("`{name}` is {kind}"), help))
+        }
+        None => Err((
+            format!("the object has no `{name}`"),
+            match did_you_mean(name, known()) {
+                Some(near) => format!("rename `{near}` to `{name}`"),
+                None => format!("give every object a `{name}`"),
+            },
+        )),
     }
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 
 use super::scope::Scope;
+use super::synonyms;
 use crate::diagnostic::{Problem, Span};
 use crate::syntax::ast::{Block, Setting, Spanned, Value};
 use crate::text::{did_you_mean, quoted_list};
@@ -121,7 +122,17 @@ impl<'a> Fields<'a> {
         };
         let message = format!("`{key}` must be {wanted}, found {found}");
         let problem = Problem::new("delta::plan::wrong_type", message).at(value.span, "here");
-        self.report(problem.help(format!("write {wanted}")));
+        let is_number = wanted.contains("number") && !wanted.contains("percentage");
+        self.report(problem.help(match &value.node {
+            Value::Percent(fraction) if is_number => format!("write `{fraction}`"),
+            Value::Text(text) if is_number && text.trim().parse::<f64>().is_ok() => {
+                format!("write `{}`, without quotes", text.trim())
+            }
+            Value::Number(share) if wanted.contains("percentage") && (0.0..1.0).contains(share) => {
+                format!("write `{}%`", 100.0 * share)
+            }
+            _ => format!("write {wanted}"),
+        }));
     }
 
     /// A number in a range.
@@ -229,6 +240,10 @@ impl<'a> Fields<'a> {
                 quoted_list(words())
             );
             let problem = Problem::new("delta::plan::unknown_word", message).at(value.span, "here");
+            if let Some(help) = synonyms::for_word(word, words()) {
+                self.report(problem.help(help));
+                return None;
+            }
             self.report(match did_you_mean(word, words()) {
                 Some(near) => problem.help(format!("did you mean `{near}`?")),
                 None => problem.help(format!("write one of {}", quoted_list(words()))),
@@ -251,6 +266,10 @@ impl<'a> Fields<'a> {
             let problem =
                 Problem::new("delta::plan::unknown_key", message).at(setting.key.span, "here");
             let known = || asked.iter().copied();
+            if let Some(help) = synonyms::for_key(key, known()) {
+                self.report(problem.help(help));
+                continue;
+            }
             self.report(match did_you_mean(key, known()) {
                 Some(near) => problem.help(format!("did you mean `{near}`?")),
                 None if asked.is_empty() => problem.help("remove it: there are no settings here"),

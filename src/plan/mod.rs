@@ -13,6 +13,7 @@ mod selection;
 mod stage;
 mod stages;
 mod stored;
+mod synonyms;
 mod tasks;
 mod template;
 mod uses;

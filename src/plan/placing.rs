@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::build::Builder;
 use super::selection::Modules;
+use super::synonyms;
 use super::{BackbonePlan, Change, DeltaPlan, Origin, TaskPlan};
 use crate::backbone::{language_model_parameters, Module, Tree};
 use crate::delta::{gate, Method, Preposition};
@@ -212,6 +213,9 @@ impl<'a> Builder<'a> {
                 let all = || Method::ALL.iter().map(|(name, _)| *name);
                 let fitting = Method::ALL.iter().filter(|(_, p)| *p == found);
                 match did_you_mean(name_text, all()) {
+                    _ if synonyms::for_word(name_text, all()).is_some() => {
+                        problem.help(synonyms::for_word(name_text, all()).unwrap_or_default())
+                    }
                     Some(near) => problem.help(format!("did you mean `{near}`?")),
                     None => problem.help(format!(
                         "`{}` takes {}",

@@ -1,6 +1,7 @@
 //! Stages: what is trained, on what, for how long, and how.
 
 use super::fields::Fields;
+use super::synonyms;
 use super::{Interval, Keep, Length, Optimizer, Schedule, ScheduleShape, StagePlan, Unit, Warmup};
 use crate::diagnostic::Problem;
 use crate::syntax::ast::{Block, Name, Spanned, Value};
@@ -193,6 +194,10 @@ fn record<'a>(
         format!("there is no {key} `{name}`"),
     )
     .at(value.span, "here");
+    if let Some(help) = synonyms::for_word(&name, known.iter().copied()) {
+        fields.report(problem.help(help));
+        return None;
+    }
     fields.report(match did_you_mean(&name, known.iter().copied()) {
         Some(near) => problem.help(format!("did you mean `{near}`?")),
         None => problem.help(format!("use one of {}", quoted_list(known.iter().copied()))),

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::cloze::{cloze, Cloze};
 use super::fields::Fields;
+use super::synonyms;
 use super::{DataPlan, Few, FileFormat, FilePlan, Label, Metric, TaskKind, TaskPlan};
 use crate::diagnostic::Problem;
 use crate::syntax::ast::{Argument, Name, Spanned, Value};
@@ -193,6 +194,10 @@ pub(super) fn task(kind: &Name, fields: &Fields) -> Option<TaskPlan> {
             format!("there is no task `{}`", kind.node),
         )
         .at(kind.span, "here");
+        if let Some(help) = synonyms::for_word(&kind.node, known()) {
+            fields.report(problem.help(help));
+            return None;
+        }
         fields.report(match did_you_mean(&kind.node, known()) {
             Some(near) => problem.help(format!("did you mean `{near}`?")),
             None => problem.help(format!("use one of {}", quoted_list(known()))),

@@ -5,6 +5,9 @@ use plotters::prelude::*;
 /// One curve: its name and its points.
 pub type Series = (String, Vec<(f64, f64)>);
 
+/// Up to where axes have marks that differ.
+const LARGEST: f64 = 1e15;
+
 const SIZE: (u32, u32) = (760, 420);
 const COLOURS: [RGBColor; 8] = [
     RGBColor(31, 119, 180),
@@ -34,6 +37,10 @@ pub fn plot(
     let (Some(x), Some(y)) = (x, y) else {
         return Err("there are no points to draw".to_owned());
     };
+    let is_drawable = |(low, high): (f64, f64)| low.abs().max(high.abs()) < LARGEST;
+    if !(is_drawable(x) && is_drawable(y)) {
+        return Err(format!("a point is beyond {LARGEST:e}"));
+    }
     let margin = ((y.1 - y.0) * 0.06).max(1e-9);
     let y = (y.0 - margin, y.1 + margin);
     let at = move |value: f64| if is_log { value.log10() } else { value };

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::data::{read_columns, Examples, Masking, TextEncoder};
+use crate::data::{warn_of_overlap, Examples, Masking, Rows, TextEncoder};
 use crate::diagnostic::{Problem, Span};
-use crate::plan::{Change, Cloze, DeltaPlan, Few, FilePlan, Plan, TaskKind, TaskPlan};
-use crate::text::{did_you_mean, quoted_list};
+use crate::plan::{
+    Change, Cloze, DataPlan, DeltaPlan, Few, FilePlan, Plan, StagePlan, TaskKind, TaskPlan,
+};
 use crate::train::Data;
 
 /// Reads files of examples for the tasks of a plan.
@@ -178,54 +179,79 @@ fn resolve_texts(delta: &mut DeltaPlan, encoder: &TextEncoder) -> Result<(), Pro
     }
 }
 
-/// Whether the files of a plan are there and have the columns that its tasks name: what `check` can
-/// tell without reading them.
-pub fn check_files(plan: &Plan) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    let uses = plan
-        .stages
-        .iter()
-        .map(|stage| (plan.tasks.get(&stage.task), plan.data.get(&stage.data)));
-    let zero_shot = plan
-        .stages
-        .is_empty()
-        .then(|| (plan.final_task().map(|(_, task)| task), plan.final_data()));
-    for (task, data) in uses.chain(zero_shot) {
-        let (Some(task), Some(data)) = (task, data) else {
-            continue;
-        };
-        for file in [&data.train, &data.dev, &data.test].into_iter().flatten() {
-            match read_columns(file) {
-                Err(problem) => problems.push(problem.or_at(file.span)),
-                Ok(columns) => check_columns(file, task, &columns, &mut problems),
-            }
-        }
-    }
-    problems
+/// What a look at a plan's data found.
+#[derive(Default)]
+pub struct DataCheck {
+    /// Rows that were looked at.
+    pub rows: usize,
+    /// What is wrong.
+    pub problems: Vec<Problem>,
+    /// What is odd.
+    pub warnings: Vec<Problem>,
 }
 
-fn check_columns(
-    file: &FilePlan,
-    task: &TaskPlan,
-    columns: &[String],
-    problems: &mut Vec<Problem>,
-) {
-    let label = (!task.kind.is_language_model()).then_some(&task.label);
-    for name in task.text.iter().chain(label) {
-        if columns.contains(name) {
-            continue;
+/// Looks at the first and last `most` rows of every file that a plan reads: encoding, width, labels, numbers, texts.
+pub fn check_data(plan: &Plan, most: usize) -> DataCheck {
+    let mut check = DataCheck::default();
+    let mut seen: BTreeMap<(PathBuf, Span), Rows> = BTreeMap::new();
+    for (task, data, stage) in uses(plan) {
+        for (file, trains) in [(&data.train, true), (&data.dev, false), (&data.test, false)] {
+            let Some(file) = file else { continue };
+            let key = (file.path.clone(), task.span);
+            if seen.contains_key(&key) {
+                continue;
+            }
+            let mut rows = Rows::check(file, task, most);
+            if trains {
+                rows.warn_of_training(file, task);
+            }
+            check.rows += rows.count;
+            check.problems.append(&mut rows.problems);
+            check.warnings.append(&mut rows.warnings);
+            seen.insert(key, rows);
         }
-        let known = || columns.iter().map(String::as_str);
-        let message = format!("`{}` has no column `{name}`", file.path.display());
-        let problem = Problem::new("delta::data::column", message)
-            .at(task.span, "the task names it")
-            .at(file.span, "this file");
-        problems.push(match did_you_mean(name, known()) {
-            Some(near) => problem.help(format!(
-                "did you mean `{near}`? the columns are {}",
-                quoted_list(known())
-            )),
-            None => problem.help(format!("the columns are {}", quoted_list(known()))),
-        });
+        let rows = |file: &FilePlan| seen.get(&(file.path.clone(), task.span));
+        if let (Some(train), Some(dev)) = (&data.train, &data.dev) {
+            if let (Some(of_train), Some(of_dev)) = (rows(train), rows(dev)) {
+                check
+                    .warnings
+                    .extend(warn_of_overlap(dev, of_dev, train, of_train));
+            }
+        }
+        if let (Some(stage), None) = (stage, &data.dev) {
+            let message = format!(
+                "stage `{}` has no `dev` set: nothing says how good it is, and `keep = best` keeps the last step",
+                stage.name
+            );
+            let problem = Problem::warning("delta::data::no_dev", message).at(stage.span, "here");
+            check
+                .warnings
+                .push(problem.help("add `dev = tsv(\"dev.tsv\")` to the data set"));
+        }
+    }
+    check.warnings.dedup();
+    check
+}
+
+/// The task and the data of each stage; without a stage those that are asked about.
+fn uses(plan: &Plan) -> Vec<(&TaskPlan, &DataPlan, Option<&StagePlan>)> {
+    let of_stage = |stage: &'_ StagePlan| {
+        let (task, data) = (plan.tasks.get(&stage.task)?, plan.data.get(&stage.data)?);
+        Some((task, data))
+    };
+    match plan.stages.is_empty() {
+        false => plan
+            .stages
+            .iter()
+            .filter_map(|stage| of_stage(stage).map(|(task, data)| (task, data, Some(stage))))
+            .collect(),
+        true => {
+            let task = plan.final_task().map(|(_, task)| task);
+            let found = task.zip(plan.final_data());
+            found
+                .into_iter()
+                .map(|(task, data)| (task, data, None))
+                .collect()
+        }
     }
 }

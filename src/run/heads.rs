@@ -4,7 +4,7 @@ use super::Loader;
 use crate::backbone::{Checkpoint, Config, Tree};
 use crate::diagnostic::Problem;
 use crate::graph::HeadOrigin;
-use crate::plan::Plan;
+use crate::plan::{Change, DeltaPlan, Plan};
 use crate::text::{counted, quoted_list};
 
 /// Where the head of each task comes from, a sentence each; nothing where the checkpoint is not at hand.
@@ -39,7 +39,10 @@ pub fn check_backbone(plan: &Plan) -> Vec<Problem> {
     }
     let at_backbone = |problem: Problem| problem.or_at(backbone.span);
     match Checkpoint::open_directory(&backbone.directory) {
-        Ok(file) => problems.extend(check_shapes(&backbone.config, &file).map(at_backbone)),
+        Ok(file) => {
+            problems.extend(check_shapes(&backbone.config, &file).map(at_backbone));
+            problems.extend(check_unfrozen(plan, &file));
+        }
         Err(_) if backbone.location.starts_with("hf:") => {}
         Err(problem) => problems.push(at_backbone(problem)),
     }
@@ -62,6 +65,35 @@ fn check_shapes(config: &Config, file: &Checkpoint) -> Option<Problem> {
             false => file.checked(parameter, &family.prefix).err(),
         }
     })
+}
+
+/// Deltas that unfreeze what the checkpoint does not have: a pooler that is then the head's.
+fn check_unfrozen(plan: &Plan, file: &Checkpoint) -> Vec<Problem> {
+    let prefix = &plan.backbone.config.family().prefix;
+    let tree = Tree::new(&plan.backbone.config);
+    let is_missing = |path: &&String| {
+        let mut own = tree
+            .parameters()
+            .filter(|parameter| parameter.path == **path);
+        own.any(|parameter| file.find(parameter, prefix).is_none())
+    };
+    let problem = |delta: &DeltaPlan| {
+        let Change::Unfreeze { parameters } = &delta.change else {
+            return None;
+        };
+        // Where all is unfrozen, what is not there is not meant.
+        let missing: Vec<&String> = parameters.iter().filter(is_missing).collect();
+        let path = missing
+            .first()
+            .filter(|_| missing.len() == parameters.len())?;
+        let message = format!(
+            "`{}` unfreezes `{path}`, which the checkpoint does not have",
+            delta.name
+        );
+        let problem = Problem::new("delta::weights::unfrozen", message).at(delta.span, "here");
+        Some(problem.help("train it with the head: `train = [head]`; or leave it out"))
+    };
+    plan.deltas.iter().filter_map(problem).collect()
 }
 
 /// The keys of `config.json` that nobody knows, as a warning.

@@ -15,8 +15,10 @@ mod merge;
 mod origin;
 mod precision;
 mod profile;
+mod replay;
 mod source;
 mod tying;
+mod warnings;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -38,7 +40,7 @@ use crate::train::{
 
 pub use combine::{combine, combined, Combination, Rule};
 pub use directory::Directory;
-pub use examples::{check_files, resolve_words, Loader};
+pub use examples::{check_data, resolve_words, Loader};
 pub use finished::{FinishedRun, Integrity};
 pub use heads::{check_backbone, head_origins, unknown_keys};
 pub use load::{open_run, Loaded};
@@ -48,7 +50,8 @@ pub use merge::merge;
 pub use origin::resolve_origins;
 pub use precision::PrecisionError;
 pub use profile::{profile, Profile};
-pub use source::{read_text, Source};
+pub use replay::{replay, Compared, Replayed};
+pub use source::{read_text, Checked, Confined, Source, ROWS_AT_EACH_END};
 pub use tying::resolve_tying;
 
 /// What a finished run came to.
@@ -76,8 +79,8 @@ pub struct Summary {
 
 /// How a run ended.
 pub enum Ended {
-    /// It is complete; here is its directory.
-    Complete(Summary, PathBuf),
+    /// It is complete; here is its directory, and what is odd about it.
+    Complete(Summary, PathBuf, Vec<Problem>),
     /// It was interrupted and can go on; here is where it is.
     Interrupted(PathBuf),
 }
@@ -184,9 +187,15 @@ pub fn run<D: Executor>(
         precision_error,
         peak_memory: peak_memory(),
     };
+    let mut odd: Vec<Problem> = data
+        .iter()
+        .filter_map(|data| warnings::cut_texts(plan, &data.train))
+        .collect();
+    odd.dedup();
+    odd.extend(warnings::collapse(plan, task, &summary));
     recorder.log.sync()?;
     directory.finish(plan, &graph, Some(&summary), &manifest)?;
-    Ok(Ended::Complete(summary, out.to_path_buf()))
+    Ok(Ended::Complete(summary, out.to_path_buf(), odd))
 }
 
 /// What Linux says of the process: the line `VmHWM` of `/proc/self/status`, in kB.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    check_backbone, check_files, resolve_origins, resolve_tying, resolve_words, unknown_keys,
+    check_backbone, check_data, resolve_origins, resolve_tying, resolve_words, unknown_keys,
     Integrity,
 };
 use crate::backbone::{locate, read_config};
@@ -25,6 +25,46 @@ pub struct Source {
     pub overrides: Overrides,
     /// Whether runs that it begins from must be as they were left.
     pub integrity: Integrity,
+    /// Where it may read, if a script made it.
+    pub confined: Option<Confined>,
+}
+
+/// Where a pipeline may read that a script has added to, or set params of.
+#[derive(Clone, Debug)]
+pub struct Confined {
+    /// The file's own text: the paths in it are its author's.
+    pub text: String,
+    /// Folders.
+    pub folders: Vec<PathBuf>,
+}
+
+impl Confined {
+    /// The first path of a plan that is in none of the folders, and not in the file's own text.
+    fn outside(&self, plan: &Plan, base: &Path) -> Option<PathBuf> {
+        let quoted = self.text.split('"').skip(1).step_by(2);
+        let own: Vec<PathBuf> = quoted.map(|path| whole(&base.join(path))).collect();
+        let files = plan
+            .data
+            .values()
+            .flat_map(|data| [&data.train, &data.dev, &data.test]);
+        let origins = plan.deltas.iter().filter_map(|delta| delta.origin.as_ref());
+        let is_hub = plan.backbone.location.starts_with("hf:");
+        let paths = files
+            .flatten()
+            .map(|file| &file.path)
+            .chain(origins.map(|origin| &origin.run))
+            .chain((!is_hub).then_some(&plan.backbone.directory));
+        let is_outside = |path: &PathBuf| {
+            let path = whole(path);
+            !own.contains(&path) && !self.folders.iter().any(|folder| path.starts_with(folder))
+        };
+        paths.cloned().find(is_outside)
+    }
+}
+
+/// A path without links and dots, where it leads to something.
+fn whole(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }
 
 impl Source {
@@ -45,6 +85,7 @@ impl Source {
             base: base.canonicalize().unwrap_or_else(|_| base.to_path_buf()),
             overrides: Overrides::new(),
             integrity: Integrity::Checked,
+            confined: None,
         })
     }
 
@@ -59,12 +100,20 @@ impl Source {
     /// All mistakes that there are.
     pub fn plan(&self) -> Result<Plan, Problems> {
         let located = |problems| self.locate(problems);
-        let pipeline = parse(&self.text).map_err(|problem| located(vec![problem]))?;
+        let pipeline = parse(&self.text).map_err(located)?;
         let find = |location: &str| {
             let directory = locate(location, &self.base)?;
             Ok((directory.clone(), read_config(&directory)?))
         };
         let mut plan = plan(&pipeline, &self.overrides, &self.base, &find).map_err(located)?;
+        let confined = self.confined.as_ref();
+        if let Some(path) = confined.and_then(|confined| confined.outside(&plan, &self.base)) {
+            let message = format!("`{}` is outside of the script's folder", path.display());
+            let problem = Problem::new("delta::script::outside", message);
+            return Err(located(vec![problem.help(
+                "name it in the pipeline's own file, or allow it with `--allow DIR`",
+            )]));
+        }
         resolve_tying(&mut plan).map_err(located)?;
         resolve_words(&mut plan).map_err(located)?;
         resolve_origins(&mut plan, self.integrity).map_err(located)?;
@@ -76,24 +125,45 @@ impl Source {
         Ok(plan)
     }
 
-    /// What should be known of a plan, and stops nothing.
+    /// What should be known of a plan's backbone, and stops nothing.
     pub fn warnings(&self, plan: &Plan) -> Problems {
         self.locate(unknown_keys(plan).into_iter().collect())
     }
 
-    /// The plan, when its data files are there and have the columns that its tasks name, too.
+    /// The plan, when its backbone's tokenizer and tensors, and the first and last `most` rows of its data, are
+    /// what it needs.
     ///
     /// # Errors
-    /// See [`Source::plan`] and [`check_files`].
-    pub fn checked_plan(&self) -> Result<Plan, Problems> {
+    /// See [`Source::plan`], [`check_backbone`] and [`check_data`].
+    pub fn checked_plan(&self, most: usize) -> Result<Checked, Problems> {
         let plan = self.plan()?;
         let mut problems = check_backbone(&plan);
-        problems.extend(check_files(&plan));
-        match problems.is_empty() {
-            true => Ok(plan),
-            false => Err(self.locate(problems)),
+        let data = check_data(&plan, most);
+        problems.extend(data.problems);
+        if !problems.is_empty() {
+            return Err(self.locate(problems));
         }
+        let mut warnings = data.warnings;
+        warnings.extend(unknown_keys(&plan));
+        Ok(Checked {
+            plan,
+            warnings: self.locate(warnings),
+            rows: data.rows,
+        })
     }
+}
+
+/// Rows of a file's beginning and of its end that `check` looks at, unless all are asked for.
+pub const ROWS_AT_EACH_END: usize = 1000;
+
+/// A plan in which no mistake was found.
+pub struct Checked {
+    /// The plan.
+    pub plan: Plan,
+    /// What should be known, and stops nothing.
+    pub warnings: Problems,
+    /// Rows of data that were looked at.
+    pub rows: usize,
 }
 
 /// A text file.

@@ -3,6 +3,7 @@
 use rhai::{Dynamic, EvalAltResult, Position};
 
 use crate::diagnostic::{Problem, Problems, Span};
+use crate::text::did_you_mean;
 
 /// The result of a function that scripts call.
 pub(super) type Outcome<T> = Result<T, Box<EvalAltResult>>;
@@ -35,15 +36,25 @@ pub(super) fn problems(name: &str, text: &str, error: &EvalAltResult) -> Problem
             )
             .help("is there a loop without an end?")]
         }
-        EvalAltResult::ErrorFunctionNotFound(call, _) => {
-            vec![Problem::new(
-                "delta::script::function",
-                format!("there is no function `{call}`"),
-            )
-            .help("`docs/scripts.md` lists what there is, with its arguments")]
+        EvalAltResult::ErrorFunctionNotFound(call, _) => vec![no_function(call)],
+        EvalAltResult::ErrorVariableNotFound(name, _) => {
+            let message = format!("there is no variable `{name}`");
+            let problem = Problem::new("delta::script::variable", message);
+            vec![match did_you_mean(name, FUNCTIONS) {
+                Some(near) => problem.help(format!("did you mean the function `{near}(...)`?")),
+                None => problem.help(format!("declare it before: `let {name} = ...;`")),
+            }]
         }
-        other => vec![Problem::new("delta::script::rhai", sentence(other))
-            .help("see https://rhai.rs/book for the language, and `docs/scripts.md`")],
+        EvalAltResult::ErrorPropertyNotFound(name, _) => {
+            let message = format!("there is no `{name}` in this map");
+            vec![Problem::new("delta::script::property", message)
+                .help("look at the spelling, or ask with `\"name\" in map`")]
+        }
+        EvalAltResult::ErrorDotExpr(text, _) => vec![no_property(text)],
+        other => vec![
+            Problem::new("delta::script::rhai", in_words(&sentence(other)))
+                .help("see https://rhai.rs/book for the language, and `docs/scripts.md`"),
+        ],
     };
     let located = found.into_iter().map(|problem| match span {
         Some(span) => problem.at(span, "here"),
@@ -53,6 +64,127 @@ pub(super) fn problems(name: &str, text: &str, error: &EvalAltResult) -> Problem
         source: Some((name.to_owned(), text.to_owned())),
         problems: located.collect(),
     }
+}
+
+/// The functions that scripts have of us.
+const FUNCTIONS: [&str; 27] = [
+    "add",
+    "deviation",
+    "evaluate",
+    "fixed",
+    "grid",
+    "group",
+    "heading",
+    "mean",
+    "median",
+    "merge",
+    "page",
+    "params",
+    "percent",
+    "permutations",
+    "pipeline",
+    "plan",
+    "plot",
+    "print",
+    "run",
+    "run_all",
+    "run_alone",
+    "run_seeds",
+    "save",
+    "subsets",
+    "table",
+    "text",
+    "with",
+];
+
+/// What can be asked of a run.
+const PROPERTIES: [&str; 14] = [
+    "curve",
+    "directory",
+    "losses",
+    "majority",
+    "metric",
+    "name",
+    "params",
+    "peak_memory",
+    "seconds",
+    "stages",
+    "step_seconds",
+    "steps",
+    "test",
+    "trained",
+];
+
+/// A call of a function that there is not, or not with such arguments: `name (types)`, as rhai has it.
+fn no_function(call: &str) -> Problem {
+    let (name, arguments) = call.split_once(" (").unwrap_or((call, ")"));
+    let arguments = in_words(arguments.trim_end_matches(')'));
+    let problem = |message: String| Problem::new("delta::script::function", message);
+    if FUNCTIONS.contains(&name) {
+        let given = match arguments.is_empty() {
+            true => "nothing".to_owned(),
+            false => arguments,
+        };
+        return problem(format!("`{name}` does not take {given}"))
+            .help("`docs/scripts.md` lists what there is, with its arguments");
+    }
+    let problem = problem(format!("there is no function `{name}`"));
+    match did_you_mean(name, FUNCTIONS) {
+        Some(near) => problem.help(format!("did you mean `{near}`?")),
+        None => problem.help("`docs/scripts.md` lists what there is, with its arguments"),
+    }
+}
+
+/// A property that a value does not have: rhai says it in a sentence with quotes.
+fn no_property(text: &str) -> Problem {
+    let mut quoted = text.split('\'').skip(1).step_by(2);
+    let (name, kind) = (
+        quoted.next().unwrap_or_default(),
+        quoted.next().unwrap_or_default(),
+    );
+    let kind = in_words(kind);
+    let kind = if kind.is_empty() {
+        "this value".to_owned()
+    } else {
+        kind
+    };
+    let problem = Problem::new("delta::script::property", format!("{kind} has no `{name}`"));
+    match did_you_mean(name, PROPERTIES) {
+        Some(near) => problem.help(format!("did you mean `{near}`?")),
+        None => problem.help("`docs/scripts.md` lists what can be asked of a run"),
+    }
+}
+
+/// rhai's names of types as people call them.
+fn in_words(text: &str) -> String {
+    const WORDS: [(&str, &str); 12] = [
+        ("&str | ImmutableString | String", "a text"),
+        ("ImmutableString", "a text"),
+        ("string", "a text"),
+        ("i64", "a whole number"),
+        ("f64", "a number"),
+        ("bool", "a truth value"),
+        ("array", "a list"),
+        ("map", "a map"),
+        ("Pipeline", "a pipeline"),
+        ("Run", "a run"),
+        ("Page", "a page"),
+        ("()", "nothing"),
+    ];
+    let mut text = text.replace("&mut ", "");
+    for (rust, word) in WORDS {
+        let is_word = |c: Option<char>| !c.is_some_and(|c| c.is_alphanumeric() || c == '_');
+        let mut from = 0;
+        while let Some(found) = text[from..].find(rust).map(|at| at + from) {
+            let end = found + rust.len();
+            from = end;
+            if is_word(text[..found].chars().next_back()) && is_word(text[end..].chars().next()) {
+                text.replace_range(found..end, word);
+                from = found + word.len();
+            }
+        }
+    }
+    text
 }
 
 /// What is wrong, without the place that it is shown at.

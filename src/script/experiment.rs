@@ -62,10 +62,7 @@ pub(super) fn register(engine: &mut Engine, session: &Rc<Session>) {
 fn register_running(engine: &mut Engine, session: &Rc<Session>) {
     let own = session.clone();
     engine.register_fn("run", move |pipeline: &mut Pipeline| -> Outcome<Run> {
-        let mut runs = own
-            .runner
-            .run_all(std::slice::from_ref(&pipeline.0))
-            .map_err(thrown)?;
+        let mut runs = run_all(&own, std::slice::from_ref(&pipeline.0))?;
         runs.pop()
             .map(Rc::new)
             .ok_or_else(|| mistake("nothing was run", "report this"))
@@ -74,10 +71,9 @@ fn register_running(engine: &mut Engine, session: &Rc<Session>) {
     engine.register_fn(
         "run_alone",
         move |pipeline: &mut Pipeline| -> Outcome<Run> {
-            own.runner
-                .run_alone(&pipeline.0)
-                .map(Rc::new)
-                .map_err(thrown)
+            own.check_params().map_err(thrown)?;
+            let run = own.work(|| own.runner.run_alone(&pipeline.0));
+            run.map(Rc::new).map_err(thrown)
         },
     );
     let own = session.clone();
@@ -89,7 +85,7 @@ fn register_running(engine: &mut Engine, session: &Rc<Session>) {
                 Ok(with(pipeline, seed)?.0)
             };
             let sources = seeds.iter().map(&mut seeded).collect::<Outcome<Vec<_>>>()?;
-            let runs = own.runner.run_all(&sources).map_err(thrown)?;
+            let runs = run_all(&own, &sources)?;
             Ok(runs
                 .into_iter()
                 .map(|run| Dynamic::from(Rc::new(run)))
@@ -113,20 +109,30 @@ fn register_running(engine: &mut Engine, session: &Rc<Session>) {
             .into_iter()
             .map(source)
             .collect::<Outcome<Vec<_>>>()?;
-        let runs = own.runner.run_all(&sources).map_err(thrown)?;
+        let runs = run_all(&own, &sources)?;
         Ok(runs
             .into_iter()
             .map(|run| Dynamic::from(Rc::new(run)))
             .collect())
     });
-    engine.register_fn("merge", merged);
-    engine.register_fn("evaluate", |run: &mut Run, set: ImmutableString| {
-        evaluate_on_set(run, &set)
+    let own = session.clone();
+    engine.register_fn("merge", move |run: &mut Run| own.work(|| merged(run)));
+    let own = session.clone();
+    engine.register_fn("evaluate", move |run: &mut Run, set: ImmutableString| {
+        own.work(|| evaluate_on_set(run, &set))
     });
     let own = session.clone();
     engine.register_fn("evaluate", move |run: &mut Run, other: Pipeline| {
-        evaluate_elsewhere(&own, run, &other.0)
+        own.work(|| evaluate_elsewhere(&own, run, &other.0))
     });
+}
+
+/// Runs pipelines, after a look at what was set from outside.
+fn run_all(session: &Session, sources: &[Source]) -> Outcome<Vec<Finished>> {
+    session.check_params().map_err(thrown)?;
+    session
+        .work(|| session.runner.run_all(sources))
+        .map_err(thrown)
 }
 
 /// The same pipeline with these params.

@@ -4,12 +4,16 @@ use rhai::{Array, Dynamic, Engine, ImmutableString, Map};
 
 use super::error::{mistake, Outcome};
 use crate::report::Table;
+use crate::text::thousands;
 
 pub(super) fn register(engine: &mut Engine) {
     engine
         .register_fn("grid", grid)
         .register_fn("subsets", |items: Array| subsets(&items))
         .register_fn("permutations", |items: Array| permutations(&items))
+        .register_fn("sleep", |_: i64| no_sleep())
+        .register_fn("sleep", |_: f64| no_sleep())
+        .register_fn("pad", pad)
         .register_fn("group", group)
         .register_fn("mean", |values: Array| numbers(&values).map(|v| mean(&v)))
         .register_fn("deviation", |values: Array| {
@@ -25,9 +29,48 @@ pub(super) fn register(engine: &mut Engine) {
         });
 }
 
+/// Nothing waits in a script for its own sake.
+fn no_sleep() -> Outcome<()> {
+    Err(mistake(
+        "a script does not sleep",
+        "remove it: a run is waited for anyway",
+    ))
+}
+
+/// A list made longer: rhai's own takes time with the square of the length.
+fn pad(list: &mut Array, length: i64, item: Dynamic) -> Outcome<()> {
+    let length = usize::try_from(length).unwrap_or(0);
+    if length > LONGEST_LIST {
+        return Err(mistake(
+            format!("a list of {} is too long", thousands(length)),
+            "give 100,000 at most",
+        ));
+    }
+    if length > list.len() {
+        list.resize(length, item);
+    }
+    Ok(())
+}
+
+/// Items that a list may have.
+pub(super) const LONGEST_LIST: usize = 100_000;
+
+/// Points that a grid may have: each is a pipeline to run.
+const MOST_POINTS: usize = 10_000;
+
 /// All combinations of a map of lists, as maps.
 fn grid(axes: Map) -> Outcome<Array> {
     let mut points = vec![Map::new()];
+    let lengths = axes
+        .values()
+        .filter_map(|values| values.read_lock::<Array>().map(|list| list.len()));
+    let count = lengths.fold(1usize, usize::saturating_mul);
+    if count > MOST_POINTS {
+        return Err(mistake(
+            format!("the grid has {} points", thousands(count)),
+            "give a grid of 10,000 points at most",
+        ));
+    }
     for (key, values) in axes {
         let values = values.into_typed_array::<Dynamic>().map_err(|_| {
             mistake(

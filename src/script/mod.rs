@@ -31,6 +31,8 @@ pub struct Options<'a> {
     pub preset: Option<String>,
     /// Where its runs and pages go.
     pub out: PathBuf,
+    /// Folders that its pipelines may read from, beside those that their own text names.
+    pub allowed: Vec<PathBuf>,
     /// Whether its finished runs must be as they were left.
     pub integrity: Integrity,
     /// Whether nothing is shown but what the script prints.
@@ -64,8 +66,26 @@ pub fn run(path: &Path, options: &Options<'static>) -> Result<Ended, Problems> {
     let ast = engine.compile(&text).map_err(|e| located(e.into()))?;
     let mut scope = Scope::new();
     match engine.run_ast_with_scope(&mut scope, &ast) {
-        Ok(()) => session.check_params(&name, &text).map(|()| Ended::Complete),
+        Ok(()) => session
+            .check_params()
+            .map(|()| Ended::Complete)
+            .map_err(|problem| Problems {
+                source: Some((name.clone(), text.clone())),
+                problems: vec![problem],
+            }),
         Err(_) if session.is_interrupted() => Ok(Ended::Interrupted),
+        Err(error) if session.has_taken_too_long() => {
+            let mut problems = located(error);
+            for problem in &mut problems.problems {
+                problem.code = "delta::script::endless";
+                problem.message = format!(
+                    "the script computed for more than {} seconds beside its runs",
+                    session::LONGEST.as_secs()
+                );
+                problem.help = Some("is there a loop without an end?".to_owned());
+            }
+            Err(problems)
+        }
         Err(error) => Err(located(error)),
     }
 }
@@ -77,7 +97,8 @@ fn engine(session: &Rc<Session>) -> Engine {
     engine.set_max_call_levels(64);
     engine.set_max_expr_depths(128, 64);
     engine.set_max_string_size(10_000_000);
-    engine.set_max_array_size(1_000_000);
+    engine.set_max_array_size(functions::LONGEST_LIST);
+    engine.set_fail_on_invalid_map_property(true);
     engine.set_max_map_size(100_000);
     engine.disable_symbol("eval");
     engine.on_print(|text| print(&format!("{text}\n")));
@@ -87,8 +108,10 @@ fn engine(session: &Rc<Session>) -> Engine {
         Token::Reserved(word) if word.as_str() == "with" => Token::Identifier(word),
         other => other,
     });
-    let stop = session.clone();
-    engine.on_progress(move |_| stop.is_interrupted().then_some(rhai::Dynamic::UNIT));
+    let own = session.clone();
+    engine.on_progress(move |_| {
+        (own.is_interrupted() || own.has_taken_too_long()).then_some(rhai::Dynamic::UNIT)
+    });
     functions::register(&mut engine);
     pages::register(&mut engine, session);
     experiment::register(&mut engine, session);

@@ -42,8 +42,10 @@ impl Runner {
     /// Runs what has not been run, in the order given, several side by side where there is memory
     /// for it.
     pub fn run_all(&self, sources: &[Source]) -> Result<Vec<Finished>, Problems> {
-        let plans = sources.iter().map(Source::checked_plan);
-        let plans: Vec<Plan> = plans.collect::<Result<_, _>>()?;
+        let plans = sources
+            .iter()
+            .map(|source| Ok(source.checked_plan(usize::MAX)?.plan));
+        let plans: Vec<Plan> = plans.collect::<Result<_, Problems>>()?;
         let next = AtomicUsize::new(0);
         let results: Mutex<Vec<Option<Result<Finished, Problems>>>> =
             Mutex::new(sources.iter().map(|_| None).collect());
@@ -78,7 +80,7 @@ impl Runner {
     /// Runs a pipeline with nothing shared and nothing beside it, so that the most memory
     /// that the process has is the run's.
     pub fn run_alone(&self, source: &Source) -> Result<Finished, Problems> {
-        let plan = source.checked_plan()?;
+        let plan = source.checked_plan(usize::MAX)?.plan;
         crate::memory::release();
         // Linux then counts the most memory anew; elsewhere it is that of the whole process.
         let _ = std::fs::write("/proc/self/clear_refs", "5");
@@ -114,7 +116,7 @@ impl Runner {
                     Progress::new(true),
                 );
                 match ended.map_err(located)? {
-                    run::Ended::Complete(summary, _) => summary,
+                    run::Ended::Complete(summary, _, _) => summary,
                     run::Ended::Interrupted(_) => return Err(stop().into()),
                 }
             }

@@ -1,16 +1,17 @@
 //! One execution of a script: its params, and the files that it may reach.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rhai::{Array, Dynamic, Map};
 
 use super::runner::Runner;
 use super::Options;
-use crate::diagnostic::{Problem, Problems};
+use crate::diagnostic::Problem;
 use crate::plan::Overrides;
-use crate::run::{Integrity, Shared, Source};
+use crate::run::{Confined, Integrity, Shared, Source};
 use crate::text::{did_you_mean, quoted_list};
 
 /// What the functions of a script share.
@@ -20,6 +21,10 @@ pub(super) struct Session {
     set: Overrides,
     preset: Option<String>,
     integrity: Integrity,
+    /// Where pipelines may read, whatever is added to them.
+    allowed: Vec<PathBuf>,
+    started: Instant,
+    in_runs: Cell<Duration>,
     /// Params that the script asked for.
     known: RefCell<Option<BTreeSet<String>>>,
     /// What runs need of it, on any thread.
@@ -40,10 +45,13 @@ impl Session {
             )
         })?;
         Ok(Session {
+            allowed: allowed(&folder, options),
             folder,
             set: options.set.clone(),
             preset: options.preset.clone(),
             integrity: options.integrity,
+            started: Instant::now(),
+            in_runs: Cell::default(),
             known: RefCell::new(None),
             runner: Runner {
                 out: options.out.clone(),
@@ -91,11 +99,15 @@ impl Session {
         }
         let names = defaults.keys().map(|key| key.to_string());
         *self.known.borrow_mut() = Some(names.collect());
+        self.check_params()?;
         Ok(params)
     }
 
-    /// Whether all that was set from outside was asked for.
-    pub fn check_params(&self, name: &str, text: &str) -> Result<(), Problems> {
+    /// Whether all that was set from outside was asked for: looked at before anything runs.
+    ///
+    /// # Errors
+    /// Something was not.
+    pub fn check_params(&self) -> Result<(), Problem> {
         let known = self.known.borrow().clone().unwrap_or_default();
         let unknown = self.set.keys().find(|key| !known.contains(*key));
         let Some(key) = unknown else {
@@ -104,14 +116,26 @@ impl Session {
         let message = format!("the script has no param `{key}`");
         let problem = Problem::new("delta::script::param", message);
         let names = || known.iter().map(String::as_str);
-        let problem = match did_you_mean(key, names()) {
+        Err(match did_you_mean(key, names()) {
             Some(near) => problem.help(format!("did you mean `{near}`?")),
+            None if known.is_empty() => {
+                problem.help("it asks for none: `params(#{ ... })` would; leave `--set` out")
+            }
             None => problem.help(format!("it has {}", quoted_list(names()))),
-        };
-        Err(Problems {
-            source: Some((name.to_owned(), text.to_owned())),
-            problems: vec![problem],
         })
+    }
+
+    /// Whether the script computes for longer than anybody waits, its runs aside.
+    pub fn has_taken_too_long(&self) -> bool {
+        self.started.elapsed().saturating_sub(self.in_runs.get()) > LONGEST
+    }
+
+    /// Does what takes its time: running, evaluating, merging.
+    pub fn work<T>(&self, what: impl FnOnce() -> T) -> T {
+        let started = Instant::now();
+        let done = what();
+        self.in_runs.set(self.in_runs.get() + started.elapsed());
+        done
     }
 
     /// A pipeline in the script's folder.
@@ -121,10 +145,17 @@ impl Session {
             .canonicalize()
             .map(|path| path.starts_with(&self.folder));
         match inside {
-            Ok(true) => Ok(Source {
-                integrity: self.integrity,
-                ..Source::read(&path)?
-            }),
+            Ok(true) => {
+                let source = Source::read(&path)?;
+                Ok(Source {
+                    integrity: self.integrity,
+                    confined: Some(Confined {
+                        text: source.text.clone(),
+                        folders: self.allowed.clone(),
+                    }),
+                    ..source
+                })
+            }
             Ok(false) => Err(Problem::new(
                 "delta::script::outside",
                 format!("`{file}` is outside of the script's folder"),
@@ -151,6 +182,17 @@ impl Session {
         }
     }
 }
+
+/// The folders that pipelines of a script may read: its own, that of its runs, and those that the caller allows.
+fn allowed(folder: &Path, options: &Options<'static>) -> Vec<PathBuf> {
+    let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or(path.clone());
+    let others = options.allowed.iter().chain([&options.out]);
+    let whole = others.map(|path| path.canonicalize().unwrap_or_else(|_| absolute(path)));
+    std::iter::once(folder.to_owned()).chain(whole).collect()
+}
+
+/// The longest that a script computes beside its runs.
+pub(super) const LONGEST: Duration = Duration::from_secs(60);
 
 /// The value of a param that is set from outside, of the kind that its default has.
 fn value(text: &str, default: &Dynamic) -> Result<Dynamic, &'static str> {

@@ -99,12 +99,22 @@ fn is_keyword(rule: Rule) -> bool {
     )
 }
 
-pub(super) fn pipeline<'a>(pairs: impl Iterator<Item = Pair<'a, Rule>>) -> Outcome<Pipeline> {
-    let statements = pairs
-        .filter(|pair| pair.as_rule() != Rule::EOI)
-        .map(|pair| Ok(Spanned::new(statement(pair.clone())?, span(&pair))))
-        .collect::<Outcome<_>>()?;
-    Ok(Pipeline { statements })
+pub(super) fn pipeline<'a>(
+    pairs: impl Iterator<Item = Pair<'a, Rule>>,
+) -> Result<Pipeline, Vec<Problem>> {
+    let mut statements = Vec::new();
+    let mut problems = Vec::new();
+    for pair in pairs.filter(|pair| pair.as_rule() != Rule::EOI) {
+        let span = span(&pair);
+        match statement(pair) {
+            Ok(statement) => statements.push(Spanned::new(statement, span)),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    match problems.is_empty() {
+        true => Ok(Pipeline { statements }),
+        false => Err(problems),
+    }
 }
 
 fn statement(pair: Pair<Rule>) -> Outcome<Statement> {

@@ -9,7 +9,7 @@ use crate::diagnostic::{Problem, Span};
 ///
 /// # Errors
 /// The text cannot be parsed.
-pub fn format(text: &str) -> Result<String, Problem> {
+pub fn format(text: &str) -> Result<String, Vec<Problem>> {
     let pipeline = super::parse(text)?;
     let mut printer = Printer {
         text,

@@ -6,6 +6,8 @@
 pub mod ast;
 mod build;
 mod format;
+mod habits;
+mod recover;
 
 use pest::error::{ErrorVariant, InputLocation};
 use pest::Parser;
@@ -13,6 +15,8 @@ use pest::Parser;
 use crate::diagnostic::{Problem, Span};
 use ast::{Pipeline, Spanned, Value};
 use grammar::{Grammar, Rule};
+use habits::FORMS;
+use recover::KEYWORDS;
 
 pub use format::format;
 
@@ -27,14 +31,27 @@ mod grammar {
 /// How deep brackets may be nested. A real file needs four.
 const DEEPEST: usize = 64;
 
+/// Bytes that a `.delta` file may have. A real one has a few thousand.
+const LARGEST: usize = 1 << 20;
+
 /// Reads a `.delta` file.
 ///
 /// # Errors
-/// The first place that does not fit the grammar, and what could stand there.
-pub fn parse(text: &str) -> Result<Pipeline, Problem> {
-    check_depth(text)?;
-    let mut pairs = Grammar::parse(Rule::file, text).map_err(|error| explain(&error, text))?;
-    build::pipeline(pairs.next().into_iter().flat_map(|file| file.into_inner()))
+/// Every statement that does not fit the grammar, each with what to write instead.
+pub fn parse(text: &str) -> Result<Pipeline, Vec<Problem>> {
+    if text.len() > LARGEST {
+        let size = crate::text::bytes(text.len());
+        let message = format!("the file has {size}, and a pipeline at most 1 MB");
+        let problem = Problem::new("delta::syntax::size", message);
+        return Err(vec![problem.help("give a `.delta` file")]);
+    }
+    check_depth(text).map_err(|problem| vec![problem])?;
+    match Grammar::parse(Rule::file, text) {
+        Ok(mut pairs) => {
+            build::pipeline(pairs.next().into_iter().flat_map(|file| file.into_inner()))
+        }
+        Err(_) => Err(recover::problems(text)),
+    }
 }
 
 /// Reads one value, as in `--set name=value`.
@@ -122,10 +139,12 @@ fn explain(error: &pest::error::Error<Rule>, text: &str) -> Problem {
         .chars()
         .take_while(|c| c.is_alphanumeric() || *c == '_')
         .collect();
-    let keywords = [
-        "pipeline", "param", "backbone", "data", "task", "freeze", "unfreeze", "insert", "reparam",
-        "stage",
-    ];
+    let keywords = KEYWORDS;
+    let first = text
+        .trim_start()
+        .split(|c: char| !c.is_alphanumeric())
+        .next();
+    let form = FORMS.iter().find(|(keyword, _)| Some(*keyword) == first);
     match crate::text::did_you_mean(&word, keywords) {
         Some(keyword) if expected.contains(&"a statement") && !word.is_empty() => {
             problem.help(format!("did you mean `{keyword}`?"))
@@ -134,7 +153,10 @@ fn explain(error: &pest::error::Error<Rule>, text: &str) -> Problem {
             "begin a statement with one of {}",
             crate::text::quoted_list(keywords)
         )),
-        _ => problem.help("see `docs/language.md` for the form of each statement"),
+        _ => match form {
+            Some((_, form)) => problem.help(format!("write `{form}`")),
+            None => problem.help("see `docs/language.md` for the form of a value"),
+        },
     }
 }
 

@@ -16,6 +16,9 @@ pub struct Evaluation {
     pub examples: usize,
     /// Metrics by name, the mean loss among them.
     pub metrics: BTreeMap<String, f64>,
+    /// The number of the one label that every example was predicted to be, where the examples have several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub collapsed_to: Option<usize>,
 }
 
 impl Evaluation {
@@ -166,10 +169,16 @@ impl Score {
                 metrics::accuracy(&self.predicted, &self.labels),
             )],
         };
+        let first = self.predicted.first().copied();
+        let is_first = |class: &usize| Some(*class) == first;
+        let is_collapsed = task.kind == TaskKind::Classify
+            && self.predicted.iter().all(is_first)
+            && !self.labels.iter().all(is_first);
         let loss = (Metric::Loss, self.loss / count as f64);
         let metrics = metrics.into_iter().chain([loss]);
         Evaluation {
             examples,
+            collapsed_to: first.filter(|_| is_collapsed),
             metrics: metrics
                 .map(|(m, value)| (m.name().to_owned(), value))
                 .collect(),

@@ -1,0 +1,211 @@
+//! A look at a file's rows before anything runs: what is wrong with them, line by line, and what is odd.
+
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{HashSet, VecDeque};
+use std::hash::{Hash, Hasher};
+
+use super::examples::{checked_target, wanted, Target};
+use super::table::{at_line, visit, Row};
+use crate::diagnostic::Problem;
+use crate::plan::{FileFormat, FilePlan, TaskKind, TaskPlan};
+use crate::text::{counted, quoted_list};
+
+/// Mistakes of one file that are collected.
+const MOST_MISTAKES: usize = 10;
+
+/// What a file's rows are like.
+#[derive(Default)]
+pub struct Rows {
+    /// Those that were looked at.
+    pub count: usize,
+    /// What is wrong with them.
+    pub problems: Vec<Problem>,
+    /// What is odd about them.
+    pub warnings: Vec<Problem>,
+    /// A hash of each one's texts.
+    pub texts: HashSet<u64>,
+    /// Rows of each label.
+    pub labels: Vec<usize>,
+    mistakes: usize,
+    /// The lines of the first row without a text, and of the first text in quotes.
+    empty: (usize, Option<usize>),
+    quoted: (usize, Option<usize>),
+}
+
+impl Rows {
+    /// Looks at a file's first and last `most` rows.
+    pub fn check(file: &FilePlan, task: &TaskPlan, most: usize) -> Self {
+        let mut rows = Rows {
+            labels: vec![0; task.labels.len()],
+            ..Rows::default()
+        };
+        let mut last: VecDeque<Row> = VecDeque::new();
+        let mut seen = 0usize;
+        let visited = visit(file, &wanted(task), &mut |row| {
+            seen += 1;
+            match row {
+                Err(problem) => rows.mistake(problem),
+                Ok(row) if seen <= most => rows.row(&row, file, task),
+                Ok(row) => {
+                    if last.len() == most {
+                        last.pop_front();
+                    }
+                    last.push_back(row);
+                }
+            }
+            true
+        });
+        last.iter().for_each(|row| rows.row(row, file, task));
+        match visited {
+            Err(problem) if problem.code == "delta::data::column" => {
+                rows.problems
+                    .push(problem.at(task.span, "the task names it"));
+            }
+            Err(problem) => rows.problems.push(problem.or_at(file.span)),
+            Ok(()) if seen == 0 => {
+                let message = "it has no examples";
+                rows.problems.push(
+                    at_line("delta::data::empty", &file.path, 0, message)
+                        .at(file.span, "this file")
+                        .help("give a file with at least one row below its header"),
+                );
+            }
+            Ok(()) => {}
+        }
+        rows.summarize(file);
+        rows
+    }
+
+    fn mistake(&mut self, problem: Problem) {
+        self.mistakes += 1;
+        if self.mistakes <= MOST_MISTAKES {
+            self.problems.push(problem);
+        }
+    }
+
+    fn row(&mut self, (line, values): &Row, file: &FilePlan, task: &TaskPlan) {
+        self.count += 1;
+        let texts = &values[..task.text.len()];
+        if let Some(label) = values.get(task.text.len()) {
+            match checked_target(label, *line, file, task) {
+                Ok(Target::Class(class)) => self.labels[class] += 1,
+                Ok(_) => {}
+                Err(problem) => self.mistake(problem),
+            }
+        }
+        let note = |(count, first): &mut (usize, Option<usize>)| {
+            *count += 1;
+            first.get_or_insert(*line);
+        };
+        if texts.iter().any(|text| text.trim().is_empty()) {
+            note(&mut self.empty);
+        }
+        let is_quoted =
+            |text: &String| text.len() > 1 && text.starts_with('"') && text.ends_with('"');
+        if file.format == FileFormat::Tsv && texts.iter().any(is_quoted) {
+            note(&mut self.quoted);
+        }
+        let mut hasher = DefaultHasher::new();
+        texts.hash(&mut hasher);
+        self.texts.insert(hasher.finish());
+    }
+
+    fn summarize(&mut self, file: &FilePlan) {
+        if self.mistakes > MOST_MISTAKES {
+            let more = counted(self.mistakes - MOST_MISTAKES, "more mistake");
+            let message = format!("`{}` has {more}", file.path.display());
+            self.problems.push(
+                Problem::new("delta::data::more", message)
+                    .at(file.span, "this file")
+                    .help("mend the first ones and look again"),
+            );
+        }
+        let path = &file.path;
+        if let (count, Some(line)) = self.empty {
+            let message = format!(
+                "the text is empty, as it is in {} in all",
+                counted(count, "row")
+            );
+            let problem = warning(
+                "delta::data::empty_text",
+                file,
+                &at_line("", path, line, message),
+            );
+            self.warnings
+                .push(problem.help("remove rows without a text"));
+        }
+        if let (count, Some(line)) = self.quoted {
+            let message = format!(
+                "the text is in quotes, as it is in {} in all: `tsv` has none, so they belong to the text",
+                counted(count, "row")
+            );
+            let problem = warning(
+                "delta::data::quotes",
+                file,
+                &at_line("", path, line, message),
+            );
+            self.warnings
+                .push(problem.help("write the file without quotes, or as `csv` with commas"));
+        }
+    }
+
+    /// What is odd about a file to train on.
+    pub fn warn_of_training(&mut self, file: &FilePlan, task: &TaskPlan) {
+        if task.kind != TaskKind::Classify || file.few.is_some() || self.count == 0 {
+            return;
+        }
+        let absent: Vec<&str> = task
+            .labels
+            .iter()
+            .zip(&self.labels)
+            .filter(|(_, count)| **count == 0)
+            .map(|(label, _)| label.value.as_str())
+            .collect();
+        let path = file.path.display();
+        let message = match absent.len() {
+            0 => return,
+            left if left + 1 == task.labels.len() => {
+                format!(
+                    "`{path}` has one class alone: {} never occur",
+                    quoted_list(absent)
+                )
+            }
+            _ => format!("`{path}` has no row of {}", quoted_list(absent)),
+        };
+        self.warnings.push(
+            Problem::warning("delta::data::absent_label", message)
+                .at(file.span, "this file")
+                .help("give rows of every label, or leave labels out that never occur"),
+        );
+    }
+}
+
+fn warning(code: &'static str, file: &FilePlan, said: &Problem) -> Problem {
+    Problem::warning(code, said.message.clone()).at(file.span, "this file")
+}
+
+/// What is odd about a file to evaluate on beside one to train on.
+pub fn warn_of_overlap(
+    dev: &FilePlan,
+    of_dev: &Rows,
+    train: &FilePlan,
+    of_train: &Rows,
+) -> Option<Problem> {
+    if dev.path == train.path {
+        // A few of one file for each are different ones; the whole file for both is meant.
+        return None;
+    }
+    let shared = of_dev.texts.intersection(&of_train.texts).count();
+    if shared == 0 {
+        return None;
+    }
+    let message = format!(
+        "{} of `{}` {} in `{}`, too",
+        counted(shared, "text"),
+        dev.path.display(),
+        if shared == 1 { "stands" } else { "stand" },
+        train.path.display()
+    );
+    let problem = Problem::warning("delta::data::overlap", message).at(dev.span, "this file");
+    Some(problem.help("take them out of one of the files: what was learned by heart is no measure"))
+}

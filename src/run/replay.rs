@@ -1,0 +1,131 @@
+//! A finished run, run again from what it recorded: the same figures and the same bits, or which are not.
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use serde_json::Value;
+
+use super::{run, Ended, FinishedRun, Integrity, Manifest, Shared};
+use crate::diagnostic::Problem;
+use crate::disk;
+use crate::graph::Executor;
+use crate::report::Progress;
+
+/// One thing that was compared.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Compared {
+    /// What it is: `stages.0.dev.metrics.accuracy`, or a file.
+    pub name: String,
+    /// What the run recorded.
+    pub then: String,
+    /// What came out now.
+    pub now: String,
+}
+
+impl Compared {
+    /// Whether nothing changed.
+    pub fn is_same(&self) -> bool {
+        self.then == self.now
+    }
+}
+
+/// How a replay ended.
+pub enum Replayed {
+    /// All that was compared.
+    Compared(Vec<Compared>),
+    /// It was interrupted and can go on.
+    Interrupted,
+}
+
+/// What differs from run to run and says nothing of the result.
+const MEASURED: [&str; 2] = ["seconds", "peak_memory"];
+
+/// Runs a finished run again, into `out`, and compares what both left.
+///
+/// # Errors
+/// A file of the run, its backbone or its data is not what it was; what [`run`] reports.
+pub fn replay<D: Executor>(
+    directory: &Path,
+    out: &Path,
+    integrity: Integrity,
+    device: D,
+    interrupted: &AtomicBool,
+    progress: Progress,
+) -> Result<Replayed, Problem> {
+    let then = FinishedRun::open(directory, integrity)?;
+    let plan = then.plan()?;
+    let source = then.text("pipeline.delta")?;
+    let now = Manifest::new(&plan, &source)?;
+    let changed = then.manifest().changed_input(&now);
+    if !changed.is_empty() && integrity == Integrity::Checked {
+        let message = format!(
+            "what `{}` was made from is not what it was: {} changed",
+            directory.display(),
+            crate::text::list(&changed)
+        );
+        return Err(Problem::new("delta::run::changed", message)
+            .help("bring it back as it was, or insist with `--allow-changed`"));
+    }
+    let figures = |run: &FinishedRun| -> Result<Value, Problem> {
+        serde_json::from_str(&run.text("metrics.json")?).map_err(Problem::internal)
+    };
+    let recorded = figures(&then)?;
+    let delta = then.path("delta.safetensors")?;
+    let shared = Shared::default();
+    let ended = run(
+        &plan,
+        &source,
+        device,
+        &shared,
+        out,
+        integrity,
+        interrupted,
+        progress,
+    )?;
+    if let Ended::Interrupted(_) = ended {
+        return Ok(Replayed::Interrupted);
+    }
+    let again = FinishedRun::open(out, integrity)?;
+    let mut compared = Vec::new();
+    compare("", &recorded, &figures(&again)?, &mut compared);
+    let hash = |path: &Path| disk::hash(path).map_err(|e| disk::failed("read", path, &e));
+    compared.push(Compared {
+        name: "delta.safetensors".to_owned(),
+        then: hash(&delta)?,
+        now: hash(&again.path("delta.safetensors")?)?,
+    });
+    Ok(Replayed::Compared(compared))
+}
+
+fn compare(name: &str, then: &Value, now: &Value, all: &mut Vec<Compared>) {
+    let within = |key: &str| match name {
+        "" => key.to_owned(),
+        _ => format!("{name}.{key}"),
+    };
+    match (then, now) {
+        (Value::Object(then), Value::Object(now)) => {
+            let only_now = now.keys().filter(|key| !then.contains_key(*key));
+            for key in then
+                .keys()
+                .chain(only_now)
+                .filter(|key| !MEASURED.contains(&key.as_str()))
+            {
+                let of = |map: &serde_json::Map<String, Value>| {
+                    map.get(key).cloned().unwrap_or_default()
+                };
+                compare(&within(key), &of(then), &of(now), all);
+            }
+        }
+        (Value::Array(then), Value::Array(now)) if then.len() == now.len() => {
+            for (index, (then, now)) in then.iter().zip(now).enumerate() {
+                compare(&within(&index.to_string()), then, now, all);
+            }
+        }
+        (Value::Null, Value::Null) => {}
+        _ => all.push(Compared {
+            name: name.to_owned(),
+            then: then.to_string(),
+            now: now.to_string(),
+        }),
+    }
+}

@@ -1,0 +1,52 @@
+//! What is odd about a run, and can only be told once texts are tokens or once it is over.
+
+use super::Summary;
+use crate::data::Examples;
+use crate::diagnostic::Problem;
+use crate::plan::{Plan, TaskPlan};
+use crate::text::thousands;
+
+/// The share of texts from which on it is said that they are cut.
+const MOST_CUT: f64 = 0.5;
+
+/// Whether most texts of what a stage trains on lose their ends.
+pub(super) fn cut_texts(plan: &Plan, examples: &Examples) -> Option<Problem> {
+    let longest = plan.backbone.max_length;
+    // A text of just that length may be whole: it is not worth a second look at the tokenizer.
+    let cut = examples
+        .all
+        .iter()
+        .filter(|e| e.text.tokens.len() >= longest)
+        .count();
+    if (cut as f64) < MOST_CUT * examples.len() as f64 || examples.is_empty() {
+        return None;
+    }
+    let message = format!(
+        "{} of {} texts are cut to {longest} tokens",
+        thousands(cut),
+        thousands(examples.len())
+    );
+    let problem = Problem::warning("delta::data::cut", message).at(plan.backbone.span, "");
+    Some(problem.help("write a larger `max_length` where the backbone has room for it"))
+}
+
+/// Whether the last stage learned nothing: one label alone is predicted, or the most frequent one guessed does as well.
+pub(super) fn collapse(plan: &Plan, task: &TaskPlan, summary: &Summary) -> Option<Problem> {
+    let last = summary.stages.last()?;
+    let is_beaten = |majority: f64| summary.value().is_some_and(|value| value > majority);
+    let message = if let Some(class) = last.dev.as_ref()?.collapsed_to {
+        let label = &task.labels.get(class)?.name;
+        format!("every text of the dev set is predicted to be `{label}`: the run learned nothing")
+    } else if summary
+        .majority
+        .is_some_and(|majority| !is_beaten(majority))
+    {
+        let metric = task.metric.name();
+        format!("the run's {metric} is no better than that of the most frequent label, guessed every time")
+    } else {
+        return None;
+    };
+    let span = plan.stages.last()?.span;
+    let problem = Problem::warning("delta::train::collapse", message).at(span, "in this stage");
+    Some(problem.help("try another `lr`, a `warmup`, or more steps"))
+}

@@ -1,0 +1,317 @@
+//! `check` reads the rows: what is wrong with them is an error with its line, what is odd a warning. Its report for
+//! programs has codes and places.
+
+#[path = "common/place.rs"]
+mod place;
+
+use place::{Place, PIPELINE};
+use serde_json::Value;
+
+fn row(number: usize) -> String {
+    let label = ["negative", "positive"][number % 2];
+    format!("text number {number}\t{label}\n")
+}
+
+fn rows(numbers: std::ops::Range<usize>) -> String {
+    "text\tlabel\n".to_owned() + &numbers.map(row).collect::<String>()
+}
+
+#[test]
+fn bad_rows_are_found_with_their_lines() {
+    let place = Place::new();
+    for (old, new, said) in [
+        (
+            "text number 7\tpositive",
+            "text number 7\tpositiv",
+            "line 9: the label `positiv` is not named",
+        ),
+        (
+            "text number 7\tpositive",
+            "text number 7",
+            "line 9: the row has 1 column, but the header has 2",
+        ),
+        (
+            "text number 7\tpositive",
+            "\t",
+            "line 9: the label `` is not named",
+        ),
+        (
+            "text\tlabel\n",
+            "text\ttext\n",
+            "there are two columns `text`",
+        ),
+        ("text\tlabel\n", "label\tlabel\n", "has no column `text`"),
+    ] {
+        place.write("train.tsv", rows(0..30).replacen(old, new, 1).as_bytes());
+        let message = place.fail(2, &["check", "small.delta"]);
+        assert!(message.contains(said), "{new:?}: {message}");
+    }
+    // Far behind in a large file: at its end, and in the middle only when every row is asked for.
+    let large = rows(0..5000);
+    place.write(
+        "train.tsv",
+        large
+            .replacen("number 4999\tpositive", "number 4999\tp", 1)
+            .as_bytes(),
+    );
+    assert!(place
+        .fail(2, &["check", "small.delta"])
+        .contains("line 5001: the label `p`"));
+    place.write(
+        "train.tsv",
+        large
+            .replacen("number 2501\tpositive", "number 2501\tp", 1)
+            .as_bytes(),
+    );
+    place.succeed(&["check", "small.delta"]);
+    let message = place.fail(2, &["check", "small.delta", "--all-rows"]);
+    assert!(message.contains("line 2503: the label `p`"), "{message}");
+    // A run reads all of them before it begins.
+    assert!(place
+        .fail(2, &["small.delta", "--quiet"])
+        .contains("line 2503"));
+    assert!(place.runs().is_empty());
+}
+
+#[test]
+fn formats_have_their_own_mistakes() {
+    let place = Place::new();
+    let as_format = |format: &str, bytes: &[u8]| {
+        place.write("train.data", bytes);
+        let text = PIPELINE.replace("tsv(\"train.tsv\")", &format!("{format}(\"train.data\")"));
+        place.write("small.delta", text.as_bytes());
+        let output = place.run(&["check", "small.delta"]);
+        (
+            output.status.code(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    let utf16: Vec<u8> = "\u{feff}text,label\n"
+        .encode_utf16()
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    for (format, bytes, said) in [
+        (
+            "csv",
+            b"text,label,text\na,positive,b\n".to_vec(),
+            "there are two columns `text`",
+        ),
+        (
+            "csv",
+            b"text,label\nfine,positive\n\" bad,negative\ngood,positive\nso \"great\",positive\n"
+                .to_vec(),
+            "line 5: a quote",
+        ),
+        (
+            "csv",
+            b"text\tlabel\na\tpositive\n".to_vec(),
+            "read it with `tsv(...)`",
+        ),
+        ("csv", utf16, "UTF-16"),
+        (
+            "jsonl",
+            b"{\"text\": null, \"label\": \"positive\"}\n".to_vec(),
+            "line 1: `text` is null",
+        ),
+        (
+            "jsonl",
+            b"{\"text\": \"a\", \"label\": \"positive\"}\n{\"text\": \"b\"}\n".to_vec(),
+            "line 2: the object has no `label`",
+        ),
+    ] {
+        let (code, message) = as_format(format, &bytes);
+        let words = message
+            .split_whitespace()
+            .filter(|w| *w != "│")
+            .collect::<Vec<_>>()
+            .join(" ");
+        assert_eq!(code, Some(2), "{message}");
+        assert!(words.contains(said), "{said}: {message}");
+    }
+    // What a task does not read may be anything.
+    for extra in ["{\"a\": 1}", "null", "[1]"] {
+        let line = |label: &str| {
+            format!("{{\"text\": \"a {label}\", \"label\": \"{label}\", \"more\": {extra}}}\n")
+        };
+        let text = line("positive") + &line("negative");
+        let (code, message) = as_format("jsonl", text.as_bytes());
+        assert_eq!(code, Some(0), "{message}");
+    }
+}
+
+/// What a warning is said of, and its code.
+#[test]
+fn what_is_odd_is_said_and_stops_nothing() {
+    let place = Place::new();
+    let warnings = |pipeline: &str, train: &str, dev: &str| -> Vec<String> {
+        place.write("small.delta", pipeline.as_bytes());
+        place.write("train.tsv", train.as_bytes());
+        place.write("dev.tsv", dev.as_bytes());
+        let report: Value =
+            serde_json::from_str(&place.succeed(&["check", "small.delta", "--format", "json"]))
+                .unwrap();
+        let problems = report["problems"].as_array().unwrap();
+        assert!(problems
+            .iter()
+            .all(|problem| problem["severity"] == "warning"));
+        problems
+            .iter()
+            .map(|p| p["code"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let (train, dev) = (rows(0..30), rows(100..110));
+    assert!(warnings(PIPELINE, &train, &dev).is_empty());
+    assert_eq!(
+        warnings(PIPELINE, &train, &rows(25..35)),
+        ["delta::data::overlap"]
+    );
+    assert_eq!(
+        warnings(PIPELINE, &train.replace("negative", "positive"), &dev),
+        ["delta::data::absent_label"]
+    );
+    let three = PIPELINE.replace("[negative, positive]", "[negative, positive, neutral]");
+    assert_eq!(
+        warnings(&three, &train, &dev),
+        ["delta::data::absent_label"]
+    );
+    let without = PIPELINE.replace("    dev = tsv(\"dev.tsv\")\n", "");
+    assert_eq!(warnings(&without, &train, &dev), ["delta::data::no_dev"]);
+    assert_eq!(
+        warnings(PIPELINE, &(train.clone() + "\tpositive\n"), &dev),
+        ["delta::data::empty_text"]
+    );
+    assert_eq!(
+        warnings(
+            PIPELINE,
+            &(train.clone() + "\"a \"\"b\"\"\"\tpositive\n"),
+            &dev
+        ),
+        ["delta::data::quotes"]
+    );
+    let config = std::fs::read_to_string(place.path("backbone/config.json")).unwrap();
+    place.write(
+        "backbone/config.json",
+        config.replacen('{', "{\"of_the_future\": 1,", 1).as_bytes(),
+    );
+    assert_eq!(
+        warnings(PIPELINE, &train, &dev),
+        ["delta::backbone::unknown_key"]
+    );
+}
+
+/// Three of eight public sets collapsed to one class without a word.
+#[test]
+fn a_run_that_learned_nothing_says_so() {
+    let place = Place::new();
+    place.write("train.tsv", rows(0..30).as_bytes());
+    let text = PIPELINE
+        .replace("steps = 12", "steps = 1")
+        .replace("1e-3", "1e-9");
+    let text = text.replace("max_length = 32", "max_length = 4");
+    place.write("small.delta", text.as_bytes());
+    let output = place.run(&["small.delta", "--quiet"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("delta::train::collapse"), "{said}");
+    assert!(
+        said.contains("30 of 30 texts are cut to 4 tokens"),
+        "{said}"
+    );
+}
+
+#[test]
+fn reports_for_programs_have_codes_and_places() {
+    let place = Place::new();
+    let text = PIPELINE
+        .replace("rank = 2", "rnk = 2")
+        .replace("epochs", "epoch");
+    place.write("small.delta", text.as_bytes());
+    let output = place.run(&["check", "small.delta", "--format", "json"]);
+    assert_eq!(output.status.code(), Some(2));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["file"], "small.delta");
+    let problem = &report["problems"][0];
+    assert_eq!(
+        (problem["code"].as_str(), problem["severity"].as_str()),
+        (Some("delta::plan::unknown_key"), Some("mistake"))
+    );
+    let label = &problem["labels"][0];
+    let (start, end) = (
+        label["start"].as_u64().unwrap() as usize,
+        label["end"].as_u64().unwrap() as usize,
+    );
+    assert_eq!(&text[start..end], "rnk");
+    let line = 1 + text[..start].matches('\n').count();
+    assert_eq!(label["line"], line);
+    let output = place.run(&["check", "small.delta", "--format", "github"]);
+    let annotations = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        annotations.starts_with(&format!("::error file=small.delta,line={line},")),
+        "{annotations}"
+    );
+    place.write("small.delta", PIPELINE.as_bytes());
+    let plan: Value =
+        serde_json::from_str(&place.succeed(&["plan", "small.delta", "--format", "json"])).unwrap();
+    assert_eq!(plan["plan"]["deltas"][0]["name"], "low_rank");
+    assert!(plan["costs"][0]["trained"].as_u64().unwrap() > 0);
+    place.succeed(&["small.delta", "--quiet"]);
+    let eval: Value =
+        serde_json::from_str(&place.succeed(&["eval", "runs/small", "--format", "json"])).unwrap();
+    assert_eq!(eval["examples"], 20);
+    assert!(eval["metrics"]["accuracy"].is_number());
+}
+
+/// 14 kB of mistakes made 48 MB of messages, 10 MB in a line took 969 MB.
+#[test]
+fn messages_do_not_grow_faster_than_the_text() {
+    let place = Place::new();
+    let many = "x ".repeat(7000);
+    place.write("small.delta", many.as_bytes());
+    let output = place.run(&["check", "small.delta"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        output.stderr.len() < 4 * many.len(),
+        "{} bytes",
+        output.stderr.len()
+    );
+    let settings: String = (0..700)
+        .map(|number| format!("key{number} = 1, "))
+        .collect();
+    let text = PIPELINE.replace("batch = 8", &settings);
+    place.write("small.delta", text.as_bytes());
+    let output = place.run(&["check", "small.delta"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.len() < 4 * text.len(), "{} bytes", said.len());
+    assert!(
+        said.contains("more: mend these first") && said.contains("(line "),
+        "{said}"
+    );
+    place.write("small.delta", &vec![b'a'; 10 << 20]);
+    assert!(place
+        .fail(2, &["check", "small.delta"])
+        .contains("at most 1 MB"));
+    place.write("small.delta", PIPELINE.as_bytes());
+    place.write(
+        "params.yaml",
+        format!("seed: {}1{}", "[".repeat(5000), "]".repeat(5000)).as_bytes(),
+    );
+    let message = place.fail(2, &["check", "small.delta", "--params", "params.yaml"]);
+    assert!(message.contains("nested more than"), "{message}");
+}
+
+#[test]
+fn numbers_of_the_command_line_have_ranges() {
+    let place = Place::new();
+    for arguments in [
+        &["small.delta", "--threads", "100000"][..],
+        &["small.delta", "--threads", "0"],
+        &["profile", "small.delta", "--steps", "0"],
+    ] {
+        let output = place.run(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(
+            String::from_utf8_lossy(&output.stderr).contains("1"),
+            "{arguments:?}"
+        );
+    }
+}

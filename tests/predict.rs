@@ -1,0 +1,195 @@
+//! `deltarun predict` as a filter: answers as lines come, pairs them with their lines, keeps what came before a bad
+//! one, and touches no file that it was not given.
+
+#[path = "common/place.rs"]
+mod place;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::process::Stdio;
+
+use place::Place;
+use serde_json::{json, Value};
+
+fn finished() -> Place {
+    let place = Place::new();
+    place.succeed(&["small.delta", "--quiet"]);
+    place
+}
+
+fn answers(text: &str) -> Vec<Value> {
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+fn predict(place: &Place, input: &str) -> (Vec<Value>, String, Option<i32>) {
+    place.write("input.jsonl", input.as_bytes());
+    let output = place.run(&["predict", "runs/small", "--input", "input.jsonl"]);
+    let answers = answers(&String::from_utf8(output.stdout).unwrap());
+    (
+        answers,
+        String::from_utf8(output.stderr).unwrap(),
+        output.status.code(),
+    )
+}
+
+#[test]
+fn an_answer_carries_the_id_or_the_number_of_its_line() {
+    let place = finished();
+    let input =
+        "\u{feff}{\"text\": \"one\"}\n\n{\"text\": \"two\", \"id\": \"b-7\"}\n   \n{\"text\": 5}\n";
+    let (answers, error, code) = predict(&place, input);
+    assert_eq!(code, Some(0), "{error}");
+    let ids: Vec<&Value> = answers.iter().map(|answer| &answer["id"]).collect();
+    assert_eq!(ids, [&json!(1), &json!("b-7"), &json!(5)]);
+    // A number is read as it is where the run was trained.
+    let (texts, _, _) = predict(&place, "{\"text\": \"5\"}\n");
+    assert_eq!(texts[0]["logits"], answers[2]["logits"]);
+}
+
+#[test]
+fn what_came_before_a_bad_line_is_kept() {
+    let place = finished();
+    let good = "{\"text\": \"fine\"}\n".repeat(3);
+    for (bad, said) in [
+        ("{\"text\": null}\n", "line 4: `text` is null"),
+        ("{\"text\": [1]}\n", "line 4: `text` is a list"),
+        ("fine\n", "line 4: it is not a JSON object"),
+        ("{\"txt\": \"fine\"}\n", "line 4: the object has no `text`"),
+    ] {
+        let (answers, error, code) = predict(&place, &format!("{good}{bad}{good}"));
+        assert_eq!((answers.len(), code), (3, Some(2)), "{error}");
+        assert!(error.contains(said), "{error}");
+        assert!(!error.contains("rename `text` to `text`"), "{error}");
+        place.fail(
+            2,
+            &[
+                "predict",
+                "runs/small",
+                "--input",
+                "input.jsonl",
+                "--output",
+                "out.jsonl",
+            ],
+        );
+        let kept = fs::read_to_string(place.path("out.jsonl")).unwrap();
+        assert_eq!(kept.lines().count(), 3);
+        fs::remove_file(place.path("out.jsonl")).unwrap();
+    }
+}
+
+/// An answer comes before the next line is written: nothing waits for more.
+#[test]
+fn each_line_is_answered_as_it_comes() {
+    let place = finished();
+    let mut child = place
+        .command(&["predict", "runs/small"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    for number in 1..=3 {
+        writeln!(input, "{{\"text\": \"fine\"}}").unwrap();
+        let mut answer = String::new();
+        output.read_line(&mut answer).unwrap();
+        assert_eq!(
+            serde_json::from_str::<Value>(&answer).unwrap()["id"],
+            number
+        );
+    }
+    drop(input);
+    assert!(child.wait().unwrap().success());
+}
+
+/// A reader that goes away is no failure, anywhere.
+#[cfg(unix)]
+#[test]
+fn a_broken_pipe_is_no_error() {
+    let place = finished();
+    let lines = "{\"text\": \"fine\"}\n".repeat(5000);
+    place.write("input.jsonl", lines.as_bytes());
+    for arguments in [
+        &["predict", "runs/small", "--input", "input.jsonl"][..],
+        &["plan", "small.delta"],
+        &["check", "small.delta"],
+        &["eval", "runs/small"],
+        &["small.delta", "--quiet", "--out", "again"],
+    ] {
+        let mut child = place
+            .command(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {error}");
+        assert!(!error.contains("internal"), "{arguments:?}: {error}");
+    }
+    assert!(place.path("again/delta.safetensors").exists());
+}
+
+#[test]
+fn no_file_is_touched_but_the_output() {
+    let place = finished();
+    place.write("a.jsonl", b"{\"text\": \"fine\"}\n");
+    place.write("a.writing", b"mine");
+    let predict = |input: &str, output: &str| {
+        place.run(&[
+            "predict",
+            "runs/small",
+            "--input",
+            input,
+            "--output",
+            output,
+        ])
+    };
+    assert!(predict("a.jsonl", "b.jsonl").status.success());
+    assert_eq!(fs::read(place.path("a.writing")).unwrap(), b"mine");
+    let message = place.fail(
+        2,
+        &[
+            "predict",
+            "runs/small",
+            "--input",
+            "a.jsonl",
+            "--output",
+            "./a.jsonl",
+        ],
+    );
+    assert!(message.contains("is the input and the output"), "{message}");
+    assert_eq!(
+        fs::read(place.path("a.jsonl")).unwrap(),
+        b"{\"text\": \"fine\"}\n"
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn paths_that_are_not_utf8_work() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let place = finished();
+    let name = OsStr::from_bytes(b"caf\xe9.jsonl");
+    fs::write(place.path("").join(name), "{\"text\": \"fine\"}\n").unwrap();
+    let output = place
+        .command(&["predict", "runs/small", "--input"])
+        .arg(name)
+        .arg("--output")
+        .arg(OsStr::from_bytes(b"\xff.jsonl"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(place
+        .path("")
+        .join(OsStr::from_bytes(b"\xff.jsonl"))
+        .exists());
+    let moved = place.path("").join(OsStr::from_bytes(b"run\xe9"));
+    fs::rename(place.path("runs/small"), &moved).unwrap();
+    let output = place.command(&["eval"]).arg(&moved).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
