@@ -198,8 +198,14 @@ impl Problems {
             })
         };
         let file = self.source.as_ref().map(|(name, _)| name);
-        let problems: Vec<_> = self.problems.iter().map(problem).collect();
-        json!({ "file": file, "problems": problems })
+        let problems: Vec<_> = self
+            .problems
+            .iter()
+            .take(MOST_REPORTED)
+            .map(problem)
+            .collect();
+        let left_out = self.problems.len() - problems.len();
+        json!({ "file": file, "problems": problems, "left_out": left_out })
     }
 
     /// The report as annotations of GitHub's workflows, a line each.
@@ -227,7 +233,7 @@ impl Problems {
             let text = escaped(&format!("{}{}", problem.message, help.unwrap_or_default()));
             format!("::{kind} {place}title={}::{text}\n", property(problem.code))
         };
-        self.problems.iter().map(line).collect()
+        self.problems.iter().take(MOST_REPORTED).map(line).collect()
     }
 
     /// A problem whose words are not longer than anybody reads; with its place in words where it is not shown.
@@ -271,6 +277,9 @@ impl From<Problem> for Problems {
 
 /// Problems that are shown at once.
 const MOST_SHOWN: usize = 40;
+
+/// Problems that are reported to programs.
+const MOST_REPORTED: usize = 200;
 
 /// Bytes of a message or a help that are shown.
 const LONGEST: usize = 2000;

@@ -59,16 +59,37 @@ fn complete(sample: &str) -> String {
     text
 }
 
+/// The README's example runs where the repository was cloned, as it stands: with its data.
+#[test]
+fn the_example_of_the_readme_is_sound_as_it_stands() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
+    let samples = samples(&readme);
+    assert_eq!(samples.len(), 1);
+    let source = deltarun::run::Source {
+        name: "reviews.delta".to_owned(),
+        text: samples[0].1.clone(),
+        base: root.to_owned(),
+        overrides: Default::default(),
+        integrity: Default::default(),
+        confined: None,
+    };
+    let checked = source
+        .checked_plan(usize::MAX)
+        .unwrap_or_else(|problems| panic!("{}", problems.render(false)));
+    assert!(
+        checked.warnings.problems.is_empty(),
+        "{}",
+        checked.warnings.render(false)
+    );
+    assert!(checked.rows > 1000);
+}
+
 #[test]
 fn every_sample_is_a_sound_pipeline() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut files = vec![root.join("README.md")];
-    files.extend(
-        std::fs::read_dir(root.join("docs"))
-            .unwrap()
-            .flatten()
-            .map(|entry| entry.path()),
-    );
+    let docs = std::fs::read_dir(root.join("docs")).unwrap().flatten();
+    let files: Vec<_> = docs.map(|entry| entry.path()).collect();
     let mut count = 0;
     for file in files
         .iter()

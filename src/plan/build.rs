@@ -289,6 +289,14 @@ impl<'a> Builder<'a> {
                         .help("choose another name"),
                 );
             }
+            if self.task_names().contains(&name.node) {
+                let message = format!("`{}` is the name of a delta and of a task", name.node);
+                self.report(
+                    Problem::new("delta::plan::duplicate", message)
+                        .at(name.span, "here")
+                        .help("give one of them another name: both have parameters"),
+                );
+            }
             if let Some(first) = names.iter().find(|first| first.node == name.node) {
                 let message = format!("there are two deltas named `{}`", name.node);
                 self.report(

@@ -1,7 +1,8 @@
 //! Experiments: rhai scripts that run pipelines, compare their results and leave a report.
 //!
 //! In: a script, params. Out: runs under one directory, tables, pages. A script reaches no file but
-//! through pipelines of its own folder and pages of its own output, and cannot run for ever.
+//! through pipelines of its own folder and pages of its own output; what it adds to a pipeline may read from there and
+//! from folders that the caller allows. It cannot run for ever.
 
 mod error;
 mod experiment;

@@ -83,7 +83,13 @@ impl Scan {
                     continue;
                 }
                 '"' => {
-                    place = scan.quoted(text, place);
+                    let (end, is_closed) = scan.quoted(text, place);
+                    if !is_closed {
+                        // What would close the brackets of this line is within the quotes.
+                        let line = text[..place].rfind('\n').unwrap_or(0);
+                        open.retain(|(opened, _)| *opened < line);
+                    }
+                    place = end;
                     at_line_start = false;
                     continue;
                 }
@@ -112,8 +118,8 @@ impl Scan {
         scan
     }
 
-    /// Passes over a text in quotes; gives its end.
-    fn quoted(&mut self, text: &str, start: usize) -> usize {
+    /// Passes over a text in quotes; gives its end, and whether it is closed.
+    fn quoted(&mut self, text: &str, start: usize) -> (usize, bool) {
         let mut is_escaped = false;
         for (offset, symbol) in text[start + 1..].char_indices() {
             let place = start + 1 + offset;
@@ -122,47 +128,44 @@ impl Scan {
                 '\\' => is_escaped = true,
                 '"' => {
                     self.code[start..=place].fill(false);
-                    return place + 1;
+                    return (place + 1, true);
                 }
                 '\n' => {
                     self.code[start..place].fill(false);
                     self.never_closed(start, "\"", "close it in the same line: `\"...\"`");
-                    return place;
+                    return (place, false);
                 }
                 _ => {}
             }
         }
         self.code[start..].fill(false);
         self.never_closed(start, "\"", "close it in the same line: `\"...\"`");
-        text.len()
+        (text.len(), false)
     }
 
+    /// Closes the innermost bracket of this kind; those within it were never closed.
     fn close(&mut self, open: &mut Vec<(usize, char)>, place: usize, symbol: char) {
-        let span = Span {
-            start: place,
-            end: place + 1,
-        };
-        match open.pop() {
-            Some((_, opening)) if closing(opening) == symbol => {}
-            Some((start, opening)) => {
-                let message = format!("`{opening}` is closed by `{symbol}`");
-                let problem = Problem::new("delta::syntax::bracket", message).at(span, "here");
-                let opened = Span {
-                    start,
-                    end: start + 1,
-                };
-                self.problems.push(
-                    problem
-                        .at(opened, "opened here")
-                        .help(format!("write `{}`", closing(opening))),
-                );
+        match open
+            .iter()
+            .rposition(|(_, opening)| closing(*opening) == symbol)
+        {
+            Some(matching) => {
+                let mut within = open.split_off(matching + 1);
+                open.pop();
+                self.unclosed(&mut within);
             }
             None => self.problems.push(
                 Problem::new(
                     "delta::syntax::bracket",
                     format!("`{symbol}` closes nothing"),
                 )
-                .at(span, "here")
+                .at(
+                    Span {
+                        start: place,
+                        end: place + 1,
+                    },
+                    "here",
+                )
                 .help("remove it"),
             ),
         }
