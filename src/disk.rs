@@ -96,7 +96,7 @@ pub fn sync_directory(directory: &Path) -> io::Result<()> {
 pub fn remove_temporary(directory: &Path) {
     let names = std::fs::read_dir(directory).into_iter().flatten().flatten();
     for entry in names.filter(|entry| is_temporary(&entry.path())) {
-        // Nobody reads it; where it cannot be removed it is only in the way of nothing.
+        // Nobody reads it: a failure to remove it harms nothing.
         let _ = std::fs::remove_file(entry.path());
     }
 }

@@ -244,20 +244,12 @@ fn pickles_and_missing_backbones_have_a_way_out() {
         .help
         .unwrap()
         .contains("torch.load('adapter_model.bin'"));
-    let none = place.path().join("none");
     let problem = open_run::<Cpu>(&directory, None, None, Integrity::Checked, Cpu::default())
         .err()
         .unwrap();
-    assert!(
-        problem.help.unwrap().contains("--backbone"),
-        "{}",
-        none.display()
-    );
+    assert!(problem.help.unwrap().contains("--backbone"));
     // PEFT does not look into subfolders either, but says nothing of them.
     let problem = open(place.path(), &fixture("bert_a")).err().unwrap();
-    assert!(
-        problem.help.unwrap().contains("adapter"),
-        "{}",
-        problem.message
-    );
+    let help = problem.help.unwrap();
+    assert!(help.contains(&directory.display().to_string()), "{help}");
 }

@@ -89,7 +89,6 @@ fn values_that_change_the_model_are_refused_by_name() {
             json!({ "problem_type": "multi_label_classification" }),
         ),
         ("roberta", json!({ "pruned_heads": { "0": [1] } })),
-        ("bert", json!({ "chunk_size_feed_forward": 4 })),
         ("bert", json!({ "hidden_act": "quick_gelu" })),
         ("bert", json!({ "hidden_act": null, "hidden_size": "768" })),
         ("gpt2", json!({ "n_layer": 3, "num_hidden_layers": 2 })),

@@ -62,26 +62,41 @@ fn gradients_are_those_of_finite_differences() {
                 // DoRA's norms are constants by definition, so what passes through A and B is no
                 // gradient of the loss; those are held to PEFT's (`tests/peft_methods.rs`).
                 let is_detached = statement.contains("dora") && !key.ends_with("magnitude");
-                if norm < 1e-3 || is_detached {
-                    continue; // below what f32 losses can resolve
+                if is_detached {
+                    continue;
                 }
-                let mut at = |distance: f64| {
-                    let (mut values, shape) = start[key].clone();
-                    for (value, g) in values.iter_mut().zip(gradient) {
-                        *value += (distance * f64::from(*g) / norm) as f32;
-                    }
-                    graph.set([(key.clone(), (values, shape))].into()).unwrap();
-                    loss(&graph, &batch)
-                };
-                let h = 0.01;
-                let slope = (8.0 * (at(h) - at(-h)) - (at(2.0 * h) - at(-2.0 * h))) / (12.0 * h);
-                at(0.0);
-                let error = (slope - norm).abs() / norm.max(0.02);
-                worst = worst.max(error);
-                assert!(
-                    error < 5e-3,
-                    "{backbone}, {statement}, {key}: {slope} is not {norm}"
-                );
+                // Along the gradient, where f32 losses can resolve it, and along a random direction: a gradient that is
+                // zero, or wrong beside its own direction, shows there.
+                let along = gradient.iter().map(|g| f64::from(*g) / norm.max(1e-3));
+                let mut random = ChaCha8Rng::seed_from_u64(5);
+                let sign = |_| if random.random::<bool>() { 1.0 } else { -1.0 };
+                let side = (gradient.len() as f64).sqrt();
+                let across: Vec<f64> = (0..gradient.len()).map(sign).map(|s| s / side).collect();
+                for direction in [along.collect::<Vec<f64>>(), across] {
+                    let mut at = |distance: f64| {
+                        let (mut values, shape) = start[key].clone();
+                        for (value, d) in values.iter_mut().zip(&direction) {
+                            *value += (distance * d) as f32;
+                        }
+                        graph.set([(key.clone(), (values, shape))].into()).unwrap();
+                        loss(&graph, &batch)
+                    };
+                    let h = 0.01;
+                    let slope =
+                        (8.0 * (at(h) - at(-h)) - (at(2.0 * h) - at(-2.0 * h))) / (12.0 * h);
+                    at(0.0);
+                    let products = gradient
+                        .iter()
+                        .zip(&direction)
+                        .map(|(g, d)| f64::from(*g) * d);
+                    let expected: f64 = products.sum();
+                    let error = (slope - expected).abs() / norm.max(0.02);
+                    worst = worst.max(error);
+                    assert!(
+                        error < 5e-3,
+                        "{backbone}, {statement}, {key}: {slope} is not {expected}"
+                    );
+                }
             }
             println!(
                 "{backbone}, {statement}: {} gradients, worst relative error {worst:.1e}",

@@ -115,7 +115,7 @@ fn stored(plan: &Plan, graph: &Graph<Cpu>) -> BTreeMap<String, Stored> {
         }
     }
     for (parameter, key) in graph.head_keys() {
-        let name = format!("base_model.model.{}", parameter.source.full_name(&prefix));
+        let name = format!("base_model.model.{}", parameter.source.full_name(prefix));
         stored.insert(key, (name.trim_end_matches(".weight").to_owned(), None));
     }
     stored

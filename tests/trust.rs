@@ -216,7 +216,6 @@ fn a_plan_from_outside_is_checked() {
             "name: [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[x",
             "nested",
         ),
-        ("name: small", "name: &a small\nx: *a", "references"),
     ] {
         assert!(plan.contains(old), "{old}\n{plan}");
         place.write(
@@ -277,6 +276,66 @@ fn signals_stop_a_run_at_a_checkpoint() {
             "{signal}"
         );
     }
+}
+
+/// `nohup` keeps a run from ending with its terminal.
+#[cfg(unix)]
+#[test]
+fn a_run_under_nohup_goes_on() {
+    let place = Place::new();
+    let long = PIPELINE.replace("steps = 12", "steps = 300");
+    place.write("small.delta", long.as_bytes());
+    let command = format!(
+        "trap '' HUP; exec {} small.delta --quiet",
+        env!("CARGO_BIN_EXE_deltarun")
+    );
+    let mut run = std::process::Command::new("sh")
+        .args(["-c", &command])
+        .current_dir(place.path(""))
+        .spawn()
+        .unwrap();
+    while !place.path("runs/small.partial/log.jsonl").exists() {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let kill = std::process::Command::new("kill")
+        .args(["-HUP", &run.id().to_string()])
+        .status();
+    assert!(kill.unwrap().success());
+    assert_eq!(run.wait().unwrap().code(), Some(0));
+}
+
+/// A directory that is not a run's is refused, and nothing in it is touched.
+#[test]
+fn a_directory_of_somebody_else_is_left_as_it_is() {
+    let place = Place::new();
+    fs::create_dir_all(place.path("runs/small.partial")).unwrap();
+    for file in ["lock", "plan.yaml", "mine"] {
+        place.write(&format!("runs/small.partial/{file}"), b"mine");
+    }
+    let message = place.fail(2, &["small.delta", "--quiet"]);
+    assert!(
+        message.contains("is no unfinished run, and has `mine` in it"),
+        "{message}"
+    );
+    for file in ["lock", "plan.yaml", "mine"] {
+        assert_eq!(
+            fs::read(place.path(&format!("runs/small.partial/{file}"))).unwrap(),
+            b"mine"
+        );
+    }
+}
+
+/// A template may have in it what YAML has a meaning for.
+#[test]
+fn a_plan_with_signs_of_yaml_in_its_texts_opens() {
+    let place = Place::new();
+    let text = PIPELINE
+        .replace("    text = text\n", "")
+        .replace("labels = [negative, positive]", "labels = [negative, positive]\n    template = \"{text} so [[: *{mask}* - &a\"\n    words = { negative = \"hated\", positive = \"loved\" }")
+        .replace("[low_rank, head]", "[low_rank]");
+    place.write("small.delta", text.as_bytes());
+    place.succeed(&["small.delta", "--quiet"]);
+    place.succeed(&["eval", "runs/small"]);
 }
 
 /// Runs that 0.1.0 left open, with a word about what is not known of them; one that it began is not gone on with.

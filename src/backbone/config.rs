@@ -64,7 +64,7 @@ impl Config {
     pub fn parse(text: &str) -> Result<Self, String> {
         let json = read_json(text)?;
         let family = find_family(&json)?;
-        check_only(&json, &family)?;
+        check_only(&json, family)?;
         let keys = Keys(&json);
         let stated = &family.config;
         let hidden = keys.count(&stated.hidden)?;
@@ -102,7 +102,7 @@ impl Config {
             },
             is_untied: json["tie_word_embeddings"] == Value::Bool(false),
             has_decoder: false,
-            labels: labels(&json)?,
+            labels: labels(&json),
             pad_token: keys.token(&stated.pad_token)?,
             family: family.name.clone(),
         };
@@ -236,32 +236,27 @@ const LARGEST: usize = 1 << 24;
 
 /// The names of a head's outputs: those of `id2label`, unless `num_labels` says another number of them, in which
 /// case transformers takes none of them, or they are the `LABEL_0` and so on that it makes up.
-fn labels(json: &Value) -> Result<Option<Vec<String>>, String> {
-    let Some(stated) = json.get("id2label").filter(|value| !value.is_null()) else {
-        return Ok(None);
-    };
-    let wrong = || format!("its `id2label` must name each output by its number, found {stated}");
-    let map = stated.as_object().ok_or_else(wrong)?;
+fn labels(json: &Value) -> Option<Vec<String>> {
+    let map = json.get("id2label")?.as_object()?;
     if json
         .get("num_labels")
         .is_some_and(|count| *count != map.len())
     {
-        return Ok(None);
+        return None;
     }
-    let name = |number: usize| {
-        let name = map.get(&number.to_string()).and_then(Value::as_str);
-        name.map(str::to_owned).ok_or_else(wrong)
+    let name = |number: usize| match map.get(&number.to_string())? {
+        Value::String(name) => Some(name.clone()),
+        Value::Number(name) => Some(name.to_string()),
+        _ => None,
     };
-    let names: Vec<String> = (0..map.len()).map(name).collect::<Result<_, _>>()?;
+    let names: Vec<String> = (0..map.len()).map(name).collect::<Option<_>>()?;
     let is_made_up = |(number, name): (usize, &String)| *name == format!("LABEL_{number}");
     let are_made_up = names.iter().enumerate().all(is_made_up);
-    Ok((!are_made_up).then_some(names))
+    (!are_made_up).then_some(names)
 }
 
-/// Reads JSON as Python does, which writes numbers that are not finite.
 fn read_json(text: &str) -> Result<Value, String> {
-    serde_json::from_str(text.trim_start_matches('\u{feff}'))
-        .map_err(|e| format!("it is not JSON: {e}"))
+    crate::text::json(text).map_err(|e| format!("it is not JSON: {e}"))
 }
 
 /// Whether every key that the family cannot honour has the value under which it changes nothing.

@@ -6,9 +6,10 @@ use hf_hub::api::sync::ApiBuilder;
 
 use super::Config;
 use crate::diagnostic::Problem;
+use crate::report::note;
 
 /// The directory of a backbone. `hf:organisation/name` is looked up in the local cache of the hub;
-/// what is not there yet of `config.json` and `tokenizer.json` is downloaded. Anything else is a path
+/// what is not there yet of `config.json`, `tokenizer.json` and `tokenizer_config.json` is downloaded. Anything else is a path
 /// relative to `base`.
 ///
 /// # Errors
@@ -19,6 +20,15 @@ pub fn locate(name: &str, base: &Path) -> Result<PathBuf, Problem> {
     };
     let get = repository_files(repository)?;
     get("tokenizer.json")?;
+    if let Err(problem) = get("tokenizer_config.json") {
+        // Not every repository has one; what it says counts where it is there.
+        if !problem.message.contains("404") {
+            note(&format!(
+                "`tokenizer_config.json` is taken for absent: {}",
+                problem.message
+            ));
+        }
+    }
     let config = get("config.json")?;
     Ok(config.parent().map(Path::to_path_buf).unwrap_or_default())
 }

@@ -81,9 +81,9 @@ pub struct Source {
     /// The tensor's name, without the family's prefix.
     pub name: String,
     /// A name that is taken before it where there is such a tensor.
-    pub rather: Option<String>,
+    pub preferred: Option<String>,
     /// A name that is taken where there is no tensor of its own.
-    pub otherwise: Option<String>,
+    pub fallback: Option<String>,
     /// Whether the family's prefix may stand before the name.
     pub prefixed: bool,
     /// Whether the checkpoint has it as `(in, out)`.
@@ -194,8 +194,8 @@ fn head_module(config: &Config, step: &HeadStep, labels: usize) -> Option<Module
             shape: vec![module.output, config.hidden],
             source: Source {
                 name: String::new(),
-                rather: None,
-                otherwise: None,
+                preferred: None,
+                fallback: None,
                 prefixed: false,
                 transposed: false,
                 part: 0,
@@ -207,14 +207,14 @@ fn head_module(config: &Config, step: &HeadStep, labels: usize) -> Option<Module
             let leaf = parameter.path.rsplit('.').next().unwrap_or_default();
             let tied = std::mem::replace(&mut parameter.source.name, format!("{name}.{leaf}"));
             // Where `config.json` ties them, the bias above the decoder is the decoder's, too.
-            parameter.source.otherwise = (leaf == "bias" && !config.is_untied).then_some(tied);
+            parameter.source.fallback = (leaf == "bias" && !config.is_untied).then_some(tied);
         }
     }
     let untied = step.untied.as_ref().filter(|_| !config.is_decoder_own());
     for parameter in &mut module.parameters {
         parameter.source.prefixed = false;
         // As transformers has it, the bias beside the decoder counts before the one above it.
-        parameter.source.rather = untied.map(|name| format!("{name}.bias"));
+        parameter.source.preferred = untied.map(|name| format!("{name}.bias"));
     }
     Some(module)
 }
@@ -231,8 +231,8 @@ fn sized_module(config: &Config, path: &str, entry: &ModuleEntry, labels: usize)
         shape,
         source: Source {
             name: format!("{}.{leaf}", entry.name),
-            rather: None,
-            otherwise: None,
+            preferred: None,
+            fallback: None,
             prefixed: true,
             transposed: entry.transposed && leaf == "weight",
             part: entry.part,
@@ -293,7 +293,7 @@ fn add_decoder(modules: &mut [Module], config: &Config) {
     };
     let tables = modules.iter_mut().filter(|module| module.path == *table);
     for parameter in tables.flat_map(|table| &mut table.parameters) {
-        parameter.source.otherwise = (!config.is_decoder_own()).then(|| format!("{untied}.weight"));
+        parameter.source.fallback = (!config.is_decoder_own()).then(|| format!("{untied}.weight"));
     }
 }
 

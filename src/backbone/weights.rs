@@ -173,10 +173,10 @@ impl Checkpoint {
         let own =
             names.flat_map(|name| prefixes.iter().map(move |prefix| format!("{prefix}{name}")));
         let source = &parameter.source;
-        let rather = source.rather.iter().cloned();
-        rather
+        let preferred = source.preferred.iter().cloned();
+        preferred
             .chain(own)
-            .chain(source.otherwise.iter().cloned())
+            .chain(source.fallback.iter().cloned())
             .find(|name| self.has(name))
     }
 
@@ -289,12 +289,12 @@ mod tests {
             let file = Checkpoint::open_directory(&directory).unwrap();
             let prefix = &config.family().prefix;
             let tree = Tree::new(&config);
-            let in_file = |p: &&Parameter| file.find(p, &prefix).is_some();
+            let in_file = |p: &&Parameter| file.find(p, prefix).is_some();
             for parameter in tree.parameters().filter(in_file) {
-                let mapped = file.mapped(parameter, &prefix).unwrap();
+                let mapped = file.mapped(parameter, prefix).unwrap();
                 assert_eq!(mapped.is_none(), parameter.source.transposed);
                 let Some(mapped) = mapped else { continue };
-                let values = file.load(parameter, &prefix).unwrap();
+                let values = file.load(parameter, prefix).unwrap();
                 assert_eq!(mapped.elements(), values, "{}", parameter.path);
                 mapped.release();
                 assert_eq!(mapped.elements(), values, "{}", parameter.path);

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::arguments::{
     CheckOptions, CombineOptions, EvalOptions, Format, PipelineOptions, PlanOptions,
-    ProfileOptions, ReplayOptions, RunOptions, SourceOptions,
+    ProfileOptions, RunOptions, SourceOptions,
 };
 use super::{show, Ended};
 use crate::diagnostic::{Problem, Problems, Span};
@@ -18,10 +18,10 @@ use crate::engine::Backend;
 use crate::graph::Executor;
 use crate::plan::{FileFormat, FilePlan, Overrides, Plan, StagePlan};
 use crate::report::{
-    self, against_precision, describe, metric_value, print, profile_table, say, Progress, Table,
+    self, against_precision, describe, metric_value, print, profile_table, say, Progress,
 };
 use crate::run::{
-    open_run, read_text, Checked, Ended as RunEnded, Integrity, Loaded, Loader, Replayed, Source,
+    open_run, read_text, Checked, Ended as RunEnded, Integrity, Loaded, Loader, Source,
     ROWS_AT_EACH_END,
 };
 use crate::text::{bytes, counted, quoted_list};
@@ -205,8 +205,15 @@ pub(super) fn fmt(files: &[PathBuf], check: bool) -> Result<Ended, Problems> {
 }
 
 /// Ctrl-C, SIGTERM and SIGHUP ask for a stop at the end of the step; a second one ends the process at once.
-fn interruption() -> &'static AtomicBool {
+pub(super) fn interruption() -> &'static AtomicBool {
     static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+    #[cfg(unix)]
+    // SAFETY: asks for the disposition of a signal and sets it back.
+    let is_hangup_ignored = unsafe {
+        let before = libc::signal(libc::SIGHUP, libc::SIG_IGN);
+        libc::signal(libc::SIGHUP, before);
+        before == libc::SIG_IGN
+    };
     // An error means that a handler is set already, which does the same.
     let _ = ctrlc::set_handler(|| {
         if INTERRUPTED.swap(true, Ordering::Relaxed) {
@@ -214,6 +221,12 @@ fn interruption() -> &'static AtomicBool {
         }
         say("\nstopping after this step; Ctrl-C again stops at once");
     });
+    #[cfg(unix)]
+    if is_hangup_ignored {
+        // `nohup` asked for that.
+        // SAFETY: no handler runs; a signal is ignored.
+        unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+    }
     &INTERRUPTED
 }
 
@@ -285,7 +298,7 @@ pub(super) fn run(options: &RunOptions) -> Result<Ended, Problems> {
         return Err(problem.help("set params with `--set` or `--params`").into());
     }
     let source = open(&options.pipeline)?;
-    let Checked { plan, warnings, .. } = source.checked_plan(usize::MAX)?;
+    let Checked { plan, warnings, .. } = source.runnable_plan()?;
     warn(&warnings);
     if options.device.device == "cpu" && !options.quiet {
         if let Some(note) = against_precision(&plan, measure_rate) {
@@ -345,9 +358,11 @@ fn run_on<D: Executor>(
         plan,
         &source.text,
         device,
-        &run::Shared::default(),
+        &run::Shared {
+            integrity: source.integrity,
+            ..run::Shared::default()
+        },
         out,
-        source.integrity,
         interruption(),
         progress,
     );
@@ -388,74 +403,6 @@ pub(super) fn open_source<D: Executor>(
         source.integrity.integrity(),
         device,
     )
-}
-
-/// `deltarun replay`
-pub(super) fn replay(options: &ReplayOptions) -> Result<Ended, Problems> {
-    let directory = &options.run;
-    let out = options.out.clone().unwrap_or_else(|| {
-        let mut name = directory.file_name().unwrap_or_default().to_os_string();
-        name.push(".replay");
-        directory.with_file_name(name)
-    });
-    on_device!(options.device, |device| replay_on(options, &out, device))
-}
-
-fn replay_on<D: Executor>(
-    options: &ReplayOptions,
-    out: &Path,
-    device: D,
-) -> Result<Ended, Problems> {
-    let progress = Progress::new(options.quiet);
-    let integrity = options.integrity.integrity();
-    let replayed = run::replay(
-        &options.run,
-        out,
-        integrity,
-        device,
-        interruption(),
-        progress,
-    )?;
-    let compared = match replayed {
-        Replayed::Compared(compared) => compared,
-        Replayed::Interrupted => {
-            say("interrupted; the same command goes on");
-            return Ok(Ended::Interrupted);
-        }
-    };
-    let mut table = Table::new(["", "then", "now", ""]);
-    for one in &compared {
-        let verdict = if one.is_same() { "the same" } else { "other" };
-        table.row([
-            one.name.clone(),
-            short(&one.then),
-            short(&one.now),
-            verdict.to_owned(),
-        ]);
-    }
-    print(&format!("\n{table}\n"));
-    let others = compared.iter().filter(|one| !one.is_same()).count();
-    if others > 0 {
-        let message = format!(
-            "{} came out otherwise than the run recorded",
-            counted(others, "figure")
-        );
-        return Err(Problem::failure("delta::run::replay", message)
-            .help(format!(
-                "the new run is in `{}`: another processor or version rounds otherwise",
-                out.display()
-            ))
-            .into());
-    }
-    if options.out.is_none() {
-        std::fs::remove_dir_all(out).map_err(|e| disk::failed("removed", out, &e))?;
-    }
-    Ok(Ended::Done)
-}
-
-/// The beginning of a long value: a hash.
-fn short(value: &str) -> String {
-    value.chars().take(20).collect()
 }
 
 /// `deltarun eval`

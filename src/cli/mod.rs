@@ -3,6 +3,7 @@
 mod arguments;
 mod commands;
 mod predict;
+mod replay;
 
 use std::io::IsTerminal;
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -75,7 +76,7 @@ fn dispatch(arguments: Arguments) -> Result<Ended, Problems> {
         Some(Command::Plan(options)) => commands::plan(&options),
         Some(Command::Profile(options)) => commands::profile(&options),
         Some(Command::Fmt { files, check }) => commands::fmt(&files, check),
-        Some(Command::Replay(options)) => commands::replay(&options),
+        Some(Command::Replay(options)) => replay::replay(&options),
         Some(Command::Eval(options)) => commands::eval(&options),
         Some(Command::Predict(options)) => predict::predict(&options),
         Some(Command::Combine(options)) => commands::combine(&options),

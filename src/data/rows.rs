@@ -27,6 +27,8 @@ pub struct Rows {
     /// Rows of each label.
     pub labels: Vec<usize>,
     mistakes: usize,
+    /// Whether all rows were looked at.
+    is_whole: bool,
     /// The lines of the first row without a text, and of the first text in quotes.
     empty: (usize, Option<usize>),
     quoted: (usize, Option<usize>),
@@ -56,6 +58,7 @@ impl Rows {
             true
         });
         last.iter().for_each(|row| rows.row(row, file, task));
+        rows.is_whole = rows.count + rows.mistakes >= seen;
         match visited {
             Err(problem) if problem.code == "delta::data::column" => {
                 rows.problems
@@ -121,6 +124,11 @@ impl Rows {
             );
         }
         let path = &file.path;
+        let seen = counted(self.count, "row");
+        let seen = match self.is_whole {
+            true => seen,
+            false => format!("the {seen} that were looked at"),
+        };
         if let (count, Some(line)) = self.empty {
             let message = format!(
                 "the text is empty, as it is in {} in all",
@@ -136,7 +144,7 @@ impl Rows {
         }
         if let (count, Some(line)) = self.quoted {
             let message = format!(
-                "the text is in quotes, as it is in {} in all: `tsv` has none, so they belong to the text",
+                "the text is in quotes, as it is in {} of {seen}: `tsv` has none, so they belong to the text",
                 counted(count, "row")
             );
             let problem = warning(
@@ -151,7 +159,8 @@ impl Rows {
 
     /// What is odd about a file to train on.
     pub fn warn_of_training(&mut self, file: &FilePlan, task: &TaskPlan) {
-        if task.kind != TaskKind::Classify || file.few.is_some() || self.count == 0 {
+        // What was not looked at may have the others.
+        if task.kind != TaskKind::Classify || file.few.is_some() || !self.is_whole {
             return;
         }
         let absent: Vec<&str> = task

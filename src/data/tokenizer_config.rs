@@ -12,7 +12,7 @@ use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::bert::BertProcessing;
 use tokenizers::processors::roberta::RobertaProcessing;
-use tokenizers::{NormalizerWrapper, Tokenizer, TruncationDirection};
+use tokenizers::{ModelWrapper, NormalizerWrapper, Tokenizer, TruncationDirection};
 
 use crate::diagnostic::Problem;
 
@@ -36,21 +36,22 @@ enum Class {
 
 impl Class {
     fn of(name: &str) -> Self {
-        match name.trim_end_matches("Fast") {
+        match name {
             "BertTokenizer" | "DistilBertTokenizer" | "ElectraTokenizer" => Class::Bert,
             "RobertaTokenizer" => Class::Roberta,
             "GPT2Tokenizer" => Class::Gpt2,
             _ => Class::AsStored,
         }
     }
+}
 
-    fn of_model(model_type: &str) -> Self {
-        match model_type {
-            "bert" => Class::Bert,
-            "roberta" => Class::Roberta,
-            "gpt2" => Class::Gpt2,
-            _ => Class::AsStored,
-        }
+/// The class that transformers takes for a model that names none.
+fn class_of_model(model_type: &str) -> &'static str {
+    match model_type {
+        "bert" => "BertTokenizer",
+        "roberta" => "RobertaTokenizer",
+        "gpt2" => "GPT2Tokenizer",
+        _ => "",
     }
 }
 
@@ -62,7 +63,7 @@ fn read(directory: &Path, name: &str) -> Result<Value, Problem> {
         Problem::new("delta::data::tokenizer", message).help("give the tokenizer of this backbone")
     };
     match std::fs::read_to_string(&path) {
-        Ok(text) => serde_json::from_str(&text).map_err(|e| unreadable(&e)),
+        Ok(text) => crate::text::json(&text).map_err(|e| unreadable(&e)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
         Err(e) => Err(unreadable(&e)),
     }
@@ -76,12 +77,18 @@ impl TokenizerConfig {
     pub fn apply(directory: &Path, tokenizer: &mut Tokenizer) -> Result<Self, Problem> {
         let json = read(directory, "tokenizer_config.json")?;
         let model = read(directory, "config.json")?;
-        let class = match json["tokenizer_class"]
-            .as_str()
-            .or(model["tokenizer_class"].as_str())
-        {
-            Some(name) => Class::of(name),
-            None => Class::of_model(model["model_type"].as_str().unwrap_or_default()),
+        let stated = json["tokenizer_class"].as_str();
+        let name = match stated.or(model["tokenizer_class"].as_str()) {
+            Some(name) => name.trim_end_matches("Fast").to_owned(),
+            None => class_of_model(model["model_type"].as_str().unwrap_or_default()).to_owned(),
+        };
+        let class = Class::of(&name);
+        let passes_types = matches!(name.as_str(), "BertTokenizer" | "ElectraTokenizer");
+        // A class builds on a model of its own kind; with another one `tokenizer.json` is all there is.
+        let class = match (class, tokenizer.get_model()) {
+            (Class::Bert, ModelWrapper::WordPiece(_)) => class,
+            (Class::Roberta | Class::Gpt2, ModelWrapper::BPE(_)) => class,
+            _ => Class::AsStored,
         };
         let settings = Settings { json: &json };
         settings.refuse_what_splits()?;
@@ -94,7 +101,8 @@ impl TokenizerConfig {
         };
         let passes_types = match json.get("model_input_names").and_then(Value::as_array) {
             Some(names) => names.iter().any(|name| name == "token_type_ids"),
-            None => class == Class::Bert,
+            // What is BERT's passes them, whatever is taken from `tokenizer.json`.
+            None => passes_types,
         };
         Ok(TokenizerConfig {
             direction,

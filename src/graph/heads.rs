@@ -40,7 +40,7 @@ impl HeadOrigin {
             };
         };
         let found = file.find(weight, &family.prefix);
-        let rows = found.and_then(|name| file.shape(&name).map(|shape| shape[0]));
+        let rows = found.and_then(|name| file.shape(&name)?.first().copied());
         match rows {
             None => HeadOrigin::Drawn("the checkpoint has none".to_owned()),
             Some(_) if task.uses_language_model() => {

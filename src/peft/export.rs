@@ -43,7 +43,7 @@ pub fn export<D: Backend>(plan: &Plan, graph: &Graph<D>, directory: &Path) -> Re
     let key_prefix = if is_prompt { PROMPT_PREFIX } else { KEY_PREFIX };
     let prefix = &plan.backbone.config.family().prefix;
     for (parameter, key) in graph.head_keys() {
-        let name = parameter.source.full_name(&prefix);
+        let name = parameter.source.full_name(prefix);
         let values = graph.tensor(&key).unwrap_or_default();
         let tensor = (values, parameter.shape.clone());
         written
@@ -71,7 +71,7 @@ pub fn export<D: Backend>(plan: &Plan, graph: &Graph<D>, directory: &Path) -> Re
     ) {
         let is_transposed = graph.tree().parameters().any(|parameter| {
             let module = parameter.source.name.trim_end_matches(".weight");
-            let name = module_name(&prefix, module);
+            let name = module_name(prefix, module);
             parameter.source.transposed && written.targets.contains(&name)
         });
         settings.insert("fan_in_fan_out".into(), json!(is_transposed));
@@ -175,7 +175,7 @@ fn targets<D: Backend>(graph: &Graph<D>, plan: &Plan, names: &BTreeSet<String>) 
         .modules()
         .iter()
         .filter(|module| !module.checkpoint_name.is_empty())
-        .map(|module| module_name(&prefix, &module.checkpoint_name))
+        .map(|module| module_name(prefix, &module.checkpoint_name))
         .chain(
             graph
                 .head_keys()

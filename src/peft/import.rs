@@ -6,10 +6,11 @@ use fancy_regex::Regex;
 use serde_json::Value;
 
 use super::export::PROMPT_PREFIX;
+use super::layers::Layers;
 use super::reader::Reader;
 use super::settings::{self, MERGE_IN_PYTHON};
 use super::tuner::{shared_key, site_key};
-use super::{module_name, norms, prompts, token_rows, KEY_PREFIX};
+use super::{module_name, norms, prompts, token_rows, unfrozen, KEY_PREFIX};
 use crate::backbone::family::Family;
 use crate::backbone::{head_parameters, Checkpoint, Config, Module, Parameter, Site, Tree};
 use crate::delta::{transposed, Method, PeftConfig, PeftModule};
@@ -62,7 +63,7 @@ pub fn import(directory: &Path, config: &Config) -> Result<Imported, Problem> {
     let saved = saved_modules(&adapter);
     let prefixes = [key_prefix, &prefix];
     let outputs = read_head(&saved, config, &prefixes, &mut reader)?;
-    deltas.extend(read_unfrozen(
+    deltas.extend(unfrozen::read(
         &adapter,
         &saved,
         config,
@@ -286,64 +287,6 @@ fn target_sites<'t>(
     Ok(sites)
 }
 
-/// The blocks that `layers_to_transform` leaves, as PEFT reads it (`tuners_utils.check_target_module_exists`).
-struct Layers {
-    /// Nothing where all are meant.
-    numbers: Option<Vec<i64>>,
-    /// What stands before the number of a block; any name where there is none.
-    patterns: Vec<String>,
-}
-
-impl Layers {
-    fn of(directory: &Path, adapter: &PeftConfig) -> Result<Self, Problem> {
-        let texts = |value: Option<&Value>| -> Vec<String> {
-            let items = match value {
-                Some(Value::String(text)) => return vec![text.clone()],
-                value => value.and_then(Value::as_array).into_iter().flatten(),
-            };
-            items.filter_map(Value::as_str).map(str::to_owned).collect()
-        };
-        let patterns = texts(adapter.get("layers_pattern"));
-        let numbers = match adapter.get("layers_to_transform") {
-            Some(Value::Number(one)) => one.as_i64().map(|one| vec![one]),
-            Some(Value::Array(all)) if !all.is_empty() => {
-                Some(all.iter().filter_map(Value::as_i64).collect())
-            }
-            _ => None,
-        };
-        let is_pattern = adapter.get("target_modules").is_some_and(Value::is_string);
-        if numbers.is_some() && is_pattern {
-            let message = "`layers_to_transform` stands beside a `target_modules` that is a regular expression";
-            return Err(problem(directory, message)
-                .help("name the blocks in the expression, or the modules in a list"));
-        }
-        Ok(Layers { numbers, patterns })
-    }
-
-    /// Whether a module that is named is in one of the blocks; one that is named in full is meant in any case.
-    fn have(&self, name: &str, targets: &Value) -> bool {
-        let Some(numbers) = &self.numbers else {
-            return true;
-        };
-        let is_whole = targets
-            .as_array()
-            .is_some_and(|items| items.iter().any(|item| item == name));
-        let number = match self.patterns.as_slice() {
-            [] => block_number(r"^.*?\.[^.]*\.(\d+)\.", name),
-            patterns => patterns.iter().find_map(|pattern| {
-                block_number(&format!(r"^(?:|.*?\.)(?:{pattern})\.(\d+)\."), name)
-            }),
-        };
-        is_whole || number.is_some_and(|number| numbers.contains(&number))
-    }
-}
-
-/// The number of a block in a module's name.
-fn block_number(pattern: &str, name: &str) -> Option<i64> {
-    let found = Regex::new(pattern).ok()?.captures(name).ok()??;
-    found.get(found.len() - 1)?.as_str().parse().ok()
-}
-
 /// Whether `modules_to_save` keeps a module from being adapted.
 fn is_saved(saved: &[String], name: &str) -> bool {
     saved
@@ -366,86 +309,6 @@ fn open_tensors(directory: &Path) -> Result<Checkpoint, Problem> {
         return Err(Problem::new("delta::peft::pickle", message).help(help));
     }
     Checkpoint::open(&[path])
-}
-
-/// Weights of the backbone itself that an adapter replaces: biases (`bias`), and modules of `modules_to_save` that
-/// are no head.
-fn read_unfrozen(
-    adapter: &PeftConfig,
-    saved: &[String],
-    config: &Config,
-    [key_prefix, prefix]: &[&str; 2],
-    reader: &mut Reader,
-) -> Result<Option<DeltaPlan>, Problem> {
-    const NAME: &str = "unfrozen";
-    let bias = adapter
-        .get("bias")
-        .and_then(Value::as_str)
-        .unwrap_or("none");
-    let tree = Tree::new(config);
-    let mut parameters = Vec::new();
-    let head: Vec<&str> = config
-        .family()
-        .heads
-        .classify
-        .steps
-        .iter()
-        .filter(|step| step.kind.is_some())
-        .filter_map(|step| step.name.as_deref())
-        .collect();
-    for module in tree.modules() {
-        let name = module_name(prefix, &module.checkpoint_name);
-        // PEFT copies a module with all that is below it, and compares ends without a look at parts of names.
-        let ends = name
-            .match_indices('.')
-            .map(|(dot, _)| dot)
-            .chain([name.len()]);
-        let above: Vec<&str> = ends.map(|end| &name[..end]).collect();
-        let is_kept = saved.iter().any(|saved| {
-            let is_of_head = head.iter().any(|head| head.contains(saved.as_str()));
-            !is_of_head && above.iter().any(|above| above.ends_with(saved.as_str()))
-        });
-        for parameter in &module.parameters {
-            let plain = format!("{key_prefix}{}", parameter.source.full_name(prefix));
-            let at_target = format!(
-                "{key_prefix}{name}.base_layer.{}",
-                parameter.path.rsplit('.').next().unwrap_or_default()
-            );
-            let is_bias = bias != "none" && parameter.path.ends_with(".bias");
-            let stored = match (is_kept, is_bias) {
-                (true, _) => plain,
-                (_, true) if reader.has(&at_target) => at_target,
-                (_, true) if bias == "all" && reader.has(&plain) => plain,
-                _ => continue,
-            };
-            if parameter.source.parts > 1 || reader.is_taken(&stored) {
-                continue;
-            }
-            let shape = match parameter.source.transposed {
-                true => parameter.shape.iter().rev().copied().collect(),
-                false => parameter.shape.clone(),
-            };
-            let mut values = reader.take_values(&stored, &shape)?;
-            if parameter.source.transposed {
-                values = transposed(&values, shape[1]);
-            }
-            let key = format!("{NAME}.{}", parameter.path);
-            reader
-                .tensors
-                .insert(key, (values, parameter.shape.clone()));
-            parameters.push(parameter.path.clone());
-        }
-    }
-    // What PEFT writes of the head beside the head itself.
-    let copies = [".original_module.", ".modules_to_save."];
-    reader.pass_over(|name| bias == "all" && copies.iter().any(|copy| name.contains(copy)));
-    Ok((!parameters.is_empty()).then(|| DeltaPlan {
-        name: NAME.to_owned(),
-        change: Change::Unfreeze { parameters },
-        is_gated: false,
-        origin: None,
-        span: Span::default(),
-    }))
 }
 
 /// Whether `target_modules` or `exclude_modules` names a module: a text is a regular expression for
@@ -486,12 +349,12 @@ fn read_head(
             .any(|saved| name.split('.').any(|part| part == saved))
     };
     let stored = |p: &Parameter| format!("{key_prefix}{}", p.source.full_name(prefix));
-    let unsized_head = head_parameters(config, &head, 1);
+    let unsized_head = head_parameters(config, head, 1);
     let mut weights = unsized_head.iter().filter(is_saved);
     let last = weights.rfind(|p| p.path.ends_with("weight"));
     let shape = last.and_then(|last| reader.file.shape(&stored(last)));
     let outputs = shape.map(|shape| shape[0]);
-    let head = head_parameters(config, &head, outputs.unwrap_or(1));
+    let head = head_parameters(config, head, outputs.unwrap_or(1));
     for parameter in head.iter().filter(is_saved) {
         let key = format!("task.{}", parameter.path);
         let shape = &parameter.shape;

@@ -73,7 +73,7 @@ fn adapters<D: Backend>(plan: &Plan, graph: &Graph<D>) -> BTreeMap<String, Adapt
             };
             let adapter = Adapter::new(lora, module, &tensor);
             let (first_row, rows) = place_in_checkpoint(module);
-            let name = module_name(&prefix, &module.checkpoint_name);
+            let name = module_name(prefix, &module.checkpoint_name);
             parts
                 .entry(name)
                 .or_default()

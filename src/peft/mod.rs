@@ -6,6 +6,7 @@
 mod export;
 mod form;
 mod import;
+mod layers;
 mod low_rank;
 mod norms;
 mod prompts;
@@ -13,6 +14,7 @@ mod reader;
 mod settings;
 mod token_rows;
 mod tuner;
+mod unfrozen;
 
 use std::collections::BTreeSet;
 

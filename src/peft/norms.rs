@@ -28,7 +28,7 @@ pub(super) fn write<D: Backend>(plan: &Plan, graph: &Graph<D>, paths: &[String])
     let mut written = Written::default();
     written.settings.insert("peft_type".into(), json!(KIND));
     for module in paths.iter().filter_map(|path| graph.tree().module(path)) {
-        let name = module_name(&prefix, &module.checkpoint_name);
+        let name = module_name(prefix, &module.checkpoint_name);
         for parameter in &module.parameters {
             let key = site_key(&name, &suffix(&parameter.path));
             let values = graph.effective(&parameter.path).unwrap_or_default();

@@ -47,7 +47,7 @@ pub(super) fn write<D: Backend>(plan: &Plan, graph: &Graph<D>, written: &mut Wri
             continue;
         };
         let rows = graph.delta_tensor(&delta.name, TABLE, "rows");
-        let name = module_name(&prefix, &table.checkpoint_name);
+        let name = module_name(prefix, &table.checkpoint_name);
         let shape = vec![method.tokens.len(), table.input];
         let tensor = (rows.unwrap_or_default(), shape);
         written.tensors.insert(site_key(&name, SUFFIX), tensor);

@@ -50,7 +50,7 @@ pub(super) fn write<D: Backend>(plan: &Plan, graph: &Graph<D>, deltas: &[&DeltaP
             }
         }
         for module in modules {
-            let name = module_name(&prefix, &module.checkpoint_name);
+            let name = module_name(prefix, &module.checkpoint_name);
             if matches!(method, Method::Ia3(ia3) if ia3.scales_input(&module.path)) {
                 on_input.push(name.clone());
             }

@@ -27,6 +27,9 @@ pub struct Modules<'a> {
     pub seed: u64,
 }
 
+/// Parts that a path may have. A real one has five.
+const LONGEST_PATH: usize = 32;
+
 /// Choices in one selector (`{a,b}`) may multiply to this many patterns.
 const MOST_PATTERNS: usize = 4096;
 
@@ -211,6 +214,12 @@ impl Modules<'_> {
             return Err(Problem::new("delta::plan::selector", message)
                 .at(selector.span, "here")
                 .help("use `*` instead of long choices"));
+        }
+        if rest.len() + done.len() > LONGEST_PATH {
+            let message = format!("this selector has more than {LONGEST_PATH} parts");
+            return Err(Problem::new("delta::plan::selector", message)
+                .at(selector.span, "here")
+                .help("write a path of the module tree: `deltarun plan` shows it"));
         }
         let Some((segment, rest)) = rest.split_first() else {
             out.push(done);

@@ -10,9 +10,6 @@ use crate::text::{counted, hexadecimal};
 /// Elements that a parameter may have: above any real one, and a product of two dimensions of it fits.
 const MOST_ELEMENTS: usize = 1 << 32;
 
-/// What of a plan says where something stands or what it is called, and not what is done.
-const NO_MEANING: [&str; 3] = ["span", "params", "location"];
-
 /// Differences that a message names.
 const MOST_DIFFERENCES: usize = 3;
 
@@ -168,15 +165,31 @@ fn not_finite(value: &Value) -> Option<String> {
     }
 }
 
-fn strip(value: &mut Value) {
+/// Takes out what says where something stands or how it is said, and not what is done.
+fn strip(plan: &mut Value) {
+    if let Some(plan) = plan.as_mapping_mut() {
+        plan.remove("params");
+        if let Some(backbone) = plan.get_mut("backbone").and_then(Value::as_mapping_mut) {
+            backbone.remove("location");
+        }
+    }
+    strip_spans(plan);
+}
+
+/// A data set or a task may be called `span`, too: what is taken out has a start and an end alone.
+fn strip_spans(value: &mut Value) {
     match value {
         Value::Mapping(map) => {
-            for key in NO_MEANING {
-                map.remove(key);
+            let is_span = |span: &Value| {
+                let ends = span.as_mapping().filter(|span| span.len() == 2);
+                ends.is_some_and(|span| span.contains_key("start") && span.contains_key("end"))
+            };
+            if map.get("span").is_some_and(is_span) {
+                map.remove("span");
             }
-            map.values_mut().for_each(strip);
+            map.values_mut().for_each(strip_spans);
         }
-        Value::Sequence(items) => items.iter_mut().for_each(strip),
+        Value::Sequence(items) => items.iter_mut().for_each(strip_spans),
         _ => {}
     }
 }

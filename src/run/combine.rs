@@ -79,7 +79,7 @@ pub fn combine<D: Executor>(
     let source = format!("# {combination:?} of {}\n", names.join(", "));
     let manifest = Manifest::new(&plan, &source)?;
     directory.begin(&manifest, &plan, &source, Integrity::Checked)?;
-    directory.finish(&plan, &graph, None, &manifest)
+    directory.finish(&plan, &source, &graph, None, &manifest)
 }
 
 /// The plan and the tensors of the combined run.

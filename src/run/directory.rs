@@ -54,6 +54,8 @@ impl Directory {
         Directory::check(out)?;
         let partial = partial(out);
         std::fs::create_dir_all(&partial).map_err(|e| failed("made", &partial, &e))?;
+        // What is not ours is refused before anything is touched.
+        check_own(&partial)?;
         let lock = lock(&partial)?;
         let directory = Directory {
             out: out.to_path_buf(),
@@ -62,7 +64,6 @@ impl Directory {
         };
         // Another process may have finished the run between the look at `OUT` and the lock.
         Directory::check(out)?;
-        directory.check_own()?;
         disk::remove_temporary(&directory.partial);
         Ok(directory)
     }
@@ -81,8 +82,7 @@ impl Directory {
         if self.has_begun() {
             return self.check_same(manifest, plan, integrity);
         }
-        self.write("pipeline.delta", source)?;
-        self.write("plan.yaml", &plan.to_yaml().map_err(Problem::internal)?)?;
+        self.write_plan(plan, source)?;
         manifest.write(&self.partial)?;
         disk::sync_directory(disk::parent(&self.partial))
             .map_err(|e| failed("made", &self.partial, &e))
@@ -91,30 +91,6 @@ impl Directory {
     /// Whether the directory holds a run and not what was cut off before there was one.
     fn has_begun(&self) -> bool {
         self.partial.join(Manifest::FILE).exists()
-    }
-
-    /// Whether all that lies in a directory without a run was left by a start that was cut off.
-    fn check_own(&self) -> Result<(), Problem> {
-        if self.has_begun() {
-            return Ok(());
-        }
-        let entries =
-            std::fs::read_dir(&self.partial).map_err(|e| failed("read", &self.partial, &e))?;
-        let is_foreign = |path: &PathBuf| {
-            let own = [LOCK, "pipeline.delta", "plan.yaml"].map(|name| self.partial.join(name));
-            !own.contains(path) && !disk::is_temporary(path)
-        };
-        let mut foreign = entries.flatten().map(|entry| entry.path());
-        let Some(found) = foreign.find(is_foreign) else {
-            return Ok(());
-        };
-        let message = format!(
-            "`{}` is no unfinished run, and has `{}` in it",
-            self.partial.display(),
-            found.file_name().unwrap_or_default().to_string_lossy()
-        );
-        Err(Problem::new("delta::run::foreign", message)
-            .help("give another output directory with `--out DIR`"))
     }
 
     /// Whether the unfinished run is the one that is asked for.
@@ -184,6 +160,11 @@ impl Directory {
         disk::replace(&path, text.as_bytes()).map_err(|e| failed("written", &path, &e))
     }
 
+    fn write_plan(&self, plan: &Plan, source: &str) -> Result<(), Problem> {
+        self.write("pipeline.delta", source)?;
+        self.write("plan.yaml", &plan.to_yaml().map_err(Problem::internal)?)
+    }
+
     /// The state that an interrupted run saved.
     ///
     /// # Errors
@@ -216,10 +197,13 @@ impl Directory {
     pub fn finish<D: Backend>(
         self,
         plan: &Plan,
+        source: &str,
         graph: &Graph<D>,
         summary: Option<&Summary>,
         manifest: &Manifest,
     ) -> Result<(), Problem> {
+        // What the record speaks of is what was run, whatever became of the files that the run began with.
+        self.write_plan(plan, source)?;
         self.write_delta(plan, graph)?;
         if let Some(summary) = summary {
             let metrics = serde_json::to_string_pretty(summary).map_err(Problem::internal)?;
@@ -232,12 +216,17 @@ impl Directory {
             ..manifest.clone()
         };
         manifest.write(&self.partial)?;
-        let renamed = std::fs::rename(&self.partial, &self.out)
-            .and_then(|()| disk::sync_directory(disk::parent(&self.out)));
-        renamed.map_err(|e| failed("renamed", &self.partial, &e))?;
+        std::fs::rename(&self.partial, &self.out)
+            .map_err(|e| failed("renamed", &self.partial, &e))?;
         for name in [CHECKPOINT, LOCK] {
-            // The run is complete: what is left of its way here is in the way of nothing.
+            // The run is complete without them.
             let _ = std::fs::remove_file(self.out.join(name));
+        }
+        if let Err(e) = disk::sync_directory(disk::parent(&self.out)) {
+            note(&format!(
+                "`{}` is complete, but may not survive a power cut: {e}",
+                self.out.display()
+            ));
         }
         Ok(())
     }
@@ -263,6 +252,29 @@ impl Drop for Directory {
             let _ = std::fs::remove_dir(&self.partial);
         }
     }
+}
+
+/// Whether all that lies in a directory without a run was left by a start that was cut off.
+fn check_own(partial: &Path) -> Result<(), Problem> {
+    if partial.join(Manifest::FILE).exists() {
+        return Ok(());
+    }
+    let entries = std::fs::read_dir(partial).map_err(|e| failed("read", partial, &e))?;
+    let is_foreign = |path: &PathBuf| {
+        let own = [LOCK, "pipeline.delta", "plan.yaml"].map(|name| partial.join(name));
+        !own.contains(path) && !disk::is_temporary(path)
+    };
+    let mut foreign = entries.flatten().map(|entry| entry.path());
+    let Some(found) = foreign.find(is_foreign) else {
+        return Ok(());
+    };
+    let message = format!(
+        "`{}` is no unfinished run, and has `{}` in it",
+        partial.display(),
+        found.file_name().unwrap_or_default().to_string_lossy()
+    );
+    Err(Problem::new("delta::run::foreign", message)
+        .help("give another output directory with `--out DIR`"))
 }
 
 /// `OUT.partial`
@@ -318,11 +330,10 @@ fn hash_files(
     for entry in std::fs::read_dir(directory).map_err(|e| unreadable(&e))? {
         let path = entry.map_err(|e| unreadable(&e))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let is_result = !(within.is_empty() && NOT_RESULTS.contains(&&*name));
         if path.is_dir() {
             hash_files(&path, &format!("{within}{name}/"), hashes)?;
-        } else if !(within.is_empty() && NOT_RESULTS.contains(&&*name))
-            && !disk::is_temporary(&path)
-        {
+        } else if is_result && !disk::is_temporary(&path) {
             let hash = disk::hash(&path).map_err(|e| failed("read", &path, &e))?;
             hashes.insert(format!("{within}{name}"), hash);
         }

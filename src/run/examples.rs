@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::data::{warn_of_overlap, Examples, Masking, Rows, TextEncoder};
 use crate::diagnostic::{Problem, Span};
 use crate::plan::{
-    Change, Cloze, DataPlan, DeltaPlan, Few, FilePlan, Plan, StagePlan, TaskKind, TaskPlan,
+    Change, Cloze, DataPlan, DeltaPlan, Few, FilePlan, Keep, Plan, StagePlan, TaskKind, TaskPlan,
 };
 use crate::train::Data;
 
@@ -198,17 +198,16 @@ pub fn check_data(plan: &Plan, most: usize) -> DataCheck {
         for (file, trains) in [(&data.train, true), (&data.dev, false), (&data.test, false)] {
             let Some(file) = file else { continue };
             let key = (file.path.clone(), task.span);
-            if seen.contains_key(&key) {
-                continue;
-            }
-            let mut rows = Rows::check(file, task, most);
+            let rows = seen.entry(key).or_insert_with(|| {
+                let mut rows = Rows::check(file, task, most);
+                check.rows += rows.count;
+                check.problems.append(&mut rows.problems);
+                rows
+            });
             if trains {
                 rows.warn_of_training(file, task);
             }
-            check.rows += rows.count;
-            check.problems.append(&mut rows.problems);
             check.warnings.append(&mut rows.warnings);
-            seen.insert(key, rows);
         }
         let rows = |file: &FilePlan| seen.get(&(file.path.clone(), task.span));
         if let (Some(train), Some(dev)) = (&data.train, &data.dev) {
@@ -219,10 +218,13 @@ pub fn check_data(plan: &Plan, most: usize) -> DataCheck {
             }
         }
         if let (Some(stage), None) = (stage, &data.dev) {
-            let message = format!(
-                "stage `{}` has no `dev` set: nothing says how good it is, and `keep = best` keeps the last step",
-                stage.name
-            );
+            let kept = match stage.keep {
+                Keep::Best => ", and `keep = best` keeps the last step",
+                Keep::Last => "",
+            };
+            let name = &stage.name;
+            let message =
+                format!("stage `{name}` has no `dev` set: nothing says how good it is{kept}");
             let problem = Problem::warning("delta::data::no_dev", message).at(stage.span, "here");
             check
                 .warnings

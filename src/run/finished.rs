@@ -32,7 +32,11 @@ pub struct FinishedRun {
 }
 
 /// A file that is not what its record says.
-fn changed(integrity: Integrity, message: String, help: &str) -> Result<(), Problem> {
+pub(super) fn refuse_change(
+    integrity: Integrity,
+    message: String,
+    help: &str,
+) -> Result<(), Problem> {
     match integrity {
         Integrity::Checked => Err(Problem::new("delta::run::changed", message)
             .help(format!("{help}, or insist with `--allow-changed`"))),
@@ -112,7 +116,15 @@ impl FinishedRun {
             Some(recorded) if recorded != hash => {
                 let path = self.directory.join(name);
                 let message = format!("`{}` is not what the run left: it changed", path.display());
-                changed(self.integrity, message, "bring back the run's own file")
+                refuse_change(self.integrity, message, "bring back the run's own file")
+            }
+            None if !self.manifest.files.is_empty() => {
+                let path = self.directory.join(name);
+                let message = format!(
+                    "`{}` is not among the files that the run left",
+                    path.display()
+                );
+                refuse_change(self.integrity, message, "bring back the run's own record")
             }
             _ => Ok(()),
         }
@@ -166,8 +178,12 @@ impl FinishedRun {
                 let message = format!(
                     "`{shown}` is not the backbone that this run was trained on: its weights differ"
                 );
-                return Err(Problem::new("delta::run::other_backbone", message)
-                    .help("give the right one with `--backbone DIR`"));
+                if self.integrity == Integrity::Checked {
+                    return Err(Problem::new("delta::run::other_backbone", message).help(
+                        "give the right one with `--backbone DIR`, or insist with `--allow-changed`",
+                    ));
+                }
+                note(&message);
             }
         }
         if self.manifest.backbone_files.is_empty() {
@@ -185,7 +201,7 @@ impl FinishedRun {
         let names = recorded.changed_input(&now);
         match names.is_empty() {
             true => Ok(()),
-            false => changed(
+            false => refuse_change(
                 self.integrity,
                 format!(
                     "`{shown}` is not as it was when this run was trained: {} changed",

@@ -156,7 +156,7 @@ fn stored_outputs(backbone: &Path, config: &Config) -> Option<usize> {
         .into_iter()
         .rfind(|parameter| parameter.path.ends_with("weight"))?;
     let name = file.find(&weight, &family.prefix)?;
-    file.shape(&name).map(|shape| shape[0])
+    file.shape(&name)?.first().copied()
 }
 
 /// A module that the backbone lacks (BERT's pooler) is the head's: so are an adapter's tensors for it.

@@ -39,6 +39,7 @@ pub fn merge<D: Backend>(plan: &Plan, graph: &Graph<D>, out: &Path) -> Result<()
     Directory::check(out)?;
     let tensors = merged_tensors(plan, graph)?;
     let failed = |e: &std::io::Error| disk::failed("written", out, e);
+    std::fs::create_dir_all(disk::parent(out)).map_err(|e| failed(&e))?;
     let mut place = tempfile::Builder::new();
     place.prefix(".merging-");
     #[cfg(unix)]
@@ -274,7 +275,7 @@ fn stored(parts: BTreeMap<usize, (Parameter, Vec<f32>)>) -> (Vec<f32>, Vec<usize
 fn merged_config(plan: &Plan) -> Result<Value, Problem> {
     let path = plan.backbone.directory.join("config.json");
     let text = std::fs::read_to_string(&path).map_err(|e| disk::failed("read", &path, &e))?;
-    let mut config: Value = serde_json::from_str(&text).map_err(Problem::internal)?;
+    let mut config: Value = crate::text::json(&text).map_err(Problem::internal)?;
     // Weights are written in f32; transformers would round them to what this says.
     for key in ["dtype", "torch_dtype"] {
         if config.get(key).is_some_and(|value| !value.is_null()) {

@@ -51,7 +51,7 @@ pub use origin::resolve_origins;
 pub use precision::PrecisionError;
 pub use profile::{profile, Profile};
 pub use replay::{replay, Compared, Replayed};
-pub use source::{read_text, Checked, Confined, Source, ROWS_AT_EACH_END};
+pub use source::{read_text, whole, Checked, Confined, Source, ROWS_AT_EACH_END};
 pub use tying::resolve_tying;
 
 /// What a finished run came to.
@@ -80,7 +80,7 @@ pub struct Summary {
 /// How a run ended.
 pub enum Ended {
     /// It is complete; here is its directory, and what is odd about it.
-    Complete(Summary, PathBuf, Vec<Problem>),
+    Complete(Box<Summary>, PathBuf, Vec<Problem>),
     /// It was interrupted and can go on; here is where it is.
     Interrupted(PathBuf),
 }
@@ -91,6 +91,8 @@ pub struct Shared<D: Backend> {
     pub backbones: Backbones<D>,
     /// What was computed of frozen prefixes.
     pub prefixes: Prefixes,
+    /// Whether files of earlier runs must be as they were left.
+    pub integrity: Integrity,
 }
 
 impl<D: Backend> Default for Shared<D> {
@@ -98,6 +100,7 @@ impl<D: Backend> Default for Shared<D> {
         Shared {
             backbones: Backbones::default(),
             prefixes: Prefixes::default(),
+            integrity: Integrity::Checked,
         }
     }
 }
@@ -113,10 +116,10 @@ pub fn run<D: Executor>(
     device: D,
     shared: &Shared<D>,
     out: &Path,
-    integrity: Integrity,
     interrupted: &AtomicBool,
     progress: Progress,
 ) -> Result<Ended, Problem> {
+    let integrity = shared.integrity;
     let directory = Directory::claim(out)?;
     precision::check_precision::<D>(plan)?;
     let mut loader = Loader::new(plan)?;
@@ -194,8 +197,8 @@ pub fn run<D: Executor>(
     odd.dedup();
     odd.extend(warnings::collapse(plan, task, &summary));
     recorder.log.sync()?;
-    directory.finish(plan, &graph, Some(&summary), &manifest)?;
-    Ok(Ended::Complete(summary, out.to_path_buf(), odd))
+    directory.finish(plan, source, &graph, Some(&summary), &manifest)?;
+    Ok(Ended::Complete(Box::new(summary), out.to_path_buf(), odd))
 }
 
 /// What Linux says of the process: the line `VmHWM` of `/proc/self/status`, in kB.

@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use serde_json::Value;
 
+use super::finished::refuse_change;
 use super::{run, Ended, FinishedRun, Integrity, Manifest, Shared};
 use crate::diagnostic::Problem;
 use crate::disk;
@@ -57,31 +58,24 @@ pub fn replay<D: Executor>(
     let source = then.text("pipeline.delta")?;
     let now = Manifest::new(&plan, &source)?;
     let changed = then.manifest().changed_input(&now);
-    if !changed.is_empty() && integrity == Integrity::Checked {
+    if !changed.is_empty() {
         let message = format!(
             "what `{}` was made from is not what it was: {} changed",
             directory.display(),
             crate::text::list(&changed)
         );
-        return Err(Problem::new("delta::run::changed", message)
-            .help("bring it back as it was, or insist with `--allow-changed`"));
+        refuse_change(integrity, message, "bring it back as it was")?;
     }
     let figures = |run: &FinishedRun| -> Result<Value, Problem> {
         serde_json::from_str(&run.text("metrics.json")?).map_err(Problem::internal)
     };
     let recorded = figures(&then)?;
     let delta = then.path("delta.safetensors")?;
-    let shared = Shared::default();
-    let ended = run(
-        &plan,
-        &source,
-        device,
-        &shared,
-        out,
+    let shared = Shared {
         integrity,
-        interrupted,
-        progress,
-    )?;
+        ..Shared::default()
+    };
+    let ended = run(&plan, &source, device, &shared, out, interrupted, progress)?;
     if let Ended::Interrupted(_) = ended {
         return Ok(Replayed::Interrupted);
     }

@@ -6,7 +6,7 @@ use super::{
     check_backbone, check_data, resolve_origins, resolve_tying, resolve_words, unknown_keys,
     Integrity,
 };
-use crate::backbone::{locate, read_config};
+use crate::backbone::{fetch_weights, locate, read_config};
 use crate::diagnostic::{Problem, Problems};
 use crate::plan::{plan, Overrides, Plan};
 use crate::syntax::ast::Statement;
@@ -41,7 +41,7 @@ pub struct Confined {
 impl Confined {
     /// The first path of a plan that is in none of the folders, and not in the file's own text.
     fn outside(&self, plan: &Plan, base: &Path) -> Option<PathBuf> {
-        let quoted = self.text.split('"').skip(1).step_by(2);
+        let quoted = crate::syntax::quoted(&self.text).into_iter();
         let own: Vec<PathBuf> = quoted.map(|path| whole(&base.join(path))).collect();
         let files = plan
             .data
@@ -58,13 +58,22 @@ impl Confined {
             let path = whole(path);
             !own.contains(&path) && !self.folders.iter().any(|folder| path.starts_with(folder))
         };
-        paths.cloned().find(is_outside)
+        paths.into_iter().find(|path| is_outside(path)).cloned()
     }
 }
 
-/// A path without links and dots, where it leads to something.
-fn whole(path: &Path) -> PathBuf {
-    path.canonicalize().unwrap_or_else(|_| path.to_owned())
+/// A path without links and dots, as far as it leads to something.
+pub fn whole(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    match (
+        absolute.canonicalize(),
+        absolute.parent(),
+        absolute.file_name(),
+    ) {
+        (Ok(whole), ..) => whole,
+        (Err(_), Some(parent), Some(name)) => whole(parent).join(name),
+        _ => absolute,
+    }
 }
 
 impl Source {
@@ -128,6 +137,20 @@ impl Source {
     /// What should be known of a plan's backbone, and stops nothing.
     pub fn warnings(&self, plan: &Plan) -> Problems {
         self.locate(unknown_keys(plan).into_iter().collect())
+    }
+
+    /// The plan of a run, when nothing of what it reads is wrong. The weights of a backbone from the hub are fetched.
+    ///
+    /// # Errors
+    /// See [`Source::checked_plan`] and [`fetch_weights`].
+    pub fn runnable_plan(&self) -> Result<Checked, Problems> {
+        let plan = self.plan()?;
+        if plan.backbone.location.starts_with("hf:") && !plan.backbone.random {
+            let span = plan.backbone.span;
+            fetch_weights(&plan.backbone.location)
+                .map_err(|problem| self.locate(vec![problem.or_at(span)]))?;
+        }
+        self.checked_plan(usize::MAX)
     }
 
     /// The plan, when its backbone's tokenizer and tensors, and the first and last `most` rows of its data, are

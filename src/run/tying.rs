@@ -15,6 +15,11 @@ pub fn resolve_tying(plan: &mut Plan) -> Result<(), Vec<Problem>> {
     if !reads_it || plan.backbone.random {
         return Ok(());
     }
+    // Weights that were not fetched yet say nothing: a run fetches them and plans again.
+    let is_hub = plan.backbone.location.starts_with("hf:");
+    if is_hub && Checkpoint::open_directory(&plan.backbone.directory).is_err() {
+        return Ok(());
+    }
     let span = plan.backbone.span;
     let found = has_decoder(plan).map_err(|problem| vec![problem.or_at(span)])?;
     plan.backbone.config.has_decoder = found;

@@ -1,6 +1,7 @@
 //! Runs of a script: several side by side, none twice, one backbone in memory for all, and what
 //! its frozen blocks make of an example where no delta has a part in it.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -23,6 +24,8 @@ pub(super) struct Runner {
     pub is_quiet: bool,
     pub interrupted: &'static AtomicBool,
     pub shared: Shared<Cpu>,
+    /// What was said already: runs of one pipeline are odd in the same ways.
+    pub warned: Mutex<BTreeSet<String>>,
 }
 
 /// A run that is complete.
@@ -37,6 +40,26 @@ pub(super) struct Finished {
 impl Runner {
     pub fn is_interrupted(&self) -> bool {
         self.interrupted.load(Ordering::Relaxed)
+    }
+
+    /// The plan of a pipeline, after a look at all that it reads; what is odd about it is said once.
+    fn plan(&self, source: &Source) -> Result<Plan, Problems> {
+        let checked = source.runnable_plan()?;
+        self.warn(&checked.warnings);
+        Ok(checked.plan)
+    }
+
+    fn warn(&self, warnings: &Problems) {
+        for problem in &warnings.problems {
+            let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+            if !self.is_quiet && warned.insert(problem.message.clone()) {
+                let one = Problems {
+                    problems: vec![problem.clone()],
+                    ..warnings.clone()
+                };
+                say(one.render(false).trim_end());
+            }
+        }
     }
 
     /// Runs what has not been run, in the order given, several side by side where there is memory
@@ -80,7 +103,7 @@ impl Runner {
     /// Runs a pipeline with nothing shared and nothing beside it, so that the most memory
     /// that the process has is the run's.
     pub fn run_alone(&self, source: &Source) -> Result<Finished, Problems> {
-        let plan = source.checked_plan(usize::MAX)?.plan;
+        let plan = self.plan(source)?;
         crate::memory::release();
         // Linux then counts the most memory anew; elsewhere it is that of the whole process.
         let _ = std::fs::write("/proc/self/clear_refs", "5");
@@ -88,7 +111,11 @@ impl Runner {
             out: self.out.join("alone"),
             is_quiet: self.is_quiet,
             interrupted: self.interrupted,
-            shared: Shared::default(),
+            shared: Shared {
+                integrity: source.integrity,
+                ..Shared::default()
+            },
+            warned: Mutex::default(),
         };
         let finished = alone.run(source, &plan)?;
         self.show(&finished, 1, 1);
@@ -111,12 +138,14 @@ impl Runner {
                     Cpu::default(),
                     &self.shared,
                     &directory,
-                    source.integrity,
                     self.interrupted,
                     Progress::new(true),
                 );
                 match ended.map_err(located)? {
-                    run::Ended::Complete(summary, _, _) => summary,
+                    run::Ended::Complete(summary, _, odd) => {
+                        self.warn(&source.locate(odd));
+                        *summary
+                    }
                     run::Ended::Interrupted(_) => return Err(stop().into()),
                 }
             }

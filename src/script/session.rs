@@ -11,7 +11,7 @@ use super::runner::Runner;
 use super::Options;
 use crate::diagnostic::Problem;
 use crate::plan::Overrides;
-use crate::run::{Confined, Integrity, Shared, Source};
+use crate::run::{whole, Confined, Integrity, Shared, Source};
 use crate::text::{did_you_mean, quoted_list};
 
 /// What the functions of a script share.
@@ -57,7 +57,11 @@ impl Session {
                 out: options.out.clone(),
                 is_quiet: options.is_quiet,
                 interrupted: options.interrupted,
-                shared: Shared::default(),
+                shared: Shared {
+                    integrity: options.integrity,
+                    ..Shared::default()
+                },
+                warned: Default::default(),
             },
         })
     }
@@ -185,9 +189,8 @@ impl Session {
 
 /// The folders that pipelines of a script may read: its own, that of its runs, and those that the caller allows.
 fn allowed(folder: &Path, options: &Options<'static>) -> Vec<PathBuf> {
-    let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or(path.clone());
     let others = options.allowed.iter().chain([&options.out]);
-    let whole = others.map(|path| path.canonicalize().unwrap_or_else(|_| absolute(path)));
+    let whole = others.map(|path| whole(path));
     std::iter::once(folder.to_owned()).chain(whole).collect()
 }
 

@@ -75,17 +75,17 @@ const HABITS: [Habit; 20] = [
         help: "write `on block.*.attn.{q,v}`; `deltarun plan` shows the tree, and a checkpoint's own name stands in quotes: `on \"*.query\"`",
     },
     Habit {
-        pattern: r"\binsert[ \t]+(\w+)[ \t]*=[ \t]*(\w+)[^\n]*?[ \t]on\b",
+        pattern: r"\binsert[ \t]+(\w+)[ \t]*=[ \t]*(\w+)[ \t]*(?:\{[^{}\n]*\}[ \t]*)?\bon\b",
         message: "`insert` puts a module `after`, `beside` or `before` others",
         help: "write `reparam $1 = $2 ... on ...` for what changes weights, or `insert $1 = $2 ... after ...`",
     },
     Habit {
-        pattern: r"\breparam[ \t]+(\w+)[ \t]*=[ \t]*(\w+)[^\n]*?[ \t](after|beside|before)\b",
+        pattern: r"\breparam[ \t]+(\w+)[ \t]*=[ \t]*(\w+)[ \t]*(?:\{[^{}\n]*\}[ \t]*)?\b(after|beside|before)\b",
         message: "`reparam` changes weights `on` modules",
         help: "write `insert $1 = $2 ... $3 ...` for a module of its own, or `reparam $1 = $2 ... on ...`",
     },
     Habit {
-        pattern: r"\btask[ \t]*=[ \t]*(\w+)",
+        pattern: r"\btask[ \t]*=[ \t]*(\w+)[ \t]*\{",
         message: "a task has no `=` unless it has a name",
         help: "write `task $1 { ... }`, or `task NAME = $1 { ... }`",
     },

@@ -54,6 +54,28 @@ pub fn parse(text: &str) -> Result<Pipeline, Vec<Problem>> {
     }
 }
 
+/// The texts in quotes of a file, those in comments left out.
+pub fn quoted(text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut rest = text;
+    while let Some(place) = rest.find(['"', '#']) {
+        let is_text = rest[place..].starts_with('"');
+        let inner = &rest[place + 1..];
+        let mut is_escaped = false;
+        let end = inner.find(|symbol: char| {
+            let ends = symbol == '\n' || (is_text && symbol == '"' && !is_escaped);
+            is_escaped = symbol == '\\' && !is_escaped;
+            ends
+        });
+        let end = end.unwrap_or(inner.len());
+        if is_text {
+            found.push(inner[..end].to_owned());
+        }
+        rest = inner.get(end + 1..).unwrap_or_default();
+    }
+    found
+}
+
 /// Reads one value, as in `--set name=value`.
 ///
 /// # Errors

@@ -16,20 +16,26 @@ pub(super) const KEYWORDS: [&str; 10] = [
 /// What is wrong with a text that is no pipeline; at least one problem.
 pub(super) fn problems(text: &str) -> Vec<Problem> {
     let scan = Scan::of(text);
+    let failing: Vec<(Span, Problem)> = scan
+        .statements
+        .iter()
+        .filter_map(|statement| {
+            let part = &text[statement.start..statement.end];
+            let error = Grammar::parse(Rule::file, part).err()?;
+            Some((*statement, moved(explain(&error, part), statement.start)))
+        })
+        .collect();
+    // A statement that parses has no habits, whatever it looks like.
+    let is_within = |problem: &Problem, statement: &Span| {
+        let mut labels = problem.labels.iter();
+        labels.any(|(span, _)| statement.start <= span.start && span.start < statement.end)
+    };
     let mut found = scan.problems;
-    found.extend(habits::find(text, &scan.code));
-    for statement in &scan.statements {
-        let part = &text[statement.start..statement.end];
-        let Err(error) = Grammar::parse(Rule::file, part) else {
-            continue;
-        };
-        let problem = moved(explain(&error, part), statement.start);
-        // Where a habit was recognised, what pest expected there is noise.
-        let is_explained = |habit: &Problem| {
-            let mut labels = habit.labels.iter();
-            labels.any(|(span, _)| statement.start <= span.start && span.start < statement.end)
-        };
-        if !found.iter().any(is_explained) {
+    let habits = habits::find(text, &scan.code).into_iter();
+    found.extend(habits.filter(|habit| failing.iter().any(|(span, _)| is_within(habit, span))));
+    // Where something was recognised, what pest expected there is noise.
+    for (statement, problem) in failing {
+        if !found.iter().any(|known| is_within(known, &statement)) {
             found.push(problem);
         }
     }

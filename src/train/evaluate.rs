@@ -104,7 +104,7 @@ pub(super) fn evaluate_with<D: Executor>(
     masking: Option<Masking>,
     kept: Option<&PrefixStore>,
 ) -> Result<Evaluation, Problem> {
-    let mut score = Score::default();
+    let mut score = Score::new();
     match task.kind.is_language_model() {
         true => {
             // A wave at a time: logits over a vocabulary are large.
@@ -130,11 +130,17 @@ pub(super) fn evaluate_with<D: Executor>(
             }
         }
     }
+    if !score.is_finite {
+        let message = "a logit is not a finite number";
+        return Err(Problem::failure("delta::train::not_finite", message)
+            .help("look at the weights of the run and of its backbone"));
+    }
     Ok(score.finish(examples.len(), task))
 }
 
-#[derive(Default)]
 struct Score {
+    /// Whether all logits were.
+    is_finite: bool,
     loss: f64,
     predicted: Vec<usize>,
     labels: Vec<usize>,
@@ -143,7 +149,19 @@ struct Score {
 }
 
 impl Score {
+    fn new() -> Self {
+        Score {
+            is_finite: true,
+            loss: 0.0,
+            predicted: Vec::new(),
+            labels: Vec::new(),
+            predicted_numbers: Vec::new(),
+            numbers: Vec::new(),
+        }
+    }
+
     fn class(&mut self, logits: &[f32], class: usize) {
+        self.is_finite &= logits.iter().all(|logit| logit.is_finite());
         let probabilities = softmax(logits);
         self.loss -= probabilities[class].max(f64::MIN_POSITIVE).ln();
         self.predicted.push(highest(logits));
@@ -151,6 +169,7 @@ impl Score {
     }
 
     fn number(&mut self, predicted: f32, number: f32) {
+        self.is_finite &= predicted.is_finite();
         let difference = f64::from(predicted) - f64::from(number);
         self.loss += difference * difference;
         self.predicted_numbers.push(f64::from(predicted));

@@ -1,0 +1,80 @@
+//! `deltarun replay`: a finished run again, and what came out otherwise.
+
+use std::path::Path;
+
+use super::arguments::ReplayOptions;
+use super::commands::{interruption, on_device};
+use super::Ended;
+use crate::diagnostic::{Problem, Problems};
+use crate::disk;
+use crate::graph::Executor;
+use crate::report::{print, say, Progress, Table};
+use crate::run::{self, Replayed};
+use crate::text::counted;
+
+pub(super) fn replay(options: &ReplayOptions) -> Result<Ended, Problems> {
+    let directory = &options.run;
+    let out = options.out.clone().unwrap_or_else(|| {
+        let mut name = directory.file_name().unwrap_or_default().to_os_string();
+        name.push(".replay");
+        directory.with_file_name(name)
+    });
+    on_device!(options.device, |device| replay_on(options, &out, device))
+}
+
+fn replay_on<D: Executor>(
+    options: &ReplayOptions,
+    out: &Path,
+    device: D,
+) -> Result<Ended, Problems> {
+    let progress = Progress::new(options.quiet);
+    let integrity = options.integrity.integrity();
+    let replayed = run::replay(
+        &options.run,
+        out,
+        integrity,
+        device,
+        interruption(),
+        progress,
+    )?;
+    let compared = match replayed {
+        Replayed::Compared(compared) => compared,
+        Replayed::Interrupted => {
+            say("interrupted; the same command goes on");
+            return Ok(Ended::Interrupted);
+        }
+    };
+    let mut table = Table::new(["", "then", "now", ""]);
+    for one in &compared {
+        let verdict = if one.is_same() { "the same" } else { "other" };
+        table.row([
+            one.name.clone(),
+            short(&one.then),
+            short(&one.now),
+            verdict.to_owned(),
+        ]);
+    }
+    print(&format!("\n{table}\n"));
+    let others = compared.iter().filter(|one| !one.is_same()).count();
+    if others > 0 {
+        let message = format!(
+            "{} came out otherwise than the run recorded",
+            counted(others, "figure")
+        );
+        return Err(Problem::failure("delta::run::replay", message)
+            .help(format!(
+                "the new run is in `{}`: another processor or version rounds otherwise",
+                out.display()
+            ))
+            .into());
+    }
+    if options.out.is_none() {
+        std::fs::remove_dir_all(out).map_err(|e| disk::failed("removed", out, &e))?;
+    }
+    Ok(Ended::Done)
+}
+
+/// The beginning of a long value: a hash.
+fn short(value: &str) -> String {
+    value.chars().take(20).collect()
+}

@@ -1,0 +1,68 @@
+//! The blocks that an adapter is on.
+
+use std::path::Path;
+
+use fancy_regex::Regex;
+use serde_json::Value;
+
+use super::import::problem;
+use crate::delta::PeftConfig;
+use crate::diagnostic::Problem;
+
+/// The blocks that `layers_to_transform` leaves, as PEFT reads it (`tuners_utils.check_target_module_exists`).
+pub(super) struct Layers {
+    /// Nothing where all are meant.
+    numbers: Option<Vec<i64>>,
+    /// What stands before the number of a block; any name where there is none.
+    patterns: Vec<String>,
+}
+
+impl Layers {
+    pub(super) fn of(directory: &Path, adapter: &PeftConfig) -> Result<Self, Problem> {
+        let texts = |value: Option<&Value>| -> Vec<String> {
+            let items = match value {
+                Some(Value::String(text)) => return vec![text.clone()],
+                value => value.and_then(Value::as_array).into_iter().flatten(),
+            };
+            items.filter_map(Value::as_str).map(str::to_owned).collect()
+        };
+        let patterns = texts(adapter.get("layers_pattern"));
+        let numbers = match adapter.get("layers_to_transform") {
+            Some(Value::Number(one)) => one.as_i64().map(|one| vec![one]),
+            Some(Value::Array(all)) if !all.is_empty() => {
+                Some(all.iter().filter_map(Value::as_i64).collect())
+            }
+            _ => None,
+        };
+        let is_pattern = adapter.get("target_modules").is_some_and(Value::is_string);
+        if numbers.is_some() && is_pattern {
+            let message = "`layers_to_transform` stands beside a `target_modules` that is a regular expression";
+            return Err(problem(directory, message)
+                .help("name the blocks in the expression, or the modules in a list"));
+        }
+        Ok(Layers { numbers, patterns })
+    }
+
+    /// Whether a module that is named is in one of the blocks; one that is named in full is meant in any case.
+    pub(super) fn have(&self, name: &str, targets: &Value) -> bool {
+        let Some(numbers) = &self.numbers else {
+            return true;
+        };
+        let is_whole = targets
+            .as_array()
+            .is_some_and(|items| items.iter().any(|item| item == name));
+        let number = match self.patterns.as_slice() {
+            [] => block_number(r"^.*?\.[^.]*\.(\d+)\.", name),
+            patterns => patterns.iter().find_map(|pattern| {
+                block_number(&format!(r"^(?:|.*?\.)(?:{pattern})\.(\d+)\."), name)
+            }),
+        };
+        is_whole || number.is_some_and(|number| numbers.contains(&number))
+    }
+}
+
+/// The number of a block in a module's name.
+fn block_number(pattern: &str, name: &str) -> Option<i64> {
+    let found = Regex::new(pattern).ok()?.captures(name).ok()??;
+    found.get(found.len() - 1)?.as_str().parse().ok()
+}

@@ -1,0 +1,90 @@
+//! Weights of the backbone itself that an adapter replaces.
+
+use serde_json::Value;
+
+use super::module_name;
+use super::reader::Reader;
+use crate::backbone::{Config, Tree};
+use crate::delta::{transposed, PeftConfig};
+use crate::diagnostic::{Problem, Span};
+use crate::plan::{Change, DeltaPlan};
+
+/// Weights of the backbone itself that an adapter replaces: biases (`bias`), and modules of `modules_to_save` that
+/// are no head.
+pub(super) fn read(
+    adapter: &PeftConfig,
+    saved: &[String],
+    config: &Config,
+    [key_prefix, prefix]: &[&str; 2],
+    reader: &mut Reader,
+) -> Result<Option<DeltaPlan>, Problem> {
+    const NAME: &str = "unfrozen";
+    let bias = adapter
+        .get("bias")
+        .and_then(Value::as_str)
+        .unwrap_or("none");
+    let tree = Tree::new(config);
+    let mut parameters = Vec::new();
+    let head: Vec<&str> = config
+        .family()
+        .heads
+        .classify
+        .steps
+        .iter()
+        .filter(|step| step.kind.is_some())
+        .filter_map(|step| step.name.as_deref())
+        .collect();
+    for module in tree.modules() {
+        let name = module_name(prefix, &module.checkpoint_name);
+        // PEFT copies a module with all that is below it, and compares ends without a look at parts of names.
+        let ends = name
+            .match_indices('.')
+            .map(|(dot, _)| dot)
+            .chain([name.len()]);
+        let above: Vec<&str> = ends.map(|end| &name[..end]).collect();
+        let is_kept = saved.iter().any(|saved| {
+            let is_of_head = head.iter().any(|head| head.contains(saved.as_str()));
+            !is_of_head && above.iter().any(|above| above.ends_with(saved.as_str()))
+        });
+        for parameter in &module.parameters {
+            let plain = format!("{key_prefix}{}", parameter.source.full_name(prefix));
+            let at_target = format!(
+                "{key_prefix}{name}.base_layer.{}",
+                parameter.path.rsplit('.').next().unwrap_or_default()
+            );
+            let is_bias = bias != "none" && parameter.path.ends_with(".bias");
+            let stored = match (is_kept, is_bias) {
+                (true, _) => plain,
+                (_, true) if reader.has(&at_target) => at_target,
+                (_, true) if bias == "all" && reader.has(&plain) => plain,
+                _ => continue,
+            };
+            if parameter.source.parts > 1 || reader.is_taken(&stored) {
+                continue;
+            }
+            let shape = match parameter.source.transposed {
+                true => parameter.shape.iter().rev().copied().collect(),
+                false => parameter.shape.clone(),
+            };
+            let mut values = reader.take_values(&stored, &shape)?;
+            if parameter.source.transposed {
+                values = transposed(&values, shape[1]);
+            }
+            let key = format!("{NAME}.{}", parameter.path);
+            reader
+                .tensors
+                .insert(key, (values, parameter.shape.clone()));
+            parameters.push(parameter.path.clone());
+        }
+    }
+    // What PEFT writes of the head beside the head itself.
+    let copies = [".original_module.", ".modules_to_save."];
+    reader.pass_over(|name| bias == "all" && copies.iter().any(|copy| name.contains(copy)));
+    Ok((!parameters.is_empty()).then(|| DeltaPlan {
+        name: NAME.to_owned(),
+        change: Change::Unfreeze { parameters },
+        is_gated: false,
+        origin: None,
+        span: Span::default(),
+    }))
+}
