@@ -233,6 +233,8 @@ fn bad_lines_of_predict_are_named() {
 fn arguments_have_their_messages() {
     let place = Place::new();
     insta::assert_snapshot!("no_file", place.fail(2, &[]));
+    let message = place.fail(2, &["chek", "small.delta"]);
+    assert!(message.contains("did you mean"), "{message}");
     insta::assert_snapshot!("no_such_file", place.fail(2, &["none.delta"]));
     insta::assert_snapshot!(
         "no_such_device",

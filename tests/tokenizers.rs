@@ -5,6 +5,7 @@ mod common;
 
 use common::{config, fixture};
 use deltarun::data::TextEncoder;
+use deltarun::plan::{Cloze, Piece};
 use serde_json::Value;
 
 #[test]
@@ -30,7 +31,45 @@ fn tokens_are_those_of_transformers() {
         }
         cases += 1;
     }
-    assert_eq!(cases, 13);
+    assert_eq!(cases, 14);
+}
+
+/// A causal model's word brings the space before it: that of the template is not there twice.
+#[test]
+fn the_space_before_a_causal_mask_is_the_words_own() {
+    let directory = fixture("tokenizers/gpt2_stored_prefix");
+    let encoder = TextEncoder::open(&directory, 20, &config(&directory)).unwrap();
+    let cloze = |template: &str| Cloze {
+        template: Piece::parse(template).unwrap(),
+        words: vec!["go".to_owned()],
+        tokens: Vec::new(),
+        takes_mean: false,
+        range: None,
+        span: Default::default(),
+    };
+    let tokens = |template: &str| {
+        let found = encoder.encode_cloze(&cloze(template), &[vec!["fi".to_owned()]]);
+        found.unwrap().remove(0).tokens
+    };
+    let plain = encoder
+        .encode(&[vec!["fi go".to_owned()]])
+        .unwrap()
+        .remove(0)
+        .tokens;
+    assert_eq!(tokens("{text} go {mask}"), plain);
+    // The word then makes of the whole what transformers makes of the sentence.
+    let word = encoder.tokens("go").unwrap();
+    let sentence = encoder
+        .encode(&[vec!["fi go go".to_owned()]])
+        .unwrap()
+        .remove(0)
+        .tokens;
+    let joined: Vec<u32> = plain
+        .iter()
+        .copied()
+        .chain(word.iter().map(|t| *t as u32))
+        .collect();
+    assert_eq!(joined, sentence);
 }
 
 /// A padding token in a text moves RoBERTa's positions and hides GPT-2's last token: it is refused by name.

@@ -5,14 +5,17 @@ mod commands;
 mod predict;
 mod replay;
 
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::path::Path;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use crate::diagnostic::{Problem, Problems};
 use crate::report::{print, say};
+use crate::text::did_you_mean;
 use arguments::{Arguments, Command, Format};
 
 /// Exit code of a run that Ctrl-C stopped, as shells have it.
@@ -27,6 +30,10 @@ enum Ended {
 /// Reads the arguments, runs the command, shows what is wrong. 0 when all is well, 1 for a failure, 2
 /// for a mistake of the user's, 130 when interrupted.
 pub fn main() -> ExitCode {
+    if let Some(problem) = std::env::args_os().nth(1).and_then(near_command) {
+        show(&problem.into(), Format::Text);
+        return ExitCode::from(2);
+    }
     let arguments = Arguments::parse();
     // A file that grows beyond its limit is then an error like a full disk, and no signal that ends the process.
     #[cfg(unix)]
@@ -50,6 +57,23 @@ pub fn main() -> ExitCode {
             ExitCode::from(problems.exit_code())
         }
     }
+}
+
+/// A word that is no file, and near a command.
+fn near_command(word: OsString) -> Option<Problem> {
+    let file = Path::new(&word);
+    if Arguments::command().find_subcommand(&word).is_some() || word == "help" {
+        return None;
+    }
+    let word = file
+        .to_str()
+        .filter(|_| file.extension().is_none() && !file.exists())?;
+    let commands = Arguments::command();
+    let names = commands.get_subcommands().map(|command| command.get_name());
+    let near = did_you_mean(word, names)?;
+    let message = format!("there is no command and no file `{word}`");
+    let problem = Problem::new("delta::cli::command", message);
+    Some(problem.help(format!("did you mean `deltarun {near}`?")))
 }
 
 /// Writes what is wrong: for people on standard error, for programs on standard output.

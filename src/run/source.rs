@@ -195,11 +195,14 @@ pub struct Checked {
 /// It cannot be read, or is not UTF-8.
 pub fn read_text(path: &Path) -> Result<String, Problem> {
     let bytes = std::fs::read(path).map_err(|e| {
-        Problem::new(
-            "delta::cli::unreadable",
-            format!("`{}` cannot be read: {e}", path.display()),
-        )
-        .help("check the path")
+        let message = format!("`{}` cannot be read: {e}", path.display());
+        let problem = Problem::new("delta::cli::unreadable", message);
+        match path.extension() {
+            Some(_) => problem.help("check the path"),
+            None => problem.help(
+                "give a `.delta` or `.rhai` file, or a command: `deltarun --help` lists them",
+            ),
+        }
     })?;
     String::from_utf8(bytes).map_err(|_| {
         Problem::new(
