@@ -33,7 +33,7 @@ fn bad_rows_are_found_with_their_lines() {
         (
             "text number 7\tpositive",
             "\t",
-            "line 9: the label `` is not named",
+            "line 9: the label is empty",
         ),
         (
             "text\tlabel\n",
@@ -128,6 +128,12 @@ fn formats_have_their_own_mistakes() {
         assert_eq!(code, Some(2), "{message}");
         assert!(words.contains(said), "{said}: {message}");
     }
+    // A quote that is missing at the end of a text swallows rows, and may still be CSV.
+    let swallowed =
+        "text,label\nfine,positive\n\"bad,negative\ngood,positive\nmore \"\" film\",negative\n";
+    let (code, message) = as_format("csv", swallowed.as_bytes());
+    assert_eq!(code, Some(0), "{message}");
+    assert!(message.contains("delta::data::swallowed"), "{message}");
     // What a task does not read may be anything.
     for extra in ["{\"a\": 1}", "null", "[1]"] {
         let line = |label: &str| {

@@ -15,7 +15,7 @@ use clap::{CommandFactory, Parser};
 
 use crate::diagnostic::{Problem, Problems};
 use crate::report::{print, say};
-use crate::text::did_you_mean;
+use crate::text::{did_you_mean, quoted_list};
 use arguments::{Arguments, Command, Format};
 
 /// Exit code of a run that Ctrl-C stopped, as shells have it.
@@ -30,7 +30,7 @@ enum Ended {
 /// Reads the arguments, runs the command, shows what is wrong. 0 when all is well, 1 for a failure, 2
 /// for a mistake of the user's, 130 when interrupted.
 pub fn main() -> ExitCode {
-    if let Some(problem) = std::env::args_os().nth(1).and_then(near_command) {
+    if let Some(problem) = std::env::args_os().nth(1).and_then(unknown_command) {
         show(&problem.into(), Format::Text);
         return ExitCode::from(2);
     }
@@ -59,21 +59,27 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// A word that is no file, and near a command.
-fn near_command(word: OsString) -> Option<Problem> {
+/// A word that is neither a command nor a file.
+fn unknown_command(word: OsString) -> Option<Problem> {
     let file = Path::new(&word);
     if Arguments::command().find_subcommand(&word).is_some() || word == "help" {
         return None;
     }
-    let word = file
-        .to_str()
-        .filter(|_| file.extension().is_none() && !file.exists())?;
+    let is_word =
+        |word: &&str| !word.starts_with('-') && file.extension().is_none() && !file.exists();
+    let word = file.to_str().filter(is_word)?;
     let commands = Arguments::command();
     let names = commands.get_subcommands().map(|command| command.get_name());
-    let near = did_you_mean(word, names)?;
+    let names: Vec<&str> = names.collect();
     let message = format!("there is no command and no file `{word}`");
     let problem = Problem::new("delta::cli::command", message);
-    Some(problem.help(format!("did you mean `deltarun {near}`?")))
+    Some(match did_you_mean(word, names.iter().copied()) {
+        Some(near) => problem.help(format!("did you mean `deltarun {near}`?")),
+        None => problem.help(format!(
+            "give a `.delta` or `.rhai` file, or a command: {}",
+            quoted_list(names)
+        )),
+    })
 }
 
 /// Writes what is wrong: for people on standard error, for programs on standard output.

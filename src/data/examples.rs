@@ -212,6 +212,13 @@ fn target(value: &str, task: &TaskPlan) -> Result<Target, (String, String)> {
         return Ok(Target::Class(number));
     }
     let known = || task.labels.iter().map(|label| label.value.as_str());
+    if value.is_empty() {
+        let help = format!(
+            "give the row a label; the task names {}",
+            quoted_list(known())
+        );
+        return Err(("the label is empty".to_owned(), help));
+    }
     let help = match did_you_mean(value, known()) {
         Some(near) => format!(
             "did you mean `{near}`? the task names {}",

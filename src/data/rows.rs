@@ -32,6 +32,8 @@ pub struct Rows {
     /// The lines of the first row without a text, and of the first text in quotes.
     empty: (usize, Option<usize>),
     quoted: (usize, Option<usize>),
+    /// The line of the first text that has what looks like other rows in it.
+    swallowed: (usize, Option<usize>),
 }
 
 impl Rows {
@@ -108,6 +110,13 @@ impl Rows {
         if file.format == FileFormat::Tsv && texts.iter().any(is_quoted) {
             note(&mut self.quoted);
         }
+        let is_row = |line: &str| {
+            let label = line.rsplit(',').next().unwrap_or_default().trim();
+            line.contains(',') && task.labels.iter().any(|known| known.value == label)
+        };
+        if texts.iter().any(|text| text.lines().skip(1).any(is_row)) {
+            note(&mut self.swallowed);
+        }
         let mut hasher = DefaultHasher::new();
         texts.hash(&mut hasher);
         self.texts.insert(hasher.finish());
@@ -141,6 +150,19 @@ impl Rows {
             );
             self.warnings
                 .push(problem.help("remove rows without a text"));
+        }
+        if let (count, Some(line)) = self.swallowed {
+            let message = format!(
+                "the text in quotes has what looks like other rows in it, as it is in {} of {seen}",
+                counted(count, "row")
+            );
+            let problem = warning(
+                "delta::data::swallowed",
+                file,
+                &at_line("", path, line, message),
+            );
+            self.warnings
+                .push(problem.help("look for a quote that is missing at the end of the text"));
         }
         if let (count, Some(line)) = self.quoted {
             let message = format!(

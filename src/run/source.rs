@@ -196,13 +196,7 @@ pub struct Checked {
 pub fn read_text(path: &Path) -> Result<String, Problem> {
     let bytes = std::fs::read(path).map_err(|e| {
         let message = format!("`{}` cannot be read: {e}", path.display());
-        let problem = Problem::new("delta::cli::unreadable", message);
-        match path.extension() {
-            Some(_) => problem.help("check the path"),
-            None => problem.help(
-                "give a `.delta` or `.rhai` file, or a command: `deltarun --help` lists them",
-            ),
-        }
+        Problem::new("delta::cli::unreadable", message).help("check the path")
     })?;
     String::from_utf8(bytes).map_err(|_| {
         Problem::new(
