@@ -310,18 +310,29 @@ fn a_backbone_of_the_hub_is_taken_from_the_local_cache() {
             .output()
             .unwrap()
     };
-    assert!(run(&["check", "small.delta"]).status.success());
-    let missing = run(&["small.delta", "--quiet"]);
-    let message = String::from_utf8_lossy(&missing.stderr).into_owned();
-    assert_eq!(missing.status.code(), Some(1), "{message}");
-    assert!(
-        message.contains("hf:some/bert") && message.contains("help:"),
-        "{message}"
-    );
+    // One that reads the language model's head, which the weights say more of, waits for them just the same.
+    let cloze = PIPELINE
+        .replace("pipeline small", "pipeline cloze")
+        .replace("    text = text\n", "    template = \"{text} so i {mask} it .\"\n    words = { negative = \"hated\", positive = \"loved\" }\n")
+        .replace("[low_rank, head]", "[low_rank]")
+        .replace("\"backbone\"", "\"hf:some/bert\"");
+    place.write("cloze.delta", cloze.as_bytes());
+    for file in ["small.delta", "cloze.delta"] {
+        assert!(run(&["check", file]).status.success(), "{file}");
+        let missing = run(&[file, "--quiet"]);
+        let message = String::from_utf8_lossy(&missing.stderr).into_owned();
+        assert_eq!(missing.status.code(), Some(1), "{message}");
+        assert!(
+            message.contains("hf:some/bert") && message.contains("help:"),
+            "{message}"
+        );
+    }
     std::fs::copy(
         place.path("backbone/model.safetensors"),
         snapshot.join("model.safetensors"),
     )
     .unwrap();
-    assert!(run(&["small.delta", "--quiet"]).status.success());
+    for file in ["small.delta", "cloze.delta"] {
+        assert!(run(&[file, "--quiet"]).status.success(), "{file}");
+    }
 }
