@@ -5,7 +5,7 @@ use std::collections::{HashSet, VecDeque};
 use std::hash::{Hash, Hasher};
 
 use super::examples::{checked_target, wanted, Target};
-use super::table::{at_line, visit, Row};
+use super::table::{at_line, no_examples, visit, Row};
 use crate::diagnostic::Problem;
 use crate::plan::{FileFormat, FilePlan, TaskKind, TaskPlan};
 use crate::text::{counted, quoted_list};
@@ -68,12 +68,7 @@ impl Rows {
             }
             Err(problem) => rows.problems.push(problem.or_at(file.span)),
             Ok(()) if seen == 0 => {
-                let message = "it has no examples";
-                rows.problems.push(
-                    at_line("delta::data::empty", &file.path, 0, message)
-                        .at(file.span, "this file")
-                        .help("give a file with at least one row below its header"),
-                );
+                rows.problems.push(no_examples(file));
             }
             Ok(()) => {}
         }

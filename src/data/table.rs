@@ -127,7 +127,7 @@ pub(super) fn no_column(file: &FilePlan, columns: &[String], name: &str) -> Prob
     }
 }
 
-fn no_examples(file: &FilePlan) -> Problem {
+pub(super) fn no_examples(file: &FilePlan) -> Problem {
     at_line("delta::data::empty", &file.path, 0, "it has no examples")
         .at(file.span, "this file")
         .help("give a file with at least one row below its header")
@@ -301,7 +301,7 @@ fn csv(
 /// The line of a quote that neither opens a value, closes one, nor stands doubled in one: a value that swallows
 /// the lines behind it has one, sooner or later.
 fn stray_quote(text: &str) -> Option<usize> {
-    let mut line = 1;
+    let (mut line, mut opened) = (1, 1);
     let mut is_quoted = false;
     let mut symbols = text.chars().peekable();
     let mut is_start = true;
@@ -315,12 +315,12 @@ fn stray_quote(text: &str) -> Option<usize> {
                     return Some(line);
                 }
             }
-            (false, '"') if is_start => is_quoted = true,
+            (false, '"') if is_start => (is_quoted, opened) = (true, line),
             _ => {}
         }
         is_start = !is_quoted && matches!(symbol, ',' | '\n');
     }
-    is_quoted.then_some(line)
+    is_quoted.then_some(opened)
 }
 
 /// A line as a JSON object.

@@ -1,114 +1,129 @@
 //! What other tools call things, and what to write here instead: help, never a second spelling.
 
-/// Keys of PEFT, Axolotl, LLaMA-Factory and Hugging Face's Trainer: ours where a key of that name does the same, or a
-/// sentence.
-const KEYS: [(&str, &str); 44] = [
+/// What to write instead.
+enum Instead {
+    /// A key or word of ours, where it is known at that place.
+    Ours(&'static str),
+    /// A sentence that begins with "write".
+    Write(&'static str),
+}
+
+use Instead::{Ours, Write};
+
+/// Keys of PEFT, Axolotl, LLaMA-Factory and Hugging Face's Trainer.
+const KEYS: [(&str, Instead); 44] = [
     (
         "adapter",
-        "=the method behind `reparam NAME =` or `insert NAME =`",
+        Write("the method behind `reparam NAME =` or `insert NAME =`"),
     ),
-    ("alpha_r", "alpha"),
-    ("batch_size", "batch"),
-    ("bf16", "=`backbone \"...\" { precision = bf16 }`"),
-    ("bottleneck_size", "bottleneck"),
-    ("cutoff_len", "=`backbone \"...\" { max_length = 128 }`"),
+    ("alpha_r", Ours("alpha")),
+    ("batch_size", Ours("batch")),
+    ("bf16", Write("`backbone \"...\" { precision = bf16 }`")),
+    ("bottleneck_size", Ours("bottleneck")),
+    (
+        "cutoff_len",
+        Write("`backbone \"...\" { max_length = 128 }`"),
+    ),
     (
         "dataset",
-        "=a `data` block: `data { train = tsv(\"train.tsv\") }`",
+        Write("a `data` block: `data { train = tsv(\"train.tsv\") }`"),
     ),
-    ("early_stopping", "patience"),
-    ("early_stopping_patience", "patience"),
-    ("eval_steps", "=`evaluate = every 200 steps`"),
+    ("early_stopping", Ours("patience")),
+    ("early_stopping_patience", Ours("patience")),
+    ("eval_steps", Write("`evaluate = every 200 steps`")),
     (
         "eval_strategy",
-        "=`evaluate = every epoch`, or `every 200 steps`",
+        Write("`evaluate = every epoch`, or `every 200 steps`"),
     ),
     (
         "evaluation_strategy",
-        "=`evaluate = every epoch`, or `every 200 steps`",
+        Write("`evaluate = every epoch`, or `every 200 steps`"),
     ),
-    ("fp16", "=`backbone \"...\" { precision = bf16 }`"),
-    ("gradient_accumulation_steps", "accumulate"),
-    ("init_lora_weights", "init"),
-    ("label_names", "labels"),
-    ("learning_rate", "=`optimizer = adamw { lr = 1e-3 }`"),
+    ("fp16", Write("`backbone \"...\" { precision = bf16 }`")),
+    ("gradient_accumulation_steps", Ours("accumulate")),
+    ("init_lora_weights", Ours("init")),
+    ("label_names", Ours("labels")),
+    ("learning_rate", Write("`optimizer = adamw { lr = 1e-3 }`")),
     (
         "load_best_model_at_end",
-        "=`keep = best`, which is the default",
+        Write("`keep = best`, which is the default"),
     ),
-    ("lora_alpha", "alpha"),
-    ("lora_dropout", "dropout"),
-    ("lora_r", "rank"),
-    ("lora_rank", "rank"),
+    ("lora_alpha", Ours("alpha")),
+    ("lora_dropout", Ours("dropout")),
+    ("lora_r", Ours("rank")),
+    ("lora_rank", Ours("rank")),
     (
         "lora_target",
-        "=the modules behind `on`: `on block.*.attn.{q,v}`",
+        Write("the modules behind `on`: `on block.*.attn.{q,v}`"),
     ),
-    ("lr", "=`optimizer = adamw { lr = 1e-3 }`"),
-    ("lr_scheduler", "=`schedule = linear { warmup = 6% }`"),
-    ("lr_scheduler_type", "=`schedule = linear { warmup = 6% }`"),
-    ("max_grad_norm", "clip"),
-    ("max_seq_length", "=`backbone \"...\" { max_length = 128 }`"),
-    ("max_steps", "steps"),
-    ("micro_batch_size", "batch"),
-    ("model", "=`backbone \"DIRECTORY\"`"),
-    ("num_epochs", "epochs"),
-    ("num_labels", "=all labels: `labels = [a, b]`"),
-    ("num_train_epochs", "epochs"),
-    ("num_virtual_tokens", "tokens"),
-    ("per_device_train_batch_size", "batch"),
-    ("r", "rank"),
+    ("lr", Write("`optimizer = adamw { lr = 1e-3 }`")),
+    ("lr_scheduler", Write("`schedule = linear { warmup = 6% }`")),
+    (
+        "lr_scheduler_type",
+        Write("`schedule = linear { warmup = 6% }`"),
+    ),
+    ("max_grad_norm", Ours("clip")),
+    (
+        "max_seq_length",
+        Write("`backbone \"...\" { max_length = 128 }`"),
+    ),
+    ("max_steps", Ours("steps")),
+    ("micro_batch_size", Ours("batch")),
+    ("model", Write("`backbone \"DIRECTORY\"`")),
+    ("num_epochs", Ours("epochs")),
+    ("num_labels", Write("all labels: `labels = [a, b]`")),
+    ("num_train_epochs", Ours("epochs")),
+    ("num_virtual_tokens", Ours("tokens")),
+    ("per_device_train_batch_size", Ours("batch")),
+    ("r", Ours("rank")),
     (
         "seed",
-        "=`param seed = 3` at the top of the file, or `--seed 3`",
+        Write("`param seed = 3` at the top of the file, or `--seed 3`"),
     ),
     (
         "target_modules",
-        "=the modules behind `on`: `on block.*.attn.{q,v}`",
+        Write("the modules behind `on`: `on block.*.attn.{q,v}`"),
     ),
-    ("test", "=`test = tsv(\"test.tsv\")` in a `data` block"),
-    ("warmup", "=`schedule = linear { warmup = 6% }`"),
-    ("warmup_ratio", "=`schedule = linear { warmup = 6% }`"),
-    ("warmup_steps", "=`schedule = linear { warmup = 100 }`"),
+    (
+        "test",
+        Write("`test = tsv(\"test.tsv\")` in a `data` block"),
+    ),
+    ("warmup", Write("`schedule = linear { warmup = 6% }`")),
+    ("warmup_ratio", Write("`schedule = linear { warmup = 6% }`")),
+    (
+        "warmup_steps",
+        Write("`schedule = linear { warmup = 100 }`"),
+    ),
     (
         "weight_decay",
-        "=`optimizer = adamw { lr = 1e-3, weight_decay = 0.01 }`",
+        Write("`optimizer = adamw { lr = 1e-3, weight_decay = 0.01 }`"),
     ),
 ];
 
 /// Words that stand for a value, a method or a task elsewhere.
-const WORDS: [(&str, &str); 22] = [
-    ("adam", "adamw"),
-    ("adamw_torch", "adamw"),
-    (
-        "adapter",
-        "=one of the adapters: `houlsby`, `pfeiffer`, `parallel`, `compacter`, `low_rank_adapter`",
-    ),
-    ("bitfit", "=`unfreeze NAME = **.bias`"),
-    (
-        "bottleneck",
-        "=one of the adapters: `houlsby`, `pfeiffer`, `parallel`, `compacter`, `low_rank_adapter`",
-    ),
-    ("causal_language_modeling", "causal_lm"),
-    ("classification", "classify"),
-    ("false", "off"),
-    ("full", "=`unfreeze NAME = **`"),
-    ("gated", "=`gate = on` in a delta's settings"),
-    ("none", "off"),
-    ("prefix_tuning", "prefix"),
-    ("prompt_tuning", "prompt"),
-    (
-        "qlora",
-        "=`lora`: frozen weights in 4 bits are not there yet",
-    ),
-    ("regression", "regress"),
-    ("rslora", "=`lora { scaling = rank_stabilized }`"),
-    ("seq_cls", "classify"),
-    ("sequence_classification", "classify"),
-    ("text_classification", "classify"),
-    ("pissa", "=`lora { init = pissa }`"),
-    ("true", "on"),
-    ("clm", "causal_lm"),
+const WORDS: [(&str, Instead); 22] = [
+    ("adam", Ours("adamw")),
+    ("adamw_torch", Ours("adamw")),
+    ("adapter", Write("one of the adapters: `houlsby`, `pfeiffer`, `parallel`, `compacter`, `low_rank_adapter`")),
+    ("bitfit", Write("`unfreeze NAME = **.bias`")),
+    ("bottleneck", Write("one of the adapters: `houlsby`, `pfeiffer`, `parallel`, `compacter`, `low_rank_adapter`")),
+    ("causal_language_modeling", Ours("causal_lm")),
+    ("classification", Ours("classify")),
+    ("false", Ours("off")),
+    ("full", Write("`unfreeze NAME = **`")),
+    ("gated", Write("`gate = on` in a delta's settings")),
+    ("none", Ours("off")),
+    ("prefix_tuning", Ours("prefix")),
+    ("prompt_tuning", Ours("prompt")),
+    ("qlora", Write("`lora`: frozen weights in 4 bits are not there yet")),
+    ("regression", Ours("regress")),
+    ("rslora", Write("`lora { scaling = rank_stabilized }`")),
+    ("seq_cls", Ours("classify")),
+    ("sequence_classification", Ours("classify")),
+    ("text_classification", Ours("classify")),
+    ("pissa", Write("`lora { init = pissa }`")),
+    ("true", Ours("on")),
+    ("clm", Ours("causal_lm")),
 ];
 
 /// What to write instead of a key that is not known, where `known` are those that are.
@@ -122,16 +137,14 @@ pub(super) fn for_word<'a>(word: &str, known: impl IntoIterator<Item = &'a str>)
 }
 
 fn find<'a>(
-    all: &[(&str, &str)],
+    all: &[(&str, Instead)],
     word: &str,
     known: impl IntoIterator<Item = &'a str>,
 ) -> Option<String> {
-    let (_, ours) = all
-        .iter()
-        .find(|(other, _)| other.eq_ignore_ascii_case(word))?;
-    match ours.strip_prefix('=') {
-        Some(sentence) => Some(format!("write {sentence}")),
-        None => known
+    let is_meant = |(other, _): &&(&str, Instead)| other.eq_ignore_ascii_case(word);
+    match all.iter().find(is_meant)? {
+        (_, Write(sentence)) => Some(format!("write {sentence}")),
+        (_, Ours(ours)) => known
             .into_iter()
             .any(|known| known == *ours)
             .then(|| format!("write `{ours}`")),

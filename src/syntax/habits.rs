@@ -141,8 +141,9 @@ pub(super) fn find(text: &str, code: &[bool]) -> Vec<Problem> {
                 let mut labels = problem.labels.iter();
                 labels.any(|(other, _)| other.start < span.end && span.start < other.end)
             };
-            let is_quoted = habit.pattern.starts_with(r"\x22");
-            if (code[span.start] || is_quoted) && !found.iter().any(is_taken) {
+            // A key in quotes is a habit, too; anything else in quotes or in a comment is none.
+            let is_code = code[span.start] || text[span.start..].starts_with('"');
+            if is_code && !found.iter().any(is_taken) {
                 let mut help = habit.help.to_owned();
                 for number in 1..captures.len() {
                     let part = captures.get(number).map_or("", |part| part.as_str());
