@@ -33,5 +33,6 @@ pub mod report;
 pub mod run;
 pub mod script;
 pub mod syntax;
+pub mod terminal;
 pub mod text;
 pub mod train;

@@ -6,7 +6,7 @@ use hf_hub::api::sync::ApiBuilder;
 
 use super::Config;
 use crate::diagnostic::Problem;
-use crate::report::note;
+use crate::terminal::note;
 
 /// The directory of a backbone. `hf:organisation/name` is looked up in the local cache of the hub;
 /// what is not there yet of `config.json`, `tokenizer.json` and `tokenizer_config.json` is downloaded. Anything else is a path

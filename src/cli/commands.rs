@@ -17,13 +17,12 @@ use crate::engine::cpu::{measure_limits, measure_rate};
 use crate::engine::Backend;
 use crate::graph::Executor;
 use crate::plan::{FileFormat, FilePlan, Overrides, Plan, StagePlan};
-use crate::report::{
-    self, against_precision, describe, metric_value, print, profile_table, say, Progress,
-};
+use crate::report::{against_precision, describe, metric_value, profile_table, Progress};
 use crate::run::{
     open_run, read_text, Checked, Ended as RunEnded, Integrity, Loaded, Loader, Source,
     ROWS_AT_EACH_END,
 };
+use crate::terminal::{self, print, say};
 use crate::text::{bytes, counted, quoted_list};
 use crate::{peft, run, script, syntax};
 
@@ -302,7 +301,7 @@ pub(super) fn run(options: &RunOptions) -> Result<Ended, Problems> {
     warn(&warnings);
     if options.device.device == "cpu" && !options.quiet {
         if let Some(note) = against_precision(&plan, measure_rate) {
-            report::note(&note);
+            terminal::note(&note);
         }
     }
     let out = options

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 
 use crate::diagnostic::{Problem, Problems};
-use crate::report::{print, say};
+use crate::terminal::{print, say};
 use crate::text::{did_you_mean, quoted_list};
 use arguments::{Arguments, Command, Format};
 

@@ -8,8 +8,9 @@ use super::Ended;
 use crate::diagnostic::{Problem, Problems};
 use crate::disk;
 use crate::graph::Executor;
-use crate::report::{print, say, Progress, Table};
+use crate::report::{Progress, Table};
 use crate::run::{self, Replayed};
+use crate::terminal::{print, say};
 use crate::text::counted;
 
 pub(super) fn replay(options: &ReplayOptions) -> Result<Ended, Problems> {

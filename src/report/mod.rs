@@ -6,7 +6,6 @@ mod plot;
 mod profile;
 mod progress;
 mod table;
-mod terminal;
 
 pub use page::Page;
 pub use plan::{against_precision, describe};
@@ -14,7 +13,6 @@ pub use plot::{plot, Series};
 pub use profile::profile_table;
 pub use progress::Progress;
 pub use table::Table;
-pub use terminal::{note, print, say};
 
 use crate::plan::Metric;
 

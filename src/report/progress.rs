@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{metric_value, say};
+use super::metric_value;
 use crate::plan::Metric;
+use crate::terminal::say;
 use crate::text::thousands;
 use crate::train::Event;
 

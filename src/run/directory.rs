@@ -16,7 +16,7 @@ use crate::engine::Backend;
 use crate::graph::Graph;
 use crate::peft;
 use crate::plan::Plan;
-use crate::report::note;
+use crate::terminal::note;
 use crate::train::{load, save, Snapshot, State};
 
 const CHECKPOINT: &str = "checkpoint.safetensors";

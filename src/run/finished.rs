@@ -10,7 +10,7 @@ use crate::backbone::Checkpoint;
 use crate::diagnostic::Problem;
 use crate::disk;
 use crate::plan::{BackbonePlan, Plan};
-use crate::report::note;
+use crate::terminal::note;
 use crate::text::{hexadecimal, list};
 
 /// Whether files must be what their record says.

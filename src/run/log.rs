@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::diagnostic::Problem;
 use crate::disk::failed;
-use crate::report::note;
+use crate::terminal::note;
 use crate::train::Event;
 
 /// The log of a run that is under way.

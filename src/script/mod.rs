@@ -20,8 +20,8 @@ use rhai::{Engine, EvalAltResult, Scope, Token};
 
 use crate::diagnostic::Problems;
 use crate::plan::Overrides;
-use crate::report::print;
 use crate::run::{read_text, Integrity};
+use crate::terminal::print;
 use session::Session;
 
 /// What a script is given.

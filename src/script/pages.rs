@@ -9,7 +9,8 @@ use super::experiment::{has_ending, pair};
 use super::functions::cells;
 use super::session::Session;
 use crate::disk;
-use crate::report::{plot, print, Page, Series};
+use crate::report::{plot, Page, Series};
+use crate::terminal::print;
 
 pub(super) fn register(engine: &mut Engine, session: &Rc<Session>) {
     engine.register_type_with_name::<Page>("Page");

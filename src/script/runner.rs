@@ -12,8 +12,9 @@ use sha2::{Digest, Sha256};
 use crate::diagnostic::{Problem, Problems};
 use crate::engine::Backend;
 use crate::plan::Plan;
-use crate::report::{metric_value, say, Progress};
+use crate::report::{metric_value, Progress};
 use crate::run::{self, FinishedRun, Manifest, Shared, Source, Summary};
+use crate::terminal::say;
 use crate::text::hexadecimal;
 use crate::train::KEPT_IN_MEMORY;
 

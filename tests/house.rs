@@ -1,0 +1,105 @@
+//! The order of the house: a folder imports those before it alone. What still does otherwise is listed, and the list
+//! only shrinks.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// From the ground up.
+const ORDER: [&str; 18] = [
+    "text",
+    "memory",
+    "diagnostic",
+    "terminal",
+    "disk",
+    "syntax",
+    "engine",
+    "backbone",
+    "delta",
+    "plan",
+    "graph",
+    "data",
+    "peft",
+    "train",
+    "report",
+    "run",
+    "script",
+    "cli",
+];
+
+/// Who imports what stands above it, and in how many files.
+const SINS: [(&str, &str, usize); 2] = [
+    // Methods read their settings through the plan's `Fields`, and the plan stores methods.
+    ("delta", "plan", 20),
+    // The table of a profile knows the profile.
+    ("report", "run", 1),
+];
+
+fn files(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap().flatten() {
+        match entry.path() {
+            path if path.is_dir() => files(&path, found),
+            path if path.extension().is_some_and(|ending| ending == "rs") => found.push(path),
+            _ => {}
+        }
+    }
+}
+
+/// The part of a path below `src` that is a folder, or a file of its own.
+fn home(root: &Path, file: &Path) -> String {
+    let below = file.strip_prefix(root).unwrap();
+    let first = below
+        .components()
+        .next()
+        .unwrap()
+        .as_os_str()
+        .to_string_lossy()
+        .into_owned();
+    first.trim_end_matches(".rs").to_owned()
+}
+
+#[test]
+fn imports_go_down_alone() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let import = fancy_regex::Regex::new(r"crate::(\w+)").unwrap();
+    let rank = |name: &str| ORDER.iter().position(|known| *known == name);
+    let mut all = Vec::new();
+    files(&root, &mut all);
+    let mut found: BTreeMap<(String, String), usize> = BTreeMap::new();
+    let mut seen = 0;
+    for file in all {
+        let own = home(&root, &file);
+        let Some(own_rank) = rank(&own) else {
+            assert!(
+                ["lib", "main"].contains(&own.as_str()),
+                "`{own}` has no place in the order"
+            );
+            continue;
+        };
+        let text = std::fs::read_to_string(&file).unwrap();
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        let lines = code
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("//"));
+        let code: String = lines.map(|line| format!("{line}\n")).collect();
+        let imported = import.captures_iter(&code).flatten();
+        let mut imported: Vec<String> = imported.map(|found| found[1].to_owned()).collect();
+        imported.sort();
+        imported.dedup();
+        seen += imported.len();
+        for other in imported
+            .into_iter()
+            .filter(|other| rank(other) > Some(own_rank))
+        {
+            *found.entry((own.clone(), other)).or_default() += 1;
+        }
+    }
+    assert!(seen > 300, "only {seen} imports were seen");
+    let sins: BTreeMap<(String, String), usize> = SINS
+        .iter()
+        .map(|(own, other, files)| ((own.to_string(), other.to_string()), *files))
+        .collect();
+    assert_eq!(
+        found, sins,
+        "an import goes up, or one that is listed does no longer"
+    );
+}
