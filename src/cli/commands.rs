@@ -7,20 +7,19 @@ use dfdx::prelude::Cpu;
 use serde_json::json;
 
 use super::arguments::{
-    CheckOptions, CombineOptions, EvalOptions, Format, PipelineOptions, PlanOptions,
-    ProfileOptions, RunOptions, SourceOptions,
+    CheckOptions, CombineOptions, Format, PipelineOptions, PlanOptions, ProfileOptions, RunOptions,
+    SourceOptions,
 };
 use super::{show, Ended};
-use crate::diagnostic::{Problem, Problems, Span};
+use crate::diagnostic::{Problem, Problems};
 use crate::disk;
 use crate::engine::cpu::{measure_limits, measure_rate};
 use crate::engine::Backend;
 use crate::graph::Executor;
-use crate::plan::{FileFormat, FilePlan, Overrides, Plan, StagePlan};
-use crate::report::{against_precision, describe, metric_value, profile_table, Progress};
+use crate::plan::{Overrides, Plan, StagePlan};
+use crate::report::{against_precision, describe, profile_table, Progress};
 use crate::run::{
-    open_run, read_text, Checked, Ended as RunEnded, Integrity, Loaded, Loader, Source,
-    ROWS_AT_EACH_END,
+    open_run, read_text, Checked, Ended as RunEnded, Integrity, Loaded, Source, ROWS_AT_EACH_END,
 };
 use crate::terminal::{self, print, say};
 use crate::text::{bytes, counted, quoted_list};
@@ -402,77 +401,6 @@ pub(super) fn open_source<D: Executor>(
         source.integrity.integrity(),
         device,
     )
-}
-
-/// `deltarun eval`
-pub(super) fn eval(options: &EvalOptions) -> Result<Ended, Problems> {
-    on_device!(options.source.device, |device| eval_on(options, device))
-}
-
-fn eval_on<D: Executor>(options: &EvalOptions, device: D) -> Result<Ended, Problems> {
-    let loaded = open_source(&options.source, device)?;
-    let plan = &loaded.plan;
-    let (_, task) = plan
-        .final_task()
-        .ok_or_else(|| Problem::internal("a run without a task"))?;
-    let file = match &options.data {
-        Some(path) => data_file(path)?,
-        None => plan
-            .final_data()
-            .and_then(|data| data.dev.clone().or_else(|| data.test.clone()))
-            .ok_or_else(|| {
-                Problem::new("delta::cli::no_data", "the run has no dev set")
-                    .help("give a file with `--data FILE`")
-            })?,
-    };
-    let mut loader = Loader::new(plan)?;
-    let examples = loader.file(&file, task)?;
-    let evaluation =
-        crate::train::evaluate(&loaded.graph, &examples.all, task, loader.masking(task)?)?;
-    if options.format != Format::Text {
-        let json = json!({
-            "file": file.path, "examples": evaluation.examples, "metrics": evaluation.metrics,
-        });
-        print(&format!("{json}\n"));
-        return Ok(Ended::Done);
-    }
-    let mut text = format!(
-        "{}: {} examples\n",
-        file.path.display(),
-        evaluation.examples
-    );
-    for (name, value) in &evaluation.metrics {
-        let metric = if *name == task.metric.name() {
-            metric_value(task.metric, *value)
-        } else {
-            format!("{value:.4}")
-        };
-        text += &format!("  {name} {metric}\n");
-    }
-    print(&text);
-    Ok(Ended::Done)
-}
-
-/// A data file whose ending says how it is read.
-fn data_file(path: &Path) -> Result<FilePlan, Problem> {
-    let format = match path.extension().and_then(|ending| ending.to_str()) {
-        Some("tsv") => FileFormat::Tsv,
-        Some("csv") => FileFormat::Csv,
-        Some("jsonl" | "json") => FileFormat::Jsonl,
-        Some("txt") => FileFormat::Text,
-        _ => {
-            let message = format!("`{}` has no known ending", path.display());
-            return Err(Problem::new("delta::cli::data", message)
-                .help("name it `.tsv`, `.csv`, `.jsonl` or `.txt`"));
-        }
-    };
-    Ok(FilePlan {
-        format,
-        path: path.to_path_buf(),
-        columns: None,
-        few: None,
-        span: Span::default(),
-    })
 }
 
 /// `deltarun merge`

@@ -2,6 +2,7 @@
 
 mod arguments;
 mod commands;
+mod eval;
 mod predict;
 mod replay;
 
@@ -107,7 +108,7 @@ fn dispatch(arguments: Arguments) -> Result<Ended, Problems> {
         Some(Command::Profile(options)) => commands::profile(&options),
         Some(Command::Fmt { files, check }) => commands::fmt(&files, check),
         Some(Command::Replay(options)) => replay::replay(&options),
-        Some(Command::Eval(options)) => commands::eval(&options),
+        Some(Command::Eval(options)) => eval::eval(&options),
         Some(Command::Predict(options)) => predict::predict(&options),
         Some(Command::Combine(options)) => commands::combine(&options),
         Some(Command::Merge {

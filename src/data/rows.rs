@@ -127,50 +127,37 @@ impl Rows {
                     .help("mend the first ones and look again"),
             );
         }
-        let path = &file.path;
         let seen = counted(self.count, "row");
         let seen = match self.is_whole {
             true => seen,
             false => format!("the {seen} that were looked at"),
         };
-        if let (count, Some(line)) = self.empty {
-            let message = format!(
-                "the text is empty, as it is in {} in all",
-                counted(count, "row")
-            );
-            let problem = warning(
+        let odd = [
+            (
+                self.empty,
                 "delta::data::empty_text",
-                file,
-                &at_line("", path, line, message),
-            );
-            self.warnings
-                .push(problem.help("remove rows without a text"));
-        }
-        if let (count, Some(line)) = self.swallowed {
-            let message = format!(
-                "the text in quotes has what looks like other rows in it, as it is in {} of {seen}",
-                counted(count, "row")
-            );
-            let problem = warning(
+                "the text is empty",
+                "remove rows without a text",
+            ),
+            (
+                self.swallowed,
                 "delta::data::swallowed",
-                file,
-                &at_line("", path, line, message),
-            );
-            self.warnings
-                .push(problem.help("look for a quote that is missing at the end of the text"));
-        }
-        if let (count, Some(line)) = self.quoted {
-            let message = format!(
-                "the text is in quotes, as it is in {} of {seen}: `tsv` has none, so they belong to the text",
-                counted(count, "row")
-            );
-            let problem = warning(
+                "the text in quotes has what looks like other rows in it",
+                "look for a quote that is missing at the end of the text",
+            ),
+            (
+                self.quoted,
                 "delta::data::quotes",
-                file,
-                &at_line("", path, line, message),
-            );
-            self.warnings
-                .push(problem.help("write the file without quotes, or as `csv` with commas"));
+                "the text is in quotes, which belong to it as `tsv` has none",
+                "write the file without quotes, or as `csv` with commas",
+            ),
+        ];
+        for ((count, first), code, what, help) in odd {
+            let Some(line) = first else { continue };
+            let message = format!("{what}, as it is in {} of {seen}", counted(count, "row"));
+            let said = at_line(code, &file.path, line, message);
+            let problem = Problem::warning(code, said.message).at(file.span, "this file");
+            self.warnings.push(problem.help(help));
         }
     }
 
@@ -204,10 +191,6 @@ impl Rows {
                 .help("give rows of every label, or leave labels out that never occur"),
         );
     }
-}
-
-fn warning(code: &'static str, file: &FilePlan, said: &Problem) -> Problem {
-    Problem::warning(code, said.message.clone()).at(file.span, "this file")
 }
 
 /// What is odd about a file to evaluate on beside one to train on.

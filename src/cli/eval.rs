@@ -1,0 +1,85 @@
+//! `deltarun eval`: the metrics of a finished run, or of an adapter, on a file.
+
+use std::path::Path;
+
+use serde_json::json;
+
+use super::arguments::{EvalOptions, Format};
+use super::commands::{on_device, open_source};
+use super::Ended;
+use crate::diagnostic::{Problem, Problems, Span};
+use crate::graph::Executor;
+use crate::plan::{FileFormat, FilePlan};
+use crate::report::metric_value;
+use crate::run::Loader;
+use crate::terminal::print;
+
+pub(super) fn eval(options: &EvalOptions) -> Result<Ended, Problems> {
+    on_device!(options.source.device, |device| eval_on(options, device))
+}
+
+fn eval_on<D: Executor>(options: &EvalOptions, device: D) -> Result<Ended, Problems> {
+    let loaded = open_source(&options.source, device)?;
+    let plan = &loaded.plan;
+    let (_, task) = plan
+        .final_task()
+        .ok_or_else(|| Problem::internal("a run without a task"))?;
+    let file = match &options.data {
+        Some(path) => data_file(path)?,
+        None => plan
+            .final_data()
+            .and_then(|data| data.dev.clone().or_else(|| data.test.clone()))
+            .ok_or_else(|| {
+                Problem::new("delta::cli::no_data", "the run has no dev set")
+                    .help("give a file with `--data FILE`")
+            })?,
+    };
+    let mut loader = Loader::new(plan)?;
+    let examples = loader.file(&file, task)?;
+    let evaluation =
+        crate::train::evaluate(&loaded.graph, &examples.all, task, loader.masking(task)?)?;
+    if options.format != Format::Text {
+        let json = json!({
+            "file": file.path, "examples": evaluation.examples, "metrics": evaluation.metrics,
+        });
+        print(&format!("{json}\n"));
+        return Ok(Ended::Done);
+    }
+    let mut text = format!(
+        "{}: {} examples\n",
+        file.path.display(),
+        evaluation.examples
+    );
+    for (name, value) in &evaluation.metrics {
+        let metric = if *name == task.metric.name() {
+            metric_value(task.metric, *value)
+        } else {
+            format!("{value:.4}")
+        };
+        text += &format!("  {name} {metric}\n");
+    }
+    print(&text);
+    Ok(Ended::Done)
+}
+
+/// A data file whose ending says how it is read.
+fn data_file(path: &Path) -> Result<FilePlan, Problem> {
+    let format = match path.extension().and_then(|ending| ending.to_str()) {
+        Some("tsv") => FileFormat::Tsv,
+        Some("csv") => FileFormat::Csv,
+        Some("jsonl" | "json") => FileFormat::Jsonl,
+        Some("txt") => FileFormat::Text,
+        _ => {
+            let message = format!("`{}` has no known ending", path.display());
+            return Err(Problem::new("delta::cli::data", message)
+                .help("name it `.tsv`, `.csv`, `.jsonl` or `.txt`"));
+        }
+    };
+    Ok(FilePlan {
+        format,
+        path: path.to_path_buf(),
+        columns: None,
+        few: None,
+        span: Span::default(),
+    })
+}
