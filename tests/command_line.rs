@@ -261,8 +261,7 @@ fn a_delta_goes_on_from_another_run() {
     insta::assert_snapshot!("origin_on_another_backbone", refused(from("runs/small")));
 }
 
-/// Checking a file of twenty stages takes no time: it is far below the bound even when the machine is
-/// busy, so this asserts work, not speed: no weight may be read.
+/// A backbone without weights and tokenizer is named as such, and enough for `--config-only`.
 #[test]
 fn check_says_what_the_backbone_lacks_unless_it_is_to_read_its_config_alone() {
     let place = Place::new();

@@ -183,11 +183,11 @@ fn all_syntax_errors_are_shown_at_once() {
 #[test]
 fn sound_statements_have_no_habits() {
     let place = Place::new();
-    let sound = "\n# one; two: three // four - 'five'\n\
+    let sound = "\n# one; two: three // four - 'five' \"six\": seven\n\
                  insert more = pfeiffer { bottleneck = 4, gate = on } after block.*.ff  # on [this]\n\
                  task second = classify {\n    text = \"a: b\"\n    label = label\n    labels = [a, b]\n}\n\
                  stage more {\n    train = [more]\n    task = second\n    steps = 1\n    optimizer = adamw { lr = 1e-3 }\n}\n";
-    let text = PIPELINE.replace("pipeline small", "pipelin small") + sound;
+    let text = PIPELINE.replace("pipeline small", "pipelin small # \"a\": b") + sound;
     assert_eq!(
         told(&place, &text),
         "  line 1: expected a statement, found `pipelin`\n    did you mean `pipeline`?\n"

@@ -179,7 +179,7 @@ pub struct CheckOptions {
     /// Look at every row of the data, not at the first and the last thousand of large files
     #[arg(long)]
     pub all_rows: bool,
-    /// Read the backbone's `config.json` alone: neither its tokenizer nor its tensors, and no data
+    /// Read the backbone's `config.json` alone: no tensors and no data, and its tokenizer only where label words need it
     #[arg(long, conflicts_with = "all_rows")]
     pub config_only: bool,
     /// How mistakes are written

@@ -142,7 +142,10 @@ pub(super) fn find(text: &str, code: &[bool]) -> Vec<Problem> {
                 labels.any(|(other, _)| other.start < span.end && span.start < other.end)
             };
             // A key in quotes is a habit, too; anything else in quotes or in a comment is none.
-            let is_code = code[span.start] || text[span.start..].starts_with('"');
+            let line = text[..span.start].rfind('\n').map_or(0, |end| end + 1);
+            let is_key =
+                text[span.start..].starts_with('"') && !text[line..span.start].contains('#');
+            let is_code = code[span.start] || is_key;
             if is_code && !found.iter().any(is_taken) {
                 let mut help = habit.help.to_owned();
                 for number in 1..captures.len() {
