@@ -18,7 +18,7 @@ fn families(directory: &Path) -> Keys {
     let text = std::fs::read_to_string(directory.join("keys.json")).unwrap();
     let mut all: Keys = serde_json::from_str(&text).unwrap();
     all.remove("transformers").unwrap();
-    assert_eq!(all.len(), 4);
+    assert_eq!(all.len(), 5);
     all
 }
 
@@ -64,6 +64,35 @@ fn every_key_of_the_transformers_at_hand_is_known() {
     check(&families(place.path()));
 }
 
+#[test]
+fn rotary_frequencies_are_those_of_transformers() {
+    let text = std::fs::read_to_string(fixture("configs").join("rope.json")).unwrap();
+    let cases: Vec<Value> = serde_json::from_str(&text).unwrap();
+    assert_eq!(cases.len(), 8);
+    for case in cases {
+        let parameters = &case["rope_parameters"];
+        let rotary = |key: &str, theta: Value| {
+            let mut more = json!({ "max_position_embeddings": 4096, "head_dim": 10 });
+            more[key] = parameters.clone();
+            more["rope_theta"] = theta;
+            parse("llama", more).unwrap().rotary.unwrap()
+        };
+        // As transformers 5 writes it, and as 4 did.
+        let found = rotary("rope_parameters", Value::Null);
+        assert_eq!(found, rotary("rope_scaling", json!(10000)));
+        let (frequencies, factor) = found.frequencies(10);
+        let expected = case["frequencies"].as_array().unwrap().iter();
+        let expected: Vec<f64> = expected.map(|f| f.as_f64().unwrap()).collect();
+        assert_eq!(frequencies.len(), expected.len());
+        for (found, expected) in frequencies.iter().zip(expected) {
+            let error = (f64::from(*found) / expected - 1.0).abs();
+            assert!(error < 1e-6, "{parameters}: {found} for {expected}");
+        }
+        let error = f64::from(factor) - case["factor"].as_f64().unwrap();
+        assert!(error.abs() < 1e-6, "{parameters}: {factor}");
+    }
+}
+
 fn parse(family: &str, more: Value) -> Result<Config, String> {
     let mut config = json!({ "model_type": family, "vocab_size": 61 });
     let object = config.as_object_mut().unwrap();
@@ -94,12 +123,26 @@ fn values_that_change_the_model_are_refused_by_name() {
         ("gpt2", json!({ "n_layer": 3, "num_hidden_layers": 2 })),
         ("roberta", json!({ "pad_token_id": -1 })),
         ("bert", json!({ "layer_norm_eps": 1 })),
+        ("llama", json!({ "num_key_value_heads": 5 })),
+        ("llama", json!({ "rope_scaling": { "type": "longrope" } })),
+        ("llama", json!({ "rope_scaling": { "type": "linear" } })),
+        (
+            "llama",
+            json!({ "rope_parameters": { "partial_rotary_factor": 0.5 } }),
+        ),
+        (
+            "llama",
+            json!({ "rope_parameters": { "rope_type": "linear", "factor": 2, "low_freq_factor": 1 } }),
+        ),
+        ("llama", json!({ "mlp_bias": "yes" })),
     ];
     for (family, more) in cases {
         let error = parse(family, more.clone()).unwrap_err();
         let mut keys = more.as_object().unwrap().keys();
         assert!(
-            keys.any(|key| error.contains(&format!("`{key}`"))) || error.contains("activation"),
+            keys.any(|key| error.contains(&format!("`{key}`")))
+                || error.contains("activation")
+                || error.contains("heads of keys and values"),
             "{more}: {error}"
         );
     }

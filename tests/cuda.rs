@@ -124,6 +124,8 @@ fn dropout() -> Dropout {
 fn shape(causal: bool, prefix: usize) -> AttentionShape {
     AttentionShape {
         heads: 2,
+        key_value_heads: 2,
+        scale: 0.5,
         causal,
         prefix,
     }

@@ -4,20 +4,25 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use common::{config, difference, fixture, imported_graph, Expected};
 use deltarun::engine::Backend;
-use deltarun::peft::import;
-use deltarun::plan::Optimizer;
+use deltarun::graph::{Batch, Graph, Targets};
+use deltarun::peft::{import, Imported};
+use deltarun::plan::{Optimizer, Plan};
 use deltarun::train::optimizer::Stepper;
 use dfdx::prelude::Cpu;
+
+/// Those that have a language model's head as well.
+const DECODERS: [&str; 2] = ["llama_a", "llama_b"];
 
 /// The fixtures and how close hidden states and logits must be to them; and a real MiniLM, where
 /// `DELTARUN_MINILM` names what `make.py` wrote for it.
 fn fixtures() -> Vec<(PathBuf, f32)> {
     let mut all: Vec<_> = ["bert_a", "bert_b", "roberta", "gpt2"]
         .iter()
+        .chain(&DECODERS)
         .map(|name| (fixture(name), 1e-5))
         .collect();
     match std::env::var_os("DELTARUN_MINILM") {
@@ -36,7 +41,7 @@ fn hidden_states_are_those_of_transformers() {
         let expected = Expected::open(&directory);
         let config = config(&directory);
         let plan = common::classifier(&directory, 2, "", "head");
-        let graph = deltarun::graph::Graph::load(&plan, Cpu::default()).unwrap();
+        let graph = Graph::load(&plan, Cpu::default()).unwrap();
         let hidden = graph.inference().hidden(&expected.batch(0)).unwrap();
         let expected = expected.packed_rows("hidden", 0, config.hidden);
         let worst = difference(&Cpu::read(&hidden), &expected, false);
@@ -65,13 +70,133 @@ fn logits_and_losses_with_an_imported_lora_are_those_of_peft() {
     }
 }
 
-/// Our key of a gradient that the script saved under PEFT's name.
-fn our_keys(graph: &deltarun::graph::Graph<Cpu>) -> BTreeMap<String, String> {
-    let prefix = match graph.tree().module("block.0.attn.qkv") {
-        Some(_) => "transformer.",
-        None if graph.tree().module("pooler").is_some() => "bert.",
-        None => "roberta.",
+/// The graph of a language model with what it is to train.
+fn language_model(directory: &Path, train: &str, imported: Option<Imported>) -> (Plan, Graph<Cpu>) {
+    let text = format!(
+        "backbone \"{}\" {{ dropout = off }}
+        data {{ train = text(\"train.txt\") }}
+        task causal_lm {{ text = text }}
+        stage tune {{ train = [{train}], epochs = 1, optimizer = adamw {{ lr = 1e-3 }} }}",
+        directory.display()
+    );
+    let mut plan = common::plan_of(&text, Path::new(""));
+    deltarun::run::resolve_tying(&mut plan).unwrap();
+    if let Some(imported) = &imported {
+        let names = imported.deltas.iter().map(|delta| delta.name.clone());
+        plan.stages[0].train = names.collect();
+        plan.stages[0].train_head = false;
+        plan.deltas = imported.deltas.clone();
+    }
+    let mut graph = Graph::load(&plan, Cpu::default()).unwrap();
+    if let Some(imported) = imported {
+        graph.set(imported.tensors).unwrap();
+    }
+    graph.activate(&plan, 0).unwrap();
+    (plan, graph)
+}
+
+/// A batch whose every token is predicted off the row before it.
+fn predicting(mut batch: Batch) -> Batch {
+    let ranges = batch.layout.ranges();
+    let rows: Vec<usize> = ranges
+        .flat_map(|range| range.start..range.end - 1)
+        .collect();
+    let tokens = rows.iter().map(|row| batch.tokens[row + 1]).collect();
+    batch.total = rows.len();
+    batch.targets = Targets::Tokens { rows, tokens };
+    batch
+}
+
+/// A real SmolLM2, where `DELTARUN_SMOLLM2` names what `make.py` wrote for it.
+#[test]
+fn a_real_llama_reads_texts_as_transformers_and_learns_as_peft() {
+    let Some(directory) = std::env::var_os("DELTARUN_SMOLLM2") else {
+        println!("skipped: DELTARUN_SMOLLM2 is not set (see tests/fixtures/make.py)");
+        return;
     };
+    let directory = Path::new(&directory);
+    let expected = Expected::open(directory);
+    let config = config(directory);
+    let batch = expected.batch(0);
+    let texts = std::fs::read_to_string(directory.join("texts.json")).unwrap();
+    let texts: Vec<Vec<String>> = serde_json::from_str::<Vec<String>>(&texts)
+        .unwrap()
+        .into_iter()
+        .map(|text| vec![text])
+        .collect();
+    let encoder = deltarun::data::TextEncoder::open(directory, 512, &config).unwrap();
+    let tokens = encoder.encode(&texts).unwrap();
+    let tokens = tokens.iter().flat_map(|text| &text.tokens);
+    assert!(tokens.eq(batch
+        .tokens
+        .iter()
+        .map(|token| *token as u32)
+        .collect::<Vec<_>>()
+        .iter()));
+
+    let logits = |graph: &Graph<Cpu>, name: &str| {
+        let found = graph.inference().logits(&batch).unwrap();
+        let of_transformers = expected.packed_rows(name, 0, config.vocabulary);
+        difference(&Cpu::read(&found), &of_transformers, false)
+    };
+    let (_, graph) = language_model(directory, "head", None);
+    let plain = logits(&graph, "language_model.logits");
+    let imported = import(&directory.join("adapter"), &config).unwrap();
+    let (_, mut graph) = language_model(directory, "head", Some(imported));
+    let tuned = logits(&graph, "logits");
+    let batch = predicting(batch.clone());
+    let losses = twenty_steps(&mut graph, |_| batch.clone(), 1e-3);
+    let losses = difference(&losses, &expected.read("losses"), false);
+    println!("SmolLM2: logits differ by at most {plain:e}, with a LoRA by {tuned:e}, 20 losses by {losses:e}");
+    assert!(plain < 1e-3 && tuned < 1e-3 && losses < 1e-3);
+}
+
+/// The losses of twenty steps of AdamW.
+fn twenty_steps(graph: &mut Graph<Cpu>, batch: impl Fn(usize) -> Batch, lr: f32) -> Vec<f32> {
+    let mut stepper = Stepper::new(Optimizer::AdamW {
+        lr,
+        betas: (0.9, 0.999),
+        epsilon: 1e-8,
+        weight_decay: 0.01,
+    });
+    let mut losses = Vec::new();
+    for step in 0..20 {
+        let (loss, gradients) = graph.gradients(&[batch(step)]).unwrap();
+        losses.push(loss);
+        stepper.begin();
+        let mut tensors = graph.tensors();
+        tensors.retain(|key, _| gradients.contains_key(key));
+        for (key, (values, _)) in &mut tensors {
+            stepper.update(key, values, &gradients[key], lr);
+        }
+        graph.set(tensors).unwrap();
+    }
+    losses
+}
+
+#[test]
+fn logits_and_losses_of_language_models_are_those_of_transformers() {
+    for name in DECODERS {
+        let directory = fixture(name);
+        let expected = Expected::open(&directory);
+        let (_, graph) = language_model(&directory, "head", None);
+        let batch = expected.batch(0);
+        let logits = graph.inference().logits(&batch).unwrap();
+        let logits = difference(
+            &Cpu::read(&logits),
+            &expected.packed_rows("language_model.logits", 0, 61),
+            false,
+        );
+        let batch = predicting(batch);
+        let loss = Cpu::read(&graph.inference().loss(&batch).unwrap());
+        let loss = difference(&loss, &expected.read("language_model.loss"), false);
+        println!("{name}: logits differ by at most {logits:e}, the loss by {loss:e}");
+        assert!(logits < 1e-5 && loss < 1e-5, "{name}: {logits} {loss}");
+    }
+}
+
+/// Our key of a gradient that the script saved under PEFT's name.
+fn our_keys(graph: &Graph<Cpu>, prefix: &str) -> BTreeMap<String, String> {
     let mut keys = BTreeMap::new();
     for key in graph.trained() {
         for module in graph.tree().modules() {
@@ -99,7 +224,7 @@ fn gradients_of_lora_and_classifier_are_those_of_peft() {
         let imported = import(&directory.join("adapter"), &config(&directory)).unwrap();
         let (_, graph) = imported_graph(&directory, imported);
         let (_, gradients) = graph.gradients(&[expected.batch(0)]).unwrap();
-        let keys = our_keys(&graph);
+        let keys = our_keys(&graph, &config(&directory).family().prefix);
         let saved: Vec<String> = expected
             .names()
             .into_iter()
@@ -132,25 +257,7 @@ fn twenty_steps_of_adamw_have_the_losses_of_peft() {
         let expected = Expected::open(&directory);
         let imported = import(&directory.join("adapter"), &config(&directory)).unwrap();
         let (_, mut graph) = imported_graph(&directory, imported);
-        let optimizer = Optimizer::AdamW {
-            lr: 3e-3,
-            betas: (0.9, 0.999),
-            epsilon: 1e-8,
-            weight_decay: 0.01,
-        };
-        let mut stepper = Stepper::new(optimizer);
-        let mut losses = Vec::new();
-        for step in 0..20 {
-            let (loss, gradients) = graph.gradients(&[expected.batch(step % 4)]).unwrap();
-            losses.push(loss);
-            stepper.begin();
-            let mut tensors = graph.tensors();
-            tensors.retain(|key, _| gradients.contains_key(key));
-            for (key, (values, _)) in &mut tensors {
-                stepper.update(key, values, &gradients[key], 3e-3);
-            }
-            graph.set(tensors).unwrap();
-        }
+        let losses = twenty_steps(&mut graph, |step| expected.batch(step % 4), 3e-3);
         let worst = difference(&losses, &expected.read("losses"), false);
         println!(
             "{name}: 20 losses differ by at most {worst:e} (first {}, last {})",

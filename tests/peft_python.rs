@@ -326,3 +326,56 @@ fn templates_and_language_model_heads_are_those_of_transformers() {
         &["causal_lm", "input.jsonl", "runs/causal_lm"],
     );
 }
+
+/// A real SmolLM2, where `DELTARUN_SMOLLM2` names what `make.py` wrote for it.
+#[test]
+fn peft_loads_what_runs_of_a_language_model_leave() {
+    let Some(place) = Place::new() else { return };
+    let Some(backbone) = std::env::var_os("DELTARUN_SMOLLM2") else {
+        println!("skipped: DELTARUN_SMOLLM2 is not set (see tests/fixtures/make.py)");
+        return;
+    };
+    let backbone = backbone.to_str().unwrap();
+    let lines = [
+        "The cat sat on the mat.",
+        "A list: one, two, three.",
+        "Two and two make four.",
+    ];
+    place.write("lines.txt", &(lines.join("\n") + "\n"));
+    let mut runs = Vec::new();
+    for (name, statement) in [
+        ("lora", "reparam delta = lora { rank = 4 } on **.attn.{q,v}"),
+        (
+            "dora",
+            "reparam delta = dora { rank = 4 } on block[last 4].ff.{gate,down}",
+        ),
+    ] {
+        let text = format!(
+            r#"
+            backbone "{backbone}" {{ max_length = 32 }}
+            data {{ train = text("lines.txt") }}
+            task causal_lm {{ text = text }}
+            {statement}
+            stage tune {{ train = [delta], steps = 4, batch = 3, optimizer = adamw {{ lr = 1e-3 }} }}
+            "#
+        );
+        place.write("p.delta", &text);
+        place.run(&["p.delta", "--quiet", "--out", name]);
+        place.run(&["merge", name, &format!("{name}-merged")]);
+        let loss = |arguments: &[&str]| -> f64 {
+            let more = ["--data", "lines.txt", "--format", "json"];
+            let text = place.run(&[&["eval"], arguments, &more].concat());
+            let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+            json["metrics"]["loss"].as_f64().unwrap()
+        };
+        let own = loss(&[name]);
+        let back = loss(&[&format!("{name}/peft"), "--backbone", backbone]);
+        assert!((own - back).abs() < 1e-5, "{name}: {own}, read back {back}");
+        runs.push(format!("{name}={own}"));
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let script = root.join("tests/python/check_language_model.py");
+    let mut arguments = vec![script.to_str().unwrap(), backbone, "lines.txt"];
+    arguments.extend(runs.iter().map(String::as_str));
+    println!("{}", place.output(&place.python, &arguments));
+}

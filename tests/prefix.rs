@@ -51,7 +51,7 @@ fn check(plan: &Plan, backbone: &str, room: usize) {
 
 #[test]
 fn what_is_kept_changes_no_bit() {
-    for (backbone, labels) in [("bert_a", 2), ("roberta", 3), ("gpt2", 3)] {
+    for (backbone, labels) in [("bert_a", 2), ("roberta", 3), ("gpt2", 3), ("llama_a", 3)] {
         for low in FROZEN
             .iter()
             .filter(|low| backbone != "gpt2" || !low.contains("prompt"))

@@ -102,6 +102,8 @@ fn attention(bench: &mut Criterion) {
         let layout = Layout::new(vec![length; sequences], (0..sequences as u64).collect());
         let shape = AttentionShape {
             heads: 12,
+            key_value_heads: 12,
+            scale: 0.18,
             causal: false,
             prefix: 0,
         };

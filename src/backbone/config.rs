@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::family::{families, Dimension, Family, Key};
+use super::rotary::Rotary;
 use crate::engine::Activation;
 use crate::text::{did_you_mean, quoted_list};
 
@@ -18,15 +19,30 @@ pub struct Config {
     pub layers: usize,
     /// Attention heads in each block.
     pub heads: usize,
+    /// Heads of keys and values, where they are fewer than those of the queries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_value_heads: Option<usize>,
+    /// Columns of a head, where they are not the hidden width over the heads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head_width: Option<usize>,
     /// Width inside the feed-forward.
     pub inner: usize,
     /// Entries of the word embedding.
     pub vocabulary: usize,
-    /// Entries of the position embedding.
+    /// Positions that there are: entries of the position embedding, where the family has one.
     pub positions: usize,
+    /// Its rotary embeddings, where the family has them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotary: Option<Rotary>,
     /// Entries of the token-type embedding; 0 where the family has none.
     pub types: usize,
-    /// ε of every layer norm.
+    /// Whether the linear layers of attentions have biases, where `config.json` says it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub attention_bias: bool,
+    /// The same of feed-forwards.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub feed_forward_bias: bool,
+    /// ε of every norm.
     pub norm_epsilon: f32,
     /// The feed-forward's non-linearity.
     pub activation: Activation,
@@ -69,21 +85,40 @@ impl Config {
         let stated = &family.config;
         let hidden = keys.count(&stated.hidden)?;
         let activation = keys.text(&stated.activation)?;
-        let dropout = keys.fraction(&stated.dropout)?;
         let optional = |key: &Option<Key>, otherwise: f32| match key {
-            Some(key) if keys.find(key)?.is_some() => keys.fraction(key),
+            Some(key) if keys.find(key)?.is_some() || key.default.is_some() => keys.fraction(key),
             _ => Ok(otherwise),
         };
+        // `null` asks for what follows from the other dimensions, whatever the default is.
+        let some_count = |key: &Option<Key>| match key {
+            Some(key) if keys.find(key)?.is_some() => keys.count(key).map(Some),
+            Some(key) if key.default.is_some() && json.get(&key.key).is_none() => {
+                keys.count(key).map(Some)
+            }
+            _ => Ok(None),
+        };
+        let is_on = |key: &Option<Key>| key.as_ref().map_or(Ok(false), |key| keys.switch(key));
+        let dropout = optional(&stated.dropout, 0.0)?;
+        let positions = keys.count(&stated.positions)?;
+        let heads = keys.count(&stated.heads)?;
         let config = Config {
             hidden,
             layers: keys.count(&stated.layers)?,
-            heads: keys.count(&stated.heads)?,
+            heads,
+            key_value_heads: some_count(&stated.key_value_heads)?.filter(|shared| *shared != heads),
+            head_width: some_count(&stated.head_width)?.filter(|width| width * heads != hidden),
             inner: match keys.find(&stated.inner)? {
                 None if stated.inner.default.is_none() => 4 * hidden,
                 _ => keys.count(&stated.inner)?,
             },
             vocabulary: keys.count(&stated.vocabulary)?,
-            positions: keys.count(&stated.positions)?,
+            positions,
+            rotary: match &stated.rope_theta {
+                Some(key) => Some(Rotary::parse(&json, keys.positive(key)?, positions)?),
+                None => None,
+            },
+            attention_bias: is_on(&stated.attention_bias)?,
+            feed_forward_bias: is_on(&stated.feed_forward_bias)?,
             types: match &stated.types {
                 Some(key) => keys.count(key)?,
                 None => 0,
@@ -100,7 +135,7 @@ impl Config {
                 0.0 => 0.02,
                 range => range,
             },
-            is_untied: json["tie_word_embeddings"] == Value::Bool(false),
+            is_untied: !keys.switch(&stated.tied)?,
             has_decoder: false,
             labels: labels(&json),
             pad_token: keys.token(&stated.pad_token)?,
@@ -126,6 +161,16 @@ impl Config {
     /// Whether a language-model head has a weight of its own.
     pub fn is_decoder_own(&self) -> bool {
         self.is_untied || self.has_decoder
+    }
+
+    /// Heads of keys and values.
+    pub fn key_value_heads(&self) -> usize {
+        self.key_value_heads.unwrap_or(self.heads)
+    }
+
+    /// Columns of a head.
+    pub fn head_width(&self) -> usize {
+        self.head_width.unwrap_or(self.hidden / self.heads)
     }
 
     /// The dropout behind the embeddings.
@@ -170,10 +215,25 @@ impl Config {
         if shares.iter().any(|share| !(0.0..1.0).contains(share)) {
             return Err("an epsilon or a dropout of the backbone is not from 0 to 1".to_owned());
         }
-        if !self.hidden.is_multiple_of(self.heads) {
+        if self.head_width.is_none() && !self.hidden.is_multiple_of(self.heads) {
             return Err(format!(
                 "its {} attention heads do not divide its hidden width {}",
                 self.heads, self.hidden
+            ));
+        }
+        let (shared, width) = (self.key_value_heads(), self.head_width());
+        if shared == 0 || !self.heads.is_multiple_of(shared) {
+            return Err(format!(
+                "its {shared} heads of keys and values do not divide its {} attention heads",
+                self.heads
+            ));
+        }
+        if width == 0 || width * self.heads > LARGEST {
+            return Err(format!("its attention heads cannot be {width} wide"));
+        }
+        if self.rotary.is_some() && !width.is_multiple_of(2) {
+            return Err(format!(
+                "rotary embeddings turn pairs of columns, and its heads are {width} wide"
             ));
         }
         Ok(())
@@ -191,6 +251,8 @@ impl Config {
     pub fn size(&self, dimension: Dimension, labels: usize) -> usize {
         match dimension {
             Dimension::Hidden => self.hidden,
+            Dimension::Queries => self.heads * self.head_width(),
+            Dimension::Keys => self.key_value_heads() * self.head_width(),
             Dimension::Inner => self.inner,
             Dimension::Vocabulary => self.vocabulary,
             Dimension::Positions => self.positions,
@@ -199,7 +261,7 @@ impl Config {
         }
     }
 
-    /// The longest sequence that the position embedding has room for, in tokens.
+    /// The longest sequence that there are positions for, in tokens.
     pub fn longest(&self) -> usize {
         self.positions.saturating_sub(self.first_position())
     }
@@ -266,11 +328,17 @@ fn check_only(json: &Value, family: &Family) -> Result<(), String> {
             None | Some(Value::Null) => continue,
             Some(found) => found,
         };
-        let is_same = |allowed: &Value| match (allowed.as_f64(), found.as_f64()) {
+        let is_same = |allowed: &Value, found: &Value| match (allowed.as_f64(), found.as_f64()) {
             (Some(allowed), Some(found)) => allowed == found,
             _ => allowed == found,
         };
-        if !allowed.iter().any(is_same) {
+        let is_allowed = |found: &Value| allowed.iter().any(|allowed| is_same(allowed, found));
+        // A list is as good as what is in it: a value for each block.
+        let is_list = |found: &Value| match found.as_array() {
+            Some(items) => !items.is_empty() && items.iter().all(is_allowed),
+            None => false,
+        };
+        if !is_allowed(found) && !is_list(found) {
             let allowed: Vec<String> = allowed.iter().map(|value| format!("`{value}`")).collect();
             let wanted = match allowed.is_empty() {
                 true => "it must not be there".to_owned(),
@@ -329,6 +397,23 @@ impl Keys<'_> {
                 key.key
             )),
         }
+    }
+
+    fn positive(&self, key: &Key) -> Result<f64, String> {
+        let value = self.value(key)?;
+        match value.as_f64() {
+            Some(number) if number > 0.0 => Ok(number),
+            _ => Err(format!(
+                "its `{}` must be a number above 0, found {value}",
+                key.key
+            )),
+        }
+    }
+
+    fn switch(&self, key: &Key) -> Result<bool, String> {
+        let value = self.value(key)?;
+        let wanted = || format!("its `{}` must be `true` or `false`, found {value}", key.key);
+        value.as_bool().ok_or_else(wanted)
     }
 
     fn text(&self, key: &Key) -> Result<String, String> {

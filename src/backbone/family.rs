@@ -5,6 +5,8 @@ use std::sync::OnceLock;
 use indexmap::IndexMap;
 use serde::Deserialize;
 
+pub use super::architecture::{FeedForwardKind, NormKind, NormPlace};
+
 /// A family's description, one YAML file each in `families/`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -28,8 +30,11 @@ pub struct Family {
     pub only: IndexMap<String, Vec<serde_json::Value>>,
     /// Whether a position sees only what is before it.
     pub causal: bool,
-    /// Where the norms are.
-    pub norm: NormPlace,
+    /// What its norms are, and where.
+    pub norm: NormEntry,
+    /// The parts of its feed-forwards.
+    #[serde(default = "plain")]
+    pub feed_forward: FeedForwardKind,
     /// Whether positions are counted from the padding token's number on, and padding has none.
     #[serde(default)]
     pub positions_follow_padding: bool,
@@ -49,14 +54,23 @@ pub struct ConfigKeys {
     pub hidden: Key,
     pub layers: Key,
     pub heads: Key,
+    /// As many as there are heads where it is not there.
+    pub key_value_heads: Option<Key>,
+    /// The hidden width over the heads where it is not there.
+    pub head_width: Option<Key>,
     /// Without a default: four times the hidden width.
     pub inner: Key,
     pub vocabulary: Key,
     pub positions: Key,
+    /// Of a family with rotary embeddings; it then has `rope_scaling` and `rope_parameters` as well.
+    pub rope_theta: Option<Key>,
+    pub attention_bias: Option<Key>,
+    pub feed_forward_bias: Option<Key>,
     pub types: Option<Key>,
     pub norm_epsilon: Key,
     pub activation: Key,
-    pub dropout: Key,
+    /// 0 where the family has none.
+    pub dropout: Option<Key>,
     /// That of hidden states where it is not there.
     pub embedding_dropout: Option<Key>,
     pub attention_dropout: Key,
@@ -64,6 +78,8 @@ pub struct ConfigKeys {
     pub classifier_dropout: Option<Key>,
     pub initializer_range: Key,
     pub pad_token: Key,
+    /// Whether a language model's head has the word embedding for its weight.
+    pub tied: Key,
 }
 
 impl ConfigKeys {
@@ -77,12 +93,18 @@ impl ConfigKeys {
             &self.positions,
             &self.norm_epsilon,
             &self.activation,
-            &self.dropout,
             &self.attention_dropout,
             &self.initializer_range,
             &self.pad_token,
+            &self.tied,
         ];
         let sometimes = [
+            &self.dropout,
+            &self.key_value_heads,
+            &self.head_width,
+            &self.rope_theta,
+            &self.attention_bias,
+            &self.feed_forward_bias,
             &self.types,
             &self.embedding_dropout,
             &self.classifier_dropout,
@@ -109,19 +131,26 @@ impl Family {
     /// Whether a key of `config.json` is honoured, changes nothing, or is held to the values that change nothing.
     pub fn knows(&self, key: &str) -> bool {
         let is_named = |known: &&Key| known.key == key || known.also.iter().any(|also| also == key);
+        let is_rope = ["rope_scaling", "rope_parameters"].contains(&key);
         self.config.all().any(|known| is_named(&known))
+            || (is_rope && self.config.rope_theta.is_some())
             || self.neutral.iter().any(|neutral| neutral == key)
             || self.only.contains_key(key)
     }
 }
 
-/// Whether a norm follows the residual sum or precedes the sub-layer.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
-#[allow(missing_docs)]
-pub enum NormPlace {
-    Post,
-    Pre,
+/// The norms of a family.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NormEntry {
+    /// What they compute.
+    pub kind: NormKind,
+    /// Where they are.
+    pub place: NormPlace,
+}
+
+fn plain() -> FeedForwardKind {
+    FeedForwardKind::Plain
 }
 
 /// What a module with parameters of its own is.
@@ -130,7 +159,7 @@ pub enum NormPlace {
 pub enum Kind {
     /// `weight (out, in)`, and mostly `bias (out)`.
     Linear,
-    /// `weight (hidden)` and `bias (hidden)`.
+    /// `weight (hidden)`, and mostly `bias (hidden)`.
     Norm,
     /// `weight (entries, hidden)`.
     Embedding,
@@ -144,6 +173,10 @@ pub enum Kind {
 #[allow(missing_docs)]
 pub enum Dimension {
     Hidden,
+    /// All heads of the queries.
+    Queries,
+    /// All heads of the keys, or of the values.
+    Keys,
     Inner,
     Vocabulary,
     Positions,
@@ -162,8 +195,8 @@ pub struct ModuleEntry {
     /// The shape of its weight (of its bias, where it has only that).
     pub shape: Vec<Dimension>,
     /// Whether it has a bias.
-    #[serde(default = "yes")]
-    pub bias: bool,
+    #[serde(default)]
+    pub bias: Bias,
     /// Whether the checkpoint stores the weight as `(in, out)`.
     #[serde(default)]
     pub transposed: bool,
@@ -175,8 +208,19 @@ pub struct ModuleEntry {
     pub parts: usize,
 }
 
-fn yes() -> bool {
-    true
+/// Whether a module has a bias.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Bias {
+    /// It has.
+    #[default]
+    Yes,
+    /// It has not.
+    No,
+    /// It has where `attention_bias` is on.
+    Attention,
+    /// It has where `feed_forward_bias` is on.
+    FeedForward,
 }
 
 fn one() -> usize {
@@ -206,6 +250,8 @@ impl Heads {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Head {
+    /// How transformers' class ends that has it.
+    pub class: String,
     /// The rows of the last hidden state that it reads.
     pub reads: Reads,
     /// Its steps, in order.
@@ -240,8 +286,8 @@ pub struct HeadStep {
     #[serde(default)]
     pub shape: Vec<Dimension>,
     /// Whether it has a bias.
-    #[serde(default = "yes")]
-    pub bias: bool,
+    #[serde(default)]
+    pub bias: Bias,
     /// The embedding whose weight a `tied` step multiplies by.
     pub weight: Option<String>,
     /// The step's name in a checkpoint that has a weight of its own for it.
@@ -253,10 +299,11 @@ pub struct HeadStep {
     pub dropout: bool,
 }
 
-const FAMILIES: [&str; 3] = [
+const FAMILIES: [&str; 4] = [
     include_str!("families/bert.yaml"),
     include_str!("families/roberta.yaml"),
     include_str!("families/gpt2.yaml"),
+    include_str!("families/llama.yaml"),
 ];
 
 /// What holds of the `config.json` of every family.

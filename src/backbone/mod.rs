@@ -3,14 +3,18 @@
 //! In: a Hugging Face directory. Out: a [`Config`] and a [`Tree`] for the plan, tensors for the
 //! graph. It knows nothing of deltas or training.
 
+mod architecture;
 mod config;
 pub mod family;
 mod mapped;
+mod rotary;
 mod source;
 mod tree;
 mod weights;
 
+pub use architecture::{Architecture, FeedForwardKind, NormKind, NormPlace, Positions};
 pub use config::Config;
+pub use rotary::{RopeScaling, Rotary};
 pub use source::{fetch_weights, locate, read_config};
 pub use tree::{head_parameters, language_model_parameters, Module, Parameter, Site, Source, Tree};
 pub use weights::Checkpoint;

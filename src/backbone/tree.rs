@@ -1,7 +1,7 @@
 //! The module tree that every family shows: paths, kinds, parameters and their shapes.
 
 use super::config::Config;
-use super::family::{Dimension, Head, HeadStep, Kind, ModuleEntry};
+use super::family::{Bias, Dimension, Head, HeadStep, Kind, ModuleEntry};
 
 /// What a node of the tree is, for those who want to place a delta on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,7 +10,7 @@ pub enum Site {
     Linear,
     /// Several linear layers that a checkpoint stores as one; only its own name matches it.
     Fused,
-    /// A layer norm.
+    /// A norm.
     Norm,
     /// An embedding table.
     Embedding,
@@ -30,7 +30,7 @@ impl Site {
         match self {
             Site::Linear => "a linear layer",
             Site::Fused => "a fused linear layer",
-            Site::Norm => "a layer norm",
+            Site::Norm => "a norm",
             Site::Embedding => "an embedding table",
             Site::Attention => "an attention",
             Site::FeedForward => "a feed-forward",
@@ -53,6 +53,8 @@ pub struct Module {
     pub input: usize,
     /// Width of what comes out (linear), or the number of entries (embedding).
     pub output: usize,
+    /// Width of the keys, and of the values, of an attention; 0 elsewhere.
+    pub keys: usize,
     /// Its own parameters.
     pub parameters: Vec<Parameter>,
 }
@@ -120,7 +122,7 @@ impl Tree {
             entries.partition(|(path, _)| path.starts_with("block.N."));
         let is_embedding = |path: &str| path.starts_with("embeddings.");
         let add = |modules: &mut Vec<Module>, path: &str, entry: &ModuleEntry| {
-            add_groups(modules, path, config.hidden);
+            add_groups(modules, path, config);
             modules.push(module(config, path, entry));
         };
         for (path, entry) in others.iter().filter(|(path, _)| is_embedding(path)) {
@@ -243,7 +245,13 @@ fn sized_module(config: &Config, path: &str, entry: &ModuleEntry, labels: usize)
     if entry.kind != Kind::Tied {
         parameters.push(parameter("weight", shape.clone()));
     }
-    if entry.bias && entry.kind != Kind::Embedding {
+    let has_bias = match entry.bias {
+        Bias::Yes => true,
+        Bias::No => false,
+        Bias::Attention => config.attention_bias,
+        Bias::FeedForward => config.feed_forward_bias,
+    };
+    if has_bias && entry.kind != Kind::Embedding {
         parameters.push(parameter("bias", vec![shape[0]]));
     }
     Module {
@@ -256,12 +264,13 @@ fn sized_module(config: &Config, path: &str, entry: &ModuleEntry, labels: usize)
         checkpoint_name: entry.name.clone(),
         input: shape.last().copied().unwrap_or(0),
         output: shape[0],
+        keys: 0,
         parameters,
     }
 }
 
 /// Adds the groups above `path` that are not there yet.
-fn add_groups(modules: &mut Vec<Module>, path: &str, hidden: usize) {
+fn add_groups(modules: &mut Vec<Module>, path: &str, config: &Config) {
     let parts: Vec<&str> = path.split('.').collect();
     for depth in 1..parts.len() {
         let group = parts[..depth].join(".");
@@ -276,8 +285,12 @@ fn add_groups(modules: &mut Vec<Module>, path: &str, hidden: usize) {
                 path: group,
                 site,
                 checkpoint_name: String::new(),
-                input: hidden,
-                output: hidden,
+                input: config.hidden,
+                output: config.hidden,
+                keys: match site {
+                    Site::Attention => config.size(Dimension::Keys, 0),
+                    _ => 0,
+                },
                 parameters: Vec::new(),
             });
         }
@@ -321,6 +334,7 @@ fn add_fused(modules: &mut Vec<Module>) {
                 checkpoint_name: module.checkpoint_name.clone(),
                 input: module.input,
                 output: module.output,
+                keys: 0,
                 parameters: Vec::new(),
             }),
         }

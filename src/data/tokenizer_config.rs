@@ -1,18 +1,28 @@
 //! What `tokenizer_config.json` says beside `tokenizer.json`, as transformers 5 reads both.
 //!
 //! transformers takes `tokenizer.json` as it is for the class `PreTrainedTokenizerFast` and for those it does not
-//! know. For BERT's, RoBERTa's and GPT-2's own classes it takes vocabulary and merges from there and builds the rest
-//! from `tokenizer_config.json` (`tokenization_bert.py`, `tokenization_roberta.py`, `tokenization_gpt2.py`).
+//! know. For classes of a model's own it takes vocabulary and merges from there and builds the rest from
+//! `tokenizer_config.json` (`tokenization_bert.py`, `tokenization_roberta.py`, `tokenization_gpt2.py`,
+//! `tokenization_llama.py`, `tokenization_qwen2.py`). Beside a `tokenizer.json`, which says what stands around a text,
+//! it passes over `add_bos_token` and `add_eos_token` (`tokenization_utils_base.py`).
 
 use std::path::Path;
 
 use serde_json::Value;
+use tokenizers::decoders::DecoderWrapper;
 use tokenizers::normalizers::bert::BertNormalizer;
+use tokenizers::normalizers::NFC;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::processors::bert::BertProcessing;
 use tokenizers::processors::roberta::RobertaProcessing;
-use tokenizers::{ModelWrapper, NormalizerWrapper, Tokenizer, TruncationDirection};
+use tokenizers::{
+    ModelWrapper, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer,
+    TruncationDirection,
+};
 
 use crate::diagnostic::Problem;
 
@@ -30,6 +40,8 @@ enum Class {
     Bert,
     Roberta,
     Gpt2,
+    Llama,
+    Qwen2,
     /// `tokenizer.json` as it is.
     AsStored,
 }
@@ -40,6 +52,8 @@ impl Class {
             "BertTokenizer" | "DistilBertTokenizer" | "ElectraTokenizer" => Class::Bert,
             "RobertaTokenizer" => Class::Roberta,
             "GPT2Tokenizer" => Class::Gpt2,
+            "LlamaTokenizer" => Class::Llama,
+            "Qwen2Tokenizer" => Class::Qwen2,
             _ => Class::AsStored,
         }
     }
@@ -51,6 +65,8 @@ fn class_of_model(model_type: &str) -> &'static str {
         "bert" => "BertTokenizer",
         "roberta" => "RobertaTokenizer",
         "gpt2" => "GPT2Tokenizer",
+        "llama" => "LlamaTokenizer",
+        "qwen2" => "Qwen2Tokenizer",
         _ => "",
     }
 }
@@ -87,7 +103,9 @@ impl TokenizerConfig {
         // A class builds on a model of its own kind; with another one `tokenizer.json` is all there is.
         let class = match (class, tokenizer.get_model()) {
             (Class::Bert, ModelWrapper::WordPiece(_)) => class,
-            (Class::Roberta | Class::Gpt2, ModelWrapper::BPE(_)) => class,
+            // What is declared to be Llama's and splits bytes is not: transformers sees that, too.
+            (Class::Llama, ModelWrapper::BPE(_)) if !is_of_bytes(tokenizer) => class,
+            (Class::Roberta | Class::Gpt2 | Class::Qwen2, ModelWrapper::BPE(_)) => class,
             _ => Class::AsStored,
         };
         let settings = Settings { json: &json };
@@ -111,6 +129,20 @@ impl TokenizerConfig {
     }
 }
 
+/// Whether a tokenizer's words are bytes.
+fn is_of_bytes(tokenizer: &Tokenizer) -> bool {
+    let words = tokenizer.get_pre_tokenizer();
+    let is_bytes = |words: &PreTokenizerWrapper| matches!(words, PreTokenizerWrapper::ByteLevel(_));
+    let in_words = words.is_some_and(|words| match words {
+        PreTokenizerWrapper::Sequence(parts) => parts.as_ref().iter().any(is_bytes),
+        one => is_bytes(one),
+    });
+    in_words || matches!(tokenizer.get_decoder(), Some(DecoderWrapper::ByteLevel(_)))
+}
+
+/// How Qwen2 cuts a text into words.
+const QWEN2_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
 /// Gives a tokenizer the parts that its class builds itself.
 fn rebuild(class: Class, settings: &Settings, tokenizer: &mut Tokenizer) -> Result<(), Problem> {
     let special = |name: &str, default: &str| {
@@ -120,6 +152,35 @@ fn rebuild(class: Class, settings: &Settings, tokenizer: &mut Tokenizer) -> Resu
     };
     match class {
         Class::AsStored => {}
+        Class::Llama => {
+            let scheme = match (
+                settings.switch("add_prefix_space")?.unwrap_or(true),
+                settings.switch("legacy")?.unwrap_or(false),
+            ) {
+                (false, _) => PrependScheme::Never,
+                (true, true) => PrependScheme::Always,
+                (true, false) => PrependScheme::First,
+            };
+            if let ModelWrapper::BPE(model) = tokenizer.get_model() {
+                let mut model = model.clone();
+                (model.fuse_unk, model.byte_fallback) = (true, true);
+                (model.unk_token, model.dropout, model.ignore_merges) = (None, None, false);
+                tokenizer.with_model(model);
+            }
+            tokenizer.with_normalizer(None::<NormalizerWrapper>);
+            tokenizer.with_pre_tokenizer(Some(Metaspace::new('▁', scheme, false)));
+        }
+        Class::Qwen2 => {
+            let prefix = settings.switch("add_prefix_space")?.unwrap_or(false);
+            let pattern = SplitPattern::Regex(QWEN2_WORDS.to_owned());
+            let words = Split::new(pattern, SplitDelimiterBehavior::Isolated, false)
+                .map_err(Problem::internal)?;
+            let bytes = ByteLevel::default()
+                .add_prefix_space(prefix)
+                .use_regex(false);
+            tokenizer.with_normalizer(Some(NFC));
+            tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![words.into(), bytes.into()])));
+        }
         Class::Bert => {
             let ends = special("sep_token", "[SEP]").zip(special("cls_token", "[CLS]"));
             let normalizer = BertNormalizer::new(

@@ -40,7 +40,7 @@ impl DeltaMethod for Prefix {
     }
 
     fn parameters(&self, module: &Module) -> Vec<NewParameter> {
-        let (tokens, width) = (self.tokens, module.output);
+        let (tokens, width) = (self.tokens, module.keys);
         match self.hidden {
             None => vec![
                 NewParameter::new("keys", [tokens, width], EMBEDDING),
@@ -62,7 +62,7 @@ impl DeltaMethod for Prefix {
         let (Some(hidden), Some(module)) = (self.hidden, modules.first()) else {
             return Vec::new();
         };
-        let width = module.output;
+        let width = module.keys;
         vec![
             NewParameter::new("embedding", [self.tokens, width], EMBEDDING),
             NewParameter::new("down.weight", [hidden, width], Init::kaiming(width)),

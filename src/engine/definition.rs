@@ -7,7 +7,9 @@ mod attention;
 
 use dfdx::prelude::*;
 
-use super::{Activation, Backend, Dropout, Fastfood, Layout, Matrix, Scalar, Vector, Weight};
+use super::{
+    Activation, Angles, Backend, Dropout, Fastfood, Layout, Matrix, Scalar, Vector, Weight,
+};
 
 pub use attention::{attention, attention_of_rows};
 
@@ -104,6 +106,58 @@ pub fn layer_norm<D: Backend>(
         .try_add(bias.clone().try_broadcast_like::<_, Axis<0>>(&shape)?)
 }
 
+/// See [`Backend::rms_norm`].
+pub fn rms_norm<D: Backend>(
+    x: &Matrix<D>,
+    gain: &Vector<D>,
+    epsilon: f32,
+) -> Outcome<Matrix<D>, D> {
+    let shape = *x.shape();
+    let square = x.clone().try_square()?.try_mean::<_, Axis<1>>()?; // (rows)
+    let inverse = square.try_add(epsilon)?.try_sqrt()?.try_recip()?;
+    x.clone()
+        .try_mul(inverse.try_broadcast_like::<_, Axis<1>>(&shape)?)?
+        .try_mul(gain.clone().try_broadcast_like::<_, Axis<0>>(&shape)?)
+}
+
+/// See [`Backend::rotary`]: `x ⊙ cos + rotate_half(x) ⊙ sin`, where a matrix rotates the halves of every head.
+pub fn rotary<D: Backend>(
+    x: &Matrix<D>,
+    positions: &[usize],
+    angles: &Angles,
+) -> Outcome<Matrix<D>, D> {
+    let (shape, width) = (*x.shape(), angles.width());
+    assert_eq!(shape.0, positions.len(), "rotary: a position for each row");
+    assert_eq!(
+        shape.1 % width,
+        0,
+        "rotary: heads do not divide the columns"
+    );
+    let heads = (shape.0 * (shape.1 / width), width);
+    let table = |part: fn(&(f32, f32)) -> f32| {
+        let rows = positions.iter().flat_map(|&position| {
+            let half = angles.at(position).iter().map(part);
+            let both: Vec<f32> = half.clone().chain(half).collect();
+            std::iter::repeat_n(both, shape.1 / width).flatten()
+        });
+        x.device().try_tensor_from_vec(rows.collect(), heads)
+    };
+    let (cosines, sines) = (table(|turn| turn.0)?, table(|turn| turn.1)?);
+    let pairs = width / 2;
+    let half_turn = (0..width * width).map(|i| match (i / width, i % width) {
+        (from, to) if from == to + pairs => -1.0,
+        (from, to) if from + pairs == to => 1.0,
+        _ => 0.0,
+    });
+    let half_turn = half_turn.collect();
+    let half_turn = x.device().try_tensor_from_vec(half_turn, (width, width))?;
+    let x = x.clone().try_reshape_like(&heads)?;
+    let turned = x.clone().try_matmul(half_turn)?.try_mul(sines)?;
+    x.try_mul(cosines)?
+        .try_add(turned)?
+        .try_reshape_like(&shape)
+}
+
 /// See [`Backend::activate`].
 pub fn activate<D: Backend>(x: &Matrix<D>, activation: Activation) -> Outcome<Matrix<D>, D> {
     match activation {
@@ -174,11 +228,13 @@ pub fn select_rows<D: Backend>(table: &Matrix<D>, indices: &[usize]) -> Outcome<
     table.clone().try_gather(indices)
 }
 
-/// See [`Backend::columns`].
+/// See [`Backend::columns`]: rows of the transpose. dfdx's own `slice` would overwrite what else flows back into
+/// `x`, where it has to add to it.
 pub fn columns<D: Backend>(x: &Matrix<D>, range: std::ops::Range<usize>) -> Outcome<Matrix<D>, D> {
     let shape = (x.shape().0, range.len());
-    x.clone()
-        .try_slice((0..shape.0, range))?
+    let transposed = x.clone().try_permute::<_, Axes2<1, 0>>()?;
+    select_rows(&transposed, &range.collect::<Vec<_>>())?
+        .try_permute::<_, Axes2<1, 0>>()?
         .try_reshape_like(&shape)
 }
 

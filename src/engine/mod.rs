@@ -7,6 +7,7 @@
 //! operations, once for every device ([`definition`]). The definition is what CUDA runs, and the
 //! oracle of the tests. The CPU overrides what is slow with kernels of its own ([`cpu`]).
 
+mod angles;
 pub mod cpu;
 pub mod definition;
 mod fastfood;
@@ -18,9 +19,11 @@ mod weight;
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::Arc;
 
 use dfdx::prelude::{Gradients, HasShape, Shape, Tensor};
 
+pub use angles::Angles;
 pub use cpu::Deferred;
 pub use fastfood::Fastfood;
 pub use layout::{Dropout, Layout};
@@ -70,8 +73,12 @@ impl Activation {
 /// How an attention reads its rows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionShape {
-    /// The number of heads; `hidden` is a multiple of it.
+    /// Heads of the queries; the columns of `q` are a multiple of it.
     pub heads: usize,
+    /// Heads of keys and values, each for as many heads of the queries, one after the other.
+    pub key_value_heads: usize,
+    /// What scores are multiplied by before the softmax.
+    pub scale: f32,
     /// Whether a position sees only itself and what is before it.
     pub causal: bool,
     /// Rows of `k` and `v` that stand before each sequence's own, seen by all of its positions.
@@ -131,15 +138,36 @@ pub trait Backend: dfdx::tensor_ops::Device<f32> {
         definition::layer_norm(x, gain, bias, epsilon)
     }
 
+    /// Divides each row by the root of its mean square, then `gain ⊙ x`
+    /// (Zhang and Sennrich, arXiv 1910.07467).
+    fn rms_norm(
+        x: &Matrix<Self>,
+        gain: &Vector<Self>,
+        epsilon: f32,
+    ) -> Result<Matrix<Self>, Self::Err> {
+        definition::rms_norm(x, gain, epsilon)
+    }
+
+    /// Turns the columns `j` and `j + width / 2` of every head of `x (rows, heads · width)` by the angle of the
+    /// row's position (Su et al., arXiv 2104.09864, in the order of columns of GPT-NeoX).
+    fn rotary(
+        x: Matrix<Self>,
+        positions: &[usize],
+        angles: &Arc<Angles>,
+    ) -> Result<Matrix<Self>, Self::Err> {
+        definition::rotary(&x, positions, angles)
+    }
+
     /// An element-wise non-linearity.
     fn activate(x: Matrix<Self>, activation: Activation) -> Result<Matrix<Self>, Self::Err> {
         definition::activate(&x, activation)
     }
 
-    /// `softmax(q kᵀ / √d) v` within each sequence of `layout`, per head of width `d`
-    /// (Vaswani et al., arXiv 1706.03762, eq. 1); `q` and the result `(rows, hidden)`, `k` and `v`
-    /// with `shape.prefix` rows more for each sequence, before its own. Where `queries` are given, `q`
-    /// and the result are those rows of the layout alone, in ascending order; one may occur several times.
+    /// `softmax(scale · q kᵀ) v` within each sequence of `layout`, per head
+    /// (Vaswani et al., arXiv 1706.03762, eq. 1): `q` and the result `(rows, heads · width)`, `k` and `v`
+    /// `(rows, key-value heads · width)` with `shape.prefix` rows more for each sequence, before its own. Where
+    /// `queries` are given, `q` and the result are those rows of the layout alone, in ascending order; one may
+    /// occur several times.
     fn attention(
         q: &Matrix<Self>,
         k: &Matrix<Self>,

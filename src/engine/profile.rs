@@ -17,14 +17,18 @@ pub enum Op {
     LowRank,
     /// Attention with its softmax.
     Attention,
-    /// Layer norm.
-    LayerNorm,
+    /// Norms.
+    Norm,
+    /// Rotary position embeddings.
+    Rotary,
     /// Non-linearities.
     Activation,
     /// Dropout.
     Dropout,
     /// Sums of activations.
     Add,
+    /// Products of activations, element by element.
+    Multiply,
     /// Rows and columns chosen, joined, scaled.
     Rows,
     /// Losses.
@@ -35,14 +39,16 @@ pub enum Op {
 
 impl Op {
     /// All of them, in the order of a table.
-    pub const ALL: [Op; 10] = [
+    pub const ALL: [Op; 12] = [
         Op::Linear,
         Op::LowRank,
         Op::Attention,
-        Op::LayerNorm,
+        Op::Norm,
+        Op::Rotary,
         Op::Activation,
         Op::Dropout,
         Op::Add,
+        Op::Multiply,
         Op::Rows,
         Op::Loss,
         Op::Projection,
@@ -54,10 +60,12 @@ impl Op {
             Op::Linear => "linear",
             Op::LowRank => "low rank",
             Op::Attention => "attention",
-            Op::LayerNorm => "layer norm",
+            Op::Norm => "norm",
+            Op::Rotary => "rotary",
             Op::Activation => "activation",
             Op::Dropout => "dropout",
             Op::Add => "add",
+            Op::Multiply => "multiply",
             Op::Rows => "rows",
             Op::Loss => "loss",
             Op::Projection => "projection",

@@ -28,7 +28,7 @@ impl<D: Backend> Graph<D> {
         })?;
         self.check_head(plan, stage, task_name)?;
         let mut active = Active {
-            tokens: plan.tokens(stage),
+            prefix_tokens: plan.prefix_tokens(stage),
             task: Some(task.clone()),
             ..Active::default()
         };

@@ -1,5 +1,6 @@
 //! The transformer interpreter: one forward pass of any family, with the deltas at their sites.
 
+use std::cell::OnceCell;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -8,10 +9,11 @@ use dfdx::prelude::{HasErr, HasShape, ReshapeTo, Tape};
 use super::read::{read_layout, read_rows};
 use super::{Batch, Graph, Prefix, Targets, Value};
 use crate::backbone::family::{Head, HeadStep, Kind};
+use crate::backbone::{FeedForwardKind, NormKind, Positions};
 use crate::engine::cpu::Pace;
 use crate::engine::{
-    with_trace, Activation, AttentionShape, Backend, Dropout, Layout, Matrix, Precision, Scalar,
-    Trace, Vector, Weight,
+    with_trace, Activation, Angles, AttentionShape, Backend, Dropout, Layout, Matrix, Precision,
+    Scalar, Trace, Vector, Weight,
 };
 
 type Outcome<T, D> = Result<T, <D as HasErr>::Err>;
@@ -22,13 +24,19 @@ pub struct Pass<'g, D: Backend> {
     trace: Trace<D>,
     /// In training, when dropout is active: how much is kept for the backward pass.
     pace: Option<Arc<Pace>>,
+    /// Those of rotary embeddings, for the positions of this pass.
+    angles: OnceCell<Arc<Angles>>,
 }
 
 impl<'g, D: Backend> Pass<'g, D> {
     /// One with dropout, which records what is trained.
     pub(super) fn training(graph: &'g Graph<D>, trace: Trace<D>, pace: &Arc<Pace>) -> Self {
-        let pace = Some(pace.clone());
-        Pass { graph, trace, pace }
+        Pass {
+            graph,
+            trace,
+            pace: Some(pace.clone()),
+            angles: OnceCell::new(),
+        }
     }
 
     /// One without.
@@ -37,6 +45,7 @@ impl<'g, D: Backend> Pass<'g, D> {
             graph,
             trace: Trace::off(),
             pace: None,
+            angles: OnceCell::new(),
         }
     }
 
@@ -256,9 +265,8 @@ impl<'g, D: Backend> Pass<'g, D> {
         let mut layout = batch.layout.clone();
         let mut x = self.look_up("embeddings.word", &batch.tokens, &layout)?;
         let mut types = batch.types.clone();
-        let mut before = 0;
         if let Some(prompt) = self.prompts(&layout)? {
-            before = prompt.shape().0;
+            let before = prompt.shape().0;
             let rows = layout.extended_rows(before, &batch.soft);
             x = D::select_rows(&D::join_rows(&[prompt, x])?, &rows)?;
             let type_of = |row: usize| row.checked_sub(before).map_or(0, |row| types[row]);
@@ -268,14 +276,13 @@ impl<'g, D: Backend> Pass<'g, D> {
         if config.types > 0 {
             x = D::add(x, &self.look_up("embeddings.type", &types, &layout)?)?;
         }
-        // A prompt has positions of its own, and so has, as in PEFT, a prefix without rows here.
-        let first = config.first_position() + self.graph.active.tokens - before;
-        let positions = layout.ranges().flat_map(|range| first..first + range.len());
-        let positions: Vec<usize> = positions.collect();
-        x = D::add(
-            x,
-            &self.look_up("embeddings.position", &positions, &layout)?,
-        )?;
+        if let Positions::Learned { first } = self.graph.architecture.positions {
+            // A prompt has positions of its own, and so has, as in PEFT, a prefix without rows here.
+            let first = first + self.graph.active.prefix_tokens;
+            let positions = positions(&layout, first);
+            let positions = self.look_up("embeddings.position", &positions, &layout)?;
+            x = D::add(x, &positions)?;
+        }
         if !self.graph.pre_norm() {
             x = self.norm("embeddings.norm", &x)?;
         }
@@ -315,8 +322,15 @@ impl<'g, D: Backend> Pass<'g, D> {
         } else {
             x.clone()
         };
+        let feed_forward = self.graph.architecture.feed_forward;
         let up = self.linear(&format!("{ff}.up"), &input, layout)?; // (rows, inner)
-        let inner = D::activate(up, self.graph.config.activation)?;
+        let inner = match feed_forward.kind {
+            FeedForwardKind::Plain => D::activate(up, feed_forward.activation)?,
+            FeedForwardKind::Gated => {
+                let gate = self.linear(&format!("{ff}.gate"), &input, layout)?;
+                D::multiply(&D::activate(gate, feed_forward.activation)?, &up)?
+            }
+        };
         let out = self.linear(&format!("{ff}.down"), &inner, layout)?;
         self.close(&ff, &input, x, out, layout)
     }
@@ -349,7 +363,7 @@ impl<'g, D: Backend> Pass<'g, D> {
         layout: &Layout,
         queries: Option<(&[usize], &Layout)>,
     ) -> Outcome<Matrix<D>, D> {
-        let config = &self.graph.config;
+        let attention = &self.graph.architecture.attention;
         let project = |name: &str| self.linear(&format!("{path}.{name}"), x, layout);
         let fused = format!("{path}.qkv");
         let [q, k, v] = match self.graph.deltas_at(&fused).is_empty() {
@@ -372,15 +386,46 @@ impl<'g, D: Backend> Pass<'g, D> {
                 }
             }
         };
+        let queries = queries.map(|(rows, _)| rows);
+        let [q, k] = self.rotary([q, k], layout, queries)?;
         let ([k, v], prefix) = self.prefixed(path, x, [k, v], layout)?;
         let shape = AttentionShape {
-            heads: config.heads,
-            causal: self.graph.family.causal,
+            heads: attention.heads,
+            key_value_heads: attention.key_value_heads,
+            scale: attention.scale,
+            causal: attention.causal,
             prefix,
         };
-        let dropout = self.dropout(config.attention_dropout, path);
-        let queries = queries.map(|(rows, _)| rows);
+        let dropout = self.dropout(attention.dropout, path);
         D::attention(&q, &k, &v, layout, queries, shape, dropout)
+    }
+
+    /// Queries and keys turned by the angles of their positions, where the family has rotary embeddings; `q` is of
+    /// the rows `queries` where they are given.
+    fn rotary(
+        &self,
+        [q, k]: [Matrix<D>; 2],
+        layout: &Layout,
+        queries: Option<&[usize]>,
+    ) -> Outcome<[Matrix<D>; 2], D> {
+        let Some((frequencies, factor)) = &self.graph.frequencies else {
+            return Ok([q, k]);
+        };
+        // As in PEFT, a prefix before the keys takes the first positions, and is not turned.
+        let first = self.graph.active.prefix_tokens;
+        let angles = self.angles.get_or_init(|| {
+            let positions = first + layout.longest();
+            Arc::new(Angles::new(frequencies, *factor, positions))
+        });
+        let positions = positions(layout, first);
+        let own: Vec<usize> = match queries {
+            Some(rows) => rows.iter().map(|&row| positions[row]).collect(),
+            None => positions.clone(),
+        };
+        Ok([
+            D::rotary(q, &own, angles)?,
+            D::rotary(k, &positions, angles)?,
+        ])
     }
 
     /// Deltas on a weight that the checkpoint stores fused: they act on q, k and v side by side.
@@ -414,9 +459,15 @@ impl<'g, D: Backend> Pass<'g, D> {
     }
 
     pub(super) fn norm(&self, path: &str, x: &Matrix<D>) -> Outcome<Matrix<D>, D> {
+        let norm = self.graph.architecture.norm;
         let gain = self.vector(&format!("{path}.weight"));
-        let bias = self.vector(&format!("{path}.bias"));
-        D::layer_norm(x, &gain, &bias, self.graph.config.norm_epsilon)
+        match norm.kind {
+            NormKind::Layer => {
+                let bias = self.vector(&format!("{path}.bias"));
+                D::layer_norm(x, &gain, &bias, norm.epsilon)
+            }
+            NormKind::Rms => D::rms_norm(x, &gain, norm.epsilon),
+        }
     }
 
     pub(super) fn drop(
@@ -486,6 +537,14 @@ impl<'g, D: Backend> Pass<'g, D> {
         let path = format!("{path}.bias");
         self.value(&path).is_some().then(|| self.vector(&path))
     }
+}
+
+/// The position of every row, counted from `first` in each sequence.
+fn positions(layout: &Layout, first: usize) -> Vec<usize> {
+    let ranges = layout.ranges();
+    ranges
+        .flat_map(|range| first..first + range.len())
+        .collect()
 }
 
 /// A number of its own for each place (FNV-1a over the path).

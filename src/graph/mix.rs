@@ -30,11 +30,12 @@ impl<D: Backend> Pass<'_, D> {
         let queries = D::multiply(&D::select_rows(q, &of_each_head(&numbers))?, &own)?;
         let keys = self.weight(&format!("{path}.k.weight"));
         let queries = D::linear_transposed(&queries, &keys)?; // (asking · heads, hidden)
-                                                              // Attention divides by the root of a head's width, which is here `hidden`.
-        let queries = D::scale(&queries, (heads as f32).sqrt())?;
+        let attention = &self.graph.architecture.attention;
         let shape = AttentionShape {
             heads: 1,
-            causal: self.graph.family.causal,
+            key_value_heads: 1,
+            scale: attention.scale,
+            causal: attention.causal,
             prefix: 0,
         };
         let rows = of_each_head(asking);

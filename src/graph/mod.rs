@@ -21,8 +21,10 @@ use std::sync::Arc;
 
 use dfdx::prelude::{Gradients, HasErr};
 
-use crate::backbone::family::{Family, Head, NormPlace};
-use crate::backbone::{head_parameters, Checkpoint, Config, Parameter, Site, Tree};
+use crate::backbone::family::{Family, Head};
+use crate::backbone::{
+    head_parameters, Architecture, Checkpoint, Config, NormPlace, Parameter, Positions, Site, Tree,
+};
 use crate::delta::Method;
 use crate::diagnostic::Problem;
 use crate::engine::cpu::Pace;
@@ -41,6 +43,11 @@ pub struct Graph<D: Backend> {
     device: D,
     config: Config,
     family: &'static Family,
+    /// What the backbone computes.
+    architecture: Architecture,
+    /// Of rotary embeddings: what turns each pair of columns from one position to the next, and the factor of
+    /// cosines and sines.
+    frequencies: Option<(Vec<f32>, f32)>,
     tree: Tree,
     /// How products with the backbone's own weights are computed.
     precision: Precision,
@@ -62,9 +69,8 @@ struct Active {
     redirects: HashMap<String, String>,
     /// A site's path → the deltas there, in the order of the file.
     sites: HashMap<String, Vec<Placed>>,
-    /// Rows that deltas put before every sequence or before its keys: they take the first places of
-    /// the position table.
-    tokens: usize,
+    /// Keys and values that deltas put before every sequence's own: they take the first positions.
+    prefix_tokens: usize,
     /// Keys that get gradients.
     trained: BTreeSet<String>,
     /// Those of them that are large and that only products and look-ups read.
@@ -126,8 +132,15 @@ impl<D: Backend> Graph<D> {
             true => None,
             false => Some(Checkpoint::open_directory(&plan.backbone.directory)?),
         };
+        let architecture = Architecture::new(&config);
+        let frequencies = match &architecture.positions {
+            Positions::Rotary(rotary) => Some(rotary.frequencies(architecture.attention.width)),
+            Positions::Learned { .. } => None,
+        };
         let mut graph = Graph {
             family: config.family(),
+            architecture,
+            frequencies,
             tree: Tree::new(&config),
             config,
             device,
@@ -494,6 +507,6 @@ impl<D: Backend> Graph<D> {
     }
 
     fn pre_norm(&self) -> bool {
-        self.family.norm == NormPlace::Pre
+        self.architecture.norm.place == NormPlace::Pre
     }
 }

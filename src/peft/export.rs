@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::form::{form, Form};
 use super::low_rank::low_rank;
+use super::settings::CAUSAL_LM;
 use super::{module_name, norms, prompts, token_rows, tuner, KEY_PREFIX};
 use crate::diagnostic::Problem;
 use crate::disk::{self, Pending};
@@ -42,7 +43,15 @@ pub fn export<D: Backend>(plan: &Plan, graph: &Graph<D>, directory: &Path) -> Re
     let mut saved = BTreeSet::new();
     let key_prefix = if is_prompt { PROMPT_PREFIX } else { KEY_PREFIX };
     let prefix = &plan.backbone.config.family().prefix;
-    for (parameter, key) in graph.head_keys() {
+    let task = plan.final_task();
+    let is_language_model = task.is_some_and(|(_, task)| task.uses_language_model());
+    // A language model's head is the checkpoint's own, unless a stage trained it.
+    let is_trained = |name: &str| {
+        let mut stages = plan.stages.iter();
+        stages.any(|stage| stage.train_head && stage.task == name)
+    };
+    let is_saved = task.is_some_and(|(name, _)| !is_language_model || is_trained(name));
+    for (parameter, key) in graph.head_keys().into_iter().filter(|_| is_saved) {
         let name = parameter.source.full_name(prefix);
         let values = graph.tensor(&key).unwrap_or_default();
         let tensor = (values, parameter.shape.clone());
@@ -52,7 +61,12 @@ pub fn export<D: Backend>(plan: &Plan, graph: &Graph<D>, directory: &Path) -> Re
         saved.extend(parameter.source.name.split('.').next().map(str::to_owned));
     }
     let settings = &mut written.settings;
-    settings.insert("task_type".into(), json!("SEQ_CLS"));
+    let task = if is_language_model {
+        CAUSAL_LM
+    } else {
+        "SEQ_CLS"
+    };
+    settings.insert("task_type".into(), json!(task));
     settings.insert("base_model_name_or_path".into(), base_name(plan).into());
     settings.insert("inference_mode".into(), json!(true));
     if !is_prompt {
@@ -64,6 +78,7 @@ pub fn export<D: Backend>(plan: &Plan, graph: &Graph<D>, directory: &Path) -> Re
         };
         settings.insert("target_modules".into(), targets);
     }
+    let saved = (!saved.is_empty()).then_some(saved);
     settings.insert("modules_to_save".into(), json!(saved));
     if matches!(
         settings["peft_type"].as_str(),

@@ -2,7 +2,7 @@
 
 use crate::backbone::{Site, Tree};
 use crate::delta::Method;
-use crate::plan::{Change, DeltaPlan, Plan};
+use crate::plan::{Change, DeltaPlan, Plan, TaskPlan};
 
 /// A kind of adapter.
 pub(super) enum Form<'p> {
@@ -10,7 +10,7 @@ pub(super) enum Form<'p> {
     LowRank,
     /// Deltas of one other method with one choice of settings, at whole linear layers.
     Tuner(Vec<&'p DeltaPlan>),
-    /// Layer norms trained whole, by their paths.
+    /// Norms trained whole, by their paths.
     Norms(Vec<String>),
     /// Prefixes at all attentions.
     Prefix,
@@ -32,11 +32,10 @@ pub(super) fn form(plan: &Plan) -> Result<Form<'_>, String> {
     let Some(first) = active.first() else {
         return Err("only the head was trained".to_owned());
     };
-    if plan
-        .final_task()
-        .is_some_and(|(_, task)| task.uses_language_model())
-    {
-        return Err("the head is a language model's".to_owned());
+    let task = plan.final_task().map(|(_, task)| task);
+    let is_language_model = task.is_some_and(TaskPlan::uses_language_model);
+    if is_language_model && plan.backbone.config.family().heads.causal_lm.is_none() {
+        return Err("the head is a masked language model's".to_owned());
     }
     let mut methods = Vec::new();
     let mut unfrozen = Vec::new();
@@ -51,7 +50,7 @@ pub(super) fn form(plan: &Plan) -> Result<Form<'_>, String> {
         return norms.map(Form::Norms).ok_or_else(|| {
             let mut names = active.iter().filter(|delta| delta.unfreezes());
             let name = names.next().map_or("", |delta| delta.name.as_str());
-            format!("`{name}` changes weights of the backbone itself, and not layer norms alone")
+            format!("`{name}` changes weights of the backbone itself, and not norms alone")
         });
     }
     if let Some(gated) = active.iter().find(|delta| delta.is_gated) {
@@ -65,6 +64,11 @@ pub(super) fn form(plan: &Plan) -> Result<Form<'_>, String> {
         if !is_known {
             return Err(format!("PEFT has no `{}`", method.name()));
         }
+    }
+    let trains_rows = |(method, _): &(&Method, _)| matches!(method, Method::TrainableTokens(_));
+    let is_tied = is_language_model && !plan.backbone.config.is_decoder_own();
+    if is_tied && methods.iter().any(trains_rows) {
+        return Err("PEFT would train the rows of the tied head as well".to_owned());
     }
     let all = |test: fn(&Method) -> bool| methods.iter().all(|(method, _)| test(method));
     if all(is_low_rank) {
@@ -95,7 +99,7 @@ pub(super) fn form(plan: &Plan) -> Result<Form<'_>, String> {
     Ok(Form::Tuner(active))
 }
 
-/// The layer norms that make up all of these parameters, weight and bias of each.
+/// The norms that make up all of these parameters, weight and bias of each.
 fn whole_norms(plan: &Plan, parameters: &[&String]) -> Option<Vec<String>> {
     let tree = Tree::new(&plan.backbone.config);
     let norms = tree.modules().iter().filter(|module| {

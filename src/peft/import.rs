@@ -11,7 +11,7 @@ use super::reader::Reader;
 use super::settings::{self, MERGE_IN_PYTHON};
 use super::tuner::{shared_key, site_key};
 use super::{module_name, norms, prompts, token_rows, unfrozen, KEY_PREFIX};
-use crate::backbone::family::Family;
+use crate::backbone::family::{Family, Head};
 use crate::backbone::{head_parameters, Checkpoint, Config, Module, Parameter, Site, Tree};
 use crate::delta::{transposed, Method, PeftConfig, PeftModule};
 use crate::diagnostic::{Problem, Span};
@@ -24,7 +24,9 @@ pub struct Imported {
     pub deltas: Vec<DeltaPlan>,
     /// Tensors by our keys; a head's begin with `task.`.
     pub tensors: Tensors,
-    /// The head's number of outputs, where a head was saved.
+    /// Whether it is one of a causal language model.
+    pub is_language_model: bool,
+    /// The number of labels of the head, where one was saved.
     pub outputs: Option<usize>,
     /// What PEFT was given as the backbone.
     pub backbone: Option<String>,
@@ -62,10 +64,15 @@ pub fn import(directory: &Path, config: &Config) -> Result<Imported, Problem> {
     let key_prefix = if is_prompt { PROMPT_PREFIX } else { KEY_PREFIX };
     let saved = saved_modules(&adapter);
     let prefixes = [key_prefix, &prefix];
-    let outputs = read_head(&saved, config, &prefixes, &mut reader)?;
+    let task = adapter.get("task_type").and_then(Value::as_str);
+    let heads = &config.family().heads;
+    let language_model = heads.causal_lm.as_ref();
+    let language_model = language_model.filter(|_| task == Some(settings::CAUSAL_LM));
+    let head = language_model.unwrap_or(&heads.classify);
+    let outputs = read_head(head, &saved, config, &prefixes, &mut reader)?;
     deltas.extend(unfrozen::read(
         &adapter,
-        &saved,
+        (head, &saved),
         config,
         &prefixes,
         &mut reader,
@@ -75,7 +82,8 @@ pub fn import(directory: &Path, config: &Config) -> Result<Imported, Problem> {
     Ok(Imported {
         deltas,
         tensors: reader.tensors,
-        outputs,
+        is_language_model: language_model.is_some(),
+        outputs: outputs.filter(|_| language_model.is_none()),
         backbone: backbone.and_then(Value::as_str).map(str::to_owned),
     })
 }
@@ -336,12 +344,12 @@ fn saved_modules(adapter: &PeftConfig) -> Vec<String> {
 
 /// The saved head: our parameters whose module is among the saved ones.
 fn read_head(
+    head: &Head,
     saved: &[String],
     config: &Config,
     [key_prefix, prefix]: &[&str; 2],
     reader: &mut Reader,
 ) -> Result<Option<usize>, Problem> {
-    let head = &config.family().heads.classify;
     let is_saved = |parameter: &&Parameter| {
         let name = &parameter.source.name;
         saved

@@ -4,6 +4,7 @@ use serde_json::{json, Map, Value};
 
 use super::reader::Reader;
 use super::Written;
+use crate::backbone::family::Dimension;
 use crate::backbone::Config;
 use crate::delta::{Method, PeftConfig, Prefix, Prompt, PromptInit};
 use crate::diagnostic::{Problem, Span};
@@ -17,15 +18,13 @@ pub(super) const KEY: &str = "prompt_embeddings";
 /// Prompts: `(tokens, hidden)`.
 pub(super) fn prompt<D: Backend>(plan: &Plan, graph: &Graph<D>) -> Result<Written, Problem> {
     let prompt = graph.prompt().map_err(device_problem)?;
-    let settings = settings(
-        plan,
-        prompt.len() / plan.backbone.config.hidden,
-        "PROMPT_TUNING",
-    );
-    Ok(written(settings, prompt, plan.backbone.config.hidden))
+    let config = &plan.backbone.config;
+    let shape = (config.heads, config.hidden);
+    let settings = settings(plan, prompt.len() / config.hidden, shape, "PROMPT_TUNING");
+    Ok(written(settings, prompt, config.hidden))
 }
 
-/// Prefixes: `(tokens, 2 · layers · hidden)`, in a row the keys and the values of each layer.
+/// Prefixes: `(tokens, 2 · layers · width of the keys)`, in a row the keys and the values of each layer.
 pub(super) fn prefix<D: Backend>(plan: &Plan, graph: &Graph<D>) -> Result<Written, Problem> {
     let config = &plan.backbone.config;
     let layers = (0..config.layers)
@@ -33,17 +32,19 @@ pub(super) fn prefix<D: Backend>(plan: &Plan, graph: &Graph<D>) -> Result<Writte
         .collect::<Result<Vec<_>, _>>()
         .map_err(device_problem)?;
     let parts: Vec<&Vec<f32>> = layers.iter().flatten().collect();
-    let tokens = parts.first().map_or(0, |part| part.len() / config.hidden);
+    let width = config.size(Dimension::Keys, 0);
+    let tokens = parts.first().map_or(0, |part| part.len() / width);
     let mut values = Vec::new();
     for token in 0..tokens {
         for part in &parts {
-            values.extend_from_slice(&part[token * config.hidden..(token + 1) * config.hidden]);
+            values.extend_from_slice(&part[token * width..(token + 1) * width]);
         }
     }
-    let mut settings = settings(plan, tokens, "PREFIX_TUNING");
+    let shape = (config.key_value_heads(), width);
+    let mut settings = settings(plan, tokens, shape, "PREFIX_TUNING");
     settings.insert("prefix_projection".into(), json!(false));
-    settings.insert("encoder_hidden_size".into(), json!(config.hidden));
-    Ok(written(settings, values, parts.len() * config.hidden))
+    settings.insert("encoder_hidden_size".into(), json!(width));
+    Ok(written(settings, values, parts.len() * width))
 }
 
 /// What PEFT calls prompts and prefixes.
@@ -71,9 +72,9 @@ pub(super) fn read(
         return Err(Problem::new("delta::peft::positions", message)
             .help("give the backbone that the adapter was made for"));
     }
-    let width = config.hidden;
     let (method, sites) = match adapter.get("peft_type").and_then(Value::as_str) {
         Some("PREFIX_TUNING") => {
+            let width = config.size(Dimension::Keys, 0);
             let all = [tokens, 2 * config.layers * width];
             let values = reader.take_values(KEY, &all)?;
             let sites: Vec<String> = (0..config.layers)
@@ -94,7 +95,7 @@ pub(super) fn read(
             (Method::Prefix(Prefix { tokens, hidden }), sites)
         }
         _ => {
-            let shape = [tokens, width];
+            let shape = [tokens, config.hidden];
             reader.take(KEY, &shape, "prompt.embeddings.prompt".to_owned(), &shape)?;
             let init = PromptInit::Random;
             let method = Method::Prompt(Prompt { tokens, init });
@@ -110,15 +111,19 @@ pub(super) fn read(
     }])
 }
 
-fn settings(plan: &Plan, tokens: usize, kind: &str) -> Map<String, Value> {
-    let config = &plan.backbone.config;
+fn settings(
+    plan: &Plan,
+    tokens: usize,
+    (heads, width): (usize, usize),
+    kind: &str,
+) -> Map<String, Value> {
     let settings = json!({
         "peft_type": kind,
         "num_virtual_tokens": tokens,
-        "token_dim": config.hidden,
+        "token_dim": width,
         "num_transformer_submodules": 1,
-        "num_attention_heads": config.heads,
-        "num_layers": config.layers,
+        "num_attention_heads": heads,
+        "num_layers": plan.backbone.config.layers,
     });
     settings.as_object().cloned().unwrap_or_default()
 }

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::import::problem;
+use crate::backbone::family::Dimension;
 use crate::backbone::Config;
 use crate::delta::PeftConfig;
 use crate::diagnostic::Problem;
@@ -17,7 +18,7 @@ use crate::text::{list, quoted_list};
 
 /// What may stand under a key.
 #[derive(Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 enum Rule {
     /// Anything: it changes nothing of what a saved adapter computes.
     Passed,
@@ -45,13 +46,18 @@ enum Rule {
     Tokens,
     /// A kind of task of PEFT's.
     Task,
-    /// The backbone's heads, blocks, width.
-    Heads,
+    /// The backbone's blocks, and its width.
     Blocks,
     Width,
+    /// Its heads of keys and values, and the width of all of them.
+    KeyValueHeads,
+    KeyWidth,
     /// Only these values.
     Only(Vec<Value>),
 }
+
+/// PEFT's name of a causal language model's task.
+pub(super) const CAUSAL_LM: &str = "CAUSAL_LM";
 
 type Rules = IndexMap<String, IndexMap<String, Rule>>;
 
@@ -158,13 +164,24 @@ fn check_value(key: &str, value: &Value, rule: &Rule, config: &Config) -> Result
         (Rule::Task, Value::Null) => Ok(()),
         (Rule::Task, Value::String(task)) => match task.as_str() {
             "SEQ_CLS" | "FEATURE_EXTRACTION" => Ok(()),
+            CAUSAL_LM if config.family().heads.causal_lm.is_some() => Ok(()),
             _ => Err((
-                format!("is \"{task}\": what such an adapter is asked has no command here"),
+                format!(
+                    "is \"{task}\": what such an adapter is asked has no command here on a {}",
+                    config.family().name
+                ),
                 format!("give an adapter of the task `SEQ_CLS`, or {MERGE_IN_PYTHON}"),
             )),
         },
         (Rule::Task, _) => wrong("a kind of task"),
-        (Rule::Heads, value) => same(value, config.heads, "attention heads"),
+        (Rule::KeyValueHeads, value) => {
+            same(value, config.key_value_heads(), "heads of keys and values")
+        }
+        (Rule::KeyWidth, value) => same(
+            value,
+            config.size(Dimension::Keys, 0),
+            "columns of keys and values",
+        ),
         (Rule::Blocks, value) => same(value, config.layers, "blocks"),
         (Rule::Width, value) => same(value, config.hidden, "columns"),
     }

@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::module_name;
 use super::reader::Reader;
+use crate::backbone::family::Head;
 use crate::backbone::{Config, Tree};
 use crate::delta::{transposed, PeftConfig};
 use crate::diagnostic::{Problem, Span};
@@ -13,7 +14,7 @@ use crate::plan::{Change, DeltaPlan};
 /// are no head.
 pub(super) fn read(
     adapter: &PeftConfig,
-    saved: &[String],
+    (head, saved): (&Head, &[String]),
     config: &Config,
     [key_prefix, prefix]: &[&str; 2],
     reader: &mut Reader,
@@ -25,10 +26,7 @@ pub(super) fn read(
         .unwrap_or("none");
     let tree = Tree::new(config);
     let mut parameters = Vec::new();
-    let head: Vec<&str> = config
-        .family()
-        .heads
-        .classify
+    let head: Vec<&str> = head
         .steps
         .iter()
         .filter(|step| step.kind.is_some())

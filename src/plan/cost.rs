@@ -1,7 +1,8 @@
 //! What a stage costs, estimated from shapes alone.
 
 use super::{Change, DeltaPlan, Length, Plan, StagePlan, TaskKind, TaskPlan};
-use crate::backbone::{head_parameters, language_model_parameters, Tree};
+use crate::backbone::family::{Dimension, FeedForwardKind};
+use crate::backbone::{head_parameters, language_model_parameters, Architecture, Parameter, Tree};
 use crate::delta::Preposition;
 use crate::engine::cpu::{copies_of_a_weight, uses_amx, LEAST_SIDE};
 use crate::engine::Precision;
@@ -62,9 +63,20 @@ impl Plan {
             0 => 0,
             _ => 3 * config.hidden + config.inner,
         };
-        let kept_per_row = traced_layers * (6 * config.hidden + config.inner + inputs);
-        let working_per_row = 6 * config.hidden + 3 * config.inner;
-        let per_layer = 4 * config.hidden * config.hidden + 2 * config.hidden * config.inner;
+        let [queries, keys] = [Dimension::Queries, Dimension::Keys].map(|d| config.size(d, 0));
+        let projected = 3 * config.hidden + queries + 2 * keys;
+        // A gate keeps both factors beside the slopes.
+        let inner = match config.family().feed_forward {
+            FeedForwardKind::Plain => config.inner,
+            FeedForwardKind::Gated => 3 * config.inner,
+        };
+        let kept_per_row = traced_layers * (projected + inner + inputs);
+        let working_per_row = projected + 2 * config.inner + inner;
+        let first_block = tree.parameters().filter(|p| p.path.starts_with("block.0."));
+        let per_layer: usize = first_block
+            .filter(|p| p.shape.len() == 2)
+            .map(Parameter::count)
+            .sum();
         // Beside what is trained lie its gradient and AdamW's two means.
         let packed = [(traced_layers, true), (first, false)].map(|(layers, is_passed)| {
             (layers * per_layer) as f64 * (copies_of_a_weight(config.hidden, is_passed) - 1.0)
@@ -76,7 +88,7 @@ impl Plan {
             + rows_in_flight * (kept_per_row + working_per_row)
             + rows * trained_outputs;
 
-        let attention = 2 * tokens * config.hidden;
+        let attention = 2 * tokens * queries;
         let forward = config.layers * (per_layer + attention);
         let backward = traced_layers * (per_layer + 2 * attention);
         let weights = (trained as f64) * rows as f64;
@@ -159,7 +171,8 @@ impl Plan {
                         "a gate in it reads all rows of a sequence".to_owned()
                     }
                     Some(task) if task.uses_language_model() => {
-                        "behind its attention, masked tokens alone go on".to_owned()
+                        "behind its attention, only the tokens that a target is read off go on"
+                            .to_owned()
                     }
                     _ => "behind its attention, one row of a sequence goes on".to_owned(),
                 },
@@ -213,6 +226,7 @@ impl Plan {
         if self.is_gated_at_the_top(index) {
             return Err("a gate in it reads all rows of a sequence".to_owned());
         }
+        Architecture::new(&self.backbone.config).absorbs_keys()?;
         if drops && self.backbone.config.attention_dropout > 0.0 {
             return Err("dropout of attention weights, which then do not sum to 1".to_owned());
         }

@@ -23,7 +23,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::backbone::{Config, Module};
+use crate::backbone::{Config, Module, Site};
 use crate::delta::{gate, Method, NewParameter, OnHost};
 use crate::diagnostic::Span;
 use crate::engine::Precision;
@@ -107,11 +107,20 @@ impl Plan {
         trained.filter(|delta| delta.on_host().is_some()).collect()
     }
 
-    /// The places of the position table that deltas in place take during a stage.
+    /// The positions that deltas in place take during a stage.
     pub fn tokens(&self, stage: usize) -> usize {
+        self.tokens_of(stage, |_| true)
+    }
+
+    /// Those of them that are taken by keys and values alone.
+    pub fn prefix_tokens(&self, stage: usize) -> usize {
+        self.tokens_of(stage, |method| method.accepts(Site::Attention))
+    }
+
+    fn tokens_of(&self, stage: usize, counts: impl Fn(&Method) -> bool) -> usize {
         let of = |delta: &&DeltaPlan| match &delta.change {
-            Change::Method { method, .. } => method.tokens(),
-            Change::Unfreeze { .. } => 0,
+            Change::Method { method, .. } if counts(method) => method.tokens(),
+            _ => 0,
         };
         self.active(stage).iter().map(of).sum()
     }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{FinishedRun, Integrity};
+use super::{resolve_tying, FinishedRun, Integrity};
 use crate::backbone::{fetch_weights, head_parameters, locate, read_config, Checkpoint, Config};
 use crate::diagnostic::{Problem, Span};
 use crate::engine::Precision;
@@ -109,18 +109,23 @@ fn open_adapter<D: Executor>(
     fetch_weights(&location)?;
     let config = read_config(&base)?;
     let imported = peft::import(directory, &config)?;
-    let outputs = imported.outputs.or_else(|| stored_outputs(&base, &config));
-    let outputs = outputs.ok_or_else(|| {
-        Problem::new(
-            "delta::run::no_head",
-            "neither the adapter (`modules_to_save`) nor the backbone has a classification head",
-        )
-        .help("save the adapter with `task_type=\"SEQ_CLS\"`")
-    })?;
     let columns = text
         .map(<[String]>::to_vec)
         .unwrap_or_else(|| vec!["text".to_owned()]);
-    let task = adapter_task(&base, outputs, columns);
+    let task = match imported.is_language_model {
+        true => language_model_task(columns)?,
+        false => {
+            let outputs = imported.outputs.or_else(|| stored_outputs(&base, &config));
+            let outputs = outputs.ok_or_else(|| {
+                Problem::new(
+                    "delta::run::no_head",
+                    "neither the adapter (`modules_to_save`) nor the backbone has a classification head",
+                )
+                .help("save the adapter with `task_type=\"SEQ_CLS\"`")
+            })?;
+            adapter_task(&base, outputs, columns)
+        }
+    };
     let mut plan = Plan {
         name: "adapter".to_owned(),
         seed: 0,
@@ -141,6 +146,7 @@ fn open_adapter<D: Executor>(
     };
     let room = plan.backbone.config.longest() - plan.tokens(0);
     plan.backbone.max_length = plan.backbone.max_length.min(room);
+    resolve_tying(&mut plan)?;
     let mut graph = Graph::load(&plan, device)?;
     graph.set(of_head_where_missing(imported.tensors, &graph))?;
     graph.adopt_heads();
@@ -169,6 +175,24 @@ fn of_head_where_missing<D: Executor>(tensors: Tensors, graph: &Graph<D>) -> Ten
         .into_iter()
         .map(|(key, tensor)| (renamed(key), tensor))
         .collect()
+}
+
+/// Predicting each token of a text from those before it.
+fn language_model_task(text: Vec<String>) -> Result<TaskPlan, Problem> {
+    if text.len() > 1 {
+        let message = "a language model reads one column";
+        return Err(Problem::new("delta::run::columns", message).help("give one with `--text`"));
+    }
+    Ok(TaskPlan {
+        kind: TaskKind::CausalLm,
+        text,
+        label: String::new(),
+        labels: Vec::new(),
+        metric: Metric::Loss,
+        cloze: None,
+        mask: 0.0,
+        span: Span::default(),
+    })
 }
 
 /// A classification with the labels that the backbone's `config.json` names, or a regression where

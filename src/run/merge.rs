@@ -84,7 +84,7 @@ fn check_logits<D: Backend>(plan: &Plan, graph: &Graph<D>, merged: &Path) -> Res
     back.backbone.directory = merged.to_owned();
     back.backbone.random = false;
     back.backbone.config = read_config(merged)?;
-    resolve_tying(&mut back).map_err(|mut problems| problems.remove(0))?;
+    resolve_tying(&mut back)?;
     let mut read = Graph::load(&back, graph.device().clone())?;
     read.activate(&back, 0)?;
     let batch = probe(plan);
@@ -285,12 +285,12 @@ fn merged_config(plan: &Plan) -> Result<Value, Problem> {
     let family = &plan.backbone.config.family().architecture;
     if let Some((_, task)) = plan.final_task() {
         let heads = &plan.backbone.config.family().heads;
-        let suffix = match (task.uses_language_model(), &heads.masked_lm) {
-            (true, Some(_)) => "ForMaskedLM",
-            (true, None) => "LMHeadModel",
-            (false, _) => "ForSequenceClassification",
+        let head = match task.uses_language_model() {
+            true => heads.language_model(),
+            false => Some(&heads.classify),
         };
-        config["architectures"] = json!([format!("{family}{suffix}")]);
+        let class = head.map_or("Model", |head| head.class.as_str());
+        config["architectures"] = json!([format!("{family}{class}")]);
         if !task.uses_language_model() {
             let names: Vec<String> = match task.kind {
                 TaskKind::Regress => vec![task.label.clone()],

@@ -123,7 +123,7 @@ impl Source {
                 "name it in the pipeline's own file, or allow it with `--allow DIR`",
             )]));
         }
-        resolve_tying(&mut plan).map_err(located)?;
+        resolve_tying(&mut plan).map_err(|problem| located(vec![problem]))?;
         resolve_words(&mut plan).map_err(located)?;
         resolve_origins(&mut plan, self.integrity).map_err(located)?;
         let is_name = |statement: &Statement| matches!(statement, Statement::Pipeline { .. });

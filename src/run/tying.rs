@@ -10,7 +10,7 @@ use crate::plan::Plan;
 ///
 /// # Errors
 /// `config.json` has them apart, and the checkpoint has one of them alone.
-pub fn resolve_tying(plan: &mut Plan) -> Result<(), Vec<Problem>> {
+pub fn resolve_tying(plan: &mut Plan) -> Result<(), Problem> {
     let reads_it = plan.tasks.values().any(|task| task.uses_language_model());
     if !reads_it || plan.backbone.random {
         return Ok(());
@@ -21,7 +21,7 @@ pub fn resolve_tying(plan: &mut Plan) -> Result<(), Vec<Problem>> {
         return Ok(());
     }
     let span = plan.backbone.span;
-    let found = has_decoder(plan).map_err(|problem| vec![problem.or_at(span)])?;
+    let found = has_decoder(plan).map_err(|problem| problem.or_at(span))?;
     plan.backbone.config.has_decoder = found;
     Ok(())
 }

@@ -131,8 +131,12 @@ impl Expected {
 
     /// The rows of a padded `(sequences, width, hidden)` tensor that are not padding.
     pub fn packed_rows(&self, name: &str, number: usize, hidden: usize) -> Vec<f32> {
+        self.packed(&self.read(name), number, hidden)
+    }
+
+    /// The same of values from elsewhere.
+    pub fn packed(&self, values: &[f32], number: usize, hidden: usize) -> Vec<f32> {
         let mask = self.read(&format!("batch.{number}.attention_mask"));
-        let values = self.read(name);
         values
             .chunks(hidden)
             .zip(&mask)

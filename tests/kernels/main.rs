@@ -3,10 +3,12 @@
 
 mod beside;
 
+use std::sync::Arc;
+
 use beside::{close, compare, factors, own, value_and_gradients, Inputs, Op, Random};
 use deltarun::engine::{
-    definition, with_trace, Activation, AttentionShape, Backend, Dropout, Fastfood, Layout, Matrix,
-    Precision, Scalar, Trace, Vector, Weight,
+    definition, with_trace, Activation, Angles, AttentionShape, Backend, Dropout, Fastfood, Layout,
+    Matrix, Precision, Scalar, Trace, Vector, Weight,
 };
 use dfdx::prelude::*;
 use proptest::prelude::*;
@@ -228,6 +230,21 @@ proptest! {
         );
     }
 
+    #[test]
+    fn rms_norm(seed: u64, rows in 1..20usize, hidden in 2..70usize, scale in prop::sample::select(vec![1e-2f32, 1.0, 1e3])) {
+        let mut random = Random::new(seed);
+        let inputs = Inputs {
+            matrices: vec![random.matrix(rows, hidden, scale)],
+            vectors: vec![random.values(hidden, 1.0)],
+        };
+        compare(
+            &inputs,
+            &|m, v| Cpu::rms_norm(&m[0], &v[0], 1e-5).unwrap(),
+            &|m, v| definition::rms_norm(&m[0], &v[0], 1e-5).unwrap(),
+            1e-4,
+        );
+    }
+
     /// Whose input is kept as normalized rows; where the rows are changed afterwards, they are no longer those.
     #[test]
     fn low_rank_of_normalized_rows(seed: u64, rows in 1..40usize, hidden in 2..70usize, rank in 1..20usize, is_changed: bool) {
@@ -279,7 +296,8 @@ proptest! {
     fn attention(
         seed: u64,
         lengths in prop::collection::vec(1..20usize, 1..5),
-        heads in 1..4usize,
+        key_value_heads in 1..4usize,
+        group in 1..4usize,
         width in 1..10usize,
         causal: bool,
         prefix in 0..4usize,
@@ -287,31 +305,35 @@ proptest! {
         scale in prop::sample::select(vec![1.0f32, 6.0]),
     ) {
         let mut random = Random::new(seed);
-        let (rows, hidden) = (lengths.iter().sum(), heads * width);
+        let heads = key_value_heads * group;
+        let rows: usize = lengths.iter().sum();
         let keys = rows + lengths.len() * prefix;
-        let inputs = Inputs {
-            matrices: [rows, keys, keys].map(|rows| random.matrix(rows, hidden, scale)).into(),
-            vectors: vec![],
+        let mut inputs = |queries: usize| {
+            let of_keys = (keys, key_value_heads * width);
+            let shapes = [(queries, heads * width), of_keys, of_keys];
+            Inputs {
+                matrices: shapes.map(|(rows, columns)| random.matrix(rows, columns, scale)).into(),
+                vectors: vec![],
+            }
         };
+        let of_all = inputs(rows);
         let layout = layout(&lengths);
-        let shape = AttentionShape { heads, causal, prefix };
+        let scale = 1.0 / (width as f32).sqrt();
+        let shape = AttentionShape { heads, key_value_heads, scale, causal, prefix };
         let dropout = drop.then_some(Dropout { probability: 0.3, site: 5 });
         compare(
-            &inputs,
+            &of_all,
             &|m, _| Cpu::attention(&m[0], &m[1], &m[2], &layout, None, shape, dropout).unwrap(),
             &|m, _| definition::attention(&m[0], &m[1], &m[2], &layout, shape, dropout).unwrap(),
             5e-5,
         );
         // Some rows alone, of some sequences none, some several times.
+        let mut random = Random::new(seed ^ 1);
         let asks = |row: usize| if row == 0 { 2 } else { random.below(3).saturating_sub(row % 2) };
         let counts: Vec<usize> = (0..rows).map(asks).collect();
         let queries: Vec<usize> = (0..rows).flat_map(|row| std::iter::repeat_n(row, counts[row])).collect();
-        let inputs = Inputs {
-            matrices: [queries.len(), keys, keys].map(|rows| random.matrix(rows, hidden, scale)).into(),
-            vectors: vec![],
-        };
         compare(
-            &inputs,
+            &inputs(queries.len()),
             &|m, _| Cpu::attention(&m[0], &m[1], &m[2], &layout, Some(&queries), shape, dropout).unwrap(),
             &|m, _| definition::attention_of_rows(&m[0], &m[1], &m[2], &layout, &queries, shape, dropout).unwrap(),
             5e-5,
@@ -327,12 +349,32 @@ proptest! {
             vectors: vec![],
         };
         let layout = layout(&[length]);
-        let shape = AttentionShape { heads: 2, causal, prefix: 0 };
+        let shape = AttentionShape { heads: 2, key_value_heads: 2, scale: 0.5, causal, prefix: 0 };
         compare(
             &inputs,
             &|m, _| Cpu::attention(&m[0], &m[1], &m[2], &layout, None, shape, None).unwrap(),
             &|m, _| definition::attention(&m[0], &m[1], &m[2], &layout, shape, None).unwrap(),
             5e-5,
+        );
+    }
+
+    #[test]
+    fn rotary(seed: u64, rows in 1..20usize, heads in 1..5usize, pairs in 1..9usize, is_shared: bool) {
+        let mut random = Random::new(seed);
+        let inputs = Inputs {
+            matrices: vec![random.matrix(rows, heads * 2 * pairs, 1.0)],
+            vectors: vec![],
+        };
+        let angles = Arc::new(Angles::new(&random.values(pairs, 1.0), 0.9, 2 * rows));
+        let positions: Vec<usize> = (0..rows).map(|row| (row * 7) % (2 * rows)).collect();
+        compare(
+            &inputs,
+            &|m, _| {
+                let x = if is_shared { m[0].clone() } else { own(&m[0]) };
+                Cpu::rotary(x, &positions, &angles).unwrap()
+            },
+            &|m, _| definition::rotary(&m[0], &positions, &angles).unwrap(),
+            1e-6,
         );
     }
 
@@ -347,7 +389,7 @@ proptest! {
         let layout = layout(&lengths);
         let dropout = Dropout { probability: 0.4, site: 9 };
         let indices: Vec<usize> = (0..rows + 2).map(|i| (i * 7) % rows).collect();
-        let pairs: [(&Op, &Op); 8] = [
+        let pairs: [(&Op, &Op); 10] = [
             (&|m, _| Cpu::add(own(&m[0]), &m[1]).unwrap(), &|m, _| definition::add(&m[0], &m[1]).unwrap()),
             (&|m, _| Cpu::add(m[0].clone(), &m[1]).unwrap(), &|m, _| definition::add(&m[0], &m[1]).unwrap()),
             (&|m, _| Cpu::scale(&m[0], 1.7).unwrap(), &|m, _| definition::scale(&m[0], 1.7).unwrap()),
@@ -363,9 +405,21 @@ proptest! {
                 &|m, _| Cpu::columns(&m[0], 1..3).unwrap(),
                 &|m, _| definition::columns(&m[0], 1..3).unwrap(),
             ),
+            // Of what else is used, too.
+            (
+                &|m, _| Cpu::add(Cpu::columns(&m[0], 1..3).unwrap(), &Cpu::columns(&m[0], 0..2).unwrap()).unwrap(),
+                &|m, _| {
+                    let parts = [1..3, 0..2].map(|range| definition::columns(&m[0], range).unwrap());
+                    definition::add(&parts[0], &parts[1]).unwrap()
+                },
+            ),
             (
                 &|m, v| Cpu::scale_columns(&m[0], &v[0]).unwrap(),
                 &|m, v| definition::scale_columns(&m[0], &v[0]).unwrap(),
+            ),
+            (
+                &|m, _| Cpu::multiply(&m[0], &m[1]).unwrap(),
+                &|m, _| definition::multiply(&m[0], &m[1]).unwrap(),
             ),
             (&|m, _| Cpu::join_columns(m).unwrap(), &|m, _| definition::join_columns(m).unwrap()),
         ];
@@ -417,6 +471,8 @@ fn a_nan_stays_one() {
     }
     let shape = AttentionShape {
         heads: 1,
+        key_value_heads: 1,
+        scale: 0.5,
         causal: false,
         prefix: 0,
     };

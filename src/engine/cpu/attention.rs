@@ -41,7 +41,7 @@ pub(super) fn attention(
     let (rows, hidden) = *q.shape();
     let plan = Heads::new(layout, queries, shape, hidden, dropout);
     assert_eq!(rows, plan.rows(), "attention: rows and layout disagree");
-    let of_keys = (layout.rows() + layout.sequences() * shape.prefix) * hidden;
+    let of_keys = (layout.rows() + layout.sequences() * shape.prefix) * plan.keys_stride();
     assert!(
         [k, v].iter().all(|tensor| data(tensor).len() == of_keys),
         "attention: keys or values and layout disagree"
@@ -57,7 +57,7 @@ pub(super) fn attention(
     // Of all heads where the backward pass needs them, of one at a time elsewhere.
     let mut kept = vec![Vec::new(); heads.len()];
     let mut values = vec![0.0; rows * hidden];
-    let place = plan.place(&mut values);
+    let place = Place::new(&mut values, hidden, Mode::Set);
     let inputs = [q, k, v].map(data);
     let [q_data, k_data, v_data] = inputs;
     share_items(
@@ -73,7 +73,8 @@ pub(super) fn attention(
             let weights = if is_kept { kept } else { weights };
             plan.weights(packed, head, q_data, k_data, weights);
             let weights = View::new(plan.dropped(weights, head, dropped), head.keys);
-            packed.pack_rows(&v_data[head.key_start..], hidden, head.keys, plan.width());
+            let v = &v_data[head.key_start..];
+            packed.pack_rows(v, plan.keys_stride(), head.keys, plan.width());
             // SAFETY: these are the rows and columns of the head, which lie in q by the assertions above.
             unsafe { packed.plain().multiply_at(place.at(head.start), weights) };
         },
@@ -176,6 +177,16 @@ impl Heads {
         self.hidden / self.shape.heads
     }
 
+    /// Heads of the queries for each of keys and values.
+    fn group(&self) -> usize {
+        self.shape.heads / self.shape.key_value_heads
+    }
+
+    /// Columns of k and v.
+    fn keys_stride(&self) -> usize {
+        self.width() * self.shape.key_value_heads
+    }
+
     /// All heads of all sequences that have a row of q.
     fn heads(&self) -> Vec<Head> {
         let own = |sequence: usize| self.starts[sequence]..self.starts[sequence + 1];
@@ -187,6 +198,7 @@ impl Heads {
                 let own = own(sequence);
                 (0..self.shape.heads).map(move |index| {
                     let column = index * self.width();
+                    let key_column = index / self.group() * self.width();
                     Head {
                         sequence,
                         index,
@@ -195,16 +207,11 @@ impl Heads {
                         keys: range.len() + self.shape.prefix,
                         length: range.len(),
                         start: own.start * self.hidden + column,
-                        key_start: first_key * self.hidden + column,
+                        key_start: first_key * self.keys_stride() + key_column,
                     }
                 })
             })
             .collect()
-    }
-
-    /// Where heads write their parts of something of the shape of q, or of k and v.
-    fn place(&self, values: &mut [f32]) -> Place {
-        Place::new(values, self.hidden, Mode::Set)
     }
 
     /// The `(queries, width)` part of q, or of something of its shape, that belongs to `head`.
@@ -212,7 +219,7 @@ impl Heads {
         View::strided(&data[head.start..], head.queries, self.width(), self.hidden)
     }
 
-    /// `weights ← softmax(q kᵀ / √width)` of one head, without dropout.
+    /// `weights ← softmax(scale · q kᵀ)` of one head, without dropout.
     fn weights(
         &self,
         packed: &mut Packed,
@@ -221,7 +228,8 @@ impl Heads {
         k: &[f32],
         weights: &mut Vec<f32>,
     ) {
-        packed.pack_transposed(&k[head.key_start..], self.hidden, self.width(), head.keys);
+        let stride = self.keys_stride();
+        packed.pack_transposed(&k[head.key_start..], stride, self.width(), head.keys);
         let (room, q) = (std::mem::take(weights), self.view(q, head));
         *weights = packed.plain().product_in(room, Scheme::InOrder, q, None);
         let rows = weights.chunks_exact_mut(head.keys.max(1));
@@ -230,14 +238,9 @@ impl Heads {
                 true => self.shape.prefix + self.places[head.row + i] + 1,
                 false => head.keys,
             };
-            softmax(&mut row[..seen], self.scale());
+            softmax(&mut row[..seen], self.shape.scale);
             row[seen..].fill(0.0);
         }
-    }
-
-    /// `1 / √width`
-    fn scale(&self) -> f32 {
-        1.0 / (self.width() as f32).sqrt()
     }
 
     /// Applies the dropout's factors to the weights of one head.
@@ -279,10 +282,13 @@ impl Heads {
             |values: &[f32], slot: &Option<Slot>| slot.is_some().then(|| vec![0.0; values.len()]);
         let [q_slot, k_slot, v_slot] = slots;
         let mut gradients = [zeros(q, q_slot), zeros(k, k_slot), zeros(v, v_slot)];
-        let [dq, dk, dv] = gradients
-            .each_mut()
-            .map(|gradient| gradient.as_mut().map(|values| self.place(values)));
+        let strides = [hidden, self.keys_stride(), self.keys_stride()];
+        let [dq, dk, dv] = std::array::from_fn(|number| {
+            let values = gradients[number].as_mut();
+            values.map(|values| Place::new(values, strides[number], Mode::Set))
+        });
         let heads = self.heads();
+        let group = self.group();
         let work = |buffers: &mut Buffers, (number, &head): (usize, &Head)| {
             let Buffers {
                 packed,
@@ -290,6 +296,14 @@ impl Heads {
                 dropped,
                 slopes,
             } = buffers;
+            // The first head of a group writes the gradients of its keys and values, the others add to them.
+            let shared = |place: Place| Place {
+                mode: match number % group {
+                    0 => Mode::Set,
+                    _ => Mode::Add,
+                },
+                ..place.at(head.key_start)
+            };
             let weights = match kept {
                 Some(kept) => &kept[number],
                 None => {
@@ -303,11 +317,7 @@ impl Heads {
                 let weights = View::strided(weights, head.queries, head.keys, head.keys);
                 packed.pack_rows(&upstream[head.start..], hidden, head.queries, self.width());
                 // SAFETY: these are the rows and columns of the head in k and v, and below in q or in k and v.
-                unsafe {
-                    packed
-                        .plain()
-                        .multiply_at(dv.at(head.key_start), weights.t())
-                };
+                unsafe { packed.plain().multiply_at(shared(dv), weights.t()) };
             }
             if dq.is_none() && dk.is_none() {
                 return;
@@ -315,19 +325,22 @@ impl Heads {
             self.scores_backward(packed, slopes, head, weights, v, upstream);
             let slopes = View::strided(slopes, head.queries, head.keys, head.keys);
             if let Some(dq) = dq {
-                packed.pack_rows(&k[head.key_start..], hidden, head.keys, self.width());
+                let k = &k[head.key_start..];
+                packed.pack_rows(k, self.keys_stride(), head.keys, self.width());
                 unsafe { packed.plain().multiply_at(dq.at(head.start), slopes) };
             }
             if let Some(dk) = dk {
                 packed.pack_rows(&q[head.start..], hidden, head.queries, self.width());
-                unsafe {
-                    packed
-                        .plain()
-                        .multiply_at(dk.at(head.key_start), slopes.t())
-                };
+                unsafe { packed.plain().multiply_at(shared(dk), slopes.t()) };
             }
         };
-        share_items(heads.par_iter().enumerate(), Buffers::default, work);
+        // Heads that share keys and values come one after the other.
+        let of_group = |buffers: &mut Buffers, (first, heads): (usize, &[Head])| {
+            let heads = heads.iter().enumerate();
+            heads.for_each(|(index, head)| work(buffers, (first * group + index, head)));
+        };
+        let groups = heads.par_chunks(group).enumerate();
+        share_items(groups, Buffers::default, of_group);
         for (gradient, slot) in gradients.into_iter().zip(slots) {
             if let (Some(gradient), Some(slot)) = (gradient, slot) {
                 flow.add(slot, gradient)?;
@@ -347,7 +360,8 @@ impl Heads {
         dy: &[f32],
     ) {
         let keys = head.keys;
-        packed.pack_transposed(&v[head.key_start..], self.hidden, self.width(), keys);
+        let stride = self.keys_stride();
+        packed.pack_transposed(&v[head.key_start..], stride, self.width(), keys);
         slopes.resize(head.queries * keys, 0.0);
         packed
             .plain()
@@ -355,7 +369,7 @@ impl Heads {
         self.drop(slopes, head);
         let rows = weights.chunks_exact(keys.max(1));
         for (slopes, weights) in slopes.chunks_exact_mut(keys.max(1)).zip(rows) {
-            softmax_backward(slopes, weights, self.scale());
+            softmax_backward(slopes, weights, self.shape.scale);
         }
     }
 }

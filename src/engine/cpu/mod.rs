@@ -22,19 +22,21 @@ mod norm;
 mod operand;
 mod packed;
 mod product;
+mod rotary;
 mod rows;
 mod strassen;
 mod tile;
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use dfdx::prelude::{Cpu, Gradients, HasErr, HasShape, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::profile::{self, Op};
 use super::{
-    Activation, AttentionShape, Backend, Dropout, Fastfood, Layout, Matrix, Precision, Scalar,
-    Vector, Weight,
+    Activation, Angles, AttentionShape, Backend, Dropout, Fastfood, Layout, Matrix, Precision,
+    Scalar, Vector, Weight,
 };
 
 pub use amx::pays as uses_amx;
@@ -96,8 +98,18 @@ impl Backend for Cpu {
         bias: &Vector<Cpu>,
         epsilon: f32,
     ) -> Outcome<Matrix<Cpu>> {
-        profile::forward(Op::LayerNorm, elements(x), || {
+        profile::forward(Op::Norm, elements(x), || {
             norm::layer_norm(x, gain, bias, epsilon)
+        })
+    }
+
+    fn rms_norm(x: &Matrix<Cpu>, gain: &Vector<Cpu>, epsilon: f32) -> Outcome<Matrix<Cpu>> {
+        profile::forward(Op::Norm, elements(x), || norm::rms_norm(x, gain, epsilon))
+    }
+
+    fn rotary(x: Matrix<Cpu>, positions: &[usize], angles: &Arc<Angles>) -> Outcome<Matrix<Cpu>> {
+        profile::forward(Op::Rotary, elements(&x), || {
+            rotary::rotary(x, positions, angles)
         })
     }
 
@@ -146,6 +158,12 @@ impl Backend for Cpu {
     fn join_columns(parts: &[Matrix<Cpu>]) -> Outcome<Matrix<Cpu>> {
         let count = parts.iter().map(elements).sum();
         profile::forward(Op::Rows, count, || rows::join_columns(parts))
+    }
+
+    fn multiply(x: &Matrix<Cpu>, y: &Matrix<Cpu>) -> Outcome<Matrix<Cpu>> {
+        profile::forward(Op::Multiply, elements(x) + elements(y), || {
+            rows::multiply(x, y)
+        })
     }
 
     fn scale_columns(x: &Matrix<Cpu>, factors: &Vector<Cpu>) -> Outcome<Matrix<Cpu>> {

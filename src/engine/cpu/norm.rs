@@ -1,4 +1,4 @@
-//! Layer norm: one pass over the rows forward, one backward.
+//! Layer norm and RMS norm: one pass over the rows forward, one backward.
 
 use std::mem::MaybeUninit;
 use std::rc::Rc;
@@ -24,11 +24,32 @@ pub(super) fn layer_norm(
     bias: &Vector<Cpu>,
     epsilon: f32,
 ) -> Outcome<Matrix<Cpu>> {
+    normed(x, gain, Some(bias), epsilon)
+}
+
+/// See [`crate::engine::Backend::rms_norm`].
+pub(super) fn rms_norm(x: &Matrix<Cpu>, gain: &Vector<Cpu>, epsilon: f32) -> Outcome<Matrix<Cpu>> {
+    normed(x, gain, None, epsilon)
+}
+
+/// Layer norm with a bias, RMS norm without.
+fn normed(
+    x: &Matrix<Cpu>,
+    gain: &Vector<Cpu>,
+    bias: Option<&Vector<Cpu>>,
+    epsilon: f32,
+) -> Outcome<Matrix<Cpu>> {
     let (rows, hidden) = *x.shape();
-    let joined = trace(x).merge(trace(gain)).merge(trace(bias));
+    let is_centered = bias.is_some();
+    let mut joined = trace(x).merge(trace(gain));
+    if let Some(bias) = bias {
+        joined = joined.merge(trace(bias));
+    }
+    let bias_slot = bias.and_then(slot);
+    let bias = bias.map_or(vec![0.0; hidden], |bias| data(bias).to_vec());
     assert!(
-        data(gain).len() == hidden && data(bias).len() == hidden,
-        "layer norm: x, gain and bias disagree"
+        data(gain).len() == hidden && bias.len() == hidden,
+        "norm: x, gain and bias disagree"
     );
     let count = rows * hidden;
     let mut values = Vec::with_capacity(count);
@@ -44,11 +65,13 @@ pub(super) fn layer_norm(
         .zip(inverse.chunks_mut(part))
         .map(|((x, values), inverse)| (x, values, inverse, normals.next()))
         .collect();
-    let affine = (data(gain), data(bias));
+    let affine = (data(gain), bias.as_slice());
     share_items(
         parts.into_par_iter(),
         || (),
-        |(), (x, values, inverse, normal)| normalize(x, affine, epsilon, values, inverse, normal),
+        |(), (x, values, inverse, normal)| {
+            normalize(x, affine, (epsilon, is_centered), values, inverse, normal)
+        },
     );
     // SAFETY: all parts were just written.
     unsafe {
@@ -56,8 +79,8 @@ pub(super) fn layer_norm(
         normal.set_len(kept);
     }
     profile::kept(kept);
-    let (x_slot, gain_slot, bias_slot) = (slot(x), slot(gain), slot(bias));
-    let [gain, bias] = [gain, bias].map(|tensor| tensor.clone().split_tape().0);
+    let (x_slot, gain_slot) = (slot(x), slot(gain));
+    let gain = gain.clone().split_tape().0;
     let normalized = Rc::new(Normalized { normal, gain, bias });
     let form = normalized.clone();
     let result = output(
@@ -90,7 +113,9 @@ pub(super) fn layer_norm(
                 share_items(
                     parts,
                     || (),
-                    |(), ((dy, normal), inverse)| backward(dy, normal, gain, inverse),
+                    |(), ((dy, normal), inverse)| {
+                        backward(dy, normal, gain, inverse, is_centered);
+                    },
                 );
                 flow.add(slot, upstream)?;
             }
@@ -101,19 +126,19 @@ pub(super) fn layer_norm(
     Ok(result)
 }
 
-/// Rows that are `normal ⊙ gain + bias`, as the backward pass of layer norm keeps them.
+/// Rows that are `normal ⊙ gain + bias`, as the backward pass of a norm keeps them.
 pub(in crate::engine) struct Normalized {
     /// `(rows, hidden)`
     normal: Vec<f32>,
     gain: Tensor<(usize,), f32, Cpu>,
-    bias: Tensor<(usize,), f32, Cpu>,
+    bias: Vec<f32>,
 }
 
 impl Normalized {
     /// `sum ← sum + aᵀ x` for these rows x: `sum (rank, hidden)`, `a (rows, rank)`. As `aᵀ x` is
     /// `(aᵀ normal) ⊙ gain + (aᵀ 1) biasᵀ`, they need not be made again.
     pub(super) fn add_product(&self, sum: &mut [f32], a: &[f32], rank: usize) {
-        let (gain, bias) = (data(&self.gain), data(&self.bias));
+        let (gain, bias) = (data(&self.gain), &self.bias);
         let hidden = gain.len();
         let mut products = vec![0.0; rank * hidden];
         multiply_add_once(&mut products, View::new(a, rank).t(), &self.normal, hidden);
@@ -164,12 +189,12 @@ pub(super) fn join_lanes(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32
 }
 
 /// `values ← normal ⊙ gain + bias` with `normal = inverse · (x − mean)` and `inverse = 1 / √(variance + ε)`, row
-/// by row. All of `values`, and of `normal` where it is asked for, is written.
+/// by row; of rows that are not centered the mean counts as 0. All of `values`, and of `normal` where it is asked for, is written.
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
 fn normalize(
     x: &[f32],
     (gain, bias): (&[f32], &[f32]),
-    epsilon: f32,
+    (epsilon, is_centered): (f32, bool),
     values: &mut [MaybeUninit<f32>],
     inverse: &mut [f32],
     mut normal: Option<&mut [MaybeUninit<f32>]>,
@@ -177,7 +202,10 @@ fn normalize(
     let hidden = gain.len();
     let count = hidden as f32;
     for (row, (x, place)) in x.chunks_exact(hidden).zip(inverse).enumerate() {
-        let mean = sum_lanes(x, x, |x, _| x) / count;
+        let mean = match is_centered {
+            true => sum_lanes(x, x, |x, _| x) / count,
+            false => 0.0,
+        };
         let variance = sum_lanes(x, x, |x, _| (x - mean) * (x - mean)) / count;
         let inverse = 1.0 / (variance + epsilon).sqrt();
         *place = inverse;
@@ -200,9 +228,10 @@ fn normalize(
     }
 }
 
-/// `dy ← inverse · (s − mean(s) − normal · mean(s ⊙ normal))` with `s = dy ⊙ gain`, row by row.
+/// `dy ← inverse · (s − mean(s) − normal · mean(s ⊙ normal))` with `s = dy ⊙ gain`, row by row; `mean(s)` counts
+/// as 0 where rows are not centered.
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
-fn backward(dy: &mut [f32], normal: &[f32], gain: &[f32], inverse: &[f32]) {
+fn backward(dy: &mut [f32], normal: &[f32], gain: &[f32], inverse: &[f32], is_centered: bool) {
     let hidden = gain.len();
     let rows = dy.chunks_exact_mut(hidden).zip(normal.chunks_exact(hidden));
     for ((dy, normal), inverse) in rows.zip(inverse) {
@@ -210,7 +239,10 @@ fn backward(dy: &mut [f32], normal: &[f32], gain: &[f32], inverse: &[f32]) {
             *dy *= gain;
         }
         let count = hidden as f32;
-        let mean = sum_lanes(dy, dy, |s, _| s) / count;
+        let mean = match is_centered {
+            true => sum_lanes(dy, dy, |s, _| s) / count,
+            false => 0.0,
+        };
         let along = sum_lanes(dy, normal, |s, n| s * n) / count;
         for (s, n) in dy.iter_mut().zip(normal) {
             *s = inverse * (*s - mean - n * along);

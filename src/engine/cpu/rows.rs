@@ -191,6 +191,34 @@ pub(super) fn scale_columns(x: &Matrix<Cpu>, factors: &Vector<Cpu>) -> Outcome<M
     )
 }
 
+/// See [`crate::engine::Backend::multiply`].
+pub(super) fn multiply(x: &Matrix<Cpu>, y: &Matrix<Cpu>) -> Outcome<Matrix<Cpu>> {
+    assert_eq!(x.shape(), y.shape(), "multiply: shapes disagree");
+    let mut values = data(x).to_vec();
+    share_elements(&mut values, data(y), multiply_by);
+    let joined = trace(x).merge(trace(y));
+    let (x_slot, y_slot) = (slot(x), slot(y));
+    // Each is needed for the other's gradient.
+    let kept_x = y_slot.is_some().then(|| x.clone().split_tape().0);
+    let kept_y = x_slot.is_some().then(|| y.clone().split_tape().0);
+    output(
+        values,
+        *x.shape(),
+        joined,
+        x.device(),
+        move |flow, upstream| {
+            for (slot, other) in [(&x_slot, &kept_y), (&y_slot, &kept_x)] {
+                if let (Some(slot), Some(other)) = (slot, other) {
+                    let mut gradient = upstream.clone();
+                    share_elements(&mut gradient, data(other), multiply_by);
+                    flow.add(slot, gradient)?;
+                }
+            }
+            Ok(())
+        },
+    )
+}
+
 /// `out += factors ⊙ input`, row by row.
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
 fn add_scaled_rows(out: &mut [f32], input: &[f32], factors: &[f32]) {

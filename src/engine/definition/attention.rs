@@ -2,7 +2,7 @@
 
 use dfdx::prelude::*;
 
-use super::{join_rows, select_rows, Outcome};
+use super::{columns, join_columns, join_rows, select_rows, Outcome};
 use crate::engine::{AttentionShape, Backend, Dropout, Layout, Matrix};
 
 /// See [`Backend::attention`]. The packed rows are gathered into a rectangle, masked, and
@@ -27,16 +27,30 @@ pub fn attention<D: Backend>(
     let (heads, width) = (shape.heads, hidden / shape.heads);
     let device = q.device().clone();
 
+    // Heads that share keys and values get a copy each.
+    let group = heads / shape.key_value_heads;
+    let shared = |x: &Matrix<D>| match group {
+        1 => Ok(x.clone()),
+        _ => {
+            let of_head = |head: usize| {
+                let first = head / group * width;
+                columns(x, first..first + width)
+            };
+            let copies: Result<Vec<_>, _> = (0..heads).map(of_head).collect();
+            join_columns(&copies?)
+        }
+    };
     let split = |x: &Matrix<D>, layout: &Layout| -> Outcome<_, D> {
         select_rows(x, &padded_rows(layout))?
             .try_reshape_like(&(batch, layout.longest(), heads, width))?
             .try_permute::<_, Axes4<0, 2, 1, 3>>() // (batch, heads, longest, width)
     };
-    let (q, k, v) = (split(q, layout)?, split(k, &keys)?, split(v, &keys)?);
+    let (k, v) = (shared(k)?, shared(v)?);
+    let (q, k, v) = (split(q, layout)?, split(&k, &keys)?, split(&v, &keys)?);
 
     let square = (batch, heads, longest, seen);
     let scores = q
-        .try_mul(1.0 / (width as f32).sqrt())?
+        .try_mul(shape.scale)?
         .try_matmul(k.try_permute::<_, Axes4<0, 1, 3, 2>>()?)?; // square
     let mask = device.try_tensor_from_vec(mask(layout, shape), (batch, longest, seen))?;
     let scores = scores.try_add(mask.try_broadcast_like::<_, Axis<1>>(&square)?)?;

@@ -1,0 +1,271 @@
+//! Rotary position embeddings (RoPE: Su et al., arXiv 2104.09864) and the ways to stretch them over longer texts,
+//! as `modeling_rope_utils.py` of transformers computes them.
+
+use std::f64::consts::PI;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// What a `config.json` says of rotary embeddings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Rotary {
+    /// The base of the frequencies.
+    pub theta: f64,
+    /// How the frequencies are changed.
+    #[serde(default)]
+    pub scaling: RopeScaling,
+}
+
+/// A change of the frequencies.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RopeScaling {
+    /// None. transformers' `dynamic` is none, too, up to `max_position_embeddings`, and no text is longer here.
+    #[default]
+    Default,
+    /// All of them divided by a factor.
+    Linear {
+        /// The factor.
+        factor: f64,
+    },
+    /// Low ones divided by a factor, high ones left as they are (Llama 3.1).
+    Llama3 {
+        /// The factor.
+        factor: f64,
+        /// Frequencies with so few turns within `original` positions are low.
+        low: f64,
+        /// Those with so many are high.
+        high: f64,
+        /// The positions that the model was first trained for.
+        original: f64,
+    },
+    /// YaRN (Peng et al., arXiv 2309.00071).
+    Yarn {
+        /// The factor.
+        factor: f64,
+        /// Turns within `original` positions, from which on nothing is changed, and below which all is.
+        beta: (f64, f64),
+        /// Whether the first and last changed dimension are rounded outwards.
+        truncate: bool,
+        /// The positions that the model was first trained for.
+        original: f64,
+        /// What cosines and sines are multiplied by.
+        attention_factor: f64,
+    },
+}
+
+impl Rotary {
+    /// Reads `rope_parameters`, as transformers 5 writes it, or `rope_theta` and `rope_scaling`, as 4 did.
+    ///
+    /// # Errors
+    /// One sentence: another kind of scaling, a key that is not known, a number that is missing.
+    pub fn parse(json: &Value, theta: f64, positions: usize) -> Result<Self, String> {
+        let is_stated = |key: &&str| match json.get(*key) {
+            None | Some(Value::Null) => false,
+            Some(value) => *value != Value::Object(Map::new()),
+        };
+        // As in transformers, the older name counts where both are there.
+        let stated = ["rope_scaling", "rope_parameters"]
+            .into_iter()
+            .find(is_stated);
+        let Some(name) = stated else {
+            let scaling = RopeScaling::Default;
+            return Ok(Rotary { theta, scaling });
+        };
+        let Some(map) = json[name].as_object() else {
+            return Err(format!("its `{name}` must be an object"));
+        };
+        let keys = RopeKeys { name, map };
+        let theta = keys.number("rope_theta")?.unwrap_or(theta);
+        let scaling = keys.scaling(positions as f64)?;
+        if !(theta.is_finite() && theta > 1.0) {
+            return Err(format!("its `rope_theta` must be above 1, found {theta}"));
+        }
+        Ok(Rotary { theta, scaling })
+    }
+
+    /// The angle by which a position turns each pair of a head of `width` columns, `(width / 2)`, and what cosines
+    /// and sines are multiplied by.
+    pub fn frequencies(&self, width: usize) -> (Vec<f32>, f32) {
+        let plain = |pair: usize| self.theta.powf(-(2.0 * pair as f64) / width as f64);
+        let pairs = 0..width / 2;
+        match self.scaling {
+            RopeScaling::Default => (pairs.map(|pair| plain(pair) as f32).collect(), 1.0),
+            RopeScaling::Linear { factor } => (
+                pairs.map(|pair| (plain(pair) / factor) as f32).collect(),
+                1.0,
+            ),
+            RopeScaling::Llama3 {
+                factor,
+                low,
+                high,
+                original,
+            } => {
+                let scaled = |pair| {
+                    let frequency: f64 = plain(pair);
+                    let turns = original * frequency / (2.0 * PI);
+                    let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+                    ((1.0 - kept) * frequency / factor + kept * frequency) as f32
+                };
+                (pairs.map(scaled).collect(), 1.0)
+            }
+            RopeScaling::Yarn {
+                factor,
+                beta: (fast, slow),
+                truncate,
+                original,
+                attention_factor,
+            } => {
+                let dimension = |turns: f64| {
+                    width as f64 * (original / (turns * 2.0 * PI)).ln() / (2.0 * self.theta.ln())
+                };
+                let (mut first, mut last) = (dimension(fast), dimension(slow));
+                if truncate {
+                    (first, last) = (first.floor(), last.ceil());
+                }
+                let first = first.max(0.0);
+                let last = last.min(width as f64 - 1.0);
+                let last = if last == first { last + 0.001 } else { last };
+                let scaled = |pair: usize| {
+                    let ramp = ((pair as f64 - first) / (last - first)).clamp(0.0, 1.0);
+                    (plain(pair) * (ramp / factor + 1.0 - ramp)) as f32
+                };
+                (pairs.map(scaled).collect(), attention_factor as f32)
+            }
+        }
+    }
+}
+
+/// The keys of `rope_parameters` or `rope_scaling`.
+struct RopeKeys<'a> {
+    name: &'a str,
+    map: &'a Map<String, Value>,
+}
+
+impl RopeKeys<'_> {
+    fn scaling(&self, positions: f64) -> Result<RopeScaling, String> {
+        let kind = self.map.get("rope_type").or(self.map.get("type"));
+        let kind = kind.and_then(Value::as_str).unwrap_or("default");
+        let own: &[&str] = match kind {
+            "default" => &[],
+            "linear" | "dynamic" => &["factor", "original_max_position_embeddings"],
+            "llama3" => &[
+                "factor",
+                "low_freq_factor",
+                "high_freq_factor",
+                "original_max_position_embeddings",
+            ],
+            "yarn" => &[
+                "factor",
+                "beta_fast",
+                "beta_slow",
+                "mscale",
+                "mscale_all_dim",
+                "attention_factor",
+                "truncate",
+                "original_max_position_embeddings",
+            ],
+            _ => {
+                return Err(format!(
+                    "the rotary scaling `{kind}` of its `{}` is not supported: `default`, `linear`, `dynamic`, `llama3` and `yarn` are",
+                    self.name
+                ))
+            }
+        };
+        let common = ["rope_type", "type", "rope_theta", "partial_rotary_factor"];
+        let is_known =
+            |key: &&String| common.contains(&key.as_str()) || own.contains(&key.as_str());
+        if let Some(key) = self.map.keys().find(|key| !is_known(key)) {
+            return Err(format!(
+                "the key `{key}` of its `{}` is not one of a rotary scaling `{kind}`",
+                self.name
+            ));
+        }
+        match self.number("partial_rotary_factor")? {
+            None | Some(1.0) => {}
+            Some(share) => {
+                return Err(format!(
+                    "`partial_rotary_factor` of its `{}` is {share}: only `1.0` is supported",
+                    self.name
+                ))
+            }
+        }
+        Ok(match kind {
+            "linear" => RopeScaling::Linear {
+                factor: self.at_least_1("factor")?,
+            },
+            "llama3" => RopeScaling::Llama3 {
+                factor: self.at_least_1("factor")?,
+                low: self.needed("low_freq_factor")?,
+                high: self.needed("high_freq_factor")?,
+                original: self.original(positions)?,
+            },
+            "yarn" => self.yarn(positions)?,
+            _ => RopeScaling::Default,
+        })
+    }
+
+    fn yarn(&self, positions: f64) -> Result<RopeScaling, String> {
+        let factor = self.at_least_1("factor")?;
+        let of_scale = |mscale: f64| match factor > 1.0 {
+            true => 0.1 * mscale * factor.ln() + 1.0,
+            false => 1.0,
+        };
+        let scales = (self.number("mscale")?, self.number("mscale_all_dim")?);
+        let attention_factor = match (self.number("attention_factor")?, scales) {
+            (Some(stated), _) => stated,
+            // transformers takes a 0 as if it were absent.
+            (None, (Some(one), Some(all))) if one != 0.0 && all != 0.0 => {
+                of_scale(one) / of_scale(all)
+            }
+            _ => of_scale(1.0),
+        };
+        Ok(RopeScaling::Yarn {
+            factor,
+            beta: (
+                self.number("beta_fast")?.unwrap_or(32.0),
+                self.number("beta_slow")?.unwrap_or(1.0),
+            ),
+            truncate: match self.map.get("truncate") {
+                None => true,
+                Some(Value::Bool(truncate)) => *truncate,
+                Some(other) => return Err(self.wrong("truncate", "`true` or `false`", other)),
+            },
+            original: self.original(positions)?,
+            attention_factor,
+        })
+    }
+
+    fn wrong(&self, key: &str, wanted: &str, found: &Value) -> String {
+        let name = self.name;
+        format!("`{key}` of its `{name}` must be {wanted}, found {found}")
+    }
+
+    fn number(&self, key: &str) -> Result<Option<f64>, String> {
+        match self.map.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => match value.as_f64() {
+                Some(number) if number >= 0.0 => Ok(Some(number)),
+                _ => Err(self.wrong(key, "a number of at least 0", value)),
+            },
+        }
+    }
+
+    fn needed(&self, key: &str) -> Result<f64, String> {
+        let missing = || format!("its `{}` has no `{key}`", self.name);
+        self.number(key)?.ok_or_else(missing)
+    }
+
+    fn original(&self, positions: f64) -> Result<f64, String> {
+        let stated = self.number("original_max_position_embeddings")?;
+        Ok(stated.unwrap_or(positions))
+    }
+
+    fn at_least_1(&self, key: &str) -> Result<f64, String> {
+        let number = self.needed(key)?;
+        match number >= 1.0 {
+            true => Ok(number),
+            false => Err(self.wrong(key, "at least 1", &Value::from(number))),
+        }
+    }
+}

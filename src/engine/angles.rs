@@ -1,0 +1,41 @@
+//! The angles of rotary position embeddings.
+
+/// Cosines and sines of the angles by which positions turn the pairs of columns of a head.
+#[derive(Debug)]
+pub struct Angles {
+    /// Pairs of columns: half the width of a head.
+    pairs: usize,
+    /// `(positions, pairs)`, cosine and sine.
+    turns: Vec<(f32, f32)>,
+}
+
+impl Angles {
+    /// Those of the positions below `positions`, each pair turned by its frequency from one to the next;
+    /// cosines and sines are multiplied by `factor`. As in transformers, angles are rounded to f32.
+    pub fn new(frequencies: &[f32], factor: f32, positions: usize) -> Self {
+        let turn = |angle: f32| (angle.cos() * factor, angle.sin() * factor);
+        let rows = (0..positions).flat_map(|position| {
+            let angles = frequencies.iter().map(move |f| position as f32 * f);
+            angles.map(turn)
+        });
+        Angles {
+            pairs: frequencies.len(),
+            turns: rows.collect(),
+        }
+    }
+
+    /// The width of a head.
+    pub fn width(&self) -> usize {
+        2 * self.pairs
+    }
+
+    /// The number of positions.
+    pub fn positions(&self) -> usize {
+        self.turns.len() / self.pairs.max(1)
+    }
+
+    /// Cosine and sine for each pair at a position.
+    pub fn at(&self, position: usize) -> &[(f32, f32)] {
+        &self.turns[position * self.pairs..][..self.pairs]
+    }
+}
