@@ -13,7 +13,7 @@ use deltarun::run::{open_run, Integrity, Loaded};
 use dfdx::prelude::Cpu;
 use serde_json::{json, Value};
 
-const CASES: [(&str, &str); 16] = [
+const CASES: [(&str, &str); 19] = [
     ("layers", "bert_b"),
     ("layers_pattern", "gpt2"),
     ("bias_all", "bert_a"),
@@ -30,6 +30,9 @@ const CASES: [(&str, &str); 16] = [
     ("causal_head", "llama_b"),
     ("causal_gpt2", "gpt2"),
     ("prefix_grouped", "llama_b"),
+    ("prefix_qwen2", "qwen2"),
+    ("prompt_qwen2", "qwen2"),
+    ("ia3_qwen2", "qwen2"),
 ];
 
 fn open(adapter: &Path, backbone: &Path) -> Result<Loaded<Cpu>, Problem> {

@@ -18,7 +18,7 @@ fn families(directory: &Path) -> Keys {
     let text = std::fs::read_to_string(directory.join("keys.json")).unwrap();
     let mut all: Keys = serde_json::from_str(&text).unwrap();
     all.remove("transformers").unwrap();
-    assert_eq!(all.len(), 5);
+    assert_eq!(all.len(), 6);
     all
 }
 
@@ -135,6 +135,11 @@ fn values_that_change_the_model_are_refused_by_name() {
             json!({ "rope_parameters": { "rope_type": "linear", "factor": 2, "low_freq_factor": 1 } }),
         ),
         ("llama", json!({ "mlp_bias": "yes" })),
+        ("qwen2", json!({ "use_sliding_window": true })),
+        (
+            "qwen2",
+            json!({ "layer_types": ["full_attention", "sliding_attention"] }),
+        ),
     ];
     for (family, more) in cases {
         let error = parse(family, more.clone()).unwrap_err();

@@ -45,12 +45,13 @@ fn loss(graph: &Graph<Cpu>, batch: &[Batch]) -> f64 {
 /// the gradient's norm.
 #[test]
 fn gradients_are_those_of_finite_differences() {
-    for backbone in ["bert_a", "roberta", "gpt2", "llama_a"] {
+    for backbone in ["bert_a", "roberta", "gpt2", "llama_a", "qwen2"] {
         for (statement, _) in METHODS {
             let (_, mut graph, batch) = load(backbone, statement, "delta, head");
             // Seeds that keep the relus of P-tuning's encoder away from their kinks.
             let seed = match backbone {
                 "llama_a" => 5,
+                "qwen2" => 8,
                 _ => 4,
             };
             shake(&mut graph, seed);

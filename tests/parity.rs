@@ -15,7 +15,7 @@ use deltarun::train::optimizer::Stepper;
 use dfdx::prelude::Cpu;
 
 /// Those that have a language model's head as well.
-const DECODERS: [&str; 2] = ["llama_a", "llama_b"];
+const DECODERS: [&str; 3] = ["llama_a", "llama_b", "qwen2"];
 
 /// The fixtures and how close hidden states and logits must be to them; and a real MiniLM, where
 /// `DELTARUN_MINILM` names what `make.py` wrote for it.

@@ -299,11 +299,12 @@ pub struct HeadStep {
     pub dropout: bool,
 }
 
-const FAMILIES: [&str; 4] = [
+const FAMILIES: [&str; 5] = [
     include_str!("families/bert.yaml"),
     include_str!("families/roberta.yaml"),
     include_str!("families/gpt2.yaml"),
     include_str!("families/llama.yaml"),
+    include_str!("families/qwen2.yaml"),
 ];
 
 /// What holds of the `config.json` of every family.
