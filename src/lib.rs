@@ -32,6 +32,7 @@ pub mod plan;
 pub mod report;
 pub mod run;
 pub mod script;
+pub mod settings;
 pub mod syntax;
 pub mod terminal;
 pub mod text;

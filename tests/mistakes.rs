@@ -6,7 +6,8 @@ use std::path::Path;
 
 use deltarun::backbone::read_config;
 use deltarun::diagnostic::Problems;
-use deltarun::plan::{plan, Overrides};
+use deltarun::plan::plan;
+use deltarun::settings::Overrides;
 use deltarun::syntax::parse;
 
 const SOUND: &str = r#"pipeline sst2

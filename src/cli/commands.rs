@@ -16,11 +16,12 @@ use crate::disk;
 use crate::engine::cpu::{measure_limits, measure_rate};
 use crate::engine::Backend;
 use crate::graph::Executor;
-use crate::plan::{Overrides, Plan, StagePlan};
-use crate::report::{against_precision, describe, profile_table, Progress};
+use crate::plan::{Plan, StagePlan};
+use crate::report::{against_precision, describe, Progress};
 use crate::run::{
     open_run, read_text, Checked, Ended as RunEnded, Integrity, Loaded, Source, ROWS_AT_EACH_END,
 };
+use crate::settings::Overrides;
 use crate::terminal::{self, print, say};
 use crate::text::{bytes, counted, quoted_list};
 use crate::{peft, run, script, syntax};
@@ -179,7 +180,7 @@ pub(super) fn profile(options: &ProfileOptions) -> Result<Ended, Problems> {
         .map_err(|problem| source.locate(vec![problem]))?;
     let threads = rayon::current_num_threads();
     let limits = measure_limits(plan.backbone.precision);
-    print(&profile_table(&profile, threads, &limits));
+    print(&crate::run::profile_table(&profile, threads, &limits));
     Ok(Ended::Done)
 }
 

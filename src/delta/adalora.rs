@@ -12,7 +12,7 @@ use super::{
 };
 use crate::backbone::{Config, Module, Site};
 use crate::engine::{Backend, Matrix};
-use crate::plan::Fields;
+use crate::settings::Fields;
 
 /// Settings of AdaLoRA; the defaults are PEFT's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -3,7 +3,7 @@
 use super::{At, Init, NewParameter};
 use crate::backbone::Module;
 use crate::engine::{Activation, Backend, Matrix};
-use crate::plan::Fields;
+use crate::settings::Fields;
 
 /// The width inside, a fraction of the hidden width where it is not set.
 pub(super) fn width(fields: &Fields, hidden: usize, reduction: usize) -> usize {

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::backbone::{Config, Module, Site};
 use crate::engine::{Backend, Matrix, Trace, Vector};
-use crate::plan::Fields;
+use crate::settings::Fields;
 
 /// Settings of DoRA.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

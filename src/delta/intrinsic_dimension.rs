@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{At, DeltaMethod, Folded, Init, NewParameter, Preposition};
 use crate::backbone::{Config, Module, Site};
 use crate::engine::{Backend, Fastfood, Matrix};
-use crate::plan::Fields;
+use crate::settings::Fields;
 
 /// Settings of intrinsic dimension.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

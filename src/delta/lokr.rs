@@ -13,7 +13,7 @@ use crate::backbone::{Config, Module, Site};
 use dfdx::prelude::HasShape;
 
 use crate::engine::{Backend, Matrix};
-use crate::plan::Fields;
+use crate::settings::Fields;
 
 /// Settings of LoKr.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

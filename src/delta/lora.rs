@@ -13,7 +13,7 @@ use super::{
 };
 use crate::backbone::{Config, Module, Site};
 use crate::engine::{Backend, Matrix};
-use crate::plan::Fields;
+use crate::settings::Fields;
 
 /// Settings of LoRA.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

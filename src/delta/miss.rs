@@ -11,7 +11,7 @@ use super::{
 };
 use crate::backbone::{Config, Module, Site};
 use crate::engine::{Backend, Matrix, Trace};
-use crate::plan::Fields;
+use crate::settings::Fields;
 
 /// Settings of MiSS.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

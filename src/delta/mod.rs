@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backbone::{Config, Module, Site};
 use crate::engine::{Backend, Layout, Matrix, Vector, Weight};
-use crate::plan::Fields;
+use crate::settings::Fields;
 pub use crate::syntax::ast::Preposition;
 
 pub use ia3::Ia3;

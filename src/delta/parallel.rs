@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{bottleneck, At, DeltaMethod, Init, NewParameter, Preposition};
 use crate::backbone::{Config, Module, Site};
 use crate::engine::{Activation, Backend, Matrix};
-use crate::plan::Fields;
+use crate::settings::Fields;
 
 /// Settings of the parallel adapter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

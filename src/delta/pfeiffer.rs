@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{bottleneck, houlsby, At, DeltaMethod, NewParameter, Preposition};
 use crate::backbone::{Config, Module, Site};
 use crate::engine::{Activation, Backend, Matrix};
-use crate::plan::Fields;
+use crate::settings::Fields;
 
 /// Settings of the Pfeiffer adapter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{At, DeltaMethod, Init, NewParameter, Preposition};
 use crate::backbone::{Config, Module, Site};
 use crate::engine::{Activation, Backend, Matrix};
-use crate::plan::Fields;
+use crate::settings::Fields;
 
 /// Settings of prefix tuning.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

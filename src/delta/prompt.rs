@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{At, DeltaMethod, Init, NewParameter, Preposition};
 use crate::backbone::{Config, Module, Site};
 use crate::engine::{Backend, Matrix};
-use crate::plan::Fields;
+use crate::settings::Fields;
 use crate::syntax::ast::Value;
 
 /// Settings of prompt tuning.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{At, DeltaMethod, Folded, Init, NewParameter, Preposition};
 use crate::backbone::{Config, Module, Site};
 use crate::engine::{Backend, Matrix};
-use crate::plan::Fields;
+use crate::settings::Fields;
 
 /// Settings of trainable tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -151,11 +151,24 @@ impl<D: Executor> Graph<D> {
     /// # Errors
     /// What the device reports.
     pub fn logits(&self, groups: &[Batch]) -> Result<Vec<Vec<f32>>, Problem> {
+        self.map_logits(groups, |_, logits| logits)
+    }
+
+    /// What `map` makes of every group and its logits. No more of them are in memory than groups are worked on:
+    /// those over a vocabulary are large.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn map_logits<R: Send + Sync>(
+        &self,
+        groups: &[Batch],
+        map: impl Fn(&Batch, Vec<f32>) -> R + Sync,
+    ) -> Result<Vec<R>, Problem> {
         let at_once = rayon::current_num_threads();
         let results = D::map_groups(self, groups, at_once, |graph, group, _| {
             let logits = graph.inference().logits(group);
             logits
-                .map(|logits| D::read(&logits))
+                .map(|logits| map(group, D::read(&logits)))
                 .map_err(device_problem)
         });
         results.into_iter().collect()

@@ -4,13 +4,13 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::fields::{Fields, Problems};
-use super::scope::{Overrides, Scope};
 use super::stages::{stage, Known};
 use super::{tasks, BackbonePlan, DataPlan, Plan, TaskPlan, SHORTEST};
 use crate::backbone::Config;
 use crate::diagnostic::{Problem, Span};
 use crate::engine::Precision;
+use crate::settings::{Fields, Problems};
+use crate::settings::{Overrides, Scope};
 use crate::syntax::ast::{Block, Name, Pipeline, Spanned, Statement, Value};
 
 /// Finds a backbone by what the file calls it: its directory and its dimensions.

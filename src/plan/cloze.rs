@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::fields::Fields;
 use super::template::Piece;
 use super::Label;
 use crate::diagnostic::{Problem, Span};
+use crate::settings::Fields;
 use crate::syntax::ast::{Spanned, Value};
 use crate::text::{did_you_mean, quoted_list};
 

@@ -6,14 +6,11 @@
 mod build;
 mod cloze;
 mod cost;
-mod fields;
 mod placing;
-mod scope;
 mod selection;
 mod stage;
 mod stages;
 mod stored;
-mod synonyms;
 mod tasks;
 mod template;
 mod uses;
@@ -32,8 +29,6 @@ pub use crate::syntax::ast::Unit;
 pub use build::plan;
 pub use cloze::Cloze;
 pub use cost::{Cost, Gain};
-pub use fields::{Fields, Problems};
-pub use scope::{Overrides, Scope};
 pub use stage::{Interval, Keep, Length, Optimizer, Schedule, ScheduleShape, StagePlan, Warmup};
 pub use template::{Edit, Piece};
 

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::build::Builder;
 use super::selection::Modules;
-use super::synonyms;
 use super::{BackbonePlan, Change, DeltaPlan, Origin, TaskPlan};
 use crate::backbone::{language_model_parameters, Module, Tree};
 use crate::delta::{gate, Method, Preposition};
 use crate::diagnostic::Problem;
+use crate::settings::synonyms;
 use crate::syntax::ast::{Name, Place, Selection, Spanned, Statement, Value};
 use crate::text::{did_you_mean, quoted_list};
 

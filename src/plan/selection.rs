@@ -4,9 +4,9 @@ use rand::seq::IndexedRandom;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use super::scope::Scope;
 use crate::backbone::{Config, Module, Parameter, Site, Tree};
 use crate::diagnostic::Problem;
+use crate::settings::Scope;
 use crate::syntax::ast::{Pattern, Segment, Selection, Selector};
 use crate::text::{counted, did_you_mean, quoted_list};
 

@@ -1,9 +1,9 @@
 //! Stages: what is trained, on what, for how long, and how.
 
-use super::fields::Fields;
-use super::synonyms;
 use super::{Interval, Keep, Length, Optimizer, Schedule, ScheduleShape, StagePlan, Unit, Warmup};
 use crate::diagnostic::Problem;
+use crate::settings::synonyms;
+use crate::settings::Fields;
 use crate::syntax::ast::{Block, Name, Spanned, Value};
 use crate::text::{did_you_mean, quoted_list};
 

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use super::cloze::{cloze, Cloze};
-use super::fields::Fields;
-use super::synonyms;
 use super::{DataPlan, Few, FileFormat, FilePlan, Label, Metric, TaskKind, TaskPlan};
 use crate::diagnostic::Problem;
+use crate::settings::synonyms;
+use crate::settings::Fields;
 use crate::syntax::ast::{Argument, Name, Spanned, Value};
 use crate::text::{did_you_mean, quoted_list};
 

@@ -3,14 +3,12 @@
 mod page;
 mod plan;
 mod plot;
-mod profile;
 mod progress;
 mod table;
 
 pub use page::Page;
 pub use plan::{against_precision, describe};
 pub use plot::{plot, Series};
-pub use profile::profile_table;
 pub use progress::Progress;
 pub use table::Table;
 

@@ -8,7 +8,8 @@ use super::{
 };
 use crate::backbone::{fetch_weights, locate, read_config};
 use crate::diagnostic::{Problem, Problems};
-use crate::plan::{plan, Overrides, Plan};
+use crate::plan::{plan, Plan};
+use crate::settings::Overrides;
 use crate::syntax::ast::Statement;
 use crate::syntax::parse;
 

@@ -19,8 +19,8 @@ use rhai::module_resolvers::DummyModuleResolver;
 use rhai::{Engine, EvalAltResult, Scope, Token};
 
 use crate::diagnostic::Problems;
-use crate::plan::Overrides;
 use crate::run::{read_text, Integrity};
+use crate::settings::Overrides;
 use crate::terminal::print;
 use session::Session;
 

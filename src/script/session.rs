@@ -10,8 +10,8 @@ use rhai::{Array, Dynamic, Map};
 use super::runner::Runner;
 use super::Options;
 use crate::diagnostic::Problem;
-use crate::plan::Overrides;
 use crate::run::{whole, Confined, Integrity, Shared, Source};
+use crate::settings::Overrides;
 use crate::text::{did_you_mean, quoted_list};
 
 /// What the functions of a script share.

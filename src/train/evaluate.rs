@@ -107,23 +107,23 @@ pub(super) fn evaluate_with<D: Executor>(
     let mut score = Score::new();
     match task.kind.is_language_model() {
         true => {
-            // A wave at a time: logits over a vocabulary are large.
-            for wave in batches::<D>(examples, masking).chunks(16) {
-                for (batch, logits) in wave.iter().zip(graph.logits(wave)?) {
-                    let Targets::Tokens { tokens, .. } = &batch.targets else {
-                        continue;
-                    };
+            let batches = batches::<D>(examples, masking);
+            let rows = |batch: &Batch, logits: Vec<f32>| match &batch.targets {
+                Targets::Tokens { tokens, .. } => {
                     let width = logits.len() / tokens.len().max(1);
-                    for (row, token) in logits.chunks(width.max(1)).zip(tokens) {
-                        score.class(row, *token);
-                    }
+                    let rows = logits.chunks(width.max(1)).zip(tokens);
+                    rows.map(|(row, token)| Guess::new(row, *token)).collect()
                 }
+                _ => Vec::new(),
+            };
+            for guess in graph.map_logits(&batches, rows)?.into_iter().flatten() {
+                score.class(guess);
             }
         }
         false => {
             for (example, logits) in examples.iter().zip(predict_with(graph, examples, kept)?) {
                 match example.target {
-                    Target::Class(class) => score.class(&logits, class),
+                    Target::Class(class) => score.class(Guess::new(&logits, class)),
                     Target::Number(number) => score.number(logits[0], number),
                     Target::MaskedTokens | Target::NextTokens | Target::None => {}
                 }
@@ -136,6 +136,27 @@ pub(super) fn evaluate_with<D: Executor>(
             .help("look at the weights of the run and of its backbone"));
     }
     Ok(score.finish(examples.len(), task))
+}
+
+/// What logits say of a class.
+struct Guess {
+    is_finite: bool,
+    /// `−log` of the class's probability.
+    loss: f64,
+    predicted: usize,
+    class: usize,
+}
+
+impl Guess {
+    fn new(logits: &[f32], class: usize) -> Self {
+        let probabilities = softmax(logits);
+        Guess {
+            is_finite: logits.iter().all(|logit| logit.is_finite()),
+            loss: -probabilities[class].max(f64::MIN_POSITIVE).ln(),
+            predicted: highest(logits),
+            class,
+        }
+    }
 }
 
 struct Score {
@@ -160,12 +181,11 @@ impl Score {
         }
     }
 
-    fn class(&mut self, logits: &[f32], class: usize) {
-        self.is_finite &= logits.iter().all(|logit| logit.is_finite());
-        let probabilities = softmax(logits);
-        self.loss -= probabilities[class].max(f64::MIN_POSITIVE).ln();
-        self.predicted.push(highest(logits));
-        self.labels.push(class);
+    fn class(&mut self, guess: Guess) {
+        self.is_finite &= guess.is_finite;
+        self.loss += guess.loss;
+        self.predicted.push(guess.predicted);
+        self.labels.push(guess.class);
     }
 
     fn number(&mut self, predicted: f32, number: f32) {

@@ -2,10 +2,10 @@
 
 use std::fmt::Write;
 
-use super::Table;
+use super::Profile;
 use crate::engine::cpu::Limits;
 use crate::engine::profile::{Op, Spent};
-use crate::run::Profile;
+use crate::report::Table;
 use crate::text::bytes;
 
 /// The table that `deltarun profile` prints. `limits` are those of all threads together.

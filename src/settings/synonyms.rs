@@ -127,12 +127,12 @@ const WORDS: [(&str, Instead); 22] = [
 ];
 
 /// What to write instead of a key that is not known, where `known` are those that are.
-pub(super) fn for_key<'a>(key: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+pub(crate) fn for_key<'a>(key: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
     find(&KEYS, key, known)
 }
 
 /// What to write instead of a word that is not known, where `known` are those that are.
-pub(super) fn for_word<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+pub(crate) fn for_word<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
     find(&WORDS, word, known)
 }
 
