@@ -4,7 +4,7 @@ use super::{Change, DeltaPlan, Length, Plan, StagePlan, TaskKind, TaskPlan};
 use crate::backbone::family::{Dimension, FeedForwardKind};
 use crate::backbone::{head_parameters, language_model_parameters, Architecture, Parameter, Tree};
 use crate::delta::Preposition;
-use crate::engine::cpu::{copies_of_a_weight, uses_amx, LEAST_SIDE};
+use crate::engine::cpu::{copies_of_a_weight, uses_amx};
 use crate::engine::Precision;
 
 /// What a stage trains and needs.
@@ -201,7 +201,7 @@ impl Plan {
                     }
                 },
             },
-            self.faster_products(first < layers),
+            self.products_on_amx(),
             Gain {
                 name: "no padding",
                 applies: true,
@@ -256,33 +256,21 @@ impl Plan {
         Ok(())
     }
 
-    /// Whether products in f32 are large enough for what is faster than plain sums of products.
-    fn faster_products(&self, is_recorded: bool) -> Gain {
+    /// Whether products in f32 are computed on the processor's AMX.
+    fn products_on_amx(&self) -> Gain {
         let hidden = self.backbone.config.hidden;
-        let is_rounded = self.backbone.precision == Precision::Bf16;
-        let (applies, reason) = match (is_rounded, hidden >= LEAST_SIDE) {
-            (true, _) => (false, "products are in 16 bits".to_owned()),
-            (_, false) => (
-                false,
-                format!("the backbone is less than {LEAST_SIDE} wide"),
-            ),
-            _ if uses_amx(hidden, hidden) => (
-                true,
-                "elements are whole numbers of 24 bits for the processor's AMX".to_owned(),
-            ),
+        let (applies, reason) = match self.backbone.precision {
+            Precision::Bf16 => (false, "products are in 16 bits"),
+            _ if uses_amx(hidden, hidden) => (true, "elements are whole numbers of 24 bits"),
             _ => (
-                is_recorded,
-                match is_recorded {
-                    true => "an eighth fewer multiplications by Strassen's scheme where gradients are recorded",
-                    false => "only the head is trained",
-                }
-                .to_owned(),
+                false,
+                "the processor has none, or the backbone is too narrow",
             ),
         };
         Gain {
-            name: "faster large products",
+            name: "products in f32 on AMX",
             applies,
-            reason,
+            reason: reason.to_owned(),
         }
     }
 

@@ -115,7 +115,7 @@ fn compare_frozen(seed: u64, rows: usize, input: usize, out: usize) {
     );
 }
 
-/// Wide enough for Strassen's scheme or tile registers, with a form for each direction and with one for both.
+/// Wide enough for several panels, or for tile registers, with a form for each direction and with one for both.
 #[test]
 fn linear_of_a_wide_frozen_weight() {
     for (rows, input, out) in [(1, 193, 200), (120, 250, 387), (37, 520, 1030)] {

@@ -16,9 +16,11 @@ use self::registers::{Form, Side, Tile, ROWS};
 use self::rounded::Rounded;
 use super::packed::Packed;
 use super::product::View;
-use super::strassen::LEAST_SIDE;
 use super::tile::{result, Mode, Place, PANEL};
 use crate::engine::{profile, Precision};
+
+/// Depth and columns from which on products on tile registers are faster.
+const LEAST_SIDE: usize = 192;
 
 /// Whether products of such a depth with so many columns are to be computed so. The number of rows has no say: a
 /// row's result is to be the same beside any others.

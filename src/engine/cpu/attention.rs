@@ -12,7 +12,6 @@ use super::helpers::share_items;
 use super::is_wide;
 use super::math::exp;
 use super::norm::{join_lanes, sum_lanes, LANES};
-use super::operand::Scheme;
 use super::packed::Packed;
 use super::product::View;
 use super::tile::{Mode, Place};
@@ -231,7 +230,7 @@ impl Heads {
         let stride = self.keys_stride();
         packed.pack_transposed(&k[head.key_start..], stride, self.width(), head.keys);
         let (room, q) = (std::mem::take(weights), self.view(q, head));
-        *weights = packed.plain().product_in(room, Scheme::InOrder, q, None);
+        *weights = packed.plain().product_in(room, q, None);
         let rows = weights.chunks_exact_mut(head.keys.max(1));
         for (i, row) in rows.enumerate() {
             let seen = match self.shape.causal {

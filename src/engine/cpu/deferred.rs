@@ -9,7 +9,6 @@ use rayon::prelude::*;
 use super::amx;
 use super::bridge::data;
 use super::linear::Form;
-use super::operand::Scheme;
 use super::packed::Packed;
 use super::product::View;
 use super::tile::exchange;
@@ -116,7 +115,7 @@ impl Ready<'_> {
                         View::strided(&dy, rows, count, count).t()
                     }
                 };
-                x.multiply_add(Scheme::InOrder, block, dy);
+                x.multiply_add(block, dy);
             }
             Ready::Rows {
                 indices,

@@ -103,11 +103,6 @@ pub(super) fn weight_slot(weight: &Weight<Cpu>) -> Result<Option<Slot>, CpuError
     }
 }
 
-/// Whether operations on this tensor are recorded.
-pub(super) fn is_traced<S: Shape>(input: &Tensor<S, f32, Cpu, Trace<Cpu>>) -> bool {
-    trace(input).is_on()
-}
-
 /// Where operations on this tensor are recorded: a trace for what a kernel makes of it.
 pub(super) fn trace<S: Shape>(input: &Tensor<S, f32, Cpu, Trace<Cpu>>) -> Trace<Cpu> {
     input.clone().split_tape().1.with_buffer(None)

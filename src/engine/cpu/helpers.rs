@@ -184,7 +184,6 @@ pub(super) fn share_elements(
 #[cfg(test)]
 mod tests {
     use super::super::amx::{self, Tiled};
-    use super::super::operand::Scheme;
     use super::super::packed::Packed;
     use super::super::product::View;
     use super::*;
@@ -209,7 +208,7 @@ mod tests {
         assert!(counts.iter().all(|count| count.load(Relaxed) == 1));
     }
 
-    /// By both schemes and on tile registers, with several parts of the depth and a last panel that is not full.
+    /// On vector and on tile registers, with several parts of the depth and a last panel that is not full.
     #[test]
     fn helpers_change_no_bit() {
         let (rows, depth, columns) = (203, 800, 1000);
@@ -222,11 +221,8 @@ mod tests {
         let turned = Packed::transposed(&b, columns, columns, depth);
         let tiled = amx::is_available()
             .then(|| [&packed, &turned].map(|packed| Tiled::new(packed, Precision::F32)));
-        let by = |scheme| packed.plain().product_by(scheme, view, None);
-        let mut ways: Vec<Box<dyn Fn() -> Vec<f32> + Sync>> = vec![
-            Box::new(|| by(Scheme::InOrder)),
-            Box::new(|| by(Scheme::Strassen)),
-        ];
+        let mut ways: Vec<Box<dyn Fn() -> Vec<f32> + Sync>> =
+            vec![Box::new(|| packed.plain().product(view, None))];
         if let Some([plain, turned]) = &tiled {
             ways.push(Box::new(|| plain.plain().product(view, None)));
             ways.push(Box::new(|| turned.plain().t().product(view, None)));

@@ -6,9 +6,9 @@ use dfdx::prelude::*;
 
 use super::bridge::{data, output};
 use super::deferred::{Deferred, Part};
-use super::gradient::{is_traced, slot, trace, weight_slot, Flow, Slot};
+use super::gradient::{slot, trace, weight_slot, Flow, Slot};
 use super::half::{self, HalfPacked};
-use super::operand::{Operand, Scheme};
+use super::operand::Operand;
 use super::packed::Packed;
 use super::product::{multiply, View};
 use super::rows::add_to;
@@ -135,33 +135,27 @@ impl Factor<'_> {
     }
 
     /// `a b`, and `bias` added to each row.
-    pub(super) fn product(self, scheme: Scheme, a: View, bias: Option<&[f32]>) -> Vec<f32> {
+    pub(super) fn product(self, a: View, bias: Option<&[f32]>) -> Vec<f32> {
         match self {
-            Factor::Plain(b) => b.product_by(scheme, a, bias),
+            Factor::Plain(b) => b.product(a, bias),
             Factor::Half(b) => b.product(a, bias),
             Factor::Tiled(b) => b.product(a, bias),
         }
     }
 
     /// `out ← out + a b`, `out (rows, columns)`.
-    pub(super) fn multiply_add(self, scheme: Scheme, out: &mut [f32], a: View) {
+    pub(super) fn multiply_add(self, out: &mut [f32], a: View) {
         match self {
-            Factor::Plain(b) => b.multiply_add_by(scheme, out, b.shape().1, a),
+            Factor::Plain(b) => b.multiply_add(out, b.shape().1, a),
             Factor::Half(b) => b.multiply_add(out, a),
             Factor::Tiled(b) => b.multiply_add(out, a),
         }
     }
 
     /// Adds `a b` to a gradient `(rows, columns)`.
-    pub(super) fn add_product(
-        self,
-        scheme: Scheme,
-        a: View,
-        flow: &mut Flow,
-        slot: &Slot,
-    ) -> Outcome<()> {
-        let make = || self.product(scheme, a, None);
-        flow.make_or_add(slot, make, |sum| self.multiply_add(scheme, sum, a))
+    pub(super) fn add_product(self, a: View, flow: &mut Flow, slot: &Slot) -> Outcome<()> {
+        let make = || self.product(a, None);
+        flow.make_or_add(slot, make, |sum| self.multiply_add(sum, a))
     }
 }
 
@@ -195,14 +189,9 @@ pub(super) fn linear(
         false => Precision::F32,
     };
     let (elements, prepared) = (weight.elements.clone(), weight.prepared.clone());
-    // Below what is trained, and where nothing is, a row's result does not depend on others.
-    let scheme = match is_traced(x) {
-        true => Scheme::Strassen,
-        false => Scheme::InOrder,
-    };
     let view = View::strided(data(x), rows, input, input);
     let factor = prepared.forward(precision, &elements);
-    let values = factor.product(scheme, view, bias.map(data)); // (rows, out)
+    let values = factor.product(view, bias.map(data)); // (rows, out)
 
     let mut joined = trace(x).merge(weight.trace.clone());
     if let Some(bias) = bias {
@@ -221,7 +210,7 @@ pub(super) fn linear(
             let dy = View::strided(&upstream, rows, out, out);
             if let Some(slot) = &x_slot {
                 let factor = prepared.backward(precision, &elements);
-                factor.add_product(scheme, dy, flow, slot)?; // (rows, in)
+                factor.add_product(dy, flow, slot)?; // (rows, in)
             }
             if let Some(slot) = &bias_slot {
                 flow.add_in_place(slot, |sum| {
@@ -256,11 +245,11 @@ pub(super) fn linear_transposed(x: &Matrix<Cpu>, weight: &Weight<Cpu>) -> Outcom
         !weight.trace.is_on(),
         "linear transposed: the weight is to be frozen"
     );
-    let (precision, scheme) = (weight.precision, Scheme::InOrder);
+    let precision = weight.precision;
     let (elements, prepared) = (weight.elements.clone(), weight.prepared.clone());
     let view = View::strided(data(x), rows, out, out);
     let factor = prepared.backward(precision, &elements);
-    let values = factor.product(scheme, view, None); // (rows, in)
+    let values = factor.product(view, None); // (rows, in)
     let x_slot = slot(x);
     output(
         values,
@@ -271,7 +260,7 @@ pub(super) fn linear_transposed(x: &Matrix<Cpu>, weight: &Weight<Cpu>) -> Outcom
             let dy = View::strided(&upstream, rows, input, input);
             let Some(slot) = &x_slot else { return Ok(()) };
             let factor = prepared.forward(precision, &elements);
-            factor.add_product(scheme, dy, flow, slot) // (rows, out)
+            factor.add_product(dy, flow, slot) // (rows, out)
         },
     )
 }

@@ -7,7 +7,7 @@ use dfdx::prelude::*;
 use super::bridge::{data, InPlace};
 use super::gradient::{form, slot, trace, weight_slot};
 use super::norm::Normalized;
-use super::operand::{multiply_add_once, Scheme};
+use super::operand::multiply_add_once;
 use super::product::View;
 use super::rows::scale_by;
 use super::Outcome;
@@ -60,14 +60,14 @@ pub(super) fn add_low_rank(
         [a, b].map(|weight| (weight.elements.clone(), weight.prepared.clone()));
 
     let x_view = View::strided(data(x), rows, input, input);
-    let (exact, in_order) = (Precision::F32, Scheme::InOrder);
+    let exact = Precision::F32;
     let factor = a_prepared.forward(exact, &a_elements);
-    let mut low = factor.product(in_order, x_view, None); // (rows, rank)
+    let mut low = factor.product(x_view, None); // (rows, rank)
     scale_by(&mut low, scale);
     let mut sum = InPlace::new(y)?;
     let low_view = View::strided(&low, rows, rank, rank);
     let factor = b_prepared.forward(exact, &b_elements);
-    factor.multiply_add(in_order, sum.values(), low_view); // (rows, out)
+    factor.multiply_add(sum.values(), low_view); // (rows, out)
     let x = Input::of(x);
     profile::kept(match (added.is_on(), &x) {
         (true, Input::Rows(x)) => low.len() + data(x).len(),
@@ -93,7 +93,7 @@ pub(super) fn add_low_rank(
             return Ok(());
         }
         let factor = b_prepared.backward(exact, &b_elements);
-        let mut d_low = factor.product(in_order, dy, None); // (rows, rank)
+        let mut d_low = factor.product(dy, None); // (rows, rank)
         scale_by(&mut d_low, scale);
         if let Some(slot) = a_slot {
             flow.add_in_place(slot, |sum| x.add_product(sum, &d_low, rank))?;
@@ -101,7 +101,7 @@ pub(super) fn add_low_rank(
         if let Some(slot) = x_slot {
             let d_low = View::strided(&d_low, rows, rank, rank);
             let factor = a_prepared.backward(exact, &a_elements);
-            factor.add_product(in_order, d_low, flow, slot)?; // (rows, in)
+            factor.add_product(d_low, flow, slot)?; // (rows, in)
         }
         Ok(())
     }))

@@ -24,7 +24,6 @@ mod packed;
 mod product;
 mod rotary;
 mod rows;
-mod strassen;
 mod tile;
 
 use std::borrow::Cow;
@@ -44,7 +43,6 @@ pub use deferred::Deferred;
 pub(super) use gradient::Buffer;
 pub(crate) use helpers::{map_groups, Pace};
 pub use linear::copies_of_a_weight;
-pub use strassen::LEAST_SIDE;
 
 type Outcome<T> = Result<T, <Cpu as HasErr>::Err>;
 
@@ -268,9 +266,7 @@ fn product_rate(weight: &linear::Form) -> f64 {
     on_all_threads(|| {
         let mut out = vec![0.0; ROWS * SIZE];
         move || {
-            weight
-                .factor()
-                .multiply_add(operand::Scheme::InOrder, &mut out, view);
+            weight.factor().multiply_add(&mut out, view);
             2 * ROWS * SIZE * SIZE
         }
     })

@@ -6,7 +6,6 @@ use std::ops::Range;
 use super::helpers::share;
 use super::packed::Packed;
 use super::product::{multiply, View};
-use super::strassen;
 use super::tile::{result, slices, Kernels, Mode, Pieces, Place, Tile, MOST_ROWS, PANEL};
 use crate::engine::profile;
 
@@ -16,15 +15,6 @@ const LEAST_SHARED: usize = 1 << 21;
 thread_local! {
     /// A panel of a transpose.
     static TRANSPOSED: RefCell<Vec<f32>> = RefCell::default();
-}
-
-/// How the elements of a product are computed.
-#[derive(Clone, Copy, PartialEq)]
-pub(super) enum Scheme {
-    /// Each is one sum in the order of `depth`, whatever the number of rows and what they hold.
-    InOrder,
-    /// By Strassen's scheme, where the product is large enough ([`strassen`]).
-    Strassen,
 }
 
 /// A packed matrix, or its transpose: that is made panel by panel as it is needed, so that a weight lies in
@@ -109,19 +99,19 @@ impl<'a> Operand<'a> {
         }
     }
 
-    /// `out ← out + a b` by a scheme, where this is `b`; `a` has its depth as its columns, and the rows of `out`
+    /// `out ← out + a b` where this is `b`; `a` has its depth as its columns, and the rows of `out`
     /// are `stride` elements apart.
-    pub(super) fn multiply_add_by(&self, scheme: Scheme, out: &mut [f32], stride: usize, a: View) {
+    pub(super) fn multiply_add(&self, out: &mut [f32], stride: usize, a: View) {
         self.check(out.len(), stride, &a);
         // SAFETY: `check` has made sure that all rows lie in `out`.
-        unsafe { self.multiply(scheme, Place::new(out, stride, Mode::Add), a) }
+        unsafe { self.multiply(Place::new(out, stride, Mode::Add), a) }
     }
 
-    /// `out ← a b`, else as [`Operand::multiply_add_by`] in order.
+    /// `out ← a b`, else as [`Operand::multiply_add`].
     pub(super) fn multiply_into(&self, out: &mut [f32], stride: usize, a: View) {
         self.check(out.len(), stride, &a);
         // SAFETY: `check` has made sure that all rows lie in `out`.
-        unsafe { self.multiply(Scheme::InOrder, Place::new(out, stride, Mode::Set), a) }
+        unsafe { self.multiply(Place::new(out, stride, Mode::Set), a) }
     }
 
     /// Writes `a b` at a place.
@@ -130,30 +120,20 @@ impl<'a> Operand<'a> {
     /// It has `a.rows` rows of as many columns as this, which nobody else has meanwhile.
     pub(super) unsafe fn multiply_at(&self, place: Place, a: View) {
         assert!(a.columns == self.shape().0 && a.fits());
-        self.multiply(Scheme::InOrder, place, a);
+        self.multiply(place, a);
     }
 
-    /// `a b (rows, columns)` by a scheme, and `bias (columns)` added to each row.
-    pub(super) fn product_by(&self, scheme: Scheme, a: View, bias: Option<&[f32]>) -> Vec<f32> {
-        self.product_in(Vec::new(), scheme, a, bias)
+    /// `a b (rows, columns)`, and `bias (columns)` added to each row.
+    pub(super) fn product(&self, a: View, bias: Option<&[f32]>) -> Vec<f32> {
+        self.product_in(Vec::new(), a, bias)
     }
 
     /// The same, written where `room` was if that is enough.
-    pub(super) fn product_in(
-        &self,
-        room: Vec<f32>,
-        scheme: Scheme,
-        a: View,
-        bias: Option<&[f32]>,
-    ) -> Vec<f32> {
+    pub(super) fn product_in(&self, room: Vec<f32>, a: View, bias: Option<&[f32]>) -> Vec<f32> {
         let (_, columns) = self.shape();
         self.check(a.rows * columns, columns, &a);
         // SAFETY: `check` has made sure that each element is written, and that there are no more.
-        unsafe {
-            result(room, a.rows, columns, bias, |place| {
-                self.multiply(scheme, place, a)
-            })
-        }
+        unsafe { result(room, a.rows, columns, bias, |place| self.multiply(place, a)) }
     }
 
     fn check(&self, length: usize, stride: usize, a: &View) {
@@ -169,23 +149,14 @@ impl<'a> Operand<'a> {
     /// # Safety
     /// `a` fits and has `depth` columns. At the place are `a.rows` rows of `columns` elements, which may be
     /// without a value unless they are added to. A bias has `columns` elements.
-    unsafe fn multiply(&self, scheme: Scheme, place: Place, a: View) {
+    unsafe fn multiply(&self, place: Place, a: View) {
         let ((depth, columns), rows) = (self.shape(), a.rows);
         profile::product(rows, depth, columns);
         let Some(kernels) = Kernels::of_this_processor().filter(|_| depth > 0) else {
             return self.multiply_portably(place, a);
         };
         let panels = columns.div_ceil(PANEL);
-        if scheme == Scheme::InOrder || !strassen::pays(&a, columns) {
-            return self.multiply_panels(kernels, 0..panels, place, a);
-        }
-        // What has quarters, then a last panel and a last row that are left over.
-        let (even_rows, even_panels) = (rows / 2 * 2, panels / 2 * 2);
-        let (above, below) = a.split_at(even_rows);
-        strassen::multiply(kernels, place, above, *self, even_panels);
-        self.multiply_panels(kernels, even_panels..panels, place, above);
-        let out = place.out.wrapping_add(even_rows * place.stride);
-        self.multiply_panels(kernels, 0..panels, Place { out, ..place }, below);
+        self.multiply_panels(kernels, 0..panels, place, a);
     }
 
     /// The columns of some panels, each element one sum.
@@ -279,22 +250,9 @@ pub(super) fn multiply_add_once(out: &mut [f32], a: View, b: &[f32], columns: us
             panel.pack_rows(&b[first..], columns, a.columns, count);
             let place = place.at(first);
             // SAFETY: `out` has as many rows of `columns` elements, and these columns are written here alone.
-            unsafe { panel.plain().multiply(Scheme::InOrder, place, a) };
+            unsafe { panel.plain().multiply(place, a) };
         }
     });
-}
-
-#[cfg(test)]
-impl Operand<'_> {
-    /// `a b` in order.
-    pub(super) fn product(&self, a: View) -> Vec<f32> {
-        self.product_by(Scheme::InOrder, a, None)
-    }
-
-    /// `out ← out + a b` in order.
-    pub(super) fn multiply_add(&self, out: &mut [f32], stride: usize, a: View) {
-        self.multiply_add_by(Scheme::InOrder, out, stride, a);
-    }
 }
 
 #[cfg(test)]
@@ -373,11 +331,9 @@ mod tests {
             let b: Vec<f32> = (0..depth * columns).map(|i| value(!i)).collect();
             let plain = Packed::rows(&b, columns, depth, columns);
             let transpose = Packed::transposed(&b, columns, columns, depth);
-            for scheme in [Scheme::InOrder, Scheme::Strassen] {
-                let [expected, found] = [plain.plain(), transpose.plain().t()]
-                    .map(|b| b.product_by(scheme, View::new(&a, depth), None));
-                assert_eq!(expected, found, "{rows}x{depth}x{columns}");
-            }
+            let [expected, found] = [plain.plain(), transpose.plain().t()]
+                .map(|b| b.product(View::new(&a, depth), None));
+            assert_eq!(expected, found, "{rows}x{depth}x{columns}");
             let mut found = vec![0.0; rows * columns];
             let (a, place) = (
                 View::new(&a, depth),
@@ -385,7 +341,7 @@ mod tests {
             );
             // SAFETY: the place has as many rows of as many columns as the product.
             unsafe { transpose.plain().t().multiply_portably(place, a) };
-            for (expected, found) in plain.plain().product(a).iter().zip(found) {
+            for (expected, found) in plain.plain().product(a, None).iter().zip(found) {
                 assert!((expected - found).abs() <= 1e-5 * expected.abs());
             }
         }
@@ -400,7 +356,7 @@ mod tests {
             let bias: Vec<f32> = (0..columns).map(|i| i as f32).collect();
             let packed = Packed::rows(&b, columns, depth, columns);
             let view = || View::strided(&a, rows, depth, depth);
-            let plain = packed.plain().product(view());
+            let plain = packed.plain().product(view(), None);
             let exact = |i: usize, j: usize| -> f32 {
                 (0..depth)
                     .map(|p| a[i * depth + p] * b[p * columns + j])
@@ -409,9 +365,7 @@ mod tests {
             for (place, value) in plain.iter().enumerate() {
                 assert_eq!(*value, exact(place / columns, place % columns));
             }
-            let biased = packed
-                .plain()
-                .product_by(Scheme::InOrder, view(), Some(&bias));
+            let biased = packed.plain().product(view(), Some(&bias));
             let mut added = vec![2.0; rows * columns];
             packed.plain().multiply_add(&mut added, columns, view());
             let mut set = vec![f32::NAN; rows * columns];

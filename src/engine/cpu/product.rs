@@ -40,17 +40,6 @@ impl<'a> View<'a> {
         }
     }
 
-    /// The first `rows` rows, and the others.
-    pub(super) fn split_at(self, rows: usize) -> (Self, Self) {
-        let start = (rows * self.strides.0).min(self.data.len());
-        let below = View {
-            data: &self.data[start..],
-            rows: self.rows - rows,
-            ..self
-        };
-        (View { rows, ..self }, below)
-    }
-
     /// Whether all elements lie within the slice.
     pub(super) fn fits(&self) -> bool {
         self.rows == 0

@@ -3,8 +3,6 @@
 #[cfg(target_arch = "x86_64")]
 mod register;
 #[cfg(target_arch = "x86_64")]
-mod seven;
-#[cfg(target_arch = "x86_64")]
 pub(super) mod x86;
 
 /// Columns of a panel: two registers of AVX-512, four of AVX2.
@@ -70,15 +68,7 @@ impl Place {
         Place { out, stride, mode }
     }
 
-    /// The first `columns` elements of a row.
-    ///
-    /// # Safety
-    /// They are there, and nobody else has them.
-    pub(super) unsafe fn row<'a>(self, row: usize, columns: usize) -> &'a mut [f32] {
-        std::slice::from_raw_parts_mut(self.out.add(row * self.stride), columns)
-    }
-
-    /// The same from so many elements on. A bias is no part of it.
+    /// The place so many elements on. A bias is no part of it.
     pub(super) fn at(self, elements: usize) -> Self {
         debug_assert!(!matches!(self.mode, Mode::Bias(_)));
         let out = self.out.wrapping_add(elements);
@@ -194,29 +184,6 @@ pub(super) struct Tile {
     pub(super) target: Target,
 }
 
-/// What one call of [`Kernels::seven`] works on: the rows of the upper and the lower half of a matrix by a
-/// panel of the left and one of the right half of another, in Strassen's scheme.
-#[derive(Clone, Copy)]
-pub(super) struct Seven {
-    /// Half of the products' depth.
-    pub(super) depth: usize,
-    /// `A11, A12, A22, S1 … S4`, and the elements from one row to the next.
-    pub(super) left: [(*const f32, usize); 7],
-    /// `B11, B12, B21, B22`, `(depth, 32)` each.
-    pub(super) right: [*const f32; 4],
-    /// Room for [`made_elements`] that the kernel makes of them.
-    pub(super) made: *mut f32,
-    /// What the next `B11` and `B21`, and the next `B12` and `B22`, are read from.
-    pub(super) coming: [Pieces; 2],
-    /// Upper left, upper right, lower left, lower right.
-    pub(super) targets: [Target; 4],
-}
-
-/// Room that any kernel's panels take: four of `depth`, with gaps that keep them from displacing each other.
-pub(super) fn made_elements(depth: usize) -> usize {
-    4 * (depth * PANEL + GAP)
-}
-
 /// Elements between the slices of a buffer: rows whose distance is a multiple of 1024 elements share a few
 /// places of the first-level cache.
 pub(super) const GAP: usize = 272;
@@ -267,16 +234,6 @@ impl Pieces {
             step,
             offset: 0,
         }
-    }
-
-    /// All its lines.
-    pub(super) fn lines(self) -> Places {
-        self.places(STEPS_PER_LINE)
-    }
-
-    /// Asks for all of it at once.
-    pub(super) fn ask_for(self) {
-        self.lines().for_each(ask_for);
     }
 }
 
@@ -329,18 +286,11 @@ pub(super) struct Target {
     pub(super) mode: Mode,
 }
 
-/// Rows of a half from which on [`Kernels::seven`] can be called.
-pub(super) const LEAST_ROWS_OF_SEVEN: usize = 4;
-
 /// What a processor multiplies with.
 #[derive(Clone, Copy)]
 pub(super) struct Kernels {
     /// Writes the products of 1 to 12 rows and a panel.
     pub(super) rows: unsafe fn(&Tile, usize),
-    /// Writes the four quarters of a result, for as many rows of each half, at least [`LEAST_ROWS_OF_SEVEN`].
-    pub(super) seven: unsafe fn(&Seven, usize),
-    /// Rows of a half at most: seven times as many of `Seven::left` are to stay in the second-level cache.
-    pub(super) most_rows_of_seven: usize,
 }
 
 impl Kernels {
@@ -368,26 +318,6 @@ impl Tile {
             target: self.target.at(row, column),
             ..self
         }
-    }
-}
-
-impl Seven {
-    /// What is left of it from a row and a column on.
-    pub(super) fn at(self, row: usize, column: usize) -> Self {
-        Seven {
-            left: self
-                .left
-                .map(|(a, stride)| (a.wrapping_add(row * stride), stride)),
-            right: self.right.map(|panel| panel.wrapping_add(column)),
-            targets: self.targets.map(|target| target.at(row, column)),
-            ..self
-        }
-    }
-
-    /// Where what is coming is asked for.
-    pub(super) fn places(&self) -> impl Iterator<Item = *const f32> {
-        let [left, right] = self.coming.map(|pieces| pieces.places(self.depth));
-        left.chain(right)
     }
 }
 

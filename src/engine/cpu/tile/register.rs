@@ -20,7 +20,6 @@ pub(in super::super) trait Register: Copy {
     /// Writes the first `count` elements.
     unsafe fn store_first(self, to: *mut f32, count: usize);
     unsafe fn plus(self, other: Self) -> Self;
-    unsafe fn minus(self, other: Self) -> Self;
     /// `self + a b`, rounded once.
     unsafe fn plus_product(self, a: Self, b: Self) -> Self;
 }
@@ -56,11 +55,6 @@ impl Register for __m512 {
     #[inline(always)]
     unsafe fn plus(self, other: Self) -> Self {
         _mm512_add_ps(self, other)
-    }
-
-    #[inline(always)]
-    unsafe fn minus(self, other: Self) -> Self {
-        _mm512_sub_ps(self, other)
     }
 
     #[inline(always)]
@@ -100,11 +94,6 @@ impl Register for __m256 {
     #[inline(always)]
     unsafe fn plus(self, other: Self) -> Self {
         _mm256_add_ps(self, other)
-    }
-
-    #[inline(always)]
-    unsafe fn minus(self, other: Self) -> Self {
-        _mm256_sub_ps(self, other)
     }
 
     #[inline(always)]

@@ -4,20 +4,11 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::register::Register;
-use super::seven::{seven_avx2, seven_avx512, MOST_ROWS_KEPT};
 use super::{Kernels, Mode, Target, Tile, LINE, MOST_ROWS, PANEL, STEPS_PER_LINE};
 
-pub(in super::super) const AVX512: Kernels = Kernels {
-    rows: rows_avx512,
-    seven: seven_avx512,
-    most_rows_of_seven: 256,
-};
+pub(in super::super) const AVX512: Kernels = Kernels { rows: rows_avx512 };
 
-pub(in super::super) const AVX2: Kernels = Kernels {
-    rows: rows_avx2,
-    seven: seven_avx2,
-    most_rows_of_seven: MOST_ROWS_KEPT,
-};
+pub(in super::super) const AVX2: Kernels = Kernels { rows: rows_avx2 };
 
 /// A function for each number of rows.
 macro_rules! by_rows {
@@ -28,7 +19,6 @@ macro_rules! by_rows {
         [$($function::<$rows, $making>),*]
     };
 }
-pub(super) use by_rows;
 
 /// Two registers of 16 columns, or one, or one of 8, of which two are multiplied at once.
 #[target_feature(enable = "avx512f,avx512vl")]
@@ -107,12 +97,7 @@ unsafe fn multiply<R: Register, const ROWS: usize, const HALVES: usize>(tile: &T
         a: every_third_row(tile.a, tile.a_strides.0),
         strides: tile.a_strides,
         panel: tile.panel,
-        panel_columns: PANEL,
-        made_of: [None; 4],
-        coming: Coming {
-            panel: Some(tile.coming),
-            rows: None,
-        },
+        coming: tile.coming,
         written_next: (HALVES == 2).then_some(&tile.target),
     };
     // A distance that is known takes no instruction.
@@ -124,19 +109,6 @@ unsafe fn multiply<R: Register, const ROWS: usize, const HALVES: usize>(tile: &T
         _ => product.add_to(zeros::<R, ROWS, HALVES>()),
     };
     write(&tile.target, &sums);
-}
-
-#[inline(always)]
-pub(super) unsafe fn plus<R: Register, const ROWS: usize, const HALVES: usize>(
-    mut sums: Sums<R, ROWS, HALVES>,
-    others: Sums<R, ROWS, HALVES>,
-) -> Sums<R, ROWS, HALVES> {
-    for (sums, others) in sums.iter_mut().zip(others) {
-        for (sum, other) in sums.iter_mut().zip(others) {
-            *sum = sum.plus(other);
-        }
-    }
-    sums
 }
 
 /// The first row, the fourth, the seventh and the tenth. The compiler does not see that they are as far
@@ -160,27 +132,11 @@ pub(super) struct Product<'a> {
     pub(super) a: [*const f32; MOST_ROWS / 3],
     pub(super) strides: (usize, usize),
     pub(super) panel: *const f32,
-    /// Elements from one row of the panel to the next.
-    pub(super) panel_columns: usize,
-    /// Panels that it is made of, where it is not there yet: `x`, `x − y`, `x − (y − z)` and so on. It is
-    /// written on the way.
-    pub(super) made_of: [Option<*const f32>; 4],
-    pub(super) coming: Coming,
+    /// What is needed next, for the second-level cache: a line beside every [`STEPS_PER_LINE`] steps.
+    pub(super) coming: *const f32,
     /// What will be written next, and is asked for in the last steps: sooner, and the panel that streams by
     /// would have displaced it.
     pub(super) written_next: Option<&'a Target>,
-}
-
-/// How many rows of panels are asked for ahead while another is made of them.
-const AHEAD: usize = 24;
-
-/// What will be needed next, and is asked for beside the steps.
-#[derive(Clone, Copy)]
-pub(super) struct Coming {
-    /// For the second-level cache: a line beside every [`STEPS_PER_LINE`] steps.
-    pub(super) panel: Option<*const f32>,
-    /// For the first: as many rows and columns as are multiplied, and the elements from one row to the next.
-    pub(super) rows: Option<(*const f32, usize)>,
 }
 
 impl Product<'_> {
@@ -196,27 +152,16 @@ impl Product<'_> {
             Some(_) => ROWS.div_ceil(ROWS_AT_ONCE).min(whole),
             None => 0,
         };
-        // Beside a part of the steps, one of the rows that come is asked for.
-        let steps = whole - asking;
-        let coming_rows = self.coming.rows;
-        let parts = if coming_rows.is_some() { ROWS } else { 1 };
-        let part = steps.div_ceil(parts);
-        for row in 0..parts {
-            if let Some((first, stride)) = coming_rows {
-                self.coming.rows = Some((first.wrapping_add(row * stride), stride));
-            }
-            for _ in row * part..steps.min((row + 1) * part) {
-                self.ask_for_panel();
-                self.ask_for_row::<ROWS>();
-                self.steps::<STEPS_PER_LINE, _, ROWS, HALVES>(&mut sums);
-            }
+        for _ in asking..whole {
+            self.ask_for_panel();
+            self.steps::<STEPS_PER_LINE, _, ROWS, HALVES>(&mut sums);
         }
         if let Some(target) = self.written_next {
             for rows in 0..asking {
                 self.ask_for_panel();
                 let first = rows * ROWS_AT_ONCE;
                 let rows = first..first + ROWS_AT_ONCE;
-                ask_for_rows::<_MM_HINT_T0>(target, rows, self.panel_columns);
+                ask_for_rows::<_MM_HINT_T0>(target, rows, PANEL);
                 self.steps::<STEPS_PER_LINE, _, ROWS, HALVES>(&mut sums);
             }
         }
@@ -234,21 +179,9 @@ impl Product<'_> {
     ) {
         let (stride, along) = self.strides;
         for p in 0..COUNT {
-            let [x, y, z, last] = self.made_of;
-            self.ask_ahead(x, p);
-            self.ask_ahead(y, p);
-            self.ask_ahead(z, p);
-            self.ask_ahead(last, p);
             let mut b = [R::splat(0.0); HALVES];
             for (half, b) in b.iter_mut().enumerate() {
-                let first = R::LANES * half;
-                let panel = self.panel.add(p * self.panel_columns + first);
-                let Some(x) = x else {
-                    *b = R::load(panel);
-                    continue;
-                };
-                *b = difference(x, [y, z, last], p * PANEL + first);
-                b.store(panel.cast_mut());
+                *b = R::load(self.panel.add(p * PANEL + R::LANES * half));
             }
             for (i, sum) in sums.iter_mut().enumerate() {
                 let x = R::splat(*self.a[i / 3].add(i % 3 * stride + p * along));
@@ -258,52 +191,14 @@ impl Product<'_> {
             }
         }
         self.a = self.a.map(|row| row.wrapping_add(COUNT * along));
-        self.panel = self.panel.wrapping_add(COUNT * self.panel_columns);
-        let next = |panel: *const f32| panel.wrapping_add(COUNT * PANEL);
-        let [x, y, z, last] = self.made_of;
-        self.made_of = [x.map(next), y.map(next), z.map(next), last.map(next)];
-    }
-
-    /// Asks for the row of a panel that is [`AHEAD`] of the step `p`.
-    #[inline(always)]
-    unsafe fn ask_ahead(&self, panel: Option<*const f32>, p: usize) {
-        if let Some(panel) = panel {
-            _mm_prefetch::<_MM_HINT_T0>(panel.wrapping_add((p + AHEAD) * PANEL).cast());
-        }
+        self.panel = self.panel.wrapping_add(COUNT * PANEL);
     }
 
     /// Asks for the next line of the panel that comes.
     #[inline(always)]
     unsafe fn ask_for_panel(&mut self) {
-        if let Some(place) = &mut self.coming.panel {
-            _mm_prefetch::<_MM_HINT_T1>(place.cast());
-            *place = place.wrapping_add(LINE);
-        }
-    }
-
-    /// Asks for the next line of a row that comes, which has a `ROWS`th of the steps.
-    #[inline(always)]
-    unsafe fn ask_for_row<const ROWS: usize>(&mut self) {
-        if let Some((place, _)) = &mut self.coming.rows {
-            _mm_prefetch::<_MM_HINT_T0>(place.cast());
-            *place = place.wrapping_add(ROWS * STEPS_PER_LINE);
-        }
-    }
-}
-
-/// What is at a place of `x`, of `x − y`, of `x − (y − z)` and so on.
-#[inline(always)]
-unsafe fn difference<R: Register>(
-    x: *const f32,
-    [y, z, last]: [Option<*const f32>; 3],
-    place: usize,
-) -> R {
-    let load = |panel: *const f32| R::load(panel.add(place));
-    match (y, z, last) {
-        (None, ..) => load(x),
-        (Some(y), None, _) => load(x).minus(load(y)),
-        (Some(y), Some(z), None) => load(x).minus(load(y).minus(load(z))),
-        (Some(y), Some(z), Some(last)) => load(x).minus(load(y).minus(load(z).minus(load(last)))),
+        _mm_prefetch::<_MM_HINT_T1>(self.coming.cast());
+        self.coming = self.coming.wrapping_add(LINE);
     }
 }
 
