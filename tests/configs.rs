@@ -49,11 +49,9 @@ fn every_key_of_transformers_is_known_and_its_default_is_ours() {
 
 /// The same for the transformers that is installed, where `DELTARUN_PYTHON` names a Python that has one.
 #[test]
+#[ignore = "needs DELTARUN_PYTHON"]
 fn every_key_of_the_transformers_at_hand_is_known() {
-    let Some(python) = std::env::var_os("DELTARUN_PYTHON") else {
-        println!("skipped: DELTARUN_PYTHON is not set");
-        return;
-    };
+    let python = std::env::var_os("DELTARUN_PYTHON").expect("DELTARUN_PYTHON is set");
     let place = tempfile::tempdir().unwrap();
     let output = Command::new(python)
         .arg(fixture("make_configs.py"))

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::process::Command;
 
 use deltarun::engine::{
-    backward, with_trace, Activation, AttentionShape, Backend, Dropout, Fastfood, Layout, Matrix,
-    Recorder, Scalar, Trace, Vector, Weight,
+    backward, with_trace, Activation, Angles, AttentionShape, Backend, Dropout, Fastfood, Layout,
+    Matrix, Recorder, Scalar, Trace, Vector, Weight,
 };
 use dfdx::prelude::*;
 use rand::{Rng, SeedableRng};
@@ -67,11 +67,8 @@ fn results<D: Backend>(
     results
 }
 
-fn cuda() -> Option<Cuda> {
-    let device = Cuda::try_seed_from_u64(0);
-    device
-        .map_err(|error| eprintln!("skipped: CUDA cannot be used: {error:?}"))
-        .ok()
+fn cuda() -> Cuda {
+    Cuda::try_seed_from_u64(0).expect("CUDA can be used")
 }
 
 fn compare(found: Results, expected: Results) {
@@ -97,13 +94,13 @@ fn compare(found: Results, expected: Results) {
 macro_rules! same {
     ($name:ident, $matrices:expr, $vectors:expr, |$D:ident, $m:ident, $v:ident| $operation:expr) => {
         #[test]
+        #[ignore = "needs an NVIDIA GPU"]
         fn $name() {
             fn run<$D: Backend>(device: &$D) -> Results {
                 results(device, (&$matrices, &$vectors), |$m, $v| $operation)
             }
-            if let Some(device) = cuda() {
-                compare(run(&device), run(&Cpu::default()));
-            }
+            let device = cuda();
+            compare(run(&device), run(&Cpu::default()));
         }
     };
 }
@@ -153,6 +150,13 @@ same!(
 same!(layer_norm, [(ROWS, 33)], [33, 33], |D, m, v| D::layer_norm(
     &m[0], &v[0], &v[1], 1e-5
 ));
+same!(rms_norm, [(ROWS, 33)], [33], |D, m, v| D::rms_norm(
+    &m[0], &v[0], 1e-5
+));
+same!(rotary, [(ROWS, 24)], [], |D, m, _v| {
+    let angles = std::sync::Arc::new(Angles::new(&[1.0, 0.3, 0.02], 0.9, ROWS));
+    D::rotary(m[0].clone(), &(0..ROWS).collect::<Vec<_>>(), &angles)
+});
 /// The same of non-linearities.
 macro_rules! same_activations {
     ($($name:ident: $activation:ident),*) => {
@@ -262,8 +266,9 @@ same!(squared_error, [(ROWS, 1)], [], |D, m, _v| one(
 ));
 
 #[test]
+#[ignore = "needs an NVIDIA GPU"]
 fn row_norms() {
-    let Some(device) = cuda() else { return };
+    let device = cuda();
     fn run<D: Backend>(device: &D) -> Results {
         let x = device.tensor_from_vec(random(1, ROWS * 33), (ROWS, 33));
         let norms = D::row_norms(&with_trace(&x, &Trace::off())).expect("norms");
@@ -297,10 +302,8 @@ fn losses(device: &str, out: &Path) -> Vec<f64> {
 
 /// Of the quickstart: as long as rounding has not led it elsewhere, and about the same in the end.
 #[test]
+#[ignore = "needs an NVIDIA GPU"]
 fn a_run_is_the_same() {
-    if cuda().is_none() {
-        return;
-    }
     let folder = tempfile::tempdir().expect("a folder");
     let [found, expected] =
         ["cuda", "cpu"].map(|device| losses(device, &folder.path().join(device)));

@@ -194,21 +194,18 @@ mod tests {
         (0..12).map(|i| value(12 * seed + i)).sum()
     }
 
-    /// `b (depth, columns)` in tiles, and the transpose of its transpose; none where there are no registers.
-    fn both_ways(b: &[f32], depth: usize, columns: usize) -> Option<[Tiled; 2]> {
-        if !is_available() {
-            println!("skipped: this processor has no AMX");
-            return None;
-        }
+    /// `b (depth, columns)` in tiles, and the transpose of its transpose.
+    fn both_ways(b: &[f32], depth: usize, columns: usize) -> [Tiled; 2] {
         let plain = Packed::rows(b, columns, depth, columns);
         let turned = Packed::transposed(b, columns, columns, depth);
-        Some([&plain, &turned].map(|packed| Tiled::new(packed, Precision::F32)))
+        [&plain, &turned].map(|packed| Tiled::new(packed, Precision::F32))
     }
 
     /// Beside sums in f64, of which plain sums in f32 are no nearer: rows, depths and columns that are no multiples of a
     /// tile's, several parts of the depth and of the rows, every way of writing a result, a transpose.
     #[test]
-    fn products_are_as_exact_as_sums_in_f32() {
+    #[ignore = "needs a processor with AMX"]
+    fn products_are_as_exact_as_sums_in_f32_on_amx() {
         for (rows, depth, columns) in [
             (1, 192, 192),
             (16, 200, 193),
@@ -219,9 +216,7 @@ mod tests {
             let b: Vec<f32> = (0..depth * columns).map(|i| normal(!i >> 8)).collect();
             let bias: Vec<f32> = (0..columns).map(|i| i as f32 / 64.0).collect();
             let view = View::new(&a, depth);
-            let Some([plain, turned]) = both_ways(&b, depth, columns) else {
-                return;
-            };
+            let [plain, turned] = both_ways(&b, depth, columns);
             for factor in [plain.plain(), turned.plain().t()] {
                 let (found, biased) = (
                     factor.product(view, None),
@@ -258,11 +253,8 @@ mod tests {
     }
 
     #[test]
-    fn products_are_those_of_rounded_elements() {
-        if !is_available() {
-            println!("skipped: this processor has no AMX");
-            return;
-        }
+    #[ignore = "needs a processor with AMX"]
+    fn products_are_those_of_rounded_elements_on_amx() {
         let shapes = [(1, 1, 1), (13, 7, 33), (40, 1200, 70)];
         check_rounded(&shapes, |packed, a, bias, added| {
             let tiled = Tiled::new(&packed, Precision::Bf16);
@@ -280,13 +272,12 @@ mod tests {
 
     /// What a row is multiplied beside changes no bit of it.
     #[test]
-    fn rows_do_not_depend_on_each_other() {
+    #[ignore = "needs a processor with AMX"]
+    fn rows_do_not_depend_on_each_other_on_amx() {
         let (rows, depth, columns) = (300, 400, 200);
         let a: Vec<f32> = (0..rows * depth).map(value).collect();
         let b: Vec<f32> = (0..depth * columns).map(|i| value(!i)).collect();
-        let Some([plain, turned]) = both_ways(&b, depth, columns) else {
-            return;
-        };
+        let [plain, turned] = both_ways(&b, depth, columns);
         for factor in [plain.plain(), turned.plain().t()] {
             let all = factor.product(View::new(&a, depth), None);
             for (first, count) in [(0, 1), (17, 1), (5, 31), (250, 50)] {
@@ -302,15 +293,14 @@ mod tests {
     /// Rows and columns of very different sizes, and of zeros: an error is small beside its own row, and beside its own
     /// column or, by a transpose, beside what the row is multiplied with.
     #[test]
-    fn every_row_and_column_has_its_own_size() {
+    #[ignore = "needs a processor with AMX"]
+    fn every_row_and_column_has_its_own_size_on_amx() {
         let (rows, depth, columns) = (9, 200, 195);
         let size = |i: usize| [1.0, 1e15, 1e-15, 0.0, 1e30, 1e-30][i % 6];
         let a = (0..rows * depth).map(|place| normal(place) * size(place / depth));
         let b = (0..depth * columns).map(|place| normal(!place >> 8) * size(place % columns));
         let (a, b): (Vec<f32>, Vec<f32>) = (a.collect(), b.collect());
-        let Some([plain, turned]) = both_ways(&b, depth, columns) else {
-            return;
-        };
+        let [plain, turned] = both_ways(&b, depth, columns);
         let of_b = |p: usize| &b[p * columns..][..columns];
         let largest = |p: usize| of_b(p).iter().fold(0.0f32, |most, b| most.max(b.abs()));
         let largest: Vec<f64> = (0..depth).map(|p| f64::from(largest(p))).collect();
@@ -336,7 +326,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_number_stays_so() {
+    #[ignore = "needs a processor with AMX"]
+    fn what_is_not_a_number_stays_so_on_amx() {
         let (rows, depth, columns) = (3, 192, 192);
         for odd in [
             f32::NAN,
@@ -346,10 +337,8 @@ mod tests {
         ] {
             let mut a = vec![1.0; rows * depth];
             a[depth + 40] = odd;
-            let Some([plain, turned]) = both_ways(&vec![1.0; depth * columns], depth, columns)
-            else {
-                return;
-            };
+            let ones = vec![1.0; depth * columns];
+            let [plain, turned] = both_ways(&ones, depth, columns);
             for factor in [plain.plain(), turned.plain().t()] {
                 let product = factor.product(View::new(&a, depth), None);
                 for (place, value) in product.iter().enumerate() {
@@ -358,9 +347,7 @@ mod tests {
             }
             let mut b = vec![1.0; depth * columns];
             b[40 * columns + 7] = odd;
-            let Some([plain, turned]) = both_ways(&b, depth, columns) else {
-                return;
-            };
+            let [plain, turned] = both_ways(&b, depth, columns);
             let ones = vec![1.0; rows * depth];
             for value in [
                 plain.plain().product(View::new(&ones, depth), None)[7],
