@@ -266,3 +266,19 @@ fn pickles_and_missing_backbones_have_a_way_out() {
     let help = problem.help.unwrap();
     assert!(help.contains(&directory.display().to_string()), "{help}");
 }
+
+/// PEFT trains a copy of a tied table for the embeddings alone, or the rows of both of its uses.
+#[test]
+fn a_tied_table_is_not_read_as_something_else() {
+    for name in ["tied_rows", "tied_table"] {
+        let adapter = fixture("adapters").join(name);
+        let Err(problem) = open(&adapter, &fixture("llama_a")) else {
+            panic!("{name} is read");
+        };
+        assert!(
+            problem.message.contains("`embeddings.word`") && problem.message.contains("the head"),
+            "{name}: {}",
+            problem.message
+        );
+    }
+}

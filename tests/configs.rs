@@ -66,7 +66,7 @@ fn every_key_of_the_transformers_at_hand_is_known() {
 fn rotary_frequencies_are_those_of_transformers() {
     let text = std::fs::read_to_string(fixture("configs").join("rope.json")).unwrap();
     let cases: Vec<Value> = serde_json::from_str(&text).unwrap();
-    assert_eq!(cases.len(), 8);
+    assert_eq!(cases.len(), 9);
     for case in cases {
         let parameters = &case["rope_parameters"];
         let rotary = |key: &str, theta: Value| {
@@ -89,6 +89,26 @@ fn rotary_frequencies_are_those_of_transformers() {
         let error = f64::from(factor) - case["factor"].as_f64().unwrap();
         assert!(error.abs() < 1e-6, "{parameters}: {factor}");
     }
+}
+
+/// As in transformers, what stands beside `rope_scaling` counts before what it says.
+#[test]
+fn original_positions_may_stand_beside_their_scaling() {
+    let rotary = |outer: Value, inner: Value| {
+        let scaling = json!({ "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": inner });
+        let more = json!({
+            "max_position_embeddings": 4096, "rope_scaling": scaling, "original_max_position_embeddings": outer,
+        });
+        parse("qwen2", more).unwrap().rotary
+    };
+    assert_eq!(
+        rotary(json!(256), json!(512)),
+        rotary(Value::Null, json!(256))
+    );
+    assert_ne!(
+        rotary(Value::Null, json!(512)),
+        rotary(Value::Null, json!(256))
+    );
 }
 
 fn parse(family: &str, more: Value) -> Result<Config, String> {

@@ -1,5 +1,5 @@
 //! On a CUDA device, every operation is held to the same operation on the CPU, value and gradients, and a run to the
-//! same run. `cargo test --release --features cuda --test cuda`, with a toolkit and a card.
+//! same run. `cargo test --release --features cuda --test cuda -- --ignored`, with a toolkit and a card.
 #![cfg(feature = "cuda")]
 
 use std::path::Path;

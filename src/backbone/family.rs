@@ -131,7 +131,12 @@ impl Family {
     /// Whether a key of `config.json` is honoured, changes nothing, or is held to the values that change nothing.
     pub fn knows(&self, key: &str) -> bool {
         let is_named = |known: &&Key| known.key == key || known.also.iter().any(|also| also == key);
-        let is_rope = ["rope_scaling", "rope_parameters"].contains(&key);
+        let is_rope = [
+            "rope_scaling",
+            "rope_parameters",
+            "original_max_position_embeddings",
+        ];
+        let is_rope = is_rope.contains(&key);
         self.config.all().any(|known| is_named(&known))
             || (is_rope && self.config.rope_theta.is_some())
             || self.neutral.iter().any(|neutral| neutral == key)

@@ -75,7 +75,12 @@ impl Rotary {
         let Some(map) = json[name].as_object() else {
             return Err(format!("its `{name}` must be an object"));
         };
-        let keys = RopeKeys { name, map };
+        let original = json.get("original_max_position_embeddings");
+        let keys = RopeKeys {
+            name,
+            map,
+            original,
+        };
         let theta = keys.number("rope_theta")?.unwrap_or(theta);
         let scaling = keys.scaling(positions as f64)?;
         if !(theta.is_finite() && theta > 1.0) {
@@ -140,6 +145,8 @@ impl Rotary {
 struct RopeKeys<'a> {
     name: &'a str,
     map: &'a Map<String, Value>,
+    /// What `config.json` says beside them: as in transformers, it counts before what they say.
+    original: Option<&'a Value>,
 }
 
 impl RopeKeys<'_> {
@@ -211,20 +218,18 @@ impl RopeKeys<'_> {
             true => 0.1 * mscale * factor.ln() + 1.0,
             false => 1.0,
         };
-        let scales = (self.number("mscale")?, self.number("mscale_all_dim")?);
+        let scales = (self.positive("mscale")?, self.positive("mscale_all_dim")?);
         let attention_factor = match (self.number("attention_factor")?, scales) {
             (Some(stated), _) => stated,
-            // transformers takes a 0 as if it were absent.
-            (None, (Some(one), Some(all))) if one != 0.0 && all != 0.0 => {
-                of_scale(one) / of_scale(all)
-            }
+            (None, (Some(one), Some(all))) => of_scale(one) / of_scale(all),
             _ => of_scale(1.0),
         };
         Ok(RopeScaling::Yarn {
             factor,
+            // transformers takes a 0 as if it were absent.
             beta: (
-                self.number("beta_fast")?.unwrap_or(32.0),
-                self.number("beta_slow")?.unwrap_or(1.0),
+                self.positive("beta_fast")?.unwrap_or(32.0),
+                self.positive("beta_slow")?.unwrap_or(1.0),
             ),
             truncate: match self.map.get("truncate") {
                 None => true,
@@ -251,14 +256,27 @@ impl RopeKeys<'_> {
         }
     }
 
+    /// A number; nothing where it is 0.
+    fn positive(&self, key: &str) -> Result<Option<f64>, String> {
+        Ok(self.number(key)?.filter(|number| *number > 0.0))
+    }
+
     fn needed(&self, key: &str) -> Result<f64, String> {
         let missing = || format!("its `{}` has no `{key}`", self.name);
         self.number(key)?.ok_or_else(missing)
     }
 
     fn original(&self, positions: f64) -> Result<f64, String> {
-        let stated = self.number("original_max_position_embeddings")?;
-        Ok(stated.unwrap_or(positions))
+        const KEY: &str = "original_max_position_embeddings";
+        let outer = self.original.filter(|outer| !outer.is_null());
+        let outer = outer.map(|outer| match outer.as_f64() {
+            Some(number) if number >= 1.0 => Ok(number),
+            _ => Err(format!("its `{KEY}` must be at least 1, found {outer}")),
+        });
+        Ok(match outer.transpose()? {
+            Some(original) => original,
+            None => self.number(KEY)?.unwrap_or(positions),
+        })
     }
 
     fn at_least_1(&self, key: &str) -> Result<f64, String> {

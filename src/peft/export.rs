@@ -48,7 +48,8 @@ pub fn export<D: Backend>(plan: &Plan, graph: &Graph<D>, directory: &Path) -> Re
     // A language model's head is the checkpoint's own, unless a stage trained it.
     let is_trained = |name: &str| {
         let mut stages = plan.stages.iter();
-        stages.any(|stage| stage.train_head && stage.task == name)
+        // What was combined has no stages, and says nothing of what they trained.
+        plan.stages.is_empty() || stages.any(|stage| stage.train_head && stage.task == name)
     };
     let is_saved = task.is_some_and(|(name, _)| !is_language_model || is_trained(name));
     for (parameter, key) in graph.head_keys().into_iter().filter(|_| is_saved) {

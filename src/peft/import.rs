@@ -78,6 +78,9 @@ pub fn import(directory: &Path, config: &Config) -> Result<Imported, Problem> {
         &mut reader,
     )?);
     reader.check_extra()?;
+    if language_model.is_some() && !config.is_decoder_own() {
+        check_tied(directory, head, &deltas)?;
+    }
     let backbone = adapter.get("base_model_name_or_path");
     Ok(Imported {
         deltas,
@@ -86,6 +89,33 @@ pub fn import(directory: &Path, config: &Config) -> Result<Imported, Problem> {
         outputs: outputs.filter(|_| language_model.is_none()),
         backbone: backbone.and_then(Value::as_str).map(str::to_owned),
     })
+}
+
+/// Whether an adapter is one of a causal language model.
+pub fn is_language_model(directory: &Path) -> bool {
+    let text = std::fs::read_to_string(directory.join("adapter_config.json")).unwrap_or_default();
+    let adapter: PeftConfig = serde_json::from_str(&text).unwrap_or_default();
+    adapter.get("task_type").and_then(Value::as_str) == Some(settings::CAUSAL_LM)
+}
+
+/// Where a table is the head's weight as well, PEFT trains a copy of it for the embeddings alone, or the same rows
+/// of both; here, it is one weight, of which rows are trained for the embeddings alone.
+fn check_tied(directory: &Path, head: &Head, deltas: &[DeltaPlan]) -> Result<(), Problem> {
+    let table = head.steps.last().and_then(|step| step.weight.as_ref());
+    let Some(table) = table else { return Ok(()) };
+    let changes = |delta: &DeltaPlan| match &delta.change {
+        Change::Unfreeze { parameters } => parameters.contains(&format!("{table}.weight")),
+        Change::Method { method, sites } => {
+            matches!(method, Method::TrainableTokens(_)) && sites.contains(table)
+        }
+    };
+    match deltas.iter().any(changes) {
+        true => {
+            let message = format!("it trains `{table}`, which is the weight of the head as well");
+            Err(problem(directory, message).help(MERGE_IN_PYTHON))
+        }
+        false => Ok(()),
+    }
 }
 
 /// The deltas of an adapter at linear layers.

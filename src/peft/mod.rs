@@ -23,7 +23,7 @@ use crate::graph::Tensors;
 
 pub use export::{export, write_tensors};
 pub use form::why_not;
-pub use import::{import, Imported};
+pub use import::{import, is_language_model, Imported};
 
 /// What stands before every name in an adapter's file.
 const KEY_PREFIX: &str = "base_model.model.";

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{resolve_tying, FinishedRun, Integrity};
+use super::tying::has_decoder;
+use super::{FinishedRun, Integrity};
 use crate::backbone::{fetch_weights, head_parameters, locate, read_config, Checkpoint, Config};
 use crate::diagnostic::{Problem, Span};
 use crate::engine::Precision;
@@ -107,7 +108,10 @@ fn open_adapter<D: Executor>(
         return Err(Problem::new("delta::run::no_backbone", message).help(help));
     }
     fetch_weights(&location)?;
-    let config = read_config(&base)?;
+    let mut config = read_config(&base)?;
+    if peft::is_language_model(directory) {
+        config.has_decoder = has_decoder(&config, &base)?;
+    }
     let imported = peft::import(directory, &config)?;
     let columns = text
         .map(<[String]>::to_vec)
@@ -146,7 +150,6 @@ fn open_adapter<D: Executor>(
     };
     let room = plan.backbone.config.longest() - plan.tokens(0);
     plan.backbone.max_length = plan.backbone.max_length.min(room);
-    resolve_tying(&mut plan)?;
     let mut graph = Graph::load(&plan, device)?;
     graph.set(of_head_where_missing(imported.tensors, &graph))?;
     graph.adopt_heads();

@@ -1,7 +1,9 @@
 //! Whether a language model's head has a weight of its own: what the checkpoint's tensors say, and `config.json`
 //! only where they leave it open, as transformers 5 decides it (`modeling_utils.py`, `tie_weights`).
 
-use crate::backbone::{Checkpoint, Tree};
+use std::path::Path;
+
+use crate::backbone::{Checkpoint, Config, Tree};
 use crate::diagnostic::Problem;
 use crate::plan::Plan;
 
@@ -21,13 +23,17 @@ pub fn resolve_tying(plan: &mut Plan) -> Result<(), Problem> {
         return Ok(());
     }
     let span = plan.backbone.span;
-    let found = has_decoder(plan).map_err(|problem| problem.or_at(span))?;
+    let (config, directory) = (&plan.backbone.config, &plan.backbone.directory);
+    let found = has_decoder(config, directory).map_err(|problem| problem.or_at(span))?;
     plan.backbone.config.has_decoder = found;
     Ok(())
 }
 
-fn has_decoder(plan: &Plan) -> Result<bool, Problem> {
-    let config = &plan.backbone.config;
+/// Whether the checkpoint of a backbone has a decoder that is another than the word embedding.
+///
+/// # Errors
+/// See [`resolve_tying`].
+pub(super) fn has_decoder(config: &Config, directory: &Path) -> Result<bool, Problem> {
     let family = config.family();
     let step = family
         .heads
@@ -43,7 +49,7 @@ fn has_decoder(plan: &Plan) -> Result<bool, Problem> {
     else {
         return Ok(false);
     };
-    let file = Checkpoint::open_directory(&plan.backbone.directory)?;
+    let file = Checkpoint::open_directory(directory)?;
     let decoder = format!("{untied}.weight");
     // The decoder's own name is what the embedding is read from where there is nothing else.
     let embedding = file
@@ -60,10 +66,10 @@ fn has_decoder(plan: &Plan) -> Result<bool, Problem> {
                 None => table.source.full_name(&family.prefix),
             };
             let message = format!(
-                "`config.json` says `tie_word_embeddings: false`, but the checkpoint has no `{missing}`"
+                "by `config.json` the head is not tied to the word embedding, but the checkpoint has no `{missing}`"
             );
             Err(Problem::new("delta::weights::untied", message).help(
-                "give a checkpoint that has it, or a `config.json` without `tie_word_embeddings`",
+                "give a checkpoint that has it, or write `\"tie_word_embeddings\": true` into `config.json`",
             ))
         }
         _ => Ok(false),
