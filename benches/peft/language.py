@@ -13,15 +13,11 @@ import argparse
 import json
 import pathlib
 import random
-import shutil
 import statistics
 import sys
 import tempfile
-import time
 
-from side import ROOT, measured, middle
-
-SKIPPED = 2
+from side import SKIPPED, measured, middle, our_step, torch_steps
 
 PIPELINE = """pipeline step
 backbone "{model}" {{ max_length = {tokens} }}
@@ -30,16 +26,6 @@ task causal_lm {{ text = text }}
 reparam delta = lora {{ rank = 8, alpha = 16 }} on **.attn.{{q,v}}
 stage tune {{ train = [delta], steps = {steps}, batch = {batch}, optimizer = adamw {{ lr = 5e-4 }} }}
 """
-
-
-def ours(folder, options, number):
-    out = folder / f"run{number}"
-    _, memory = measured([ROOT / "target/release/deltarun", folder / "step.delta", "--out", out,
-                          "--threads", options.threads, "--quiet"])
-    lines = (out / "log.jsonl").read_text().splitlines()
-    seconds = [json.loads(line)["seconds"] for line in lines if '"lr"' in line]
-    shutil.rmtree(out)
-    return statistics.median(seconds[SKIPPED:]), memory
 
 
 def theirs(folder, options, shape):
@@ -59,19 +45,13 @@ def child(options):
     model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"])).train()
     texts = (options.child / "train.txt").read_text().splitlines()
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=5e-4, weight_decay=0.0)
-    seconds = []
-    for step in range(options.steps):
+
+    def inputs(step):
         part = texts[step * batch % len(texts):][:batch]
         inputs = tokenizer(part, truncation=True, max_length=tokens, return_tensors="pt")
-        start = time.perf_counter()
-        loss = model(**inputs, labels=inputs["input_ids"]).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        seconds.append(time.perf_counter() - start)
+        return inputs, inputs["input_ids"]
+
+    seconds = torch_steps(model, map(inputs, range(options.steps)))
     print(json.dumps(seconds))
 
 
@@ -86,7 +66,7 @@ def row(options, shape):
         (folder / "train.txt").write_text("\n".join(texts) + "\n")
         (folder / "step.delta").write_text(PIPELINE.format(
             model=options.model.resolve(), tokens=tokens, batch=batch, steps=options.steps))
-        pairs = [(ours(folder, options, n), theirs(folder, options, shape)) for n in range(options.pairs)]
+        pairs = [(our_step(folder, options.threads, n), theirs(folder, options, shape)) for n in range(options.pairs)]
     a, b = middle(o[0] for o, _ in pairs), middle(t[0] for _, t in pairs)
     ratio = middle(t[0] / o[0] for o, t in pairs)
     ma, mb = middle(o[1] for o, _ in pairs), middle(t[1] for _, t in pairs)

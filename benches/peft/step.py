@@ -22,11 +22,8 @@ import shutil
 import statistics
 import sys
 import tempfile
-import time
 
-from side import ROOT, measured, middle
-
-SKIPPED = 2
+from side import SKIPPED, measured, middle, our_step, torch_steps
 
 PIPELINE = """pipeline step
 backbone "{model}" {{ max_length = {tokens}{settings} }}
@@ -43,16 +40,6 @@ METHODS = {
     "bitfit": "unfreeze delta = **.bias",
     "full": "unfreeze delta = **",
 }
-
-
-def ours(folder, options, number):
-    out = folder / f"run{number}"
-    _, memory = measured([ROOT / "target/release/deltarun", folder / "step.delta", "--out", out,
-                          "--threads", options.threads, "--quiet"])
-    lines = (out / "log.jsonl").read_text().splitlines()
-    seconds = [json.loads(line)["seconds"] for line in lines if '"lr"' in line]
-    shutil.rmtree(out)
-    return statistics.median(seconds[SKIPPED:]), memory
 
 
 def theirs(folder, options, model, method, shape):
@@ -92,20 +79,13 @@ def child(options):
     model = tuned(model, options.methods[0]).train()
     rows = [line.split("\t") for line in (options.child / "train.tsv").read_text().splitlines()[1:]]
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=5e-4, weight_decay=0.0)
-    seconds = []
-    for step in range(options.steps):
+
+    def inputs(step):
         part = rows[step * batch % len(rows):][:batch]
         inputs = tokenizer([text for text, _ in part], truncation=True, max_length=tokens, return_tensors="pt", padding=True)
-        labels = torch.tensor([int(label) for _, label in part])
-        start = time.perf_counter()
-        loss = model(**inputs, labels=labels).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        seconds.append(time.perf_counter() - start)
+        return inputs, torch.tensor([int(label) for _, label in part])
+
+    seconds = torch_steps(model, map(inputs, range(options.steps)))
     print(json.dumps(seconds))
 
 
@@ -166,7 +146,7 @@ def row(options, method, shape):
         settings += f", precision = {options.precision}"
         (folder / "step.delta").write_text(PIPELINE.format(
             model=model, tokens=tokens, batch=batch, steps=options.steps, settings=settings, delta=METHODS[method]))
-        pairs = [(ours(folder, options, n), theirs(folder, options, model, method, shape)) for n in range(options.pairs)]
+        pairs = [(our_step(folder, options.threads, n), theirs(folder, options, model, method, shape)) for n in range(options.pairs)]
     a, b = middle(o[0] for o, _ in pairs), middle(t[0] for _, t in pairs)
     ratio = middle(t[0] / o[0] for o, t in pairs)
     ma, mb = middle(o[1] for o, _ in pairs), middle(t[1] for _, t in pairs)

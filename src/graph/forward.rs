@@ -4,16 +4,17 @@ use std::cell::OnceCell;
 use std::ops::Range;
 use std::sync::Arc;
 
-use dfdx::prelude::{HasErr, HasShape, ReshapeTo, Tape};
+use dfdx::prelude::{HasErr, HasShape, Tape};
 
 use super::read::{read_layout, read_rows};
+use super::rotary::positions;
 use super::{Batch, Graph, Prefix, Targets, Value};
-use crate::backbone::family::{Head, HeadStep, Kind};
+use crate::backbone::family::Head;
 use crate::backbone::{FeedForwardKind, NormKind, Positions};
 use crate::engine::cpu::Pace;
 use crate::engine::{
-    with_trace, Activation, Angles, AttentionShape, Backend, Dropout, Layout, Matrix, Precision,
-    Scalar, Trace, Vector, Weight,
+    with_trace, Angles, AttentionShape, Backend, Dropout, Layout, Matrix, Precision, Scalar, Trace,
+    Vector, Weight,
 };
 
 type Outcome<T, D> = Result<T, <D as HasErr>::Err>;
@@ -25,7 +26,7 @@ pub struct Pass<'g, D: Backend> {
     /// In training, when dropout is active: how much is kept for the backward pass.
     pace: Option<Arc<Pace>>,
     /// Those of rotary embeddings, for the positions of this pass.
-    angles: OnceCell<Arc<Angles>>,
+    pub(super) angles: OnceCell<Arc<Angles>>,
 }
 
 impl<'g, D: Backend> Pass<'g, D> {
@@ -122,91 +123,6 @@ impl<'g, D: Backend> Pass<'g, D> {
         let task = self.graph.task();
         let head = task.and_then(|task| self.graph.head(task));
         head.unwrap_or(&self.graph.family.heads.classify)
-    }
-
-    fn apply_head(&self, head: &Head, mut x: Matrix<D>, layout: &Layout) -> Outcome<Matrix<D>, D> {
-        for step in &head.steps {
-            if step.dropout {
-                let probability = self.graph.config.classifier_dropout;
-                x = self.drop(x, layout, probability, &step.module)?;
-            }
-            x = self.head_step(step, &x)?;
-            let activation = match step.activation.as_deref() {
-                Some("config") => Some(self.graph.config.activation),
-                Some(name) => Activation::from_name(name),
-                None => None,
-            };
-            if let Some(activation) = activation {
-                x = D::activate(x, activation)?;
-            }
-        }
-        Ok(x)
-    }
-
-    fn head_step(&self, step: &HeadStep, x: &Matrix<D>) -> Outcome<Matrix<D>, D> {
-        match (step.kind, &step.weight) {
-            (Some(Kind::Norm), _) => self.norm(&step.module, x),
-            (Some(Kind::Tied), Some(embedding)) => self.decode(&step.module, embedding, x),
-            // The pooler is a module of the backbone, where deltas may sit.
-            _ => self.linear(&step.module, x, &Layout::new([x.shape().0], vec![0])),
-        }
-    }
-
-    /// Logits over the vocabulary, or what a cloze makes of those of its label words.
-    fn decode(&self, module: &str, embedding: &str, x: &Matrix<D>) -> Outcome<Matrix<D>, D> {
-        let own = format!("{module}.weight");
-        let weight = match self.value(&own) {
-            Some(_) => self.weight(&own),
-            None => self.weight(&format!("{embedding}.weight")),
-        };
-        let bias = self.bias(module);
-        let Some(cloze) = self.graph.task().and_then(|task| task.cloze.as_ref()) else {
-            return D::linear(x, &weight, bias.as_ref());
-        };
-        let tokens = cloze.tokens.concat();
-        let words = D::look_up(&weight, &tokens)?; // (tokens, hidden)
-        let bias = match bias {
-            Some(bias) => {
-                let count = bias.shape().0;
-                let column = bias.try_reshape_like(&(count, 1))?;
-                let chosen = D::select_rows(&column, &tokens)?;
-                Some(chosen.try_reshape_like(&(tokens.len(),))?)
-            }
-            None => None,
-        };
-        let mut logits = D::linear(x, &words.into(), bias.as_ref())?; // (rows, tokens)
-        if tokens.len() > cloze.tokens.len() {
-            logits = D::linear(&logits, &self.means(&cloze.tokens)?, None)?; // (rows, labels)
-        }
-        match cloze.range {
-            Some(range) => self.interpolate(&logits, range),
-            None => Ok(logits),
-        }
-    }
-
-    /// `(words, tokens)`: times the logits of all words' tokens, the mean of each word's.
-    fn means(&self, words: &[Vec<usize>]) -> Outcome<Weight<D>, D> {
-        let all: usize = words.iter().map(Vec::len).sum();
-        let mut means = vec![0.0; words.len() * all];
-        let mut start = 0;
-        for (row, word) in means.chunks_exact_mut(all).zip(words) {
-            row[start..start + word.len()].fill(1.0 / word.len() as f32);
-            start += word.len();
-        }
-        let device = self.graph.device();
-        let means = device.try_tensor_from_vec(means, (words.len(), all))?;
-        Ok(with_trace(&means, &Trace::off()).into())
-    }
-
-    /// The number between two that the logits of their words make likely: `(rows, 2)` → `(rows, 1)`.
-    fn interpolate(&self, logits: &Matrix<D>, (low, high): (f32, f32)) -> Outcome<Matrix<D>, D> {
-        let device = self.graph.device();
-        let signs = device.try_tensor_from_vec(vec![-1.0, 1.0], (1, 2))?;
-        let signs = with_trace(&signs, &Trace::off()).into();
-        let share = D::activate(D::linear(logits, &signs, None)?, Activation::Sigmoid)?;
-        let lowest = device.try_tensor_from_vec(vec![low], (1,))?;
-        let lowest = with_trace(&lowest, &Trace::off());
-        D::add_row(&D::scale(&share, high - low)?, &lowest)
     }
 
     /// The last hidden state of all rows, those of a prompt included.
@@ -400,34 +316,6 @@ impl<'g, D: Backend> Pass<'g, D> {
         D::attention(&q, &k, &v, layout, queries, shape, dropout)
     }
 
-    /// Queries and keys turned by the angles of their positions, where the family has rotary embeddings; `q` is of
-    /// the rows `queries` where they are given.
-    fn rotary(
-        &self,
-        [q, k]: [Matrix<D>; 2],
-        layout: &Layout,
-        queries: Option<&[usize]>,
-    ) -> Outcome<[Matrix<D>; 2], D> {
-        let Some((frequencies, factor)) = &self.graph.frequencies else {
-            return Ok([q, k]);
-        };
-        // As in PEFT, a prefix before the keys takes the first positions, and is not turned.
-        let first = self.graph.active.prefix_tokens;
-        let angles = self.angles.get_or_init(|| {
-            let positions = first + layout.longest();
-            Arc::new(Angles::new(frequencies, *factor, positions))
-        });
-        let positions = positions(layout, first);
-        let own: Vec<usize> = match queries {
-            Some(rows) => rows.iter().map(|&row| positions[row]).collect(),
-            None => positions.clone(),
-        };
-        Ok([
-            D::rotary(q, &own, angles)?,
-            D::rotary(k, &positions, angles)?,
-        ])
-    }
-
     /// Deltas on a weight that the checkpoint stores fused: they act on q, k and v side by side.
     fn adapt_fused(
         &self,
@@ -491,7 +379,7 @@ impl<'g, D: Backend> Pass<'g, D> {
     }
 
     /// The key of a path, and the value there.
-    fn value(&self, path: &str) -> Option<(&str, &Value<D>)> {
+    pub(super) fn value(&self, path: &str) -> Option<(&str, &Value<D>)> {
         let graph = self.graph;
         if let Some(key) = graph.active.redirects.get(path) {
             return Some((key, graph.values.get(key)?));
@@ -537,14 +425,6 @@ impl<'g, D: Backend> Pass<'g, D> {
         let path = format!("{path}.bias");
         self.value(&path).is_some().then(|| self.vector(&path))
     }
-}
-
-/// The position of every row, counted from `first` in each sequence.
-fn positions(layout: &Layout, first: usize) -> Vec<usize> {
-    let ranges = layout.ranges();
-    ranges
-        .flat_map(|range| first..first + range.len())
-        .collect()
 }
 
 /// A number of its own for each place (FNV-1a over the path).
