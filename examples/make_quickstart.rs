@@ -1,9 +1,11 @@
-//! Makes everything that `pipelines/quickstart.delta` needs and that is not trained: short reviews in
-//! a small invented English, a tokenizer for them, and the `config.json` of a tiny BERT.
+//! Makes everything that `pipelines/quickstart.delta` and `pipelines/architectures.delta` need and that is not
+//! trained: short reviews in a small invented English, a tokenizer for them, and the `config.json` of a tiny BERT, a
+//! tiny Llama and a tiny T5.
 //!
 //!     sh pipelines/quickstart/make.sh
+//!     sh pipelines/architectures/make.sh
 //!
-//! runs this program and then the pipeline that pre-trains the tiny BERT on the text.
+//! run this program and then the pipelines that pre-train the models on the text.
 //!
 //! A review says what somebody thought of something. Its label is the opinion of its last clause, so
 //! that it takes more than spotting words: `the plot was dull but the acting was superb` is positive,
@@ -173,6 +175,20 @@ impl Writer {
     }
 }
 
+impl Writer {
+    /// A line with about a quarter of its words masked, and the whole line: what an encoder reads and a decoder is to
+    /// give.
+    fn masked(&mut self, line: &str) -> String {
+        let words = line
+            .split(' ')
+            .map(|word| match self.random.random_bool(0.25) {
+                true => "[MASK]",
+                false => word,
+            });
+        format!("{}\t{line}\n", words.collect::<Vec<_>>().join(" "))
+    }
+}
+
 /// What says something good, or its opposite.
 type Says = fn(&mut Writer, bool) -> String;
 
@@ -297,6 +313,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         std::fs::write(folder.join(name), text)?;
     }
 
+    let architectures = Path::new("pipelines/architectures");
+    for (name, lines) in [("masked.tsv", 20_000), ("masked_dev.tsv", 500)] {
+        let mut text = "masked\twhole\n".to_owned();
+        for _ in 0..lines {
+            let line = writer.line();
+            text += &writer.masked(&line);
+        }
+        std::fs::write(architectures.join(name), text)?;
+    }
+
     let vocabulary = vocabulary();
     let tokenizer = serde_json::to_string(&tokenizer(&vocabulary))? + "\n";
     let sizes = study.join("sizes");
@@ -318,6 +344,31 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         });
         let config = serde_json::to_string_pretty(&config)? + "\n";
         std::fs::write(model.join("config.json"), config)?;
+    }
+    let llama = json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 160, "vocab_size": vocabulary.len(),
+        "max_position_embeddings": 48, "rms_norm_eps": 1e-6, "tie_word_embeddings": true, "pad_token_id": 0,
+    });
+    let t5 = json!({
+        "architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "d_model": 64, "d_kv": 16, "d_ff": 160,
+        "num_layers": 2, "num_heads": 4, "relative_attention_num_buckets": 16, "relative_attention_max_distance": 32,
+        "feed_forward_proj": "gated-gelu", "vocab_size": vocabulary.len(), "pad_token_id": 0,
+        "decoder_start_token_id": 0, "eos_token_id": 3, "scale_decoder_outputs": true,
+    });
+    for (name, config) in [("blank_llama", llama), ("blank_t5", t5)] {
+        let model = architectures.join(name);
+        std::fs::create_dir_all(&model)?;
+        std::fs::write(model.join("tokenizer.json"), &tokenizer)?;
+        let config = serde_json::to_string_pretty(&config)? + "\n";
+        std::fs::write(model.join("config.json"), config)?;
+        // Else transformers would build the tokenizer of the family.
+        let class = json!({
+            "tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]", "unk_token": "[UNK]",
+            "eos_token": "[SEP]", "mask_token": "[MASK]",
+        });
+        let class = serde_json::to_string_pretty(&class)? + "\n";
+        std::fs::write(model.join("tokenizer_config.json"), class)?;
     }
     Ok(())
 }

@@ -9,11 +9,12 @@ use common::{config, difference, fixture, Expected};
 use deltarun::diagnostic::Problem;
 use deltarun::engine::Backend;
 use deltarun::peft::import;
+use deltarun::plan::TaskKind;
 use deltarun::run::{open_run, Integrity, Loaded};
 use dfdx::prelude::Cpu;
 use serde_json::{json, Value};
 
-const CASES: [(&str, &str); 19] = [
+const CASES: [(&str, &str); 26] = [
     ("layers", "bert_b"),
     ("layers_pattern", "gpt2"),
     ("bias_all", "bert_a"),
@@ -33,6 +34,13 @@ const CASES: [(&str, &str); 19] = [
     ("prefix_qwen2", "qwen2"),
     ("prompt_qwen2", "qwen2"),
     ("ia3_qwen2", "qwen2"),
+    ("t5_prefix", "t5_v1_0"),
+    ("t5_prefix_even", "t5_v1_1"),
+    ("t5_prompt", "t5_v1_1"),
+    ("t5_ia3", "t5_v1_0"),
+    ("t5_norms", "t5_v1_1"),
+    ("t5_layers", "t5_v1_1"),
+    ("t5_head", "t5_v1_1"),
 ];
 
 fn open(adapter: &Path, backbone: &Path) -> Result<Loaded<Cpu>, Problem> {
@@ -52,13 +60,19 @@ fn logits_are_those_of_peft() {
         let (adapter, backbone) = (fixture("adapters").join(name), fixture(backbone));
         let loaded = open(&adapter, &backbone).unwrap_or_else(|e| panic!("{name}: {e:?}"));
         let expected = Expected::open(&backbone);
-        let logits = loaded.graph.inference().logits(&expected.batch(0)).unwrap();
-        let of_peft = Expected::open(&adapter).read("logits");
-        let task = loaded.graph.task().unwrap();
-        let of_peft = match task.uses_language_model() {
-            true => expected.packed(&of_peft, 0, 61),
-            false => of_peft,
+        let of_peft = Expected::open(&adapter);
+        let (batch, of_peft) = match loaded.graph.task().unwrap().kind {
+            TaskKind::Seq2seq => {
+                let logits = expected.packed_targets(&of_peft.read("logits"), 0, 61);
+                (expected.seq2seq(0), logits)
+            }
+            TaskKind::CausalLm => {
+                let logits = expected.packed(&of_peft.read("logits"), 0, 61);
+                (expected.batch(0), logits)
+            }
+            _ => (expected.batch(0), of_peft.read("logits")),
         };
+        let logits = loaded.graph.inference().logits(&batch).unwrap();
         let worst = difference(&Cpu::read(&logits), &of_peft, false);
         println!("{name}: logits differ by at most {worst:.1e}");
         assert!(worst < 1e-5, "{name}: {worst}");

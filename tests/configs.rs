@@ -18,7 +18,7 @@ fn families(directory: &Path) -> Keys {
     let text = std::fs::read_to_string(directory.join("keys.json")).unwrap();
     let mut all: Keys = serde_json::from_str(&text).unwrap();
     all.remove("transformers").unwrap();
-    assert_eq!(all.len(), 6);
+    assert_eq!(all.len(), 7);
     all
 }
 

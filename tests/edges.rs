@@ -7,7 +7,7 @@ use std::path::Path;
 
 use common::{difference, fixture, plan_of, Expected};
 use deltarun::engine::{Backend, Layout};
-use deltarun::graph::{Batch, Graph, HeadOrigin, Targets};
+use deltarun::graph::{Batch, DecoderRows, Graph, HeadOrigin, Targets};
 use deltarun::plan::Plan;
 use deltarun::run::resolve_tying;
 use dfdx::prelude::Cpu;
@@ -18,7 +18,7 @@ fn plan(directory: &Path, task: &str) -> Plan {
         backbone "{}" {{ dropout = off }}
         data {{ train = tsv("train.tsv") }}
         {task}
-        reparam low_rank = lora on block.0.attn.q
+        reparam low_rank = lora on **.block.0.attn.q
         stage tune {{ train = [low_rank, head], steps = 1, optimizer = adamw {{ lr = 1e-3 }} }}
         "#,
         directory.display()
@@ -36,9 +36,15 @@ fn worst(name: &str, task: &str, labels: &[usize]) -> f32 {
     graph.activate(&plan(&directory, task), 0).unwrap();
     let expected = Expected::open(&directory);
     let tokens: Vec<usize> = expected.read("ids").iter().map(|id| *id as usize).collect();
+    let layout = Layout::new(vec![8; 5], (0..5).collect());
+    let has_decoder = common::config(&directory).decoder_layers.is_some();
     let batch = Batch {
         types: vec![0; tokens.len()],
-        layout: Layout::new(vec![8; 5], (0..5).collect()),
+        decoder: has_decoder.then(|| DecoderRows {
+            tokens: tokens.clone(),
+            layout: layout.clone(),
+        }),
+        layout,
         masks: Vec::new(),
         soft: Vec::new(),
         places: (0..5).collect(),
@@ -89,6 +95,10 @@ fn tied_weights_are_what_the_checkpoint_says() {
         "roberta_tied_other",
     ] {
         let worst = worst(name, "task masked_lm { text = sentence }", &[]);
+        assert!(worst < 1e-5, "{name}: {worst}");
+    }
+    for name in ["t5_scaled", "t5_raw_untied", "t5_raw_tied"] {
+        let worst = worst(name, "task seq2seq { source = a, target = b }", &[]);
         assert!(worst < 1e-5, "{name}: {worst}");
     }
     let worst = worst("gpt2_tied_other", "task causal_lm { text = sentence }", &[]);

@@ -4,6 +4,7 @@
 mod common;
 
 use common::{classifier, difference, fixture, Expected, METHODS};
+use deltarun::backbone::Checkpoint;
 use deltarun::engine::{Backend, Layout};
 use deltarun::graph::{Batch, Graph, Targets};
 use deltarun::plan::Plan;
@@ -41,12 +42,27 @@ fn loss(graph: &Graph<Cpu>, batch: &[Batch]) -> f64 {
         .sum()
 }
 
+/// The same method in encoder and decoder, with its cross attentions.
+fn in_both_stacks(statement: &str) -> String {
+    statement
+        .replace("block.*.attn", "block.*.{attn,cross}")
+        .replace("attn.{q,o}", "{attn,cross}.{q,o}")
+        .replace("attn.{k,v}", "{attn,cross}.{k,v}")
+        .replace("{attn,ff}", "{attn,cross,ff}")
+        .replace("block.*", "**.block.*")
+        .replace("**.bias", "**.norm")
+}
+
 /// The derivative along the gradient of each parameter, by a central difference of order 4, against
 /// the gradient's norm.
 #[test]
 fn gradients_are_those_of_finite_differences() {
-    for backbone in ["bert_a", "roberta", "gpt2", "llama_a", "qwen2"] {
+    for backbone in ["bert_a", "roberta", "gpt2", "llama_a", "qwen2", "t5_v1_1"] {
         for (statement, _) in METHODS {
+            let statement = &match backbone {
+                "t5_v1_1" => in_both_stacks(statement),
+                _ => statement.to_owned(),
+            };
             let (_, mut graph, batch) = load(backbone, statement, "delta, head");
             // Seeds that keep the relus of P-tuning's encoder away from their kinks.
             let seed = match backbone {
@@ -86,7 +102,8 @@ fn gradients_are_those_of_finite_differences() {
                         graph.set([(key.clone(), (values, shape))].into()).unwrap();
                         loss(&graph, &batch)
                     };
-                    let h = 0.01;
+                    // Scores that are not divided by the root of the width bend more.
+                    let h = if backbone == "t5_v1_1" { 0.003 } else { 0.01 };
                     let slope =
                         (8.0 * (at(h) - at(-h)) - (at(2.0 * h) - at(-2.0 * h))) / (12.0 * h);
                     at(0.0);
@@ -211,6 +228,7 @@ fn a_gate_opens_for_each_sequence_alone() {
                 soft: Vec::new(),
                 places: vec![0],
                 prefix: None,
+                decoder: None,
                 total: 1,
                 targets: Targets::Classes(vec![0]),
             };
@@ -265,4 +283,42 @@ fn stages_keep_earlier_deltas_and_do_without_them_when_told() {
     };
     assert_eq!(active(""), ["a", "b"]);
     assert_eq!(active("without = [a]"), ["b"]);
+}
+
+/// On grouped heads with rotary embeddings, and on an encoder and a decoder: what a method learned is what is read back.
+#[test]
+fn every_method_learns_and_is_read_back_the_same() {
+    let place = tempfile::tempdir().unwrap();
+    let file = place.path().join("delta.safetensors");
+    for backbone in ["llama_a", "t5_v1_1"] {
+        for (statement, _) in METHODS {
+            let statement = match backbone {
+                "t5_v1_1" => in_both_stacks(statement),
+                _ => statement.to_owned(),
+            };
+            let (_, mut graph, batch) = load(backbone, &statement, "delta, head");
+            let before = loss(&graph, &batch);
+            for _ in 0..4 {
+                let (_, gradients) = graph.gradients(&batch).unwrap();
+                let squares = gradients.values().flatten().map(|g| g * g);
+                let step = 0.05 / squares.sum::<f32>().sqrt();
+                let change = |_: &str, values: &mut [f32], gradient: &[f32]| {
+                    let both = values.iter_mut().zip(gradient);
+                    both.for_each(|(value, g)| *value -= step * g);
+                };
+                graph.update(&gradients, change).unwrap();
+            }
+            let after = loss(&graph, &batch);
+            assert!(after < before, "{backbone}, {statement}: {before}, {after}");
+            deltarun::peft::write_tensors(&file, &graph.tensors(), None).unwrap();
+            let stored = Checkpoint::open(std::slice::from_ref(&file)).unwrap();
+            let names = stored.names().into_iter().map(str::to_owned);
+            let tensors = names.map(|name| (name.clone(), stored.read(&name).unwrap()));
+            let (_, mut again, _) = load(backbone, &statement, "delta, head");
+            again.set(tensors.collect()).unwrap();
+            let logits =
+                |graph: &Graph<Cpu>| Cpu::read(&graph.inference().logits(&batch[0]).unwrap());
+            assert_eq!(logits(&graph), logits(&again), "{backbone}, {statement}");
+        }
+    }
 }

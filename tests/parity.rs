@@ -17,10 +17,13 @@ use dfdx::prelude::Cpu;
 /// Those that have a head of a language model's as well.
 const DECODERS: [&str; 3] = ["llama_a", "llama_b", "qwen2"];
 
+/// Those that have an encoder and a decoder.
+const ENCODER_DECODERS: [&str; 2] = ["t5_v1_0", "t5_v1_1"];
+
 /// The fixtures, and how close hidden states and logits must be to them.
 fn fixtures() -> impl Iterator<Item = (PathBuf, f32)> {
     let others = ["bert_a", "bert_b", "roberta", "gpt2"];
-    let all = others.into_iter().chain(DECODERS);
+    let all = others.into_iter().chain(DECODERS).chain(ENCODER_DECODERS);
     all.map(|name| (fixture(name), 1e-5))
 }
 
@@ -85,10 +88,14 @@ fn check_imported_lora(directory: &Path, tolerance: f32) {
 
 /// The graph of a language model with what it is to train.
 fn language_model(directory: &Path, train: &str, imported: Option<Imported>) -> (Plan, Graph<Cpu>) {
+    let task = match config(directory).decoder_layers {
+        None => "causal_lm { text = text }",
+        Some(_) => "seq2seq { source = text, target = text }",
+    };
     let text = format!(
         "backbone \"{}\" {{ dropout = off }}
         data {{ train = text(\"train.txt\") }}
-        task causal_lm {{ text = text }}
+        task {task}
         stage tune {{ train = [{train}], epochs = 1, optimizer = adamw {{ lr = 1e-3 }} }}",
         directory.display()
     );
@@ -206,6 +213,57 @@ fn logits_and_losses_of_language_models_are_those_of_transformers() {
     }
 }
 
+#[test]
+fn an_encoder_and_a_decoder_are_those_of_transformers() {
+    for name in ENCODER_DECODERS {
+        let directory = fixture(name);
+        let expected = Expected::open(&directory);
+        let (_, graph) = language_model(&directory, "head", None);
+        let batch = expected.seq2seq(0);
+        let encoded = graph.inference().encoded(&batch).unwrap();
+        let of_transformers = expected.packed_rows("seq2seq.encoded", 0, 20);
+        let encoded = difference(&Cpu::read(&encoded.unwrap()), &of_transformers, false);
+        let logits = graph.inference().logits(&batch).unwrap();
+        let of_transformers = expected.target_rows("seq2seq.logits", 0, 61);
+        let logits = difference(&Cpu::read(&logits), &of_transformers, false);
+        let loss = Cpu::read(&graph.inference().loss(&batch).unwrap());
+        let loss = difference(&loss, &expected.read("seq2seq.loss"), false);
+        println!("{name}: hidden states of the encoder differ by at most {encoded:e}, logits by {logits:e}, the loss by {loss:e}");
+        assert!(
+            encoded < 1e-5 && logits < 1e-5 && loss < 1e-5,
+            "{name}: {encoded} {logits} {loss}"
+        );
+    }
+}
+
+#[test]
+fn a_lora_of_an_encoder_and_a_decoder_learns_as_in_peft() {
+    for name in ENCODER_DECODERS {
+        let directory = fixture(name);
+        let expected = Expected::open(&directory);
+        let imported = import(&directory.join("adapter_seq2seq"), &config(&directory)).unwrap();
+        let (_, mut graph) = language_model(&directory, "head", Some(imported));
+        let batch = expected.seq2seq(0);
+        let logits = graph.inference().logits(&batch).unwrap();
+        let of_peft = expected.target_rows("seq2seq.tuned.logits", 0, 61);
+        let logits = difference(&Cpu::read(&logits), &of_peft, false);
+        assert!(logits < 1e-5, "{name}: {logits}");
+        let (_, gradients) = graph.gradients(&[batch]).unwrap();
+        let gradients = gradients_differ(
+            name,
+            &graph,
+            &expected,
+            "seq2seq.tuned.gradient.",
+            "",
+            &gradients,
+        );
+        let losses = twenty_steps(&mut graph, |step| expected.seq2seq(step % 4), 3e-3);
+        let losses = difference(&losses, &expected.read("seq2seq.tuned.losses"), false);
+        println!("{name}: logits differ by at most {logits:e}, gradients by {gradients:e}, 20 losses by {losses:e}");
+        assert!(losses < 1e-3, "{name}: {losses}");
+    }
+}
+
 /// Our key of a gradient that the script saved under PEFT's name.
 fn our_keys(graph: &Graph<Cpu>, prefix: &str) -> BTreeMap<String, String> {
     let mut keys = BTreeMap::new();
@@ -217,6 +275,8 @@ fn our_keys(graph: &Graph<Cpu>, prefix: &str) -> BTreeMap<String, String> {
             };
             if !module.checkpoint_name.is_empty() && at + site.len() + leaf.len() == key.len() {
                 let name = format!("{prefix}{}.lora_{leaf}.weight", module.checkpoint_name);
+                keys.insert(name, key.clone());
+                let name = format!("{prefix}{}.lora_embedding_{leaf}", module.checkpoint_name);
                 keys.insert(name, key.clone());
             }
         }
@@ -238,11 +298,35 @@ fn check_gradients(directory: &Path, _: f32) {
     let imported = import(&directory.join("adapter"), &config(directory)).unwrap();
     let (_, graph) = imported_graph(directory, imported);
     let (_, gradients) = graph.gradients(&[expected.batch(0)]).unwrap();
-    let keys = our_keys(&graph, &config(directory).family().prefix);
+    let prefix = &config(directory).family().prefix;
+    let worst = gradients_differ(
+        &name.to_string(),
+        &graph,
+        &expected,
+        "gradient.",
+        prefix,
+        &gradients,
+    );
+    println!(
+        "{name}: {} gradients differ by at most {worst:e}, relative",
+        gradients.len()
+    );
+}
+
+/// The largest relative difference of gradients from those that the script saved under names that begin with `saved`.
+fn gradients_differ(
+    name: &str,
+    graph: &Graph<Cpu>,
+    expected: &Expected,
+    beginning: &str,
+    prefix: &str,
+    gradients: &BTreeMap<String, Vec<f32>>,
+) -> f32 {
+    let keys = our_keys(graph, prefix);
     let saved: Vec<String> = expected
         .names()
         .into_iter()
-        .filter(|name| name.starts_with("gradient."))
+        .filter(|name| name.starts_with(beginning))
         .collect();
     assert_eq!(
         saved.len(),
@@ -252,15 +336,16 @@ fn check_gradients(directory: &Path, _: f32) {
     );
     let mut worst = 0.0f32;
     for saved in &saved {
-        let key = &keys[saved.trim_start_matches("gradient.")];
-        let found = difference(&gradients[key], &expected.read(saved), true);
+        let key = &keys[saved.trim_start_matches(beginning)];
+        let of_peft = match saved.ends_with("lora_embedding_A") {
+            true => expected.read_transposed(saved),
+            false => expected.read(saved),
+        };
+        let found = difference(&gradients[key], &of_peft, true);
         assert!(found < 1e-4, "{name}, {saved}: relative difference {found}");
         worst = worst.max(found);
     }
-    println!(
-        "{name}: {} gradients differ by at most {worst:e}, relative",
-        saved.len()
-    );
+    worst
 }
 
 #[test]

@@ -141,9 +141,13 @@ impl Place {
 
     /// Runs a script of `tests/python`, which compares and ends with 1 where something differs.
     fn compare(&self, script: &str, arguments: &[&str]) {
+        self.compare_on(&quickstart().join("backbone"), script, arguments);
+    }
+
+    /// The same on another backbone.
+    fn compare_on(&self, backbone: &Path, script: &str, arguments: &[&str]) {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let script = root.join("tests/python").join(script);
-        let backbone = quickstart().join("backbone");
         let paths = [script.to_str().unwrap(), backbone.to_str().unwrap()];
         println!(
             "{}",
@@ -375,4 +379,107 @@ fn peft_loads_what_runs_of_a_language_model_leave() {
     let mut arguments = vec![script.to_str().unwrap(), backbone, "lines.txt"];
     arguments.extend(runs.iter().map(String::as_str));
     println!("{}", place.output(&place.python, &arguments));
+}
+
+/// The tiny T5 of `pipelines/architectures`, whose decoder has two blocks.
+#[test]
+#[ignore = "needs DELTARUN_PYTHON"]
+fn peft_loads_what_runs_of_an_encoder_and_a_decoder_leave() {
+    let place = Place::new();
+    let backbone = quickstart().join("../architectures/t5");
+    let backbone = backbone.to_str().unwrap();
+    let pairs = [
+        "source\ttarget",
+        "the plot was [MASK] .\tthe plot was dull .",
+        "we [MASK] it , and the film was [MASK] .\twe loved it , and the film was superb .",
+        "everyone left happy [MASK] the [MASK] felt fresh .\teveryone left happy because the cast felt fresh .",
+    ];
+    place.write("pairs.tsv", &(pairs.join("\n") + "\n"));
+    let mut runs = Vec::new();
+    let both = "**.block.*.{attn,cross}";
+    for (name, statement) in [
+        (
+            "lora",
+            format!("reparam delta = lora {{ rank = 4 }} on {both}.{{q,v}}"),
+        ),
+        (
+            "decoder",
+            "reparam delta = lora { rank = 2 } on decoder.block[last 1].{cross.{k,o},ff.gate}"
+                .to_owned(),
+        ),
+        (
+            "ia3",
+            format!("reparam delta = ia3 on {{{both}.{{k,v}},**.ff.down}}"),
+        ),
+        (
+            "distances",
+            "reparam delta = lora { rank = 2 } on {encoder,decoder}.position".to_owned(),
+        ),
+        ("norms", "unfreeze delta = **.norm".to_owned()),
+        (
+            "prompt",
+            "insert delta = prompt { tokens = 3 } before embeddings".to_owned(),
+        ),
+    ] {
+        let text = format!(
+            r#"
+            backbone "{backbone}" {{ max_length = 32 }}
+            data {{ train = tsv("pairs.tsv") }}
+            task seq2seq {{ source = source, target = target }}
+            {statement}
+            stage tune {{ train = [delta], steps = 8, batch = 3, optimizer = adamw {{ lr = 1e-2 }} }}
+            "#
+        );
+        place.write("p.delta", &text);
+        place.run(&["p.delta", "--quiet", "--out", name]);
+        if name != "prompt" {
+            place.run(&["merge", name, &format!("{name}-merged")]);
+        }
+        let loss = |arguments: &[&str]| -> f64 {
+            let more = ["--data", "pairs.tsv", "--format", "json"];
+            let text = place.run(&[&["eval"], arguments, &more].concat());
+            let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+            json["metrics"]["loss"].as_f64().unwrap()
+        };
+        let own = loss(&[name]);
+        let back = loss(&[&format!("{name}/peft"), "--backbone", backbone]);
+        assert!((own - back).abs() < 1e-5, "{name}: {own}, read back {back}");
+        runs.push(format!("{name}={own}"));
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let script = root.join("tests/python/check_language_model.py");
+    let mut arguments = vec![script.to_str().unwrap(), backbone, "pairs.tsv"];
+    arguments.extend(runs.iter().map(String::as_str));
+    println!("{}", place.output(&place.python, &arguments));
+}
+
+/// One file on a BERT, a Llama and a T5: `pipelines/architectures.delta`, cut short.
+#[test]
+#[ignore = "needs DELTARUN_PYTHON"]
+fn peft_loads_one_file_on_three_architectures() {
+    let place = Place::new();
+    let pipeline = quickstart().join("../architectures.delta");
+    let pipeline = pipeline.to_str().unwrap();
+    for (name, model) in [
+        ("bert", "quickstart/backbone"),
+        ("llama", "architectures/llama"),
+        ("t5", "architectures/t5"),
+    ] {
+        let text = std::fs::read_to_string(pipeline).unwrap();
+        let text = text
+            .replace("\"quickstart/", &format!("\"{}/", quickstart().display()))
+            .replace("epochs = 16", "epochs = 1");
+        let root = quickstart().join("..");
+        let text = text.replace(
+            &format!("param model = \"{}/backbone\"", quickstart().display()),
+            &format!("param model = \"{}\"", root.join(model).display()),
+        );
+        assert!(text.contains("epochs = 1\n"), "{text}");
+        place.write("p.delta", &text);
+        place.run(&["p.delta", "--quiet", "--out", name]);
+        place.run(&["merge", name, &format!("{name}-merged")]);
+        place.predict(name, &format!("{name}.jsonl"));
+        let backbone = root.join(model);
+        place.compare_on(&backbone, "check_peft.py", &[name]);
+    }
 }

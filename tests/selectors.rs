@@ -138,3 +138,24 @@ fn freeze_takes_back_what_was_unfrozen_before_it() {
     assert_eq!(parameters.len(), 5);
     assert!(parameters.iter().all(|path| path.ends_with(".bias")));
 }
+
+/// An encoder and a decoder have a tree each, and a decoder's cross attention has a name of its own.
+#[test]
+fn an_encoder_and_a_decoder_are_chosen_apart_or_together() {
+    let sites = |selection: &str| sites("t5_v1_1", selection);
+    assert_eq!(sites("encoder.block.*.attn.q").len(), 2);
+    assert_eq!(sites("**.attn.{q,v}").len(), 8);
+    // What PEFT's `target_modules=["q", "v"]` chooses.
+    assert_eq!(sites("**.{attn,cross}.{q,v}").len(), 12);
+    assert_eq!(
+        sites("decoder.block[last 1].{cross.k,ff.gate}"),
+        ["decoder.block.1.cross.k", "decoder.block.1.ff.gate"]
+    );
+    assert_eq!(
+        sites("\"decoder.block.*.layer.1.EncDecAttention.o\""),
+        ["decoder.block.0.cross.o", "decoder.block.1.cross.o"]
+    );
+    assert_eq!(parameters("t5_v1_1", "**.position").len(), 2);
+    let plain = sites("**.block[0].ff.up");
+    assert_eq!(plain, ["encoder.block.0.ff.up", "decoder.block.0.ff.up"]);
+}

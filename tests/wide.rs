@@ -29,6 +29,7 @@ fn batch() -> Batch {
         targets: Targets::Classes(vec![0, 1, 1, 0]),
         places: (0..SEQUENCES).collect(),
         prefix: None,
+        decoder: None,
         total: SEQUENCES,
     }
 }

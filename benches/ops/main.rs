@@ -8,8 +8,8 @@
 
 use criterion::{criterion_group, criterion_main, BatchSize, Criterion, Throughput};
 use deltarun::engine::{
-    backward, with_trace, Activation, AttentionShape, Backend, Layout, Matrix, Precision, Recorder,
-    Trace, Weight,
+    backward, with_trace, Activation, Attending, AttentionShape, Backend, Layout, Matrix,
+    Precision, Recorder, Trace, Weight,
 };
 use dfdx::prelude::*;
 
@@ -107,6 +107,7 @@ fn attention(bench: &mut Criterion) {
             causal: false,
             prefix: 0,
         };
+        let attending = Attending::within(&layout, None);
         let name = format!("attention of {length}");
         both(
             bench,
@@ -114,7 +115,7 @@ fn attention(bench: &mut Criterion) {
             &[(ROWS, 384); 3],
             2 * ROWS * length * 384,
             |m| {
-                let all = Cpu::attention(&m[0], &m[1], &m[2], &layout, None, shape, None);
+                let all = Cpu::attention(&m[0], &m[1], &m[2], attending, shape, None, None);
                 all.expect("the CPU has memory")
             },
         );

@@ -1,6 +1,8 @@
 //! What a transformer computes, typed: what its family's description says, completed by `config.json`.
 
-use serde::Deserialize;
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
 
 use super::config::Config;
 use super::rotary::Rotary;
@@ -17,6 +19,33 @@ pub struct Architecture {
     pub attention: Attention,
     /// The feed-forwards of its blocks.
     pub feed_forward: FeedForward,
+    /// What its blocks make up, in the order of the forward pass: one stack, or an encoder and a decoder.
+    pub stacks: Vec<Stack>,
+    /// What hidden states are multiplied by before a language model's head.
+    pub logit_scale: f32,
+    /// Dropout behind the last norm of a stack.
+    pub last_dropout: f32,
+}
+
+/// Blocks, one above the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stack {
+    /// What stands before the paths of its modules: nothing, `encoder.` or `decoder.`.
+    pub path: &'static str,
+    /// The numbers of its blocks among those of all stacks.
+    pub blocks: Range<usize>,
+    /// Whether a position sees only itself and what is before it.
+    pub is_causal: bool,
+    /// Whether its blocks attend to what the encoder makes of its text.
+    pub reads_encoder: bool,
+}
+
+impl Stack {
+    /// The paths of its blocks.
+    pub fn block_paths(&self) -> impl Iterator<Item = String> {
+        let path = self.path;
+        (0..self.blocks.len()).map(move |block| format!("{path}block.{block}"))
+    }
 }
 
 /// A norm.
@@ -59,6 +88,57 @@ pub enum Positions {
     },
     /// Queries and keys are turned by angles that grow with the position.
     Rotary(Rotary),
+    /// Scores have a bias by the distance of the key, the same in all blocks of a stack.
+    Distances(Distances),
+}
+
+/// Biases of scores by the distance of the key, of which far ones share one
+/// (Raffel et al., arXiv 1910.10683, section 2.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Distances {
+    /// Biases that each head has.
+    pub buckets: usize,
+    /// The distance from which on all keys have the same.
+    pub longest: usize,
+}
+
+impl Distances {
+    /// Whether there are as many buckets as it takes.
+    ///
+    /// # Errors
+    /// One sentence.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let Distances { buckets, longest } = *self;
+        match buckets >= 4 && buckets.is_multiple_of(2) && longest > buckets / 2 {
+            true => Ok(()),
+            false => Err(format!(
+                "its {buckets} buckets of distances do not go with a longest of {longest}"
+            )),
+        }
+    }
+
+    /// The bias of a key `distance` positions behind the query, among those of a head: each of the first half of
+    /// distances has its own, the others share theirs on a logarithmic scale. Where a position sees both sides,
+    /// half of them are of keys behind it.
+    pub fn bucket(&self, distance: isize, sees_both_sides: bool) -> usize {
+        let (buckets, first) = match sees_both_sides {
+            true if distance > 0 => (self.buckets / 2, self.buckets / 2),
+            true => (self.buckets / 2, 0),
+            false => (self.buckets, 0),
+        };
+        let far = match sees_both_sides {
+            true => distance.unsigned_abs(),
+            false => (-distance).max(0) as usize,
+        };
+        let exact = buckets / 2;
+        if far < exact {
+            return first + far;
+        }
+        // In f32, as transformers computes it: where it is a whole number, rounding decides.
+        let octaves = (self.longest as f64 / exact as f64).ln() as f32;
+        let shared = (far as f32 / exact as f32).ln() / octaves * (buckets - exact) as f32;
+        first + (exact + shared as usize).min(buckets - 1)
+    }
 }
 
 /// The attention of every block.
@@ -71,8 +151,6 @@ pub struct Attention {
     pub key_value_heads: usize,
     /// Columns of a head.
     pub width: usize,
-    /// Whether a position sees only itself and what is before it.
-    pub causal: bool,
     /// What scores are multiplied by before the softmax.
     pub scale: f32,
     /// Dropout of the weights.
@@ -86,6 +164,8 @@ pub struct FeedForward {
     pub kind: FeedForwardKind,
     /// Its non-linearity.
     pub activation: Activation,
+    /// Dropout before its last layer.
+    pub dropout: f32,
 }
 
 /// The parts of a feed-forward.
@@ -109,9 +189,10 @@ impl Architecture {
                 place: family.norm.place,
                 epsilon: config.norm_epsilon,
             },
-            positions: match &config.rotary {
-                Some(rotary) => Positions::Rotary(rotary.clone()),
-                None => Positions::Learned {
+            positions: match (&config.rotary, config.distances) {
+                (Some(rotary), _) => Positions::Rotary(rotary.clone()),
+                (None, Some(distances)) => Positions::Distances(distances),
+                (None, None) => Positions::Learned {
                     first: config.first_position(),
                 },
             },
@@ -119,14 +200,23 @@ impl Architecture {
                 heads: config.heads,
                 key_value_heads: config.key_value_heads(),
                 width,
-                causal: family.causal,
-                scale: 1.0 / (width as f32).sqrt(),
+                scale: match family.scaled_attention {
+                    true => 1.0 / (width as f32).sqrt(),
+                    false => 1.0,
+                },
                 dropout: config.attention_dropout,
             },
             feed_forward: FeedForward {
-                kind: family.feed_forward,
+                kind: config.feed_forward(),
                 activation: config.activation,
+                dropout: config.inner_dropout,
             },
+            stacks: config.stacks(),
+            logit_scale: match config.scales_logits {
+                true => 1.0 / (config.hidden as f32).sqrt(),
+                false => 1.0,
+            },
+            last_dropout: config.last_dropout,
         }
     }
 
@@ -138,6 +228,7 @@ impl Architecture {
     pub fn absorbs_keys(&self) -> Result<(), String> {
         match (&self.positions, &self.attention) {
             (Positions::Rotary(_), _) => Err("rotary embeddings turn the keys".to_owned()),
+            (Positions::Distances(_), _) => Err("scores have a bias by distance".to_owned()),
             (_, attention) if attention.key_value_heads != attention.heads => {
                 Err("heads share their keys and values".to_owned())
             }

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::family::{families, Dimension, Family, Key};
+use super::architecture::{Distances, FeedForwardKind, Stack};
+use super::family::{families, Dimension, Family, FeedForwardEntry, Key};
 use super::rotary::Rotary;
 use crate::engine::Activation;
 use crate::text::{did_you_mean, quoted_list};
@@ -15,8 +16,11 @@ pub struct Config {
     pub family: String,
     /// Width of the hidden state.
     pub hidden: usize,
-    /// Number of blocks.
+    /// Number of blocks: of the encoder where there is a decoder, too.
     pub layers: usize,
+    /// Number of blocks of the decoder, where the family has an encoder and a decoder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decoder_layers: Option<usize>,
     /// Attention heads in each block.
     pub heads: usize,
     /// Heads of keys and values, where they are fewer than those of the queries.
@@ -31,6 +35,9 @@ pub struct Config {
     pub vocabulary: usize,
     /// Positions that there are: entries of the position embedding, where the family has one.
     pub positions: usize,
+    /// The biases of scores by distance, where the family has them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distances: Option<Distances>,
     /// Its rotary embeddings, where the family has them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotary: Option<Rotary>,
@@ -46,13 +53,22 @@ pub struct Config {
     pub norm_epsilon: f32,
     /// The feed-forward's non-linearity.
     pub activation: Activation,
+    /// Whether `config.json` says that feed-forwards are gated.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_gated: bool,
     /// Dropout of hidden states.
     pub dropout: f32,
     /// Dropout of attention weights.
     pub attention_dropout: f32,
+    /// Dropout inside a feed-forward, before its last layer.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub inner_dropout: f32,
+    /// Dropout behind the last norm.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub last_dropout: f32,
     /// Dropout before a classifier.
     pub classifier_dropout: f32,
-    /// Standard deviation of freshly drawn weights.
+    /// Standard deviation of freshly drawn weights, or what it is multiplied by where it depends on their shape.
     pub initializer_range: f32,
     /// Dropout behind the embeddings; that of hidden states in plans of version 0.1.0, which did not tell them apart.
     #[serde(default)]
@@ -60,12 +76,21 @@ pub struct Config {
     /// The number of the token that fills up sequences, where there is one.
     #[serde(default)]
     pub pad_token: Option<u32>,
+    /// The number of the token that a decoder's sequences begin with, where the family has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_token: Option<u32>,
+    /// The number of the token that texts end with, where the classifier reads off that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_token: Option<u32>,
     /// The labels of the checkpoint's head in the order of its outputs, where they have names.
     #[serde(default)]
     pub labels: Option<Vec<String>>,
     /// Whether `config.json` says that a language-model head has a weight of its own instead of the word embedding.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_untied: bool,
+    /// Whether a language-model head reads hidden states times the root of 1 over their width.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub scales_logits: bool,
     /// Whether the checkpoint has one that is another than the word embedding, whatever `config.json` says.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub has_decoder: bool,
@@ -97,13 +122,28 @@ impl Config {
             }
             _ => Ok(None),
         };
+        let some_token = |key: &Option<Key>| key.as_ref().map_or(Ok(None), |key| keys.token(key));
         let is_on = |key: &Option<Key>| key.as_ref().map_or(Ok(false), |key| keys.switch(key));
         let dropout = optional(&stated.dropout, 0.0)?;
-        let positions = keys.count(&stated.positions)?;
+        let positions = match &stated.positions {
+            Some(key) => keys.count(key)?,
+            None => LARGEST,
+        };
+        let (activation, is_gated) = match activation.strip_prefix("gated-") {
+            // transformers' `gelu` is another than the one that T5's authors mean.
+            Some("gelu") if family.feed_forward == FeedForwardEntry::Named => ("gelu_new", true),
+            Some(name) if family.feed_forward == FeedForwardEntry::Named => (name, true),
+            _ => (activation.as_str(), false),
+        };
+        let layers = keys.count(&stated.layers)?;
         let heads = keys.count(&stated.heads)?;
         let config = Config {
             hidden,
-            layers: keys.count(&stated.layers)?,
+            layers,
+            decoder_layers: match &stated.decoder_layers {
+                Some(_) => Some(some_count(&stated.decoder_layers)?.unwrap_or(layers)),
+                None => None,
+            },
             heads,
             key_value_heads: some_count(&stated.key_value_heads)?.filter(|shared| *shared != heads),
             head_width: some_count(&stated.head_width)?.filter(|width| width * heads != hidden),
@@ -113,6 +153,13 @@ impl Config {
             },
             vocabulary: keys.count(&stated.vocabulary)?,
             positions,
+            distances: match (&stated.distance_buckets, &stated.longest_distance) {
+                (Some(buckets), Some(longest)) => Some(Distances {
+                    buckets: keys.count(buckets)?,
+                    longest: keys.count(longest)?,
+                }),
+                _ => None,
+            },
             rotary: match &stated.rope_theta {
                 Some(key) => Some(Rotary::parse(&json, keys.positive(key)?, positions)?),
                 None => None,
@@ -124,21 +171,33 @@ impl Config {
                 None => 0,
             },
             norm_epsilon: keys.fraction(&stated.norm_epsilon)?,
-            activation: Activation::from_name(&activation)
+            is_gated,
+            activation: Activation::from_name(activation)
                 .ok_or_else(|| format!("its activation `{activation}` is not supported"))?,
             dropout,
             embedding_dropout: Some(optional(&stated.embedding_dropout, dropout)?),
             attention_dropout: keys.fraction(&stated.attention_dropout)?,
+            inner_dropout: optional(&stated.inner_dropout, 0.0)?,
+            last_dropout: optional(&stated.last_dropout, 0.0)?,
             classifier_dropout: optional(&stated.classifier_dropout, dropout)?,
-            // transformers takes 0 as if it were absent.
-            initializer_range: match keys.fraction(&stated.initializer_range)? {
-                0.0 => 0.02,
-                range => range,
+            initializer_range: match (&stated.initializer_range, &stated.initializer_factor) {
+                // transformers takes 0 as if it were absent.
+                (Some(key), _) => Some(keys.fraction(key)?)
+                    .filter(|range| *range > 0.0)
+                    .unwrap_or(0.02),
+                (None, Some(key)) => keys.positive(key)? as f32,
+                (None, None) => 0.02,
             },
-            is_untied: !keys.switch(&stated.tied)?,
+            is_untied: !stated
+                .tied
+                .as_ref()
+                .map_or(Ok(true), |key| keys.switch(key))?,
+            scales_logits: is_on(&stated.scaled_logits)?,
             has_decoder: false,
             labels: labels(&json),
             pad_token: keys.token(&stated.pad_token)?,
+            start_token: some_token(&stated.start_token)?,
+            end_token: some_token(&stated.end_token)?,
             family: family.name.clone(),
         };
         config.check()?;
@@ -171,6 +230,93 @@ impl Config {
     /// Columns of a head.
     pub fn head_width(&self) -> usize {
         self.head_width.unwrap_or(self.hidden / self.heads)
+    }
+
+    /// The parts of its feed-forwards.
+    pub fn feed_forward(&self) -> FeedForwardKind {
+        match self.family().feed_forward {
+            FeedForwardEntry::Gated => FeedForwardKind::Gated,
+            FeedForwardEntry::Named if self.is_gated => FeedForwardKind::Gated,
+            FeedForwardEntry::Named | FeedForwardEntry::Plain => FeedForwardKind::Plain,
+        }
+    }
+
+    /// Whether a decoder's sequences can begin.
+    ///
+    /// # Errors
+    /// One sentence, where there is a decoder and no token to begin with.
+    pub fn check_start(&self) -> Result<(), String> {
+        match (self.decoder_layers, self.start_token) {
+            (Some(_), None) => Err("its `config.json` has no `decoder_start_token_id`, the token that the decoder's texts begin with".to_owned()),
+            _ => Ok(()),
+        }
+    }
+
+    /// What blocks make up, in the order of the forward pass.
+    pub fn stacks(&self) -> Vec<Stack> {
+        match self.decoder_layers {
+            None => vec![Stack {
+                path: "",
+                blocks: 0..self.layers,
+                is_causal: self.family().causal,
+                reads_encoder: false,
+            }],
+            Some(layers) => vec![
+                Stack {
+                    path: "encoder.",
+                    blocks: 0..self.layers,
+                    is_causal: self.family().causal,
+                    reads_encoder: false,
+                },
+                Stack {
+                    path: "decoder.",
+                    blocks: self.layers..self.layers + layers,
+                    is_causal: true,
+                    reads_encoder: true,
+                },
+            ],
+        }
+    }
+
+    /// Blocks of all stacks.
+    pub fn block_count(&self) -> usize {
+        self.layers + self.decoder_layers.unwrap_or(0)
+    }
+
+    /// The paths of all blocks, in the order of the forward pass: `block.0`, or `encoder.block.0`.
+    pub fn block_paths(&self) -> Vec<String> {
+        let stacks = self.stacks().into_iter();
+        stacks.flat_map(|stack| stack.block_paths()).collect()
+    }
+
+    /// The number, in the order of the forward pass, of the block that a path lies in.
+    pub fn block_of(&self, path: &str) -> Option<usize> {
+        let stacks = self.stacks();
+        let below = |stack: &Stack| {
+            path.strip_prefix(stack.path)?
+                .strip_prefix("block.")
+                .map(|rest| (stack.blocks.start, rest))
+        };
+        let (first, rest) = stacks.iter().find_map(below)?;
+        Some(first + rest.split('.').next()?.parse::<usize>().ok()?)
+    }
+
+    /// The number of the first block that reads what a module makes, itself included; the number of blocks behind the
+    /// last one.
+    pub fn reader_of(&self, path: &str) -> usize {
+        let stacks = self.stacks();
+        let stack = stacks.iter().find(|stack| path.starts_with(stack.path));
+        match (self.block_of(path), stack) {
+            (Some(block), _) => block,
+            (None, _) if path.starts_with("embeddings") => 0,
+            (None, Some(stack))
+                if path.ends_with("position.weight") || path.ends_with("position") =>
+            {
+                stack.blocks.start
+            }
+            (None, Some(stack)) => stack.blocks.end,
+            (None, None) => self.block_count(),
+        }
     }
 
     /// The dropout behind the embeddings.
@@ -209,11 +355,21 @@ impl Config {
             self.norm_epsilon,
             self.dropout,
             self.attention_dropout,
+            self.inner_dropout,
+            self.last_dropout,
             self.classifier_dropout,
-            self.initializer_range,
         ];
         if shares.iter().any(|share| !(0.0..1.0).contains(share)) {
             return Err("an epsilon or a dropout of the backbone is not from 0 to 1".to_owned());
+        }
+        if self
+            .decoder_layers
+            .is_some_and(|layers| !(1..=LARGEST).contains(&layers))
+        {
+            return Err("its decoder has no blocks, or too many".to_owned());
+        }
+        if let Some(distances) = &self.distances {
+            distances.check()?;
         }
         if self.head_width.is_none() && !self.hidden.is_multiple_of(self.heads) {
             return Err(format!(
@@ -253,9 +409,12 @@ impl Config {
             Dimension::Hidden => self.hidden,
             Dimension::Queries => self.heads * self.head_width(),
             Dimension::Keys => self.key_value_heads() * self.head_width(),
+            Dimension::Head => self.head_width(),
+            Dimension::Heads => self.heads,
             Dimension::Inner => self.inner,
             Dimension::Vocabulary => self.vocabulary,
             Dimension::Positions => self.positions,
+            Dimension::Buckets => self.distances.map_or(0, |distances| distances.buckets),
             Dimension::Types => self.types,
             Dimension::Labels => labels,
         }
@@ -291,6 +450,10 @@ fn find_family(json: &Value) -> Result<&'static Family, String> {
         .iter()
         .find(|family| belongs(family))
         .expect("just found among the names"))
+}
+
+fn is_zero(value: &f32) -> bool {
+    *value == 0.0
 }
 
 /// Far above any real dimension, and every product of two is within a `usize`.
@@ -373,7 +536,12 @@ impl Keys<'_> {
 
     /// The value of a key, or transformers' default.
     fn value<'k>(&'k self, key: &'k Key) -> Result<&'k Value, String> {
-        let found = self.find(key)?.or(key.default.as_ref());
+        let otherwise = || {
+            self.0
+                .get(key.otherwise.as_ref()?)
+                .filter(|value| !value.is_null())
+        };
+        let found = self.find(key)?.or_else(otherwise).or(key.default.as_ref());
         found.ok_or_else(|| format!("it has no `{}`", key.key))
     }
 

@@ -32,13 +32,16 @@ pub struct Family {
     pub causal: bool,
     /// What its norms are, and where.
     pub norm: NormEntry,
+    /// Whether scores are divided by the root of a head's width.
+    #[serde(default = "yes")]
+    pub scaled_attention: bool,
     /// The parts of its feed-forwards.
-    #[serde(default = "plain")]
-    pub feed_forward: FeedForwardKind,
+    #[serde(default)]
+    pub feed_forward: FeedForwardEntry,
     /// Whether positions are counted from the padding token's number on, and padding has none.
     #[serde(default)]
     pub positions_follow_padding: bool,
-    /// The module tree; `N` in a name stands for the number of the block.
+    /// The module tree, in the order of the forward pass; `N` in a name stands for the number of the block.
     pub modules: IndexMap<String, ModuleEntry>,
     /// How the names of modules end whose inputs PEFT's (IA)³ scales where an adapter does not say it.
     pub peft_feedforward: String,
@@ -53,6 +56,8 @@ pub struct Family {
 pub struct ConfigKeys {
     pub hidden: Key,
     pub layers: Key,
+    /// Of a family with an encoder and a decoder, whose `layers` are the encoder's; as many where it is not there.
+    pub decoder_layers: Option<Key>,
     pub heads: Key,
     /// As many as there are heads where it is not there.
     pub key_value_heads: Option<Key>,
@@ -61,7 +66,11 @@ pub struct ConfigKeys {
     /// Without a default: four times the hidden width.
     pub inner: Key,
     pub vocabulary: Key,
-    pub positions: Key,
+    /// Of a family that knows positions only up to a last one.
+    pub positions: Option<Key>,
+    /// Of a family whose scores have a bias by the distance of a key.
+    pub distance_buckets: Option<Key>,
+    pub longest_distance: Option<Key>,
     /// Of a family with rotary embeddings; it then has `rope_scaling` and `rope_parameters` as well.
     pub rope_theta: Option<Key>,
     pub attention_bias: Option<Key>,
@@ -74,12 +83,25 @@ pub struct ConfigKeys {
     /// That of hidden states where it is not there.
     pub embedding_dropout: Option<Key>,
     pub attention_dropout: Key,
+    /// 0 where the family has none.
+    pub inner_dropout: Option<Key>,
+    /// 0 where the family has none.
+    pub last_dropout: Option<Key>,
     /// That of hidden states where it is not there.
     pub classifier_dropout: Option<Key>,
-    pub initializer_range: Key,
+    /// The deviation of fresh weights that have no `fan`.
+    pub initializer_range: Option<Key>,
+    /// Times the deviation of fresh weights that have a `fan`.
+    pub initializer_factor: Option<Key>,
     pub pad_token: Key,
-    /// Whether a language model's head has the word embedding for its weight.
-    pub tied: Key,
+    /// What a decoder's sequences begin with.
+    pub start_token: Option<Key>,
+    /// What texts end with, where the classifier reads off that.
+    pub end_token: Option<Key>,
+    /// Whether a language model's head has the word embedding for its weight; it has where there is no such key.
+    pub tied: Option<Key>,
+    /// Whether a language model's head reads hidden states times the root of 1 over their width.
+    pub scaled_logits: Option<Key>,
 }
 
 impl ConfigKeys {
@@ -90,15 +112,24 @@ impl ConfigKeys {
             &self.heads,
             &self.inner,
             &self.vocabulary,
-            &self.positions,
             &self.norm_epsilon,
             &self.activation,
             &self.attention_dropout,
-            &self.initializer_range,
             &self.pad_token,
-            &self.tied,
         ];
         let sometimes = [
+            &self.decoder_layers,
+            &self.positions,
+            &self.distance_buckets,
+            &self.longest_distance,
+            &self.inner_dropout,
+            &self.last_dropout,
+            &self.initializer_range,
+            &self.initializer_factor,
+            &self.start_token,
+            &self.end_token,
+            &self.tied,
+            &self.scaled_logits,
             &self.dropout,
             &self.key_value_heads,
             &self.head_width,
@@ -122,6 +153,9 @@ pub struct Key {
     /// Other names that transformers knows it by.
     #[serde(default)]
     pub also: Vec<String>,
+    /// A key whose value transformers takes where it is absent.
+    #[serde(default)]
+    pub otherwise: Option<String>,
     /// What transformers takes where it is absent; where there is none, it must be there.
     #[serde(default)]
     pub default: Option<serde_json::Value>,
@@ -130,7 +164,10 @@ pub struct Key {
 impl Family {
     /// Whether a key of `config.json` is honoured, changes nothing, or is held to the values that change nothing.
     pub fn knows(&self, key: &str) -> bool {
-        let is_named = |known: &&Key| known.key == key || known.also.iter().any(|also| also == key);
+        let is_named = |known: &&Key| {
+            let others = known.also.iter().chain(&known.otherwise);
+            known.key == key || others.into_iter().any(|other| other == key)
+        };
         let is_rope = [
             "rope_scaling",
             "rope_parameters",
@@ -154,8 +191,21 @@ pub struct NormEntry {
     pub place: NormPlace,
 }
 
-fn plain() -> FeedForwardKind {
-    FeedForwardKind::Plain
+/// What a family says of its feed-forwards.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum FeedForwardEntry {
+    /// All are plain.
+    #[default]
+    Plain,
+    /// All are gated.
+    Gated,
+    /// They are gated where the name of the activation begins with `gated-`.
+    Named,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// What a module with parameters of its own is.
@@ -182,9 +232,14 @@ pub enum Dimension {
     Queries,
     /// All heads of the keys, or of the values.
     Keys,
+    /// A head.
+    Head,
+    Heads,
     Inner,
     Vocabulary,
     Positions,
+    /// Distances that have a bias of their own.
+    Buckets,
     Types,
     Labels,
 }
@@ -195,8 +250,12 @@ pub enum Dimension {
 pub struct ModuleEntry {
     /// What it is.
     pub kind: Kind,
-    /// Its name in a checkpoint, without the family's prefix.
-    pub name: String,
+    /// Its name in a checkpoint, without the family's prefix; none where there is no such module without a gate.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Its name where feed-forwards are gated, if it is another.
+    #[serde(default)]
+    pub gated: Option<String>,
     /// The shape of its weight (of its bias, where it has only that).
     pub shape: Vec<Dimension>,
     /// Whether it has a bias.
@@ -211,6 +270,9 @@ pub struct ModuleEntry {
     /// How many modules share the fused weight.
     #[serde(default = "one")]
     pub parts: usize,
+    /// Fresh weights have the deviation of the root of 1 over the product of these; absent: the backbone's.
+    #[serde(default)]
+    pub fan: Option<Vec<Dimension>>,
 }
 
 /// Whether a module has a bias.
@@ -242,12 +304,23 @@ pub struct Heads {
     pub masked_lm: Option<Head>,
     /// The language-model head of a family that sees only what is before a position.
     pub causal_lm: Option<Head>,
+    /// The language-model head of a family with an encoder and a decoder.
+    pub seq2seq: Option<Head>,
 }
 
 impl Heads {
+    /// That of a language model, or of a classifier.
+    pub fn of(&self, is_language_model: bool) -> Option<&Head> {
+        match is_language_model {
+            true => self.language_model(),
+            false => Some(&self.classify),
+        }
+    }
+
     /// The language-model head that the family has.
     pub fn language_model(&self) -> Option<&Head> {
-        self.masked_lm.as_ref().or(self.causal_lm.as_ref())
+        let masked = self.masked_lm.as_ref();
+        masked.or(self.causal_lm.as_ref()).or(self.seq2seq.as_ref())
     }
 }
 
@@ -257,6 +330,8 @@ impl Heads {
 pub struct Head {
     /// How transformers' class ends that has it.
     pub class: String,
+    /// What stands before the backbone's names in a checkpoint with this head, if not the family's.
+    pub prefix: Option<String>,
     /// The rows of the last hidden state that it reads.
     pub reads: Reads,
     /// Its steps, in order.
@@ -290,6 +365,9 @@ pub struct HeadStep {
     /// The shape of its weight.
     #[serde(default)]
     pub shape: Vec<Dimension>,
+    /// See [`ModuleEntry::fan`].
+    #[serde(default)]
+    pub fan: Option<Vec<Dimension>>,
     /// Whether it has a bias.
     #[serde(default)]
     pub bias: Bias,
@@ -304,12 +382,13 @@ pub struct HeadStep {
     pub dropout: bool,
 }
 
-const FAMILIES: [&str; 5] = [
+const FAMILIES: [&str; 6] = [
     include_str!("families/bert.yaml"),
     include_str!("families/roberta.yaml"),
     include_str!("families/gpt2.yaml"),
     include_str!("families/llama.yaml"),
     include_str!("families/qwen2.yaml"),
+    include_str!("families/t5.yaml"),
 ];
 
 /// What holds of the `config.json` of every family.

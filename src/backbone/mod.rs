@@ -12,7 +12,9 @@ mod source;
 mod tree;
 mod weights;
 
-pub use architecture::{Architecture, FeedForwardKind, NormKind, NormPlace, Positions};
+pub use architecture::{
+    Architecture, Distances, FeedForwardKind, NormKind, NormPlace, Positions, Stack,
+};
 pub use config::Config;
 pub use rotary::{RopeScaling, Rotary};
 pub use source::{fetch_weights, locate, read_config};

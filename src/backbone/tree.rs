@@ -1,5 +1,6 @@
 //! The module tree that every family shows: paths, kinds, parameters and their shapes.
 
+use super::architecture::{FeedForwardKind, Stack};
 use super::config::Config;
 use super::family::{Bias, Dimension, Head, HeadStep, Kind, ModuleEntry};
 
@@ -16,6 +17,8 @@ pub enum Site {
     Embedding,
     /// An attention as a whole, before its residual sum.
     Attention,
+    /// A decoder's attention to what the encoder made, as a whole.
+    CrossAttention,
     /// A feed-forward as a whole, before its residual sum.
     FeedForward,
     /// The embeddings as a whole.
@@ -33,6 +36,7 @@ impl Site {
             Site::Norm => "a norm",
             Site::Embedding => "an embedding table",
             Site::Attention => "an attention",
+            Site::CrossAttention => "a cross attention",
             Site::FeedForward => "a feed-forward",
             Site::Embeddings => "the embeddings",
             Site::Group => "a group of modules",
@@ -68,6 +72,8 @@ pub struct Parameter {
     pub shape: Vec<usize>,
     /// Where it is in a checkpoint.
     pub source: Source,
+    /// Fresh weights have the deviation of the root of 1 over this, times the backbone's; absent: the backbone's.
+    pub fan: Option<usize>,
 }
 
 impl Parameter {
@@ -117,29 +123,29 @@ impl Tree {
     pub fn new(config: &Config) -> Self {
         let family = config.family();
         let mut modules: Vec<Module> = Vec::new();
-        let entries = family.modules.iter();
-        let (blocks, others): (Vec<_>, Vec<_>) =
-            entries.partition(|(path, _)| path.starts_with("block.N."));
-        let is_embedding = |path: &str| path.starts_with("embeddings.");
-        let add = |modules: &mut Vec<Module>, path: &str, entry: &ModuleEntry| {
-            add_groups(modules, path, config);
-            modules.push(module(config, path, entry));
+        let stacks = config.stacks();
+        let stack_of = |path: &str| {
+            let is_in = |stack: &&Stack| {
+                path.strip_prefix(stack.path)
+                    .is_some_and(|rest| rest.starts_with("block.N."))
+            };
+            stacks.iter().find(is_in)
         };
-        for (path, entry) in others.iter().filter(|(path, _)| is_embedding(path)) {
-            add(&mut modules, path, entry);
-        }
-        for block in 0..config.layers {
-            for (path, entry) in &blocks {
-                let number = |text: &str| text.replacen(".N.", &format!(".{block}."), 1);
-                let entry = ModuleEntry {
-                    name: number(&entry.name),
-                    ..(*entry).clone()
-                };
-                add(&mut modules, &number(path), &entry);
+        let mut add = |path: &str, entry: &ModuleEntry, block: usize| {
+            let number = |text: &str| text.replacen(".N.", &format!(".{block}."), 1);
+            if let Some(name) = name_of(config, entry).map(number) {
+                let path = number(path);
+                add_groups(&mut modules, &path, config);
+                modules.push(sized_module(config, &path, &name, entry, 0));
             }
-        }
-        for (path, entry) in others.iter().filter(|(path, _)| !is_embedding(path)) {
-            add(&mut modules, path, entry);
+        };
+        let entries: Vec<_> = family.modules.iter().collect();
+        for part in entries.chunk_by(|a, b| stack_of(a.0) == stack_of(b.0)) {
+            let count = stack_of(part[0].0).map_or(1, |stack| stack.blocks.len());
+            for block in 0..count {
+                part.iter()
+                    .for_each(|(path, entry)| add(path, entry, block));
+            }
         }
         add_fused(&mut modules);
         add_decoder(&mut modules, config);
@@ -179,17 +185,28 @@ pub fn language_model_parameters(config: &Config) -> Vec<Parameter> {
     }
 }
 
+/// The name of a module in a checkpoint, where there is such a module.
+fn name_of<'e>(config: &Config, entry: &'e ModuleEntry) -> Option<&'e str> {
+    let gated = entry
+        .gated
+        .as_ref()
+        .filter(|_| config.feed_forward() == FeedForwardKind::Gated);
+    gated.or(entry.name.as_ref()).map(String::as_str)
+}
+
 fn head_module(config: &Config, step: &HeadStep, labels: usize) -> Option<Module> {
     let entry = ModuleEntry {
         kind: step.kind?,
-        name: step.name.clone()?,
+        name: step.name.clone(),
+        gated: None,
         shape: step.shape.clone(),
         bias: step.bias,
         transposed: false,
         part: 0,
         parts: 1,
+        fan: step.fan.clone(),
     };
-    let mut module = sized_module(config, &step.module, &entry, labels);
+    let mut module = sized_module(config, &step.module, step.name.as_ref()?, &entry, labels);
     if let Some(name) = step.untied.as_ref().filter(|_| config.is_decoder_own()) {
         let weight = Parameter {
             path: format!("{}.weight", step.module),
@@ -203,6 +220,7 @@ fn head_module(config: &Config, step: &HeadStep, labels: usize) -> Option<Module
                 part: 0,
                 parts: 1,
             },
+            fan: None,
         };
         module.parameters.insert(0, weight);
         for parameter in &mut module.parameters {
@@ -221,18 +239,20 @@ fn head_module(config: &Config, step: &HeadStep, labels: usize) -> Option<Module
     Some(module)
 }
 
-fn module(config: &Config, path: &str, entry: &ModuleEntry) -> Module {
-    sized_module(config, path, entry, 0)
-}
-
-fn sized_module(config: &Config, path: &str, entry: &ModuleEntry, labels: usize) -> Module {
+fn sized_module(
+    config: &Config,
+    path: &str,
+    name: &str,
+    entry: &ModuleEntry,
+    labels: usize,
+) -> Module {
     let size = |dimension: &Dimension| config.size(*dimension, labels);
     let shape: Vec<usize> = entry.shape.iter().map(size).collect();
     let parameter = |leaf: &str, shape: Vec<usize>| Parameter {
         path: format!("{path}.{leaf}"),
         shape,
         source: Source {
-            name: format!("{}.{leaf}", entry.name),
+            name: format!("{name}.{leaf}"),
             preferred: None,
             fallback: None,
             prefixed: true,
@@ -240,6 +260,7 @@ fn sized_module(config: &Config, path: &str, entry: &ModuleEntry, labels: usize)
             part: entry.part,
             parts: entry.parts,
         },
+        fan: entry.fan.as_ref().map(|fan| fan.iter().map(size).product()),
     };
     let mut parameters = Vec::new();
     if entry.kind != Kind::Tied {
@@ -261,7 +282,7 @@ fn sized_module(config: &Config, path: &str, entry: &ModuleEntry, labels: usize)
             Kind::Norm => Site::Norm,
             Kind::Embedding => Site::Embedding,
         },
-        checkpoint_name: entry.name.clone(),
+        checkpoint_name: name.to_owned(),
         input: shape.last().copied().unwrap_or(0),
         output: shape[0],
         keys: 0,
@@ -276,8 +297,9 @@ fn add_groups(modules: &mut Vec<Module>, path: &str, config: &Config) {
         let group = parts[..depth].join(".");
         if modules.iter().all(|module| module.path != group) {
             let site = match parts[..depth] {
-                [_, _, "attn"] => Site::Attention,
-                [_, _, "ff"] => Site::FeedForward,
+                [.., "block", _, "attn"] => Site::Attention,
+                [.., "block", _, "cross"] => Site::CrossAttention,
+                [.., "block", _, "ff"] => Site::FeedForward,
                 ["embeddings"] => Site::Embeddings,
                 _ => Site::Group,
             };
@@ -288,7 +310,7 @@ fn add_groups(modules: &mut Vec<Module>, path: &str, config: &Config) {
                 input: config.hidden,
                 output: config.hidden,
                 keys: match site {
-                    Site::Attention => config.size(Dimension::Keys, 0),
+                    Site::Attention | Site::CrossAttention => config.size(Dimension::Keys, 0),
                     _ => 0,
                 },
                 parameters: Vec::new(),

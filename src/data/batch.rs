@@ -6,7 +6,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::examples::{Example, Target};
 use crate::engine::{mix, Layout};
-use crate::graph::{Batch, Targets};
+use crate::graph::{Batch, DecoderRows, Targets};
 
 /// The order of the examples in an epoch.
 pub fn order(count: usize, seed: u64, epoch: usize) -> Vec<usize> {
@@ -37,7 +37,7 @@ pub fn groups(
     masking: Option<Masking>,
     group_rows: usize,
 ) -> Vec<Batch> {
-    let length = |index: &usize| examples[*index].text.tokens.len();
+    let length = |index: &usize| examples[*index].rows();
     let rows: usize = (0..examples.len()).map(|index| length(&index)).sum();
     let count = rows.div_ceil(group_rows).clamp(1, examples.len().max(1));
     let mut longest_first: Vec<usize> = (0..examples.len()).collect();
@@ -83,13 +83,23 @@ pub fn batch(
     let mut types: Vec<usize> = Vec::new();
     let (mut rows, mut hidden) = (Vec::new(), Vec::new());
     let (mut masks, mut soft) = (Vec::new(), Vec::new());
+    let mut decoded: Vec<usize> = Vec::new();
     for (example, key) in examples.iter().zip(&keys) {
         let start = tokens.len();
         tokens.extend(example.text.tokens.iter().map(|&token| token as usize));
         types.extend(example.text.types.iter().map(|&kind| usize::from(kind)));
         masks.extend(example.text.mask.map(|place| start + place));
         soft.push(example.text.soft.unwrap_or(0));
-        if example.target == Target::NextTokens {
+        let own = example.decoder.iter().map(|&token| token as usize);
+        let own: Vec<usize> = own.collect();
+        if let ([read @ .., _], [_, next @ ..]) = (own.as_slice(), own.as_slice()) {
+            let start = decoded.len();
+            decoded.extend_from_slice(read);
+            if example.target == Target::NextTokens {
+                rows.extend(start..decoded.len());
+                hidden.extend_from_slice(next);
+            }
+        } else if example.target == Target::NextTokens {
             rows.extend(start..tokens.len() - 1);
             hidden.extend_from_slice(&tokens[start + 1..]);
         }
@@ -106,6 +116,10 @@ pub fn batch(
             );
         }
     }
+    let decoder = (!decoded.is_empty()).then(|| DecoderRows {
+        tokens: decoded,
+        layout: Layout::new(examples.iter().map(|e| e.decoder.len() - 1), keys.clone()),
+    });
     let layout = Layout::new(
         examples.iter().map(|example| example.text.tokens.len()),
         keys,
@@ -153,6 +167,7 @@ pub fn batch(
         soft,
         places: places.to_vec(),
         prefix: None,
+        decoder,
         targets,
         total,
     }

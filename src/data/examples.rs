@@ -15,8 +15,18 @@ use crate::text::{did_you_mean, quoted_list};
 pub struct Example {
     /// Its tokens.
     pub text: Encoded,
+    /// Where the backbone has a decoder: the token that its sequences begin with, and those that are to come, each
+    /// from the ones before it.
+    pub decoder: Vec<u32>,
     /// What is to be predicted.
     pub target: Target,
+}
+
+impl Example {
+    /// Rows that it takes of a batch.
+    pub fn rows(&self) -> usize {
+        self.text.tokens.len() + self.decoder.len().saturating_sub(1)
+    }
 }
 
 /// What is to be predicted of one example.
@@ -65,19 +75,35 @@ impl Examples {
             .iter()
             .map(|(_, row)| row[..task.text.len()].to_vec())
             .collect();
-        let encoded = encode(encoder, task, &fields).map_err(|(index, mut problem)| {
+        let at_row = |(index, mut problem): (Option<usize>, Problem)| {
             if let Some(index) = index {
                 let (path, line) = (file.path.display(), table.rows[index].0);
                 problem.message = format!("`{path}`, line {line}: {}", problem.message);
             }
             problem.or_at(task.span)
-        })?;
-        let all = encoded
-            .into_iter()
-            .zip(targets)
-            .map(|(text, target)| Example { text, target })
-            .collect();
-        Ok(Examples { all })
+        };
+        let encoded = encode(encoder, task, &fields).map_err(at_row)?;
+        let answers: Vec<Vec<String>> = match task.kind {
+            TaskKind::Seq2seq => {
+                let answers = table
+                    .rows
+                    .iter()
+                    .map(|(_, row)| row[task.text.len()..].to_vec());
+                answers.collect()
+            }
+            _ => Vec::new(),
+        };
+        let answers = encode_answers(encoder, &answers).map_err(at_row)?;
+        let mut answers = answers.into_iter();
+        let all = encoded.into_iter().zip(targets).map(|(text, target)| {
+            let decoder = encoder.decoded(answers.next().as_ref().unwrap_or(&text));
+            Example {
+                text,
+                decoder,
+                target,
+            }
+        });
+        Ok(Examples { all: all.collect() })
     }
 
     /// A few examples of each label, in the order of the file.
@@ -127,6 +153,7 @@ impl Examples {
         let all = encoded
             .into_iter()
             .map(|text| Example {
+                decoder: encoder.decoded(&text),
                 text,
                 target: Target::None,
             })
@@ -160,12 +187,25 @@ fn encode(
     task: &TaskPlan,
     texts: &[Vec<String>],
 ) -> Result<Vec<Encoded>, (Option<usize>, Problem)> {
+    let prefixed = |text: &String| format!("{}{text}", task.prefix);
     let encoded = match &task.cloze {
         Some(cloze) => encoder.encode_cloze(cloze, texts)?,
+        None if !task.prefix.is_empty() => {
+            let texts = texts
+                .iter()
+                .map(|texts| texts.iter().map(prefixed).collect());
+            let texts: Vec<Vec<String>> = texts.collect();
+            encoder.encode(&texts).map_err(|problem| (None, problem))?
+        }
         None => encoder.encode(texts).map_err(|problem| (None, problem))?,
     };
     if let Some((index, problem)) = encoder.padded(&encoded, task.uses_language_model()) {
         return Err((Some(index), problem));
+    }
+    if !task.uses_language_model() {
+        if let Some((index, problem)) = encoder.unended(&encoded) {
+            return Err((Some(index), problem));
+        }
     }
     match encoded.iter().position(|text| text.tokens.is_empty()) {
         Some(empty) => {
@@ -176,9 +216,28 @@ fn encode(
     }
 }
 
-/// The columns that a task reads: its texts, then its label where it has one.
+/// Texts that a decoder is to give.
+fn encode_answers(
+    encoder: &TextEncoder,
+    texts: &[Vec<String>],
+) -> Result<Vec<Encoded>, (Option<usize>, Problem)> {
+    let encoded = encoder.encode(texts).map_err(|problem| (None, problem))?;
+    match encoded.iter().position(|text| text.tokens.is_empty()) {
+        Some(empty) => {
+            let problem = Problem::new("delta::data::no_tokens", "the target has no tokens");
+            Err((
+                Some(empty),
+                problem.help("remove the row, or write something"),
+            ))
+        }
+        None => Ok(encoded),
+    }
+}
+
+/// The columns that a task reads: its texts, then its label or its target where it has one.
 pub(super) fn wanted(task: &TaskPlan) -> Vec<&str> {
-    let label = (!task.kind.is_language_model()).then_some(&task.label);
+    let has_label = !task.kind.is_language_model() || task.kind == TaskKind::Seq2seq;
+    let label = has_label.then_some(&task.label);
     task.text.iter().chain(label).map(String::as_str).collect()
 }
 
@@ -198,6 +257,9 @@ pub(super) fn checked_target(
 
 /// The target that a value stands for, or what is wrong with it and a way out.
 fn target(value: &str, task: &TaskPlan) -> Result<Target, (String, String)> {
+    if task.kind == TaskKind::Seq2seq {
+        return Ok(Target::NextTokens);
+    }
     let value = value.trim();
     if task.kind == TaskKind::Regress {
         return match value.parse::<f32>() {

@@ -3,13 +3,14 @@
 //! transformers takes `tokenizer.json` as it is for the class `PreTrainedTokenizerFast` and for those it does not
 //! know. For classes of a model's own it takes vocabulary and merges from there and builds the rest from
 //! `tokenizer_config.json` (`tokenization_bert.py`, `tokenization_roberta.py`, `tokenization_gpt2.py`,
-//! `tokenization_llama.py`, `tokenization_qwen2.py`). Beside a `tokenizer.json`, which says what stands around a text,
+//! `tokenization_llama.py`, `tokenization_qwen2.py`, `tokenization_t5.py`). Beside a `tokenizer.json`, which says what stands around a text,
 //! it passes over `add_bos_token` and `add_eos_token` (`tokenization_utils_base.py`).
 
 use std::path::Path;
 
 use serde_json::Value;
 use tokenizers::decoders::DecoderWrapper;
+use tokenizers::models::unigram::Unigram;
 use tokenizers::normalizers::bert::BertNormalizer;
 use tokenizers::normalizers::NFC;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
@@ -17,8 +18,10 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 use tokenizers::processors::bert::BertProcessing;
 use tokenizers::processors::roberta::RobertaProcessing;
+use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{
     ModelWrapper, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer,
     TruncationDirection,
@@ -42,6 +45,7 @@ enum Class {
     Gpt2,
     Llama,
     Qwen2,
+    T5,
     /// `tokenizer.json` as it is.
     AsStored,
 }
@@ -54,6 +58,7 @@ impl Class {
             "GPT2Tokenizer" => Class::Gpt2,
             "LlamaTokenizer" => Class::Llama,
             "Qwen2Tokenizer" => Class::Qwen2,
+            "T5Tokenizer" => Class::T5,
             _ => Class::AsStored,
         }
     }
@@ -67,6 +72,7 @@ fn class_of_model(model_type: &str) -> &'static str {
         "gpt2" => "GPT2Tokenizer",
         "llama" => "LlamaTokenizer",
         "qwen2" => "Qwen2Tokenizer",
+        "t5" => "T5Tokenizer",
         _ => "",
     }
 }
@@ -106,6 +112,7 @@ impl TokenizerConfig {
             // What is declared to be Llama's and splits bytes is not: transformers sees that, too.
             (Class::Llama, ModelWrapper::BPE(_)) if !is_of_bytes(tokenizer) => class,
             (Class::Roberta | Class::Gpt2 | Class::Qwen2, ModelWrapper::BPE(_)) => class,
+            (Class::T5, ModelWrapper::Unigram(_)) => class,
             _ => Class::AsStored,
         };
         let settings = Settings { json: &json };
@@ -181,6 +188,28 @@ fn rebuild(class: Class, settings: &Settings, tokenizer: &mut Tokenizer) -> Resu
             tokenizer.with_normalizer(Some(NFC));
             tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![words.into(), bytes.into()])));
         }
+        Class::T5 => {
+            let end = special("eos_token", "</s>");
+            let (_, end) = end.ok_or_else(|| unusable("it has no end of a text"))?;
+            if let ModelWrapper::Unigram(model) = tokenizer.get_model() {
+                let pieces = model.iter().cloned().collect();
+                let model = Unigram::from(pieces, Some(2), false).map_err(unusable)?;
+                tokenizer.with_model(model);
+            }
+            let normalizer = tokenizer.get_normalizer().and_then(precompiled);
+            tokenizer.with_normalizer(normalizer);
+            let words = Metaspace::new('▁', PrependScheme::Always, true);
+            let words = Sequence::new(vec![WhitespaceSplit.into(), words.into()]);
+            tokenizer.with_pre_tokenizer(Some(words));
+            let frame = TemplateProcessing::builder()
+                .try_single("$A </s>")
+                .and_then(|frame| frame.try_pair("$A </s> $B </s>"))
+                .map_err(unusable)?
+                .special_tokens(vec![("</s>", end)])
+                .build()
+                .map_err(Problem::internal)?;
+            tokenizer.with_post_processor(Some(frame));
+        }
         Class::Bert => {
             let ends = special("sep_token", "[SEP]").zip(special("cls_token", "[CLS]"));
             let normalizer = BertNormalizer::new(
@@ -207,6 +236,20 @@ fn rebuild(class: Class, settings: &Settings, tokenizer: &mut Tokenizer) -> Resu
         }
     }
     Ok(())
+}
+
+fn unusable(reason: impl std::fmt::Display) -> Problem {
+    let message = format!("`tokenizer.json` cannot be made into a T5Tokenizer: {reason}");
+    Problem::new("delta::data::tokenizer", message).help("give the tokenizer of this backbone")
+}
+
+/// The table of characters that SentencePiece was given, which is all that a class keeps of a normalizer.
+fn precompiled(normalizer: &NormalizerWrapper) -> Option<NormalizerWrapper> {
+    match normalizer {
+        NormalizerWrapper::Precompiled(_) => Some(normalizer.clone()),
+        NormalizerWrapper::Sequence(parts) => parts.as_ref().iter().find_map(precompiled),
+        _ => None,
+    }
 }
 
 /// The keys of `tokenizer_config.json`.

@@ -25,6 +25,10 @@ pub struct TextEncoder {
     /// Entries of the token-type embedding.
     types: usize,
     padding: Padding,
+    /// What a decoder's sequences begin with, where the backbone has one.
+    start_token: Option<u32>,
+    /// What a text ends with, where the classifier reads off that.
+    end_token: Option<u32>,
     /// Whether the word of a cloze is read off the token before it, and not off a mask.
     is_causal: bool,
 }
@@ -52,6 +56,11 @@ impl TextEncoder {
     /// # Errors
     /// The file is missing or is not a tokenizer.
     pub fn open(directory: &Path, max_length: usize, config: &Config) -> Result<Self, Problem> {
+        config.check_start().map_err(|message| {
+            let message = format!("`{}`: {message}", directory.display());
+            Problem::new("delta::data::start_token", message)
+                .help("add it to the file: of a T5 it is 0, the padding's number")
+        })?;
         let path = directory.join("tokenizer.json");
         if !path.exists() {
             let message = format!("`{}` has no `tokenizer.json`", directory.display());
@@ -83,8 +92,18 @@ impl TextEncoder {
             vocabulary: config.vocabulary,
             types: config.types,
             padding: Padding::of(config),
+            start_token: config.start_token,
+            end_token: config.end_token,
             is_causal: config.family().causal,
         })
+    }
+
+    /// The token that a decoder's sequences begin with, and those of a text; empty where the backbone has no decoder.
+    pub fn decoded(&self, text: &Encoded) -> Vec<u32> {
+        match self.start_token {
+            Some(start) => [&[start], text.tokens.as_slice()].concat(),
+            None => Vec::new(),
+        }
     }
 
     /// Encodes texts, or pairs of texts.
@@ -416,6 +435,23 @@ impl TextEncoder {
         let message = format!("the text has the padding token `{name}` in it, which the backbone would take for padding");
         let problem = Problem::new("delta::data::padding_in_text", message);
         Some((place, problem.help("remove it from the text")))
+    }
+}
+
+impl TextEncoder {
+    /// The first text that does not end with the token that a classifier reads off.
+    pub fn unended(&self, encoded: &[Encoded]) -> Option<(usize, Problem)> {
+        let end = self.end_token?;
+        let place = encoded
+            .iter()
+            .position(|text| text.tokens.last() != Some(&end))?;
+        let name = self.tokenizer.id_to_token(end).unwrap_or_default();
+        let message = format!("the text does not end with the token {end} (`{name}`), `eos_token_id` of the backbone, off which its classifier reads");
+        let problem = Problem::new("delta::data::no_end", message);
+        Some((
+            place,
+            problem.help("give a backbone whose tokenizer ends texts with it"),
+        ))
     }
 }
 

@@ -66,7 +66,10 @@ impl DeltaMethod for Compacter {
     }
 
     fn accepts(site: Site) -> bool {
-        matches!(site, Site::Attention | Site::FeedForward)
+        matches!(
+            site,
+            Site::Attention | Site::CrossAttention | Site::FeedForward
+        )
     }
 
     fn check(&self, module: &Module) -> Result<(), String> {

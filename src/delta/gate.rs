@@ -23,9 +23,9 @@ pub(crate) fn parameters(module: &Module, method: Preposition) -> Vec<NewParamet
 pub(crate) fn accepts(module: &Module) -> bool {
     let is_site = matches!(
         module.site,
-        Site::Linear | Site::Fused | Site::Attention | Site::FeedForward
+        Site::Linear | Site::Fused | Site::Attention | Site::CrossAttention | Site::FeedForward
     );
-    is_site && module.path.starts_with("block.")
+    is_site && module.path.split('.').any(|part| part == "block")
 }
 
 /// G of every sequence, `(sequences, 1)`, from all of its rows `x (rows, in)`.

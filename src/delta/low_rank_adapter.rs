@@ -44,7 +44,10 @@ impl DeltaMethod for LowRankAdapter {
     }
 
     fn accepts(site: Site) -> bool {
-        matches!(site, Site::Attention | Site::FeedForward)
+        matches!(
+            site,
+            Site::Attention | Site::CrossAttention | Site::FeedForward
+        )
     }
 
     fn check(&self, module: &Module) -> Result<(), String> {

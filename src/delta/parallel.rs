@@ -35,7 +35,10 @@ impl DeltaMethod for Parallel {
     }
 
     fn accepts(site: Site) -> bool {
-        matches!(site, Site::Attention | Site::FeedForward)
+        matches!(
+            site,
+            Site::Attention | Site::CrossAttention | Site::FeedForward
+        )
     }
 
     fn check(&self, module: &Module) -> Result<(), String> {

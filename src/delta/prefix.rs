@@ -36,7 +36,7 @@ impl DeltaMethod for Prefix {
     }
 
     fn accepts(site: Site) -> bool {
-        site == Site::Attention
+        matches!(site, Site::Attention | Site::CrossAttention)
     }
 
     fn parameters(&self, module: &Module) -> Vec<NewParameter> {

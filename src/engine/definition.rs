@@ -11,7 +11,7 @@ use super::{
     Activation, Angles, Backend, Dropout, Fastfood, Layout, Matrix, Scalar, Vector, Weight,
 };
 
-pub use attention::{attention, attention_of_rows};
+pub use attention::attention;
 
 type Outcome<T, D> = Result<T, <D as HasErr>::Err>;
 

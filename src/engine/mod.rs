@@ -85,6 +85,29 @@ pub struct AttentionShape {
     pub prefix: usize,
 }
 
+/// Which rows attend to which.
+#[derive(Clone, Copy, Debug)]
+pub struct Attending<'a> {
+    /// The sequences of the queries.
+    pub queries: &'a Layout,
+    /// Those of their rows that there are queries of, in ascending order, of which one may occur several times; all
+    /// where none are named.
+    pub rows: Option<&'a [usize]>,
+    /// The sequences of keys and values: those of the queries, or as many others (cross attention).
+    pub keys: &'a Layout,
+}
+
+impl<'a> Attending<'a> {
+    /// Every sequence to itself.
+    pub fn within(layout: &'a Layout, rows: Option<&'a [usize]>) -> Self {
+        Attending {
+            queries: layout,
+            rows,
+            keys: layout,
+        }
+    }
+}
+
 /// A device that can run the graph: dfdx's operations, and the engine's own defined in them.
 ///
 /// An operation that takes a tensor by value may put its result in the tensor's place.
@@ -163,24 +186,21 @@ pub trait Backend: dfdx::tensor_ops::Device<f32> {
         definition::activate(&x, activation)
     }
 
-    /// `softmax(scale · q kᵀ) v` within each sequence of `layout`, per head
+    /// `softmax(scale · q kᵀ + bias) v` of every sequence and head
     /// (Vaswani et al., arXiv 1706.03762, eq. 1): `q` and the result `(rows, heads · width)`, `k` and `v`
-    /// `(rows, key-value heads · width)` with `shape.prefix` rows more for each sequence, before its own. Where
-    /// `queries` are given, `q` and the result are those rows of the layout alone, in ascending order; one may
-    /// occur several times.
+    /// `(rows, key-value heads · width)` with `shape.prefix` rows more for each sequence, before its own.
+    /// `bias (2 · positions − 1, heads)` has in its row `positions − 1 + key − query` what is added to the score of
+    /// a key by its distance (Raffel et al., arXiv 1910.10683, section 2.1); a prefix takes the first positions.
     fn attention(
         q: &Matrix<Self>,
         k: &Matrix<Self>,
         v: &Matrix<Self>,
-        layout: &Layout,
-        queries: Option<&[usize]>,
+        attending: Attending,
         shape: AttentionShape,
+        bias: Option<&Matrix<Self>>,
         dropout: Option<Dropout>,
     ) -> Result<Matrix<Self>, Self::Err> {
-        match queries {
-            None => definition::attention(q, k, v, layout, shape, dropout),
-            Some(rows) => definition::attention_of_rows(q, k, v, layout, rows, shape, dropout),
-        }
+        definition::attention(q, k, v, attending, shape, bias, dropout)
     }
 
     /// Sets elements to zero with the dropout's probability and scales the others up

@@ -15,6 +15,8 @@ pub struct Batch {
     pub masks: Vec<usize>,
     /// The number of each sequence's own rows before those of a prompt; empty where it is 0.
     pub soft: Vec<usize>,
+    /// What the decoder of a backbone that has one reads; targets are then of its rows.
+    pub decoder: Option<DecoderRows>,
     /// What is to be predicted.
     pub targets: Targets,
     /// The place of each sequence in the whole batch, of which these may be a part.
@@ -23,6 +25,15 @@ pub struct Batch {
     pub prefix: Option<Prefix>,
     /// The number of predictions in the whole batch, of which this may be a part.
     pub total: usize,
+}
+
+/// Sequences of tokens that a decoder reads, packed.
+#[derive(Clone, Debug)]
+pub struct DecoderRows {
+    /// Token numbers, `(rows)`.
+    pub tokens: Vec<usize>,
+    /// Which rows make up which sequence.
+    pub layout: Layout,
 }
 
 /// What is to be predicted.

@@ -79,7 +79,7 @@ impl<D: Executor> Graph<D> {
             // Each group holds its activations until its parts are added.
             false => (threads, threads),
         };
-        let layers = self.config.layers;
+        let layers = self.block_paths.len();
         let pace = Pace::new(at_once * layers + layers.div_ceil(4));
         for wave in groups.chunks(most) {
             let results = D::map_groups(self, wave, at_once, |graph, group, pass_on| {

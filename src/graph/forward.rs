@@ -10,10 +10,10 @@ use super::read::{read_layout, read_rows};
 use super::rotary::positions;
 use super::{Batch, Graph, Prefix, Targets, Value};
 use crate::backbone::family::Head;
-use crate::backbone::{FeedForwardKind, NormKind, Positions};
+use crate::backbone::{FeedForwardKind, NormKind, Positions, Stack};
 use crate::engine::cpu::Pace;
 use crate::engine::{
-    with_trace, Angles, AttentionShape, Backend, Dropout, Layout, Matrix, Precision, Scalar, Trace,
+    with_trace, Angles, Attending, Backend, Dropout, Layout, Matrix, Precision, Scalar, Trace,
     Vector, Weight,
 };
 
@@ -50,7 +50,7 @@ impl<'g, D: Backend> Pass<'g, D> {
         }
     }
 
-    fn is_training(&self) -> bool {
+    pub(super) fn is_training(&self) -> bool {
         self.pace.is_some()
     }
 
@@ -75,6 +75,7 @@ impl<'g, D: Backend> Pass<'g, D> {
     /// What the device reports.
     pub fn logits(&self, batch: &Batch) -> Outcome<Matrix<D>, D> {
         let head = self.head();
+        let encoded = self.encode(batch)?;
         let (x, layout, first) = match &batch.prefix {
             Some(prefix) => {
                 let hidden = self.graph.config.hidden;
@@ -88,14 +89,44 @@ impl<'g, D: Backend> Pass<'g, D> {
                 )
             }
             None => {
-                let (x, layout) = self.embed(batch)?;
-                (x, layout, 0)
+                let (x, layout) = self.embed_last(batch)?;
+                (x, layout, self.last_stack().blocks.start)
             }
         };
         let rows = read_rows(head, batch, &layout);
-        let x = self.blocks(first..self.graph.config.layers, x, &layout, Some(&rows))?;
-        let hidden = self.last_norm(x)?;
-        self.apply_head(head, hidden, &read_layout(&layout, &rows))
+        let end = self.last_stack().blocks.end;
+        let x = self.blocks(first..end, x, &layout, Some(&rows), encoded.as_ref())?;
+        let read = read_layout(&layout, &rows);
+        let hidden = self.last_norm(self.last_stack(), x, &read)?;
+        self.apply_head(head, hidden, &read)
+    }
+
+    fn last_stack(&self) -> &Stack {
+        let last = self.graph.architecture.stacks.last();
+        last.expect("an architecture has at least one stack")
+    }
+
+    /// What the encoder makes of a batch, where the backbone has one, and its layout.
+    fn encode(&self, batch: &Batch) -> Outcome<Option<(Matrix<D>, Layout)>, D> {
+        let [encoder, _] = self.graph.architecture.stacks.as_slice() else {
+            return Ok(None);
+        };
+        let (x, layout) = self.embed(batch)?;
+        let x = self.blocks(encoder.blocks.clone(), x, &layout, None, None)?;
+        let x = self.last_norm(encoder, x, &layout)?;
+        Ok(Some((x, layout)))
+    }
+
+    /// What the last stack begins with: the embeddings of the text, or of what the decoder reads.
+    fn embed_last(&self, batch: &Batch) -> Outcome<(Matrix<D>, Layout), D> {
+        let Some(decoder) = &batch.decoder else {
+            return self.embed(batch);
+        };
+        let layout = decoder.layout.clone();
+        let x = self.look_up("embeddings.word", &decoder.tokens, &layout)?;
+        let dropout = self.graph.config.embedding_dropout();
+        let x = self.drop(x, &layout, dropout, "decoder.embeddings")?;
+        Ok((x, layout))
     }
 
     /// What the embeddings and the blocks below `block` make of a batch.
@@ -105,8 +136,8 @@ impl<'g, D: Backend> Pass<'g, D> {
     pub fn prefix(&self, batch: &Batch, block: usize) -> Outcome<Prefix, D> {
         let (x, layout) = self.embed(batch)?;
         let rows = read_rows(self.head(), batch, &layout);
-        let x = self.blocks(0..block, x, &layout, Some(&rows))?;
-        let is_all = block < self.graph.config.layers;
+        let x = self.blocks(0..block, x, &layout, Some(&rows), None)?;
+        let is_all = block < self.graph.block_paths.len();
         let count = |range: Range<usize>| match is_all {
             true => range.len(),
             false => rows.iter().filter(|row| range.contains(row)).count(),
@@ -125,17 +156,27 @@ impl<'g, D: Backend> Pass<'g, D> {
         head.unwrap_or(&self.graph.family.heads.classify)
     }
 
-    /// The last hidden state of all rows, those of a prompt included.
+    /// The last hidden state of all rows, those of a prompt included: the decoder's where there is one.
     ///
     /// # Errors
     /// What the device reports.
     pub fn hidden(&self, batch: &Batch) -> Outcome<Matrix<D>, D> {
-        let (x, layout) = self.embed(batch)?;
-        let x = self.blocks(0..self.graph.config.layers, x, &layout, None)?;
-        self.last_norm(x)
+        let encoded = self.encode(batch)?;
+        let (x, layout) = self.embed_last(batch)?;
+        let stack = self.last_stack();
+        let x = self.blocks(stack.blocks.clone(), x, &layout, None, encoded.as_ref())?;
+        self.last_norm(stack, x, &layout)
     }
 
-    /// Blocks `range`: the last of the backbone for all rows, or for those that are read; its queries
+    /// The last hidden state of the encoder, where the backbone has one.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn encoded(&self, batch: &Batch) -> Outcome<Option<Matrix<D>>, D> {
+        Ok(self.encode(batch)?.map(|(x, _)| x))
+    }
+
+    /// Blocks `range` of one stack: the last of the backbone for all rows, or for those that are read; its queries
     /// and its feed-forward then run on those alone.
     fn blocks(
         &self,
@@ -143,15 +184,19 @@ impl<'g, D: Backend> Pass<'g, D> {
         mut x: Matrix<D>,
         layout: &Layout,
         read: Option<&[usize]>,
+        encoded: Option<&(Matrix<D>, Layout)>,
     ) -> Outcome<Matrix<D>, D> {
-        let layers = self.graph.config.layers;
+        let count = self.graph.block_paths.len();
         // A gate reads all rows of a sequence.
-        let (early, late) = match self.graph.is_gated(layers - 1) {
+        let (early, late) = match self.graph.is_gated(count - 1) {
             true => (None, read),
             false => (read, None),
         };
+        let stacks = &self.graph.architecture.stacks;
+        let stack = stacks.iter().find(|stack| stack.blocks.end >= range.end);
+        let stack = stack.unwrap_or_else(|| self.last_stack());
+        let bias = self.distance_bias(stack, layout)?;
         for block in range.clone() {
-            let read = if block + 1 == layers { early } else { None };
             if let Some(pace) = &self.pace {
                 let kept = pace.keep();
                 self.trace.clone().add_backward_op(move |_| {
@@ -159,20 +204,29 @@ impl<'g, D: Backend> Pass<'g, D> {
                     Ok(())
                 });
             }
-            x = self.block(block, x, layout, read)?;
+            let rows = Rows {
+                layout,
+                read: if block + 1 == count { early } else { None },
+                encoded,
+                is_causal: stack.is_causal,
+                bias: bias.as_ref(),
+            };
+            x = self.block(&self.graph.block_paths[block], x, &rows)?;
         }
         match late {
-            Some(rows) if !range.is_empty() && range.end == layers => D::select_rows(&x, rows),
+            Some(rows) if !range.is_empty() && range.end == count => D::select_rows(&x, rows),
             _ => Ok(x),
         }
     }
 
-    /// The norm behind the last block, where the family has one.
-    fn last_norm(&self, x: Matrix<D>) -> Outcome<Matrix<D>, D> {
-        match self.graph.pre_norm() {
-            true => self.norm("norm", &x),
-            false => Ok(x),
-        }
+    /// The norm behind the last block of a stack, where the family has one, and the dropout behind it.
+    fn last_norm(&self, stack: &Stack, x: Matrix<D>, layout: &Layout) -> Outcome<Matrix<D>, D> {
+        let path = format!("{}norm", stack.path);
+        let x = match self.graph.pre_norm() {
+            true => self.norm(&path, &x)?,
+            false => x,
+        };
+        self.drop(x, layout, self.graph.architecture.last_dropout, &path)
     }
 
     /// The embeddings of a batch, with prompts before or in every sequence, and their layout.
@@ -206,38 +260,34 @@ impl<'g, D: Backend> Pass<'g, D> {
         Ok((x, layout))
     }
 
-    fn block(
-        &self,
-        block: usize,
-        x: Matrix<D>,
-        layout: &Layout,
-        read: Option<&[usize]>,
-    ) -> Outcome<Matrix<D>, D> {
-        let attn = format!("block.{block}.attn");
-        let ff = format!("block.{block}.ff");
-        let pre = self.graph.pre_norm();
-        let input = if pre {
-            self.norm(&format!("{attn}.norm"), &x)?
-        } else {
-            x.clone()
-        };
+    fn block(&self, path: &str, x: Matrix<D>, rows: &Rows<D>) -> Outcome<Matrix<D>, D> {
+        let attn = format!("{path}.attn");
+        let input = self.sub_layer_input(&attn, &x)?;
         let (mut x, mut input, all) = (x, input.clone(), input);
-        let read_layout = read.map(|rows| read_layout(layout, rows));
-        if let Some(rows) = read {
-            x = D::select_rows(&x, rows)?;
-            input = D::select_rows(&input, rows)?;
+        let read_layout = rows.read.map(|read| read_layout(rows.layout, read));
+        if let Some(read) = rows.read {
+            x = D::select_rows(&x, read)?;
+            input = D::select_rows(&input, read)?;
         }
-        let queries = read.zip(read_layout.as_ref());
-        let mixed = self.attention(&attn, &all, &input, layout, queries)?; // (rows, hidden)
-        let layout = read_layout.as_ref().unwrap_or(layout);
+        let layout = read_layout.as_ref().unwrap_or(rows.layout);
+        let attending = Attending::within(rows.layout, rows.read);
+        let scores = (rows.is_causal, rows.bias);
+        let mixed = self.attention(&attn, &all, (&input, layout), attending, scores)?; // (rows, queries)
         let out = self.linear(&format!("{attn}.o"), &mixed, layout)?;
         x = self.close(&attn, &input, x, out, layout)?;
 
-        let input = if pre {
-            self.norm(&format!("{ff}.norm"), &x)?
-        } else {
-            x.clone()
-        };
+        if let Some((encoded, keys)) = rows.encoded {
+            let cross = format!("{path}.cross");
+            let input = self.sub_layer_input(&cross, &x)?;
+            let attending = Attending { keys, ..attending };
+            let scores = (false, None);
+            let mixed = self.attention(&cross, encoded, (&input, layout), attending, scores)?;
+            let out = self.linear(&format!("{cross}.o"), &mixed, layout)?;
+            x = self.close(&cross, &input, x, out, layout)?;
+        }
+
+        let ff = format!("{path}.ff");
+        let input = self.sub_layer_input(&ff, &x)?;
         let feed_forward = self.graph.architecture.feed_forward;
         let up = self.linear(&format!("{ff}.up"), &input, layout)?; // (rows, inner)
         let inner = match feed_forward.kind {
@@ -247,8 +297,18 @@ impl<'g, D: Backend> Pass<'g, D> {
                 D::multiply(&D::activate(gate, feed_forward.activation)?, &up)?
             }
         };
-        let out = self.linear(&format!("{ff}.down"), &inner, layout)?;
+        let down = format!("{ff}.down");
+        let inner = self.drop(inner, layout, feed_forward.dropout, &down)?;
+        let out = self.linear(&down, &inner, layout)?;
         self.close(&ff, &input, x, out, layout)
+    }
+
+    /// What a sub-layer reads: normalized where the family's norms precede them.
+    fn sub_layer_input(&self, path: &str, x: &Matrix<D>) -> Outcome<Matrix<D>, D> {
+        match self.graph.pre_norm() {
+            true => self.norm(&format!("{path}.norm"), x),
+            false => Ok(x.clone()),
+        }
     }
 
     /// Dropout, the deltas behind the sub-layer, the residual sum, and the norm after it.
@@ -267,71 +327,6 @@ impl<'g, D: Backend> Pass<'g, D> {
             true => Ok(sum),
             false => self.norm(&format!("{path}.norm"), &sum),
         }
-    }
-
-    /// Keys and values of all rows `x`; queries of the rows `asking`, which are `x` or, with their
-    /// numbers and layout, some of it.
-    fn attention(
-        &self,
-        path: &str,
-        x: &Matrix<D>,
-        asking: &Matrix<D>,
-        layout: &Layout,
-        queries: Option<(&[usize], &Layout)>,
-    ) -> Outcome<Matrix<D>, D> {
-        let attention = &self.graph.architecture.attention;
-        let project = |name: &str| self.linear(&format!("{path}.{name}"), x, layout);
-        let fused = format!("{path}.qkv");
-        let [q, k, v] = match self.graph.deltas_at(&fused).is_empty() {
-            true => {
-                let own = queries.map_or(layout, |(_, layout)| layout);
-                let q = self.linear(&format!("{path}.q"), asking, own)?;
-                let mixes = D::MIXES_INPUTS
-                    && self.graph.active.mixes_inputs[usize::from(self.is_training())];
-                if let (true, Some((rows, _))) = (mixes, queries) {
-                    return self.mix_inputs(path, &q, x, layout, rows);
-                }
-                [q, project("k")?, project("v")?]
-            }
-            false => {
-                let parts = [project("q")?, project("k")?, project("v")?];
-                let [q, k, v] = self.adapt_fused(&fused, x, parts, layout)?;
-                match queries {
-                    Some((rows, _)) => [D::select_rows(&q, rows)?, k, v],
-                    None => [q, k, v],
-                }
-            }
-        };
-        let queries = queries.map(|(rows, _)| rows);
-        let [q, k] = self.rotary([q, k], layout, queries)?;
-        let ([k, v], prefix) = self.prefixed(path, x, [k, v], layout)?;
-        let shape = AttentionShape {
-            heads: attention.heads,
-            key_value_heads: attention.key_value_heads,
-            scale: attention.scale,
-            causal: attention.causal,
-            prefix,
-        };
-        let dropout = self.dropout(attention.dropout, path);
-        D::attention(&q, &k, &v, layout, queries, shape, dropout)
-    }
-
-    /// Deltas on a weight that the checkpoint stores fused: they act on q, k and v side by side.
-    fn adapt_fused(
-        &self,
-        path: &str,
-        x: &Matrix<D>,
-        parts: [Matrix<D>; 3],
-        layout: &Layout,
-    ) -> Outcome<[Matrix<D>; 3], D> {
-        let hidden = parts[0].shape().1;
-        let joined = D::join_columns(&parts)?; // (rows, 3 hidden)
-        let joined = self.adapt(path, x, joined, layout, None)?;
-        Ok([
-            D::columns(&joined, 0..hidden)?,
-            D::columns(&joined, hidden..2 * hidden)?,
-            D::columns(&joined, 2 * hidden..3 * hidden)?,
-        ])
     }
 
     pub(super) fn linear(
@@ -371,7 +366,7 @@ impl<'g, D: Backend> Pass<'g, D> {
         }
     }
 
-    fn dropout(&self, probability: f32, path: &str) -> Option<Dropout> {
+    pub(super) fn dropout(&self, probability: f32, path: &str) -> Option<Dropout> {
         (self.is_training() && probability > 0.0).then(|| Dropout {
             probability,
             site: site_number(path),
@@ -425,6 +420,18 @@ impl<'g, D: Backend> Pass<'g, D> {
         let path = format!("{path}.bias");
         self.value(&path).is_some().then(|| self.vector(&path))
     }
+}
+
+/// What a block is given beside its rows.
+struct Rows<'a, D: Backend> {
+    layout: &'a Layout,
+    /// Those of its rows that go on behind its attention; all where none are named.
+    read: Option<&'a [usize]>,
+    /// What the encoder made, and its layout, where the block is a decoder's.
+    encoded: Option<&'a (Matrix<D>, Layout)>,
+    is_causal: bool,
+    /// What is added to the scores of its attention by the distance of the key.
+    bias: Option<&'a Matrix<D>>,
 }
 
 /// A number of its own for each place (FNV-1a over the path).

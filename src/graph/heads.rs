@@ -9,6 +9,8 @@ use crate::text::list;
 pub enum HeadOrigin {
     /// The checkpoint's own; for each label, which of its outputs is that label, and how that is known.
     Checkpoint(Vec<usize>, String),
+    /// The word embeddings': it has no parameter of its own.
+    Tied,
     /// Drawn from the seed, and why.
     Drawn(String),
 }
@@ -16,14 +18,18 @@ pub enum HeadOrigin {
 impl HeadOrigin {
     /// Where the head of a task comes from on a backbone with these weights; only names and shapes are read.
     pub fn of(config: &Config, task: &TaskPlan, file: Option<&Checkpoint>) -> Self {
-        let Some(file) = file else {
-            return HeadOrigin::Drawn("so are the backbone's weights".to_owned());
-        };
         let family = config.family();
-        let head = match task.uses_language_model() {
-            true => family.heads.language_model(),
-            false => Some(&family.heads.classify),
+        let Some(file) = file else {
+            let head = family.heads.of(task.uses_language_model());
+            let own = head.map_or(Vec::new(), |head| {
+                head_parameters(config, head, task.outputs())
+            });
+            return match own.is_empty() {
+                true => HeadOrigin::Tied,
+                false => HeadOrigin::Drawn("so are the backbone's weights".to_owned()),
+            };
         };
+        let head = family.heads.of(task.uses_language_model());
         let outputs = task.outputs();
         let last = head
             .and_then(|head| head.steps.last())

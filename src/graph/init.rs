@@ -57,7 +57,10 @@ impl Draw {
         let init = match (is_bias, parameter.shape.len()) {
             (true, _) => Init::ZEROS,
             (false, 1) => Init::Constant(1.0),
-            (false, _) => Init::Normal(self.deviation),
+            (false, _) => Init::Normal(match parameter.fan {
+                Some(fan) => self.deviation / (fan as f32).sqrt(),
+                None => self.deviation,
+            }),
         };
         self.values(&parameter.path, parameter.count(), &init)
     }

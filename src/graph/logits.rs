@@ -50,6 +50,11 @@ impl<D: Backend> Pass<'_, D> {
             None => self.weight(&format!("{embedding}.weight")),
         };
         let bias = self.bias(module);
+        let scale = self.graph.architecture.logit_scale;
+        let x = &match scale {
+            1.0 => x.clone(),
+            _ => D::scale(x, scale)?,
+        };
         let Some(cloze) = self.graph.task().and_then(|task| task.cloze.as_ref()) else {
             return D::linear(x, &weight, bias.as_ref());
         };

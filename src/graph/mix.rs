@@ -6,7 +6,7 @@
 
 use super::forward::Pass;
 use super::Outcome;
-use crate::engine::{with_trace, AttentionShape, Backend, Layout, Matrix, Trace};
+use crate::engine::{with_trace, Attending, AttentionShape, Backend, Layout, Matrix, Trace};
 
 impl<D: Backend> Pass<'_, D> {
     /// The attention at `path` of the rows `asking` of `x (rows, hidden)`, whose queries are
@@ -17,7 +17,7 @@ impl<D: Backend> Pass<'_, D> {
         q: &Matrix<D>,
         x: &Matrix<D>,
         layout: &Layout,
-        asking: &[usize],
+        (asking, causal): (&[usize], bool),
     ) -> Outcome<Matrix<D>, D> {
         let heads = self.graph.config.heads;
         let of_each_head = |rows: &[usize]| -> Vec<usize> {
@@ -35,13 +35,14 @@ impl<D: Backend> Pass<'_, D> {
             heads: 1,
             key_value_heads: 1,
             scale: attention.scale,
-            causal: attention.causal,
+            causal,
             prefix: 0,
         };
         let rows = of_each_head(asking);
         // Its gradients as keys and as values go separate ways.
         let again = D::scale(x, 1.0)?;
-        let mixed = D::attention(&queries, x, &again, layout, Some(&rows), shape, None)?;
+        let attending = Attending::within(layout, Some(&rows));
+        let mixed = D::attention(&queries, x, &again, attending, shape, None, None)?;
         let alone = Layout::new(vec![1; rows.len()], vec![0; rows.len()]);
         let values = self.linear(&format!("{path}.v"), &mixed, &alone)?;
         D::matmul(&self.sums(asking.len())?, &D::multiply(&values, &own)?)

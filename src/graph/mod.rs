@@ -5,6 +5,7 @@
 //! knows no files of examples and no text.
 
 mod activate;
+mod attention;
 mod batch;
 mod executor;
 mod forward;
@@ -33,7 +34,7 @@ use crate::engine::cpu::Pace;
 use crate::engine::{backward, Backend, Deferred, Precision, Recorder};
 use crate::plan::{Plan, TaskPlan};
 
-pub use batch::{Batch, Prefix, Targets};
+pub use batch::{Batch, DecoderRows, Prefix, Targets};
 pub use executor::Executor;
 pub use forward::Pass;
 pub use heads::{label_order, reordered, HeadOrigin};
@@ -47,6 +48,8 @@ pub struct Graph<D: Backend> {
     family: &'static Family,
     /// What the backbone computes.
     architecture: Architecture,
+    /// The paths of its blocks, in the order of the forward pass.
+    block_paths: Vec<String>,
     /// Of rotary embeddings: what turns each pair of columns from one position to the next, and the factor of
     /// cosines and sines.
     frequencies: Option<(Vec<f32>, f32)>,
@@ -137,12 +140,13 @@ impl<D: Backend> Graph<D> {
         let architecture = Architecture::new(&config);
         let frequencies = match &architecture.positions {
             Positions::Rotary(rotary) => Some(rotary.frequencies(architecture.attention.width)),
-            Positions::Learned { .. } => None,
+            Positions::Learned { .. } | Positions::Distances(_) => None,
         };
         let mut graph = Graph {
             family: config.family(),
             architecture,
             frequencies,
+            block_paths: config.block_paths(),
             tree: Tree::new(&config),
             config,
             device,
@@ -272,11 +276,15 @@ impl<D: Backend> Graph<D> {
         matches!(rest, Some(".weight" | ".bias")) && !task.uses_language_model()
     }
 
+    /// The path of the table whose weight is that of the head in place as well.
+    pub fn tied_table(&self) -> Option<&str> {
+        let step = self.head(self.task()?)?.steps.last()?;
+        let table = step.weight.as_deref();
+        table.filter(|_| !self.config.is_decoder_own())
+    }
+
     fn head(&self, task: &TaskPlan) -> Option<&Head> {
-        match task.uses_language_model() {
-            true => self.family.heads.language_model(),
-            false => Some(&self.family.heads.classify),
-        }
+        self.family.heads.of(task.uses_language_model())
     }
 
     /// The parameters that belong to a task's head.
@@ -394,7 +402,7 @@ impl<D: Backend> Graph<D> {
 
     /// Whether something is gated in a block.
     fn is_gated(&self, block: usize) -> bool {
-        let prefix = format!("block.{block}.");
+        let prefix = format!("{}.", self.block_paths[block]);
         let mut sites = self.active.sites.iter();
         sites.any(|(site, placed)| {
             site.starts_with(&prefix) && placed.iter().any(|placed| placed.is_gated)

@@ -14,9 +14,14 @@ pub(super) fn read_rows(head: &Head, batch: &Batch, layout: &Layout) -> Vec<usiz
             let rows: Vec<usize> = match targets {
                 _ if !batch.masks.is_empty() => batch.masks.clone(),
                 Targets::Tokens { rows, .. } => rows.clone(),
+                _ if batch.decoder.is_some() => (0..layout.rows()).collect(),
                 _ => (0..batch.layout.rows()).collect(),
             };
-            moved_rows(&rows, batch, layout)
+            match batch.decoder {
+                // Prompts are before what the encoder reads.
+                Some(_) => rows,
+                None => moved_rows(&rows, batch, layout),
+            }
         }
     }
 }

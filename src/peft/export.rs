@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::form::{form, Form};
 use super::low_rank::low_rank;
-use super::settings::CAUSAL_LM;
+use super::settings;
 use super::{module_name, norms, prompts, token_rows, tuner, KEY_PREFIX};
 use crate::diagnostic::Problem;
 use crate::disk::{self, Pending};
@@ -42,7 +42,7 @@ pub fn export<D: Backend>(plan: &Plan, graph: &Graph<D>, directory: &Path) -> Re
     };
     let mut saved = BTreeSet::new();
     let key_prefix = if is_prompt { PROMPT_PREFIX } else { KEY_PREFIX };
-    let prefix = &plan.backbone.config.family().prefix;
+    let prefix = plan.name_prefix();
     let task = plan.final_task();
     let is_language_model = task.is_some_and(|(_, task)| task.uses_language_model());
     // A language model's head is the checkpoint's own, unless a stage trained it.
@@ -61,39 +61,35 @@ pub fn export<D: Backend>(plan: &Plan, graph: &Graph<D>, directory: &Path) -> Re
             .insert(format!("{key_prefix}{name}"), tensor);
         saved.extend(parameter.source.name.split('.').next().map(str::to_owned));
     }
-    let settings = &mut written.settings;
-    let task = if is_language_model {
-        CAUSAL_LM
-    } else {
-        "SEQ_CLS"
+    let entries = &mut written.settings;
+    let task = match is_language_model {
+        true => settings::language_model_task(&plan.backbone.config),
+        false => "SEQ_CLS",
     };
-    settings.insert("task_type".into(), json!(task));
-    settings.insert("base_model_name_or_path".into(), base_name(plan).into());
-    settings.insert("inference_mode".into(), json!(true));
+    entries.insert("task_type".into(), json!(task));
+    entries.insert("base_model_name_or_path".into(), base_name(plan).into());
+    entries.insert("inference_mode".into(), json!(true));
     if !is_prompt {
         let targets = match written.targets.is_empty() {
             true => json!(token_rows::NO_TARGETS),
             // PEFT asks for the names of `feedforward_modules` among them, letter by letter.
-            false if settings.contains_key("feedforward_modules") => json!(written.targets),
+            false if entries.contains_key("feedforward_modules") => json!(written.targets),
             false => json!(targets(graph, plan, &written.targets)),
         };
-        settings.insert("target_modules".into(), targets);
+        entries.insert("target_modules".into(), targets);
     }
     let saved = (!saved.is_empty()).then_some(saved);
-    settings.insert("modules_to_save".into(), json!(saved));
-    if matches!(
-        settings["peft_type"].as_str(),
-        Some("LORA" | "IA3" | "VERA")
-    ) {
+    entries.insert("modules_to_save".into(), json!(saved));
+    if matches!(entries["peft_type"].as_str(), Some("LORA" | "IA3" | "VERA")) {
         let is_transposed = graph.tree().parameters().any(|parameter| {
             let module = parameter.source.name.trim_end_matches(".weight");
             let name = module_name(prefix, module);
             parameter.source.transposed && written.targets.contains(&name)
         });
-        settings.insert("fan_in_fan_out".into(), json!(is_transposed));
+        entries.insert("fan_in_fan_out".into(), json!(is_transposed));
     }
     std::fs::create_dir_all(directory).map_err(|e| disk::failed("made", directory, &e))?;
-    let text = serde_json::to_string_pretty(&settings).map_err(Problem::internal)?;
+    let text = serde_json::to_string_pretty(&entries).map_err(Problem::internal)?;
     write("adapter_config.json", &(text + "\n"))?;
     let path = directory.join("adapter_model.safetensors");
     write_tensors(&path, &written.tensors, None)?;
@@ -181,7 +177,7 @@ fn base_name(plan: &Plan) -> String {
 /// The last parts of the modules' names where they say exactly the same, else the full names; PEFT
 /// reads both. Sorted: PEFT's own order is that of a set.
 fn targets<D: Backend>(graph: &Graph<D>, plan: &Plan, names: &BTreeSet<String>) -> Vec<String> {
-    let prefix = &plan.backbone.config.family().prefix;
+    let prefix = plan.name_prefix();
     let ending = |name: &str| name.rsplit('.').next().unwrap_or_default().to_owned();
     let mut endings: Vec<String> = names.iter().map(|name| ending(name)).collect();
     endings.sort();

@@ -1,5 +1,7 @@
 //! Which of PEFT's kinds of adapter holds the deltas of a plan.
 
+use super::import::WORD_TABLE;
+use super::prompts;
 use crate::backbone::{Site, Tree};
 use crate::delta::Method;
 use crate::plan::{Change, DeltaPlan, Plan, TaskPlan};
@@ -34,7 +36,7 @@ pub(super) fn form(plan: &Plan) -> Result<Form<'_>, String> {
     };
     let task = plan.final_task().map(|(_, task)| task);
     let is_language_model = task.is_some_and(TaskPlan::uses_language_model);
-    if is_language_model && plan.backbone.config.family().heads.causal_lm.is_none() {
+    if is_language_model && plan.backbone.config.family().heads.masked_lm.is_some() {
         return Err("the head is a masked language model's".to_owned());
     }
     let mut methods = Vec::new();
@@ -65,6 +67,24 @@ pub(super) fn form(plan: &Plan) -> Result<Form<'_>, String> {
             return Err(format!("PEFT has no `{}`", method.name()));
         }
     }
+    if plan.backbone.config.decoder_layers.is_some() {
+        let is_table = |site: &String| site == WORD_TABLE;
+        if methods.iter().any(|(_, sites)| sites.iter().any(is_table)) {
+            return Err(
+                "in PEFT, encoder and decoder read copies of the word embeddings".to_owned(),
+            );
+        }
+        if !is_language_model
+            && methods
+                .iter()
+                .any(|(method, _)| is_prompt(method) || is_prefix(method))
+        {
+            return Err(
+                "PEFT gives prompts and prefixes to no classifier with an encoder and a decoder"
+                    .to_owned(),
+            );
+        }
+    }
     let trains_rows = |(method, _): &(&Method, _)| matches!(method, Method::TrainableTokens(_));
     let is_tied = is_language_model && !plan.backbone.config.is_decoder_own();
     if is_tied && methods.iter().any(trains_rows) {
@@ -78,10 +98,25 @@ pub(super) fn form(plan: &Plan) -> Result<Form<'_>, String> {
         return Ok(Form::Prompt);
     }
     if all(is_prefix) {
-        let layers = plan.backbone.config.layers;
-        return match methods.iter().all(|(_, sites)| sites.len() == layers) {
+        if !prompts::has_own_prefixes(&plan.backbone.config) {
+            return Err(
+                "PEFT gives two blocks each of a decoder with an even number of them one prefix"
+                    .to_owned(),
+            );
+        }
+        let all = prompts::prefix_sites(&plan.backbone.config);
+        let is_all = |sites: &Vec<String>| {
+            sites.len() == all.len() && sites.iter().all(|site| all.contains(site))
+        };
+        return match methods.iter().all(|(_, sites)| is_all(sites)) {
             true => Ok(Form::Prefix),
-            false => Err("PEFT has prefixes at all attentions or at none".to_owned()),
+            false => Err(match plan.backbone.config.decoder_layers {
+                None => "PEFT has prefixes at all attentions or at none".to_owned(),
+                Some(_) => {
+                    "PEFT has prefixes at all `decoder.block.*.attn` or at none, and nowhere else"
+                        .to_owned()
+                }
+            }),
         };
     }
     // (IA)³ on inputs and on outputs is one method to PEFT: what counts is what PEFT is told.

@@ -24,7 +24,7 @@ pub struct Imported {
     pub deltas: Vec<DeltaPlan>,
     /// Tensors by our keys; a head's begin with `task.`.
     pub tensors: Tensors,
-    /// Whether it is one of a causal language model.
+    /// Whether it is one of a language model.
     pub is_language_model: bool,
     /// The number of labels of the head, where one was saved.
     pub outputs: Option<usize>,
@@ -58,7 +58,7 @@ pub fn import(directory: &Path, config: &Config) -> Result<Imported, Problem> {
     let is_prompt = prompts::is_prompt(&adapter);
     let prefix = key_prefix(&file, &config.family().prefix);
     let mut deltas = match is_prompt {
-        true => prompts::read(&adapter, config, &mut reader)?,
+        true => prompts::read(directory, &adapter, config, &mut reader)?,
         false => read_tuner(directory, &adapter, config, &prefix, &mut reader)?,
     };
     let key_prefix = if is_prompt { PROMPT_PREFIX } else { KEY_PREFIX };
@@ -66,8 +66,9 @@ pub fn import(directory: &Path, config: &Config) -> Result<Imported, Problem> {
     let prefixes = [key_prefix, &prefix];
     let task = adapter.get("task_type").and_then(Value::as_str);
     let heads = &config.family().heads;
-    let language_model = heads.causal_lm.as_ref();
-    let language_model = language_model.filter(|_| task == Some(settings::CAUSAL_LM));
+    let language_model = heads.language_model();
+    let is_asked = task == Some(settings::language_model_task(config));
+    let language_model = language_model.filter(|_| is_asked);
     let head = language_model.unwrap_or(&heads.classify);
     let outputs = read_head(head, &saved, config, &prefixes, &mut reader)?;
     deltas.extend(unfrozen::read(
@@ -78,6 +79,7 @@ pub fn import(directory: &Path, config: &Config) -> Result<Imported, Problem> {
         &mut reader,
     )?);
     reader.check_extra()?;
+    check_two_tables(directory, config, &deltas)?;
     if language_model.is_some() && !config.is_decoder_own() {
         check_tied(directory, head, &deltas)?;
     }
@@ -91,12 +93,34 @@ pub fn import(directory: &Path, config: &Config) -> Result<Imported, Problem> {
     })
 }
 
-/// Whether an adapter is one of a causal language model.
+/// Whether an adapter is one of a language model.
 pub fn is_language_model(directory: &Path) -> bool {
     let text = std::fs::read_to_string(directory.join("adapter_config.json")).unwrap_or_default();
     let adapter: PeftConfig = serde_json::from_str(&text).unwrap_or_default();
-    adapter.get("task_type").and_then(Value::as_str) == Some(settings::CAUSAL_LM)
+    let task = adapter.get("task_type").and_then(Value::as_str);
+    matches!(task, Some(settings::CAUSAL_LM | settings::SEQ_2_SEQ_LM))
 }
+
+/// An encoder and a decoder have a table each in PEFT, and here one: what changes only one of them cannot be read.
+fn check_two_tables(
+    directory: &Path,
+    config: &Config,
+    deltas: &[DeltaPlan],
+) -> Result<(), Problem> {
+    let is_table = |path: &String| path.starts_with(WORD_TABLE);
+    let changes = |delta: &DeltaPlan| match &delta.change {
+        Change::Unfreeze { parameters } => parameters.iter().any(is_table),
+        Change::Method { sites, .. } => sites.iter().any(is_table),
+    };
+    if config.decoder_layers.is_none() || !deltas.iter().any(changes) {
+        return Ok(());
+    }
+    let message = "it changes the module `shared`, of which PEFT's encoder and decoder read copies";
+    Err(problem(directory, message).help(MERGE_IN_PYTHON))
+}
+
+/// The table of words, in the module tree.
+pub(super) const WORD_TABLE: &str = "embeddings.word";
 
 /// Where a table is the head's weight as well, PEFT trains a copy of it for the embeddings alone, or the same rows
 /// of both; here, it is one weight, of which rows are trained for the embeddings alone.

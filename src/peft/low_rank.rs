@@ -55,7 +55,7 @@ struct Adapter {
 /// The LoRAs in place, by the name of the module that PEFT knows. Several at one module, or on
 /// parts of a fused one, become one LoRA of their ranks' sum.
 fn adapters<D: Backend>(plan: &Plan, graph: &Graph<D>) -> BTreeMap<String, Adapter> {
-    let prefix = &plan.backbone.config.family().prefix;
+    let prefix = plan.name_prefix();
     let mut parts: BTreeMap<String, Vec<(Adapter, usize, usize)>> = BTreeMap::new();
     for delta in plan.active(plan.stages.len()) {
         let Change::Method {

@@ -24,7 +24,7 @@ fn suffix(path: &str) -> String {
 
 /// The norms at these paths.
 pub(super) fn write<D: Backend>(plan: &Plan, graph: &Graph<D>, paths: &[String]) -> Written {
-    let prefix = &plan.backbone.config.family().prefix;
+    let prefix = plan.name_prefix();
     let mut written = Written::default();
     written.settings.insert("peft_type".into(), json!(KIND));
     for module in paths.iter().filter_map(|path| graph.tree().module(path)) {

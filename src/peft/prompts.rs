@@ -1,8 +1,12 @@
 //! Prompts and prefixes as PEFT stores them: one matrix, the encoder that made it left out.
 
+use std::path::Path;
+
 use serde_json::{json, Map, Value};
 
+use super::import::problem;
 use super::reader::Reader;
+use super::settings::SEQ_2_SEQ_LM;
 use super::Written;
 use crate::backbone::family::Dimension;
 use crate::backbone::Config;
@@ -27,11 +31,17 @@ pub(super) fn prompt<D: Backend>(plan: &Plan, graph: &Graph<D>) -> Result<Writte
 /// Prefixes: `(tokens, 2 · layers · width of the keys)`, in a row the keys and the values of each layer.
 pub(super) fn prefix<D: Backend>(plan: &Plan, graph: &Graph<D>) -> Result<Written, Problem> {
     let config = &plan.backbone.config;
-    let layers = (0..config.layers)
-        .map(|layer| graph.prefix(&format!("block.{layer}.attn")))
+    let sites = prefix_sites(config);
+    let layers = sites
+        .iter()
+        .map(|site| graph.prefix(site))
         .collect::<Result<Vec<_>, _>>()
         .map_err(device_problem)?;
-    let parts: Vec<&Vec<f32>> = layers.iter().flatten().collect();
+    let mut slots = vec![&layers[0]; layers.len()];
+    for (number, layer) in layers.iter().enumerate() {
+        slots[prefix_slot(config, number)] = layer;
+    }
+    let parts: Vec<&Vec<f32>> = slots.into_iter().flatten().collect();
     let width = config.size(Dimension::Keys, 0);
     let tokens = parts.first().map_or(0, |part| part.len() / width);
     let mut values = Vec::new();
@@ -42,9 +52,39 @@ pub(super) fn prefix<D: Backend>(plan: &Plan, graph: &Graph<D>) -> Result<Writte
     }
     let shape = (config.key_value_heads(), width);
     let mut settings = settings(plan, tokens, shape, "PREFIX_TUNING");
+    // Without a second part, PEFT takes the cross attentions for filled ones.
+    settings.insert(
+        "num_transformer_submodules".into(),
+        json!(config.stacks().len()),
+    );
     settings.insert("prefix_projection".into(), json!(false));
     settings.insert("encoder_hidden_size".into(), json!(width));
     Ok(written(settings, values, parts.len() * width))
+}
+
+/// Where PEFT has prefixes: at the attentions of all blocks, of a decoder's where there is one.
+pub(super) fn prefix_sites(config: &Config) -> Vec<String> {
+    let stacks = config.stacks();
+    let blocks = stacks
+        .last()
+        .into_iter()
+        .flat_map(|stack| stack.block_paths());
+    blocks.map(|block| format!("{block}.attn")).collect()
+}
+
+/// Where in a row the keys and values of one of these sites are. Of a decoder PEFT deals the row out twice in a
+/// row, two pairs to a block, of which the second is for cross attention and is dropped (`PeftModel.get_prompt`):
+/// block `i` gets pair `2 i`, counted around.
+fn prefix_slot(config: &Config, number: usize) -> usize {
+    match config.decoder_layers {
+        Some(layers) => 2 * number % layers,
+        None => number,
+    }
+}
+
+/// Whether PEFT has a prefix of its own for each of these sites.
+pub(super) fn has_own_prefixes(config: &Config) -> bool {
+    config.decoder_layers.is_none_or(|layers| layers % 2 == 1)
 }
 
 /// What PEFT calls prompts and prefixes.
@@ -58,10 +98,17 @@ pub(super) fn is_prompt(adapter: &PeftConfig) -> bool {
 
 /// The delta and its tensors.
 pub(super) fn read(
+    directory: &Path,
     adapter: &PeftConfig,
     config: &Config,
     reader: &mut Reader,
 ) -> Result<Vec<DeltaPlan>, Problem> {
+    let task = adapter.get("task_type").and_then(Value::as_str);
+    if config.decoder_layers.is_some() && task != Some(SEQ_2_SEQ_LM) {
+        let message =
+            "PEFT gives prompts and prefixes to no classifier with an encoder and a decoder";
+        return Err(problem(directory, message).help("give an adapter of the task `SEQ_2_SEQ_LM`"));
+    }
     let tokens = adapter.get("num_virtual_tokens").and_then(Value::as_u64);
     let tokens = tokens.unwrap_or(1) as usize;
     if tokens + SHORTEST > config.longest() {
@@ -75,28 +122,34 @@ pub(super) fn read(
     let (method, sites) = match adapter.get("peft_type").and_then(Value::as_str) {
         Some("PREFIX_TUNING") => {
             let width = config.size(Dimension::Keys, 0);
-            let all = [tokens, 2 * config.layers * width];
+            let sites = prefix_sites(config);
+            let all = [tokens, 2 * sites.len() * width];
             let values = reader.take_values(KEY, &all)?;
-            let sites: Vec<String> = (0..config.layers)
-                .map(|n| format!("block.{n}.attn"))
-                .collect();
-            let names = sites
-                .iter()
-                .flat_map(|site| ["keys", "values"].map(|name| (site, name)));
-            for (slot, (site, name)) in names.enumerate() {
-                let rows = values.chunks_exact(all[1]);
-                let part = rows.flat_map(|row| &row[slot * width..(slot + 1) * width]);
-                let tensor = (part.copied().collect(), vec![tokens, width]);
-                reader
-                    .tensors
-                    .insert(format!("prefix.{site}.{name}"), tensor);
+            for (number, site) in sites.iter().enumerate() {
+                for (part, name) in ["keys", "values"].into_iter().enumerate() {
+                    let slot = 2 * prefix_slot(config, number) + part;
+                    let rows = values.chunks_exact(all[1]);
+                    let own = rows.flat_map(|row| &row[slot * width..(slot + 1) * width]);
+                    let tensor = (own.copied().collect(), vec![tokens, width]);
+                    let key = format!("prefix.{site}.{name}");
+                    reader.tensors.insert(key, tensor);
+                }
             }
             let hidden = None;
             (Method::Prefix(Prefix { tokens, hidden }), sites)
         }
         _ => {
-            let shape = [tokens, config.hidden];
-            reader.take(KEY, &shape, "prompt.embeddings.prompt".to_owned(), &shape)?;
+            // Of a model with an encoder and a decoder PEFT may keep as many rows again, and reads the first ones.
+            let parts = adapter
+                .get("num_transformer_submodules")
+                .and_then(Value::as_u64);
+            let stored = [tokens * parts.unwrap_or(1) as usize, config.hidden];
+            let mut values = reader.take_values(KEY, &stored)?;
+            values.truncate(tokens * config.hidden);
+            let tensor = (values, vec![tokens, config.hidden]);
+            reader
+                .tensors
+                .insert("prompt.embeddings.prompt".to_owned(), tensor);
             let init = PromptInit::Random;
             let method = Method::Prompt(Prompt { tokens, init });
             (method, vec!["embeddings".to_owned()])
@@ -123,7 +176,7 @@ fn settings(
         "token_dim": width,
         "num_transformer_submodules": 1,
         "num_attention_heads": heads,
-        "num_layers": plan.backbone.config.layers,
+        "num_layers": prefix_sites(&plan.backbone.config).len(),
     });
     settings.as_object().cloned().unwrap_or_default()
 }

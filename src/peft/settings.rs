@@ -52,12 +52,26 @@ enum Rule {
     /// Its heads of keys and values, and the width of all of them.
     KeyValueHeads,
     KeyWidth,
+    /// Its stacks, and parts of a prompt, of which the first is read.
+    Stacks,
+    Prompts,
     /// Only these values.
     Only(Vec<Value>),
 }
 
 /// PEFT's name of a causal language model's task.
 pub(super) const CAUSAL_LM: &str = "CAUSAL_LM";
+
+/// The task of an adapter of a model with an encoder and a decoder.
+pub(super) const SEQ_2_SEQ_LM: &str = "SEQ_2_SEQ_LM";
+
+/// What PEFT calls the task of a language model of this family.
+pub(super) fn language_model_task(config: &Config) -> &'static str {
+    match config.family().heads.seq2seq {
+        Some(_) => SEQ_2_SEQ_LM,
+        None => CAUSAL_LM,
+    }
+}
 
 type Rules = IndexMap<String, IndexMap<String, Rule>>;
 
@@ -165,6 +179,7 @@ fn check_value(key: &str, value: &Value, rule: &Rule, config: &Config) -> Result
         (Rule::Task, Value::String(task)) => match task.as_str() {
             "SEQ_CLS" | "FEATURE_EXTRACTION" => Ok(()),
             CAUSAL_LM if config.family().heads.causal_lm.is_some() => Ok(()),
+            SEQ_2_SEQ_LM if config.family().heads.seq2seq.is_some() => Ok(()),
             _ => Err((
                 format!(
                     "is \"{task}\": what such an adapter is asked has no command here on a {}",
@@ -182,7 +197,21 @@ fn check_value(key: &str, value: &Value, rule: &Rule, config: &Config) -> Result
             config.size(Dimension::Keys, 0),
             "columns of keys and values",
         ),
-        (Rule::Blocks, value) => same(value, config.layers, "blocks"),
+        (Rule::Blocks, value) => {
+            let decoder = config.decoder_layers.unwrap_or(config.layers);
+            same(value, decoder, "blocks with prefixes")
+        }
+        (Rule::Stacks | Rule::Prompts, value) => {
+            let stacks = config.stacks().len();
+            let is_one = matches!(rule, Rule::Prompts) && *value == 1;
+            match value.is_null() || is_one || *value == stacks {
+                true => Ok(()),
+                false => Err((
+                    format!("is {value}: an adapter is read only with `{stacks}`"),
+                    MERGE_IN_PYTHON.to_owned(),
+                )),
+            }
+        }
         (Rule::Width, value) => same(value, config.hidden, "columns"),
     }
 }

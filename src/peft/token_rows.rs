@@ -37,7 +37,7 @@ pub(super) fn write<D: Backend>(plan: &Plan, graph: &Graph<D>, written: &mut Wri
     let Some(table) = graph.tree().module(TABLE) else {
         return;
     };
-    let prefix = &plan.backbone.config.family().prefix;
+    let prefix = plan.name_prefix();
     for delta in plan.active(plan.stages.len()) {
         let Change::Method {
             method: Method::TrainableTokens(method),

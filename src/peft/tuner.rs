@@ -24,7 +24,7 @@ pub(super) fn shared_key(suffix: &str) -> String {
 
 /// The tensors and settings of deltas of one method.
 pub(super) fn write<D: Backend>(plan: &Plan, graph: &Graph<D>, deltas: &[&DeltaPlan]) -> Written {
-    let prefix = &plan.backbone.config.family().prefix;
+    let prefix = plan.name_prefix();
     let mut written = Written::default();
     let mut on_input = Vec::new();
     for delta in deltas {

@@ -332,4 +332,11 @@ fn set_dropout(config: &mut Config, probability: f32) {
     config.embedding_dropout = Some(probability);
     config.attention_dropout = probability;
     config.classifier_dropout = probability;
+    let stated = &config.family().config;
+    if stated.inner_dropout.is_some() {
+        config.inner_dropout = probability;
+    }
+    if stated.last_dropout.is_some() {
+        config.last_dropout = probability;
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::{Change, DeltaPlan, Length, Plan, StagePlan, TaskKind, TaskPlan};
 use crate::backbone::family::{Dimension, FeedForwardKind};
-use crate::backbone::{head_parameters, language_model_parameters, Architecture, Parameter, Tree};
+use crate::backbone::{head_parameters, language_model_parameters, Architecture, Tree};
 use crate::delta::Preposition;
 use crate::engine::cpu::{copies_of_a_weight, uses_amx};
 use crate::engine::Precision;
@@ -52,7 +52,8 @@ impl Plan {
             .map(|delta| self.delta_count(&tree, &delta.name))
             .sum();
         let first = self.first_traced_block(stage);
-        let traced_layers = config.layers - first;
+        let blocks = config.block_count();
+        let traced_layers = blocks - first;
 
         let rows = stage.batch * stage.accumulate * tokens;
         let rows_in_flight = rows.min(threads * group_rows.max(tokens));
@@ -66,20 +67,25 @@ impl Plan {
         let [queries, keys] = [Dimension::Queries, Dimension::Keys].map(|d| config.size(d, 0));
         let projected = 3 * config.hidden + queries + 2 * keys;
         // A gate keeps both factors beside the slopes.
-        let inner = match config.family().feed_forward {
+        let inner = match config.feed_forward() {
             FeedForwardKind::Plain => config.inner,
             FeedForwardKind::Gated => 3 * config.inner,
         };
         let kept_per_row = traced_layers * (projected + inner + inputs);
         let working_per_row = projected + 2 * config.inner + inner;
-        let first_block = tree.parameters().filter(|p| p.path.starts_with("block.0."));
-        let per_layer: usize = first_block
-            .filter(|p| p.shape.len() == 2)
-            .map(Parameter::count)
-            .sum();
+        let matrices = tree.parameters().filter(|p| p.shape.len() == 2);
+        let mut below = 0;
+        let mut traced = 0;
+        for matrix in matrices {
+            match config.block_of(&matrix.path) {
+                Some(block) if block < first => below += matrix.count(),
+                Some(_) => traced += matrix.count(),
+                None => {}
+            }
+        }
         // Beside what is trained lie its gradient and AdamW's two means.
-        let packed = [(traced_layers, true), (first, false)].map(|(layers, is_passed)| {
-            (layers * per_layer) as f64 * (copies_of_a_weight(config.hidden, is_passed) - 1.0)
+        let packed = [(traced, true), (below, false)].map(|(weights, is_passed)| {
+            weights as f64 * (copies_of_a_weight(config.hidden, is_passed) - 1.0)
         });
         let floats = backbone
             + packed.iter().sum::<f64>() as usize
@@ -89,8 +95,11 @@ impl Plan {
             + rows * trained_outputs;
 
         let attention = 2 * tokens * queries;
-        let forward = config.layers * (per_layer + attention);
-        let backward = traced_layers * (per_layer + 2 * attention);
+        // A decoder attends twice.
+        let attentions =
+            |blocks: usize| (blocks + blocks.min(config.decoder_layers.unwrap_or(0))) * attention;
+        let forward = below + traced + attentions(blocks);
+        let backward = traced + 2 * attentions(traced_layers);
         let weights = (trained as f64) * rows as f64;
         Cost {
             trained,
@@ -111,7 +120,8 @@ impl Plan {
             })
         };
         tree.parameters()
-            .filter(|parameter| parameter.shape.len() == 2 && parameter.path.starts_with("block."))
+            .filter(|parameter| parameter.shape.len() == 2)
+            .filter(|parameter| self.backbone.config.block_of(&parameter.path).is_some())
             .filter(|parameter| is_trained(&parameter.path))
             .map(|parameter| parameter.shape[0])
             .sum()
@@ -121,7 +131,7 @@ impl Plan {
     pub fn gains(&self, index: usize) -> Vec<Gain> {
         let stage = &self.stages[index];
         let first = self.first_traced_block(stage);
-        let layers = self.backbone.config.layers;
+        let layers = self.backbone.config.block_count();
         let unfrozen = stage.train.iter().any(|name| {
             self.deltas.iter().any(|delta| {
                 &delta.name == name
@@ -145,7 +155,7 @@ impl Plan {
                 reason: match first {
                     0 => "something is trained in the first block or below it".to_owned(),
                     _ if first == layers => "only the head is trained".to_owned(),
-                    _ => format!("blocks 0 to {} run forward only", first - 1),
+                    _ => format!("{} run forward only", self.blocks_below(first)),
                 },
             },
             match self.frozen_prefix(index) {
@@ -154,7 +164,7 @@ impl Plan {
                     applies: true,
                     reason: match block {
                         _ if block == layers => "all blocks are, in the first epoch".to_owned(),
-                        _ => format!("blocks 0 to {} are, in the first epoch", block - 1),
+                        _ => format!("{} are, in the first epoch", self.blocks_below(block)),
                     },
                 },
                 Err(reason) => Gain {
@@ -210,6 +220,15 @@ impl Plan {
         ]
     }
 
+    /// The blocks below one, for people.
+    fn blocks_below(&self, first: usize) -> String {
+        let paths = self.backbone.config.block_paths();
+        match self.backbone.config.decoder_layers {
+            None => format!("blocks 0 to {}", first - 1),
+            Some(_) => format!("`{}` to `{}`", paths[0], paths[first - 1]),
+        }
+    }
+
     /// Whether the last block's attention can mix its inputs instead of values made of all of them, in a
     /// pass with dropout or without, or why it cannot.
     ///
@@ -230,7 +249,8 @@ impl Plan {
         if drops && self.backbone.config.attention_dropout > 0.0 {
             return Err("dropout of attention weights, which then do not sum to 1".to_owned());
         }
-        let attention = format!("block.{}.attn", self.backbone.config.layers - 1);
+        let last = self.backbone.config.block_paths().pop().unwrap_or_default();
+        let attention = format!("{last}.attn");
         let [keys, values, fused] = ["k", "v", "qkv"].map(|name| format!("{attention}.{name}"));
         let stage = self.stages.get(index);
         let is_trained = |name: &String| stage.is_some_and(|stage| stage.train.contains(name));
@@ -282,10 +302,7 @@ impl Plan {
         let stage = &self.stages[index];
         let first = self.first_traced_block(stage);
         let config = &self.backbone.config;
-        let is_below = |site: &String| match block_of(site) {
-            Some(block) => block < first,
-            None => false,
-        };
+        let is_below = |site: &String| config.reader_of(site) < first;
         let draws = |delta: &&&DeltaPlan| match &delta.change {
             Change::Method { method, sites } => {
                 method.dropout() > 0.0 && sites.iter().any(is_below)
@@ -295,6 +312,8 @@ impl Plan {
         let active = self.active(index);
         if first == 0 {
             Err("something is trained in the first block or below it".to_owned())
+        } else if config.decoder_layers.is_some() {
+            Err("the decoder reads what the encoder makes in each of its blocks".to_owned())
         } else if self.tasks[&stage.task].kind == TaskKind::MaskedLm {
             Err("masks are drawn anew in every epoch".to_owned())
         } else if config.dropout > 0.0
@@ -318,13 +337,14 @@ impl Plan {
     /// way by every task: the same in all runs with this backbone.
     pub fn shares_prefix(&self, index: usize) -> bool {
         let first = self.first_trained_block(index);
-        let is_below = |path: &String| block_of(path).is_some_and(|block| block < first);
+        let is_below = |path: &String| self.backbone.config.reader_of(path) < first;
         let has_part = |delta: &&DeltaPlan| match &delta.change {
             Change::Method { sites, .. } => sites.iter().any(is_below),
             Change::Unfreeze { parameters } => parameters.iter().any(is_below),
         };
         let task = &self.tasks[&self.stages[index].task];
-        let is_read_alike = first < self.backbone.config.layers || !task.uses_language_model();
+        let is_read_alike =
+            first < self.backbone.config.block_count() || !task.uses_language_model();
         let active = self.active(index);
         !self.backbone.random && is_read_alike && !active.iter().any(has_part)
     }
@@ -337,7 +357,7 @@ impl Plan {
 
     /// Whether a delta in the last block is gated.
     fn is_gated_at_the_top(&self, stage: usize) -> bool {
-        let last = format!("block.{}.", self.backbone.config.layers - 1);
+        let last = self.backbone.config.block_paths().pop().unwrap_or_default() + ".";
         let is_there = |delta: &&DeltaPlan| match &delta.change {
             Change::Method { sites, .. } => sites.iter().any(|site| site.starts_with(&last)),
             Change::Unfreeze { .. } => false,
@@ -351,12 +371,7 @@ impl Plan {
             return 0;
         };
         let config = &self.backbone.config;
-        let heads = &config.family().heads;
-        let head = if task.uses_language_model() {
-            heads.language_model()
-        } else {
-            Some(&heads.classify)
-        };
+        let head = config.family().heads.of(task.uses_language_model());
         let parameters = head.map(|head| head_parameters(config, head, task.outputs()));
         parameters
             .unwrap_or_default()
@@ -390,8 +405,7 @@ impl Plan {
     }
 
     fn first_traced_block(&self, stage: &StagePlan) -> usize {
-        let layers = self.backbone.config.layers;
-        let block = |path: &String| block_of(path).unwrap_or(layers);
+        let config = &self.backbone.config;
         let deltas = self
             .deltas
             .iter()
@@ -401,18 +415,8 @@ impl Plan {
                 Change::Unfreeze { parameters } => parameters.iter(),
                 Change::Method { sites, .. } => sites.iter(),
             })
-            .map(block)
+            .map(|path| config.reader_of(path))
             .min()
-            .unwrap_or(layers)
-    }
-}
-
-/// The block that a path lies in, the embeddings counted to the first; nothing behind the last.
-fn block_of(path: &str) -> Option<usize> {
-    let mut parts = path.split('.');
-    match parts.next() {
-        Some("embeddings") => Some(0),
-        Some("block") => Some(parts.next().and_then(|n| n.parse().ok()).unwrap_or(0)),
-        _ => None,
+            .unwrap_or(config.block_count())
     }
 }

@@ -68,6 +68,15 @@ impl Plan {
             .map(|(name, task)| (name.as_str(), task))
     }
 
+    /// What stands before the backbone's names in a checkpoint with the head of the final task.
+    pub fn name_prefix(&self) -> &str {
+        let family = self.backbone.config.family();
+        let task = self.final_task();
+        let head = task.and_then(|(_, task)| family.heads.of(task.uses_language_model()));
+        let own = head.and_then(|head| head.prefix.as_deref());
+        own.unwrap_or(&family.prefix)
+    }
+
     /// The data set of the last stage, or the only one there is.
     pub fn final_data(&self) -> Option<&DataPlan> {
         match self.stages.last() {
@@ -210,6 +219,9 @@ pub struct TaskPlan {
     pub cloze: Option<Cloze>,
     /// The share of tokens that are masked, for a masked language model.
     pub mask: f32,
+    /// Of a sequence-to-sequence task: what stands before every source.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub prefix: String,
     /// The place of the statement.
     pub span: Span,
 }
@@ -241,12 +253,17 @@ pub enum TaskKind {
     MaskedLm,
     /// The token after each.
     CausalLm,
+    /// Another text, given one: each of its tokens from those before it.
+    Seq2seq,
 }
 
 impl TaskKind {
     /// Whether it asks for tokens of the text itself.
     pub fn is_language_model(self) -> bool {
-        matches!(self, TaskKind::MaskedLm | TaskKind::CausalLm)
+        matches!(
+            self,
+            TaskKind::MaskedLm | TaskKind::CausalLm | TaskKind::Seq2seq
+        )
     }
 }
 

@@ -4,7 +4,7 @@ use rand::seq::IndexedRandom;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use crate::backbone::{Config, Module, Parameter, Site, Tree};
+use crate::backbone::{Config, Module, Parameter, Site, Stack, Tree};
 use crate::diagnostic::Problem;
 use crate::settings::Scope;
 use crate::syntax::ast::{Pattern, Segment, Selection, Selector};
@@ -252,16 +252,15 @@ impl Modules<'_> {
                     Some(end) => self.scope.amount(end)?,
                     None => start + 1,
                 };
-                self.numbered(name, start, end, selector, |path| next(path, out))
+                self.numbered(name, (start, end), &done, selector, |path| next(path, out))
             }
             Segment::Last(name, count) => {
-                let (count, layers) = (self.scope.amount(count)?, self.config.layers);
+                let (count, layers) = (self.scope.amount(count)?, self.layers_below(&done));
                 if count > layers {
-                    return Err(self.out_of_range(name, selector));
+                    return Err(self.out_of_range(name, &done, selector));
                 }
-                self.numbered(name, layers - count, layers, selector, |path| {
-                    next(path, out)
-                })
+                let range = (layers - count, layers);
+                self.numbered(name, range, &done, selector, |path| next(path, out))
             }
             other => next(vec![other.clone()], out),
         }
@@ -270,13 +269,13 @@ impl Modules<'_> {
     fn numbered(
         &self,
         name: &str,
-        start: usize,
-        end: usize,
+        (start, end): (usize, usize),
+        parent: &[Segment],
         selector: &Selector,
         mut each: impl FnMut(Vec<Segment>) -> Result<(), Problem>,
     ) -> Result<(), Problem> {
-        if start >= end || end > self.config.layers {
-            return Err(self.out_of_range(name, selector));
+        if start >= end || end > self.layers_below(parent) {
+            return Err(self.out_of_range(name, parent, selector));
         }
         (start..end).try_for_each(|number| {
             each(vec![
@@ -286,8 +285,23 @@ impl Modules<'_> {
         })
     }
 
-    fn out_of_range(&self, name: &str, selector: &Selector) -> Problem {
-        let layers = self.config.layers;
+    /// The number of blocks below a path: those of its stack, or of the taller one where both are meant.
+    fn layers_below(&self, parent: &[Segment]) -> usize {
+        let is_named = |stack: &&Stack| match parent.last() {
+            Some(Segment::Name(name)) => stack.path.strip_suffix('.') == Some(name),
+            _ => false,
+        };
+        let stacks = self.config.stacks();
+        let named = stacks.iter().find(is_named);
+        let count = |stack: &Stack| stack.blocks.len();
+        named
+            .map(count)
+            .or(stacks.iter().map(count).max())
+            .unwrap_or(0)
+    }
+
+    fn out_of_range(&self, name: &str, parent: &[Segment], selector: &Selector) -> Problem {
+        let layers = self.layers_below(parent);
         let message = format!(
             "`{}` has {}: the range is not within them",
             self.location,
@@ -334,6 +348,11 @@ impl Modules<'_> {
                     .map(|parameter| parameter.path.as_str()),
             )
             .collect();
+        let is_block = matches!(path.first(), Some(Segment::Name(name)) if name == "block");
+        if is_block && self.config.decoder_layers.is_some() {
+            return "write `encoder.block` or `decoder.block`, or `**.block` for those of both"
+                .to_owned();
+        }
         for length in (0..path.len()).rev() {
             let parent = match length {
                 0 => Some(""),

@@ -186,6 +186,7 @@ pub(super) fn task(kind: &Name, fields: &Fields) -> Option<TaskPlan> {
         ("regress", TaskKind::Regress),
         ("masked_lm", TaskKind::MaskedLm),
         ("causal_lm", TaskKind::CausalLm),
+        ("seq2seq", TaskKind::Seq2seq),
     ];
     let Some((_, found)) = kinds.iter().find(|(name, _)| *name == kind.node) else {
         let known = || kinds.iter().map(|(name, _)| *name);
@@ -213,6 +214,7 @@ pub(super) fn task(kind: &Name, fields: &Fields) -> Option<TaskPlan> {
         metric: metric(fields, kind),
         cloze: None,
         mask: 0.15,
+        prefix: String::new(),
         span: fields.span(),
     };
     if kind == TaskKind::MaskedLm {
@@ -229,6 +231,22 @@ pub(super) fn task(kind: &Name, fields: &Fields) -> Option<TaskPlan> {
         } else {
             plan.cloze = interpolation(fields);
         }
+    }
+    if kind == TaskKind::Seq2seq {
+        let column = |key, example| {
+            let name = fields.name(key);
+            if name.is_none() {
+                fields.missing(key, example);
+            }
+            name.map_or(String::new(), |name| name.node)
+        };
+        plan.text = vec![column("source", "en")];
+        plan.label = column("target", "de");
+        plan.prefix = fields
+            .text("prefix")
+            .map_or(String::new(), |text| text.node);
+        fields.finish();
+        return Some(plan);
     }
     plan.text = match &plan.cloze {
         Some(cloze) => cloze.columns(),
@@ -322,7 +340,7 @@ fn metric(fields: &Fields, kind: TaskKind) -> Metric {
             ],
             Metric::Pearson,
         ),
-        TaskKind::MaskedLm | TaskKind::CausalLm => (
+        TaskKind::MaskedLm | TaskKind::CausalLm | TaskKind::Seq2seq => (
             &[("accuracy", Metric::Accuracy), ("loss", Metric::Loss)],
             Metric::Loss,
         ),

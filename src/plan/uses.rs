@@ -124,13 +124,23 @@ impl Builder<'_> {
 
     /// Whether the backbone can do what a task asks.
     fn check_task(&self, plan: &Plan, task: &TaskPlan) {
+        if let Err(message) = plan.backbone.config.check_start() {
+            let message = format!("`{}`: {message}", plan.backbone.location);
+            let problem =
+                Problem::new("delta::plan::start_token", message).at(plan.backbone.span, "here");
+            self.report(problem.help("add it to the file: of a T5 it is 0, the padding's number"));
+        }
         let family = plan.backbone.config.family();
         let (name, heads) = (&family.name, &family.heads);
         let lacks = match task.kind {
             TaskKind::MaskedLm if heads.masked_lm.is_none() => Some("masked-language-model"),
             TaskKind::CausalLm if heads.causal_lm.is_none() => Some("causal-language-model"),
+            TaskKind::Seq2seq if heads.seq2seq.is_none() => Some("sequence-to-sequence"),
             _ if task.uses_language_model() && heads.language_model().is_none() => {
                 Some("language-model")
+            }
+            _ if task.cloze.is_some() && heads.seq2seq.is_some() => {
+                Some("masked- or causal-language-model")
             }
             _ => None,
         };

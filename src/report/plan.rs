@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::Table;
-use crate::backbone::{language_model_parameters, Tree};
+use crate::backbone::{language_model_parameters, Parameter, Tree};
 use crate::engine::{Backend, Precision};
 use crate::plan::{Change, Plan, TaskPlan};
 use crate::text::{bytes, quoted_list, thousands};
@@ -47,11 +47,14 @@ pub fn describe(
     let count: usize = tree.parameters().map(|parameter| parameter.count()).sum();
     let _ = writeln!(
         text,
-        "{}\n  backbone {} ({}, {} blocks of width {}, {} heads, {} parameters)\n  seed {}\n",
+        "{}\n  backbone {} ({}, {} of width {}, {} heads, {} parameters)\n  seed {}\n",
         plan.name,
         plan.backbone.location,
         config.family,
-        config.layers,
+        match config.decoder_layers {
+            None => format!("{} blocks", config.layers),
+            Some(layers) => format!("{} blocks and {layers} of a decoder", config.layers),
+        },
         config.hidden,
         config.heads,
         thousands(count),
@@ -91,76 +94,56 @@ pub fn describe(
 /// The module tree. Blocks that look the same are shown once.
 fn modules(plan: &Plan, tree: &Tree) -> Table {
     let mut table = Table::new(["module", "parameters", "deltas"]);
-    let mut last: Option<(usize, usize, Vec<[String; 3]>)> = None;
-    let mut blocks: BTreeMap<usize, Vec<[String; 3]>> = BTreeMap::new();
-    let mut others: Vec<[String; 3]> = Vec::new();
-    let mut first_block_at = 0;
+    let config = &plan.backbone.config;
+    let mut blocks: Vec<Vec<[String; 3]>> = vec![Vec::new(); config.block_count()];
+    // What is no block, by the number of blocks before it.
+    let mut others: BTreeMap<usize, Vec<[String; 3]>> = BTreeMap::new();
+    let paths = config.block_paths();
     for module in tree.modules() {
         let deltas = deltas_at(plan, &module.path);
         if module.parameters.is_empty() && deltas.is_empty() {
             continue;
         }
-        let count: usize = module
-            .parameters
-            .iter()
-            .map(|parameter| parameter.count())
-            .sum();
-        let count = if count == 0 {
-            String::new()
-        } else {
-            thousands(count)
+        let count: usize = module.parameters.iter().map(Parameter::count).sum();
+        let count = match count {
+            0 => String::new(),
+            _ => thousands(count),
         };
-        let mut parts = module.path.splitn(3, '.');
-        match (
-            parts.next(),
-            parts.next().and_then(|n| n.parse::<usize>().ok()),
-            parts.next(),
-        ) {
-            (Some("block"), Some(block), Some(rest)) => {
-                blocks
-                    .entry(block)
-                    .or_default()
-                    .push([rest.to_owned(), count, deltas]);
+        match config.block_of(&module.path) {
+            Some(block) => {
+                let rest = module.path.strip_prefix(&paths[block]).unwrap_or_default();
+                blocks[block].push([rest.to_owned(), count, deltas]);
             }
-            _ => {
-                if blocks.is_empty() {
-                    first_block_at = others.len() + 1;
-                }
-                others.push([module.path.clone(), count, deltas]);
+            None => {
+                let before = config.reader_of(&module.path);
+                let row = [module.path.clone(), count, deltas];
+                others.entry(before).or_default().push(row);
             }
         }
     }
-    let mut rows = others;
-    let mut tail = rows.split_off(first_block_at.min(rows.len()));
-    let mut shown: Vec<[String; 3]> = Vec::new();
-    let mut flush = |last: &mut Option<(usize, usize, Vec<[String; 3]>)>| {
-        if let Some((first, end, rows)) = last.take() {
-            let name = if first == end {
-                format!("block.{first}")
-            } else {
-                format!("block[{first}..{}]", end + 1)
+    for stack in config.stacks() {
+        let mut numbers = stack.blocks.clone();
+        while let Some(first) = numbers.next() {
+            others
+                .remove(&first)
+                .into_iter()
+                .flatten()
+                .for_each(|row| table.row(row));
+            let alike = |number: &usize| blocks[*number] == blocks[first];
+            let alike = numbers.clone().take_while(alike).count();
+            let start = first - stack.blocks.start;
+            let name = match alike {
+                0 => paths[first].clone(),
+                more => format!("{}block[{start}..{}]", stack.path, start + more + 1),
             };
-            shown.extend(
-                rows.into_iter()
-                    .map(|[path, count, deltas]| [format!("{name}.{path}"), count, deltas]),
-            );
-        }
-    };
-    for (block, rows) in blocks {
-        match &mut last {
-            Some((_, end, same)) if *same == rows => *end = block,
-            _ => {
-                flush(&mut last);
-                last = Some((block, block, rows));
+            numbers.start += alike;
+            for [path, count, deltas] in &blocks[first] {
+                table.row([format!("{name}{path}"), count.clone(), deltas.clone()]);
             }
         }
     }
-    flush(&mut last);
-    tail.extend(head_rows(plan));
-    rows.into_iter()
-        .chain(shown)
-        .chain(tail)
-        .for_each(|row| table.row(row));
+    let behind = others.into_values().flatten();
+    behind.chain(head_rows(plan)).for_each(|row| table.row(row));
     table
 }
 

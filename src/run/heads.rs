@@ -24,6 +24,7 @@ pub fn head_origins(plan: &Plan) -> Vec<String> {
         HeadOrigin::Checkpoint(_, how) => {
             format!("head of `{name}`: from the checkpoint, {how}")
         }
+        HeadOrigin::Tied => format!("head of `{name}`: the word embeddings'"),
         HeadOrigin::Drawn(why) => format!("head of `{name}`: drawn anew, {why}"),
     };
     plan.tasks.iter().map(sentence).collect()

@@ -113,11 +113,14 @@ fn open_adapter<D: Executor>(
         config.has_decoder = has_decoder(&config, &base)?;
     }
     let imported = peft::import(directory, &config)?;
-    let columns = text
-        .map(<[String]>::to_vec)
-        .unwrap_or_else(|| vec!["text".to_owned()]);
+    let usual: &[&str] = match (imported.is_language_model, config.decoder_layers) {
+        (true, Some(_)) => &["source", "target"],
+        _ => &["text"],
+    };
+    let usual = || usual.iter().map(|name| (*name).to_owned()).collect();
+    let columns = text.map_or_else(usual, <[String]>::to_vec);
     let task = match imported.is_language_model {
-        true => language_model_task(columns)?,
+        true => language_model_task(columns, &config)?,
         false => {
             let outputs = imported.outputs.or_else(|| stored_outputs(&base, &config));
             let outputs = outputs.ok_or_else(|| {
@@ -180,20 +183,36 @@ fn of_head_where_missing<D: Executor>(tensors: Tensors, graph: &Graph<D>) -> Ten
         .collect()
 }
 
-/// Predicting each token of a text from those before it.
-fn language_model_task(text: Vec<String>) -> Result<TaskPlan, Problem> {
-    if text.len() > 1 {
-        let message = "a language model reads one column";
-        return Err(Problem::new("delta::run::columns", message).help("give one with `--text`"));
-    }
+/// Predicting each token of a text from those before it; of the second of two where there is an encoder.
+fn language_model_task(text: Vec<String>, config: &Config) -> Result<TaskPlan, Problem> {
+    let wrong = |message: &str, help: &str| {
+        Err(Problem::new("delta::run::columns", message.to_owned()).help(help))
+    };
+    let (kind, text, label) = match (config.decoder_layers, text.as_slice()) {
+        (None, [_]) => (TaskKind::CausalLm, text, String::new()),
+        (Some(_), [source, target]) => (TaskKind::Seq2seq, vec![source.clone()], target.clone()),
+        (None, _) => {
+            return wrong(
+                "a language model reads one column",
+                "give one with `--text`",
+            )
+        }
+        (Some(_), _) => {
+            return wrong(
+                "a sequence-to-sequence model reads two columns",
+                "give them with `--text SOURCE,TARGET`",
+            )
+        }
+    };
     Ok(TaskPlan {
-        kind: TaskKind::CausalLm,
+        kind,
         text,
-        label: String::new(),
+        label,
         labels: Vec::new(),
         metric: Metric::Loss,
         cloze: None,
         mask: 0.0,
+        prefix: String::new(),
         span: Span::default(),
     })
 }
@@ -240,6 +259,7 @@ fn adapter_task(backbone: &Path, outputs: usize, text: Vec<String>) -> TaskPlan 
         },
         cloze: None,
         mask: 0.0,
+        prefix: String::new(),
         span: Span::default(),
     }
 }

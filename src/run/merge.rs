@@ -11,9 +11,9 @@ use crate::delta::{transposed, Folded, Preposition};
 use crate::diagnostic::Problem;
 use crate::disk;
 use crate::engine::{Backend, Layout};
-use crate::graph::{device_problem, Batch, Graph, Placed, Targets, Tensors};
+use crate::graph::{device_problem, Batch, DecoderRows, Graph, Placed, Targets, Tensors};
 use crate::peft::write_tensors;
-use crate::plan::{Plan, TaskKind, TaskPlan};
+use crate::plan::{Plan, TaskKind};
 
 /// What a model's directory holds beside its weights and its configuration, and a merged one keeps.
 const KEPT: [&str; 11] = [
@@ -117,10 +117,15 @@ fn probe(plan: &Plan) -> Batch {
         token if Some(token) == padding => (token + 1) % config.vocabulary,
         token => token,
     };
+    let layout = Layout::new(lengths, (0..4).collect());
     Batch {
         tokens: (0..rows).map(token).collect(),
         types: vec![0; rows],
-        layout: Layout::new(lengths, (0..4).collect()),
+        decoder: config.start_token.map(|start| DecoderRows {
+            tokens: (0..rows).map(|row| token(row + start as usize)).collect(),
+            layout: layout.clone(),
+        }),
+        layout,
         masks: Vec::new(),
         soft: Vec::new(),
         places: (0..4).collect(),
@@ -132,7 +137,7 @@ fn probe(plan: &Plan) -> Batch {
 
 /// Every weight of the model under its checkpoint name, deltas folded in; what the checkpoint has beside it as it is.
 fn merged_tensors<D: Backend>(plan: &Plan, graph: &Graph<D>) -> Result<Tensors, Problem> {
-    let prefix = &plan.backbone.config.family().prefix;
+    let prefix = plan.name_prefix();
     // By name and part: a module that the backbone lacks and the head brings is there once.
     let mut parts: BTreeMap<String, BTreeMap<usize, (Parameter, Vec<f32>)>> = BTreeMap::new();
     let mut add = |parameter: &Parameter, values| {
@@ -229,17 +234,21 @@ fn folded<D: Backend>(graph: &Graph<D>, module: &Module) -> Result<Option<Folded
         };
         let reason = match module.site {
             _ if *is_gated => Some("its gate opens differently for every text"),
-            Site::Embedding if graph.task().is_some_and(TaskPlan::uses_language_model) => {
+            Site::Embedding if graph.tied_table() == Some(&module.path) => {
                 Some("the language model's head reads the same table without it")
             }
             Site::Linear | Site::Embedding => {
                 let is_done = method.fold(module, &mut layer, &tensor);
                 (!is_done).then_some("what it does is no change of a weight")
             }
-            Site::Attention | Site::FeedForward if method.preposition() != Preposition::Before => {
+            Site::Attention | Site::CrossAttention | Site::FeedForward
+                if method.preposition() != Preposition::Before =>
+            {
                 Some("it is a network of its own beside the weights")
             }
-            Site::Attention | Site::Embeddings => Some("it adds rows, which no weight can do"),
+            Site::Attention | Site::CrossAttention | Site::Embeddings => {
+                Some("it adds rows, which no weight can do")
+            }
             _ => Some("it spans several weights"),
         };
         if let Some(reason) = reason {
@@ -285,10 +294,7 @@ fn merged_config(plan: &Plan) -> Result<Value, Problem> {
     let family = &plan.backbone.config.family().architecture;
     if let Some((_, task)) = plan.final_task() {
         let heads = &plan.backbone.config.family().heads;
-        let head = match task.uses_language_model() {
-            true => heads.language_model(),
-            false => Some(&heads.classify),
-        };
+        let head = heads.of(task.uses_language_model());
         let class = head.map_or("Model", |head| head.class.as_str());
         config["architectures"] = json!([format!("{family}{class}")]);
         if !task.uses_language_model() {

@@ -54,7 +54,7 @@ pub use profile::{profile, Profile};
 pub use profile_table::profile_table;
 pub use replay::{replay, Compared, Replayed};
 pub use source::{read_text, whole, Checked, Confined, Source, ROWS_AT_EACH_END};
-pub use tying::resolve_tying;
+pub use tying::{check_trained, resolve_tying};
 
 /// What a finished run came to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    check_backbone, check_data, resolve_origins, resolve_tying, resolve_words, unknown_keys,
-    Integrity,
+    check_backbone, check_data, check_trained, resolve_origins, resolve_tying, resolve_words,
+    unknown_keys, Integrity,
 };
 use crate::backbone::{fetch_weights, locate, read_config};
 use crate::diagnostic::{Problem, Problems};
@@ -125,6 +125,7 @@ impl Source {
             )]));
         }
         resolve_tying(&mut plan).map_err(|problem| located(vec![problem]))?;
+        check_trained(&plan).map_err(|problem| located(vec![problem]))?;
         resolve_words(&mut plan).map_err(located)?;
         resolve_origins(&mut plan, self.integrity).map_err(located)?;
         let is_name = |statement: &Statement| matches!(statement, Statement::Pipeline { .. });

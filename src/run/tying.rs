@@ -3,9 +3,9 @@
 
 use std::path::Path;
 
-use crate::backbone::{Checkpoint, Config, Tree};
+use crate::backbone::{head_parameters, Checkpoint, Config, Tree};
 use crate::diagnostic::Problem;
-use crate::plan::Plan;
+use crate::plan::{Plan, TaskPlan};
 
 /// Sets [`has_decoder`](crate::backbone::Config::has_decoder) by the backbone's checkpoint, where a task reads the
 /// language model's head.
@@ -26,6 +26,37 @@ pub fn resolve_tying(plan: &mut Plan) -> Result<(), Problem> {
     let (config, directory) = (&plan.backbone.config, &plan.backbone.directory);
     let found = has_decoder(config, directory).map_err(|problem| problem.or_at(span))?;
     plan.backbone.config.has_decoder = found;
+    Ok(())
+}
+
+/// Whether every stage trains something: the head of a language model that is tied to the word embeddings has no
+/// parameter of its own.
+///
+/// # Errors
+/// A stage that trains nothing.
+pub fn check_trained(plan: &Plan) -> Result<(), Problem> {
+    let config = &plan.backbone.config;
+    for stage in plan
+        .stages
+        .iter()
+        .filter(|stage| stage.train_head && stage.train.is_empty())
+    {
+        let task = plan.tasks.get(&stage.task);
+        let head = task
+            .and_then(|task| Some((task, config.family().heads.of(task.uses_language_model())?)));
+        let is_empty =
+            |(task, head): (&TaskPlan, _)| head_parameters(config, head, task.outputs()).is_empty();
+        if head.is_some_and(is_empty) {
+            let message = format!(
+                "stage `{}` trains nothing: the head's weight is the word embeddings', which are the backbone's",
+                stage.name
+            );
+            let problem = Problem::new("delta::plan::nothing_trained", message);
+            return Err(problem.at(stage.span, "in this stage").help(
+                "write `unfreeze words = embeddings.word` and train `words`, or train a delta",
+            ));
+        }
+    }
     Ok(())
 }
 

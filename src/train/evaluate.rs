@@ -39,10 +39,8 @@ fn batches<D: Executor>(examples: &[Example], masking: Option<Masking>) -> Vec<B
     while start < examples.len() {
         let mut rows = 0;
         let mut end = start;
-        while end < examples.len()
-            && (end == start || rows + examples[end].text.tokens.len() <= limit)
-        {
-            rows += examples[end].text.tokens.len();
+        while end < examples.len() && (end == start || rows + examples[end].rows() <= limit) {
+            rows += examples[end].rows();
             end += 1;
         }
         let members: Vec<&Example> = examples[start..end].iter().collect();
@@ -203,7 +201,7 @@ impl Score {
                 metrics::classification(&self.predicted, &self.labels, task.labels.len())
             }
             TaskKind::Regress => metrics::regression(&self.predicted_numbers, &self.numbers),
-            TaskKind::MaskedLm | TaskKind::CausalLm => vec![(
+            TaskKind::MaskedLm | TaskKind::CausalLm | TaskKind::Seq2seq => vec![(
                 Metric::Accuracy,
                 metrics::accuracy(&self.predicted, &self.labels),
             )],

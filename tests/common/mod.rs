@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use deltarun::backbone::{read_config, Checkpoint, Config};
 use deltarun::diagnostic::Problem;
 use deltarun::engine::Layout;
-use deltarun::graph::{Batch, Graph, Targets};
+use deltarun::graph::{Batch, DecoderRows, Graph, Targets};
 use deltarun::peft::Imported;
 use deltarun::plan::{plan, Plan};
 use deltarun::syntax::parse;
@@ -82,11 +82,22 @@ pub struct Expected(Checkpoint);
 
 impl Expected {
     pub fn open(directory: &Path) -> Self {
-        Expected(Checkpoint::open(&[directory.join("expected.safetensors")]).unwrap())
+        Expected::of_file(&directory.join("expected.safetensors"))
+    }
+
+    pub fn of_file(path: &Path) -> Self {
+        Expected(Checkpoint::open(&[path.to_owned()]).unwrap())
     }
 
     pub fn read(&self, name: &str) -> Vec<f32> {
         self.0.read(name).unwrap().0
+    }
+
+    /// A matrix's transpose.
+    pub fn read_transposed(&self, name: &str) -> Vec<f32> {
+        let (values, shape) = self.0.read(name).unwrap();
+        let column = |column: usize| values[column..].iter().step_by(shape[1]);
+        (0..shape[1]).flat_map(column).copied().collect()
     }
 
     pub fn names(&self) -> Vec<String> {
@@ -116,10 +127,16 @@ impl Expected {
             .map(|row| row.iter().filter(|m| **m > 0.0).count())
             .collect();
         let keys = (0..labels.len() as u64).collect();
+        let layout = Layout::new(lengths, keys);
+        let decoder = format!("batch.{number}.decoder_input_ids");
         Batch {
             tokens: kept(&ids),
             types: kept(&types),
-            layout: Layout::new(lengths, keys),
+            decoder: self.names().contains(&decoder).then(|| DecoderRows {
+                tokens: kept(&self.read(&decoder)),
+                layout: layout.clone(),
+            }),
+            layout,
             masks: Vec::new(),
             soft: Vec::new(),
             places: (0..labels.len()).collect(),
@@ -127,6 +144,46 @@ impl Expected {
             total: labels.len(),
             targets: Targets::Classes(labels),
         }
+    }
+
+    /// A batch of sources and of what a decoder is to give, which begins with the token 0 and ends with -100s.
+    pub fn seq2seq(&self, number: usize) -> Batch {
+        let batch = self.batch(number);
+        let labels = self.read(&format!("seq2seq.{number}.labels"));
+        let sequences = batch.layout.sequences();
+        let targets = labels.chunks(labels.len() / sequences).map(|row| {
+            let own = row.iter().filter(|label| **label >= 0.0);
+            own.map(|label| *label as usize).collect::<Vec<_>>()
+        });
+        let targets: Vec<Vec<usize>> = targets.collect();
+        let read = |target: &Vec<usize>| [&[0], &target[..target.len() - 1]].concat();
+        let keys = (0..sequences as u64).collect();
+        let tokens = targets.concat();
+        Batch {
+            decoder: Some(DecoderRows {
+                tokens: targets.iter().flat_map(read).collect(),
+                layout: Layout::new(targets.iter().map(Vec::len), keys),
+            }),
+            total: tokens.len(),
+            targets: Targets::Tokens {
+                rows: (0..tokens.len()).collect(),
+                tokens,
+            },
+            ..batch
+        }
+    }
+
+    /// The rows of a padded `(sequences, width, hidden)` tensor of which those of labels are no padding.
+    pub fn target_rows(&self, name: &str, number: usize, columns: usize) -> Vec<f32> {
+        self.packed_targets(&self.read(name), number, columns)
+    }
+
+    /// The same of values from elsewhere.
+    pub fn packed_targets(&self, values: &[f32], number: usize, columns: usize) -> Vec<f32> {
+        let labels = self.read(&format!("seq2seq.{number}.labels"));
+        let rows = values.chunks(columns).zip(&labels);
+        let own = rows.filter(|(_, label)| **label >= 0.0);
+        own.flat_map(|(row, _)| row.to_vec()).collect()
     }
 
     /// The rows of a padded `(sequences, width, hidden)` tensor that are not padding.

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use beside::{close, compare, factors, own, value_and_gradients, Inputs, Op, Random};
 use deltarun::engine::{
-    definition, with_trace, Activation, Angles, AttentionShape, Backend, Dropout, Fastfood, Layout,
-    Matrix, Precision, Scalar, Trace, Vector, Weight,
+    definition, with_trace, Activation, Angles, Attending, AttentionShape, Backend, Dropout,
+    Fastfood, Layout, Matrix, Precision, Scalar, Trace, Vector, Weight,
 };
 use dfdx::prelude::*;
 use proptest::prelude::*;
@@ -292,7 +292,9 @@ proptest! {
     #[test]
     fn attention(
         seed: u64,
-        lengths in prop::collection::vec(1..20usize, 1..5),
+        lengths in prop::collection::vec((1..20usize, 1..20usize), 1..5),
+        is_cross: bool,
+        is_biased: bool,
         key_value_heads in 1..4usize,
         group in 1..4usize,
         width in 1..10usize,
@@ -303,36 +305,42 @@ proptest! {
     ) {
         let mut random = Random::new(seed);
         let heads = key_value_heads * group;
-        let rows: usize = lengths.iter().sum();
-        let keys = rows + lengths.len() * prefix;
+        let (of_queries, of_keys): (Vec<usize>, Vec<usize>) = lengths.into_iter().unzip();
+        let (queries, causal) = (layout(&of_queries), causal && !is_cross);
+        let keys = if is_cross { layout(&of_keys) } else { queries.clone() };
+        let rows = queries.rows();
+        let key_rows = keys.rows() + keys.sequences() * prefix;
+        let distances = 2 * (prefix + queries.longest().max(keys.longest())) - 1;
         let mut inputs = |queries: usize| {
-            let of_keys = (keys, key_value_heads * width);
-            let shapes = [(queries, heads * width), of_keys, of_keys];
+            let of_keys = (key_rows, key_value_heads * width);
+            let shapes = [(queries, heads * width), of_keys, of_keys, (distances, heads)];
             Inputs {
                 matrices: shapes.map(|(rows, columns)| random.matrix(rows, columns, scale)).into(),
                 vectors: vec![],
             }
         };
         let of_all = inputs(rows);
-        let layout = layout(&lengths);
         let scale = 1.0 / (width as f32).sqrt();
         let shape = AttentionShape { heads, key_value_heads, scale, causal, prefix };
         let dropout = drop.then_some(Dropout { probability: 0.3, site: 5 });
+        let bias = |m: &[Matrix<Cpu>]| is_biased.then(|| m[3].clone());
+        let attending = Attending { queries: &queries, rows: None, keys: &keys };
         compare(
             &of_all,
-            &|m, _| Cpu::attention(&m[0], &m[1], &m[2], &layout, None, shape, dropout).unwrap(),
-            &|m, _| definition::attention(&m[0], &m[1], &m[2], &layout, shape, dropout).unwrap(),
+            &|m, _| Cpu::attention(&m[0], &m[1], &m[2], attending, shape, bias(m).as_ref(), dropout).unwrap(),
+            &|m, _| definition::attention(&m[0], &m[1], &m[2], attending, shape, bias(m).as_ref(), dropout).unwrap(),
             5e-5,
         );
         // Some rows alone, of some sequences none, some several times.
         let mut random = Random::new(seed ^ 1);
         let asks = |row: usize| if row == 0 { 2 } else { random.below(3).saturating_sub(row % 2) };
         let counts: Vec<usize> = (0..rows).map(asks).collect();
-        let queries: Vec<usize> = (0..rows).flat_map(|row| std::iter::repeat_n(row, counts[row])).collect();
+        let asking: Vec<usize> = (0..rows).flat_map(|row| std::iter::repeat_n(row, counts[row])).collect();
+        let attending = Attending { rows: Some(&asking), ..attending };
         compare(
-            &inputs(queries.len()),
-            &|m, _| Cpu::attention(&m[0], &m[1], &m[2], &layout, Some(&queries), shape, dropout).unwrap(),
-            &|m, _| definition::attention_of_rows(&m[0], &m[1], &m[2], &layout, &queries, shape, dropout).unwrap(),
+            &inputs(asking.len()),
+            &|m, _| Cpu::attention(&m[0], &m[1], &m[2], attending, shape, bias(m).as_ref(), dropout).unwrap(),
+            &|m, _| definition::attention(&m[0], &m[1], &m[2], attending, shape, bias(m).as_ref(), dropout).unwrap(),
             5e-5,
         );
     }
@@ -342,15 +350,18 @@ proptest! {
         // Weights of so many keys are computed again in the backward pass.
         let mut random = Random::new(seed);
         let inputs = Inputs {
-            matrices: (0..3).map(|_| random.matrix(length, 8, 1.0)).collect(),
+            matrices: [(length, 8), (length, 8), (length, 8), (2 * length - 1, 2)]
+                .map(|(rows, columns)| random.matrix(rows, columns, 1.0))
+                .into(),
             vectors: vec![],
         };
         let layout = layout(&[length]);
         let shape = AttentionShape { heads: 2, key_value_heads: 2, scale: 0.5, causal, prefix: 0 };
+        let attending = Attending::within(&layout, None);
         compare(
             &inputs,
-            &|m, _| Cpu::attention(&m[0], &m[1], &m[2], &layout, None, shape, None).unwrap(),
-            &|m, _| definition::attention(&m[0], &m[1], &m[2], &layout, shape, None).unwrap(),
+            &|m, _| Cpu::attention(&m[0], &m[1], &m[2], attending, shape, Some(&m[3]), None).unwrap(),
+            &|m, _| definition::attention(&m[0], &m[1], &m[2], attending, shape, Some(&m[3]), None).unwrap(),
             5e-5,
         );
     }
@@ -473,8 +484,8 @@ fn a_nan_stays_one() {
         causal: false,
         prefix: 0,
     };
-    assert!(Cpu::attention(&x, &x, &x, &layout(&[1]), None, shape, None)
-        .unwrap()
-        .as_vec()[0]
-        .is_nan());
+    let layout = layout(&[1]);
+    let attending = Attending::within(&layout, None);
+    let y = Cpu::attention(&x, &x, &x, attending, shape, None, None).unwrap();
+    assert!(y.as_vec()[0].is_nan());
 }

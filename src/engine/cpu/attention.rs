@@ -17,7 +17,7 @@ use super::product::View;
 use super::tile::{Mode, Place};
 use super::Outcome;
 use crate::engine::noise::Noise;
-use crate::engine::{profile, AttentionShape, Dropout, Layout, Matrix};
+use crate::engine::{profile, Attending, AttentionShape, Dropout, Layout, Matrix};
 
 /// Keys of a sequence up to which its weights are kept in a model of such a width.
 fn most_kept_keys(hidden: usize) -> usize {
@@ -32,26 +32,30 @@ pub(super) fn attention(
     q: &Matrix<Cpu>,
     k: &Matrix<Cpu>,
     v: &Matrix<Cpu>,
-    layout: &Layout,
-    queries: Option<&[usize]>,
+    attending: Attending,
     shape: AttentionShape,
+    bias: Option<&Matrix<Cpu>>,
     dropout: Option<Dropout>,
 ) -> Outcome<Matrix<Cpu>> {
     let (rows, hidden) = *q.shape();
-    let plan = Heads::new(layout, queries, shape, hidden, dropout);
+    let plan = Heads::new(attending, shape, bias, hidden, dropout);
     assert_eq!(rows, plan.rows(), "attention: rows and layout disagree");
-    let of_keys = (layout.rows() + layout.sequences() * shape.prefix) * plan.keys_stride();
+    let keys = attending.keys;
+    let of_keys = (keys.rows() + keys.sequences() * shape.prefix) * plan.keys_stride();
     assert!(
         [k, v].iter().all(|tensor| data(tensor).len() == of_keys),
         "attention: keys or values and layout disagree"
     );
     let [own, others @ ..] = [q, k, v].map(|tensor| data(tensor).as_ptr());
-    let joined = trace(q).merge(trace(k)).merge(trace(v));
+    let mut joined = trace(q).merge(trace(k)).merge(trace(v));
+    if let Some(bias) = bias {
+        joined = joined.merge(trace(bias));
+    }
     assert!(
         !joined.is_on() || (others[0] != others[1] && !others.contains(&own)),
         "attention: q, k and v are to be three tensors"
     );
-    let is_kept = joined.is_on() && layout.longest() + shape.prefix <= most_kept_keys(hidden);
+    let is_kept = joined.is_on() && keys.longest() + shape.prefix <= most_kept_keys(hidden);
     let heads = plan.heads();
     // Of all heads where the backward pass needs them, of one at a time elsewhere.
     let mut kept = vec![Vec::new(); heads.len()];
@@ -82,7 +86,7 @@ pub(super) fn attention(
         let inputs = inputs.map(<[f32]>::len).iter().sum::<usize>();
         profile::kept(inputs + kept.iter().map(Vec::len).sum::<usize>());
     }
-    let slots = [slot(q), slot(k), slot(v)];
+    let slots = [slot(q), slot(k), slot(v), bias.and_then(slot)];
     let [q, k, v] = [q, k, v].map(|tensor| tensor.clone().split_tape().0);
     let device = q.device().clone();
     output(
@@ -100,10 +104,13 @@ pub(super) fn attention(
 
 /// What forward and backward share.
 struct Heads {
-    layout: Layout,
+    queries: Layout,
+    keys: Layout,
     shape: AttentionShape,
     hidden: usize,
     dropout: Option<Dropout>,
+    /// What is added to the scores of each head by the distance of the key, `(heads, distances)`.
+    bias: Option<Vec<f32>>,
     /// `starts[i]..starts[i + 1]` are the rows of q that belong to sequence `i`.
     starts: Vec<usize>,
     /// The place of each row of q in its sequence.
@@ -118,8 +125,9 @@ struct Head {
     /// The first of its rows of q, and their number.
     row: usize,
     queries: usize,
-    /// Rows of k and v, and how many of them are the sequence's own.
+    /// Rows of k and v.
     keys: usize,
+    /// Rows of its sequence, of which those of q may be a part.
     length: usize,
     /// Where its first element lies in q.
     start: usize,
@@ -139,15 +147,15 @@ struct Buffers {
 
 impl Heads {
     fn new(
-        layout: &Layout,
-        queries: Option<&[usize]>,
+        attending: Attending,
         shape: AttentionShape,
+        bias: Option<&Matrix<Cpu>>,
         hidden: usize,
         dropout: Option<Dropout>,
     ) -> Self {
         let (mut starts, mut places) = (vec![0], Vec::new());
-        for range in layout.ranges() {
-            match queries {
+        for range in attending.queries.ranges() {
+            match attending.rows {
                 None => places.extend(0..range.len()),
                 Some(rows) => {
                     let own = rows[starts[starts.len() - 1]..].iter();
@@ -158,10 +166,12 @@ impl Heads {
             starts.push(places.len());
         }
         Heads {
-            layout: layout.clone(),
+            queries: attending.queries.clone(),
+            keys: attending.keys.clone(),
             shape,
             hidden,
             dropout,
+            bias: bias.map(|bias| transposed(data(bias), shape.heads)),
             starts,
             places,
         }
@@ -189,11 +199,11 @@ impl Heads {
     /// All heads of all sequences that have a row of q.
     fn heads(&self) -> Vec<Head> {
         let own = |sequence: usize| self.starts[sequence]..self.starts[sequence + 1];
-        let sequences = self.layout.ranges().enumerate();
+        let sequences = self.queries.ranges().zip(self.keys.ranges()).enumerate();
         sequences
             .filter(|(sequence, _)| !own(*sequence).is_empty())
-            .flat_map(|(sequence, range)| {
-                let first_key = range.start + sequence * self.shape.prefix;
+            .flat_map(|(sequence, (range, keys))| {
+                let first_key = keys.start + sequence * self.shape.prefix;
                 let own = own(sequence);
                 (0..self.shape.heads).map(move |index| {
                     let column = index * self.width();
@@ -203,7 +213,7 @@ impl Heads {
                         index,
                         row: own.start,
                         queries: own.len(),
-                        keys: range.len() + self.shape.prefix,
+                        keys: keys.len() + self.shape.prefix,
                         length: range.len(),
                         start: own.start * self.hidden + column,
                         key_start: first_key * self.keys_stride() + key_column,
@@ -218,7 +228,14 @@ impl Heads {
         View::strided(&data[head.start..], head.queries, self.width(), self.hidden)
     }
 
-    /// `weights ← softmax(scale · q kᵀ)` of one head, without dropout.
+    /// What is added to the scores of a row of q, beginning with its first key: a part of the head's distances.
+    fn distances(&self, head: Head, row: usize) -> Option<std::ops::Range<usize>> {
+        let count = self.bias.as_ref()?.len() / self.shape.heads;
+        let first = count / 2 - self.shape.prefix - self.places[head.row + row];
+        Some(first..first + head.keys)
+    }
+
+    /// `weights ← softmax(scale · q kᵀ + bias)` of one head, without dropout.
     fn weights(
         &self,
         packed: &mut Packed,
@@ -237,7 +254,16 @@ impl Heads {
                 true => self.shape.prefix + self.places[head.row + i] + 1,
                 false => head.keys,
             };
-            softmax(&mut row[..seen], self.shape.scale);
+            let scale = match (&self.bias, self.distances(head, i)) {
+                (Some(bias), Some(distances)) => {
+                    let bias = &bias[head.index * (bias.len() / self.shape.heads)..][distances];
+                    let scores = row.iter_mut().zip(bias);
+                    scores.for_each(|(score, bias)| *score = self.shape.scale * *score + bias);
+                    1.0
+                }
+                _ => self.shape.scale,
+            };
+            softmax(&mut row[..seen], scale);
             row[seen..].fill(0.0);
         }
     }
@@ -245,7 +271,7 @@ impl Heads {
     /// Applies the dropout's factors to the weights of one head.
     fn drop(&self, weights: &mut [f32], head: Head) {
         let Some(dropout) = self.dropout else { return };
-        let noise = Noise::new(self.layout.key(head.sequence), dropout.site);
+        let noise = Noise::new(self.queries.key(head.sequence), dropout.site);
         let mut factors = vec![0.0; head.keys];
         for (i, row) in weights.chunks_exact_mut(head.keys.max(1)).enumerate() {
             let position = head.index * head.length + self.places[head.row + i];
@@ -267,19 +293,19 @@ impl Heads {
         buffer
     }
 
-    /// Adds to the gradients of q, k and v where they are asked for.
+    /// Adds to the gradients of q, k, v and the bias where they are asked for.
     fn backward(
         &self,
         [q, k, v]: [&[f32]; 3],
         upstream: &[f32],
         kept: Option<&[Vec<f32>]>,
-        slots: &[Option<Slot>; 3],
+        slots: &[Option<Slot>; 4],
         flow: &mut Flow,
     ) -> Outcome<()> {
         let hidden = self.hidden;
         let zeros =
             |values: &[f32], slot: &Option<Slot>| slot.is_some().then(|| vec![0.0; values.len()]);
-        let [q_slot, k_slot, v_slot] = slots;
+        let [q_slot, k_slot, v_slot, bias_slot] = slots;
         let mut gradients = [zeros(q, q_slot), zeros(k, k_slot), zeros(v, v_slot)];
         let strides = [hidden, self.keys_stride(), self.keys_stride()];
         let [dq, dk, dv] = std::array::from_fn(|number| {
@@ -288,7 +314,11 @@ impl Heads {
         });
         let heads = self.heads();
         let group = self.group();
-        let work = |buffers: &mut Buffers, (number, &head): (usize, &Head)| {
+        // Of every head by itself, so that the order in which they are summed is always the same.
+        let of_bias = bias_slot.as_ref().and(self.bias.as_ref());
+        let distances = of_bias.map_or(0, |bias| bias.len() / self.shape.heads);
+        let mut bias_gradients = vec![vec![0.0; distances]; heads.len()];
+        let work = |buffers: &mut Buffers, number: usize, head: Head, bias: &mut [f32]| {
             let Buffers {
                 packed,
                 weights,
@@ -318,10 +348,11 @@ impl Heads {
                 // SAFETY: these are the rows and columns of the head in k and v, and below in q or in k and v.
                 unsafe { packed.plain().multiply_at(shared(dv), weights.t()) };
             }
-            if dq.is_none() && dk.is_none() {
+            if dq.is_none() && dk.is_none() && bias.is_empty() {
                 return;
             }
             self.scores_backward(packed, slopes, head, weights, v, upstream);
+            self.bias_backward(slopes, head, bias);
             let slopes = View::strided(slopes, head.queries, head.keys, head.keys);
             if let Some(dq) = dq {
                 let k = &k[head.key_start..];
@@ -334,12 +365,25 @@ impl Heads {
             }
         };
         // Heads that share keys and values come one after the other.
-        let of_group = |buffers: &mut Buffers, (first, heads): (usize, &[Head])| {
-            let heads = heads.iter().enumerate();
-            heads.for_each(|(index, head)| work(buffers, (first * group + index, head)));
+        let of_group = |buffers: &mut Buffers, (first, (heads, biases)): (usize, _)| {
+            let (heads, biases): (&[Head], &mut [Vec<f32>]) = (heads, biases);
+            let heads = heads.iter().zip(biases).enumerate();
+            heads.for_each(|(index, (head, bias))| {
+                work(buffers, first * group + index, *head, bias)
+            });
         };
-        let groups = heads.par_chunks(group).enumerate();
-        share_items(groups, Buffers::default, of_group);
+        let groups = heads
+            .par_chunks(group)
+            .zip(bias_gradients.par_chunks_mut(group));
+        share_items(groups.enumerate(), Buffers::default, of_group);
+        if let Some(slot) = bias_slot {
+            let mut sums = vec![0.0; distances * self.shape.heads];
+            for (head, gradient) in heads.iter().zip(&bias_gradients) {
+                let column = sums[head.index..].iter_mut().step_by(self.shape.heads);
+                column.zip(gradient).for_each(|(sum, add)| *sum += add);
+            }
+            flow.add(slot, sums)?;
+        }
         for (gradient, slot) in gradients.into_iter().zip(slots) {
             if let (Some(gradient), Some(slot)) = (gradient, slot) {
                 flow.add(slot, gradient)?;
@@ -348,7 +392,24 @@ impl Heads {
         Ok(())
     }
 
-    /// The gradient of the dropped weights, then of the weights, then of the scores.
+    /// Adds the gradient of a head's bias, and makes that of its products out of that of its scores.
+    fn bias_backward(&self, slopes: &mut [f32], head: Head, gradient: &mut [f32]) {
+        for (i, slopes) in slopes.chunks_exact_mut(head.keys.max(1)).enumerate() {
+            let Some(distances) = self.distances(head, i) else {
+                return;
+            };
+            if let Some(gradient) = gradient.get_mut(distances) {
+                let sums = gradient.iter_mut().zip(&*slopes);
+                sums.for_each(|(sum, slope)| *sum += slope);
+            }
+            slopes
+                .iter_mut()
+                .for_each(|slope| *slope *= self.shape.scale);
+        }
+    }
+
+    /// The gradient of the dropped weights, then of the weights, then of the scores: of the products of queries
+    /// and keys where there is no bias.
     fn scores_backward(
         &self,
         packed: &mut Packed,
@@ -367,10 +428,20 @@ impl Heads {
             .multiply_into(slopes, keys, self.view(dy, head));
         self.drop(slopes, head);
         let rows = weights.chunks_exact(keys.max(1));
+        let scale = match self.bias {
+            Some(_) => 1.0,
+            None => self.shape.scale,
+        };
         for (slopes, weights) in slopes.chunks_exact_mut(keys.max(1)).zip(rows) {
-            softmax_backward(slopes, weights, self.shape.scale);
+            softmax_backward(slopes, weights, scale);
         }
     }
+}
+
+/// `(rows, columns)` → `(columns, rows)`.
+fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
+    let column = |column: usize| values[column..].iter().step_by(columns);
+    (0..columns).flat_map(column).copied().collect()
 }
 
 /// `row ← softmax(scale · row)`.

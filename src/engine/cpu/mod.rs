@@ -34,8 +34,8 @@ use rayon::prelude::*;
 
 use super::profile::{self, Op};
 use super::{
-    Activation, Angles, AttentionShape, Backend, Dropout, Fastfood, Layout, Matrix, Precision,
-    Scalar, Vector, Weight,
+    Activation, Angles, Attending, AttentionShape, Backend, Dropout, Fastfood, Layout, Matrix,
+    Precision, Scalar, Vector, Weight,
 };
 
 pub use amx::pays as uses_amx;
@@ -121,15 +121,15 @@ impl Backend for Cpu {
         q: &Matrix<Cpu>,
         k: &Matrix<Cpu>,
         v: &Matrix<Cpu>,
-        layout: &Layout,
-        queries: Option<&[usize]>,
+        attending: Attending,
         shape: AttentionShape,
+        bias: Option<&Matrix<Cpu>>,
         dropout: Option<Dropout>,
     ) -> Outcome<Matrix<Cpu>> {
         profile::forward(
             Op::Attention,
             elements(q) + elements(k) + elements(v),
-            || attention::attention(q, k, v, layout, queries, shape, dropout),
+            || attention::attention(q, k, v, attending, shape, bias, dropout),
         )
     }
 

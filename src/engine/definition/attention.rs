@@ -3,26 +3,44 @@
 use dfdx::prelude::*;
 
 use super::{columns, join_columns, join_rows, select_rows, Outcome};
-use crate::engine::{AttentionShape, Backend, Dropout, Layout, Matrix};
+use crate::engine::{Attending, AttentionShape, Backend, Dropout, Layout, Matrix};
 
-/// See [`Backend::attention`]. The packed rows are gathered into a rectangle, masked, and
-/// gathered back.
+/// See [`Backend::attention`].
 pub fn attention<D: Backend>(
     q: &Matrix<D>,
     k: &Matrix<D>,
     v: &Matrix<D>,
-    layout: &Layout,
+    attending: Attending,
     shape: AttentionShape,
+    bias: Option<&Matrix<D>>,
+    dropout: Option<Dropout>,
+) -> Outcome<Matrix<D>, D> {
+    let of_all = |q: &Matrix<D>| attention_of_all(q, k, v, attending, shape, bias, dropout);
+    match attending.rows {
+        None => of_all(q),
+        Some(rows) => of_rows(q, rows, attending.queries.rows(), of_all),
+    }
+}
+
+/// That of all rows. The packed rows are gathered into a rectangle, masked, and gathered back.
+fn attention_of_all<D: Backend>(
+    q: &Matrix<D>,
+    k: &Matrix<D>,
+    v: &Matrix<D>,
+    attending: Attending,
+    shape: AttentionShape,
+    bias: Option<&Matrix<D>>,
     dropout: Option<Dropout>,
 ) -> Outcome<Matrix<D>, D> {
     let (rows, hidden) = *q.shape();
+    let layout = attending.queries;
     assert_eq!(rows, layout.rows(), "attention: rows and layout disagree");
     assert_eq!(
         hidden % shape.heads,
         0,
         "attention: heads do not divide hidden"
     );
-    let keys = layout.extended(shape.prefix);
+    let keys = attending.keys.extended(shape.prefix);
     let (batch, longest, seen) = (layout.sequences(), layout.longest(), keys.longest());
     let (heads, width) = (shape.heads, hidden / shape.heads);
     let device = q.device().clone();
@@ -52,8 +70,15 @@ pub fn attention<D: Backend>(
     let scores = q
         .try_mul(shape.scale)?
         .try_matmul(k.try_permute::<_, Axes4<0, 1, 3, 2>>()?)?; // square
-    let mask = device.try_tensor_from_vec(mask(layout, shape), (batch, longest, seen))?;
-    let scores = scores.try_add(mask.try_broadcast_like::<_, Axis<1>>(&square)?)?;
+    let mask = device.try_tensor_from_vec(mask(attending, shape), (batch, longest, seen))?;
+    let mut scores = scores.try_add(mask.try_broadcast_like::<_, Axis<1>>(&square)?)?;
+    if let Some(bias) = bias {
+        let distances = distances(bias.shape().0, (longest, seen), shape);
+        let bias = select_rows(bias, &distances)?
+            .try_reshape_like(&(longest, seen, heads))?
+            .try_permute::<_, Axes3<2, 0, 1>>()?;
+        scores = scores.try_add(bias.try_broadcast_like::<_, Axis<0>>(&square)?)?;
+    }
 
     let (values, trace) = scores.split_tape();
     let highest = values.clone().try_max::<(usize, usize, usize), Axis<3>>()?;
@@ -66,7 +91,7 @@ pub fn attention<D: Backend>(
         .try_sum::<(usize, usize, usize), Axis<3>>()?;
     let mut weights = exponent.try_div(sum.try_broadcast_like::<_, Axis<3>>(&square)?)?;
     if let Some(dropout) = dropout {
-        let factors = attention_dropout(layout, shape, dropout);
+        let factors = attention_dropout(attending, shape, dropout);
         weights = weights.try_mul(device.try_tensor_from_vec(factors, square)?)?;
     }
     let mixed = weights
@@ -80,16 +105,13 @@ pub fn attention<D: Backend>(
     select_rows(&mixed, &packed)
 }
 
-/// See [`Backend::attention`]: that of all rows, of which those that are not asked for see some other
-/// row of `q` in their place, and are left out.
-pub fn attention_of_rows<D: Backend>(
+/// That of some rows out of that of `all` rows, of which those that are not asked for see some other row of `q` in
+/// their place, and are left out.
+fn of_rows<D: Backend>(
     q: &Matrix<D>,
-    k: &Matrix<D>,
-    v: &Matrix<D>,
-    layout: &Layout,
     queries: &[usize],
-    shape: AttentionShape,
-    dropout: Option<Dropout>,
+    all: usize,
+    attention: impl Fn(&Matrix<D>) -> Outcome<Matrix<D>, D>,
 ) -> Outcome<Matrix<D>, D> {
     assert_eq!(
         q.shape().0,
@@ -103,14 +125,14 @@ pub fn attention_of_rows<D: Backend>(
         let earlier = queries[..place].iter().filter(|other| *other == row);
         let round = earlier.count();
         if round == rounds.len() {
-            rounds.push(vec![0; layout.rows()]);
+            rounds.push(vec![0; all]);
         }
         rounds[round][*row] = place;
-        chosen.push(round * layout.rows() + row);
+        chosen.push(round * all + row);
     }
     let mixed: Vec<Matrix<D>> = rounds
         .iter()
-        .map(|sources| attention(&select_rows(q, sources)?, k, v, layout, shape, dropout))
+        .map(|sources| attention(&select_rows(q, sources)?))
         .collect::<Result<_, _>>()?;
     match mixed.is_empty() {
         true => Ok(q.clone()),
@@ -126,13 +148,20 @@ fn padded_rows(layout: &Layout) -> Vec<usize> {
         .collect()
 }
 
-/// `(sequences, longest, prefix + longest)`: 0 where a position is seen, a large negative number
+/// Which row of a bias of `rows` distances belongs to each pair of a query and a key, `(longest, seen)`.
+fn distances(rows: usize, (longest, seen): (usize, usize), shape: AttentionShape) -> Vec<usize> {
+    let none = rows / 2 - shape.prefix;
+    let of_query = |query: usize| (0..seen).map(move |key| none + key - query);
+    (0..longest).flat_map(of_query).collect()
+}
+
+/// `(sequences, longest, prefix + longest of the keys)`: 0 where a position is seen, a large negative number
 /// elsewhere.
-fn mask(layout: &Layout, shape: AttentionShape) -> Vec<f32> {
-    let longest = layout.longest();
-    let columns = shape.prefix + longest;
-    let mut mask = Vec::with_capacity(layout.sequences() * longest * columns);
-    for range in layout.ranges() {
+fn mask(attending: Attending, shape: AttentionShape) -> Vec<f32> {
+    let (longest, keys) = (attending.queries.longest(), attending.keys);
+    let columns = shape.prefix + keys.longest();
+    let mut mask = Vec::with_capacity(keys.sequences() * longest * columns);
+    for range in keys.ranges() {
         for from in 0..longest {
             mask.extend((0..columns).map(|to| {
                 let to = to.saturating_sub(shape.prefix);
@@ -148,18 +177,19 @@ fn mask(layout: &Layout, shape: AttentionShape) -> Vec<f32> {
     mask
 }
 
-/// The dropout factors of attention weights, `(sequences, heads, longest, prefix + longest)`.
-fn attention_dropout(layout: &Layout, shape: AttentionShape, dropout: Dropout) -> Vec<f32> {
-    let longest = layout.longest();
-    let columns = shape.prefix + longest;
-    let mut factors = vec![0.0; layout.sequences() * shape.heads * longest * columns];
-    for (sequence, range) in layout.ranges().enumerate() {
-        let length = range.len();
-        let noise = crate::engine::noise::Noise::new(layout.key(sequence), dropout.site);
+/// The dropout factors of attention weights, `(sequences, heads, longest, prefix + longest of the keys)`.
+fn attention_dropout(attending: Attending, shape: AttentionShape, dropout: Dropout) -> Vec<f32> {
+    let Attending { queries, keys, .. } = attending;
+    let longest = queries.longest();
+    let columns = shape.prefix + keys.longest();
+    let mut factors = vec![0.0; queries.sequences() * shape.heads * longest * columns];
+    for (sequence, (own, keys)) in queries.ranges().zip(keys.ranges()).enumerate() {
+        let length = own.len();
+        let noise = crate::engine::noise::Noise::new(queries.key(sequence), dropout.site);
         for head in 0..shape.heads {
             for from in 0..length {
                 let start = ((sequence * shape.heads + head) * longest + from) * columns;
-                let row = &mut factors[start..start + shape.prefix + length];
+                let row = &mut factors[start..start + shape.prefix + keys.len()];
                 noise.dropout_row(head * length + from, dropout.probability, row);
             }
         }

@@ -1,0 +1,93 @@
+//! The attentions of a block: of its rows to themselves, and of a decoder's to what the encoder made.
+
+use dfdx::prelude::HasShape;
+
+use super::forward::Pass;
+use super::Outcome;
+use crate::backbone::{Positions, Stack};
+use crate::engine::{Attending, AttentionShape, Backend, Layout, Matrix};
+
+impl<D: Backend> Pass<'_, D> {
+    /// Keys and values of the rows `x`, and queries of the rows `asking`, which come with their layout:
+    /// `(asking, hidden)` → `(asking, heads · width)`. Scores are masked to what is before a row, and have a bias.
+    pub(super) fn attention(
+        &self,
+        path: &str,
+        x: &Matrix<D>,
+        asking: (&Matrix<D>, &Layout),
+        attending: Attending,
+        (causal, bias): (bool, Option<&Matrix<D>>),
+    ) -> Outcome<Matrix<D>, D> {
+        let attention = &self.graph.architecture.attention;
+        let (asking, own) = asking;
+        let project = |name: &str| self.linear(&format!("{path}.{name}"), x, attending.keys);
+        let fused = format!("{path}.qkv");
+        let [q, k, v] = match self.graph.deltas_at(&fused).is_empty() {
+            true => {
+                let q = self.linear(&format!("{path}.q"), asking, own)?;
+                let mixes = D::MIXES_INPUTS
+                    && self.graph.active.mixes_inputs[usize::from(self.is_training())];
+                if let (true, Some(rows)) = (mixes, attending.rows) {
+                    return self.mix_inputs(path, &q, x, attending.keys, (rows, causal));
+                }
+                [q, project("k")?, project("v")?]
+            }
+            false => {
+                let parts = [project("q")?, project("k")?, project("v")?];
+                let [q, k, v] = self.adapt_fused(&fused, x, parts, attending.keys)?;
+                match attending.rows {
+                    Some(rows) => [D::select_rows(&q, rows)?, k, v],
+                    None => [q, k, v],
+                }
+            }
+        };
+        let [q, k] = self.rotary([q, k], attending.keys, attending.rows)?;
+        let ([k, v], prefix) = self.prefixed(path, x, [k, v], attending.keys)?;
+        let shape = AttentionShape {
+            heads: attention.heads,
+            key_value_heads: attention.key_value_heads,
+            scale: attention.scale,
+            causal,
+            prefix,
+        };
+        let dropout = self.dropout(attention.dropout, path);
+        D::attention(&q, &k, &v, attending, shape, bias, dropout)
+    }
+
+    /// Deltas on a weight that the checkpoint stores fused: they act on q, k and v side by side.
+    fn adapt_fused(
+        &self,
+        path: &str,
+        x: &Matrix<D>,
+        parts: [Matrix<D>; 3],
+        layout: &Layout,
+    ) -> Outcome<[Matrix<D>; 3], D> {
+        let hidden = parts[0].shape().1;
+        let joined = D::join_columns(&parts)?; // (rows, 3 hidden)
+        let joined = self.adapt(path, x, joined, layout, None)?;
+        Ok([
+            D::columns(&joined, 0..hidden)?,
+            D::columns(&joined, hidden..2 * hidden)?,
+            D::columns(&joined, 2 * hidden..3 * hidden)?,
+        ])
+    }
+
+    /// What is added to the scores of a stack's attentions by the distance of the key, where the family has such a
+    /// bias: `(distances, heads)`, for as many as the longest sequence and the prefixes before it take.
+    pub(super) fn distance_bias(
+        &self,
+        stack: &Stack,
+        layout: &Layout,
+    ) -> Outcome<Option<Matrix<D>>, D> {
+        let Positions::Distances(distances) = self.graph.architecture.positions else {
+            return Ok(None);
+        };
+        let positions = (self.graph.active.prefix_tokens + layout.longest()) as isize;
+        let bucket = |distance: isize| distances.bucket(distance, !stack.is_causal);
+        let buckets: Vec<usize> = (1 - positions..positions).map(bucket).collect();
+        let path = format!("{}position", stack.path);
+        // Not rows of a text, but of a table that all sequences share.
+        let alone = Layout::new([buckets.len()], vec![0]);
+        self.look_up(&path, &buckets, &alone).map(Some)
+    }
+}
