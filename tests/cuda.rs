@@ -6,8 +6,8 @@ use std::path::Path;
 use std::process::Command;
 
 use deltarun::engine::{
-    backward, with_trace, Activation, Angles, AttentionShape, Backend, Dropout, Fastfood, Layout,
-    Matrix, Recorder, Scalar, Trace, Vector, Weight,
+    backward, with_trace, Activation, Angles, Attending, AttentionShape, Backend, Dropout,
+    Fastfood, Layout, Matrix, Recorder, Scalar, Trace, Vector, Weight,
 };
 use dfdx::prelude::*;
 use rand::{Rng, SeedableRng};
@@ -171,21 +171,28 @@ same!(
     attention,
     [(ROWS, 16), (ROWS, 16), (ROWS, 16)],
     [],
-    |D, m, _v| { D::attention(&m[0], &m[1], &m[2], &layout(), None, shape(false, 0), None) }
+    |D, m, _v| {
+        let layout = layout();
+        let attending = Attending::within(&layout, None);
+        D::attention(&m[0], &m[1], &m[2], attending, shape(false, 0), None, None)
+    }
 );
 same!(
     attention_with_all,
     [(ROWS, 16), (ROWS + 6, 16), (ROWS + 6, 16)],
     [],
     |D, m, _v| {
+        let layout = layout();
+        let attending = Attending::within(&layout, None);
+        let dropout = Some(dropout());
         D::attention(
             &m[0],
             &m[1],
             &m[2],
-            &layout(),
-            None,
+            attending,
             shape(true, 2),
-            Some(dropout()),
+            None,
+            dropout,
         )
     }
 );
@@ -194,15 +201,20 @@ same!(
     [(4, 16), (ROWS, 16), (ROWS, 16)],
     [],
     |D, m, _v| {
-        D::attention(
-            &m[0],
-            &m[1],
-            &m[2],
-            &layout(),
-            Some(&[0, 4, 5, 12]),
-            shape(false, 0),
-            None,
-        )
+        let layout = layout();
+        let attending = Attending::within(&layout, Some(&[0, 4, 5, 12]));
+        D::attention(&m[0], &m[1], &m[2], attending, shape(false, 0), None, None)
+    }
+);
+same!(
+    attention_by_distance,
+    [(ROWS, 16), (ROWS, 16), (ROWS, 16), (2 * ROWS - 1, 2)],
+    [],
+    |D, m, _v| {
+        let layout = layout();
+        let attending = Attending::within(&layout, None);
+        let bias = Some(&m[3]);
+        D::attention(&m[0], &m[1], &m[2], attending, shape(false, 0), bias, None)
     }
 );
 same!(dropped, [(ROWS, 33)], [], |D, m, _v| D::dropout(

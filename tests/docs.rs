@@ -73,6 +73,7 @@ fn the_example_of_the_readme_is_sound_as_it_stands() {
         overrides: Default::default(),
         integrity: Default::default(),
         confined: None,
+        config_only: false,
     };
     let checked = source
         .checked_plan(usize::MAX)

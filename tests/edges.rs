@@ -9,7 +9,6 @@ use common::{difference, fixture, plan_of, Expected};
 use deltarun::engine::{Backend, Layout};
 use deltarun::graph::{Batch, DecoderRows, Graph, HeadOrigin, Targets};
 use deltarun::plan::Plan;
-use deltarun::run::resolve_tying;
 use dfdx::prelude::Cpu;
 
 fn plan(directory: &Path, task: &str) -> Plan {
@@ -23,9 +22,7 @@ fn plan(directory: &Path, task: &str) -> Plan {
         "#,
         directory.display()
     );
-    let mut plan = plan_of(&text, directory);
-    resolve_tying(&mut plan).unwrap();
-    plan
+    plan_of(&text, directory)
 }
 
 /// The largest difference of the logits from transformers', whose columns are in the order `labels`.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use common::{fixture, plan_of};
 use deltarun::backbone::Checkpoint;
 use deltarun::graph::Graph;
-use deltarun::run::{merge, resolve_tying};
+use deltarun::run::merge;
 use dfdx::prelude::Cpu;
 use serde_json::{json, Value};
 
@@ -42,8 +42,7 @@ fn merged(backbone: &Path, task: &str, more: &Value) -> (tempfile::TempDir, Path
         "#,
         copy.display()
     );
-    let mut plan = plan_of(&text, &copy);
-    resolve_tying(&mut plan).unwrap();
+    let plan = plan_of(&text, &copy);
     let mut graph = Graph::load(&plan, Cpu::default()).unwrap();
     // Far from the identity that a LoRA begins as.
     let mut tensors = graph.tensors();

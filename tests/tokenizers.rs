@@ -5,7 +5,7 @@ mod common;
 
 use common::{config, fixture};
 use deltarun::data::TextEncoder;
-use deltarun::plan::{Cloze, Piece};
+use deltarun::plan::{Cloze, Piece, Words};
 use serde_json::Value;
 
 #[test]

@@ -179,7 +179,7 @@ pub struct CheckOptions {
     /// Look at every row of the data, not at the first and the last thousand of large files
     #[arg(long)]
     pub all_rows: bool,
-    /// Read the backbone's `config.json` alone: no tensors and no data, and its tokenizer only where label words need it
+    /// Read the backbone's `config.json` alone: no tokenizer, no tensors, no data
     #[arg(long, conflicts_with = "all_rows")]
     pub config_only: bool,
     /// How mistakes are written
@@ -191,6 +191,9 @@ pub struct CheckOptions {
 pub struct PlanOptions {
     #[command(flatten)]
     pub pipeline: PipelineOptions,
+    /// Read the backbone's `config.json` alone: no tokenizer, no tensors
+    #[arg(long)]
+    pub config_only: bool,
     /// How the plan is written
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,

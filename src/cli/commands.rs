@@ -88,7 +88,8 @@ fn warn(warnings: &Problems) {
 
 /// `deltarun check`
 pub(super) fn check(options: &CheckOptions) -> Result<Ended, Problems> {
-    let source = open(&options.pipeline)?;
+    let mut source = open(&options.pipeline)?;
+    source.config_only = options.config_only;
     let (warnings, rows) = match options.config_only {
         true => (source.warnings(&source.plan()?), None),
         false => {
@@ -106,9 +107,7 @@ pub(super) fn check(options: &CheckOptions) -> Result<Ended, Problems> {
             warn(&warnings);
             let looked_at = match rows {
                 Some(rows) => format!("looked at {} of data", counted(rows, "row")),
-                None => {
-                    "not looked at: the tokenizer, the checkpoint's tensors, the data".to_owned()
-                }
+                None => format!("not looked at: {NOT_LOOKED_AT}"),
             };
             print(&format!(
                 "{}: no mistakes found ({looked_at})\n",
@@ -120,27 +119,38 @@ pub(super) fn check(options: &CheckOptions) -> Result<Ended, Problems> {
     Ok(Ended::Done)
 }
 
+/// What is not read with `--config-only`.
+const NOT_LOOKED_AT: &str =
+    "the tokenizer, the checkpoint's tensors, the data, and runs that deltas begin from";
+
 /// `deltarun plan`
 pub(super) fn plan(options: &PlanOptions) -> Result<Ended, Problems> {
-    let source = open(&options.pipeline)?;
+    let mut source = open(&options.pipeline)?;
+    source.config_only = options.config_only;
     let plan = source.plan()?;
     let warnings = source.warnings(&plan);
+    let heads = match options.config_only {
+        true => Vec::new(),
+        false => run::head_origins(&plan),
+    };
     if options.format != Format::Text {
         let mut json = warnings.to_json();
         json["plan"] = serde_json::to_value(&plan).map_err(Problem::internal)?;
-        json["heads"] = run::head_origins(&plan).into();
+        json["heads"] = heads.into();
         json["costs"] = costs(&plan);
         print(&format!("{json}\n"));
         return Ok(Ended::Done);
     }
     warn(&warnings);
-    let heads = run::head_origins(&plan);
     print(&describe(
         &plan,
         &heads,
         rayon::current_num_threads(),
         measure_rate,
     ));
+    if options.config_only {
+        print(&format!("not looked at: {NOT_LOOKED_AT}\n"));
+    }
     Ok(Ended::Done)
 }
 

@@ -10,7 +10,7 @@ use super::tokenizer_config::TokenizerConfig;
 use crate::backbone::family::Reads;
 use crate::backbone::Config;
 use crate::diagnostic::Problem;
-use crate::plan::{Cloze, Edit, Piece};
+use crate::plan::{Cloze, Edit, Piece, Words};
 use crate::text::quoted_list;
 
 /// Texts to tokens.
@@ -185,40 +185,9 @@ impl TextEncoder {
         Ok(encoded)
     }
 
-    /// The tokens of a text as it stands behind a space, without any of the tokenizer's own.
-    ///
-    /// # Errors
-    /// The tokenizer refuses it; a token that the backbone has no embedding for.
-    pub fn tokens(&self, text: &str) -> Result<Vec<usize>, Problem> {
-        let encoded = Encoded::from(&self.plain(text)?);
-        let tokens = encoded.tokens.iter().map(|token| *token as usize).collect();
-        self.check(&[encoded])?;
-        Ok(tokens)
-    }
-
     fn plain(&self, text: &str) -> Result<Encoding, Problem> {
         let text = format!(" {text}");
         self.tokenizer.encode(text, false).map_err(refused)
-    }
-
-    /// The tokens of a label word, as it stands behind a space: one, unless the cloze takes the mean
-    /// of several.
-    ///
-    /// # Errors
-    /// It is not one token; its tokens are shown.
-    pub fn word(&self, word: &str, cloze: &Cloze) -> Result<Vec<usize>, Problem> {
-        let encoding = self.plain(word)?;
-        let tokens = encoding.get_ids();
-        if tokens.len() == 1 || (cloze.takes_mean && !tokens.is_empty()) {
-            return Ok(tokens.iter().map(|token| *token as usize).collect());
-        }
-        let tokens = quoted_list(encoding.get_tokens().iter().map(String::as_str));
-        let message = format!("the label word `{word}` is not one token, but {tokens}");
-        let way_out =
-            "choose a word that the tokenizer knows as a whole, or write `multi_token = mean`";
-        Err(Problem::new("delta::data::label_word", message)
-            .at(cloze.span, "in here")
-            .help(way_out))
     }
 
     fn no_mask(&self, cloze: &Cloze) -> Problem {
@@ -395,6 +364,36 @@ impl Template<'_> {
         Err(Problem::new("delta::data::special_token", message)
             .at(self.cloze.span, "of this task")
             .help("remove it from the template"))
+    }
+}
+
+impl Words for TextEncoder {
+    /// The tokens of a label word, as it stands behind a space: one, unless the cloze takes the mean
+    /// of several.
+    ///
+    /// # Errors
+    /// It is not one token; its tokens are shown.
+    fn word(&self, word: &str, cloze: &Cloze) -> Result<Vec<usize>, Problem> {
+        let encoding = self.plain(word)?;
+        let tokens = encoding.get_ids();
+        if tokens.len() == 1 || (cloze.takes_mean && !tokens.is_empty()) {
+            return Ok(tokens.iter().map(|token| *token as usize).collect());
+        }
+        let tokens = quoted_list(encoding.get_tokens().iter().map(String::as_str));
+        let message = format!("the label word `{word}` is not one token, but {tokens}");
+        let way_out =
+            "choose a word that the tokenizer knows as a whole, or write `multi_token = mean`";
+        Err(Problem::new("delta::data::label_word", message)
+            .at(cloze.span, "in here")
+            .help(way_out))
+    }
+
+    /// The tokens of a text as it stands behind a space, without any of the tokenizer's own.
+    fn tokens(&self, text: &str) -> Result<Vec<usize>, Problem> {
+        let encoded = Encoded::from(&self.plain(text)?);
+        let tokens = encoded.tokens.iter().map(|token| *token as usize).collect();
+        self.check(&[encoded])?;
+        Ok(tokens)
     }
 }
 

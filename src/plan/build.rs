@@ -2,10 +2,12 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::stages::{stage, Known};
-use super::{tasks, BackbonePlan, DataPlan, Plan, TaskPlan, SHORTEST};
+use super::surroundings::Surroundings;
+use super::{tasks, BackbonePlan, DataPlan, DeltaPlan, Origin, Plan, TaskPlan, SHORTEST};
+use crate::backbone::family::{families, Family};
 use crate::backbone::Config;
 use crate::diagnostic::{Problem, Span};
 use crate::engine::Precision;
@@ -13,10 +15,8 @@ use crate::settings::{Fields, Problems};
 use crate::settings::{Overrides, Scope};
 use crate::syntax::ast::{Block, Name, Pipeline, Spanned, Statement, Value};
 
-/// Finds a backbone by what the file calls it: its directory and its dimensions.
-pub type FindBackbone<'a> = dyn Fn(&str) -> Result<(PathBuf, Config), Problem> + 'a;
-
-/// Checks a file against its backbone.
+/// Checks a file against its backbone, and looks up what it needs of its surroundings: a plan is not changed
+/// afterwards.
 ///
 /// `base` is the directory that paths in the file are relative to.
 ///
@@ -26,7 +26,7 @@ pub fn plan(
     pipeline: &Pipeline,
     overrides: &Overrides,
     base: &Path,
-    find_backbone: &FindBackbone,
+    surroundings: &dyn Surroundings,
 ) -> Result<Plan, Vec<Problem>> {
     let mut early = Vec::new();
     let scope = Scope::new(pipeline, overrides, &mut early);
@@ -38,7 +38,7 @@ pub fn plan(
         problems: &problems,
         seed: seed(&scope, &problems),
     };
-    let plan = builder.build(find_backbone);
+    let plan = builder.build(surroundings);
     let mut found = problems.take();
     if found.is_empty() || plan.is_some() {
         found.extend(scope.unused());
@@ -79,16 +79,17 @@ pub(super) struct Builder<'a> {
     pub(super) seed: u64,
 }
 
-/// Names that a delta cannot have, because paths of the backbone begin with them.
-const RESERVED: [&str; 7] = [
-    "head",
-    "lm_head",
-    "block",
-    "embeddings",
-    "pooler",
-    "norm",
-    "task",
-];
+/// Whether a delta cannot have a name, because paths of a backbone or a head begin with it.
+fn is_reserved(name: &str) -> bool {
+    let first = |path: &str| path.split('.').next() == Some(name);
+    let is_in = |family: &Family| {
+        let heads = &family.heads;
+        let heads = [Some(&heads.classify), heads.language_model()];
+        let mut steps = heads.into_iter().flatten().flat_map(|head| &head.steps);
+        family.modules.keys().any(|path| first(path)) || steps.any(|step| first(&step.module))
+    };
+    name == "task" || families().iter().any(is_in)
+}
 
 impl<'a> Builder<'a> {
     pub(super) fn report(&self, problem: Problem) {
@@ -99,11 +100,11 @@ impl<'a> Builder<'a> {
         self.pipeline.statements.iter()
     }
 
-    fn build(&self, find_backbone: &FindBackbone) -> Option<Plan> {
+    fn build(&self, surroundings: &dyn Surroundings) -> Option<Plan> {
         let name = self.name();
         let data = self.data();
-        let tasks = self.tasks();
-        let backbone = self.backbone(find_backbone);
+        let mut tasks = self.tasks();
+        let backbone = self.backbone(&tasks, surroundings);
         let names = self.delta_names();
         let known = Known {
             deltas: &names,
@@ -111,23 +112,48 @@ impl<'a> Builder<'a> {
             tasks: &self.task_names(),
         };
         let stages = self.stages(&known);
-        let deltas = match &backbone {
-            Some(backbone) => self.deltas(backbone, &tasks),
-            None => Vec::new(),
-        };
-        let mut plan = Plan {
-            name: name.unwrap_or_else(|| "pipeline".to_owned()),
+        let backbone = backbone?;
+        let mut deltas = self.deltas(&backbone, &tasks);
+        // A file with mistakes in it may name what is not to be read.
+        if self.problems.borrow().is_empty() {
+            self.look_up_words(&backbone, &mut tasks, &mut deltas, surroundings);
+            self.look_up_origins(&mut deltas, surroundings);
+        }
+        let plan = Plan {
+            name: name.unwrap_or_else(|| surroundings.name().to_owned()),
             seed: self.seed,
             params: self.scope.values(),
-            backbone: backbone?,
+            backbone,
             data,
             tasks,
             deltas,
             stages,
         };
-        self.make_room(&mut plan);
+        let backbone = BackbonePlan {
+            max_length: self.room(&plan),
+            ..plan.backbone
+        };
+        let plan = Plan { backbone, ..plan };
         self.check_use(&plan);
         Some(plan)
+    }
+
+    /// The hash of what finished runs left of deltas that begin from it.
+    fn look_up_origins(&self, deltas: &mut [DeltaPlan], surroundings: &dyn Surroundings) {
+        for delta in deltas {
+            let Some(origin) = &delta.origin else {
+                continue;
+            };
+            match surroundings.origin(delta, origin) {
+                Ok(hash) => {
+                    delta.origin = Some(Origin {
+                        hash,
+                        ..origin.clone()
+                    })
+                }
+                Err(problem) => self.report(problem),
+            }
+        }
     }
 
     /// The one statement of a kind that a file may have once.
@@ -161,7 +187,11 @@ impl<'a> Builder<'a> {
         found.map(|(name, _)| name)
     }
 
-    fn backbone(&self, find_backbone: &FindBackbone) -> Option<BackbonePlan> {
+    fn backbone(
+        &self,
+        tasks: &BTreeMap<String, TaskPlan>,
+        surroundings: &dyn Surroundings,
+    ) -> Option<BackbonePlan> {
         let found = self.once("backbone", |statement| match statement {
             Statement::Backbone { location, block } => Some((location, block.as_ref())),
             _ => None,
@@ -179,8 +209,8 @@ impl<'a> Builder<'a> {
             fields.wrong("backbone", &place, "a text in quotes");
             return None;
         };
-        let found =
-            find_backbone(text).map_err(|problem| self.report(problem.or_at(location.span)));
+        let found = surroundings.backbone(text);
+        let found = found.map_err(|problem| self.report(problem.or_at(location.span)));
         let (directory, mut config) = found.ok()?;
         match fields.value("dropout").map(|value| value.node) {
             None => {}
@@ -200,7 +230,7 @@ impl<'a> Builder<'a> {
         let precisions = [("f32", Precision::F32), ("bf16", Precision::Bf16)];
         let precision = fields.choice("precision", &precisions).unwrap_or_default();
         fields.finish();
-        Some(BackbonePlan {
+        let mut backbone = BackbonePlan {
             location: text.clone(),
             directory,
             config,
@@ -208,7 +238,14 @@ impl<'a> Builder<'a> {
             random,
             precision,
             span,
-        })
+        };
+        if !random && tasks.values().any(TaskPlan::uses_language_model) {
+            match surroundings.has_decoder(&backbone) {
+                Ok(has_decoder) => backbone.config.has_decoder = has_decoder,
+                Err(problem) => self.report(problem.or_at(span)),
+            }
+        }
+        Some(backbone)
     }
 
     fn data(&self) -> BTreeMap<String, DataPlan> {
@@ -278,7 +315,7 @@ impl<'a> Builder<'a> {
                 Statement::Place(place) => &place.name,
                 _ => continue,
             };
-            if RESERVED.contains(&name.node.as_str()) {
+            if is_reserved(&name.node) {
                 let message = format!(
                     "a delta cannot be named `{}`: the backbone has that name",
                     name.node

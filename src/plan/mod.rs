@@ -11,9 +11,11 @@ mod selection;
 mod stage;
 mod stages;
 mod stored;
+mod surroundings;
 mod tasks;
 mod template;
 mod uses;
+mod words;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -30,6 +32,7 @@ pub use build::plan;
 pub use cloze::Cloze;
 pub use cost::{Cost, Gain};
 pub use stage::{Interval, Keep, Length, Optimizer, Schedule, ScheduleShape, StagePlan, Warmup};
+pub use surroundings::{Surroundings, Words};
 pub use template::{Edit, Piece};
 
 /// The fewest tokens after which a text can be cut: one, and the two that stand around it.

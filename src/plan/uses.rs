@@ -2,22 +2,22 @@
 
 use super::build::Builder;
 use super::{Change, Piece, Plan, StagePlan, TaskKind, TaskPlan, SHORTEST};
-use crate::backbone::language_model_parameters;
+use crate::backbone::{head_parameters, language_model_parameters};
 use crate::diagnostic::Problem;
 use crate::syntax::ast::Statement;
 
 impl Builder<'_> {
-    /// Reports what no stage uses, and what a stage uses and cannot have.
-    /// Prompts and prefixes take places of the position table: texts are cut earlier, unless the file
+    /// Tokens that texts may have: prompts and prefixes take positions, so texts are cut earlier, unless the file
     /// says where.
-    pub(super) fn make_room(&self, plan: &mut Plan) {
+    pub(super) fn room(&self, plan: &Plan) -> usize {
         let tokens = (0..=plan.stages.len())
             .map(|stage| plan.tokens(stage))
             .max();
         let tokens = tokens.unwrap_or(0);
-        let longest = plan.backbone.config.longest();
-        if plan.backbone.max_length + tokens <= longest {
-            return;
+        let backbone = &plan.backbone;
+        let longest = backbone.config.longest();
+        if backbone.max_length + tokens <= longest {
+            return backbone.max_length;
         }
         let said = self
             .statements()
@@ -27,12 +27,11 @@ impl Builder<'_> {
             });
         let room = longest.saturating_sub(tokens);
         if said.is_none() && room >= SHORTEST {
-            plan.backbone.max_length = room;
-            return;
+            return room;
         }
         let message = format!(
             "prompts and prefixes of {tokens} tokens and texts of {} do not fit the {longest} positions of the backbone",
-            plan.backbone.max_length
+            backbone.max_length
         );
         let mut problem = Problem::new("delta::plan::positions", message);
         if let Some(said) = said {
@@ -47,8 +46,10 @@ impl Builder<'_> {
             true => format!("write `max_length = {room}`, or fewer `tokens`"),
             false => "write fewer `tokens`".to_owned(),
         }));
+        backbone.max_length
     }
 
+    /// Reports what no stage uses, and what a stage uses and cannot have.
     pub(super) fn check_use(&self, plan: &Plan) {
         for delta in &plan.deltas {
             let mut stages = plan.stages.iter();
@@ -89,6 +90,7 @@ impl Builder<'_> {
             }
             self.check_patience(plan, stage);
             self.check_unfrozen_head(plan, stage);
+            self.check_trained(plan, stage);
             if plan
                 .data
                 .get(&stage.data)
@@ -163,6 +165,27 @@ impl Builder<'_> {
             let problem =
                 Problem::new("delta::plan::template", message).at(task.span, "of this task");
             self.report(problem.help("remove `{segment:1}` from the template"));
+        }
+    }
+
+    /// Whether a stage trains something: the head of a language model that is tied to the word embeddings has no
+    /// parameter of its own.
+    fn check_trained(&self, plan: &Plan, stage: &StagePlan) {
+        let config = &plan.backbone.config;
+        let task = plan.tasks.get(&stage.task);
+        let head = task
+            .and_then(|task| Some((task, config.family().heads.of(task.uses_language_model())?)));
+        let Some((task, head)) = head else { return };
+        let trains_head = stage.train_head && stage.train.is_empty();
+        if trains_head && head_parameters(config, head, task.outputs()).is_empty() {
+            let message = format!(
+                "stage `{}` trains nothing: the head's weight is the word embeddings', which are the backbone's",
+                stage.name
+            );
+            let problem = Problem::new("delta::plan::nothing_trained", message);
+            self.report(problem.at(stage.span, "in this stage").help(
+                "write `unfreeze words = embeddings.word` and train `words`, or train a delta",
+            ));
         }
     }
 

@@ -6,9 +6,7 @@ use std::sync::Arc;
 
 use crate::data::{warn_of_overlap, Examples, Masking, Rows, TextEncoder};
 use crate::diagnostic::{Problem, Span};
-use crate::plan::{
-    Change, Cloze, DataPlan, DeltaPlan, Few, FilePlan, Keep, Plan, StagePlan, TaskKind, TaskPlan,
-};
+use crate::plan::{DataPlan, Few, FilePlan, Keep, Plan, StagePlan, TaskKind, TaskPlan};
 use crate::train::Data;
 
 /// Reads files of examples for the tasks of a plan.
@@ -108,74 +106,6 @@ impl Loader {
             mask_token,
             vocabulary: self.vocabulary,
         }))
-    }
-}
-
-/// Looks up the tokens of a plan's label words and of texts in the settings of deltas: all that planning
-/// needs the tokenizer for, so it is not read where there are none.
-///
-/// # Errors
-/// The tokenizer cannot be read; a word that is not one token, or two that are the same.
-pub fn resolve_words(plan: &mut Plan) -> Result<(), Vec<Problem>> {
-    let has_words = plan.tasks.values().any(|task| task.cloze.is_some());
-    if !has_words && plan.deltas.iter().all(|delta| delta.texts().is_empty()) {
-        return Ok(());
-    }
-    let loader = Loader::new(plan).map_err(|problem| vec![problem])?;
-    let mut problems = Vec::new();
-    let clozes = plan.tasks.values_mut().map(|task| &mut task.cloze);
-    for cloze in clozes.flatten() {
-        resolve_labels(cloze, &loader.encoder, &mut problems);
-    }
-    for delta in &mut plan.deltas {
-        problems.extend(resolve_texts(delta, &loader.encoder).err());
-    }
-    if problems.is_empty() {
-        Ok(())
-    } else {
-        Err(problems)
-    }
-}
-
-fn resolve_labels(cloze: &mut Cloze, encoder: &TextEncoder, problems: &mut Vec<Problem>) {
-    for word in cloze.words.clone() {
-        match encoder.word(&word, cloze) {
-            Ok(tokens) if cloze.tokens.contains(&tokens) => problems.push(
-                Problem::new(
-                    "delta::data::label_word",
-                    format!("two labels have the word `{word}`"),
-                )
-                .at(cloze.span, "in here")
-                .help("give every label a word of its own"),
-            ),
-            Ok(tokens) => cloze.tokens.push(tokens),
-            Err(problem) => problems.push(problem),
-        }
-    }
-}
-
-fn resolve_texts(delta: &mut DeltaPlan, encoder: &TextEncoder) -> Result<(), Problem> {
-    let span = delta.span;
-    let Change::Method { method, .. } = &mut delta.change else {
-        return Ok(());
-    };
-    let wrong = |message: String| {
-        let problem = Problem::new("delta::data::tokens", message).at(span, "of this delta");
-        problem.help("write another text")
-    };
-    let mut found = Vec::new();
-    for text in method.texts() {
-        let tokens = encoder
-            .tokens(text)
-            .map_err(|problem| problem.or_at(span))?;
-        if tokens.is_empty() {
-            return Err(wrong(format!("the text {text:?} has no tokens")));
-        }
-        found.push(tokens);
-    }
-    match found.is_empty() {
-        true => Ok(()),
-        false => method.set_tokens(found).map_err(wrong),
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{json, Value};
 
-use super::{resolve_tying, Directory};
+use super::{has_decoder, Directory};
 use crate::backbone::{read_config, Checkpoint, Module, Parameter, Site};
 use crate::delta::{transposed, Folded, Preposition};
 use crate::diagnostic::Problem;
@@ -13,7 +13,7 @@ use crate::disk;
 use crate::engine::{Backend, Layout};
 use crate::graph::{device_problem, Batch, DecoderRows, Graph, Placed, Targets, Tensors};
 use crate::peft::write_tensors;
-use crate::plan::{Plan, TaskKind};
+use crate::plan::{BackbonePlan, Plan, TaskKind};
 
 /// What a model's directory holds beside its weights and its configuration, and a merged one keeps.
 const KEPT: [&str; 11] = [
@@ -78,13 +78,22 @@ fn check_logits<D: Backend>(plan: &Plan, graph: &Graph<D>, merged: &Path) -> Res
     let Some((name, task)) = plan.final_task() else {
         return Ok(());
     };
-    let mut back = plan.clone();
-    back.tasks = [(name.to_owned(), task.clone())].into();
-    (back.deltas, back.stages) = (Vec::new(), Vec::new());
-    back.backbone.directory = merged.to_owned();
-    back.backbone.random = false;
-    back.backbone.config = read_config(merged)?;
-    resolve_tying(&mut back)?;
+    let mut config = read_config(merged)?;
+    if task.uses_language_model() {
+        config.has_decoder = has_decoder(&config, merged)?;
+    }
+    let back = Plan {
+        tasks: [(name.to_owned(), task.clone())].into(),
+        deltas: Vec::new(),
+        stages: Vec::new(),
+        backbone: BackbonePlan {
+            directory: merged.to_owned(),
+            random: false,
+            config,
+            ..plan.backbone.clone()
+        },
+        ..plan.clone()
+    };
     let mut read = Graph::load(&back, graph.device().clone())?;
     read.activate(&back, 0)?;
     let batch = probe(plan);

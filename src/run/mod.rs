@@ -41,20 +41,19 @@ use crate::train::{
 
 pub use combine::{combine, combined, Combination, Rule};
 pub use directory::Directory;
-pub use examples::{check_data, resolve_words, Loader};
+pub use examples::{check_data, Loader};
 pub use finished::{FinishedRun, Integrity};
 pub use heads::{check_backbone, head_origins, unknown_keys};
 pub use load::{open_run, Loaded};
 pub use log::Log;
 pub use manifest::Manifest;
 pub use merge::merge;
-pub use origin::resolve_origins;
 pub use precision::PrecisionError;
 pub use profile::{profile, Profile};
 pub use profile_table::profile_table;
 pub use replay::{replay, Compared, Replayed};
 pub use source::{read_text, whole, Checked, Confined, Source, ROWS_AT_EACH_END};
-pub use tying::{check_trained, resolve_tying};
+pub use tying::has_decoder;
 
 /// What a finished run came to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

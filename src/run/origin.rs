@@ -7,38 +7,20 @@ use crate::diagnostic::Problem;
 use crate::disk;
 use crate::engine::Backend;
 use crate::graph::{Graph, Tensors};
-use crate::plan::{DeltaPlan, Plan};
+use crate::plan::{DeltaPlan, Origin, Plan};
 use crate::text::{did_you_mean, quoted_list};
 
 const DELTA: &str = "delta.safetensors";
 
-/// Looks at the runs from which deltas of a plan begin: each must have the same delta. The plan then
-/// has the hash of what they left.
+/// The hash of what a run left of a delta that begins as its one of the same name.
 ///
 /// # Errors
 /// A directory that is no finished run, or one without that delta or with another of that name.
-pub fn resolve_origins(plan: &mut Plan, integrity: Integrity) -> Result<(), Vec<Problem>> {
-    let mut problems = Vec::new();
-    for delta in &mut plan.deltas {
-        match hash(delta, integrity) {
-            Ok(hash) => {
-                if let (Some(origin), Some(hash)) = (&mut delta.origin, hash) {
-                    origin.hash = hash;
-                }
-            }
-            Err(problem) => problems.push(problem),
-        }
-    }
-    match problems.is_empty() {
-        true => Ok(()),
-        false => Err(problems),
-    }
-}
-
-fn hash(delta: &DeltaPlan, integrity: Integrity) -> Result<Option<String>, Problem> {
-    let Some(origin) = &delta.origin else {
-        return Ok(None);
-    };
+pub(super) fn origin_hash(
+    delta: &DeltaPlan,
+    origin: &Origin,
+    integrity: Integrity,
+) -> Result<String, Problem> {
     let shown = origin.run.display();
     let wrong =
         |message: String| Problem::new("delta::run::origin", message).at(origin.span, "here");
@@ -67,8 +49,7 @@ fn hash(delta: &DeltaPlan, integrity: Integrity) -> Result<Option<String>, Probl
     let file = run
         .path(DELTA)
         .map_err(|problem| problem.or_at(origin.span))?;
-    let hash = disk::hash(&file).map_err(|e| wrong(format!("`{shown}` cannot be read: {e}")))?;
-    Ok(Some(hash))
+    disk::hash(&file).map_err(|e| wrong(format!("`{shown}` cannot be read: {e}")))
 }
 
 /// The plan of a finished run; nothing where there is none. A run that is under way has a plan, too.

@@ -2,15 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{
-    check_backbone, check_data, check_trained, resolve_origins, resolve_tying, resolve_words,
-    unknown_keys, Integrity,
-};
-use crate::backbone::{fetch_weights, locate, read_config};
+use super::origin::origin_hash;
+use super::{check_backbone, check_data, has_decoder, unknown_keys, Integrity};
+use crate::backbone::{fetch_weights, locate, read_config, Checkpoint, Config};
+use crate::data::TextEncoder;
 use crate::diagnostic::{Problem, Problems};
-use crate::plan::{plan, Plan};
+use crate::plan::{plan, BackbonePlan, DeltaPlan, Origin, Plan, Surroundings, Words};
 use crate::settings::Overrides;
-use crate::syntax::ast::Statement;
 use crate::syntax::parse;
 
 /// The text of a pipeline, what its paths are relative to, and the params that are set from outside.
@@ -28,6 +26,8 @@ pub struct Source {
     pub integrity: Integrity,
     /// Where it may read, if a script made it.
     pub confined: Option<Confined>,
+    /// Whether of the backbone its `config.json` alone is read, and of other runs nothing.
+    pub config_only: bool,
 }
 
 /// Where a pipeline may read that a script has added to, or set params of.
@@ -40,26 +40,22 @@ pub struct Confined {
 }
 
 impl Confined {
-    /// The first path of a plan that is in none of the folders, and not in the file's own text.
-    fn outside(&self, plan: &Plan, base: &Path) -> Option<PathBuf> {
+    /// Whether a path is in one of the folders, or in the file's own text.
+    ///
+    /// # Errors
+    /// It is not.
+    fn allow(&self, path: &Path, base: &Path) -> Result<(), Problem> {
         let quoted = crate::syntax::quoted(&self.text).into_iter();
-        let own: Vec<PathBuf> = quoted.map(|path| whole(&base.join(path))).collect();
-        let files = plan
-            .data
-            .values()
-            .flat_map(|data| [&data.train, &data.dev, &data.test]);
-        let origins = plan.deltas.iter().filter_map(|delta| delta.origin.as_ref());
-        let is_hub = plan.backbone.location.starts_with("hf:");
-        let paths = files
-            .flatten()
-            .map(|file| &file.path)
-            .chain(origins.map(|origin| &origin.run))
-            .chain((!is_hub).then_some(&plan.backbone.directory));
-        let is_outside = |path: &PathBuf| {
-            let path = whole(path);
-            !own.contains(&path) && !self.folders.iter().any(|folder| path.starts_with(folder))
-        };
-        paths.into_iter().find(|path| is_outside(path)).cloned()
+        let mut own = quoted.map(|path| whole(&base.join(path)));
+        let place = whole(path);
+        if own.any(|own| own == place)
+            || self.folders.iter().any(|folder| place.starts_with(folder))
+        {
+            return Ok(());
+        }
+        let message = format!("`{}` is outside of the script's folder", path.display());
+        let help = "name it in the pipeline's own file, or allow it with `--allow DIR`";
+        Err(Problem::new("delta::script::outside", message).help(help))
     }
 }
 
@@ -96,6 +92,7 @@ impl Source {
             overrides: Overrides::new(),
             integrity: Integrity::Checked,
             confined: None,
+            config_only: false,
         })
     }
 
@@ -111,29 +108,24 @@ impl Source {
     pub fn plan(&self) -> Result<Plan, Problems> {
         let located = |problems| self.locate(problems);
         let pipeline = parse(&self.text).map_err(located)?;
-        let find = |location: &str| {
-            let directory = locate(location, &self.base)?;
-            Ok((directory.clone(), read_config(&directory)?))
-        };
-        let mut plan = plan(&pipeline, &self.overrides, &self.base, &find).map_err(located)?;
-        let confined = self.confined.as_ref();
-        if let Some(path) = confined.and_then(|confined| confined.outside(&plan, &self.base)) {
-            let message = format!("`{}` is outside of the script's folder", path.display());
-            let problem = Problem::new("delta::script::outside", message);
-            return Err(located(vec![problem.help(
-                "name it in the pipeline's own file, or allow it with `--allow DIR`",
-            )]));
-        }
-        resolve_tying(&mut plan).map_err(|problem| located(vec![problem]))?;
-        check_trained(&plan).map_err(|problem| located(vec![problem]))?;
-        resolve_words(&mut plan).map_err(located)?;
-        resolve_origins(&mut plan, self.integrity).map_err(located)?;
-        let is_name = |statement: &Statement| matches!(statement, Statement::Pipeline { .. });
-        if !pipeline.statements.iter().any(|s| is_name(&s.node)) {
-            let stem = Path::new(&self.name).file_stem().unwrap_or_default();
-            plan.name = stem.to_string_lossy().into_owned();
+        let plan = plan(&pipeline, &self.overrides, &self.base, self).map_err(located)?;
+        let files = plan
+            .data
+            .values()
+            .flat_map(|data| [&data.train, &data.dev, &data.test]);
+        for file in files.flatten() {
+            self.allow(&file.path)
+                .map_err(|problem| located(vec![problem]))?;
         }
         Ok(plan)
+    }
+
+    /// Whether a file may be read.
+    fn allow(&self, path: &Path) -> Result<(), Problem> {
+        match &self.confined {
+            Some(confined) => confined.allow(path, &self.base),
+            None => Ok(()),
+        }
     }
 
     /// What should be known of a plan's backbone, and stops nothing.
@@ -175,6 +167,51 @@ impl Source {
             warnings: self.locate(warnings),
             rows: data.rows,
         })
+    }
+}
+
+impl Surroundings for Source {
+    fn backbone(&self, location: &str) -> Result<(PathBuf, Config), Problem> {
+        let directory = locate(location, &self.base)?;
+        if !location.starts_with("hf:") {
+            self.allow(&directory)?;
+        }
+        Ok((directory.clone(), read_config(&directory)?))
+    }
+
+    fn name(&self) -> &str {
+        let stem = Path::new(&self.name).file_stem();
+        stem.and_then(|stem| stem.to_str()).unwrap_or("pipeline")
+    }
+
+    fn has_decoder(&self, backbone: &BackbonePlan) -> Result<bool, Problem> {
+        // Weights that were not fetched yet say nothing: a run fetches them and plans again.
+        let is_hub = backbone.location.starts_with("hf:");
+        if self.config_only {
+            return Ok(false);
+        }
+        if is_hub && Checkpoint::open_directory(&backbone.directory).is_err() {
+            return Ok(false);
+        }
+        has_decoder(&backbone.config, &backbone.directory)
+    }
+
+    fn tokenizer(&self, backbone: &BackbonePlan) -> Result<Option<Box<dyn Words>>, Problem> {
+        if self.config_only {
+            return Ok(None);
+        }
+        let (directory, length) = (&backbone.directory, backbone.max_length);
+        let encoder = TextEncoder::open(directory, length, &backbone.config);
+        let encoder = encoder.map_err(|problem| problem.or_at(backbone.span))?;
+        Ok(Some(Box::new(encoder)))
+    }
+
+    fn origin(&self, delta: &DeltaPlan, origin: &Origin) -> Result<String, Problem> {
+        if self.config_only {
+            return Ok(String::new());
+        }
+        self.allow(&origin.run)?;
+        origin_hash(delta, origin, self.integrity)
     }
 }
 

@@ -3,68 +3,14 @@
 
 use std::path::Path;
 
-use crate::backbone::{head_parameters, Checkpoint, Config, Tree};
+use crate::backbone::{Checkpoint, Config, Tree};
 use crate::diagnostic::Problem;
-use crate::plan::{Plan, TaskPlan};
-
-/// Sets [`has_decoder`](crate::backbone::Config::has_decoder) by the backbone's checkpoint, where a task reads the
-/// language model's head.
-///
-/// # Errors
-/// `config.json` has them apart, and the checkpoint has one of them alone.
-pub fn resolve_tying(plan: &mut Plan) -> Result<(), Problem> {
-    let reads_it = plan.tasks.values().any(|task| task.uses_language_model());
-    if !reads_it || plan.backbone.random {
-        return Ok(());
-    }
-    // Weights that were not fetched yet say nothing: a run fetches them and plans again.
-    let is_hub = plan.backbone.location.starts_with("hf:");
-    if is_hub && Checkpoint::open_directory(&plan.backbone.directory).is_err() {
-        return Ok(());
-    }
-    let span = plan.backbone.span;
-    let (config, directory) = (&plan.backbone.config, &plan.backbone.directory);
-    let found = has_decoder(config, directory).map_err(|problem| problem.or_at(span))?;
-    plan.backbone.config.has_decoder = found;
-    Ok(())
-}
-
-/// Whether every stage trains something: the head of a language model that is tied to the word embeddings has no
-/// parameter of its own.
-///
-/// # Errors
-/// A stage that trains nothing.
-pub fn check_trained(plan: &Plan) -> Result<(), Problem> {
-    let config = &plan.backbone.config;
-    for stage in plan
-        .stages
-        .iter()
-        .filter(|stage| stage.train_head && stage.train.is_empty())
-    {
-        let task = plan.tasks.get(&stage.task);
-        let head = task
-            .and_then(|task| Some((task, config.family().heads.of(task.uses_language_model())?)));
-        let is_empty =
-            |(task, head): (&TaskPlan, _)| head_parameters(config, head, task.outputs()).is_empty();
-        if head.is_some_and(is_empty) {
-            let message = format!(
-                "stage `{}` trains nothing: the head's weight is the word embeddings', which are the backbone's",
-                stage.name
-            );
-            let problem = Problem::new("delta::plan::nothing_trained", message);
-            return Err(problem.at(stage.span, "in this stage").help(
-                "write `unfreeze words = embeddings.word` and train `words`, or train a delta",
-            ));
-        }
-    }
-    Ok(())
-}
 
 /// Whether the checkpoint of a backbone has a decoder that is another than the word embedding.
 ///
 /// # Errors
-/// See [`resolve_tying`].
-pub(super) fn has_decoder(config: &Config, directory: &Path) -> Result<bool, Problem> {
+/// `config.json` has them apart, and the checkpoint has one of them alone.
+pub fn has_decoder(config: &Config, directory: &Path) -> Result<bool, Problem> {
     let family = config.family();
     let step = family
         .heads

@@ -9,7 +9,8 @@ use deltarun::diagnostic::Problem;
 use deltarun::engine::Layout;
 use deltarun::graph::{Batch, DecoderRows, Graph, Targets};
 use deltarun::peft::Imported;
-use deltarun::plan::{plan, Plan};
+use deltarun::plan::{plan, BackbonePlan, Plan, Surroundings};
+use deltarun::run::has_decoder;
 use deltarun::syntax::parse;
 use dfdx::prelude::Cpu;
 
@@ -19,6 +20,20 @@ pub fn fixture(name: &str) -> PathBuf {
         .join(name)
 }
 
+/// Backbones in a directory, with what their checkpoints say of their heads.
+struct Backbones<'a>(&'a Path);
+
+impl Surroundings for Backbones<'_> {
+    fn backbone(&self, location: &str) -> Result<(PathBuf, Config), Problem> {
+        let directory = self.0.join(location);
+        Ok((directory.clone(), read_config(&directory)?))
+    }
+
+    fn has_decoder(&self, backbone: &BackbonePlan) -> Result<bool, Problem> {
+        has_decoder(&backbone.config, &backbone.directory)
+    }
+}
+
 /// A plan from text, its backbone a directory.
 pub fn plan_of(text: &str, base: &Path) -> Plan {
     planned(text, base).unwrap_or_else(|problems| panic!("{problems:#?}"))
@@ -26,11 +41,7 @@ pub fn plan_of(text: &str, base: &Path) -> Plan {
 
 fn planned(text: &str, base: &Path) -> Result<Plan, Vec<Problem>> {
     let pipeline = parse(text).unwrap_or_else(|problem| panic!("{problem:?}"));
-    let find = |location: &str| {
-        let directory = base.join(location);
-        Ok((directory.clone(), read_config(&directory)?))
-    };
-    plan(&pipeline, &BTreeMap::new(), base, &find)
+    plan(&pipeline, &BTreeMap::new(), base, &Backbones(base))
 }
 
 /// A plan for a backbone with a classification head of `labels` labels and these statements.
