@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use common::{classifier, difference, fixture, Expected};
+use deltarun::backbone::write_tensors;
 use deltarun::backbone::Checkpoint;
 use deltarun::engine::Backend;
 use deltarun::graph::Graph;
-use deltarun::peft::write_tensors;
 use dfdx::prelude::Cpu;
 use safetensors::tensor::{Dtype, TensorView};
 

@@ -88,3 +88,27 @@ fn imports_go_down_alone() {
     assert!(seen > 300, "only {seen} imports were seen");
     assert!(found.is_empty(), "imports go up: {found:?}");
 }
+
+/// One home for each thing: nothing outside of its folder names a method, or reads and writes safetensors.
+#[test]
+fn methods_and_safetensors_have_one_home() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut all = Vec::new();
+    files(&root, &mut all);
+    for (home_of_it, what) in [
+        ("delta", r"\bMethod::(?!ALL\b)[A-Z$]"),
+        ("backbone", r"\bsafetensors::\w"),
+    ] {
+        let pattern = fancy_regex::Regex::new(what).unwrap();
+        let names_it = |file: &&PathBuf| {
+            let text = std::fs::read_to_string(file).unwrap();
+            pattern.is_match(&text).unwrap()
+        };
+        let (inside, outside): (Vec<&PathBuf>, Vec<&PathBuf>) = all
+            .iter()
+            .filter(names_it)
+            .partition(|file| home(&root, file) == home_of_it);
+        assert!(!inside.is_empty(), "{what}");
+        assert!(outside.is_empty(), "{what}: {outside:?}");
+    }
+}

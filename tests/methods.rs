@@ -310,7 +310,7 @@ fn every_method_learns_and_is_read_back_the_same() {
             }
             let after = loss(&graph, &batch);
             assert!(after < before, "{backbone}, {statement}: {before}, {after}");
-            deltarun::peft::write_tensors(&file, &graph.tensors(), None).unwrap();
+            deltarun::backbone::write_tensors(&file, &graph.tensors(), None).unwrap();
             let stored = Checkpoint::open(std::slice::from_ref(&file)).unwrap();
             let names = stored.names().into_iter().map(str::to_owned);
             let tensors = names.map(|name| (name.clone(), stored.read(&name).unwrap()));

@@ -5,10 +5,10 @@
 mod common;
 
 use common::{classifier, fixture, try_plan, Expected, METHODS};
+use deltarun::backbone::write_tensors;
 use deltarun::backbone::Checkpoint;
 use deltarun::engine::Backend;
 use deltarun::graph::{Batch, Graph};
-use deltarun::peft::write_tensors;
 use deltarun::plan::{Optimizer, Plan};
 use deltarun::train::optimizer::Stepper;
 use dfdx::prelude::Cpu;

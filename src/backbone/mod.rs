@@ -11,6 +11,7 @@ mod rotary;
 mod source;
 mod tree;
 mod weights;
+mod written;
 
 pub use architecture::{
     Architecture, Distances, FeedForwardKind, NormKind, NormPlace, Positions, Stack,
@@ -20,6 +21,7 @@ pub use rotary::{RopeScaling, Rotary};
 pub use source::{fetch_weights, locate, read_config};
 pub use tree::{head_parameters, language_model_parameters, Module, Parameter, Site, Source, Tree};
 pub use weights::Checkpoint;
+pub use written::write_tensors;
 
 /// The files of a backbone that are read, but for its weights.
 pub const FILES_BESIDE_WEIGHTS: [&str; 3] =

@@ -33,7 +33,7 @@ pub enum Scaled {
 
 impl Ia3 {
     /// Whether the factors are on what the module at this path reads.
-    pub(crate) fn scales_input(&self, path: &str) -> bool {
+    fn scales_input(&self, path: &str) -> bool {
         match self.on {
             Scaled::Usual => path.ends_with(".ff.down"),
             Scaled::Input => true,
@@ -63,6 +63,10 @@ impl DeltaMethod for Ia3 {
 
     fn accepts(site: Site) -> bool {
         site == Site::Linear
+    }
+
+    fn peft_list(&self, module: &Module) -> Option<(&'static str, bool)> {
+        Some(("feedforward_modules", self.scales_input(&module.path)))
     }
 
     fn parameters(&self, module: &Module) -> Vec<NewParameter> {

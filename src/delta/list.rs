@@ -11,6 +11,12 @@ macro_rules! methods {
             $($method($file::$method),)*
         }
 
+        $(impl From<$file::$method> for Method {
+            fn from(method: $file::$method) -> Self {
+                Method::$method(method)
+            }
+        })*
+
         impl Method {
             /// Name and preposition of all methods.
             pub const ALL: &'static [(&'static str, Preposition)] =
@@ -33,10 +39,6 @@ macro_rules! methods {
             pub fn preposition(&self) -> Preposition {
                 match self { $(Method::$method(_) => $file::$method::PREPOSITION,)* }
             }
-
-            /// The kinds of PEFT that there is a method for.
-            pub const PEFT_KINDS: &'static [Option<&'static str>] =
-                &[$($file::$method::PEFT_KIND,)*];
 
             /// See [`DeltaMethod::PEFT_KIND`].
             pub fn peft_kind(&self) -> Option<&'static str> {
@@ -164,6 +166,16 @@ macro_rules! methods {
             /// The paper that the method is from.
             pub fn paper(&self) -> &'static str {
                 match self { $(Method::$method(_) => $file::$method::PAPER,)* }
+            }
+
+            /// See [`DeltaMethod::peft_adapter`].
+            pub fn peft_adapter(&self) -> PeftAdapter<'_> {
+                match self { $(Method::$method(method) => method.peft_adapter(),)* }
+            }
+
+            /// See [`DeltaMethod::peft_list`].
+            pub fn peft_list(&self, module: &Module) -> Option<(&'static str, bool)> {
+                match self { $(Method::$method(method) => method.peft_list(module),)* }
             }
 
             /// See [`DeltaMethod::peft`].

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{
-    is_kind, is_on, At, DeltaMethod, Folded, Init, NewParameter, PeftConfig, PeftForm, PeftModule,
-    PeftTensor, Preposition,
+    is_kind, is_on, At, DeltaMethod, Folded, Init, NewParameter, PeftAdapter, PeftConfig, PeftForm,
+    PeftModule, PeftTensor, Preposition,
 };
 use crate::backbone::{Config, Module, Site};
 use crate::engine::{Backend, Matrix};
@@ -234,6 +234,10 @@ impl DeltaMethod for Lora {
         }
         layer.add(&self.product(module, tensor));
         true
+    }
+
+    fn peft_adapter(&self) -> PeftAdapter<'_> {
+        PeftAdapter::LowRank(self)
     }
 
     fn peft(&self) -> Option<PeftForm> {

@@ -196,6 +196,20 @@ pub trait DeltaMethod: Sized {
         false
     }
 
+    /// The kind of PEFT's adapters that holds it.
+    fn peft_adapter(&self) -> PeftAdapter<'_> {
+        match self.peft() {
+            Some(_) => PeftAdapter::Tensors,
+            None => PeftAdapter::None,
+        }
+    }
+
+    /// Of a method that has a setting in PEFT which lists some of its modules: the setting, and whether a module is
+    /// in it.
+    fn peft_list(&self, _module: &Module) -> Option<(&'static str, bool)> {
+        None
+    }
+
     /// Its form in PEFT, for a method that sits at linear layers or embedding tables.
     fn peft(&self) -> Option<PeftForm> {
         None
@@ -257,6 +271,23 @@ pub struct PeftModule {
 
 /// An `adapter_config.json`.
 pub type PeftConfig = serde_json::Map<String, serde_json::Value>;
+
+/// A kind of PEFT's adapters.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum PeftAdapter<'m> {
+    /// Low-rank products; several at a module become one.
+    LowRank(&'m Lora),
+    /// Rows of an embedding table, alone or beside low-rank products.
+    Rows(&'m TrainableTokens),
+    /// Rows before the embeddings.
+    Prompt,
+    /// Keys and values before those of attentions.
+    Prefix,
+    /// Tensors at modules, one after the other, by the names that [`DeltaMethod::peft`] has for them.
+    Tensors,
+    /// PEFT has none.
+    None,
+}
 
 /// How PEFT stores a method.
 pub struct PeftForm {

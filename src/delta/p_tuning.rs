@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{At, DeltaMethod, Init, NewParameter, Preposition};
+use super::{At, DeltaMethod, Init, NewParameter, PeftAdapter, Preposition};
 use crate::backbone::{Config, Module, Site};
 use crate::engine::{Activation, Backend, Matrix};
 use crate::settings::Fields;
@@ -35,6 +35,10 @@ impl DeltaMethod for PTuning {
 
     fn accepts(site: Site) -> bool {
         site == Site::Embeddings
+    }
+
+    fn peft_adapter(&self) -> PeftAdapter<'_> {
+        PeftAdapter::Prompt
     }
 
     fn parameters(&self, module: &Module) -> Vec<NewParameter> {

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{At, DeltaMethod, Init, NewParameter, Preposition};
+use super::{At, DeltaMethod, Init, NewParameter, PeftAdapter, Preposition};
 use crate::backbone::{Config, Module, Site};
 use crate::engine::{Activation, Backend, Matrix};
 use crate::settings::Fields;
@@ -37,6 +37,10 @@ impl DeltaMethod for Prefix {
 
     fn accepts(site: Site) -> bool {
         matches!(site, Site::Attention | Site::CrossAttention)
+    }
+
+    fn peft_adapter(&self) -> PeftAdapter<'_> {
+        PeftAdapter::Prefix
     }
 
     fn parameters(&self, module: &Module) -> Vec<NewParameter> {

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{At, DeltaMethod, Folded, Init, NewParameter, Preposition};
+use super::{At, DeltaMethod, Folded, Init, NewParameter, PeftAdapter, Preposition};
 use crate::backbone::{Config, Module, Site};
 use crate::engine::{Backend, Matrix};
 use crate::settings::Fields;
@@ -62,6 +62,10 @@ impl DeltaMethod for TrainableTokens {
             }
         }
         Ok(())
+    }
+
+    fn peft_adapter(&self) -> PeftAdapter<'_> {
+        PeftAdapter::Rows(self)
     }
 
     fn parameters(&self, module: &Module) -> Vec<NewParameter> {

@@ -1,19 +1,17 @@
 //! The deltas and the head of a run, as PEFT would have saved them.
 
-use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 
-use safetensors::tensor::{Dtype, View};
-use safetensors::SafeTensorError;
 use serde_json::json;
 
 use super::form::{form, Form};
 use super::low_rank::low_rank;
 use super::settings;
 use super::{module_name, norms, prompts, token_rows, tuner, KEY_PREFIX};
+use crate::backbone::write_tensors;
 use crate::diagnostic::Problem;
-use crate::disk::{self, Pending};
+use crate::disk;
 use crate::engine::Backend;
 use crate::graph::Graph;
 use crate::plan::Plan;
@@ -98,66 +96,6 @@ pub fn export<D: Backend>(plan: &Plan, graph: &Graph<D>, directory: &Path) -> Re
 
 /// What stands before a head's name beside prompts and prefixes.
 pub(super) const PROMPT_PREFIX: &str = "base_model.";
-
-/// Writes tensors in the safetensors format, with text metadata.
-///
-/// # Errors
-/// The file cannot be written.
-pub fn write_tensors<V: AsRef<[f32]>>(
-    path: &Path,
-    tensors: &BTreeMap<String, (V, Vec<usize>)>,
-    metadata: Option<std::collections::HashMap<String, String>>,
-) -> Result<(), Problem> {
-    let is_finite = |values: &[f32]| values.iter().all(|value| value.is_finite());
-    if let Some(key) = tensors
-        .iter()
-        .find(|(_, (values, _))| !is_finite(values.as_ref()))
-    {
-        let message = format!(
-            "`{}` has a number that is not finite, and is not written",
-            key.0
-        );
-        return Err(Problem::failure("delta::run::not_finite", message)
-            .help("look at what it was made of: a loss or a weight that is not finite"));
-    }
-    let views = tensors.iter().map(|(key, (values, shape))| {
-        let values = values.as_ref();
-        (key, Stored { values, shape })
-    });
-    let metadata = metadata.or_else(|| Some([("format".to_owned(), "pt".to_owned())].into()));
-    let failed = |e: &std::io::Error| disk::failed("written", path, e);
-    let file = Pending::new(path).map_err(|e| failed(&e))?;
-    safetensors::serialize_to_file(views, metadata, file.temporary()).map_err(|e| match e {
-        SafeTensorError::IoError(e) => failed(&e),
-        other => Problem::internal(other),
-    })?;
-    file.complete().map_err(|e| failed(&e))
-}
-
-/// A tensor that becomes bytes when its turn has come.
-struct Stored<'a> {
-    values: &'a [f32],
-    shape: &'a [usize],
-}
-
-impl View for Stored<'_> {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
-    }
-
-    fn shape(&self) -> &[usize] {
-        self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        let bytes = self.values.iter().flat_map(|value| value.to_le_bytes());
-        Cow::Owned(bytes.collect())
-    }
-
-    fn data_len(&self) -> usize {
-        4 * self.values.len()
-    }
-}
 
 /// What PEFT is told of the backbone: the hub's name, or the directory.
 fn base_name(plan: &Plan) -> String {

@@ -3,7 +3,7 @@
 use super::import::WORD_TABLE;
 use super::prompts;
 use crate::backbone::{Site, Tree};
-use crate::delta::Method;
+use crate::delta::{Method, PeftAdapter};
 use crate::plan::{Change, DeltaPlan, Plan, TaskPlan};
 
 /// A kind of adapter.
@@ -59,11 +59,7 @@ pub(super) fn form(plan: &Plan) -> Result<Form<'_>, String> {
         return Err(format!("PEFT has no gates, and `{}` has one", gated.name));
     }
     for (method, _) in &methods {
-        let is_known = is_prompt(method)
-            || is_prefix(method)
-            || is_low_rank(method)
-            || method.peft().is_some();
-        if !is_known {
+        if method.peft_adapter() == PeftAdapter::None {
             return Err(format!("PEFT has no `{}`", method.name()));
         }
     }
@@ -85,7 +81,7 @@ pub(super) fn form(plan: &Plan) -> Result<Form<'_>, String> {
             );
         }
     }
-    let trains_rows = |(method, _): &(&Method, _)| matches!(method, Method::TrainableTokens(_));
+    let trains_rows = |(method, _): &(&Method, _)| is_rows(method);
     let is_tied = is_language_model && !plan.backbone.config.is_decoder_own();
     if is_tied && methods.iter().any(trains_rows) {
         return Err("PEFT would train the rows of the tied head as well".to_owned());
@@ -146,15 +142,17 @@ fn whole_norms(plan: &Plan, parameters: &[&String]) -> Option<Vec<String>> {
     (count == parameters.len()).then(|| norms.iter().map(|norm| norm.path.clone()).collect())
 }
 
+fn is_rows(method: &Method) -> bool {
+    matches!(method.peft_adapter(), PeftAdapter::Rows(_))
+}
+
 fn is_low_rank(method: &Method) -> bool {
-    matches!(method, Method::Lora(_) | Method::TrainableTokens(_))
+    matches!(method.peft_adapter(), PeftAdapter::LowRank(_)) || is_rows(method)
 }
 
 /// Where rows of an embedding table are trained, PEFT has nothing else at it.
 fn check_rows(methods: &[(&Method, &Vec<String>)]) -> Result<(), String> {
-    let rows = methods
-        .iter()
-        .filter(|(method, _)| matches!(method, Method::TrainableTokens(_)));
+    let rows = methods.iter().filter(|(method, _)| is_rows(method));
     for table in rows.flat_map(|(_, sites)| sites.iter()) {
         if methods
             .iter()
@@ -171,11 +169,11 @@ fn check_rows(methods: &[(&Method, &Vec<String>)]) -> Result<(), String> {
 }
 
 fn is_prompt(method: &Method) -> bool {
-    matches!(method, Method::Prompt(_) | Method::PTuning(_))
+    method.peft_adapter() == PeftAdapter::Prompt
 }
 
 fn is_prefix(method: &Method) -> bool {
-    matches!(method, Method::Prefix(_))
+    method.peft_adapter() == PeftAdapter::Prefix
 }
 
 /// PEFT has one of these at a module, and at whole modules of the checkpoint only.

@@ -13,7 +13,7 @@ use super::tuner::{shared_key, site_key};
 use super::{module_name, norms, prompts, token_rows, unfrozen, KEY_PREFIX};
 use crate::backbone::family::{Family, Head};
 use crate::backbone::{head_parameters, Checkpoint, Config, Module, Parameter, Site, Tree};
-use crate::delta::{transposed, Method, PeftConfig, PeftModule};
+use crate::delta::{transposed, Method, PeftAdapter, PeftConfig, PeftModule};
 use crate::diagnostic::{Problem, Span};
 use crate::graph::Tensors;
 use crate::plan::{Change, DeltaPlan};
@@ -130,7 +130,7 @@ fn check_tied(directory: &Path, head: &Head, deltas: &[DeltaPlan]) -> Result<(),
     let changes = |delta: &DeltaPlan| match &delta.change {
         Change::Unfreeze { parameters } => parameters.contains(&format!("{table}.weight")),
         Change::Method { method, sites } => {
-            matches!(method, Method::TrainableTokens(_)) && sites.contains(table)
+            matches!(method.peft_adapter(), PeftAdapter::Rows(_)) && sites.contains(table)
         }
     };
     match deltas.iter().any(changes) {

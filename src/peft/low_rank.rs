@@ -7,7 +7,7 @@ use serde_json::{json, Map, Value};
 
 use super::{module_name, Written, KEY_PREFIX};
 use crate::backbone::{Module, Site};
-use crate::delta::{transposed, Lora, LoraInit, Method, Scaling, INITIAL};
+use crate::delta::{transposed, Lora, LoraInit, PeftAdapter, Scaling, INITIAL};
 use crate::engine::Backend;
 use crate::graph::Graph;
 use crate::plan::{Change, Plan};
@@ -58,11 +58,10 @@ fn adapters<D: Backend>(plan: &Plan, graph: &Graph<D>) -> BTreeMap<String, Adapt
     let prefix = plan.name_prefix();
     let mut parts: BTreeMap<String, Vec<(Adapter, usize, usize)>> = BTreeMap::new();
     for delta in plan.active(plan.stages.len()) {
-        let Change::Method {
-            method: Method::Lora(lora),
-            sites,
-        } = &delta.change
-        else {
+        let Change::Method { method, sites } = &delta.change else {
+            continue;
+        };
+        let PeftAdapter::LowRank(lora) = method.peft_adapter() else {
             continue;
         };
         for module in sites.iter().filter_map(|site| graph.tree().module(site)) {
@@ -214,11 +213,11 @@ fn settings(plan: &Plan, adapters: &BTreeMap<String, Adapter>) -> Map<String, Va
         .active(plan.stages.len())
         .iter()
         .find_map(|delta| match &delta.change {
-            Change::Method {
-                method: Method::Lora(lora),
-                ..
-            } => Some(lora.dropout),
-            _ => None,
+            Change::Method { method, .. } => match method.peft_adapter() {
+                PeftAdapter::LowRank(lora) => Some(lora.dropout),
+                _ => None,
+            },
+            Change::Unfreeze { .. } => None,
         });
     let settings = json!({
         "peft_type": "LORA",

@@ -21,7 +21,7 @@ use std::collections::BTreeSet;
 use crate::delta::PeftConfig;
 use crate::graph::Tensors;
 
-pub use export::{export, write_tensors};
+pub use export::export;
 pub use form::why_not;
 pub use import::{import, is_language_model, Imported};
 

@@ -136,7 +136,7 @@ pub(super) fn read(
                 }
             }
             let hidden = None;
-            (Method::Prefix(Prefix { tokens, hidden }), sites)
+            (Method::from(Prefix { tokens, hidden }), sites)
         }
         _ => {
             // Of a model with an encoder and a decoder PEFT may keep as many rows again, and reads the first ones.
@@ -151,7 +151,7 @@ pub(super) fn read(
                 .tensors
                 .insert("prompt.embeddings.prompt".to_owned(), tensor);
             let init = PromptInit::Random;
-            let method = Method::Prompt(Prompt { tokens, init });
+            let method = Method::from(Prompt { tokens, init });
             (method, vec!["embeddings".to_owned()])
         }
     };

@@ -10,7 +10,7 @@ use super::settings::MERGE_IN_PYTHON;
 use super::tuner::site_key;
 use super::{module_name, Written};
 use crate::backbone::{Module, Tree};
-use crate::delta::{Method, PeftConfig, TrainableTokens};
+use crate::delta::{PeftAdapter, PeftConfig, TrainableTokens};
 use crate::diagnostic::{Problem, Span};
 use crate::engine::Backend;
 use crate::graph::Graph;
@@ -39,11 +39,10 @@ pub(super) fn write<D: Backend>(plan: &Plan, graph: &Graph<D>, written: &mut Wri
     };
     let prefix = plan.name_prefix();
     for delta in plan.active(plan.stages.len()) {
-        let Change::Method {
-            method: Method::TrainableTokens(method),
-            ..
-        } = &delta.change
-        else {
+        let Change::Method { method, .. } = &delta.change else {
+            continue;
+        };
+        let PeftAdapter::Rows(method) = method.peft_adapter() else {
             continue;
         };
         let rows = graph.delta_tensor(&delta.name, TABLE, "rows");
@@ -128,7 +127,7 @@ fn read_rows(
     Ok(DeltaPlan {
         name: DELTA.to_owned(),
         change: Change::Method {
-            method: Method::TrainableTokens(method),
+            method: method.into(),
             sites: vec![TABLE.to_owned()],
         },
         is_gated: false,

@@ -1,10 +1,12 @@
 //! Methods at linear layers, LoRA aside, as PEFT stores them: one tensor after the other, by name.
 
+use std::collections::BTreeMap;
+
 use serde_json::{json, Map, Value};
 
 use super::{module_name, Written, KEY_PREFIX};
 use crate::backbone::Module;
-use crate::delta::{transposed, Method};
+use crate::delta::transposed;
 use crate::engine::Backend;
 use crate::graph::Graph;
 use crate::plan::{Change, DeltaPlan, Plan};
@@ -26,7 +28,6 @@ pub(super) fn shared_key(suffix: &str) -> String {
 pub(super) fn write<D: Backend>(plan: &Plan, graph: &Graph<D>, deltas: &[&DeltaPlan]) -> Written {
     let prefix = plan.name_prefix();
     let mut written = Written::default();
-    let mut on_input = Vec::new();
     for delta in deltas {
         let Change::Method { method, sites } = &delta.change else {
             continue;
@@ -36,6 +37,7 @@ pub(super) fn write<D: Backend>(plan: &Plan, graph: &Graph<D>, deltas: &[&DeltaP
         written
             .settings
             .insert("peft_type".into(), json!(method.peft_kind()));
+        let mut lists: BTreeMap<&str, Vec<String>> = BTreeMap::new();
         let modules: Vec<&Module> = sites
             .iter()
             .filter_map(|s| graph.tree().module(s))
@@ -51,8 +53,9 @@ pub(super) fn write<D: Backend>(plan: &Plan, graph: &Graph<D>, deltas: &[&DeltaP
         }
         for module in modules {
             let name = module_name(prefix, &module.checkpoint_name);
-            if matches!(method, Method::Ia3(ia3) if ia3.scales_input(&module.path)) {
-                on_input.push(name.clone());
+            if let Some((setting, is_in)) = method.peft_list(module) {
+                let list = lists.entry(setting).or_default();
+                list.extend(is_in.then(|| name.clone()));
             }
             for parameter in method.parameters(module) {
                 let values = graph.delta_tensor(&delta.name, &module.path, parameter.name);
@@ -68,11 +71,8 @@ pub(super) fn write<D: Backend>(plan: &Plan, graph: &Graph<D>, deltas: &[&DeltaP
             }
             written.targets.insert(name);
         }
-        if matches!(method, Method::Ia3(_)) {
-            let modules = json!(on_input);
-            written
-                .settings
-                .insert("feedforward_modules".into(), modules);
+        for (setting, modules) in lists {
+            written.settings.insert(setting.into(), json!(modules));
         }
     }
     written

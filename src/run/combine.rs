@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Directory, Integrity, Loaded, Manifest};
 use crate::backbone::{Checkpoint, Module, Site};
-use crate::delta::{transposed, Folded, Lora, LoraInit, Method, Scaling};
+use crate::delta::{transposed, Folded, Lora, LoraInit, PeftAdapter, Scaling};
 use crate::diagnostic::{Problem, Span};
 use crate::graph::{label_order, reordered, Executor, Graph, Singular, Tensors};
 use crate::plan::{Change, DeltaPlan, Plan};
@@ -161,7 +161,7 @@ fn delta(rank: usize, sites: Vec<String>) -> DeltaPlan {
     DeltaPlan {
         name: format!("{DELTA}_{rank}"),
         change: Change::Method {
-            method: Method::Lora(lora),
+            method: lora.into(),
             sites,
         },
         is_gated: false,
@@ -191,13 +191,12 @@ fn check<D: Executor>(runs: &[Loaded<D>], combination: &Combination) -> Result<(
         let name = &run.plan.name;
         let active = run.plan.active(run.plan.stages.len());
         let is_lora = |delta: &&DeltaPlan| {
-            let is_lora = matches!(
-                &delta.change,
-                Change::Method {
-                    method: Method::Lora(_),
-                    ..
+            let is_lora = match &delta.change {
+                Change::Method { method, .. } => {
+                    matches!(method.peft_adapter(), PeftAdapter::LowRank(_))
                 }
-            );
+                Change::Unfreeze { .. } => false,
+            };
             is_lora && !delta.is_gated
         };
         if let Some(other) = active.iter().find(|delta| !is_lora(delta)) {
@@ -245,7 +244,7 @@ fn change<D: Executor>(run: &Loaded<D>, module: &Module) -> Option<Ranked> {
     };
     let mut rank = 0;
     for placed in run.graph.deltas_at(&module.path) {
-        if let Method::Lora(lora) = &placed.method {
+        if let PeftAdapter::LowRank(lora) = placed.method.peft_adapter() {
             let tensor = |name: &str| {
                 let values = run.graph.delta_tensor(&placed.delta, &module.path, name);
                 values.unwrap_or_default()

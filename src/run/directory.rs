@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::manifest::{Manifest, VERSION};
 use super::{Integrity, Log, Summary};
+use crate::backbone::write_tensors;
 use crate::diagnostic::Problem;
 use crate::disk::{self, failed};
 use crate::engine::Backend;
@@ -234,7 +235,7 @@ impl Directory {
     /// Writes what was trained, in our format and PEFT's.
     fn write_delta<D: Backend>(&self, plan: &Plan, graph: &Graph<D>) -> Result<(), Problem> {
         let path = self.partial.join("delta.safetensors");
-        peft::write_tensors(&path, &graph.views(), None)?;
+        write_tensors(&path, &graph.views(), None)?;
         if peft::why_not(plan).is_none() {
             peft::export(plan, graph, &self.partial.join("peft"))?;
         }

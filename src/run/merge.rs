@@ -6,13 +6,12 @@ use std::path::Path;
 use serde_json::{json, Value};
 
 use super::{has_decoder, Directory};
-use crate::backbone::{read_config, Checkpoint, Module, Parameter, Site};
+use crate::backbone::{read_config, write_tensors, Checkpoint, Module, Parameter, Site};
 use crate::delta::{transposed, Folded, Preposition};
 use crate::diagnostic::Problem;
 use crate::disk;
 use crate::engine::{Backend, Layout};
 use crate::graph::{device_problem, Batch, DecoderRows, Graph, Placed, Targets, Tensors};
-use crate::peft::write_tensors;
 use crate::plan::{BackbonePlan, Plan, TaskKind};
 
 /// What a model's directory holds beside its weights and its configuration, and a merged one keeps.

@@ -8,10 +8,9 @@ use sha2::{Digest, Sha256};
 
 use super::optimizer::Moments;
 use super::{Evaluation, StageResult};
-use crate::backbone::Checkpoint;
+use crate::backbone::{write_tensors, Checkpoint};
 use crate::diagnostic::Problem;
 use crate::graph::{Tensors, Views};
-use crate::peft::write_tensors;
 use crate::text::hexadecimal;
 
 /// How far a run is. Nothing random is in it: whatever is drawn is a function of the seed and the
