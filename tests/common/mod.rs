@@ -104,6 +104,11 @@ impl Expected {
         self.0.read(name).unwrap().0
     }
 
+    /// Elements and shape.
+    pub fn tensor(&self, name: &str) -> (Vec<f32>, Vec<usize>) {
+        self.0.read(name).unwrap()
+    }
+
     /// A matrix's transpose.
     pub fn read_transposed(&self, name: &str) -> Vec<f32> {
         let (values, shape) = self.0.read(name).unwrap();

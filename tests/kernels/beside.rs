@@ -52,6 +52,15 @@ pub fn factors(count: usize) -> Vec<f32> {
 
 /// The value of an op, and the gradients of all inputs of `Σ factors ⊙ value`.
 pub fn value_and_gradients(inputs: &Inputs, op: &Op) -> (Vec<f32>, Vec<Vec<f32>>) {
+    value_and_gradients_with(inputs, op, &factors)
+}
+
+/// The same with other factors, for so many elements.
+pub fn value_and_gradients_with(
+    inputs: &Inputs,
+    op: &Op,
+    factors: &dyn Fn(usize) -> Vec<f32>,
+) -> (Vec<f32>, Vec<Vec<f32>>) {
     let device = Cpu::default();
     let recorder = Recorder::new();
     let matrices: Vec<_> = inputs
