@@ -1,6 +1,6 @@
 //! On a CUDA device, every operation is held to the same operation on the CPU, value and gradients, and a run to the
-//! same run. `cargo test --release --features cuda --test cuda -- --ignored`, with a toolkit and a card.
-#![cfg(feature = "cuda")]
+//! same run. `cargo test --release --features dfdx-cuda --test cuda -- --ignored`, with a toolkit and a card.
+#![cfg(feature = "dfdx-cuda")]
 
 use std::path::Path;
 use std::process::Command;

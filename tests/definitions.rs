@@ -1,6 +1,6 @@
 //! Every operation's definition has the values and gradients of PyTorch, by `tests/fixtures/make_ops.py`; kernels are
 //! held to the definitions (`tests/kernels`). Dropout and the projection of an intrinsic dimension draw at random,
-//! and are held to what they are drawn from there.
+//! and have no number of PyTorch's.
 
 #[allow(dead_code)]
 #[path = "kernels/beside.rs"]

@@ -219,7 +219,7 @@ pub struct ProfileOptions {
 
 #[derive(Args)]
 pub struct DeviceOptions {
-    /// Where to compute: `cpu`, `cuda` or `cuda:N`
+    /// Where to compute: `cpu`, `cuda` or `cuda:N`; `dfdx-cpu` has no kernels, and is slow: each operation as it is defined
     #[arg(long, default_value = "cpu")]
     pub device: String,
     /// Threads; the result does not depend on it

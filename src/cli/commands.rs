@@ -13,7 +13,7 @@ use super::arguments::{
 use super::{show, Ended};
 use crate::diagnostic::{Problem, Problems};
 use crate::disk;
-use crate::engine::cpu::{measure_limits, measure_rate};
+use crate::engine::cpu::{measure_limits, measure_rate, run_definitions};
 use crate::engine::Backend;
 use crate::graph::Executor;
 use crate::plan::{Plan, StagePlan};
@@ -251,8 +251,12 @@ macro_rules! on_device {
                 let $device = crate::cli::commands::cpu();
                 $body
             }
-            #[cfg(feature = "cuda")]
-            ("cuda", number) => {
+            ("dfdx-cpu", None) => {
+                let $device = crate::cli::commands::dfdx_cpu();
+                $body
+            }
+            #[cfg(feature = "dfdx-cuda")]
+            ("cuda" | "dfdx-cuda", number) => {
                 let $device = crate::cli::commands::cuda(number)?;
                 $body
             }
@@ -267,8 +271,14 @@ pub(super) fn cpu() -> Cpu {
     Cpu::default()
 }
 
+/// The CPU, with the definitions of all operations in dfdx.
+pub(super) fn dfdx_cpu() -> Cpu {
+    run_definitions(true);
+    Cpu::default()
+}
+
 /// A CUDA device.
-#[cfg(feature = "cuda")]
+#[cfg(feature = "dfdx-cuda")]
 pub(super) fn cuda(number: Option<&str>) -> Result<dfdx::tensor::Cuda, Problem> {
     let number = number.unwrap_or("0");
     let ordinal = number
@@ -283,10 +293,11 @@ pub(super) fn cuda(number: Option<&str>) -> Result<dfdx::tensor::Cuda, Problem> 
 
 pub(super) fn no_device(name: &str) -> Problem {
     let problem = Problem::new("delta::cli::device", format!("there is no device `{name}`"));
-    match cfg!(feature = "cuda") {
-        true => problem.help("use `cpu` or `cuda`"),
-        false => problem
-            .help("use `cpu`; for `cuda`, build with `cargo build --release --features cuda`"),
+    match cfg!(feature = "dfdx-cuda") {
+        true => problem.help("use `cpu`, `cuda` or `dfdx-cpu`"),
+        false => problem.help(
+            "use `cpu` or `dfdx-cpu`; for `cuda`, build with `cargo build --release --features dfdx-cuda`",
+        ),
     }
 }
 

@@ -349,10 +349,12 @@ pub trait Backend: dfdx::tensor_ops::Device<f32> {
     const GROUP_ROWS: usize = usize::MAX;
 
     /// Whether it is worth it to leave out the keys and values of a sequence where a single row asks.
-    const MIXES_INPUTS: bool = false;
+    fn mixes_inputs() -> bool {
+        false
+    }
 }
 
-#[cfg(feature = "cuda")]
+#[cfg(feature = "dfdx-cuda")]
 impl Backend for dfdx::tensor::Cuda {
     type Prepared = ();
 }

@@ -36,7 +36,7 @@ impl Executor for Cpu {
     }
 }
 
-#[cfg(feature = "cuda")]
+#[cfg(feature = "dfdx-cuda")]
 impl Executor for dfdx::tensor::Cuda {
     fn map_groups<R: Send + Sync>(
         graph: &Graph<Self>,

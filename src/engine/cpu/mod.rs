@@ -27,6 +27,7 @@ mod rows;
 mod tile;
 
 use std::borrow::Cow;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use dfdx::prelude::{Cpu, Gradients, HasErr, HasShape, Shape, Tensor};
@@ -34,8 +35,8 @@ use rayon::prelude::*;
 
 use super::profile::{self, Op};
 use super::{
-    Activation, Angles, Attending, AttentionShape, Backend, Dropout, Fastfood, Layout, Matrix,
-    Precision, Scalar, Vector, Weight,
+    definition, Activation, Angles, Attending, AttentionShape, Backend, Dropout, Fastfood, Layout,
+    Matrix, Precision, Scalar, Vector, Weight,
 };
 
 pub use amx::pays as uses_amx;
@@ -56,11 +57,36 @@ fn elements(x: &Matrix<Cpu>) -> usize {
     x.shape().num_elements()
 }
 
+/// An operation by its kernel, or by its definition where those are asked for.
+macro_rules! run {
+    ($op:expr, $count:expr, $kernel:expr, $definition:expr) => {
+        match runs_definitions() {
+            true => $definition,
+            false => profile::forward($op, $count, || $kernel),
+        }
+    };
+}
+
+static DEFINITIONS: AtomicBool = AtomicBool::new(false);
+
+/// Runs the definitions of all operations in dfdx instead of kernels from now on, in the whole process: the oracle of
+/// whole steps.
+pub fn run_definitions(on: bool) {
+    DEFINITIONS.store(on, Ordering::Relaxed);
+}
+
+fn runs_definitions() -> bool {
+    DEFINITIONS.load(Ordering::Relaxed)
+}
+
 impl Backend for Cpu {
     type Prepared = linear::Prepared;
 
     fn has(precision: Precision) -> bool {
-        linear::has(precision)
+        match runs_definitions() {
+            true => precision == Precision::F32,
+            false => linear::has(precision),
+        }
     }
 
     fn linear(
@@ -68,13 +94,21 @@ impl Backend for Cpu {
         weight: &Weight<Cpu>,
         bias: Option<&Vector<Cpu>>,
     ) -> Outcome<Matrix<Cpu>> {
-        profile::forward(Op::Linear, elements(x), || linear::linear(x, weight, bias))
+        run!(
+            Op::Linear,
+            elements(x),
+            linear::linear(x, weight, bias),
+            definition::linear(x, &weight.matrix()?, bias)
+        )
     }
 
     fn linear_transposed(x: &Matrix<Cpu>, weight: &Weight<Cpu>) -> Outcome<Matrix<Cpu>> {
-        profile::forward(Op::Linear, elements(x), || {
-            linear::linear_transposed(x, weight)
-        })
+        run!(
+            Op::Linear,
+            elements(x),
+            linear::linear_transposed(x, weight),
+            definition::matmul(x, &weight.matrix()?)
+        )
     }
 
     fn add_low_rank(
@@ -85,9 +119,12 @@ impl Backend for Cpu {
         scale: f32,
     ) -> Outcome<Matrix<Cpu>> {
         let count = elements(x) + elements(&y);
-        profile::forward(Op::LowRank, count, || {
-            low_rank::add_low_rank(y, x, a, b, scale)
-        })
+        run!(
+            Op::LowRank,
+            count,
+            low_rank::add_low_rank(y, x, a, b, scale),
+            definition::add_low_rank(&y, x, a, b, scale)
+        )
     }
 
     fn layer_norm(
@@ -96,25 +133,39 @@ impl Backend for Cpu {
         bias: &Vector<Cpu>,
         epsilon: f32,
     ) -> Outcome<Matrix<Cpu>> {
-        profile::forward(Op::Norm, elements(x), || {
-            norm::layer_norm(x, gain, bias, epsilon)
-        })
+        run!(
+            Op::Norm,
+            elements(x),
+            norm::layer_norm(x, gain, bias, epsilon),
+            definition::layer_norm(x, gain, bias, epsilon)
+        )
     }
 
     fn rms_norm(x: &Matrix<Cpu>, gain: &Vector<Cpu>, epsilon: f32) -> Outcome<Matrix<Cpu>> {
-        profile::forward(Op::Norm, elements(x), || norm::rms_norm(x, gain, epsilon))
+        run!(
+            Op::Norm,
+            elements(x),
+            norm::rms_norm(x, gain, epsilon),
+            definition::rms_norm(x, gain, epsilon)
+        )
     }
 
     fn rotary(x: Matrix<Cpu>, positions: &[usize], angles: &Arc<Angles>) -> Outcome<Matrix<Cpu>> {
-        profile::forward(Op::Rotary, elements(&x), || {
-            rotary::rotary(x, positions, angles)
-        })
+        run!(
+            Op::Rotary,
+            elements(&x),
+            rotary::rotary(x, positions, angles),
+            definition::rotary(&x, positions, angles)
+        )
     }
 
     fn activate(x: Matrix<Cpu>, activation: Activation) -> Outcome<Matrix<Cpu>> {
-        profile::forward(Op::Activation, elements(&x), || {
-            activation::activate(x, activation)
-        })
+        run!(
+            Op::Activation,
+            elements(&x),
+            activation::activate(x, activation),
+            definition::activate(&x, activation)
+        )
     }
 
     fn attention(
@@ -126,46 +177,78 @@ impl Backend for Cpu {
         bias: Option<&Matrix<Cpu>>,
         dropout: Option<Dropout>,
     ) -> Outcome<Matrix<Cpu>> {
-        profile::forward(
+        run!(
             Op::Attention,
             elements(q) + elements(k) + elements(v),
-            || attention::attention(q, k, v, attending, shape, bias, dropout),
+            attention::attention(q, k, v, attending, shape, bias, dropout),
+            definition::attention(q, k, v, attending, shape, bias, dropout)
         )
     }
 
     fn dropout(x: Matrix<Cpu>, layout: &Layout, dropout: Dropout) -> Outcome<Matrix<Cpu>> {
-        profile::forward(Op::Dropout, elements(&x), || {
-            rows::dropout(x, layout, dropout)
-        })
+        run!(
+            Op::Dropout,
+            elements(&x),
+            rows::dropout(x, layout, dropout),
+            definition::dropout(&x, layout, dropout)
+        )
     }
 
     fn select_rows(table: &Matrix<Cpu>, indices: &[usize]) -> Outcome<Matrix<Cpu>> {
         let count = indices.len() * table.shape().1;
-        profile::forward(Op::Rows, count, || rows::select_rows(table, indices))
+        run!(
+            Op::Rows,
+            count,
+            rows::select_rows(table, indices),
+            definition::select_rows(table, indices)
+        )
     }
 
     fn look_up(table: &Weight<Cpu>, indices: &[usize]) -> Outcome<Matrix<Cpu>> {
         let count = indices.len() * table.shape().1;
-        profile::forward(Op::Rows, count, || rows::look_up(table, indices))
+        run!(
+            Op::Rows,
+            count,
+            rows::look_up(table, indices),
+            definition::select_rows(&table.matrix()?, indices)
+        )
     }
 
     fn columns(x: &Matrix<Cpu>, range: std::ops::Range<usize>) -> Outcome<Matrix<Cpu>> {
-        profile::forward(Op::Rows, elements(x), || rows::columns(x, range))
+        run!(
+            Op::Rows,
+            elements(x),
+            rows::columns(x, range),
+            definition::columns(x, range)
+        )
     }
 
     fn join_columns(parts: &[Matrix<Cpu>]) -> Outcome<Matrix<Cpu>> {
         let count = parts.iter().map(elements).sum();
-        profile::forward(Op::Rows, count, || rows::join_columns(parts))
+        run!(
+            Op::Rows,
+            count,
+            rows::join_columns(parts),
+            definition::join_columns(parts)
+        )
     }
 
     fn multiply(x: &Matrix<Cpu>, y: &Matrix<Cpu>) -> Outcome<Matrix<Cpu>> {
-        profile::forward(Op::Multiply, elements(x) + elements(y), || {
-            rows::multiply(x, y)
-        })
+        run!(
+            Op::Multiply,
+            elements(x) + elements(y),
+            rows::multiply(x, y),
+            definition::multiply(x, y)
+        )
     }
 
     fn scale_columns(x: &Matrix<Cpu>, factors: &Vector<Cpu>) -> Outcome<Matrix<Cpu>> {
-        profile::forward(Op::Rows, elements(x), || rows::scale_columns(x, factors))
+        run!(
+            Op::Rows,
+            elements(x),
+            rows::scale_columns(x, factors),
+            definition::scale_columns(x, factors)
+        )
     }
 
     fn project(
@@ -173,23 +256,39 @@ impl Backend for Cpu {
         projection: Fastfood,
         shape: (usize, usize),
     ) -> Outcome<Matrix<Cpu>> {
-        profile::forward(Op::Projection, elements(z), || {
-            rows::project(z, projection, shape)
-        })
+        run!(
+            Op::Projection,
+            elements(z),
+            rows::project(z, projection, shape),
+            definition::project(z, projection, shape)
+        )
     }
 
     fn add(x: Matrix<Cpu>, y: &Matrix<Cpu>) -> Outcome<Matrix<Cpu>> {
-        profile::forward(Op::Add, elements(&x) + elements(y), || rows::add(x, y))
+        run!(
+            Op::Add,
+            elements(&x) + elements(y),
+            rows::add(x, y),
+            definition::add(&x, y)
+        )
     }
 
     fn scale(x: &Matrix<Cpu>, factor: f32) -> Outcome<Matrix<Cpu>> {
-        profile::forward(Op::Add, elements(x), || rows::scale(x, factor))
+        run!(
+            Op::Add,
+            elements(x),
+            rows::scale(x, factor),
+            definition::scale(x, factor)
+        )
     }
 
     fn cross_entropy(logits: &Matrix<Cpu>, labels: &[usize], total: usize) -> Outcome<Scalar<Cpu>> {
-        profile::forward(Op::Loss, elements(logits), || {
-            loss::cross_entropy(logits, labels, total)
-        })
+        run!(
+            Op::Loss,
+            elements(logits),
+            loss::cross_entropy(logits, labels, total),
+            definition::cross_entropy(logits, labels, total)
+        )
     }
 
     fn read<S: Shape, T>(tensor: &Tensor<S, f32, Cpu, T>) -> Vec<f32> {
@@ -218,11 +317,14 @@ impl Backend for Cpu {
     }
 
     fn address<S: Shape>(tensor: &Tensor<S, f32, Cpu>) -> Option<usize> {
-        Some(bridge::data(tensor).as_ptr() as usize)
+        (!runs_definitions()).then(|| bridge::data(tensor).as_ptr() as usize)
     }
 
     const GROUP_ROWS: usize = 256;
-    const MIXES_INPUTS: bool = true;
+
+    fn mixes_inputs() -> bool {
+        !runs_definitions()
+    }
 }
 
 /// What this machine reaches at best on all threads.
