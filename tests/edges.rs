@@ -45,7 +45,7 @@ fn worst(name: &str, task: &str, labels: &[usize]) -> f32 {
         masks: Vec::new(),
         soft: Vec::new(),
         places: (0..5).collect(),
-        prefix: None,
+        cached: None,
         total: 5,
         targets: Targets::None,
         tokens,

@@ -227,7 +227,7 @@ fn a_gate_opens_for_each_sequence_alone() {
                 masks: Vec::new(),
                 soft: Vec::new(),
                 places: vec![0],
-                prefix: None,
+                cached: None,
                 decoder: None,
                 total: 1,
                 targets: Targets::Classes(vec![0]),

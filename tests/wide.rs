@@ -28,7 +28,7 @@ fn batch() -> Batch {
         soft: Vec::new(),
         targets: Targets::Classes(vec![0, 1, 1, 0]),
         places: (0..SEQUENCES).collect(),
-        prefix: None,
+        cached: None,
         decoder: None,
         total: SEQUENCES,
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use memmap2::Mmap;
 
-use crate::engine::Source;
+use crate::engine::WeightSource;
 
 /// A mapped file, which also gives pieces of it without mapping them.
 pub(super) struct MappedFile {
@@ -81,7 +81,7 @@ impl Mapped {
     }
 }
 
-impl Source for Mapped {
+impl WeightSource for Mapped {
     fn elements(&self) -> &[f32] {
         self.cast().unwrap_or_default()
     }

@@ -19,7 +19,9 @@ pub use architecture::{
 pub use config::Config;
 pub use rotary::{RopeScaling, Rotary};
 pub use source::{fetch_weights, locate, read_config};
-pub use tree::{head_parameters, language_model_parameters, Module, Parameter, Site, Source, Tree};
+pub use tree::{
+    head_parameters, language_model_parameters, CheckpointTensor, Module, Parameter, Site, Tree,
+};
 pub use weights::Checkpoint;
 pub use written::write_tensors;
 

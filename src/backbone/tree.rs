@@ -71,7 +71,7 @@ pub struct Parameter {
     /// `(out, in)`, or `(out)`.
     pub shape: Vec<usize>,
     /// Where it is in a checkpoint.
-    pub source: Source,
+    pub source: CheckpointTensor,
     /// Fresh weights have the deviation of the root of 1 over this, times the backbone's; absent: the backbone's.
     pub fan: Option<usize>,
 }
@@ -85,7 +85,7 @@ impl Parameter {
 
 /// Where a parameter is in a checkpoint.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Source {
+pub struct CheckpointTensor {
     /// The tensor's name, without the family's prefix.
     pub name: String,
     /// A name that is taken before it where there is such a tensor.
@@ -102,7 +102,7 @@ pub struct Source {
     pub parts: usize,
 }
 
-impl Source {
+impl CheckpointTensor {
     /// The tensor's name as a checkpoint of a model with a head has it.
     pub fn full_name(&self, prefix: &str) -> String {
         match self.prefixed {
@@ -211,7 +211,7 @@ fn head_module(config: &Config, step: &HeadStep, labels: usize) -> Option<Module
         let weight = Parameter {
             path: format!("{}.weight", step.module),
             shape: vec![module.output, config.hidden],
-            source: Source {
+            source: CheckpointTensor {
                 name: String::new(),
                 preferred: None,
                 fallback: None,
@@ -251,7 +251,7 @@ fn sized_module(
     let parameter = |leaf: &str, shape: Vec<usize>| Parameter {
         path: format!("{path}.{leaf}"),
         shape,
-        source: Source {
+        source: CheckpointTensor {
             name: format!("{name}.{leaf}"),
             preferred: None,
             fallback: None,

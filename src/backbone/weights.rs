@@ -277,7 +277,7 @@ fn convert<const N: usize>(bytes: &[u8], from: impl Fn([u8; N]) -> f32) -> Vec<f
 mod tests {
     use super::*;
     use crate::backbone::{read_config, Tree};
-    use crate::engine::Source;
+    use crate::engine::WeightSource;
 
     /// What is mapped is what is read, also after its pages were given back, and what is given of a part; what is
     /// stored transposed is not mapped.

@@ -166,7 +166,7 @@ pub fn batch(
         masks,
         soft,
         places: places.to_vec(),
-        prefix: None,
+        cached: None,
         decoder,
         targets,
         total,

@@ -89,7 +89,7 @@ fn frozen_product<D: Backend>(x: &Matrix<D>, weight: &Matrix<D>) -> Outcome<Matr
 /// See [`Backend::layer_norm`].
 pub fn layer_norm<D: Backend>(
     x: &Matrix<D>,
-    gain: &Vector<D>,
+    weight: &Vector<D>,
     bias: &Vector<D>,
     epsilon: f32,
 ) -> Outcome<Matrix<D>, D> {
@@ -102,14 +102,14 @@ pub fn layer_norm<D: Backend>(
     let inverse = variance.try_add(epsilon)?.try_sqrt()?.try_recip()?;
     let normal = centered.try_mul(inverse.try_broadcast_like::<_, Axis<1>>(&shape)?)?;
     normal
-        .try_mul(gain.clone().try_broadcast_like::<_, Axis<0>>(&shape)?)?
+        .try_mul(weight.clone().try_broadcast_like::<_, Axis<0>>(&shape)?)?
         .try_add(bias.clone().try_broadcast_like::<_, Axis<0>>(&shape)?)
 }
 
 /// See [`Backend::rms_norm`].
 pub fn rms_norm<D: Backend>(
     x: &Matrix<D>,
-    gain: &Vector<D>,
+    weight: &Vector<D>,
     epsilon: f32,
 ) -> Outcome<Matrix<D>, D> {
     let shape = *x.shape();
@@ -117,7 +117,7 @@ pub fn rms_norm<D: Backend>(
     let inverse = square.try_add(epsilon)?.try_sqrt()?.try_recip()?;
     x.clone()
         .try_mul(inverse.try_broadcast_like::<_, Axis<1>>(&shape)?)?
-        .try_mul(gain.clone().try_broadcast_like::<_, Axis<0>>(&shape)?)
+        .try_mul(weight.clone().try_broadcast_like::<_, Axis<0>>(&shape)?)
 }
 
 /// See [`Backend::rotary`]: `x ⊙ cos + rotate_half(x) ⊙ sin`, where a matrix rotates the halves of every head.
@@ -320,11 +320,11 @@ pub fn project<D: Backend>(
     );
     let device = z.device().clone();
     let width = projection.width();
-    let (mut signs, mut order, mut gains) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut signs, mut order, mut gaussians) = (Vec::new(), Vec::new(), Vec::new());
     for (number, block) in projection.blocks().enumerate() {
         signs.extend(block.signs);
         order.extend(block.order.into_iter().map(|from| number * width + from));
-        gains.extend(block.gains);
+        gaussians.extend(block.gaussians);
     }
     let blocks = (signs.len() / width, width);
     let all = |rows: Matrix<D>| rows.try_reshape_like(&(blocks.0 * width, 1));
@@ -345,7 +345,7 @@ pub fn project<D: Backend>(
         .try_matmul(hadamard.clone())?; // blocks
     let projected = select_rows(&all(mixed)?, &order)?
         .try_reshape_like(&blocks)?
-        .try_mul(device.try_tensor_from_vec(gains, blocks)?)?
+        .try_mul(device.try_tensor_from_vec(gaussians, blocks)?)?
         .try_matmul(hadamard)?; // blocks
     let kept: Vec<usize> = (0..projection.length).collect();
     select_rows(&all(projected)?, &kept)?.try_reshape_like(&shape)

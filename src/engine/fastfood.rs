@@ -28,7 +28,7 @@ pub(super) struct Block {
     /// Π, `(width)`.
     pub order: Vec<usize>,
     /// G, `(width)`, scaled for columns of length 1.
-    pub gains: Vec<f32>,
+    pub gaussians: Vec<f32>,
 }
 
 impl Fastfood {
@@ -50,15 +50,15 @@ impl Fastfood {
         signs.resize(width, 0.0);
         let mut order: Vec<usize> = (0..width).collect();
         order.shuffle(&mut random);
-        let gains = (0..width).map(|_| StandardNormal.sample(&mut random));
-        let mut gains: Vec<f32> = gains.collect();
-        let sum: f32 = gains.iter().map(|gain| gain * gain).sum();
+        let gaussians = (0..width).map(|_| StandardNormal.sample(&mut random));
+        let mut gaussians: Vec<f32> = gaussians.collect();
+        let sum: f32 = gaussians.iter().map(|weight| weight * weight).sum();
         let scale = 1.0 / (sum * self.length as f32).sqrt();
-        gains.iter_mut().for_each(|gain| *gain *= scale);
+        gaussians.iter_mut().for_each(|weight| *weight *= scale);
         Block {
             signs,
             order,
-            gains,
+            gaussians,
         }
     }
 
@@ -70,8 +70,8 @@ impl Fastfood {
             let mut mixed = block.signs;
             mixed.iter_mut().zip(z).for_each(|(sign, z)| *sign *= z);
             hadamard(&mut mixed);
-            let gained = block.order.iter().zip(&block.gains);
-            let mut row: Vec<f32> = gained.map(|(from, gain)| gain * mixed[*from]).collect();
+            let gained = block.order.iter().zip(&block.gaussians);
+            let mut row: Vec<f32> = gained.map(|(from, weight)| weight * mixed[*from]).collect();
             hadamard(&mut row);
             result.append(&mut row);
         }
@@ -89,8 +89,8 @@ impl Fastfood {
             row.resize(width, 0.0);
             hadamard(&mut row);
             let mut mixed = vec![0.0; width];
-            for ((to, gain), value) in block.order.iter().zip(&block.gains).zip(&row) {
-                mixed[*to] = gain * value;
+            for ((to, weight), value) in block.order.iter().zip(&block.gaussians).zip(&row) {
+                mixed[*to] = weight * value;
             }
             hadamard(&mut mixed);
             for ((sum, sign), value) in sum.iter_mut().zip(&block.signs).zip(&mixed) {

@@ -29,11 +29,11 @@ pub use fastfood::Fastfood;
 pub use layout::{Dropout, Layout};
 pub use noise::mix;
 pub use trace::{backward, with_trace, Recorder, Trace};
-pub use weight::{Elements, Precision, Source, Stored, Weight};
+pub use weight::{Elements, Precision, Stored, Weight, WeightSource};
 
 /// An activation `(rows, columns)` or a weight `(out, in)`.
 pub type Matrix<D> = Tensor<(usize, usize), f32, D, Trace<D>>;
-/// A bias, a gain.
+/// A bias, a weight.
 pub type Vector<D> = Tensor<(usize,), f32, D, Trace<D>>;
 /// A loss.
 pub type Scalar<D> = Tensor<(), f32, D, Trace<D>>;
@@ -150,25 +150,25 @@ pub trait Backend: dfdx::tensor_ops::Device<f32> {
         definition::add_low_rank(&y, x, a, b, scale)
     }
 
-    /// Normalizes each row to mean 0 and variance 1, then `gain ⊙ x + bias`
+    /// Normalizes each row to mean 0 and variance 1, then `weight ⊙ x + bias`
     /// (Ba et al., arXiv 1607.06450).
     fn layer_norm(
         x: &Matrix<Self>,
-        gain: &Vector<Self>,
+        weight: &Vector<Self>,
         bias: &Vector<Self>,
         epsilon: f32,
     ) -> Result<Matrix<Self>, Self::Err> {
-        definition::layer_norm(x, gain, bias, epsilon)
+        definition::layer_norm(x, weight, bias, epsilon)
     }
 
-    /// Divides each row by the root of its mean square, then `gain ⊙ x`
+    /// Divides each row by the root of its mean square, then `weight ⊙ x`
     /// (Zhang and Sennrich, arXiv 1910.07467).
     fn rms_norm(
         x: &Matrix<Self>,
-        gain: &Vector<Self>,
+        weight: &Vector<Self>,
         epsilon: f32,
     ) -> Result<Matrix<Self>, Self::Err> {
-        definition::rms_norm(x, gain, epsilon)
+        definition::rms_norm(x, weight, epsilon)
     }
 
     /// Turns the columns `j` and `j + width / 2` of every head of `x (rows, heads · width)` by the angle of the
@@ -349,7 +349,7 @@ pub trait Backend: dfdx::tensor_ops::Device<f32> {
     const GROUP_ROWS: usize = usize::MAX;
 
     /// Whether it is worth it to leave out the keys and values of a sequence where a single row asks.
-    fn mixes_inputs() -> bool {
+    fn absorbs_keys() -> bool {
         false
     }
 }

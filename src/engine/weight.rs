@@ -112,7 +112,7 @@ impl<D: Backend> Elements<D> {
 }
 
 /// Elements that can be read where they lie, such as in a mapped file.
-pub trait Source: Send + Sync {
+pub trait WeightSource: Send + Sync {
     /// The elements, row by row.
     fn elements(&self) -> &[f32];
     /// Appends the elements of `range` to `values`, and brings nothing else into memory.
@@ -121,9 +121,9 @@ pub trait Source: Send + Sync {
     fn release(&self);
 }
 
-/// A weight that is read from a [`Source`] when it is asked for.
+/// A weight that is read from a [`WeightSource`] when it is asked for.
 pub struct Stored<D: Backend> {
-    source: Box<dyn Source>,
+    source: Box<dyn WeightSource>,
     shape: (usize, usize),
     device: D,
     tensor: OnceLock<Plain<D>>,
@@ -131,7 +131,7 @@ pub struct Stored<D: Backend> {
 
 impl<D: Backend> Stored<D> {
     /// A weight of `shape`, for a device.
-    pub fn new(source: Box<dyn Source>, shape: (usize, usize), device: D) -> Self {
+    pub fn new(source: Box<dyn WeightSource>, shape: (usize, usize), device: D) -> Self {
         assert_eq!(
             source.elements().len(),
             shape.0 * shape.1,
@@ -146,7 +146,7 @@ impl<D: Backend> Stored<D> {
     }
 
     /// Where the elements lie.
-    pub fn source(&self) -> &dyn Source {
+    pub fn source(&self) -> &dyn WeightSource {
         &*self.source
     }
 

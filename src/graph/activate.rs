@@ -72,7 +72,7 @@ impl<D: Backend> Graph<D> {
             }
         }
         active.deferred = self.deferred(&active);
-        active.mixes_inputs = [false, true].map(|drops| plan.mixes_inputs(stage, drops).is_ok());
+        active.absorbs_keys = [false, true].map(|drops| plan.absorbs_keys(stage, drops).is_ok());
         self.active = active;
         Ok(())
     }

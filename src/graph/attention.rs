@@ -25,10 +25,10 @@ impl<D: Backend> Pass<'_, D> {
         let [q, k, v] = match self.graph.deltas_at(&fused).is_empty() {
             true => {
                 let q = self.linear(&format!("{path}.q"), asking, own)?;
-                let mixes = D::mixes_inputs()
-                    && self.graph.active.mixes_inputs[usize::from(self.is_training())];
+                let mixes = D::absorbs_keys()
+                    && self.graph.active.absorbs_keys[usize::from(self.is_training())];
                 if let (true, Some(rows)) = (mixes, attending.rows) {
-                    return self.mix_inputs(path, &q, x, attending.keys, (rows, causal));
+                    return self.attend_absorbed(path, &q, x, attending.keys, (rows, causal));
                 }
                 [q, project("k")?, project("v")?]
             }

@@ -22,7 +22,7 @@ pub struct Batch {
     /// The place of each sequence in the whole batch, of which these may be a part.
     pub places: Vec<usize>,
     /// What the blocks below the lowest trained site make of it, where that is known already.
-    pub prefix: Option<Prefix>,
+    pub cached: Option<CachedActivations>,
     /// The number of predictions in the whole batch, of which this may be a part.
     pub total: usize,
 }
@@ -56,7 +56,7 @@ pub enum Targets {
 
 /// Activations that a pass begins with instead of the embeddings.
 #[derive(Clone, Debug)]
-pub struct Prefix {
+pub struct CachedActivations {
     /// The block that reads them; one past the last if only the head does.
     pub block: usize,
     /// `(rows, hidden)`: all rows of the layout, or those that the head reads.

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::{device_problem, Batch, Graph};
 use crate::diagnostic::Problem;
-use crate::engine::cpu::{self, Pace};
+use crate::engine::cpu::{self, Semaphore};
 use crate::engine::{Backend, Deferred};
 
 /// A device that can work on several groups of sequences. Its kernels are parallel by themselves,
@@ -30,8 +30,8 @@ impl Executor for Cpu {
         at_once: usize,
         work: impl Fn(&Graph<Cpu>, &Batch, &mut dyn FnMut()) -> R + Sync,
     ) -> Vec<R> {
-        cpu::map_groups(groups, at_once, |group, pass_on| {
-            work(graph, group, pass_on)
+        cpu::map_groups(groups, at_once, |group, start_next| {
+            work(graph, group, start_next)
         })
     }
 }
@@ -80,10 +80,10 @@ impl<D: Executor> Graph<D> {
             false => (threads, threads),
         };
         let layers = self.block_paths.len();
-        let pace = Pace::new(at_once * layers + layers.div_ceil(4));
+        let semaphore = Semaphore::new(at_once * layers + layers.div_ceil(4));
         for wave in groups.chunks(most) {
-            let results = D::map_groups(self, wave, at_once, |graph, group, pass_on| {
-                let gradients = graph.group_gradients(group, &pace, pass_on);
+            let results = D::map_groups(self, wave, at_once, |graph, group, start_next| {
+                let gradients = graph.group_gradients(group, &semaphore, start_next);
                 gradients.map_err(device_problem)
             });
             let mut parts: BTreeMap<String, Vec<Deferred>> = BTreeMap::new();

@@ -8,10 +8,10 @@ use dfdx::prelude::{HasErr, HasShape, Tape};
 
 use super::read::{read_layout, read_rows};
 use super::rotary::positions;
-use super::{Batch, Graph, Prefix, Targets, Value};
+use super::{Batch, CachedActivations, Graph, Targets, Value};
 use crate::backbone::family::Head;
 use crate::backbone::{FeedForwardKind, NormKind, Positions, Stack};
-use crate::engine::cpu::Pace;
+use crate::engine::cpu::Semaphore;
 use crate::engine::{
     with_trace, Angles, Attending, Backend, Dropout, Layout, Matrix, Precision, Scalar, Trace,
     Vector, Weight,
@@ -23,19 +23,23 @@ type Outcome<T, D> = Result<T, <D as HasErr>::Err>;
 pub struct Pass<'g, D: Backend> {
     pub(super) graph: &'g Graph<D>,
     trace: Trace<D>,
-    /// In training, when dropout is active: how much is kept for the backward pass.
-    pace: Option<Arc<Pace>>,
+    /// In training, when dropout is active: how many blocks keep activations for the backward pass.
+    semaphore: Option<Arc<Semaphore>>,
     /// Those of rotary embeddings, for the positions of this pass.
     pub(super) angles: OnceCell<Arc<Angles>>,
 }
 
 impl<'g, D: Backend> Pass<'g, D> {
     /// One with dropout, which records what is trained.
-    pub(super) fn training(graph: &'g Graph<D>, trace: Trace<D>, pace: &Arc<Pace>) -> Self {
+    pub(super) fn training(
+        graph: &'g Graph<D>,
+        trace: Trace<D>,
+        semaphore: &Arc<Semaphore>,
+    ) -> Self {
         Pass {
             graph,
             trace,
-            pace: Some(pace.clone()),
+            semaphore: Some(semaphore.clone()),
             angles: OnceCell::new(),
         }
     }
@@ -45,13 +49,13 @@ impl<'g, D: Backend> Pass<'g, D> {
         Pass {
             graph,
             trace: Trace::off(),
-            pace: None,
+            semaphore: None,
             angles: OnceCell::new(),
         }
     }
 
     pub(super) fn is_training(&self) -> bool {
-        self.pace.is_some()
+        self.semaphore.is_some()
     }
 
     /// The loss of a batch: cross-entropy, or squared error for a regression, a sum divided by
@@ -76,16 +80,16 @@ impl<'g, D: Backend> Pass<'g, D> {
     pub fn logits(&self, batch: &Batch) -> Outcome<Matrix<D>, D> {
         let head = self.head();
         let encoded = self.encode(batch)?;
-        let (x, layout, first) = match &batch.prefix {
-            Some(prefix) => {
+        let (x, layout, first) = match &batch.cached {
+            Some(cached) => {
                 let hidden = self.graph.config.hidden;
-                let shape = (prefix.rows.len() / hidden, hidden);
+                let shape = (cached.rows.len() / hidden, hidden);
                 let device = self.graph.device();
-                let x = device.try_tensor_from_vec(prefix.rows.clone(), shape)?;
+                let x = device.try_tensor_from_vec(cached.rows.clone(), shape)?;
                 (
                     with_trace(&x, &Trace::off()),
-                    prefix.layout.clone(),
-                    prefix.block,
+                    cached.layout.clone(),
+                    cached.block,
                 )
             }
             None => {
@@ -133,7 +137,7 @@ impl<'g, D: Backend> Pass<'g, D> {
     ///
     /// # Errors
     /// What the device reports.
-    pub fn prefix(&self, batch: &Batch, block: usize) -> Outcome<Prefix, D> {
+    pub fn below(&self, batch: &Batch, block: usize) -> Outcome<CachedActivations, D> {
         let (x, layout) = self.embed(batch)?;
         let rows = read_rows(self.head(), batch, &layout);
         let x = self.blocks(0..block, x, &layout, Some(&rows), None)?;
@@ -142,7 +146,7 @@ impl<'g, D: Backend> Pass<'g, D> {
             true => range.len(),
             false => rows.iter().filter(|row| range.contains(row)).count(),
         };
-        Ok(Prefix {
+        Ok(CachedActivations {
             block,
             rows: D::read(&x),
             counts: layout.ranges().map(count).collect(),
@@ -197,10 +201,10 @@ impl<'g, D: Backend> Pass<'g, D> {
         let stack = stack.unwrap_or_else(|| self.last_stack());
         let bias = self.distance_bias(stack, layout)?;
         for block in range.clone() {
-            if let Some(pace) = &self.pace {
-                let kept = pace.keep();
+            if let Some(semaphore) = &self.semaphore {
+                let permit = semaphore.acquire();
                 self.trace.clone().add_backward_op(move |_| {
-                    drop(kept);
+                    drop(permit);
                     Ok(())
                 });
             }
@@ -343,13 +347,13 @@ impl<'g, D: Backend> Pass<'g, D> {
 
     pub(super) fn norm(&self, path: &str, x: &Matrix<D>) -> Outcome<Matrix<D>, D> {
         let norm = self.graph.architecture.norm;
-        let gain = self.vector(&format!("{path}.weight"));
+        let weight = self.vector(&format!("{path}.weight"));
         match norm.kind {
             NormKind::Layer => {
                 let bias = self.vector(&format!("{path}.bias"));
-                D::layer_norm(x, &gain, &bias, norm.epsilon)
+                D::layer_norm(x, &weight, &bias, norm.epsilon)
             }
-            NormKind::Rms => D::rms_norm(x, &gain, norm.epsilon),
+            NormKind::Rms => D::rms_norm(x, &weight, norm.epsilon),
         }
     }
 

@@ -11,13 +11,13 @@ use crate::backbone::Parameter;
 use crate::delta::Init;
 
 /// Where fresh parameters come from.
-pub(super) struct Draw {
+pub(super) struct Initializer {
     pub seed: u64,
     /// Standard deviation of the backbone's own weights.
     pub deviation: f32,
 }
 
-impl Draw {
+impl Initializer {
     /// Elements of a new parameter.
     pub fn values(&self, key: &str, count: usize, init: &Init) -> Vec<f32> {
         let mut random = self.random(key);
@@ -51,7 +51,7 @@ impl Draw {
     }
 
     /// Elements of a parameter of the backbone or a head, as transformers draws it: weights from a
-    /// normal distribution, biases 0, gains of norms 1.
+    /// normal distribution, biases 0, weights of norms 1.
     pub fn parameter(&self, parameter: &Parameter) -> Vec<f32> {
         let is_bias = parameter.path.ends_with(".bias");
         let init = match (is_bias, parameter.shape.len()) {

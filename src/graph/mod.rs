@@ -4,6 +4,7 @@
 //! In: a [`Plan`] and a backbone's weights. Out: hidden states, logits, losses and gradients. It
 //! knows no files of examples and no text.
 
+mod absorbed;
 mod activate;
 mod attention;
 mod batch;
@@ -12,12 +13,11 @@ mod forward;
 mod heads;
 mod init;
 mod logits;
-mod mix;
 mod read;
 mod rotary;
-mod singular;
 mod site;
 mod store;
+mod svd;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -30,16 +30,16 @@ use crate::backbone::{
 };
 use crate::delta::Method;
 use crate::diagnostic::Problem;
-use crate::engine::cpu::Pace;
+use crate::engine::cpu::Semaphore;
 use crate::engine::{backward, Backend, Deferred, Precision, Recorder};
 use crate::plan::{Plan, TaskPlan};
 
-pub use batch::{Batch, DecoderRows, Prefix, Targets};
+pub use batch::{Batch, CachedActivations, DecoderRows, Targets};
 pub use executor::Executor;
 pub use forward::Pass;
 pub use heads::{label_order, reordered, HeadOrigin};
-pub(crate) use singular::Singular;
 pub use store::{Backbones, Store, Tensors, Value, Views};
+pub(crate) use svd::Svd;
 
 /// The executable graph of one plan.
 pub struct Graph<D: Backend> {
@@ -82,7 +82,7 @@ struct Active {
     deferred: BTreeSet<String>,
     task: Option<TaskPlan>,
     /// Whether the last attention mixes its inputs: in a pass without dropout, and in one with it.
-    mixes_inputs: [bool; 2],
+    absorbs_keys: [bool; 2],
 }
 
 type Outcome<T, D> = Result<T, <D as HasErr>::Err>;
@@ -157,15 +157,15 @@ impl<D: Backend> Graph<D> {
             frozen: BTreeSet::new(),
             active: Active::default(),
         };
-        let drawn = init::Draw {
+        let initializer = init::Initializer {
             seed: plan.seed,
             deviation: graph.config.initializer_range,
         };
-        graph.base = backbones.get(plan, || graph.load_base(checkpoint.as_ref(), &drawn))?;
+        graph.base = backbones.get(plan, || graph.load_base(checkpoint.as_ref(), &initializer))?;
         for (name, task) in &plan.tasks {
-            graph.load_head(name, task, checkpoint.as_ref(), &drawn)?;
+            graph.load_head(name, task, checkpoint.as_ref(), &initializer)?;
         }
-        graph.add_deltas(plan, &drawn)?;
+        graph.add_deltas(plan, &initializer)?;
         Ok(graph)
     }
 
@@ -178,7 +178,7 @@ impl<D: Backend> Graph<D> {
     fn load_base(
         &self,
         checkpoint: Option<&Checkpoint>,
-        drawn: &init::Draw,
+        initializer: &init::Initializer,
     ) -> Result<Store<D>, Problem> {
         let mut base = Store::new();
         let head = &self.family.heads.classify;
@@ -191,7 +191,7 @@ impl<D: Backend> Graph<D> {
         for parameter in self.tree.parameters() {
             let prefix = &self.family.prefix;
             let value = match checkpoint {
-                None => self.put(drawn.parameter(parameter), &parameter.shape)?,
+                None => self.put(initializer.parameter(parameter), &parameter.shape)?,
                 Some(file) => {
                     if is_of_head(&parameter.path) && file.find(parameter, prefix).is_none() {
                         continue;
@@ -215,7 +215,7 @@ impl<D: Backend> Graph<D> {
         name: &str,
         task: &TaskPlan,
         checkpoint: Option<&Checkpoint>,
-        drawn: &init::Draw,
+        initializer: &init::Initializer,
     ) -> Result<(), Problem> {
         let origin = HeadOrigin::of(&self.config, task, checkpoint);
         if let HeadOrigin::Drawn(reason) = &origin {
@@ -233,7 +233,7 @@ impl<D: Backend> Graph<D> {
                     let reason = format!("the checkpoint has no `{}`", parameter.source.name);
                     self.fresh_heads.entry(name.to_owned()).or_insert(reason);
                 }
-                drawn.parameter(&Parameter {
+                initializer.parameter(&Parameter {
                     path: key.clone(),
                     ..parameter.clone()
                 })
@@ -476,21 +476,21 @@ impl<D: Backend> Graph<D> {
     fn group_gradients(
         &self,
         batch: &Batch,
-        pace: &Arc<Pace>,
-        pass_on: &mut dyn FnMut(),
+        semaphore: &Arc<Semaphore>,
+        start_next: &mut dyn FnMut(),
     ) -> Outcome<GroupGradients, D> {
         let deferred = self.active.deferred.iter();
         let addresses: BTreeMap<usize, &String> = deferred
             .filter_map(|key| Some((self.values[key].address()?, key)))
             .collect();
         let trace = Recorder::deferring(addresses.keys().copied().collect());
-        let loss = Pass::training(self, trace.clone(), pace).loss(batch)?;
+        let loss = Pass::training(self, trace.clone(), semaphore).loss(batch)?;
         let mut group = GroupGradients {
             loss: D::read(&loss)[0],
             whole: BTreeMap::new(),
             parts: Vec::new(),
         };
-        pass_on();
+        start_next();
         let mut gradients: Gradients<f32, D> = backward(loss)?;
         let key_of = |part: &Deferred| addresses[&part.parameter].clone();
         let parts = trace.take_deferred().into_iter();

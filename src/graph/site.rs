@@ -5,8 +5,8 @@ use std::cell::OnceCell;
 use dfdx::prelude::HasShape;
 
 use super::forward::Pass;
-use super::init::Draw;
-use super::singular::Singular;
+use super::init::Initializer;
+use super::svd::Svd;
 use super::{device_problem, Graph, Outcome, Placed, Value};
 use crate::backbone::Module;
 use crate::delta::{gate, At, Init, NewParameter, Preposition, Values};
@@ -16,7 +16,11 @@ use crate::plan::{Change, Plan};
 
 impl<D: Backend> Graph<D> {
     /// Draws the parameters of all deltas.
-    pub(super) fn add_deltas(&mut self, plan: &Plan, drawn: &Draw) -> Result<(), Problem> {
+    pub(super) fn add_deltas(
+        &mut self,
+        plan: &Plan,
+        initializer: &Initializer,
+    ) -> Result<(), Problem> {
         for delta in &plan.deltas {
             match &delta.change {
                 Change::Unfreeze { parameters } => {
@@ -42,13 +46,13 @@ impl<D: Backend> Graph<D> {
                         sites.iter().filter_map(|site| tree.module(site)).collect();
                     for parameter in method.shared(&modules) {
                         let key = format!("{}.{}", delta.name, parameter.name);
-                        self.add_parameter(key, &parameter, None, drawn)?;
+                        self.add_parameter(key, &parameter, None, initializer)?;
                     }
                     for module in modules {
                         let origin = Origin::new(self, module);
                         for parameter in delta.parameters(module) {
                             let key = format!("{}.{}.{}", delta.name, module.path, parameter.name);
-                            self.add_parameter(key, &parameter, Some(&origin), drawn)?;
+                            self.add_parameter(key, &parameter, Some(&origin), initializer)?;
                         }
                     }
                 }
@@ -62,7 +66,7 @@ impl<D: Backend> Graph<D> {
         key: String,
         parameter: &NewParameter,
         origin: Option<&Origin>,
-        drawn: &Draw,
+        initializer: &Initializer,
     ) -> Result<(), Problem> {
         let own = match origin {
             Some(origin) => origin.values(parameter)?,
@@ -79,9 +83,9 @@ impl<D: Backend> Graph<D> {
             (Init::Rows(chosen), _) => rows(chosen),
             (Init::Vocabulary, _) => {
                 let entries = self.config.vocabulary;
-                rows(&drawn.choices(&key, parameter.shape[0], entries))
+                rows(&initializer.choices(&key, parameter.shape[0], entries))
             }
-            (init, _) => drawn.values(&key, parameter.count(), init),
+            (init, _) => initializer.values(&key, parameter.count(), init),
         };
         let value = self.put(values, &parameter.shape)?;
         if parameter.is_frozen {
@@ -101,7 +105,7 @@ struct Origin {
     path: String,
     weight: OnceCell<Vec<f32>>,
     columns: usize,
-    singular: OnceCell<Option<Singular>>,
+    svd: OnceCell<Option<Svd>>,
     read: Box<dyn Fn() -> Vec<f32>>,
 }
 
@@ -112,7 +116,7 @@ impl Origin {
             path: module.path.clone(),
             weight: OnceCell::new(),
             columns: module.input.max(1),
-            singular: OnceCell::new(),
+            svd: OnceCell::new(),
             read: Box::new(move || value.as_ref().map(Value::read).unwrap_or_default()),
         }
     }
@@ -125,9 +129,9 @@ impl Origin {
                 let norm = |row: &[f32]| row.iter().map(|w| w * w).sum::<f32>().sqrt();
                 Some(rows.map(norm).collect())
             }
-            Init::PrincipalRows { scale } => Some(self.singular()?.rows(parameter.shape[0], scale)),
+            Init::PrincipalRows { scale } => Some(self.svd()?.rows(parameter.shape[0], scale)),
             Init::PrincipalColumns { scale } => {
-                Some(self.singular()?.columns(parameter.shape[1], scale))
+                Some(self.svd()?.columns(parameter.shape[1], scale))
             }
             _ => None,
         })
@@ -137,10 +141,10 @@ impl Origin {
         self.weight.get_or_init(&self.read)
     }
 
-    fn singular(&self) -> Result<&Singular, Problem> {
-        let decompose = || Singular::of(self.weight(), self.columns);
-        let singular = self.singular.get_or_init(decompose).as_ref();
-        singular.ok_or_else(|| {
+    fn svd(&self) -> Result<&Svd, Problem> {
+        let decompose = || Svd::of(self.weight(), self.columns);
+        let svd = self.svd.get_or_init(decompose).as_ref();
+        svd.ok_or_else(|| {
             let message = format!(
                 "the weight of `{}` has no singular value decomposition: it is not finite",
                 self.path

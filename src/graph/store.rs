@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use dfdx::prelude::{HasErr, HasShape, Tensor};
 
 use crate::diagnostic::Problem;
-use crate::engine::{Backend, Elements, Source, Stored};
+use crate::engine::{Backend, Elements, Stored, WeightSource};
 use crate::plan::Plan;
 
 /// One parameter.
@@ -47,7 +47,7 @@ impl<D: Backend> Value<D> {
     }
 
     /// A matrix that is read from `source` when it is asked for.
-    pub(super) fn stored(device: &D, source: Box<dyn Source>, shape: (usize, usize)) -> Self {
+    pub(super) fn stored(device: &D, source: Box<dyn WeightSource>, shape: (usize, usize)) -> Self {
         let stored = Stored::new(source, shape, device.clone());
         Value::Matrix(Elements::Stored(Arc::new(stored)), Arc::default())
     }

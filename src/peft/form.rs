@@ -14,7 +14,7 @@ pub(super) enum Form<'p> {
     Tuner(Vec<&'p DeltaPlan>),
     /// Norms trained whole, by their paths.
     Norms(Vec<String>),
-    /// Prefixes at all attentions.
+    /// ActivationCaches at all attentions.
     Prefix,
     /// Prompts before the embeddings.
     Prompt,

@@ -28,7 +28,7 @@ pub(super) fn prompt<D: Backend>(plan: &Plan, graph: &Graph<D>) -> Result<Writte
     Ok(written(settings, prompt, config.hidden))
 }
 
-/// Prefixes: `(tokens, 2 · layers · width of the keys)`, in a row the keys and the values of each layer.
+/// ActivationCaches: `(tokens, 2 · layers · width of the keys)`, in a row the keys and the values of each layer.
 pub(super) fn prefix<D: Backend>(plan: &Plan, graph: &Graph<D>) -> Result<Written, Problem> {
     let config = &plan.backbone.config;
     let sites = prefix_sites(config);

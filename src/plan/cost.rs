@@ -24,7 +24,7 @@ pub struct Cost {
 
 /// Something that this compiler does not compute, and the peers do.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Gain {
+pub struct Optimization {
     /// Its name.
     pub name: &'static str,
     /// Whether it applies.
@@ -57,7 +57,7 @@ impl Plan {
 
         let rows = stage.batch * stage.accumulate * tokens;
         let rows_in_flight = rows.min(threads * group_rows.max(tokens));
-        // Queries, keys and values, normalized rows, what LoRA reads, and slopes; where weights are trained, the
+        // Queries, keys and values, normalized rows, what LoRA reads, and derivatives; where weights are trained, the
         // inputs of their products as well.
         let trained_outputs = self.trained_outputs(stage, &tree);
         let inputs = match trained_outputs {
@@ -66,7 +66,7 @@ impl Plan {
         };
         let [queries, keys] = [Dimension::Queries, Dimension::Keys].map(|d| config.size(d, 0));
         let projected = 3 * config.hidden + queries + 2 * keys;
-        // A gate keeps both factors beside the slopes.
+        // A gate keeps both factors beside the derivatives.
         let inner = match config.feed_forward() {
             FeedForwardKind::Plain => config.inner,
             FeedForwardKind::Gated => 3 * config.inner,
@@ -127,8 +127,8 @@ impl Plan {
             .sum()
     }
 
-    /// Which of the compiler's gains apply to a stage.
-    pub fn gains(&self, index: usize) -> Vec<Gain> {
+    /// Which of the compiler's optimizations apply to a stage.
+    pub fn optimizations(&self, index: usize) -> Vec<Optimization> {
         let stage = &self.stages[index];
         let first = self.first_traced_block(stage);
         let layers = self.backbone.config.block_count();
@@ -139,7 +139,7 @@ impl Plan {
             })
         });
         vec![
-            Gain {
+            Optimization {
                 name: "no gradient for frozen weights",
                 applies: true,
                 reason: match unfrozen {
@@ -149,7 +149,7 @@ impl Plan {
                     }
                 },
             },
-            Gain {
+            Optimization {
                 name: "nothing recorded below the lowest trained site",
                 applies: first > 0,
                 reason: match first {
@@ -158,22 +158,22 @@ impl Plan {
                     _ => format!("{} run forward only", self.blocks_below(first)),
                 },
             },
-            match self.frozen_prefix(index) {
-                Ok(block) => Gain {
-                    name: "the frozen prefix computed once",
+            match self.frozen_blocks(index) {
+                Ok(block) => Optimization {
+                    name: "the frozen blocks computed once",
                     applies: true,
                     reason: match block {
                         _ if block == layers => "all blocks are, in the first epoch".to_owned(),
                         _ => format!("{} are, in the first epoch", self.blocks_below(block)),
                     },
                 },
-                Err(reason) => Gain {
-                    name: "the frozen prefix computed once",
+                Err(reason) => Optimization {
+                    name: "the frozen blocks computed once",
                     applies: false,
                     reason,
                 },
             },
-            Gain {
+            Optimization {
                 name: "the last block only for the rows that are read",
                 applies: !self.is_gated_at_the_top(index),
                 reason: match self.tasks.get(&stage.task) {
@@ -187,19 +187,19 @@ impl Plan {
                     _ => "behind its attention, one row of a sequence goes on".to_owned(),
                 },
             },
-            match self.mixes_inputs(index, true) {
-                Ok(()) => Gain {
+            match self.absorbs_keys(index, true) {
+                Ok(()) => Optimization {
                     name: "the last block without keys and values",
                     applies: true,
                     reason: "one row asks: it mixes what the block reads".to_owned(),
                 },
-                Err(reason) => Gain {
+                Err(reason) => Optimization {
                     name: "the last block without keys and values",
                     applies: false,
                     reason,
                 },
             },
-            Gain {
+            Optimization {
                 name: "products in 16 bits",
                 applies: self.backbone.precision == Precision::Bf16,
                 reason: match self.backbone.precision {
@@ -212,7 +212,7 @@ impl Plan {
                 },
             },
             self.products_on_amx(),
-            Gain {
+            Optimization {
                 name: "no padding",
                 applies: true,
                 reason: "sequences are packed, row after row, on the CPU".to_owned(),
@@ -234,7 +234,7 @@ impl Plan {
     ///
     /// # Errors
     /// Why, in a phrase.
-    pub fn mixes_inputs(&self, index: usize, drops: bool) -> Result<(), String> {
+    pub fn absorbs_keys(&self, index: usize, drops: bool) -> Result<(), String> {
         let task = match self.stages.get(index) {
             Some(stage) => self.tasks.get(&stage.task),
             None => self.final_task().map(|(_, task)| task),
@@ -277,7 +277,7 @@ impl Plan {
     }
 
     /// Whether products in f32 are computed on the processor's AMX.
-    fn products_on_amx(&self) -> Gain {
+    fn products_on_amx(&self) -> Optimization {
         let hidden = self.backbone.config.hidden;
         let (applies, reason) = match self.backbone.precision {
             Precision::Bf16 => (false, "products are in 16 bits"),
@@ -287,7 +287,7 @@ impl Plan {
                 "the processor has none, or the backbone is too narrow",
             ),
         };
-        Gain {
+        Optimization {
             name: "products in f32 on AMX",
             applies,
             reason: reason.to_owned(),
@@ -298,7 +298,7 @@ impl Plan {
     ///
     /// # Errors
     /// Why, in a phrase.
-    pub fn frozen_prefix(&self, index: usize) -> Result<usize, String> {
+    pub fn frozen_blocks(&self, index: usize) -> Result<usize, String> {
         let stage = &self.stages[index];
         let first = self.first_traced_block(stage);
         let config = &self.backbone.config;
@@ -335,7 +335,7 @@ impl Plan {
 
     /// Whether what lies below the lowest trained site of a stage is the backbone's alone, read in the same
     /// way by every task: the same in all runs with this backbone.
-    pub fn shares_prefix(&self, index: usize) -> bool {
+    pub fn shares_frozen_blocks(&self, index: usize) -> bool {
         let first = self.first_trained_block(index);
         let is_below = |path: &String| self.backbone.config.reader_of(path) < first;
         let has_part = |delta: &&DeltaPlan| match &delta.change {

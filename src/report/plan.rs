@@ -1,4 +1,4 @@
-//! A plan as a person reads it: the module tree with what sits where, costs, gains.
+//! A plan as a person reads it: the module tree with what sits where, costs, optimizations.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -223,9 +223,9 @@ fn stage(plan: &Plan, index: usize, threads: usize, rate: f64, text: &mut String
         bytes(cost.memory),
         1000.0 * cost.operations / rate
     );
-    for gain in plan.gains(index) {
-        let mark = if gain.applies { "yes" } else { "no " };
-        let _ = writeln!(text, "  {mark}  {}: {}", gain.name, gain.reason);
+    for found in plan.optimizations(index) {
+        let mark = if found.applies { "yes" } else { "no " };
+        let _ = writeln!(text, "  {mark}  {}: {}", found.name, found.reason);
     }
     let _ = writeln!(text);
 }

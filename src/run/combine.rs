@@ -12,7 +12,7 @@ use super::{Directory, Integrity, Loaded, Manifest};
 use crate::backbone::{Checkpoint, Module, Site};
 use crate::delta::{transposed, Folded, Lora, LoraInit, PeftAdapter, Scaling};
 use crate::diagnostic::{Problem, Span};
-use crate::graph::{label_order, reordered, Executor, Graph, Singular, Tensors};
+use crate::graph::{label_order, reordered, Executor, Graph, Svd, Tensors};
 use crate::plan::{Change, DeltaPlan, Plan};
 
 /// How runs are combined.
@@ -116,7 +116,7 @@ pub fn combined<D: Executor>(
         let present = pairs.filter_map(|(weight, change)| Some((*weight, change?.values)));
         let sum = combination.apply(present.collect(), &module.path);
         let columns = module.input;
-        let singular = Singular::of(&sum, columns).ok_or_else(|| {
+        let singular = Svd::of(&sum, columns).ok_or_else(|| {
             let message = format!("the LoRAs at `{}` are not finite", module.path);
             Problem::new("delta::run::combine", message).help("train them again")
         })?;

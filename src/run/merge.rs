@@ -137,7 +137,7 @@ fn probe(plan: &Plan) -> Batch {
         masks: Vec::new(),
         soft: Vec::new(),
         places: (0..4).collect(),
-        prefix: None,
+        cached: None,
         total: 4,
         targets: Targets::None,
     }

@@ -36,7 +36,8 @@ use crate::plan::{FilePlan, Metric, Plan, TaskKind};
 use crate::report::{metric_value, Progress, Table};
 use crate::text::thousands;
 use crate::train::{
-    check_steps, evaluate, train, Data, Evaluation, Event, Prefixes, Snapshot, StageResult, Watcher,
+    check_steps, evaluate, train, ActivationCaches, Data, Evaluation, Event, Snapshot, StageResult,
+    Watcher,
 };
 
 pub use combine::{combine, combined, Combination, Rule};
@@ -90,8 +91,8 @@ pub enum Ended {
 pub struct Shared<D: Backend> {
     /// Backbones that were read.
     pub backbones: Backbones<D>,
-    /// What was computed of frozen prefixes.
-    pub prefixes: Prefixes,
+    /// What was computed of frozen blocks.
+    pub prefixes: ActivationCaches,
     /// Whether files of earlier runs must be as they were left.
     pub integrity: Integrity,
 }
@@ -100,7 +101,7 @@ impl<D: Backend> Default for Shared<D> {
     fn default() -> Self {
         Shared {
             backbones: Backbones::default(),
-            prefixes: Prefixes::default(),
+            prefixes: ActivationCaches::default(),
             integrity: Integrity::Checked,
         }
     }

@@ -8,7 +8,9 @@ use crate::diagnostic::Problem;
 use crate::engine::profile::{self, Op, Spent};
 use crate::graph::Graph;
 use crate::plan::Plan;
-use crate::train::{check_steps, train, Event, Position, Prefixes, Snapshot, State, Watcher};
+use crate::train::{
+    check_steps, train, ActivationCaches, Event, Position, Snapshot, State, Watcher,
+};
 
 /// What the measured steps of a stage took.
 pub struct Profile {
@@ -55,7 +57,7 @@ pub fn profile(plan: &Plan, index: usize, steps: usize) -> Result<Profile, Probl
         &mut graph,
         &data,
         state,
-        &Prefixes::default(),
+        &ActivationCaches::default(),
         &mut clock,
     )?;
     if clock.seconds.is_empty() {

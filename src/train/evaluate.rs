@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use super::frozen::ActivationCache;
 use super::metrics;
-use super::prefix::PrefixStore;
 use crate::data::{batch, Example, Masking, Target};
 use crate::diagnostic::Problem;
 use crate::graph::{Batch, Executor, Graph, Targets};
@@ -66,7 +66,7 @@ pub fn predict<D: Executor>(
 fn predict_with<D: Executor>(
     graph: &Graph<D>,
     examples: &[Example],
-    kept: Option<&PrefixStore>,
+    kept: Option<&ActivationCache>,
 ) -> Result<Vec<Vec<f32>>, Problem> {
     let mut batches = batches::<D>(examples, None);
     if let Some(kept) = kept {
@@ -100,7 +100,7 @@ pub(super) fn evaluate_with<D: Executor>(
     examples: &[Example],
     task: &TaskPlan,
     masking: Option<Masking>,
-    kept: Option<&PrefixStore>,
+    kept: Option<&ActivationCache>,
 ) -> Result<Evaluation, Problem> {
     let mut score = Score::new();
     match task.kind.is_language_model() {

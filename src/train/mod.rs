@@ -5,9 +5,9 @@
 
 mod checkpoint;
 mod evaluate;
+mod frozen;
 pub mod metrics;
 pub mod optimizer;
-mod prefix;
 pub mod schedule;
 mod stage;
 
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use checkpoint::{load, save, Position, Snapshot, State};
 pub use evaluate::{evaluate, highest, predict, softmax, Evaluation};
-pub use prefix::{PrefixStore, Prefixes, KEPT_IN_MEMORY};
+pub use frozen::{ActivationCache, ActivationCaches, KEPT_IN_MEMORY};
 pub use stage::{check_steps, train, Data, Event, Watcher};
 
 /// What a stage came to.

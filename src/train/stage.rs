@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use super::checkpoint::{Position, Snapshot, State};
 use super::evaluate::{evaluate_with, Evaluation};
+use super::frozen::{ActivationCache, ActivationCaches};
 use super::optimizer::{clip, Stepper};
-use super::prefix::{PrefixStore, Prefixes};
 use super::schedule::factor;
 use super::StageResult;
 use crate::data::{groups, order, Example, Examples, Masking};
@@ -112,8 +112,8 @@ pub fn check_steps(plan: &Plan, data: &[Data]) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Trains all stages of a plan, from `state` on; what runs have in common of a frozen prefix is in
-/// `prefixes`. Returns the final state, its values left in the
+/// Trains all stages of a plan, from `state` on; what runs have in common of frozen blocks is in
+/// `caches`. Returns the final state, its values left in the
 /// graph, or nothing when it was interrupted (the state is then saved).
 ///
 /// # Errors
@@ -123,13 +123,13 @@ pub fn train<D: Executor>(
     graph: &mut Graph<D>,
     data: &[Data],
     mut state: State,
-    prefixes: &Prefixes,
+    caches: &ActivationCaches,
     watcher: &mut dyn Watcher,
 ) -> Result<Option<State>, Problem> {
     graph.set(std::mem::take(&mut state.values))?;
     for (index, data) in data.iter().enumerate().skip(state.position.stage) {
         graph.activate(plan, index)?;
-        let mut stage = Stage::new(plan, index, data, state, prefixes);
+        let mut stage = Stage::new(plan, index, data, state, caches);
         let finished = stage.run(graph, watcher)?;
         state = stage.state;
         if !finished {
@@ -156,7 +156,7 @@ struct Stage<'a> {
     on_host: Vec<&'a DeltaPlan>,
     /// What lies below the lowest trained site, and whether it is kept of what the stage trains on and of
     /// what it is evaluated on.
-    prefix: Arc<PrefixStore>,
+    cache: Arc<ActivationCache>,
     keeps: [bool; 2],
 }
 
@@ -166,14 +166,14 @@ impl<'a> Stage<'a> {
         index: usize,
         data: &'a Data,
         mut state: State,
-        prefixes: &Prefixes,
+        caches: &ActivationCaches,
     ) -> Self {
         let stage = &plan.stages[index];
         let (epoch_steps, steps) = steps(stage, data);
         let mut stepper = Stepper::new(stage.optimizer);
         stepper.moments = std::mem::take(&mut state.moments);
         stepper.steps = state.position.step;
-        let of_train = plan.frozen_prefix(index).is_ok() && steps > epoch_steps;
+        let of_train = plan.frozen_blocks(index).is_ok() && steps > epoch_steps;
         let task = &plan.tasks[&stage.task];
         let first = plan.first_trained_block(index);
         // Nothing is random in an evaluation.
@@ -190,7 +190,7 @@ impl<'a> Stage<'a> {
             started: Instant::now(),
             order: (usize::MAX, Vec::new()),
             on_host: plan.trained_on_host(stage),
-            prefix: prefixes.get(plan, index),
+            cache: caches.get(plan, index),
             keeps: [of_train, of_dev],
         }
     }
@@ -240,7 +240,7 @@ impl<'a> Stage<'a> {
         let random = mix(self.seed ^ mix(step as u64));
         let mut groups = groups(&examples, random, self.data.masking, D::GROUP_ROWS);
         if self.keeps[0] {
-            self.prefix.attach(graph, &mut groups)?;
+            self.cache.attach(graph, &mut groups)?;
         }
         let (mut loss, mut gradients) = graph.gradients(&groups)?;
         self.on_host(step, graph, &mut gradients, |method, step| {
@@ -348,7 +348,7 @@ impl<'a> Stage<'a> {
         let Some(dev) = &self.data.dev else {
             return Ok(false);
         };
-        let kept = self.keeps[1].then_some(&*self.prefix);
+        let kept = self.keeps[1].then_some(&*self.cache);
         let evaluation = evaluate_with(graph, &dev.all, self.task, self.data.masking, kept)?;
         let value = evaluation.get(self.task.metric);
         let position = &mut self.state.position;

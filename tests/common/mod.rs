@@ -156,7 +156,7 @@ impl Expected {
             masks: Vec::new(),
             soft: Vec::new(),
             places: (0..labels.len()).collect(),
-            prefix: None,
+            cached: None,
             total: labels.len(),
             targets: Targets::Classes(labels),
         }

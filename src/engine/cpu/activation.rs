@@ -19,22 +19,22 @@ pub(super) fn activate(x: Matrix<Cpu>, activation: Activation) -> Outcome<Matrix
     let is_traced = result.is_traced();
     let values = result.values();
     let count = if is_traced { values.len() } else { 0 };
-    let mut slopes = Vec::with_capacity(count);
+    let mut derivatives = Vec::with_capacity(count);
     let parts = values.par_chunks_mut(PART);
     if is_traced {
-        let room = slopes.spare_capacity_mut()[..count].par_chunks_mut(PART);
-        let work = |(): &mut _, (values, slopes): (&mut [f32], &mut [_])| {
-            apply(activation, values, Some(slopes));
+        let room = derivatives.spare_capacity_mut()[..count].par_chunks_mut(PART);
+        let work = |(): &mut _, (values, derivatives): (&mut [f32], &mut [_])| {
+            apply(activation, values, Some(derivatives));
         };
         share_items(parts.zip(room), || (), work);
     } else {
         share_items(parts, || (), |(), values| apply(activation, values, None));
     }
     // SAFETY: as many elements were just written.
-    unsafe { slopes.set_len(count) };
-    profile::kept(slopes.len());
+    unsafe { derivatives.set_len(count) };
+    profile::kept(derivatives.len());
     Ok(result.finish(Trace::off(), move |_, gradient| {
-        share_elements(gradient, &slopes, multiply_by);
+        share_elements(gradient, &derivatives, multiply_by);
         Ok(())
     }))
 }
@@ -55,14 +55,14 @@ pub(super) fn add_product(sum: &mut [f32], a: &[f32], b: &[f32]) {
     }
 }
 
-/// `values ← f(values)`; all of `slopes`, of which there are as many, gets the derivatives where they are
+/// `values ← f(values)`; all of `derivatives`, of which there are as many, gets the derivatives where they are
 /// asked for.
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
-fn apply(activation: Activation, values: &mut [f32], slopes: Option<&mut [MaybeUninit<f32>]>) {
+fn apply(activation: Activation, values: &mut [f32], derivatives: Option<&mut [MaybeUninit<f32>]>) {
     match activation {
-        Activation::Gelu => map(values, slopes, gelu),
-        Activation::GeluTanh => map(values, slopes, gelu_tanh),
-        Activation::Relu => map(values, slopes, |x| {
+        Activation::Gelu => map(values, derivatives, gelu),
+        Activation::GeluTanh => map(values, derivatives, gelu_tanh),
+        Activation::Relu => map(values, derivatives, |x| {
             // Written so that a NaN stays one.
             if x <= 0.0 {
                 (0.0, 0.0)
@@ -70,27 +70,35 @@ fn apply(activation: Activation, values: &mut [f32], slopes: Option<&mut [MaybeU
                 (x, 1.0)
             }
         }),
-        Activation::Swish => map(values, slopes, swish),
-        Activation::Tanh => map(values, slopes, |x| {
+        Activation::Swish => map(values, derivatives, swish),
+        Activation::Tanh => map(values, derivatives, |x| {
             let t = tanh(x);
             (t, 1.0 - t * t)
         }),
-        Activation::Sigmoid => map(values, slopes, sigmoid),
+        Activation::Sigmoid => map(values, derivatives, sigmoid),
     }
 }
 
 #[inline(always)]
-fn map(values: &mut [f32], slopes: Option<&mut [MaybeUninit<f32>]>, f: impl Fn(f32) -> (f32, f32)) {
-    let Some(slopes) = slopes else {
+fn map(
+    values: &mut [f32],
+    derivatives: Option<&mut [MaybeUninit<f32>]>,
+    f: impl Fn(f32) -> (f32, f32),
+) {
+    let Some(derivatives) = derivatives else {
         for value in values {
             *value = f(*value).0;
         }
         return;
     };
-    assert_eq!(values.len(), slopes.len(), "a slope for each value");
-    for (value, slope) in values.iter_mut().zip(slopes) {
+    assert_eq!(
+        values.len(),
+        derivatives.len(),
+        "a derivative for each value"
+    );
+    for (value, room) in values.iter_mut().zip(derivatives) {
         let (y, derivative) = f(*value);
         *value = y;
-        slope.write(derivative);
+        room.write(derivative);
     }
 }

@@ -1,22 +1,22 @@
 //! Products on tile registers, where a processor has AMX ([`Registers`](registers::Registers)): in f32 by digits of
-//! whole numbers ([`Digits`]), or with elements that are rounded to bfloat16 ([`Rounded`]).
+//! whole numbers ([`SplitInt8`]), or with elements that are rounded to bfloat16 ([`Rounded`]).
 //!
 //! An element of a result is the sum, in their order, of one product for each part of `depth`, whatever the number of
 //! rows and what they hold.
 
-mod digits;
 mod part;
 mod registers;
 mod rounded;
+mod split_int8;
 
-use self::digits::Digits;
 use self::part::multiply;
 pub(super) use self::registers::is_available;
-use self::registers::{Form, Side, Tile, ROWS};
+use self::registers::{Encoding, Side, TileRegister, ROWS};
 use self::rounded::Rounded;
+use self::split_int8::SplitInt8;
 use super::packed::Packed;
 use super::product::View;
-use super::tile::{result, Mode, Place, PANEL};
+use super::tile::{result, Mode, Output, PANEL};
 use crate::engine::{profile, Precision};
 
 /// Depth and columns from which on products on tile registers are faster.
@@ -33,7 +33,7 @@ pub(super) struct Tiled {
     depth: usize,
     columns: usize,
     precision: Precision,
-    tiles: Vec<Tile>,
+    tiles: Vec<TileRegister>,
     /// Of each column, to the last panel's end.
     units: Vec<f32>,
 }
@@ -45,20 +45,20 @@ impl Tiled {
         // SAFETY: it has.
         unsafe {
             match precision {
-                Precision::F32 => Self::in_form::<Digits>(matrix, precision),
+                Precision::F32 => Self::in_form::<SplitInt8>(matrix, precision),
                 Precision::Bf16 => Self::in_form::<Rounded>(matrix, precision),
             }
         }
     }
 
     /// # Safety
-    /// As of [`Form::write_columns`].
-    unsafe fn in_form<F: Form>(matrix: &Packed, precision: Precision) -> Self {
+    /// As of [`Encoding::write_columns`].
+    unsafe fn in_form<F: Encoding>(matrix: &Packed, precision: Precision) -> Self {
         let Packed { depth, columns, .. } = *matrix;
         let panels = columns.div_ceil(PANEL);
         let tiles_of_block = F::PIECES * F::SIDE / ROWS;
         let count = panels * PANEL / F::SIDE * depth.div_ceil(F::DEPTH) * tiles_of_block;
-        let (mut tiles, mut units) = (vec![Tile::ZEROS; count], Vec::new());
+        let (mut tiles, mut units) = (vec![TileRegister::ZEROS; count], Vec::new());
         let mut blocks = tiles.chunks_exact_mut(tiles_of_block);
         for number in 0..panels {
             let panel = matrix.panel(number);
@@ -88,7 +88,7 @@ impl Tiled {
     }
 
     /// A strip: so many columns of a panel as are multiplied with at once.
-    fn strip<F: Form>(&self, number: usize) -> Side<'_> {
+    fn strip<F: Encoding>(&self, number: usize) -> Side<'_> {
         let tiles = self.depth.div_ceil(F::DEPTH) * F::PIECES * F::SIDE / ROWS;
         Side {
             tiles: &self.tiles[number * tiles..][..tiles],
@@ -98,14 +98,14 @@ impl Tiled {
 
     /// The tiles of a strip's block that has row `row`, and which quarter of the block's depth begins there; zeros beyond
     /// the last row and the last strip. In f32.
-    fn turned(&self, row: usize, strip: usize) -> (&[Tile], usize) {
-        static NONE: [Tile; Digits::PIECES] = [Tile::ZEROS; Digits::PIECES];
-        let (block, quarter) = (row / Digits::DEPTH, row % Digits::DEPTH / ROWS);
+    fn turned(&self, row: usize, strip: usize) -> (&[TileRegister], usize) {
+        static NONE: [TileRegister; SplitInt8::PIECES] = [TileRegister::ZEROS; SplitInt8::PIECES];
+        let (block, quarter) = (row / SplitInt8::DEPTH, row % SplitInt8::DEPTH / ROWS);
         if row >= self.depth || strip * ROWS >= self.columns {
             return (&NONE, quarter);
         }
-        let tiles = &self.strip::<Digits>(strip).tiles[block * Digits::PIECES..];
-        (&tiles[..Digits::PIECES], quarter)
+        let tiles = &self.strip::<SplitInt8>(strip).tiles[block * SplitInt8::PIECES..];
+        (&tiles[..SplitInt8::PIECES], quarter)
     }
 }
 
@@ -156,7 +156,7 @@ impl Factor<'_> {
     pub(super) fn multiply_add(&self, out: &mut [f32], a: View) {
         let (_, columns) = self.shape();
         assert_eq!(out.len(), a.rows * columns, "product of tiles: out");
-        let place = Place::new(out, columns, Mode::Add);
+        let place = Output::new(out, columns, Mode::Add);
         // SAFETY: `out` has all rows.
         unsafe { self.multiply(place, a) }
     }
@@ -164,7 +164,7 @@ impl Factor<'_> {
     /// # Safety
     /// At the place are `a.rows` rows of as many columns as this has, which nobody else has meanwhile, and which may be
     /// without a value unless they are added to.
-    unsafe fn multiply(&self, place: Place, a: View) {
+    unsafe fn multiply(&self, place: Output, a: View) {
         let ((depth, columns), rows) = (self.shape(), a.rows);
         // With no depth the elements would stay without a value.
         assert!(
@@ -174,7 +174,7 @@ impl Factor<'_> {
         );
         profile::product(rows, depth, columns);
         match self.tiled.precision {
-            Precision::F32 => multiply::<Digits>(place, a, *self),
+            Precision::F32 => multiply::<SplitInt8>(place, a, *self),
             Precision::Bf16 => multiply::<Rounded>(place, a, *self),
         }
     }

@@ -14,7 +14,7 @@ use super::math::exp;
 use super::norm::{join_lanes, sum_lanes, LANES};
 use super::packed::Packed;
 use super::product::View;
-use super::tile::{Mode, Place};
+use super::tile::{Mode, Output};
 use super::Outcome;
 use crate::engine::noise::Noise;
 use crate::engine::{profile, Attending, AttentionShape, Dropout, Layout, Matrix};
@@ -60,7 +60,7 @@ pub(super) fn attention(
     // Of all heads where the backward pass needs them, of one at a time elsewhere.
     let mut kept = vec![Vec::new(); heads.len()];
     let mut values = vec![0.0; rows * hidden];
-    let place = Place::new(&mut values, hidden, Mode::Set);
+    let place = Output::new(&mut values, hidden, Mode::Set);
     let inputs = [q, k, v].map(data);
     let [q_data, k_data, v_data] = inputs;
     share_items(
@@ -142,7 +142,7 @@ struct Buffers {
     /// `(queries, keys)` each.
     weights: Vec<f32>,
     dropped: Vec<f32>,
-    slopes: Vec<f32>,
+    dscores: Vec<f32>,
 }
 
 impl Heads {
@@ -310,7 +310,7 @@ impl Heads {
         let strides = [hidden, self.keys_stride(), self.keys_stride()];
         let [dq, dk, dv] = std::array::from_fn(|number| {
             let values = gradients[number].as_mut();
-            values.map(|values| Place::new(values, strides[number], Mode::Set))
+            values.map(|values| Output::new(values, strides[number], Mode::Set))
         });
         let heads = self.heads();
         let group = self.group();
@@ -323,10 +323,10 @@ impl Heads {
                 packed,
                 weights,
                 dropped,
-                slopes,
+                dscores,
             } = buffers;
             // The first head of a group writes the gradients of its keys and values, the others add to them.
-            let shared = |place: Place| Place {
+            let shared = |place: Output| Output {
                 mode: match number % group {
                     0 => Mode::Set,
                     _ => Mode::Add,
@@ -351,17 +351,17 @@ impl Heads {
             if dq.is_none() && dk.is_none() && bias.is_empty() {
                 return;
             }
-            self.scores_backward(packed, slopes, head, weights, v, upstream);
-            self.bias_backward(slopes, head, bias);
-            let slopes = View::strided(slopes, head.queries, head.keys, head.keys);
+            self.scores_backward(packed, dscores, head, weights, v, upstream);
+            self.bias_backward(dscores, head, bias);
+            let dscores = View::strided(dscores, head.queries, head.keys, head.keys);
             if let Some(dq) = dq {
                 let k = &k[head.key_start..];
                 packed.pack_rows(k, self.keys_stride(), head.keys, self.width());
-                unsafe { packed.plain().multiply_at(dq.at(head.start), slopes) };
+                unsafe { packed.plain().multiply_at(dq.at(head.start), dscores) };
             }
             if let Some(dk) = dk {
                 packed.pack_rows(&q[head.start..], hidden, head.queries, self.width());
-                unsafe { packed.plain().multiply_at(shared(dk), slopes.t()) };
+                unsafe { packed.plain().multiply_at(shared(dk), dscores.t()) };
             }
         };
         // Heads that share keys and values come one after the other.
@@ -393,18 +393,18 @@ impl Heads {
     }
 
     /// Adds the gradient of a head's bias, and makes that of its products out of that of its scores.
-    fn bias_backward(&self, slopes: &mut [f32], head: Head, gradient: &mut [f32]) {
-        for (i, slopes) in slopes.chunks_exact_mut(head.keys.max(1)).enumerate() {
+    fn bias_backward(&self, dscores: &mut [f32], head: Head, gradient: &mut [f32]) {
+        for (i, dscores) in dscores.chunks_exact_mut(head.keys.max(1)).enumerate() {
             let Some(distances) = self.distances(head, i) else {
                 return;
             };
             if let Some(gradient) = gradient.get_mut(distances) {
-                let sums = gradient.iter_mut().zip(&*slopes);
-                sums.for_each(|(sum, slope)| *sum += slope);
+                let sums = gradient.iter_mut().zip(&*dscores);
+                sums.for_each(|(sum, dscore)| *sum += dscore);
             }
-            slopes
+            dscores
                 .iter_mut()
-                .for_each(|slope| *slope *= self.shape.scale);
+                .for_each(|dscore| *dscore *= self.shape.scale);
         }
     }
 
@@ -413,7 +413,7 @@ impl Heads {
     fn scores_backward(
         &self,
         packed: &mut Packed,
-        slopes: &mut Vec<f32>,
+        dscores: &mut Vec<f32>,
         head: Head,
         weights: &[f32],
         v: &[f32],
@@ -422,18 +422,18 @@ impl Heads {
         let keys = head.keys;
         let stride = self.keys_stride();
         packed.pack_transposed(&v[head.key_start..], stride, self.width(), keys);
-        slopes.resize(head.queries * keys, 0.0);
+        dscores.resize(head.queries * keys, 0.0);
         packed
             .plain()
-            .multiply_into(slopes, keys, self.view(dy, head));
-        self.drop(slopes, head);
+            .multiply_into(dscores, keys, self.view(dy, head));
+        self.drop(dscores, head);
         let rows = weights.chunks_exact(keys.max(1));
         let scale = match self.bias {
             Some(_) => 1.0,
             None => self.shape.scale,
         };
-        for (slopes, weights) in slopes.chunks_exact_mut(keys.max(1)).zip(rows) {
-            softmax_backward(slopes, weights, scale);
+        for (dscores, weights) in dscores.chunks_exact_mut(keys.max(1)).zip(rows) {
+            softmax_backward(dscores, weights, scale);
         }
     }
 }
@@ -466,11 +466,11 @@ fn softmax(row: &mut [f32], scale: f32) {
     }
 }
 
-/// `slopes ← scale · weights ⊙ (slopes − Σ slopes ⊙ weights)`.
+/// `dscores ← scale · weights ⊙ (dscores − Σ dscores ⊙ weights)`.
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
-fn softmax_backward(slopes: &mut [f32], weights: &[f32], scale: f32) {
-    let along = sum_lanes(slopes, weights, |s, w| s * w);
-    for (slope, weight) in slopes.iter_mut().zip(weights) {
-        *slope = scale * weight * (*slope - along);
+fn softmax_backward(dscores: &mut [f32], weights: &[f32], scale: f32) {
+    let along = sum_lanes(dscores, weights, |s, w| s * w);
+    for (dscore, weight) in dscores.iter_mut().zip(weights) {
+        *dscore = scale * weight * (*dscore - along);
     }
 }

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::amx;
 use super::bridge::data;
-use super::linear::Form;
+use super::linear::WeightForm;
 use super::packed::Packed;
 use super::product::View;
 use super::tile::exchange;
@@ -66,7 +66,7 @@ impl Deferred {
             Part::Product { upstream, input } => {
                 let rows = data(input).len() / columns.max(1);
                 let x = Packed::rows(data(input), columns, rows, columns);
-                let x = Form::new(Precision::F32, x);
+                let x = WeightForm::new(Precision::F32, x);
                 Ready::Product { upstream, x, rows }
             }
             Part::Rows { indices, upstream } => Ready::Rows {
@@ -83,7 +83,7 @@ enum Ready<'a> {
     Product {
         upstream: &'a [f32],
         /// `(rows, in)`
-        x: Form,
+        x: WeightForm,
         rows: usize,
     },
     Rows {

@@ -89,7 +89,7 @@ impl HalfPacked {
         let sized = self.panels.chunks_exact((pairs * 2 * PANEL).max(1));
         for (number, panel) in sized.enumerate() {
             let first = number * PANEL;
-            let tile = |row: usize| Tile {
+            let tile = |row: usize| Bf16Tile {
                 pairs,
                 a: rounded[row * pairs * 2..].as_ptr(),
                 panel: panel.as_ptr(),
@@ -128,7 +128,7 @@ fn round_all(from: &[f32], to: &mut [u16]) {
 }
 
 /// What one call of the kernel works on.
-struct Tile {
+struct Bf16Tile {
     pairs: usize,
     a: *const u16,
     panel: *const u16,
@@ -136,7 +136,7 @@ struct Tile {
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-unsafe fn multiply_tile(_: &Tile, _: usize) {
+unsafe fn multiply_tile(_: &Bf16Tile, _: usize) {
     unreachable!("no processor of this kind has bfloat16 products")
 }
 
@@ -148,12 +148,12 @@ mod x86 {
     use std::arch::x86_64::*;
 
     use super::super::tile::x86::write;
-    use super::{Tile, MOST_ROWS, PANEL};
+    use super::{Bf16Tile, MOST_ROWS, PANEL};
 
     /// `a · panel` for `count` rows, 1 to 12.
     #[target_feature(enable = "avx512f,avx512bf16")]
-    pub(super) unsafe fn multiply_tile(tile: &Tile, count: usize) {
-        const KERNELS: [unsafe fn(&Tile); MOST_ROWS] = [
+    pub(super) unsafe fn multiply_tile(tile: &Bf16Tile, count: usize) {
+        const KERNELS: [unsafe fn(&Bf16Tile); MOST_ROWS] = [
             rows::<1>, rows::<2>, rows::<3>, rows::<4>, rows::<5>, rows::<6>, rows::<7>, rows::<8>,
             rows::<9>, rows::<10>, rows::<11>, rows::<12>,
         ];
@@ -161,7 +161,7 @@ mod x86 {
     }
 
     #[target_feature(enable = "avx512f,avx512bf16")]
-    unsafe fn rows<const ROWS: usize>(tile: &Tile) {
+    unsafe fn rows<const ROWS: usize>(tile: &Bf16Tile) {
         let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
         let mut panel = tile.panel;
         for pair in 0..tile.pairs {

@@ -21,26 +21,26 @@ thread_local! {
     static DEPTH: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Keeps those that go forward from running ahead of those that go back: what all keep for their backward passes,
-/// counted in blocks, has a limit. Who is there helps the others until they have given back.
-pub(crate) struct Pace {
-    kept: AtomicUsize,
+/// A semaphore on the activations that groups keep for their backward passes: it lets none run ahead of the others, and
+/// counts by blocks. Who waits for a permit helps the others until they have given theirs back.
+pub(crate) struct Semaphore {
+    held: AtomicUsize,
     most: usize,
 }
 
-impl Pace {
+impl Semaphore {
     /// `most` is at least the blocks of a model, times the groups that go forward at once.
     pub(crate) fn new(most: usize) -> Arc<Self> {
-        let kept = AtomicUsize::new(0);
-        Arc::new(Pace { kept, most })
+        let held = AtomicUsize::new(0);
+        Arc::new(Semaphore { held, most })
     }
 
     /// Waits until a group may keep another block: as long as the result lives.
     ///
     /// It ends: of those that wait, each keeps less than a model has, which is too little for the limit; the others go
     /// on, as who has a group below its own, on the same thread, does not wait.
-    pub(crate) fn keep(self: &Arc<Self>) -> Kept {
-        while self.kept.load(Relaxed) >= self.most && DEPTH.get() == 1 {
+    pub(crate) fn acquire(self: &Arc<Self>) -> Permit {
+        while self.held.load(Relaxed) >= self.most && DEPTH.get() == 1 {
             // Not another group: its memory would come on top.
             let has_helped =
                 WAITING.load(Relaxed) == 0 && rayon::yield_now() == Some(Yield::Executed);
@@ -48,17 +48,17 @@ impl Pace {
                 std::thread::yield_now();
             }
         }
-        self.kept.fetch_add(1, Relaxed);
-        Kept(self.clone())
+        self.held.fetch_add(1, Relaxed);
+        Permit(self.clone())
     }
 }
 
-/// A block that a group keeps.
-pub(crate) struct Kept(Arc<Pace>);
+/// The activations of one block, which a group keeps as long as this lives.
+pub(crate) struct Permit(Arc<Semaphore>);
 
-impl Drop for Kept {
+impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.kept.fetch_sub(1, Relaxed);
+        self.0.held.fetch_sub(1, Relaxed);
     }
 }
 
@@ -83,15 +83,15 @@ impl<'a, T: Sync, R: Send + Sync, W: Fn(&T, &mut dyn FnMut()) -> R + Sync> Group
         scope.spawn(move |scope| {
             WAITING.fetch_sub(1, Relaxed);
             let mut is_passed_on = false;
-            let mut pass_on = || {
+            let mut start_next = || {
                 if !std::mem::replace(&mut is_passed_on, true) {
                     self.next(scope);
                 }
             };
             DEPTH.set(DEPTH.get() + 1);
-            let value = (self.work)(group, &mut pass_on);
+            let value = (self.work)(group, &mut start_next);
             DEPTH.set(DEPTH.get() - 1);
-            pass_on();
+            start_next();
             assert!(result.set(value).is_ok(), "a group is worked on once");
         });
     }
@@ -241,9 +241,9 @@ mod tests {
     fn groups_are_in_order() {
         let groups: Vec<usize> = (0..100).collect();
         let results = pool(3).install(|| {
-            map_groups(&groups, 2, |group, pass_on| {
+            map_groups(&groups, 2, |group, start_next| {
                 if group % 3 == 0 {
-                    pass_on();
+                    start_next();
                 }
                 2 * group
             })
@@ -259,15 +259,15 @@ mod tests {
     fn groups_keep_no_more_than_they_may() {
         let blocks = 6;
         for (threads, at_once) in [(2, 1), (4, 2)] {
-            let pace = Pace::new(at_once * blocks + 1);
+            let semaphore = Semaphore::new(at_once * blocks + 1);
             let most = AtomicUsize::new(0);
-            let work = |group: &u64, pass_on: &mut dyn FnMut()| {
-                let mut kept: Vec<Kept> = Vec::new();
+            let work = |group: &u64, start_next: &mut dyn FnMut()| {
+                let mut kept: Vec<Permit> = Vec::new();
                 for _ in 0..blocks {
-                    kept.push(pace.keep());
-                    most.fetch_max(pace.kept.load(Relaxed), Relaxed);
+                    kept.push(semaphore.acquire());
+                    most.fetch_max(semaphore.held.load(Relaxed), Relaxed);
                 }
-                pass_on();
+                start_next();
                 while kept.pop().is_some() {
                     std::thread::sleep(std::time::Duration::from_micros(50 * (group % 4)));
                     share(0..64, 1, &|part| {
@@ -277,9 +277,9 @@ mod tests {
             };
             let groups: Vec<u64> = (0..40).collect();
             pool(threads).install(|| map_groups(&groups, at_once, work));
-            assert_eq!(pace.kept.load(Relaxed), 0);
+            assert_eq!(semaphore.held.load(Relaxed), 0);
             if at_once == 1 {
-                assert_eq!(most.load(Relaxed), pace.most);
+                assert_eq!(most.load(Relaxed), semaphore.most);
             }
         }
     }

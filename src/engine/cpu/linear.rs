@@ -38,12 +38,12 @@ pub struct Prepared {
 /// A form for each precision.
 #[derive(Default)]
 struct Forms {
-    f32: OnceLock<Form>,
-    bf16: OnceLock<Form>,
+    f32: OnceLock<WeightForm>,
+    bf16: OnceLock<WeightForm>,
 }
 
 impl Forms {
-    fn of(&self, precision: Precision) -> &OnceLock<Form> {
+    fn of(&self, precision: Precision) -> &OnceLock<WeightForm> {
         match precision {
             Precision::F32 => &self.f32,
             Precision::Bf16 => &self.bf16,
@@ -55,7 +55,7 @@ impl Prepared {
     /// `Wᵀ (in, out)`.
     pub(super) fn forward(&self, precision: Precision, weight: &Elements<Cpu>) -> Factor<'_> {
         let (out, input) = weight.shape();
-        let pack = |w: &[f32]| Form::new(precision, Packed::transposed(w, input, input, out));
+        let pack = |w: &[f32]| WeightForm::new(precision, Packed::transposed(w, input, input, out));
         let form = self.forward.of(precision);
         form.get_or_init(|| once(weight, pack)).factor()
     }
@@ -66,20 +66,20 @@ impl Prepared {
         if precision == Precision::F32 && is_wide(out.min(input)) {
             return self.forward(precision, weight).t();
         }
-        let pack = |w: &[f32]| Form::new(precision, Packed::rows(w, input, out, input));
+        let pack = |w: &[f32]| WeightForm::new(precision, Packed::rows(w, input, out, input));
         let form = self.backward.of(precision);
         form.get_or_init(|| once(weight, pack)).factor()
     }
 }
 
 /// A matrix as this processor multiplies with it.
-pub(super) enum Form {
+pub(super) enum WeightForm {
     Packed(Packed),
     Half(HalfPacked),
     Tiled(amx::Tiled),
 }
 
-impl Form {
+impl WeightForm {
     /// That of a packed matrix in a precision.
     pub(super) fn new(precision: Precision, packed: Packed) -> Self {
         let (depth, columns) = packed.plain().shape();
@@ -88,17 +88,17 @@ impl Form {
             Precision::Bf16 => amx::is_available(),
         };
         match precision {
-            _ if is_tiled => Form::Tiled(amx::Tiled::new(&packed, precision)),
-            Precision::F32 => Form::Packed(packed),
-            Precision::Bf16 => Form::Half(HalfPacked::new(packed.plain())),
+            _ if is_tiled => WeightForm::Tiled(amx::Tiled::new(&packed, precision)),
+            Precision::F32 => WeightForm::Packed(packed),
+            Precision::Bf16 => WeightForm::Half(HalfPacked::new(packed.plain())),
         }
     }
 
     pub(super) fn factor(&self) -> Factor<'_> {
         match self {
-            Form::Packed(packed) => Factor::Plain(packed.plain()),
-            Form::Half(packed) => Factor::Half(packed),
-            Form::Tiled(tiled) => Factor::Tiled(tiled.plain()),
+            WeightForm::Packed(packed) => Factor::Plain(packed.plain()),
+            WeightForm::Half(packed) => Factor::Half(packed),
+            WeightForm::Tiled(tiled) => Factor::Tiled(tiled.plain()),
         }
     }
 }

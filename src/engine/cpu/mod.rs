@@ -42,7 +42,7 @@ use super::{
 pub use amx::pays as uses_amx;
 pub use deferred::Deferred;
 pub(super) use gradient::Buffer;
-pub(crate) use helpers::{map_groups, Pace};
+pub(crate) use helpers::{map_groups, Semaphore};
 pub use linear::copies_of_a_weight;
 
 type Outcome<T> = Result<T, <Cpu as HasErr>::Err>;
@@ -129,24 +129,24 @@ impl Backend for Cpu {
 
     fn layer_norm(
         x: &Matrix<Cpu>,
-        gain: &Vector<Cpu>,
+        weight: &Vector<Cpu>,
         bias: &Vector<Cpu>,
         epsilon: f32,
     ) -> Outcome<Matrix<Cpu>> {
         run!(
             Op::Norm,
             elements(x),
-            norm::layer_norm(x, gain, bias, epsilon),
-            definition::layer_norm(x, gain, bias, epsilon)
+            norm::layer_norm(x, weight, bias, epsilon),
+            definition::layer_norm(x, weight, bias, epsilon)
         )
     }
 
-    fn rms_norm(x: &Matrix<Cpu>, gain: &Vector<Cpu>, epsilon: f32) -> Outcome<Matrix<Cpu>> {
+    fn rms_norm(x: &Matrix<Cpu>, weight: &Vector<Cpu>, epsilon: f32) -> Outcome<Matrix<Cpu>> {
         run!(
             Op::Norm,
             elements(x),
-            norm::rms_norm(x, gain, epsilon),
-            definition::rms_norm(x, gain, epsilon)
+            norm::rms_norm(x, weight, epsilon),
+            definition::rms_norm(x, weight, epsilon)
         )
     }
 
@@ -322,7 +322,7 @@ impl Backend for Cpu {
 
     const GROUP_ROWS: usize = 256;
 
-    fn mixes_inputs() -> bool {
+    fn absorbs_keys() -> bool {
         !runs_definitions()
     }
 }
@@ -345,12 +345,12 @@ pub fn measure_rate(precision: Precision) -> f64 {
 }
 
 /// A weight of [`SIZE`] in the form for a precision, or for f32 where this machine has none of the precision.
-fn form_of(precision: Precision) -> linear::Form {
+fn form_of(precision: Precision) -> linear::WeightForm {
     let precision = match linear::has(precision) {
         true => precision,
         false => Precision::F32,
     };
-    linear::Form::new(precision, weight())
+    linear::WeightForm::new(precision, weight())
 }
 
 /// Rows and columns of the weight by which products are measured.
@@ -361,7 +361,7 @@ fn weight() -> packed::Packed {
 }
 
 /// The rate of products with a weight of [`SIZE`].
-fn product_rate(weight: &linear::Form) -> f64 {
+fn product_rate(weight: &linear::WeightForm) -> f64 {
     const ROWS: usize = 240;
     let x = vec![0.5f32; ROWS * SIZE];
     let view = product::View::new(&x, SIZE);
@@ -378,8 +378,8 @@ fn product_rate(weight: &linear::Form) -> f64 {
 pub fn measure_limits(precision: Precision) -> Limits {
     const LENGTH: usize = 1 << 21; // 8 MiB
     let form = form_of(precision);
-    let is_plain = matches!(form, linear::Form::Packed(_));
-    let sums_in_f32 = || product_rate(&linear::Form::Packed(weight()));
+    let is_plain = matches!(form, linear::WeightForm::Packed(_));
+    let sums_in_f32 = || product_rate(&linear::WeightForm::Packed(weight()));
     Limits {
         operations: product_rate(&form),
         sums_in_f32: (!is_plain).then(sums_in_f32),

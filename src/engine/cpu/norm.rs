@@ -20,36 +20,40 @@ use crate::engine::{profile, Matrix, Vector};
 /// See [`crate::engine::Backend::layer_norm`].
 pub(super) fn layer_norm(
     x: &Matrix<Cpu>,
-    gain: &Vector<Cpu>,
+    weight: &Vector<Cpu>,
     bias: &Vector<Cpu>,
     epsilon: f32,
 ) -> Outcome<Matrix<Cpu>> {
-    normed(x, gain, Some(bias), epsilon)
+    normed(x, weight, Some(bias), epsilon)
 }
 
 /// See [`crate::engine::Backend::rms_norm`].
-pub(super) fn rms_norm(x: &Matrix<Cpu>, gain: &Vector<Cpu>, epsilon: f32) -> Outcome<Matrix<Cpu>> {
-    normed(x, gain, None, epsilon)
+pub(super) fn rms_norm(
+    x: &Matrix<Cpu>,
+    weight: &Vector<Cpu>,
+    epsilon: f32,
+) -> Outcome<Matrix<Cpu>> {
+    normed(x, weight, None, epsilon)
 }
 
 /// Layer norm with a bias, RMS norm without.
 fn normed(
     x: &Matrix<Cpu>,
-    gain: &Vector<Cpu>,
+    weight: &Vector<Cpu>,
     bias: Option<&Vector<Cpu>>,
     epsilon: f32,
 ) -> Outcome<Matrix<Cpu>> {
     let (rows, hidden) = *x.shape();
     let is_centered = bias.is_some();
-    let mut joined = trace(x).merge(trace(gain));
+    let mut joined = trace(x).merge(trace(weight));
     if let Some(bias) = bias {
         joined = joined.merge(trace(bias));
     }
     let bias_slot = bias.and_then(slot);
     let bias = bias.map_or(vec![0.0; hidden], |bias| data(bias).to_vec());
     assert!(
-        data(gain).len() == hidden && bias.len() == hidden,
-        "norm: x, gain and bias disagree"
+        data(weight).len() == hidden && bias.len() == hidden,
+        "norm: x, weight and bias disagree"
     );
     let count = rows * hidden;
     let mut values = Vec::with_capacity(count);
@@ -65,7 +69,7 @@ fn normed(
         .zip(inverse.chunks_mut(part))
         .map(|((x, values), inverse)| (x, values, inverse, normals.next()))
         .collect();
-    let affine = (data(gain), bias.as_slice());
+    let affine = (data(weight), bias.as_slice());
     share_items(
         parts.into_par_iter(),
         || (),
@@ -79,9 +83,13 @@ fn normed(
         normal.set_len(kept);
     }
     profile::kept(kept);
-    let (x_slot, gain_slot) = (slot(x), slot(gain));
-    let gain = gain.clone().split_tape().0;
-    let normalized = Rc::new(Normalized { normal, gain, bias });
+    let (x_slot, weight_slot) = (slot(x), slot(weight));
+    let weight = weight.clone().split_tape().0;
+    let normalized = Rc::new(Normalized {
+        normal,
+        weight,
+        bias,
+    });
     let form = normalized.clone();
     let result = output(
         values,
@@ -89,13 +97,13 @@ fn normed(
         joined,
         x.device(),
         move |flow, mut upstream| {
-            let Normalized { normal, gain, .. } = &*normalized;
+            let Normalized { normal, weight, .. } = &*normalized;
             let rows = || {
                 upstream
                     .chunks_exact(hidden)
                     .zip(normal.chunks_exact(hidden))
             };
-            if let Some(slot) = &gain_slot {
+            if let Some(slot) = &weight_slot {
                 flow.add_in_place(slot, |sum| {
                     rows().for_each(|(dy, n)| add_product(sum, dy, n));
                 })?;
@@ -104,7 +112,7 @@ fn normed(
                 flow.add_in_place(slot, |sum| rows().for_each(|(dy, _)| add_to(sum, dy)))?;
             }
             if let Some(slot) = &x_slot {
-                let gain = data(gain);
+                let weight = data(weight);
                 let part = rows_of_a_part(hidden);
                 let parts = upstream
                     .par_chunks_mut(part * hidden)
@@ -114,7 +122,7 @@ fn normed(
                     parts,
                     || (),
                     |(), ((dy, normal), inverse)| {
-                        backward(dy, normal, gain, inverse, is_centered);
+                        backward(dy, normal, weight, inverse, is_centered);
                     },
                 );
                 flow.add(slot, upstream)?;
@@ -126,20 +134,20 @@ fn normed(
     Ok(result)
 }
 
-/// Rows that are `normal ⊙ gain + bias`, as the backward pass of a norm keeps them.
+/// Rows that are `normal ⊙ weight + bias`, as the backward pass of a norm keeps them.
 pub(in crate::engine) struct Normalized {
     /// `(rows, hidden)`
     normal: Vec<f32>,
-    gain: Tensor<(usize,), f32, Cpu>,
+    weight: Tensor<(usize,), f32, Cpu>,
     bias: Vec<f32>,
 }
 
 impl Normalized {
     /// `sum ← sum + aᵀ x` for these rows x: `sum (rank, hidden)`, `a (rows, rank)`. As `aᵀ x` is
-    /// `(aᵀ normal) ⊙ gain + (aᵀ 1) biasᵀ`, they need not be made again.
+    /// `(aᵀ normal) ⊙ weight + (aᵀ 1) biasᵀ`, they need not be made again.
     pub(super) fn add_product(&self, sum: &mut [f32], a: &[f32], rank: usize) {
-        let (gain, bias) = (data(&self.gain), &self.bias);
-        let hidden = gain.len();
+        let (weight, bias) = (data(&self.weight), &self.bias);
+        let hidden = weight.len();
         let mut products = vec![0.0; rank * hidden];
         multiply_add_once(&mut products, View::new(a, rank).t(), &self.normal, hidden);
         let mut totals = vec![0.0; rank];
@@ -149,9 +157,9 @@ impl Normalized {
             .chunks_exact_mut(hidden)
             .zip(products.chunks_exact(hidden));
         for ((sum, products), total) in rows.zip(totals) {
-            let affine = products.iter().zip(gain).zip(bias);
-            for (sum, ((product, gain), bias)) in sum.iter_mut().zip(affine) {
-                *sum += product * gain + total * bias;
+            let affine = products.iter().zip(weight).zip(bias);
+            for (sum, ((product, weight), bias)) in sum.iter_mut().zip(affine) {
+                *sum += product * weight + total * bias;
             }
         }
     }
@@ -188,18 +196,18 @@ pub(super) fn join_lanes(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32
     lanes[0]
 }
 
-/// `values ← normal ⊙ gain + bias` with `normal = inverse · (x − mean)` and `inverse = 1 / √(variance + ε)`, row
+/// `values ← normal ⊙ weight + bias` with `normal = inverse · (x − mean)` and `inverse = 1 / √(variance + ε)`, row
 /// by row; of rows that are not centered the mean counts as 0. All of `values`, and of `normal` where it is asked for, is written.
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
 fn normalize(
     x: &[f32],
-    (gain, bias): (&[f32], &[f32]),
+    (weight, bias): (&[f32], &[f32]),
     (epsilon, is_centered): (f32, bool),
     values: &mut [MaybeUninit<f32>],
     inverse: &mut [f32],
     mut normal: Option<&mut [MaybeUninit<f32>]>,
 ) {
-    let hidden = gain.len();
+    let hidden = weight.len();
     let count = hidden as f32;
     for (row, (x, place)) in x.chunks_exact(hidden).zip(inverse).enumerate() {
         let mean = match is_centered {
@@ -210,33 +218,33 @@ fn normalize(
         let inverse = 1.0 / (variance + epsilon).sqrt();
         *place = inverse;
         let values = &mut values[row * hidden..][..hidden];
-        let elements = x.iter().zip(gain).zip(bias).zip(values);
+        let elements = x.iter().zip(weight).zip(bias).zip(values);
         let n = |x: f32| (x - mean) * inverse;
         match &mut normal {
             Some(normal) => {
                 let normal = &mut normal[row * hidden..][..hidden];
-                for ((((x, gain), bias), value), normal) in elements.zip(normal) {
-                    value.write(*normal.write(n(*x)) * gain + bias);
+                for ((((x, weight), bias), value), normal) in elements.zip(normal) {
+                    value.write(*normal.write(n(*x)) * weight + bias);
                 }
             }
             None => {
-                for (((x, gain), bias), value) in elements {
-                    value.write(n(*x) * gain + bias);
+                for (((x, weight), bias), value) in elements {
+                    value.write(n(*x) * weight + bias);
                 }
             }
         }
     }
 }
 
-/// `dy ← inverse · (s − mean(s) − normal · mean(s ⊙ normal))` with `s = dy ⊙ gain`, row by row; `mean(s)` counts
+/// `dy ← inverse · (s − mean(s) − normal · mean(s ⊙ normal))` with `s = dy ⊙ weight`, row by row; `mean(s)` counts
 /// as 0 where rows are not centered.
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
-fn backward(dy: &mut [f32], normal: &[f32], gain: &[f32], inverse: &[f32], is_centered: bool) {
-    let hidden = gain.len();
+fn backward(dy: &mut [f32], normal: &[f32], weight: &[f32], inverse: &[f32], is_centered: bool) {
+    let hidden = weight.len();
     let rows = dy.chunks_exact_mut(hidden).zip(normal.chunks_exact(hidden));
     for ((dy, normal), inverse) in rows.zip(inverse) {
-        for (dy, gain) in dy.iter_mut().zip(gain) {
-            *dy *= gain;
+        for (dy, weight) in dy.iter_mut().zip(weight) {
+            *dy *= weight;
         }
         let count = hidden as f32;
         let mean = match is_centered {

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::helpers::share;
 use super::packed::Packed;
 use super::product::{multiply, View};
-use super::tile::{result, slices, Kernels, Mode, Pieces, Place, Tile, MOST_ROWS, PANEL};
+use super::tile::{result, slices, Kernels, Mode, Output, Pieces, Tile, MOST_ROWS, PANEL};
 use crate::engine::profile;
 
 /// Multiplications from which on a part of a product is worth another thread's time: some 50 microseconds.
@@ -104,21 +104,21 @@ impl<'a> Operand<'a> {
     pub(super) fn multiply_add(&self, out: &mut [f32], stride: usize, a: View) {
         self.check(out.len(), stride, &a);
         // SAFETY: `check` has made sure that all rows lie in `out`.
-        unsafe { self.multiply(Place::new(out, stride, Mode::Add), a) }
+        unsafe { self.multiply(Output::new(out, stride, Mode::Add), a) }
     }
 
     /// `out ← a b`, else as [`Operand::multiply_add`].
     pub(super) fn multiply_into(&self, out: &mut [f32], stride: usize, a: View) {
         self.check(out.len(), stride, &a);
         // SAFETY: `check` has made sure that all rows lie in `out`.
-        unsafe { self.multiply(Place::new(out, stride, Mode::Set), a) }
+        unsafe { self.multiply(Output::new(out, stride, Mode::Set), a) }
     }
 
     /// Writes `a b` at a place.
     ///
     /// # Safety
     /// It has `a.rows` rows of as many columns as this, which nobody else has meanwhile.
-    pub(super) unsafe fn multiply_at(&self, place: Place, a: View) {
+    pub(super) unsafe fn multiply_at(&self, place: Output, a: View) {
         assert!(a.columns == self.shape().0 && a.fits());
         self.multiply(place, a);
     }
@@ -149,7 +149,7 @@ impl<'a> Operand<'a> {
     /// # Safety
     /// `a` fits and has `depth` columns. At the place are `a.rows` rows of `columns` elements, which may be
     /// without a value unless they are added to. A bias has `columns` elements.
-    unsafe fn multiply(&self, place: Place, a: View) {
+    unsafe fn multiply(&self, place: Output, a: View) {
         let ((depth, columns), rows) = (self.shape(), a.rows);
         profile::product(rows, depth, columns);
         let Some(kernels) = Kernels::of_this_processor().filter(|_| depth > 0) else {
@@ -167,7 +167,7 @@ impl<'a> Operand<'a> {
         &self,
         kernels: Kernels,
         panels: Range<usize>,
-        place: Place,
+        place: Output,
         a: View,
     ) {
         let (depth, columns) = self.shape();
@@ -212,7 +212,7 @@ impl<'a> Operand<'a> {
     }
 
     /// As [`Operand::multiply`], for processors without a kernel of ours.
-    unsafe fn multiply_portably(&self, Place { out, stride, mode }: Place, a: View) {
+    unsafe fn multiply_portably(&self, Output { out, stride, mode }: Output, a: View) {
         let ((depth, columns), rows) = (self.shape(), a.rows);
         for row in 0..rows {
             let out = out.add(row * stride);
@@ -242,7 +242,7 @@ pub(super) fn multiply_add_once(out: &mut [f32], a: View, b: &[f32], columns: us
     const PACKING: usize = 32;
     assert!(a.fits() && a.rows * columns <= out.len() && a.columns * columns <= b.len());
     let least = LEAST_SHARED.div_ceil(((a.rows + PACKING) * a.columns * PANEL).max(1));
-    let place = Place::new(out, columns, Mode::Add);
+    let place = Output::new(out, columns, Mode::Add);
     share(0..columns.div_ceil(PANEL), least, &|panels| {
         let mut panel = Packed::default();
         for first in panels.map(|number| number * PANEL) {
@@ -337,7 +337,7 @@ mod tests {
             let mut found = vec![0.0; rows * columns];
             let (a, place) = (
                 View::new(&a, depth),
-                Place::new(&mut found, columns, Mode::Set),
+                Output::new(&mut found, columns, Mode::Set),
             );
             // SAFETY: the place has as many rows of as many columns as the product.
             unsafe { transpose.plain().t().multiply_portably(place, a) };
@@ -412,7 +412,7 @@ mod tests {
             unsafe {
                 packed
                     .plain()
-                    .multiply_portably(Place::new(out, packed.columns, Mode::Add), rows)
+                    .multiply_portably(Output::new(out, packed.columns, Mode::Add), rows)
             };
         });
     }

@@ -51,7 +51,7 @@ impl Mode {
 
 /// Where a result is written.
 #[derive(Clone, Copy)]
-pub(super) struct Place {
+pub(super) struct Output {
     pub(super) out: *mut f32,
     /// Elements from one row to the next.
     pub(super) stride: usize,
@@ -59,20 +59,20 @@ pub(super) struct Place {
 }
 
 // SAFETY: pointers alone; who writes through them sees to it that no two threads write the same elements.
-unsafe impl Send for Place {}
-unsafe impl Sync for Place {}
+unsafe impl Send for Output {}
+unsafe impl Sync for Output {}
 
-impl Place {
+impl Output {
     pub(super) fn new(out: &mut [f32], stride: usize, mode: Mode) -> Self {
         let out = out.as_mut_ptr();
-        Place { out, stride, mode }
+        Output { out, stride, mode }
     }
 
     /// The place so many elements on. A bias is no part of it.
     pub(super) fn at(self, elements: usize) -> Self {
         debug_assert!(!matches!(self.mode, Mode::Bias(_)));
         let out = self.out.wrapping_add(elements);
-        Place { out, ..self }
+        Output { out, ..self }
     }
 
     /// The panel of a result of `columns` that begins at a row and a column.
@@ -96,13 +96,13 @@ pub(super) unsafe fn result(
     rows: usize,
     columns: usize,
     bias: Option<&[f32]>,
-    write: impl FnOnce(Place),
+    write: impl FnOnce(Output),
 ) -> Vec<f32> {
     let count = rows * columns;
     let mut out = room;
     out.clear();
     out.reserve_exact(count);
-    write(Place {
+    write(Output {
         out: out.as_mut_ptr(),
         stride: columns,
         mode: Mode::result(bias, columns),
@@ -178,7 +178,7 @@ pub(super) struct Tile {
     pub(super) a: *const f32,
     pub(super) a_strides: (usize, usize),
     pub(super) panel: *const f32,
-    /// What is asked for meanwhile: [`coming_elements`] from here on.
+    /// What is prefetched meanwhile: [`coming_elements`] from here on.
     pub(super) coming: *const f32,
     /// Where the sums go.
     pub(super) target: Target,
@@ -206,10 +206,10 @@ pub(super) fn slices<const COUNT: usize>(
     })
 }
 
-/// Steps of a product for each line of 16 elements of what is coming that is asked for.
+/// Steps of a product for each line of 16 elements of what is coming that is prefetched.
 const STEPS_PER_LINE: usize = 4;
 
-/// How many elements a kernel asks for beside a product of `depth`.
+/// How many elements a kernel prefetches beside a product of `depth`.
 fn coming_elements(depth: usize) -> usize {
     depth / STEPS_PER_LINE * LINE
 }
@@ -226,7 +226,7 @@ pub(super) struct Pieces {
 }
 
 impl Pieces {
-    /// Where to ask for [`coming_elements`] beside one product of `depth` after the other.
+    /// Where to prefetch [`coming_elements`] beside one product of `depth` after the other.
     pub(super) fn places(self, depth: usize) -> Places {
         let step = coming_elements(depth).max(LINE);
         Places {
@@ -264,7 +264,7 @@ impl Iterator for Places {
 
 /// Asks for the line of a place, for the second-level cache.
 #[inline(always)]
-pub(super) fn ask_for(place: *const f32) {
+pub(super) fn prefetch(place: *const f32) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T1};

@@ -10,28 +10,28 @@ use rayon::prelude::*;
 use super::super::helpers::{share, share_items};
 use super::super::product::View;
 use super::super::tile::x86::ask_for_rows;
-use super::super::tile::{ask_for, Mode, Place, Target, LINE, PANEL};
-use super::digits::Digits;
-use super::registers::{Form, Registers, Side, Tile, ROWS};
+use super::super::tile::{prefetch, Mode, Output, Target, LINE, PANEL};
+use super::registers::{Encoding, Registers, Side, TileRegister, ROWS};
+use super::split_int8::SplitInt8;
 use super::Factor;
 
-/// Rows that are multiplied at once: with as much of the depth as a [`Form`] has at most, their tiles are to stay in
+/// Rows that are multiplied at once: with as much of the depth as a [`Encoding`] has at most, their tiles are to stay in
 /// the second-level cache.
 const MOST_ROWS: usize = 256;
 
 /// Panels that are worth another thread's time: the first of a transpose is made beside nothing else.
 const LEAST_SHARED: usize = 6;
 
-/// How many rows are asked for ahead of the one that is written.
+/// How many rows are prefetched ahead of the one that is written.
 const ROWS_AHEAD: usize = 4;
 
 /// Parts that a block's tiles are made in: a quarter of the rows of one of them.
-const SHARES: usize = 4 * Digits::PIECES;
+const SHARES: usize = 4 * SplitInt8::PIECES;
 
 /// Tiles of rows, and the units of their elements.
 #[derive(Default)]
 struct Written {
-    tiles: Vec<Tile>,
+    tiles: Vec<TileRegister>,
     units: Vec<f32>,
 }
 
@@ -39,13 +39,13 @@ thread_local! {
     /// The rows: for each 16 of them and each block of the depth, a tile of each piece.
     static LEFT: RefCell<Written> = RefCell::default();
     /// The present panel of a transpose, and the next.
-    static MADE: RefCell<[Vec<Tile>; 2]> = RefCell::default();
+    static MADE: RefCell<[Vec<TileRegister>; 2]> = RefCell::default();
 }
 
 /// # Safety
 /// The registers are available; `a` has as many columns as `b` has depth, one after the other; at the place are
 /// `a.rows` rows of as many columns as `b` has, which nobody else has meanwhile. `b` was written in this form.
-pub(super) unsafe fn multiply<F: Form>(place: Place, a: View, b: Factor) {
+pub(super) unsafe fn multiply<F: Encoding>(place: Output, a: View, b: Factor) {
     // Taken, not borrowed: who waits for a helper may help another.
     let mut left = LEFT.take();
     let parts = a.columns.div_ceil(F::MOST_DEPTH);
@@ -66,13 +66,13 @@ pub(super) unsafe fn multiply<F: Form>(place: Place, a: View, b: Factor) {
             };
             let mode = if first == 0 { place.mode } else { Mode::Add };
             // SAFETY: a part of what the caller vouches for.
-            unsafe { part.multiply(Place { out, mode, ..place }, &mut left) };
+            unsafe { part.multiply(Output { out, mode, ..place }, &mut left) };
         }
     }
     LEFT.set(left);
 }
 
-/// Some columns of `a`, times the rows of `b` from `first` on, which is a multiple of [`Form::DEPTH`].
+/// Some columns of `a`, times the rows of `b` from `first` on, which is a multiple of [`Encoding::DEPTH`].
 struct Part<'a, F> {
     a: View<'a>,
     b: Factor<'a>,
@@ -80,17 +80,17 @@ struct Part<'a, F> {
     form: PhantomData<F>,
 }
 
-impl<F: Form> Part<'_, F> {
+impl<F: Encoding> Part<'_, F> {
     /// Strips of a panel: what is multiplied with at once.
     const STRIPS: usize = PANEL / F::SIDE;
 
     /// # Safety
     /// As of [`multiply`].
-    unsafe fn multiply(&self, place: Place, left: &mut Written) {
+    unsafe fn multiply(&self, place: Output, left: &mut Written) {
         // Asked for while the rows are written.
         if !self.b.is_transposed {
             (0..Self::STRIPS)
-                .for_each(|strip| Lines::of(self.strip(strip).tiles).ask_for(usize::MAX));
+                .for_each(|strip| Lines::of(self.strip(strip).tiles).prefetch(usize::MAX));
         }
         let left = self.write_rows(left);
         let panels = self.b.shape().1.div_ceil(PANEL);
@@ -142,7 +142,7 @@ impl<F: Form> Part<'_, F> {
             tiles: written,
             units,
         } = left;
-        written.resize((groups * tiles).max(written.len()), Tile::ZEROS);
+        written.resize((groups * tiles).max(written.len()), TileRegister::ZEROS);
         units.resize((groups * ROWS).max(units.len()), 0.0);
         let scales = self.b.scales().map(|scales| &scales[self.first..]);
         let groups = written[..groups * tiles]
@@ -158,7 +158,7 @@ impl<F: Form> Part<'_, F> {
                         .as_ptr()
                         .wrapping_add(ROWS_AHEAD * self.a.strides.0);
                     let lines = (0..elements.len()).step_by(LINE);
-                    lines.for_each(|first| ask_for(ahead.wrapping_add(first)));
+                    lines.for_each(|first| prefetch(ahead.wrapping_add(first)));
                     // SAFETY: the processor has the instructions.
                     *unit = unsafe { F::write_row(elements, scales, tiles, row) };
                 }
@@ -177,7 +177,7 @@ impl<F: Form> Part<'_, F> {
         &self,
         mut registers: Registers,
         panels: Range<usize>,
-        place: Place,
+        place: Output,
         left: Side,
     ) {
         let last = panels.end.saturating_sub(1);
@@ -198,13 +198,13 @@ impl<F: Form> Part<'_, F> {
         &self,
         mut registers: Registers,
         panels: Range<usize>,
-        place: Place,
+        place: Output,
         left: Side,
-        made: &mut [Vec<Tile>; 2],
+        made: &mut [Vec<TileRegister>; 2],
     ) {
         let (blocks, groups, tiles) = (self.blocks(), self.groups(), self.tiles_of_strip());
         let [mut present, mut next] = made.each_mut().map(|made| {
-            made.resize((Self::STRIPS * tiles).max(made.len()), Tile::ZEROS);
+            made.resize((Self::STRIPS * tiles).max(made.len()), TileRegister::ZEROS);
             made.as_mut_slice()
         });
         for strip in 0..Self::STRIPS {
@@ -240,7 +240,7 @@ impl<F: Form> Part<'_, F> {
         }
     }
 
-    /// Makes some shares of the tiles for a block of a strip of a panel of the transpose, and asks for what the next
+    /// Makes some shares of the tiles for a block of a strip of a panel of the transpose, and prefetches what the next
     /// panel's are made of.
     ///
     /// # Safety
@@ -252,23 +252,23 @@ impl<F: Form> Part<'_, F> {
         strip: usize,
         block: usize,
         shares: Range<usize>,
-        tiles: &mut [Tile],
+        tiles: &mut [TileRegister],
     ) {
         let tiles = &mut tiles[strip * self.tiles_of_strip() + F::PIECES * block..][..F::PIECES];
         let first = (self.first + block * F::DEPTH) / ROWS;
         let row = panel * PANEL + strip * ROWS;
         for share in shares {
-            let (quarter, piece) = (share / Digits::PIECES, share % Digits::PIECES);
+            let (quarter, piece) = (share / SplitInt8::PIECES, share % SplitInt8::PIECES);
             let (from, from_quarter) = self.b.tiled.turned(row, first + quarter);
-            Digits::turn(&from[piece], from_quarter, &mut tiles[piece], quarter);
+            SplitInt8::turn(&from[piece], from_quarter, &mut tiles[piece], quarter);
             let (coming, from_quarter) = self.b.tiled.turned(row + PANEL, first + quarter);
             for four in 0..4 {
-                ask_for(coming[piece].line(4 * four + from_quarter));
+                prefetch(coming[piece].line(4 * four + from_quarter));
             }
         }
     }
 
-    /// The product with one panel. `right` gives a strip of it, and what is to be asked for beside its products, beside
+    /// The product with one panel. `right` gives a strip of it, and what is to be prefetched beside its products, beside
     /// which `beside` is called with the strip, each group of rows and each block.
     ///
     /// # Safety
@@ -278,7 +278,7 @@ impl<F: Form> Part<'_, F> {
         &self,
         registers: &mut Registers,
         panel: usize,
-        place: Place,
+        place: Output,
         left: Side,
         right: impl Fn(usize) -> (Side<'b>, Lines),
         mut beside: impl FnMut(usize, usize, usize),
@@ -323,7 +323,7 @@ impl<F: Form> Part<'_, F> {
                         let rows = block * rows_at_once..(block + 1) * rows_at_once;
                         ask_for_rows::<_MM_HINT_T0>(target, rows, F::SIDE);
                     }
-                    coming.ask_for(lines_at_once);
+                    coming.prefetch(lines_at_once);
                     beside(strip, group, block);
                 });
             }
@@ -331,14 +331,14 @@ impl<F: Form> Part<'_, F> {
     }
 }
 
-/// Lines of tiles that are to be asked for.
+/// Lines of tiles that are to be prefetched.
 struct Lines {
     first: *const f32,
     count: usize,
 }
 
 impl Lines {
-    fn of(tiles: &[Tile]) -> Self {
+    fn of(tiles: &[TileRegister]) -> Self {
         Lines {
             first: tiles.as_ptr().cast(),
             count: tiles.len() * ROWS,
@@ -347,9 +347,9 @@ impl Lines {
 
     /// Asks for the next of them, at most so many.
     #[inline(always)]
-    fn ask_for(&mut self, most: usize) {
+    fn prefetch(&mut self, most: usize) {
         for _ in 0..most.min(self.count) {
-            ask_for(self.first);
+            prefetch(self.first);
             self.first = self.first.wrapping_add(LINE);
             self.count -= 1;
         }

@@ -1,4 +1,4 @@
-//! Tile registers (Intel's AMX): sums of 16 rows by 16 columns, to each of which one instruction adds the products of
+//! TileRegister registers (Intel's AMX): sums of 16 rows by 16 columns, to each of which one instruction adds the products of
 //! 64 bytes, as integers or as bfloat16. Rust has no stable names for these instructions, so they are written out. The
 //! compiler never uses tile registers: what is in them stays from one block of instructions to the next.
 
@@ -17,10 +17,10 @@ pub(super) const ROW: usize = 64;
 /// What a tile register is loaded from.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-pub(super) struct Tile([[u8; ROW]; ROWS]);
+pub(super) struct TileRegister([[u8; ROW]; ROWS]);
 
-impl Tile {
-    pub(super) const ZEROS: Tile = Tile([[0; ROW]; ROWS]);
+impl TileRegister {
+    pub(super) const ZEROS: TileRegister = TileRegister([[0; ROW]; ROWS]);
 
     /// # Safety
     /// The processor has AVX-512.
@@ -46,7 +46,7 @@ impl Tile {
 
 /// How the elements of two matrices are written into tiles, and multiplied there. Tiles of the left matrix have 16 of
 /// its rows, those of the right one 16 columns of a panel.
-pub(super) trait Form: Sync {
+pub(super) trait Encoding: Sync {
     /// Elements of a row, or a column, that a tile has room for.
     const DEPTH: usize;
 
@@ -67,21 +67,26 @@ pub(super) trait Form: Sync {
     unsafe fn write_row(
         elements: &[f32],
         scales: Option<&[f32]>,
-        tiles: &mut [Tile],
+        tiles: &mut [TileRegister],
         row: usize,
     ) -> f32;
 
     /// The units that the columns of a panel of the right matrix, `(depth, 32)`, are to be written in.
     ///
     /// # Safety
-    /// As of [`Form::write_row`].
+    /// As of [`Encoding::write_row`].
     unsafe fn units(panel: &[f32]) -> [f32; PANEL];
 
     /// Writes columns `first` to `first + SIDE` of a block of a panel, `DEPTH` rows of it or fewer, and zeros beyond.
     ///
     /// # Safety
-    /// As of [`Form::write_row`].
-    unsafe fn write_columns(block: &[f32], units: &[f32; PANEL], first: usize, tiles: &mut [Tile]);
+    /// As of [`Encoding::write_row`].
+    unsafe fn write_columns(
+        block: &[f32],
+        units: &[f32; PANEL],
+        first: usize,
+        tiles: &mut [TileRegister],
+    );
 
     /// `target ← …` the products of up to `SIDE` rows and columns. `beside` is called once for each block of the
     /// depth, while the registers are at work.
@@ -115,7 +120,7 @@ pub(super) unsafe fn load(elements: &[f32], scales: Option<&[f32]>, first: usize
 /// Some rows of the left matrix, or columns of the right one, in tiles, and the units that they are written in.
 #[derive(Clone, Copy)]
 pub(super) struct Side<'a> {
-    pub(super) tiles: &'a [Tile],
+    pub(super) tiles: &'a [TileRegister],
     pub(super) units: &'a [f32],
 }
 

@@ -4,13 +4,13 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::super::tile::{Mode, Target, PANEL};
-use super::registers::{load, Form, Registers, Side, Tile, ROW, ROWS};
+use super::registers::{load, Encoding, Registers, Side, TileRegister, ROW, ROWS};
 
 /// Each element is the nearest bfloat16, in units of 1. 32 rows are multiplied by 32 columns at once: the sums are in
 /// registers 0 and 1, below them in 2 and 3; 4 and 5 have rows, 6 and 7 columns.
 pub(super) struct Rounded;
 
-impl Form for Rounded {
+impl Encoding for Rounded {
     const DEPTH: usize = 32;
     const PIECES: usize = 1;
     const SIDE: usize = PANEL;
@@ -21,7 +21,7 @@ impl Form for Rounded {
     unsafe fn write_row(
         elements: &[f32],
         scales: Option<&[f32]>,
-        tiles: &mut [Tile],
+        tiles: &mut [TileRegister],
         row: usize,
     ) -> f32 {
         for (block, tile) in tiles.iter_mut().enumerate() {
@@ -37,7 +37,12 @@ impl Form for Rounded {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn write_columns(block: &[f32], _: &[f32; PANEL], first: usize, tiles: &mut [Tile]) {
+    unsafe fn write_columns(
+        block: &[f32],
+        _: &[f32; PANEL],
+        first: usize,
+        tiles: &mut [TileRegister],
+    ) {
         let there = block.len() / PANEL;
         for (half, tile) in tiles.iter_mut().enumerate() {
             let first = first + half * 16;
@@ -95,8 +100,8 @@ impl Form for Rounded {
 unsafe fn multiply_whole(
     target: &Target,
     rows: usize,
-    [above, below]: [&[Tile]; 2],
-    right: &[Tile],
+    [above, below]: [&[TileRegister]; 2],
+    right: &[TileRegister],
     mut beside: impl FnMut(usize),
 ) {
     let has_below = rows > ROWS;

@@ -134,7 +134,7 @@ pub(super) struct Product<'a> {
     pub(super) panel: *const f32,
     /// What is needed next, for the second-level cache: a line beside every [`STEPS_PER_LINE`] steps.
     pub(super) coming: *const f32,
-    /// What will be written next, and is asked for in the last steps: sooner, and the panel that streams by
+    /// What will be written next, and is prefetched in the last steps: sooner, and the panel that streams by
     /// would have displaced it.
     pub(super) written_next: Option<&'a Target>,
 }

@@ -1,4 +1,4 @@
-//! The frozen prefix computed once: what the blocks below the lowest trained site make of an example is
+//! The frozen blocks computed once: what the blocks below the lowest trained site make of an example is
 //! the same in every epoch, when nothing random lies among them.
 
 use std::collections::{BTreeMap, HashMap};
@@ -12,7 +12,7 @@ use memmap2::Mmap;
 
 use crate::diagnostic::Problem;
 use crate::engine::Precision;
-use crate::graph::{device_problem, Batch, Executor, Graph, Prefix};
+use crate::graph::{device_problem, Batch, CachedActivations, Executor, Graph};
 use crate::plan::Plan;
 
 /// Bytes of activations that are kept in memory; more of them are kept in a mapped temporary file.
@@ -20,39 +20,39 @@ pub const KEPT_IN_MEMORY: usize = 1 << 30;
 
 /// Stores that runs have in common where their plans agree on what is kept.
 #[derive(Default)]
-pub struct Prefixes(Mutex<BTreeMap<StoreKey, Arc<PrefixStore>>>);
+pub struct ActivationCaches(Mutex<BTreeMap<StoreKey, Arc<ActivationCache>>>);
 
 /// What everything that is kept depends on, where no delta has a part in it: the backbone's directory, the
 /// block that reads it, the places of the position table that deltas take, and whether products are in 16
 /// bits.
 type StoreKey = (PathBuf, usize, usize, bool);
 
-impl Prefixes {
+impl ActivationCaches {
     /// The store of what the blocks below the lowest trained site of a stage make of examples: one that
     /// earlier runs filled, if what they computed is the same.
-    pub fn get(&self, plan: &Plan, stage: usize) -> Arc<PrefixStore> {
+    pub fn get(&self, plan: &Plan, stage: usize) -> Arc<ActivationCache> {
         let block = plan.first_trained_block(stage);
-        if !plan.shares_prefix(stage) {
-            return Arc::new(PrefixStore::new(block));
+        if !plan.shares_frozen_blocks(stage) {
+            return Arc::new(ActivationCache::new(block));
         }
         let is_half = plan.backbone.precision == Precision::Bf16;
         let directory = plan.backbone.directory.clone();
         let mut stores = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let store = stores.entry((directory, block, plan.tokens(stage), is_half));
         store
-            .or_insert_with(|| Arc::new(PrefixStore::new(block)))
+            .or_insert_with(|| Arc::new(ActivationCache::new(block)))
             .clone()
     }
 }
 
 /// Activations of examples, kept as they are computed. An example is known by its tokens.
-pub struct PrefixStore {
+pub struct ActivationCache {
     block: usize,
-    kept: Mutex<Kept>,
+    kept: Mutex<Entries>,
 }
 
-struct Kept {
-    places: HashMap<Text, Place>,
+struct Entries {
+    places: HashMap<Text, Entry>,
     /// Rows of a prompt before those of each example.
     more: usize,
     elements: Elements,
@@ -79,10 +79,10 @@ fn texts(batch: &Batch) -> Vec<Text> {
     batch.layout.ranges().enumerate().map(text).collect()
 }
 
-impl PrefixStore {
+impl ActivationCache {
     /// A store of what `block` reads.
     pub fn new(block: usize) -> Self {
-        PrefixStore::with_room(block, KEPT_IN_MEMORY)
+        ActivationCache::with_room(block, KEPT_IN_MEMORY)
     }
 
     /// The same with another number of bytes in memory.
@@ -93,9 +93,9 @@ impl PrefixStore {
             file: None,
             is_full: false,
         };
-        PrefixStore {
+        ActivationCache {
             block,
-            kept: Mutex::new(Kept {
+            kept: Mutex::new(Entries {
                 places: HashMap::new(),
                 more: 0,
                 elements,
@@ -103,7 +103,7 @@ impl PrefixStore {
         }
     }
 
-    /// Gives each group its prefix, computing those that are not there yet.
+    /// Gives each group what the blocks below make of it, computing those that are not there yet.
     ///
     /// # Errors
     /// What the device reports.
@@ -123,25 +123,25 @@ impl PrefixStore {
         // Other runs are not kept waiting meanwhile; what two of them compute is the same.
         let at_once = rayon::current_num_threads();
         let computed = D::map_groups(graph, &new, at_once, |graph, batch, _| {
-            let prefix = graph.inference().prefix(batch, self.block);
-            prefix.map_err(device_problem)
+            let below = graph.inference().below(batch, self.block);
+            below.map_err(device_problem)
         });
         let mut kept = self.kept();
-        for (batch, prefix) in new.iter().zip(computed) {
-            kept.keep(batch, &prefix?);
+        for (batch, below) in new.iter().zip(computed) {
+            kept.keep(batch, &below?);
         }
         for batch in groups {
-            batch.prefix = kept.prefix(self.block, batch);
+            batch.cached = kept.find(self.block, batch);
         }
         Ok(())
     }
 
-    fn kept(&self) -> MutexGuard<'_, Kept> {
+    fn kept(&self) -> MutexGuard<'_, Entries> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Kept {
+impl Entries {
     /// Whether an example of the group is still to be kept.
     fn lacks(&self, batch: &Batch) -> bool {
         let mut texts = texts(batch).into_iter();
@@ -149,34 +149,34 @@ impl Kept {
     }
 
     /// Keeps what was computed of a group's examples, as far as there is room for it.
-    fn keep(&mut self, batch: &Batch, prefix: &Prefix) {
+    fn keep(&mut self, batch: &Batch, below: &CachedActivations) {
         let sequences = batch.layout.sequences().max(1);
-        self.more = (prefix.layout.rows() - batch.layout.rows()) / sequences;
-        let width = prefix.rows.len() / prefix.counts.iter().sum::<usize>().max(1);
+        self.more = (below.layout.rows() - batch.layout.rows()) / sequences;
+        let width = below.rows.len() / below.counts.iter().sum::<usize>().max(1);
         let mut start = 0;
-        for (text, &count) in texts(batch).into_iter().zip(&prefix.counts) {
-            let own = &prefix.rows[start..start + count * width];
+        for (text, &count) in texts(batch).into_iter().zip(&below.counts) {
+            let own = &below.rows[start..start + count * width];
             start += own.len();
             if self.places.contains_key(&text) {
                 continue;
             }
             if let Some(elements) = self.elements.write(own) {
-                self.places.insert(text, Place { elements, count });
+                self.places.insert(text, Entry { elements, count });
             }
         }
     }
 
     /// What is kept of a group, if all of it is and can be read.
-    fn prefix(&mut self, block: usize, batch: &Batch) -> Option<Prefix> {
+    fn find(&mut self, block: usize, batch: &Batch) -> Option<CachedActivations> {
         let places = texts(batch).into_iter();
-        let places: Vec<Place> = places
+        let places: Vec<Entry> = places
             .map(|text| self.places.get(&text).cloned())
             .collect::<Option<_>>()?;
         let all = places.iter().map(|place| place.elements.len()).sum();
         let mut rows = Vec::with_capacity(all);
         let mut read = places.iter().map(|place| &place.elements);
         let is_read = read.all(|range| self.elements.read(range, &mut rows));
-        is_read.then(|| Prefix {
+        is_read.then(|| CachedActivations {
             block,
             rows,
             counts: places.iter().map(|place| place.count).collect(),
@@ -187,7 +187,7 @@ impl Kept {
 
 /// Where the activations of an example lie.
 #[derive(Clone)]
-struct Place {
+struct Entry {
     elements: Range<usize>,
     /// Its rows.
     count: usize,

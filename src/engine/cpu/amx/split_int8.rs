@@ -1,4 +1,4 @@
-//! Products in f32 by whole numbers.
+//! Products in f32 by integers: each element is split into three of 8 bits (int8, Ozaki's scheme).
 //!
 //! The largest element of a row, or of a column, gives the unit that all of it are whole numbers of, of 24 bits: three
 //! digits of 8 bits, of which the products of two elements' are added up without any rounding, for each power of the
@@ -11,10 +11,10 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
 use super::super::tile::{Mode, Target, PANEL};
-use super::registers::{load, Form, Registers, Side, Tile, ROW, ROWS};
+use super::registers::{load, Encoding, Registers, Side, TileRegister, ROW, ROWS};
 
 /// Three digits for each element, in a tile each, the first one's first. 16 rows are multiplied by 16 columns at once.
-pub(super) struct Digits;
+pub(super) struct SplitInt8;
 
 /// What the largest element becomes: three digits of 127 would be a little more.
 const LARGEST: f32 = 8_355_000.0;
@@ -34,7 +34,7 @@ const LEAST: f32 = f32::from_bits(27 << 23);
 /// Sums of products: one for each power of the base. None is beyond 31 bits: 384 times three products of 15.
 const SUMS: usize = 4;
 
-impl Form for Digits {
+impl Encoding for SplitInt8 {
     const DEPTH: usize = 64;
     const PIECES: usize = 3;
     const SIDE: usize = ROWS;
@@ -45,7 +45,7 @@ impl Form for Digits {
     unsafe fn write_row(
         elements: &[f32],
         scales: Option<&[f32]>,
-        tiles: &mut [Tile],
+        tiles: &mut [TileRegister],
         row: usize,
     ) -> f32 {
         let mut largest = [_mm512_set1_epi32(LEAST.to_bits() as i32); 4];
@@ -94,7 +94,12 @@ impl Form for Digits {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn write_columns(block: &[f32], units: &[f32; PANEL], first: usize, tiles: &mut [Tile]) {
+    unsafe fn write_columns(
+        block: &[f32],
+        units: &[f32; PANEL],
+        first: usize,
+        tiles: &mut [TileRegister],
+    ) {
         const ODD: __mmask32 = 0xaaaa_aaaa;
         const ODD_BYTES: __mmask64 = 0xaaaa_aaaa_aaaa_aaaa;
         let there = block.len() / PANEL;
@@ -164,7 +169,7 @@ impl Form for Digits {
             );
             beside(block);
         }
-        let mut sums = MaybeUninit::<[Tile; SUMS]>::uninit();
+        let mut sums = MaybeUninit::<[TileRegister; SUMS]>::uninit();
         asm!(
             "tilestored [{to} + {stride}], tmm0",
             "tilestored [{to} + {stride} + 1024], tmm1",
@@ -183,16 +188,21 @@ impl Form for Digits {
     }
 }
 
-impl Digits {
+impl SplitInt8 {
     /// Makes quarter `to_quarter` of the rows of a tile of the transpose, 16 elements deep for 16 columns, from the tile
     /// that those elements are in: there the columns are quarter `from_quarter` of its depth of 64, and the depth its 16
     /// columns.
     ///
     /// # Safety
-    /// As of [`Form::write_row`].
+    /// As of [`Encoding::write_row`].
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    pub(super) unsafe fn turn(from: &Tile, from_quarter: usize, to: &mut Tile, to_quarter: usize) {
+    pub(super) unsafe fn turn(
+        from: &TileRegister,
+        from_quarter: usize,
+        to: &mut TileRegister,
+        to_quarter: usize,
+    ) {
         let of = |four: usize| from.row(4 * four + from_quarter);
         let [a, b, c, d] = [of(0), of(1), of(2), of(3)];
         // Lanes of 16 bytes are exchanged, then bytes in each.
@@ -224,10 +234,16 @@ fn four_of(row: usize) -> usize {
 /// Writes sums where they belong.
 ///
 /// # Safety
-/// As of [`Form::multiply`].
+/// As of [`Encoding::multiply`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn write(target: &Target, rows: usize, sums: &[Tile; SUMS], left: &[f32], right: &[f32]) {
+unsafe fn write(
+    target: &Target,
+    rows: usize,
+    sums: &[TileRegister; SUMS],
+    left: &[f32],
+    right: &[f32],
+) {
     let mask = ((1u32 << target.width.min(ROWS)) - 1) as __mmask16;
     let right = _mm512_maskz_loadu_ps(mask, right.as_ptr());
     let of_last = _mm512_set1_ps(1.0 / BASE);
@@ -272,7 +288,7 @@ fn exchange() -> __m512i {
     _mm512_set4_epi32(0x0f0b_0703, 0x0e0a_0602, 0x0d09_0501, 0x0c08_0400)
 }
 
-/// Digits from -128 on.
+/// SplitInt8 from -128 on.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn signed(digits: __m512i) -> __m512i {

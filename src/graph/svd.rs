@@ -3,13 +3,13 @@
 use faer::Mat;
 
 /// `W = U S Vᵀ`, singular values falling.
-pub(crate) struct Singular {
+pub(crate) struct Svd {
     left: Mat<f64>,
     values: Vec<f64>,
     right: Mat<f64>,
 }
 
-impl Singular {
+impl Svd {
     /// Decomposes `weight (rows, columns)`, given row by row. Nothing if it is not finite.
     pub fn of(weight: &[f32], columns: usize) -> Option<Self> {
         if weight.iter().any(|value| !value.is_finite()) {
@@ -20,7 +20,7 @@ impl Singular {
             f64::from(weight[row * columns + column])
         });
         let svd = matrix.thin_svd().ok()?;
-        Some(Singular {
+        Some(Svd {
             left: svd.U().to_owned(),
             values: svd.S().column_vector().iter().copied().collect(),
             right: svd.V().to_owned(),

@@ -1,4 +1,4 @@
-//! The frozen prefix computed once: what a pass that begins with kept activations gives is what one gives
+//! The frozen blocks computed once: what a pass that begins with kept activations gives is what one gives
 //! that begins with the embeddings, to the bit.
 
 mod common;
@@ -6,7 +6,7 @@ mod common;
 use common::{classifier, fixture, plan_of, Expected};
 use deltarun::graph::{Batch, Graph};
 use deltarun::plan::Plan;
-use deltarun::train::{PrefixStore, Prefixes};
+use deltarun::train::{ActivationCache, ActivationCaches};
 use dfdx::prelude::Cpu;
 use std::sync::Arc;
 
@@ -35,14 +35,14 @@ fn check(plan: &Plan, backbone: &str, room: usize) {
     let plain = vec![expected.batch(0), expected.batch(1)];
     let logits = graph.logits(&plain).unwrap();
     let gradients = graph.gradients(&plain[..1]).unwrap();
-    let store = PrefixStore::with_room(first, room);
+    let store = ActivationCache::with_room(first, room);
     // Once computed, once read, and once in another order of groups.
     for round in 0..3 {
         let mut kept: Vec<Batch> = plain.clone();
         for batch in &mut kept {
             let own = std::slice::from_mut(batch);
             store.attach(&graph, own).unwrap();
-            assert!(own[0].prefix.is_some());
+            assert!(own[0].cached.is_some());
         }
         assert_eq!(logits, graph.logits(&kept).unwrap(), "round {round}");
         assert_eq!(gradients, graph.gradients(&kept[..1]).unwrap());
@@ -80,7 +80,7 @@ fn what_is_kept_changes_no_bit() {
 /// Runs share what lies below the lowest trained site where it is the backbone's alone.
 #[test]
 fn plans_that_agree_share_a_store() {
-    let prefixes = Prefixes::default();
+    let prefixes = ActivationCaches::default();
     let store = |statements: &str| {
         let plan = classifier(&fixture("bert_a"), 2, statements, "top, head");
         (prefixes.get(&plan, 0), plan)
@@ -101,7 +101,7 @@ fn plans_that_agree_share_a_store() {
         "{low}\nstage early {{ train = [low, head], steps = 1, optimizer = sgd {{ lr = 1 }} }}"
     );
     let low = classifier(&fixture("bert_a"), 2, &low, "top, head");
-    assert!(!low.shares_prefix(1));
+    assert!(!low.shares_frozen_blocks(1));
 
     // What one run kept serves another, to the bit.
     let batch = [Expected::open(&fixture("bert_a")).batch(0)];
@@ -118,7 +118,7 @@ fn plans_that_agree_share_a_store() {
 
 /// When it is done, and why not.
 #[test]
-fn the_plan_says_when_the_prefix_is_computed_once() {
+fn the_plan_says_when_frozen_blocks_are_computed_once() {
     let reason = |dropout: &str, statements: &str, task: &str, epochs: usize| {
         let text = format!(
             r#"
@@ -131,7 +131,7 @@ fn the_plan_says_when_the_prefix_is_computed_once() {
             "#,
             fixture("bert_a").display()
         );
-        plan_of(&text, std::path::Path::new(".")).frozen_prefix(1)
+        plan_of(&text, std::path::Path::new(".")).frozen_blocks(1)
     };
     let deltas = "reparam low = lora on block.0.attn.q\nreparam top = lora on block.1.attn.q";
     let task = r#"task classify { text = sentence, label = label, labels = ["0", "1"] }"#;

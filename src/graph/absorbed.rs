@@ -11,7 +11,7 @@ use crate::engine::{with_trace, Attending, AttentionShape, Backend, Layout, Matr
 impl<D: Backend> Pass<'_, D> {
     /// The attention at `path` of the rows `asking` of `x (rows, hidden)`, whose queries are
     /// `q (asking, hidden)`: `(asking, hidden)`.
-    pub(super) fn mix_inputs(
+    pub(super) fn attend_absorbed(
         &self,
         path: &str,
         q: &Matrix<D>,

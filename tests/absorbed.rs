@@ -46,10 +46,10 @@ fn mixed_inputs_give_what_mixed_values_give() {
         for top in tops {
             let directory = fixture(backbone);
             let without = classifier(&directory, labels, top, "top, head");
-            assert_eq!(without.mixes_inputs(0, true), Ok(()));
+            assert_eq!(without.absorbs_keys(0, true), Ok(()));
             let statements = format!("{WITH_KEYS}\n{top}");
             let with = classifier(&directory, labels, &statements, "keyed, top, head");
-            assert!(with.mixes_inputs(0, true).is_err());
+            assert!(with.absorbs_keys(0, true).is_err());
             let (logits, gradients) = results(&without, backbone);
             let (expected_logits, expected) = results(&with, backbone);
             close("logits", &logits.concat(), &expected_logits.concat());
@@ -77,7 +77,7 @@ fn the_plan_says_why_keys_are_needed() {
             "#,
             fixture("bert_a").display()
         );
-        plan_of(&text, std::path::Path::new(".")).mixes_inputs(0, true)
+        plan_of(&text, std::path::Path::new(".")).absorbs_keys(0, true)
     };
     let task = r#"task classify { text = sentence, label = label, labels = ["0", "1"] }"#;
     let lora = "reparam top = lora on **.attn.{q,v}";
