@@ -1,11 +1,14 @@
 //! A file in memory as far as it is read: mapped, or by pieces.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use half::{bf16, f16};
 use memmap2::Mmap;
+use safetensors::Dtype;
 
 use crate::engine::WeightSource;
 
@@ -60,45 +63,157 @@ impl MappedFile {
     }
 }
 
-/// Elements of a mapped file.
+/// How a file has the elements of a weight.
+#[derive(Clone, Copy)]
+pub(super) struct Stored {
+    pub(super) dtype: Dtype,
+    /// `(out, in)`
+    pub(super) shape: (usize, usize),
+    /// Whether the file has them as `(in, out)`.
+    pub(super) transposed: bool,
+    /// Which of `parts` equal parts of the outputs they are.
+    pub(super) part: usize,
+    pub(super) parts: usize,
+}
+
+/// A weight in a mapped file, or a part of one.
 pub struct Mapped {
     file: Arc<MappedFile>,
-    /// In bytes.
+    /// The whole tensor, in bytes.
     range: Range<usize>,
+    stored: Stored,
 }
 
 impl Mapped {
-    /// The elements at these bytes, if they lie there as they are needed in memory.
-    pub(super) fn new(file: &Arc<MappedFile>, range: Range<usize>) -> Option<Self> {
-        let file = file.clone();
-        let mapped = Mapped { file, range };
-        let fits = cfg!(target_endian = "little") && mapped.cast().is_some();
-        fits.then_some(mapped)
+    /// The weight whose tensor is at these bytes; nothing where its elements are of a type that is not known.
+    pub(super) fn new(file: &Arc<MappedFile>, range: Range<usize>, stored: Stored) -> Option<Self> {
+        let (out, input) = stored.shape;
+        let is_whole = width_of(stored.dtype)? * out * input * stored.parts == range.len();
+        is_whole.then(|| Mapped {
+            file: file.clone(),
+            range,
+            stored,
+        })
     }
 
-    fn cast(&self) -> Option<&[f32]> {
-        bytemuck::try_cast_slice(&self.file.bytes()[self.range.clone()]).ok()
+    /// `(out, in)`
+    #[cfg(test)]
+    pub(super) fn shape(&self) -> (usize, usize) {
+        self.stored.shape
+    }
+
+    fn width(&self) -> usize {
+        width_of(self.stored.dtype).unwrap_or(1)
+    }
+
+    /// The bytes of the elements from `start` on in the whole tensor.
+    fn bytes(&self, elements: Range<usize>) -> &[u8] {
+        let (start, width) = (self.range.start, self.width());
+        &self.file.bytes()[start + elements.start * width..start + elements.end * width]
+    }
+
+    /// The elements of the part, which lie one after the other, in the whole tensor.
+    fn own(&self) -> Range<usize> {
+        let count = self.count();
+        self.stored.part * count..(self.stored.part + 1) * count
+    }
+
+    /// The elements of a part of a transposed tensor, in our order: block by block, which stay in the caches.
+    fn transposed(&self) -> Vec<f32> {
+        const BLOCK: usize = 32;
+        let (out, input) = self.stored.shape;
+        let (total, first) = (out * self.stored.parts, out * self.stored.part);
+        let mut values = vec![0.0; out * input];
+        let mut row = Vec::with_capacity(out);
+        for start in (0..input).step_by(BLOCK) {
+            for column in start..(start + BLOCK).min(input) {
+                row.clear();
+                let place = column * total + first;
+                convert(self.stored.dtype, self.bytes(place..place + out), &mut row);
+                let targets = values[column..].iter_mut().step_by(input);
+                targets
+                    .zip(&row)
+                    .for_each(|(target, value)| *target = *value);
+            }
+        }
+        values
     }
 }
 
 impl WeightSource for Mapped {
-    fn elements(&self) -> &[f32] {
-        self.cast().unwrap_or_default()
+    fn count(&self) -> usize {
+        self.stored.shape.0 * self.stored.shape.1
+    }
+
+    fn elements(&self) -> Cow<'_, [f32]> {
+        if self.stored.transposed {
+            return Cow::Owned(self.transposed());
+        }
+        let bytes = self.bytes(self.own());
+        let in_place = match cfg!(target_endian = "little") && self.stored.dtype == Dtype::F32 {
+            true => bytemuck::try_cast_slice(bytes).ok(),
+            false => None,
+        };
+        in_place.map_or_else(
+            || {
+                let mut values = Vec::with_capacity(self.count());
+                convert(self.stored.dtype, bytes, &mut values);
+                Cow::Owned(values)
+            },
+            Cow::Borrowed,
+        )
+    }
+
+    fn has_rows(&self) -> bool {
+        !self.stored.transposed
     }
 
     fn append(&self, range: Range<usize>, values: &mut Vec<f32>) {
-        assert!(
-            range.end * size_of::<f32>() <= self.range.len(),
-            "mapped: no such element"
-        );
-        let start = self.range.start + range.start * size_of::<f32>();
-        let place = values.len();
-        values.resize(place + range.len(), 0.0);
-        let bytes = bytemuck::cast_slice_mut(&mut values[place..]);
-        self.file.read(start, bytes);
+        assert!(range.end <= self.count(), "mapped: no such element");
+        if self.stored.transposed {
+            values.extend_from_slice(&self.elements()[range]);
+            return;
+        }
+        let (width, first) = (self.width(), self.own().start);
+        let start = self.range.start + (first + range.start) * width;
+        if cfg!(target_endian = "little") && self.stored.dtype == Dtype::F32 {
+            let place = values.len();
+            values.resize(place + range.len(), 0.0);
+            let bytes = bytemuck::cast_slice_mut(&mut values[place..]);
+            return self.file.read(start, bytes);
+        }
+        let mut bytes = vec![0; range.len() * width];
+        self.file.read(start, &mut bytes);
+        convert(self.stored.dtype, &bytes, values);
     }
 
     fn release(&self) {
         self.file.release(self.range.clone());
     }
+}
+
+/// Bytes of an element, of the types that can be read.
+pub(super) fn width_of(dtype: Dtype) -> Option<usize> {
+    match dtype {
+        Dtype::F64 => Some(8),
+        Dtype::F32 => Some(4),
+        Dtype::F16 | Dtype::BF16 => Some(2),
+        _ => None,
+    }
+}
+
+/// Appends elements as f32; those of a type that cannot be read are none.
+pub(super) fn convert(dtype: Dtype, bytes: &[u8], values: &mut Vec<f32>) {
+    match dtype {
+        Dtype::F32 => extend(bytes, values, f32::from_le_bytes),
+        Dtype::F16 => extend(bytes, values, |b| f16::from_le_bytes(b).to_f32()),
+        Dtype::BF16 => extend(bytes, values, |b| bf16::from_le_bytes(b).to_f32()),
+        Dtype::F64 => extend(bytes, values, |b| f64::from_le_bytes(b) as f32),
+        _ => {}
+    }
+}
+
+fn extend<const N: usize>(bytes: &[u8], values: &mut Vec<f32>, from: impl Fn([u8; N]) -> f32) {
+    let (chunks, _) = bytes.as_chunks::<N>();
+    values.extend(chunks.iter().map(|chunk| from(*chunk)));
 }

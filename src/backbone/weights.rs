@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use half::{bf16, f16};
 use safetensors::tensor::TensorInfo;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::SafeTensors;
 
-use super::mapped::{Mapped, MappedFile};
+use super::mapped::{convert, width_of, Mapped, MappedFile, Stored};
 use super::tree::Parameter;
 use crate::diagnostic::Problem;
+use crate::engine::WeightSource;
 use crate::text::quoted_list;
 
 /// Tensors on disk, mapped into memory: nothing is read before it is asked for.
@@ -124,18 +124,18 @@ impl Checkpoint {
         let (number, start, info) = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
         let file = &self.files[*number];
         let bytes = &file.bytes()[start + info.data_offsets.0..start + info.data_offsets.1];
-        let values = match info.dtype {
-            Dtype::F32 => convert(bytes, f32::from_le_bytes),
-            Dtype::F16 => convert(bytes, |b| f16::from_le_bytes(b).to_f32()),
-            Dtype::BF16 => convert(bytes, |b| bf16::from_le_bytes(b).to_f32()),
-            Dtype::F64 => convert(bytes, |b| f64::from_le_bytes(b) as f32),
-            other => {
-                let message =
-                    format!("`{name}` has the type {other:?}; f32, f16 or bf16 is needed");
-                return Err(problem(&file.path, message));
-            }
-        };
+        let width = width_of(info.dtype).ok_or_else(|| self.unreadable(name, *number, info))?;
+        let mut values = Vec::with_capacity(bytes.len() / width);
+        convert(info.dtype, bytes, &mut values);
         Ok((values, info.shape.clone()))
+    }
+
+    fn unreadable(&self, name: &str, number: usize, info: &TensorInfo) -> Problem {
+        let message = format!(
+            "`{name}` has the type {:?}; f32, f16 or bf16 is needed",
+            info.dtype
+        );
+        problem(&self.files[number].path, message)
     }
 
     fn missing(&self, name: &str) -> Problem {
@@ -185,26 +185,8 @@ impl Checkpoint {
     /// # Errors
     /// It is not there, or has another shape than the configuration says.
     pub fn load(&self, parameter: &Parameter, prefix: &str) -> Result<Vec<f32>, Problem> {
-        let source = &parameter.source;
-        let (values, _) = self.read(&self.checked(parameter, prefix)?)?;
-        if source.parts == 1 && !source.transposed {
-            return Ok(values);
-        }
-        let (out, input) = (
-            parameter.shape[0],
-            parameter.count() / parameter.shape[0].max(1),
-        );
-        let first = source.part * out;
-        let total = source.parts * out;
-        let at = |row: usize, column: usize| match source.transposed {
-            true => values[column * total + first + row],
-            false => values[(first + row) * input + column],
-        };
-        let rows = 0..out;
-        Ok(rows
-            .flat_map(|row| (0..input).map(move |column| (row, column)))
-            .map(|(r, c)| at(r, c))
-            .collect())
+        let stored = self.stored(parameter, prefix)?;
+        Ok(stored.elements().into_owned())
     }
 
     /// The name of a parameter's tensor, which has the shape that the parameter asks for.
@@ -232,21 +214,24 @@ impl Checkpoint {
         Err(Problem::new("delta::weights::wrong_shape", message).help(help))
     }
 
-    /// A parameter's elements where they lie in the file, if they lie there as they are needed: in f32,
-    /// in our orientation.
+    /// A parameter's elements, to be read when they are needed.
     ///
     /// # Errors
     /// See [`Checkpoint::load`].
-    pub fn mapped(&self, parameter: &Parameter, prefix: &str) -> Result<Option<Mapped>, Problem> {
+    pub fn stored(&self, parameter: &Parameter, prefix: &str) -> Result<Mapped, Problem> {
         let name = self.checked(parameter, prefix)?;
         let (number, start, info) = &self.tensors[&name];
-        let length = parameter.count() * size_of::<f32>();
-        let first = start + info.data_offsets.0 + parameter.source.part * length;
-        let is_plain = info.dtype == Dtype::F32 && !parameter.source.transposed;
-        Ok(match is_plain {
-            true => Mapped::new(&self.files[*number], first..first + length),
-            false => None,
-        })
+        let (out, source) = (parameter.shape[0], &parameter.source);
+        let stored = Stored {
+            dtype: info.dtype,
+            shape: (out, parameter.count() / out.max(1)),
+            transposed: source.transposed,
+            part: source.part,
+            parts: source.parts,
+        };
+        let range = start + info.data_offsets.0..start + info.data_offsets.1;
+        Mapped::new(&self.files[*number], range, stored)
+            .ok_or_else(|| self.unreadable(&name, *number, info))
     }
 
     /// A hash of the files' names and contents, as hexadecimal text.
@@ -266,21 +251,13 @@ impl Checkpoint {
 /// Bytes of a file that are in memory at once while it is read from one end to the other.
 const PIECE: usize = 8 << 20;
 
-fn convert<const N: usize>(bytes: &[u8], from: impl Fn([u8; N]) -> f32) -> Vec<f32> {
-    bytes
-        .chunks_exact(N)
-        .map(|chunk| from(chunk.try_into().expect("chunks_exact gives N bytes")))
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::backbone::{read_config, Tree};
-    use crate::engine::WeightSource;
 
-    /// What is mapped is what is read, also after its pages were given back, and what is given of a part; what is
-    /// stored transposed is not mapped.
+    /// What is read of a parameter is its part of what is in the file, also after its pages were given back, and what is
+    /// given of a range of it.
     #[test]
     fn mapped_elements_are_those_of_the_file() {
         for fixture in ["bert_a", "gpt2"] {
@@ -291,13 +268,21 @@ mod tests {
             let tree = Tree::new(&config);
             let in_file = |p: &&Parameter| file.find(p, prefix).is_some();
             for parameter in tree.parameters().filter(in_file) {
-                let mapped = file.mapped(parameter, prefix).unwrap();
-                assert_eq!(mapped.is_none(), parameter.source.transposed);
-                let Some(mapped) = mapped else { continue };
-                let values = file.load(parameter, prefix).unwrap();
-                assert_eq!(mapped.elements(), values, "{}", parameter.path);
+                let mapped = file.stored(parameter, prefix).unwrap();
+                let name = file.checked(parameter, prefix).unwrap();
+                let (whole, shape) = file.read(&name).unwrap();
+                let source = &parameter.source;
+                let (out, input) = mapped.shape();
+                let first = source.part * out;
+                let at = |row: usize, column: usize| match source.transposed {
+                    true => whole[column * shape[1] + first + row],
+                    false => whole[(first + row) * input + column],
+                };
+                let all = (0..out).flat_map(|row| (0..input).map(move |column| (row, column)));
+                let values: Vec<f32> = all.map(|(row, column)| at(row, column)).collect();
+                assert_eq!(*mapped.elements(), values, "{}", parameter.path);
                 mapped.release();
-                assert_eq!(mapped.elements(), values, "{}", parameter.path);
+                assert_eq!(*mapped.elements(), values, "{}", parameter.path);
                 let (mut part, middle) = (vec![7.0], values.len() / 3..values.len());
                 mapped.append(middle.clone(), &mut part);
                 assert_eq!((part[0], &part[1..]), (7.0, &values[middle]));

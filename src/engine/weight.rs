@@ -1,5 +1,6 @@
 //! Weights, and where their elements are.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
@@ -111,10 +112,14 @@ impl<D: Backend> Elements<D> {
     }
 }
 
-/// Elements that can be read where they lie, such as in a mapped file.
+/// Elements that can be read when they are needed, such as in a mapped file.
 pub trait WeightSource: Send + Sync {
-    /// The elements, row by row.
-    fn elements(&self) -> &[f32];
+    /// The number of elements.
+    fn count(&self) -> usize;
+    /// The elements, row by row: where they lie, or converted from what is there.
+    fn elements(&self) -> Cow<'_, [f32]>;
+    /// Whether rows lie one after the other, so that [`WeightSource::append`] takes no more than it gives.
+    fn has_rows(&self) -> bool;
     /// Appends the elements of `range` to `values`, and brings nothing else into memory.
     fn append(&self, range: Range<usize>, values: &mut Vec<f32>);
     /// Says that they have been read for now, so that they need take no memory.
@@ -133,7 +138,7 @@ impl<D: Backend> Stored<D> {
     /// A weight of `shape`, for a device.
     pub fn new(source: Box<dyn WeightSource>, shape: (usize, usize), device: D) -> Self {
         assert_eq!(
-            source.elements().len(),
+            source.count(),
             shape.0 * shape.1,
             "stored: source and shape disagree"
         );
@@ -159,7 +164,7 @@ impl<D: Backend> Stored<D> {
     }
 
     fn read(&self) -> Result<Plain<D>, D::Err> {
-        let elements = self.source.elements().to_vec();
+        let elements = self.source.elements().into_owned();
         self.source.release();
         self.device.try_tensor_from_vec(elements, self.shape)
     }

@@ -196,9 +196,10 @@ impl<D: Backend> Graph<D> {
                     if is_of_head(&parameter.path) && file.find(parameter, prefix).is_none() {
                         continue;
                     }
-                    match (file.mapped(parameter, prefix)?, parameter.shape.as_slice()) {
-                        (Some(mapped), &[out, input]) => {
-                            Value::stored(&self.device, Box::new(mapped), (out, input))
+                    match *parameter.shape.as_slice() {
+                        [out, input] => {
+                            let stored = file.stored(parameter, prefix)?;
+                            Value::stored(&self.device, Box::new(stored), (out, input))
                         }
                         _ => self.put(file.load(parameter, prefix)?, &parameter.shape)?,
                     }

@@ -86,7 +86,7 @@ impl<D: Backend> Value<D> {
     pub(super) fn view(&self) -> Cow<'_, [f32]> {
         match self {
             Value::Matrix(Elements::Held(tensor), _) => D::view(tensor),
-            Value::Matrix(Elements::Stored(stored), _) => Cow::Borrowed(stored.source().elements()),
+            Value::Matrix(Elements::Stored(stored), _) => stored.source().elements(),
             Value::Vector(tensor) => D::view(tensor),
         }
     }

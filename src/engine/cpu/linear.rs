@@ -55,9 +55,16 @@ impl Prepared {
     /// `Wᵀ (in, out)`.
     pub(super) fn forward(&self, precision: Precision, weight: &Elements<Cpu>) -> Factor<'_> {
         let (out, input) = weight.shape();
-        let pack = |w: &[f32]| WeightForm::new(precision, Packed::transposed(w, input, input, out));
+        let pack = || match weight {
+            Elements::Stored(stored) if stored.source().has_rows() => {
+                let read = |range, rows: &mut _| stored.source().append(range, rows);
+                Packed::transposed_by(read, input, out)
+            }
+            _ => once(weight, |w| Packed::transposed(w, input, input, out)),
+        };
         let form = self.forward.of(precision);
-        form.get_or_init(|| once(weight, pack)).factor()
+        form.get_or_init(|| WeightForm::new(precision, pack()))
+            .factor()
     }
 
     /// `W (out, in)`.
@@ -164,7 +171,7 @@ fn once<T>(weight: &Elements<Cpu>, read: impl FnOnce(&[f32]) -> T) -> T {
     match weight {
         Elements::Held(tensor) => read(data(tensor)),
         Elements::Stored(stored) => {
-            let result = read(stored.source().elements());
+            let result = read(&stored.source().elements());
             stored.source().release();
             result
         }

@@ -31,6 +31,28 @@ impl Packed {
         packed
     }
 
+    /// [`Packed::transposed`] of a matrix of which `read` appends a range of elements, row by row: no more than a few
+    /// rows of it are in memory beside the result.
+    pub(super) fn transposed_by(
+        read: impl Fn(Range<usize>, &mut Vec<f32>),
+        depth: usize,
+        columns: usize,
+    ) -> Self {
+        let mut packed = Packed::default();
+        packed.resize(depth, columns);
+        let distance = packed.distance();
+        let panels = packed.panels_mut().chunks_exact_mut(distance.max(1));
+        let mut rows = Vec::with_capacity(PANEL * depth);
+        for (number, panel) in panels.enumerate() {
+            let first = number * PANEL;
+            let count = PANEL.min(columns - first);
+            rows.clear();
+            read(first * depth..(first + count) * depth, &mut rows);
+            transpose(&rows, depth, depth, count, panel);
+        }
+        packed
+    }
+
     /// [`Packed::rows`] in the place of what is there.
     pub(super) fn pack_rows(&mut self, data: &[f32], stride: usize, depth: usize, columns: usize) {
         self.resize(depth, columns);
