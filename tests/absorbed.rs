@@ -3,6 +3,7 @@
 mod common;
 
 use common::{classifier, fixture, plan_of, Expected};
+use deltarun::graph::optimizations::absorbed_keys;
 use deltarun::graph::Graph;
 use deltarun::plan::Plan;
 use dfdx::prelude::Cpu;
@@ -46,10 +47,10 @@ fn mixed_inputs_give_what_mixed_values_give() {
         for top in tops {
             let directory = fixture(backbone);
             let without = classifier(&directory, labels, top, "top, head");
-            assert_eq!(without.absorbs_keys(0, true), Ok(()));
+            assert_eq!(absorbed_keys::check(&without, 0, true), Ok(()));
             let statements = format!("{WITH_KEYS}\n{top}");
             let with = classifier(&directory, labels, &statements, "keyed, top, head");
-            assert!(with.absorbs_keys(0, true).is_err());
+            assert!(absorbed_keys::check(&with, 0, true).is_err());
             let (logits, gradients) = results(&without, backbone);
             let (expected_logits, expected) = results(&with, backbone);
             close("logits", &logits.concat(), &expected_logits.concat());
@@ -77,7 +78,7 @@ fn the_plan_says_why_keys_are_needed() {
             "#,
             fixture("bert_a").display()
         );
-        plan_of(&text, std::path::Path::new(".")).absorbs_keys(0, true)
+        absorbed_keys::check(&plan_of(&text, std::path::Path::new(".")), 0, true)
     };
     let task = r#"task classify { text = sentence, label = label, labels = ["0", "1"] }"#;
     let lora = "reparam top = lora on **.attn.{q,v}";

@@ -348,3 +348,42 @@ fn a_backbone_of_the_hub_is_taken_from_the_local_cache() {
         assert!(run(&[file, "--quiet"]).status.success(), "{file}");
     }
 }
+
+/// What is trained in a decoder alone, or above it, is evaluated as it is trained: nothing begins in the middle of two
+/// stacks.
+#[test]
+fn a_decoder_that_is_trained_alone_is_evaluated_from_its_beginning() {
+    let place = Place::new();
+    let backbone = concat!(env!("CARGO_MANIFEST_DIR"), "/pipelines/architectures/t5");
+    for (name, statement, train) in [
+        ("head", "", "head"),
+        (
+            "decoder",
+            "reparam delta = lora { rank = 2 } on decoder.block[last 1].cross.q",
+            "delta, head",
+        ),
+    ] {
+        let text = format!(
+            r#"
+            backbone "{backbone}" {{ max_length = 32 }}
+            data {{ train = tsv("train.tsv"), dev = tsv("dev.tsv") }}
+            task classify {{ text = text, label = label, labels = [negative, positive], metric = loss }}
+            {statement}
+            stage tune {{ train = [{train}], epochs = 2, batch = 8, optimizer = adamw {{ lr = 1e-3 }}, keep = last }}
+            "#
+        );
+        place.write("t5.delta", text.as_bytes());
+        place.succeed(&["t5.delta", "--quiet", "--out", name]);
+        let metrics = std::fs::read_to_string(place.path(name).join("metrics.json")).unwrap();
+        let metrics: serde_json::Value = serde_json::from_str(&metrics).unwrap();
+        let stages = metrics["stages"].as_array().unwrap();
+        let in_training = stages[0]["dev"]["metrics"]["loss"].as_f64().unwrap();
+        let text = place.succeed(&["eval", name, "--data", "dev.tsv", "--format", "json"]);
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let alone = json["metrics"]["loss"].as_f64().unwrap();
+        assert!(
+            (in_training - alone).abs() < 1e-6,
+            "{name}: {in_training} {alone}"
+        );
+    }
+}

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use common::{config, fixture, plan_of};
 use deltarun::backbone::Config;
+use deltarun::graph::this_machine;
 
 /// What a count is held to.
 enum Source {
@@ -219,7 +220,7 @@ fn count(shape: &str, statement: &str) -> (usize, usize) {
     let plan = plan_of(&text, &directory);
     let tree = deltarun::backbone::Tree::new(&plan.backbone.config);
     let backbone = tree.parameters().map(|parameter| parameter.count()).sum();
-    (plan.cost(0, 64, 1, 256).trained, backbone)
+    (plan.cost(0, 64, &this_machine(1)).trained, backbone)
 }
 
 fn thousands(number: usize) -> String {

@@ -4,6 +4,7 @@
 mod common;
 
 use common::{classifier, fixture, plan_of, Expected};
+use deltarun::graph::optimizations::frozen_blocks;
 use deltarun::graph::{Batch, Graph};
 use deltarun::plan::Plan;
 use deltarun::train::{ActivationCache, ActivationCaches};
@@ -101,7 +102,7 @@ fn plans_that_agree_share_a_store() {
         "{low}\nstage early {{ train = [low, head], steps = 1, optimizer = sgd {{ lr = 1 }} }}"
     );
     let low = classifier(&fixture("bert_a"), 2, &low, "top, head");
-    assert!(!low.shares_frozen_blocks(1));
+    assert!(!frozen_blocks::are_shared(&low, 1));
 
     // What one run kept serves another, to the bit.
     let batch = [Expected::open(&fixture("bert_a")).batch(0)];
@@ -131,7 +132,7 @@ fn the_plan_says_when_frozen_blocks_are_computed_once() {
             "#,
             fixture("bert_a").display()
         );
-        plan_of(&text, std::path::Path::new(".")).frozen_blocks(1)
+        frozen_blocks::check(&plan_of(&text, std::path::Path::new(".")), 1)
     };
     let deltas = "reparam low = lora on block.0.attn.q\nreparam top = lora on block.1.attn.q";
     let task = r#"task classify { text = sentence, label = label, labels = ["0", "1"] }"#;

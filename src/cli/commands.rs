@@ -14,7 +14,7 @@ use super::{show, Ended};
 use crate::diagnostic::{Problem, Problems};
 use crate::disk;
 use crate::engine::cpu::{measure_limits, measure_rate, run_definitions};
-use crate::engine::Backend;
+use crate::graph::this_machine;
 use crate::graph::Executor;
 use crate::plan::{Plan, StagePlan};
 use crate::report::{against_precision, describe, Progress};
@@ -159,7 +159,7 @@ fn costs(plan: &Plan) -> serde_json::Value {
     let threads = rayon::current_num_threads();
     let tokens = plan.backbone.max_length;
     let of_stage = |(index, stage): (usize, &StagePlan)| {
-        let cost = plan.cost(index, tokens, threads, Cpu::GROUP_ROWS);
+        let cost = plan.cost(index, tokens, &this_machine(threads));
         json!({ "stage": stage.name, "trained": cost.trained, "total": cost.total, "memory": cost.memory })
     };
     plan.stages.iter().enumerate().map(of_stage).collect()

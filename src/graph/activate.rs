@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::optimizations::absorbed_keys;
 use super::{Active, Graph, Placed, Value, LARGE};
 use crate::diagnostic::Problem;
 use crate::engine::Backend;
@@ -72,7 +73,8 @@ impl<D: Backend> Graph<D> {
             }
         }
         active.deferred = self.deferred(&active);
-        active.absorbs_keys = [false, true].map(|drops| plan.absorbs_keys(stage, drops).is_ok());
+        active.absorbs_keys =
+            [false, true].map(|drops| absorbed_keys::check(plan, stage, drops).is_ok());
         self.active = active;
         Ok(())
     }

@@ -9,6 +9,7 @@ use super::{device_problem, Batch, Graph};
 use crate::diagnostic::Problem;
 use crate::engine::cpu::{self, Semaphore};
 use crate::engine::{Backend, Deferred};
+use crate::plan::Machine;
 
 /// A device that can work on several groups of sequences. Its kernels are parallel by themselves,
 /// or the groups are: never both.
@@ -46,6 +47,15 @@ impl Executor for dfdx::tensor::Cuda {
     ) -> Vec<R> {
         let groups = groups.iter();
         groups.map(|group| work(graph, group, &mut || ())).collect()
+    }
+}
+
+/// This machine, with so many threads, as costs depend on it.
+pub fn this_machine(threads: usize) -> Machine {
+    Machine {
+        threads,
+        group_rows: Cpu::GROUP_ROWS,
+        copies_of_a_weight: cpu::copies_of_a_weight,
     }
 }
 

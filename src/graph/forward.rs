@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use dfdx::prelude::{HasErr, HasShape, Tape};
 
-use super::read::{read_layout, read_rows};
+use super::optimizations::read_rows::{read_layout, read_rows};
 use super::rotary::positions;
 use super::{Batch, CachedActivations, Graph, Targets, Value};
 use crate::backbone::family::Head;

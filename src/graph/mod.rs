@@ -4,7 +4,6 @@
 //! In: a [`Plan`] and a backbone's weights. Out: hidden states, logits, losses and gradients. It
 //! knows no files of examples and no text.
 
-mod absorbed;
 mod activate;
 mod attention;
 mod batch;
@@ -13,7 +12,7 @@ mod forward;
 mod heads;
 mod init;
 mod logits;
-mod read;
+pub mod optimizations;
 mod rotary;
 mod site;
 mod store;
@@ -35,7 +34,7 @@ use crate::engine::{backward, Backend, Deferred, Precision, Recorder};
 use crate::plan::{Plan, TaskPlan};
 
 pub use batch::{Batch, CachedActivations, DecoderRows, Targets};
-pub use executor::Executor;
+pub use executor::{this_machine, Executor};
 pub use forward::Pass;
 pub use heads::{label_order, reordered, HeadOrigin};
 pub use store::{Backbones, Store, Tensors, Value, Views};

@@ -30,7 +30,7 @@ pub use crate::syntax::ast::Unit;
 
 pub use build::plan;
 pub use cloze::Cloze;
-pub use cost::{Cost, Optimization};
+pub use cost::{Cost, Machine};
 pub use stage::{Interval, Keep, Length, Optimizer, Schedule, ScheduleShape, StagePlan, Warmup};
 pub use surroundings::{Surroundings, Words};
 pub use template::{Edit, Piece};

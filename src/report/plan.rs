@@ -5,7 +5,8 @@ use std::fmt::Write;
 
 use super::Table;
 use crate::backbone::{language_model_parameters, Parameter, Tree};
-use crate::engine::{Backend, Precision};
+use crate::engine::Precision;
+use crate::graph::{optimizations, this_machine};
 use crate::plan::{Change, Plan, TaskPlan};
 use crate::text::{bytes, quoted_list, thousands};
 
@@ -193,7 +194,7 @@ fn deltas_at(plan: &Plan, path: &str) -> String {
 fn stage(plan: &Plan, index: usize, threads: usize, rate: f64, text: &mut String) {
     let stage = &plan.stages[index];
     let tokens = TYPICAL_TOKENS.min(plan.backbone.max_length);
-    let cost = plan.cost(index, tokens, threads, dfdx::prelude::Cpu::GROUP_ROWS);
+    let cost = plan.cost(index, tokens, &this_machine(threads));
     let mut trained: Vec<&str> = stage.train.iter().map(String::as_str).collect();
     if stage.train_head {
         trained.push("head");
@@ -223,9 +224,12 @@ fn stage(plan: &Plan, index: usize, threads: usize, rate: f64, text: &mut String
         bytes(cost.memory),
         1000.0 * cost.operations / rate
     );
-    for found in plan.optimizations(index) {
-        let mark = if found.applies { "yes" } else { "no " };
-        let _ = writeln!(text, "  {mark}  {}: {}", found.name, found.reason);
+    for optimization in &optimizations::ALL {
+        let (mark, reason) = match (optimization.check)(plan, index) {
+            Ok(reason) => ("yes", reason),
+            Err(reason) => ("no ", reason),
+        };
+        let _ = writeln!(text, "  {mark}  {}: {reason}", optimization.name);
     }
     let _ = writeln!(text);
 }

@@ -13,7 +13,7 @@ use super::session::Session;
 use crate::backbone::Checkpoint;
 use crate::diagnostic::Problem;
 use crate::engine::cpu::measure_rate;
-use crate::engine::Backend;
+use crate::graph::this_machine;
 use crate::graph::{label_order, reordered, Graph, Tensors};
 use crate::plan::{Plan, TaskPlan};
 use crate::report::describe;
@@ -169,7 +169,7 @@ fn plan(pipeline: &mut Pipeline) -> Outcome<Map> {
         describe(&plan, &head_origins(&plan), threads, measure_rate).into(),
     );
     if let Some(last) = plan.stages.len().checked_sub(1) {
-        let cost = plan.cost(last, plan.backbone.max_length, threads, Cpu::GROUP_ROWS);
+        let cost = plan.cost(last, plan.backbone.max_length, &this_machine(threads));
         map.insert("trained".into(), (cost.trained as i64).into());
         map.insert("total".into(), (cost.total as i64).into());
         map.insert("memory".into(), (cost.memory as i64).into());

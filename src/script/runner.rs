@@ -10,7 +10,7 @@ use dfdx::prelude::Cpu;
 use sha2::{Digest, Sha256};
 
 use crate::diagnostic::{Problem, Problems};
-use crate::engine::Backend;
+use crate::graph::this_machine;
 use crate::plan::Plan;
 use crate::report::{metric_value, Progress};
 use crate::run::{self, FinishedRun, Manifest, Shared, Source, Summary};
@@ -212,7 +212,7 @@ fn workers(plans: &[Plan]) -> usize {
                 0 => 0,
                 _ => KEPT_IN_MEMORY,
             };
-            plan.cost(stage, tokens, threads, Cpu::GROUP_ROWS).memory + kept
+            plan.cost(stage, tokens, &this_machine(threads)).memory + kept
         };
         stages.map(of).max().unwrap_or(0)
     };

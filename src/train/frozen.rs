@@ -12,6 +12,7 @@ use memmap2::Mmap;
 
 use crate::diagnostic::Problem;
 use crate::engine::Precision;
+use crate::graph::optimizations::frozen_blocks;
 use crate::graph::{device_problem, Batch, CachedActivations, Executor, Graph};
 use crate::plan::Plan;
 
@@ -32,7 +33,7 @@ impl ActivationCaches {
     /// earlier runs filled, if what they computed is the same.
     pub fn get(&self, plan: &Plan, stage: usize) -> Arc<ActivationCache> {
         let block = plan.first_trained_block(stage);
-        if !plan.shares_frozen_blocks(stage) {
+        if !frozen_blocks::are_shared(plan, stage) {
             return Arc::new(ActivationCache::new(block));
         }
         let is_half = plan.backbone.precision == Precision::Bf16;

@@ -14,6 +14,7 @@ use crate::data::{groups, order, Example, Examples, Masking};
 use crate::delta::{OnHost, Step};
 use crate::diagnostic::Problem;
 use crate::engine::mix;
+use crate::graph::optimizations::frozen_blocks;
 use crate::graph::{Executor, Graph};
 use crate::plan::{DeltaPlan, Keep, Length, Plan, StagePlan, TaskPlan, Unit};
 
@@ -173,11 +174,12 @@ impl<'a> Stage<'a> {
         let mut stepper = Stepper::new(stage.optimizer);
         stepper.moments = std::mem::take(&mut state.moments);
         stepper.steps = state.position.step;
-        let of_train = plan.frozen_blocks(index).is_ok() && steps > epoch_steps;
+        let of_train = frozen_blocks::check(plan, index).is_ok() && steps > epoch_steps;
         let task = &plan.tasks[&stage.task];
         let first = plan.first_trained_block(index);
+        let fits = frozen_blocks::fits(&plan.backbone.config).is_ok();
         // Nothing is random in an evaluation.
-        let of_dev = first > 0 && !task.kind.is_language_model();
+        let of_dev = first > 0 && fits && !task.kind.is_language_model();
         Stage {
             plan: stage,
             task,

@@ -4,14 +4,73 @@
 //! the same for all keys, which changes no softmax, and its weights sum to 1. So the rows of `x` are
 //! mixed as they are, once for each head, and values are made of the mixtures alone.
 
-use super::forward::Pass;
-use super::Outcome;
+use super::super::forward::Pass;
+use super::super::Outcome;
+use super::{is_gated_at_the_top, Optimization};
+use crate::backbone::Architecture;
+use crate::delta::Preposition;
 use crate::engine::{with_trace, Attending, AttentionShape, Backend, Layout, Matrix, Trace};
+use crate::plan::{Change, Plan, TaskPlan};
+
+pub(super) const OPTIMIZATION: Optimization = Optimization {
+    name: "the last block without keys and values",
+    check: |plan, index| {
+        check(plan, index, true)?;
+        Ok("one row asks: it mixes what the block reads".to_owned())
+    },
+};
+
+/// Whether the last block's attention can mix its inputs instead of values made of all of them, in a
+/// pass with dropout or without, or why it cannot.
+///
+/// # Errors
+/// Why, in a phrase.
+pub fn check(plan: &Plan, index: usize, drops: bool) -> Result<(), String> {
+    let task = match plan.stages.get(index) {
+        Some(stage) => plan.tasks.get(&stage.task),
+        None => plan.final_task().map(|(_, task)| task),
+    };
+    if task.is_some_and(TaskPlan::uses_language_model) {
+        return Err("its head reads more than one row of a sequence".to_owned());
+    }
+    if is_gated_at_the_top(plan, index) {
+        return Err("a gate in it reads all rows of a sequence".to_owned());
+    }
+    Architecture::new(&plan.backbone.config).absorbs_keys()?;
+    if drops && plan.backbone.config.attention_dropout > 0.0 {
+        return Err("dropout of attention weights, which then do not sum to 1".to_owned());
+    }
+    let last = plan.backbone.config.block_paths().pop().unwrap_or_default();
+    let attention = format!("{last}.attn");
+    let [keys, values, fused] = ["k", "v", "qkv"].map(|name| format!("{attention}.{name}"));
+    let stage = plan.stages.get(index);
+    let is_trained = |name: &String| stage.is_some_and(|stage| stage.train.contains(name));
+    for delta in plan.active(index) {
+        match &delta.change {
+            Change::Unfreeze { parameters } => {
+                if is_trained(&delta.name) && parameters.contains(&format!("{keys}.weight")) {
+                    return Err(format!("`{}` trains the weight of its keys", delta.name));
+                }
+            }
+            Change::Method { method, sites } => {
+                let is_at = |path: &String| sites.contains(path);
+                let is_prefix = method.preposition() == Preposition::Before;
+                if is_at(&keys) || is_at(&fused) || is_prefix && is_at(&attention) {
+                    return Err(format!("`{}` changes its keys", delta.name));
+                }
+                if drops && method.dropout() > 0.0 && is_at(&values) {
+                    return Err(format!("`{}` has a dropout before its values", delta.name));
+                }
+            }
+        }
+    }
+    Ok(())
+}
 
 impl<D: Backend> Pass<'_, D> {
     /// The attention at `path` of the rows `asking` of `x (rows, hidden)`, whose queries are
     /// `q (asking, hidden)`: `(asking, hidden)`.
-    pub(super) fn attend_absorbed(
+    pub(in crate::graph) fn attend_absorbed(
         &self,
         path: &str,
         q: &Matrix<D>,

@@ -1,11 +1,30 @@
-//! Which rows of a batch a head reads.
+//! Which rows of a batch a head reads: behind the attention of the last block, the others do not go on (`blocks` and
+//! `block` of the forward pass).
 
-use super::{Batch, Targets};
+use super::super::{Batch, Targets};
+use super::{is_gated_at_the_top, Optimization};
 use crate::backbone::family::{Head, Reads};
 use crate::engine::Layout;
+use crate::plan::{Plan, TaskPlan};
+
+pub(super) const OPTIMIZATION: Optimization = Optimization {
+    name: "the last block only for the rows that are read",
+    check,
+};
+
+fn check(plan: &Plan, index: usize) -> Result<String, String> {
+    if is_gated_at_the_top(plan, index) {
+        return Err("a gate in it reads all rows of a sequence".to_owned());
+    }
+    let task = plan.tasks.get(&plan.stages[index].task);
+    Ok(match task.is_some_and(TaskPlan::uses_language_model) {
+        true => "behind its attention, only the tokens that a target is read off go on".to_owned(),
+        false => "behind its attention, one row of a sequence goes on".to_owned(),
+    })
+}
 
 /// The rows that a head reads, in ascending order.
-pub(super) fn read_rows(head: &Head, batch: &Batch, layout: &Layout) -> Vec<usize> {
+pub(in crate::graph) fn read_rows(head: &Head, batch: &Batch, layout: &Layout) -> Vec<usize> {
     match (head.reads, &batch.targets) {
         // As in PEFT, the first row is the first of a prompt where there is one.
         (Reads::First, _) => layout.ranges().map(|range| range.start).collect(),
@@ -28,7 +47,7 @@ pub(super) fn read_rows(head: &Head, batch: &Batch, layout: &Layout) -> Vec<usiz
 
 /// The layout of the rows that are read, each a sequence of its own, with the random key of the
 /// sequence and place that it comes from.
-pub(super) fn read_layout(layout: &Layout, rows: &[usize]) -> Layout {
+pub(in crate::graph) fn read_layout(layout: &Layout, rows: &[usize]) -> Layout {
     let mut keys = Vec::with_capacity(rows.len());
     let ranges: Vec<_> = layout.ranges().collect();
     let mut sequence = 0;

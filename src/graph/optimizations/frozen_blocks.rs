@@ -1,0 +1,80 @@
+//! What the blocks below the lowest trained site make of an example is the same in every epoch where nothing is random:
+//! it is computed once and kept (`train/frozen.rs`), and a pass begins there (`Batch::cached`).
+
+use super::{blocks_below, Optimization};
+use crate::backbone::Config;
+use crate::plan::{Change, DeltaPlan, Length, Plan, TaskKind};
+
+pub(super) const OPTIMIZATION: Optimization = Optimization {
+    name: "the frozen blocks computed once",
+    check: |plan, index| {
+        let first = check(plan, index)?;
+        Ok(match first == plan.backbone.config.block_count() {
+            true => "all blocks are, in the first epoch".to_owned(),
+            false => format!("{} are, in the first epoch", blocks_below(plan, first)),
+        })
+    },
+};
+
+/// Whether a pass can begin at a block of such a backbone.
+///
+/// # Errors
+/// Why not, in a phrase.
+pub fn fits(config: &Config) -> Result<(), String> {
+    match config.decoder_layers {
+        None => Ok(()),
+        Some(_) => Err("the decoder reads what the encoder makes in each of its blocks".to_owned()),
+    }
+}
+
+/// The block below which a stage computes the same for an example in every epoch, or why it does not.
+///
+/// # Errors
+/// Why, in a phrase.
+pub fn check(plan: &Plan, index: usize) -> Result<usize, String> {
+    let stage = &plan.stages[index];
+    let first = plan.first_trained_block(index);
+    let config = &plan.backbone.config;
+    let is_below = |site: &String| config.reader_of(site) < first;
+    let draws = |delta: &&&DeltaPlan| match &delta.change {
+        Change::Method { method, sites } => method.dropout() > 0.0 && sites.iter().any(is_below),
+        Change::Unfreeze { .. } => false,
+    };
+    let active = plan.active(index);
+    if first == 0 {
+        Err("something is trained in the first block or below it".to_owned())
+    } else if let Err(reason) = fits(config) {
+        Err(reason)
+    } else if plan.tasks[&stage.task].kind == TaskKind::MaskedLm {
+        Err("masks are drawn anew in every epoch".to_owned())
+    } else if config.dropout > 0.0
+        || config.embedding_dropout() > 0.0
+        || config.attention_dropout > 0.0
+    {
+        Err("dropout below the lowest trained site; `dropout = off` in `backbone`".to_owned())
+    } else if let Some(delta) = active.iter().find(draws) {
+        Err(format!(
+            "`{}` has a dropout below the lowest trained site",
+            delta.name
+        ))
+    } else if matches!(stage.length, Length::Epochs(epochs) if epochs <= 1.0) {
+        Err("there is one epoch".to_owned())
+    } else {
+        Ok(first)
+    }
+}
+
+/// Whether what lies below the lowest trained site of a stage is the backbone's alone, read in the same
+/// way by every task: the same in all runs with this backbone.
+pub fn are_shared(plan: &Plan, index: usize) -> bool {
+    let first = plan.first_trained_block(index);
+    let is_below = |path: &String| plan.backbone.config.reader_of(path) < first;
+    let has_part = |delta: &&DeltaPlan| match &delta.change {
+        Change::Method { sites, .. } => sites.iter().any(is_below),
+        Change::Unfreeze { parameters } => parameters.iter().any(is_below),
+    };
+    let task = &plan.tasks[&plan.stages[index].task];
+    let is_read_alike = first < plan.backbone.config.block_count() || !task.uses_language_model();
+    let active = plan.active(index);
+    !plan.backbone.random && is_read_alike && !active.iter().any(has_part)
+}
