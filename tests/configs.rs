@@ -196,3 +196,63 @@ fn what_families_differ_in_is_read() {
     assert_eq!(roberta(json!(5)).longest(), 512 - 6);
     assert_eq!(parse("bert", json!({})).unwrap().norm_epsilon, 1e-12);
 }
+
+/// What T5's `config.json` says beside the defaults, as transformers reads it (`T5Config.__post_init__`), or a sentence.
+#[test]
+fn a_t5_is_read_as_transformers_reads_it() {
+    let t5 = |more: Value| parse("t5", more);
+    let plain = t5(json!({ "num_layers": 4 })).unwrap();
+    assert_eq!((plain.layers, plain.decoder_layers), (4, Some(4)));
+    assert_eq!(
+        (plain.activation, plain.is_gated),
+        (Activation::Relu, false)
+    );
+    assert!(plain.scales_logits && !plain.is_decoder_own());
+    let gated = t5(json!({ "feed_forward_proj": "gated-gelu", "num_decoder_layers": 2 })).unwrap();
+    // `gated-gelu` is the approximation by tanh, for backwards compatibility.
+    assert_eq!(
+        (gated.activation, gated.is_gated),
+        (Activation::GeluTanh, true)
+    );
+    assert_eq!(gated.decoder_layers, Some(2));
+    let silu = t5(json!({ "feed_forward_proj": "gated-silu" })).unwrap();
+    assert_eq!((silu.activation, silu.is_gated), (Activation::Swish, true));
+    let exact = t5(json!({ "feed_forward_proj": "gelu" })).unwrap();
+    assert_eq!(
+        (exact.activation, exact.is_gated),
+        (Activation::Gelu, false)
+    );
+    // What version 4 wrote says by tying whether logits are scaled; what version 5 writes says it itself.
+    assert!(
+        !t5(json!({ "tie_word_embeddings": false }))
+            .unwrap()
+            .scales_logits
+    );
+    let both = json!({ "tie_word_embeddings": false, "scale_decoder_outputs": true });
+    assert!(t5(both).unwrap().scales_logits);
+    for (more, said) in [
+        (
+            json!({ "decoder_start_token_id": 61 }),
+            "`decoder_start_token_id` is 61",
+        ),
+        (json!({ "num_decoder_layers": 0 }), "`num_decoder_layers`"),
+        (json!({ "relative_attention_num_buckets": 3 }), "buckets"),
+        (json!({ "relative_attention_max_distance": 8 }), "buckets"),
+        (
+            json!({ "feed_forward_proj": "gated" }),
+            "`gated` is not supported",
+        ),
+        (json!({ "is_decoder": true }), "`is_decoder`"),
+        (
+            json!({ "is_encoder_decoder": false }),
+            "`is_encoder_decoder`",
+        ),
+        (json!({ "initializer_factor": 0 }), "`initializer_factor`"),
+    ] {
+        let error = t5(more.clone()).unwrap_err();
+        assert!(error.contains(said), "{more}: {error}");
+    }
+    // `gated-` means something in T5 alone.
+    let error = parse("bert", json!({ "hidden_act": "gated-gelu" })).unwrap_err();
+    assert!(error.contains("`gated-gelu`"), "{error}");
+}

@@ -368,6 +368,13 @@ impl Config {
         {
             return Err("its decoder has no blocks, or too many".to_owned());
         }
+        let is_beyond = |token: u32| token as usize >= self.vocabulary;
+        if let Some(token) = self.start_token.filter(|token| is_beyond(*token)) {
+            return Err(format!(
+                "its `decoder_start_token_id` is {token}, and it has {} tokens",
+                self.vocabulary
+            ));
+        }
         if let Some(distances) = &self.distances {
             distances.check()?;
         }
