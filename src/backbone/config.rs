@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::architecture::{Distances, FeedForwardKind, Stack};
-use super::family::{families, Dimension, Family, FeedForwardEntry, Key};
+use super::family::{families, ConfigKeys, Dimension, Family, FeedForwardEntry};
+use super::keys::Keys;
 use super::rotary::Rotary;
 use crate::engine::Activation;
 use crate::text::{did_you_mean, quoted_list};
@@ -110,62 +111,41 @@ impl Config {
         let stated = &family.config;
         let hidden = keys.count(&stated.hidden)?;
         let activation = keys.text(&stated.activation)?;
-        let optional = |key: &Option<Key>, otherwise: f32| match key {
-            Some(key) if keys.find(key)?.is_some() || key.default.is_some() => keys.fraction(key),
-            _ => Ok(otherwise),
-        };
-        // `null` asks for what follows from the other dimensions, whatever the default is.
-        let some_count = |key: &Option<Key>| match key {
-            Some(key) if keys.find(key)?.is_some() => keys.count(key).map(Some),
-            Some(key) if key.default.is_some() && json.get(&key.key).is_none() => {
-                keys.count(key).map(Some)
-            }
-            _ => Ok(None),
-        };
-        let some_token = |key: &Option<Key>| key.as_ref().map_or(Ok(None), |key| keys.token(key));
-        let is_on = |key: &Option<Key>| key.as_ref().map_or(Ok(false), |key| keys.switch(key));
-        let dropout = optional(&stated.dropout, 0.0)?;
+        let dropout = keys.fraction_or(&stated.dropout, 0.0)?;
         let positions = match &stated.positions {
             Some(key) => keys.count(key)?,
             None => LARGEST,
         };
-        let (activation, is_gated) = match activation.strip_prefix("gated-") {
-            // transformers' `gelu` is another than the one that T5's authors mean.
-            Some("gelu") if family.feed_forward == FeedForwardEntry::Named => ("gelu_new", true),
-            Some(name) if family.feed_forward == FeedForwardEntry::Named => (name, true),
-            _ => (activation.as_str(), false),
-        };
+        let (activation, is_gated) = activation_of(family, &activation);
         let layers = keys.count(&stated.layers)?;
         let heads = keys.count(&stated.heads)?;
         let config = Config {
             hidden,
             layers,
             decoder_layers: match &stated.decoder_layers {
-                Some(_) => Some(some_count(&stated.decoder_layers)?.unwrap_or(layers)),
+                Some(_) => Some(keys.some_count(&stated.decoder_layers)?.unwrap_or(layers)),
                 None => None,
             },
             heads,
-            key_value_heads: some_count(&stated.key_value_heads)?.filter(|shared| *shared != heads),
-            head_width: some_count(&stated.head_width)?.filter(|width| width * heads != hidden),
+            key_value_heads: keys
+                .some_count(&stated.key_value_heads)?
+                .filter(|shared| *shared != heads),
+            head_width: keys
+                .some_count(&stated.head_width)?
+                .filter(|width| width * heads != hidden),
             inner: match keys.find(&stated.inner)? {
                 None if stated.inner.default.is_none() => 4 * hidden,
                 _ => keys.count(&stated.inner)?,
             },
             vocabulary: keys.count(&stated.vocabulary)?,
             positions,
-            distances: match (&stated.distance_buckets, &stated.longest_distance) {
-                (Some(buckets), Some(longest)) => Some(Distances {
-                    buckets: keys.count(buckets)?,
-                    longest: keys.count(longest)?,
-                }),
-                _ => None,
-            },
+            distances: distances(&keys, stated)?,
             rotary: match &stated.rope_theta {
                 Some(key) => Some(Rotary::parse(&json, keys.positive(key)?, positions)?),
                 None => None,
             },
-            attention_bias: is_on(&stated.attention_bias)?,
-            feed_forward_bias: is_on(&stated.feed_forward_bias)?,
+            attention_bias: keys.switch_or(&stated.attention_bias, false)?,
+            feed_forward_bias: keys.switch_or(&stated.feed_forward_bias, false)?,
             types: match &stated.types {
                 Some(key) => keys.count(key)?,
                 None => 0,
@@ -175,29 +155,19 @@ impl Config {
             activation: Activation::from_name(activation)
                 .ok_or_else(|| format!("its activation `{activation}` is not supported"))?,
             dropout,
-            embedding_dropout: Some(optional(&stated.embedding_dropout, dropout)?),
+            embedding_dropout: Some(keys.fraction_or(&stated.embedding_dropout, dropout)?),
             attention_dropout: keys.fraction(&stated.attention_dropout)?,
-            inner_dropout: optional(&stated.inner_dropout, 0.0)?,
-            last_dropout: optional(&stated.last_dropout, 0.0)?,
-            classifier_dropout: optional(&stated.classifier_dropout, dropout)?,
-            initializer_range: match (&stated.initializer_range, &stated.initializer_factor) {
-                // transformers takes 0 as if it were absent.
-                (Some(key), _) => Some(keys.fraction(key)?)
-                    .filter(|range| *range > 0.0)
-                    .unwrap_or(0.02),
-                (None, Some(key)) => keys.positive(key)? as f32,
-                (None, None) => 0.02,
-            },
-            is_untied: !stated
-                .tied
-                .as_ref()
-                .map_or(Ok(true), |key| keys.switch(key))?,
-            scales_logits: is_on(&stated.scaled_logits)?,
+            inner_dropout: keys.fraction_or(&stated.inner_dropout, 0.0)?,
+            last_dropout: keys.fraction_or(&stated.last_dropout, 0.0)?,
+            classifier_dropout: keys.fraction_or(&stated.classifier_dropout, dropout)?,
+            initializer_range: initializer_range(&keys, stated)?,
+            is_untied: !keys.switch_or(&stated.tied, true)?,
+            scales_logits: keys.switch_or(&stated.scaled_logits, false)?,
             has_decoder: false,
             labels: labels(&json),
             pad_token: keys.token(&stated.pad_token)?,
-            start_token: some_token(&stated.start_token)?,
-            end_token: some_token(&stated.end_token)?,
+            start_token: keys.some_token(&stated.start_token)?,
+            end_token: keys.some_token(&stated.end_token)?,
             family: family.name.clone(),
         };
         config.check()?;
@@ -433,6 +403,40 @@ impl Config {
     }
 }
 
+/// The name of an activation, and whether it stands for a gated feed-forward.
+fn activation_of<'n>(family: &Family, name: &'n str) -> (&'n str, bool) {
+    match name.strip_prefix("gated-") {
+        // transformers' `gelu` is another than the one that T5's authors mean.
+        Some("gelu") if family.feed_forward == FeedForwardEntry::Named => ("gelu_new", true),
+        Some(gated) if family.feed_forward == FeedForwardEntry::Named => (gated, true),
+        _ => (name, false),
+    }
+}
+
+fn distances(keys: &Keys, stated: &ConfigKeys) -> Result<Option<Distances>, String> {
+    let (Some(buckets), Some(longest)) = (&stated.distance_buckets, &stated.longest_distance)
+    else {
+        return Ok(None);
+    };
+    Ok(Some(Distances {
+        buckets: keys.count(buckets)?,
+        longest: keys.count(longest)?,
+    }))
+}
+
+fn initializer_range(keys: &Keys, stated: &ConfigKeys) -> Result<f32, String> {
+    // transformers takes a range of 0 as if it were absent.
+    const USUAL: f32 = 0.02;
+    match (&stated.initializer_range, &stated.initializer_factor) {
+        (Some(key), _) => keys.fraction(key).map(|range| match range {
+            0.0 => USUAL,
+            range => range,
+        }),
+        (None, Some(key)) => keys.positive(key).map(|factor| factor as f32),
+        (None, None) => Ok(USUAL),
+    }
+}
+
 fn find_family(json: &Value) -> Result<&'static Family, String> {
     let known = families();
     let names = || {
@@ -464,7 +468,7 @@ fn is_zero(value: &f32) -> bool {
 }
 
 /// Far above any real dimension, and every product of two is within a `usize`.
-const LARGEST: usize = 1 << 24;
+pub(super) const LARGEST: usize = 1 << 24;
 
 /// The names of a head's outputs: those of `id2label`, unless `num_labels` says another number of them, in which
 /// case transformers takes none of them, or they are the `LABEL_0` and so on that it makes up.
@@ -518,95 +522,4 @@ fn check_only(json: &Value, family: &Family) -> Result<(), String> {
         }
     }
     Ok(())
-}
-
-/// The keys of a `config.json`, by the names that transformers knows them by.
-struct Keys<'a>(&'a Value);
-
-impl Keys<'_> {
-    /// The value of a key; `null` is as good as absent.
-    fn find(&self, key: &Key) -> Result<Option<&Value>, String> {
-        let mut found: Option<(&str, &Value)> = None;
-        for name in std::iter::once(&key.key).chain(&key.also) {
-            let Some(value) = self.0.get(name).filter(|value| !value.is_null()) else {
-                continue;
-            };
-            match found {
-                Some((other, first)) if first != value => {
-                    return Err(format!("its `{other}` {first} and `{name}` {value} differ"));
-                }
-                _ => found = Some((name, value)),
-            }
-        }
-        Ok(found.map(|(_, value)| value))
-    }
-
-    /// The value of a key, or transformers' default.
-    fn value<'k>(&'k self, key: &'k Key) -> Result<&'k Value, String> {
-        let otherwise = || {
-            self.0
-                .get(key.otherwise.as_ref()?)
-                .filter(|value| !value.is_null())
-        };
-        let found = self.find(key)?.or_else(otherwise).or(key.default.as_ref());
-        found.ok_or_else(|| format!("it has no `{}`", key.key))
-    }
-
-    fn count(&self, key: &Key) -> Result<usize, String> {
-        let value = self.value(key)?;
-        match value.as_u64() {
-            Some(count) if (1..=LARGEST as u64).contains(&count) => Ok(count as usize),
-            _ => Err(format!(
-                "its `{}` must be a whole number of at least 1, found {value}",
-                key.key
-            )),
-        }
-    }
-
-    fn fraction(&self, key: &Key) -> Result<f32, String> {
-        let value = self.value(key)?;
-        match value.as_f64() {
-            Some(number) if (0.0..1.0).contains(&number) => Ok(number as f32),
-            _ => Err(format!(
-                "its `{}` must be a number from 0 to 1, found {value}",
-                key.key
-            )),
-        }
-    }
-
-    fn positive(&self, key: &Key) -> Result<f64, String> {
-        let value = self.value(key)?;
-        match value.as_f64() {
-            Some(number) if number > 0.0 => Ok(number),
-            _ => Err(format!(
-                "its `{}` must be a number above 0, found {value}",
-                key.key
-            )),
-        }
-    }
-
-    fn switch(&self, key: &Key) -> Result<bool, String> {
-        let value = self.value(key)?;
-        let wanted = || format!("its `{}` must be `true` or `false`, found {value}", key.key);
-        value.as_bool().ok_or_else(wanted)
-    }
-
-    fn text(&self, key: &Key) -> Result<String, String> {
-        let value = self.value(key)?;
-        let text = value.as_str().map(str::to_owned);
-        text.ok_or_else(|| format!("its `{}` must be a text, found {value}", key.key))
-    }
-
-    fn token(&self, key: &Key) -> Result<Option<u32>, String> {
-        let Some(value) = self.find(key)?.or(key.default.as_ref()) else {
-            return Ok(None);
-        };
-        match value.as_u64().and_then(|number| u32::try_from(number).ok()) {
-            Some(token) if (token as usize) < LARGEST => Ok(Some(token)),
-            _ => Err(format!(
-                "its `{}` must be the number of a token, found {value}",
-                key.key
-            )),
-        }
-    }
 }

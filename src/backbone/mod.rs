@@ -6,6 +6,7 @@
 mod architecture;
 mod config;
 pub mod family;
+mod keys;
 mod mapped;
 mod rotary;
 mod source;

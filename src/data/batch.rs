@@ -124,36 +124,13 @@ pub fn batch(
         examples.iter().map(|example| example.text.tokens.len()),
         keys,
     );
-    let targets = match (masking, examples.first().map(|example| example.target)) {
-        (Some(_), _) | (None, Some(Target::NextTokens)) => Targets::Tokens {
-            rows,
-            tokens: hidden,
-        },
-        (None, Some(Target::Class(_))) => Targets::Classes(
-            examples
-                .iter()
-                .map(|e| {
-                    if let Target::Class(class) = e.target {
-                        class
-                    } else {
-                        0
-                    }
-                })
-                .collect(),
-        ),
-        (None, Some(Target::Number(_))) => Targets::Numbers(
-            examples
-                .iter()
-                .map(|e| {
-                    if let Target::Number(number) = e.target {
-                        number
-                    } else {
-                        0.0
-                    }
-                })
-                .collect(),
-        ),
-        _ => Targets::None,
+    let tokens_at = Targets::Tokens {
+        rows,
+        tokens: hidden,
+    };
+    let targets = match masking {
+        Some(_) => tokens_at,
+        None => targets(examples).unwrap_or(tokens_at),
     };
     let total = match &targets {
         Targets::Tokens { rows, .. } => rows.len(),
@@ -170,6 +147,29 @@ pub fn batch(
         decoder,
         targets,
         total,
+    }
+}
+
+/// What is to be predicted of examples, unless it is tokens.
+fn targets(examples: &[&Example]) -> Option<Targets> {
+    let targets = examples.iter().map(|example| example.target);
+    match examples.first().map(|example| example.target) {
+        Some(Target::NextTokens) => None,
+        Some(Target::Class(_)) => {
+            let classes = targets.map(|target| match target {
+                Target::Class(class) => class,
+                _ => 0,
+            });
+            Some(Targets::Classes(classes.collect()))
+        }
+        Some(Target::Number(_)) => {
+            let numbers = targets.map(|target| match target {
+                Target::Number(number) => number,
+                _ => 0.0,
+            });
+            Some(Targets::Numbers(numbers.collect()))
+        }
+        _ => Some(Targets::None),
     }
 }
 

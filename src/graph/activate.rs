@@ -63,13 +63,8 @@ impl<D: Backend> Graph<D> {
                 }
             }
             if trained {
-                let prefix = format!("{}.", delta.name);
-                active.trained.extend(
-                    self.values
-                        .keys()
-                        .filter(|key| key.starts_with(&prefix) && !self.frozen.contains(*key))
-                        .cloned(),
-                );
+                let keys = self.trainable.get(&delta.name).into_iter().flatten();
+                active.trained.extend(keys.cloned());
             }
         }
         active.deferred = self.deferred(&active);

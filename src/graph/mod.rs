@@ -61,8 +61,8 @@ pub struct Graph<D: Backend> {
     values: Store<D>,
     /// Heads that were drawn, by task, and why.
     fresh_heads: BTreeMap<String, String>,
-    /// Keys of `values` that are never trained.
-    frozen: BTreeSet<String>,
+    /// Keys of `values` that are trained when a delta is, by the delta's name.
+    trainable: BTreeMap<String, BTreeSet<String>>,
     active: Active,
 }
 
@@ -153,7 +153,7 @@ impl<D: Backend> Graph<D> {
             base: Arc::default(),
             values: Store::new(),
             fresh_heads: BTreeMap::new(),
-            frozen: BTreeSet::new(),
+            trainable: BTreeMap::new(),
             active: Active::default(),
         };
         let initializer = init::Initializer {
@@ -359,9 +359,9 @@ impl<D: Backend> Graph<D> {
 
     /// Those of them that belong to a delta.
     pub fn trained_tensors_of(&self, delta: &str) -> Tensors {
+        let own = self.trainable.get(delta);
         let mut tensors = self.trained_tensors();
-        let prefix = format!("{delta}.");
-        tensors.retain(|key, _| key.starts_with(&prefix));
+        tensors.retain(|key, _| own.is_some_and(|own| own.contains(key)));
         tensors
     }
 

@@ -37,6 +37,7 @@ impl<D: Backend> Graph<D> {
                         };
                         let key = format!("{}.{path}", delta.name);
                         let value = value.held().map_err(device_problem)?;
+                        self.note_trainable(&delta.name, &key);
                         self.values.insert(key, value);
                     }
                 }
@@ -46,13 +47,14 @@ impl<D: Backend> Graph<D> {
                         sites.iter().filter_map(|site| tree.module(site)).collect();
                     for parameter in method.shared(&modules) {
                         let key = format!("{}.{}", delta.name, parameter.name);
-                        self.add_parameter(key, &parameter, None, initializer)?;
+                        self.add_parameter(&delta.name, key, &parameter, None, initializer)?;
                     }
                     for module in modules {
                         let origin = Origin::new(self, module);
                         for parameter in delta.parameters(module) {
                             let key = format!("{}.{}.{}", delta.name, module.path, parameter.name);
-                            self.add_parameter(key, &parameter, Some(&origin), initializer)?;
+                            let origin = Some(&origin);
+                            self.add_parameter(&delta.name, key, &parameter, origin, initializer)?;
                         }
                     }
                 }
@@ -61,8 +63,14 @@ impl<D: Backend> Graph<D> {
         Ok(())
     }
 
+    fn note_trainable(&mut self, delta: &str, key: &str) {
+        let keys = self.trainable.entry(delta.to_owned()).or_default();
+        keys.insert(key.to_owned());
+    }
+
     fn add_parameter(
         &mut self,
+        delta: &str,
         key: String,
         parameter: &NewParameter,
         origin: Option<&Origin>,
@@ -88,8 +96,8 @@ impl<D: Backend> Graph<D> {
             (init, _) => initializer.values(&key, parameter.count(), init),
         };
         let value = self.put(values, &parameter.shape)?;
-        if parameter.is_frozen {
-            self.frozen.insert(key.clone());
+        if !parameter.is_frozen {
+            self.note_trainable(delta, &key);
         }
         self.values.insert(key, value);
         Ok(())

@@ -63,24 +63,7 @@ pub(super) fn form(plan: &Plan) -> Result<Form<'_>, String> {
             return Err(format!("PEFT has no `{}`", method.name()));
         }
     }
-    if plan.backbone.config.decoder_layers.is_some() {
-        let is_table = |site: &String| site == WORD_TABLE;
-        if methods.iter().any(|(_, sites)| sites.iter().any(is_table)) {
-            return Err(
-                "in PEFT, encoder and decoder read copies of the word embeddings".to_owned(),
-            );
-        }
-        if !is_language_model
-            && methods
-                .iter()
-                .any(|(method, _)| is_prompt(method) || is_prefix(method))
-        {
-            return Err(
-                "PEFT gives prompts and prefixes to no classifier with an encoder and a decoder"
-                    .to_owned(),
-            );
-        }
-    }
+    check_stacks(plan, is_language_model, &methods)?;
     let trains_rows = |(method, _): &(&Method, _)| is_rows(method);
     let is_tied = is_language_model && !plan.backbone.config.is_decoder_own();
     if is_tied && methods.iter().any(trains_rows) {
@@ -94,26 +77,7 @@ pub(super) fn form(plan: &Plan) -> Result<Form<'_>, String> {
         return Ok(Form::Prompt);
     }
     if all(is_prefix) {
-        if !prompts::has_own_prefixes(&plan.backbone.config) {
-            return Err(
-                "PEFT gives two blocks each of a decoder with an even number of them one prefix"
-                    .to_owned(),
-            );
-        }
-        let all = prompts::prefix_sites(&plan.backbone.config);
-        let is_all = |sites: &Vec<String>| {
-            sites.len() == all.len() && sites.iter().all(|site| all.contains(site))
-        };
-        return match methods.iter().all(|(_, sites)| is_all(sites)) {
-            true => Ok(Form::Prefix),
-            false => Err(match plan.backbone.config.decoder_layers {
-                None => "PEFT has prefixes at all attentions or at none".to_owned(),
-                Some(_) => {
-                    "PEFT has prefixes at all `decoder.block.*.attn` or at none, and nowhere else"
-                        .to_owned()
-                }
-            }),
-        };
+        return check_prefixes(plan, &methods).map(|()| Form::Prefix);
     }
     // (IA)³ on inputs and on outputs is one method to PEFT: what counts is what PEFT is told.
     let told = |method: &Method| (method.peft_kind(), method.peft().map(|form| form.settings));
@@ -128,6 +92,52 @@ pub(super) fn form(plan: &Plan) -> Result<Form<'_>, String> {
     }
     check_sites(plan, &active)?;
     Ok(Form::Tuner(active))
+}
+
+/// What PEFT does not have for an encoder and a decoder.
+fn check_stacks(
+    plan: &Plan,
+    is_language_model: bool,
+    methods: &[(&Method, &Vec<String>)],
+) -> Result<(), String> {
+    if plan.backbone.config.decoder_layers.is_none() {
+        return Ok(());
+    }
+    let is_table = |site: &String| site == WORD_TABLE;
+    if methods.iter().any(|(_, sites)| sites.iter().any(is_table)) {
+        return Err("in PEFT, encoder and decoder read copies of the word embeddings".to_owned());
+    }
+    let adds_rows = |(method, _): &(&Method, _)| is_prompt(method) || is_prefix(method);
+    match !is_language_model && methods.iter().any(adds_rows) {
+        true => Err(
+            "PEFT gives prompts and prefixes to no classifier with an encoder and a decoder"
+                .to_owned(),
+        ),
+        false => Ok(()),
+    }
+}
+
+/// PEFT has prefixes at all attentions of a stack, of a decoder's where there is one.
+fn check_prefixes(plan: &Plan, methods: &[(&Method, &Vec<String>)]) -> Result<(), String> {
+    let config = &plan.backbone.config;
+    if !prompts::has_own_prefixes(config) {
+        return Err(
+            "PEFT gives two blocks each of a decoder with an even number of them one prefix"
+                .to_owned(),
+        );
+    }
+    let all = prompts::prefix_sites(config);
+    let is_all = |(_, sites): &(_, &Vec<String>)| {
+        sites.len() == all.len() && sites.iter().all(|site| all.contains(site))
+    };
+    match (methods.iter().all(is_all), config.decoder_layers) {
+        (true, _) => Ok(()),
+        (false, None) => Err("PEFT has prefixes at all attentions or at none".to_owned()),
+        (false, Some(_)) => Err(
+            "PEFT has prefixes at all `decoder.block.*.attn` or at none, and nowhere else"
+                .to_owned(),
+        ),
+    }
 }
 
 /// The norms that make up all of these parameters, weight and bias of each.

@@ -377,12 +377,7 @@ impl Heads {
             .zip(bias_gradients.par_chunks_mut(group));
         share_items(groups.enumerate(), Buffers::default, of_group);
         if let Some(slot) = bias_slot {
-            let mut sums = vec![0.0; distances * self.shape.heads];
-            for (head, gradient) in heads.iter().zip(&bias_gradients) {
-                let column = sums[head.index..].iter_mut().step_by(self.shape.heads);
-                column.zip(gradient).for_each(|(sum, add)| *sum += add);
-            }
-            flow.add(slot, sums)?;
+            flow.add(slot, self.sum_biases(&heads, &bias_gradients, distances))?;
         }
         for (gradient, slot) in gradients.into_iter().zip(slots) {
             if let (Some(gradient), Some(slot)) = (gradient, slot) {
@@ -390,6 +385,16 @@ impl Heads {
             }
         }
         Ok(())
+    }
+
+    /// The gradient of the bias, `(distances, heads)`, of those of all heads of all sequences.
+    fn sum_biases(&self, heads: &[Head], gradients: &[Vec<f32>], distances: usize) -> Vec<f32> {
+        let mut sums = vec![0.0; distances * self.shape.heads];
+        for (head, gradient) in heads.iter().zip(gradients) {
+            let column = sums[head.index..].iter_mut().step_by(self.shape.heads);
+            column.zip(gradient).for_each(|(sum, add)| *sum += add);
+        }
+        sums
     }
 
     /// Adds the gradient of a head's bias, and makes that of its products out of that of its scores.

@@ -1,0 +1,126 @@
+//! The values of a `config.json`, by the keys that a family's description names.
+
+use serde_json::Value;
+
+use super::config::LARGEST;
+use super::family::Key;
+
+/// The keys of a `config.json`, by the names that transformers knows them by.
+pub(super) struct Keys<'a>(pub(super) &'a Value);
+
+impl Keys<'_> {
+    /// The value of a key; `null` is as good as absent.
+    pub(super) fn find(&self, key: &Key) -> Result<Option<&Value>, String> {
+        let mut found: Option<(&str, &Value)> = None;
+        for name in std::iter::once(&key.key).chain(&key.also) {
+            let Some(value) = self.0.get(name).filter(|value| !value.is_null()) else {
+                continue;
+            };
+            match found {
+                Some((other, first)) if first != value => {
+                    return Err(format!("its `{other}` {first} and `{name}` {value} differ"));
+                }
+                _ => found = Some((name, value)),
+            }
+        }
+        Ok(found.map(|(_, value)| value))
+    }
+
+    /// The value of a key, or transformers' default.
+    pub(super) fn value<'k>(&'k self, key: &'k Key) -> Result<&'k Value, String> {
+        let otherwise = || {
+            self.0
+                .get(key.otherwise.as_ref()?)
+                .filter(|value| !value.is_null())
+        };
+        let found = self.find(key)?.or_else(otherwise).or(key.default.as_ref());
+        found.ok_or_else(|| format!("it has no `{}`", key.key))
+    }
+
+    pub(super) fn count(&self, key: &Key) -> Result<usize, String> {
+        let value = self.value(key)?;
+        match value.as_u64() {
+            Some(count) if (1..=LARGEST as u64).contains(&count) => Ok(count as usize),
+            _ => Err(format!(
+                "its `{}` must be a whole number of at least 1, found {value}",
+                key.key
+            )),
+        }
+    }
+
+    pub(super) fn fraction(&self, key: &Key) -> Result<f32, String> {
+        let value = self.value(key)?;
+        match value.as_f64() {
+            Some(number) if (0.0..1.0).contains(&number) => Ok(number as f32),
+            _ => Err(format!(
+                "its `{}` must be a number from 0 to 1, found {value}",
+                key.key
+            )),
+        }
+    }
+
+    pub(super) fn positive(&self, key: &Key) -> Result<f64, String> {
+        let value = self.value(key)?;
+        match value.as_f64() {
+            Some(number) if number > 0.0 => Ok(number),
+            _ => Err(format!(
+                "its `{}` must be a number above 0, found {value}",
+                key.key
+            )),
+        }
+    }
+
+    pub(super) fn switch(&self, key: &Key) -> Result<bool, String> {
+        let value = self.value(key)?;
+        let wanted = || format!("its `{}` must be `true` or `false`, found {value}", key.key);
+        value.as_bool().ok_or_else(wanted)
+    }
+
+    pub(super) fn text(&self, key: &Key) -> Result<String, String> {
+        let value = self.value(key)?;
+        let text = value.as_str().map(str::to_owned);
+        text.ok_or_else(|| format!("its `{}` must be a text, found {value}", key.key))
+    }
+
+    pub(super) fn token(&self, key: &Key) -> Result<Option<u32>, String> {
+        let Some(value) = self.find(key)?.or(key.default.as_ref()) else {
+            return Ok(None);
+        };
+        match value.as_u64().and_then(|number| u32::try_from(number).ok()) {
+            Some(token) if (token as usize) < LARGEST => Ok(Some(token)),
+            _ => Err(format!(
+                "its `{}` must be the number of a token, found {value}",
+                key.key
+            )),
+        }
+    }
+
+    /// A share, or another where there is no such key.
+    pub(super) fn fraction_or(&self, key: &Option<Key>, otherwise: f32) -> Result<f32, String> {
+        match key {
+            Some(key) if self.find(key)?.is_some() || key.default.is_some() => self.fraction(key),
+            _ => Ok(otherwise),
+        }
+    }
+
+    /// A count where there is one; `null` asks for what follows from other dimensions, whatever the default is.
+    pub(super) fn some_count(&self, key: &Option<Key>) -> Result<Option<usize>, String> {
+        match key {
+            Some(key) if self.find(key)?.is_some() => self.count(key).map(Some),
+            Some(key) if key.default.is_some() && self.0.get(&key.key).is_none() => {
+                self.count(key).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// A token where there is one.
+    pub(super) fn some_token(&self, key: &Option<Key>) -> Result<Option<u32>, String> {
+        key.as_ref().map_or(Ok(None), |key| self.token(key))
+    }
+
+    /// A switch, or another where there is no such key.
+    pub(super) fn switch_or(&self, key: &Option<Key>, otherwise: bool) -> Result<bool, String> {
+        key.as_ref().map_or(Ok(otherwise), |key| self.switch(key))
+    }
+}
