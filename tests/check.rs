@@ -194,6 +194,18 @@ fn what_is_odd_is_said_and_stops_nothing() {
         ),
         ["delta::data::quotes"]
     );
+    // The target of a sequence-to-sequence task is a text as well.
+    let t5 = concat!(env!("CARGO_MANIFEST_DIR"), "/pipelines/architectures/t5");
+    let pairs = PIPELINE
+        .replace("\"backbone\"", &format!("\"{t5}\""))
+        .replace("task classify {\n    text = text\n    label = label\n    labels = [negative, positive]\n}", "task seq2seq { source = text, target = label }")
+        .replace("on block.", "on **.block.");
+    assert!(pairs.contains("seq2seq"));
+    assert!(warnings(&pairs, &train, &dev).is_empty());
+    assert_eq!(
+        warnings(&pairs, &(train.clone() + "text without one\t\n"), &dev),
+        ["delta::data::empty_text"]
+    );
     let config = std::fs::read_to_string(place.path("backbone/config.json")).unwrap();
     place.write(
         "backbone/config.json",

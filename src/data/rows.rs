@@ -97,7 +97,12 @@ impl Rows {
             *count += 1;
             first.get_or_insert(*line);
         };
-        if texts.iter().any(|text| text.trim().is_empty()) {
+        // A target is a text as well.
+        let read = match task.kind {
+            TaskKind::Seq2seq => values.as_slice(),
+            _ => texts,
+        };
+        if read.iter().any(|text| text.trim().is_empty()) {
             note(&mut self.empty);
         }
         let is_quoted =
