@@ -139,6 +139,20 @@ impl Place {
         self.write(out, &lines);
     }
 
+    /// The loss of a language model's run, which is that of its adapter read back.
+    fn loss(&self, run: &str, backbone: &str, data: &str) -> f64 {
+        let loss = |arguments: &[&str]| -> f64 {
+            let more = ["--data", data, "--format", "json"];
+            let text = self.run(&[&["eval"], arguments, &more].concat());
+            let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+            json["metrics"]["loss"].as_f64().unwrap()
+        };
+        let own = loss(&[run]);
+        let back = loss(&[&format!("{run}/peft"), "--backbone", backbone]);
+        assert!((own - back).abs() < 1e-5, "{run}: {own}, read back {back}");
+        own
+    }
+
     /// Runs a script of `tests/python`, which compares and ends with 1 where something differs.
     fn compare(&self, script: &str, arguments: &[&str]) {
         self.compare_on(&quickstart().join("backbone"), script, arguments);
@@ -363,22 +377,12 @@ fn peft_loads_what_runs_of_a_language_model_leave() {
         place.write("p.delta", &text);
         place.run(&["p.delta", "--quiet", "--out", name]);
         place.run(&["merge", name, &format!("{name}-merged")]);
-        let loss = |arguments: &[&str]| -> f64 {
-            let more = ["--data", "lines.txt", "--format", "json"];
-            let text = place.run(&[&["eval"], arguments, &more].concat());
-            let json: serde_json::Value = serde_json::from_str(&text).unwrap();
-            json["metrics"]["loss"].as_f64().unwrap()
-        };
-        let own = loss(&[name]);
-        let back = loss(&[&format!("{name}/peft"), "--backbone", backbone]);
-        assert!((own - back).abs() < 1e-5, "{name}: {own}, read back {back}");
+        let own = place.loss(name, backbone, "lines.txt");
         runs.push(format!("{name}={own}"));
     }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let script = root.join("tests/python/check_language_model.py");
-    let mut arguments = vec![script.to_str().unwrap(), backbone, "lines.txt"];
+    let mut arguments = vec!["lines.txt"];
     arguments.extend(runs.iter().map(String::as_str));
-    println!("{}", place.output(&place.python, &arguments));
+    place.compare_on(Path::new(backbone), "check_language_model.py", &arguments);
 }
 
 /// The tiny T5 of `pipelines/architectures`, whose decoder has two blocks.
@@ -435,22 +439,12 @@ fn peft_loads_what_runs_of_an_encoder_and_a_decoder_leave() {
         if name != "prompt" {
             place.run(&["merge", name, &format!("{name}-merged")]);
         }
-        let loss = |arguments: &[&str]| -> f64 {
-            let more = ["--data", "pairs.tsv", "--format", "json"];
-            let text = place.run(&[&["eval"], arguments, &more].concat());
-            let json: serde_json::Value = serde_json::from_str(&text).unwrap();
-            json["metrics"]["loss"].as_f64().unwrap()
-        };
-        let own = loss(&[name]);
-        let back = loss(&[&format!("{name}/peft"), "--backbone", backbone]);
-        assert!((own - back).abs() < 1e-5, "{name}: {own}, read back {back}");
+        let own = place.loss(name, backbone, "pairs.tsv");
         runs.push(format!("{name}={own}"));
     }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let script = root.join("tests/python/check_language_model.py");
-    let mut arguments = vec![script.to_str().unwrap(), backbone, "pairs.tsv"];
+    let mut arguments = vec!["pairs.tsv"];
     arguments.extend(runs.iter().map(String::as_str));
-    println!("{}", place.output(&place.python, &arguments));
+    place.compare_on(Path::new(backbone), "check_language_model.py", &arguments);
 }
 
 /// One file on a BERT, a Llama and a T5: `pipelines/architectures.delta`, cut short.
