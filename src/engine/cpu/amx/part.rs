@@ -15,7 +15,7 @@ use super::registers::{Encoding, Registers, Side, TileRegister, ROWS};
 use super::split_int8::SplitInt8;
 use super::Factor;
 
-/// Rows that are multiplied at once: with as much of the depth as a [`Encoding`] has at most, their tiles are to stay in
+/// Rows that are multiplied at once: with as much of the depth as an [`Encoding`] has at most, their tiles are to stay in
 /// the second-level cache.
 const MOST_ROWS: usize = 256;
 

@@ -1,4 +1,4 @@
-//! TileRegister registers (Intel's AMX): sums of 16 rows by 16 columns, to each of which one instruction adds the products of
+//! Tile registers (Intel's AMX): sums of 16 rows by 16 columns, to each of which one instruction adds the products of
 //! 64 bytes, as integers or as bfloat16. Rust has no stable names for these instructions, so they are written out. The
 //! compiler never uses tile registers: what is in them stays from one block of instructions to the next.
 

@@ -288,7 +288,7 @@ fn exchange() -> __m512i {
     _mm512_set4_epi32(0x0f0b_0703, 0x0e0a_0602, 0x0d09_0501, 0x0c08_0400)
 }
 
-/// SplitInt8 from -128 on.
+/// Digits from -128 on.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn signed(digits: __m512i) -> __m512i {
