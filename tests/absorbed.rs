@@ -3,16 +3,16 @@
 mod common;
 
 use common::{classifier, fixture, plan_of, Expected};
+use deltarun::engine::Device;
 use deltarun::graph::optimizations::absorbed_keys;
 use deltarun::graph::Graph;
 use deltarun::plan::Plan;
-use dfdx::prelude::Cpu;
 use std::collections::BTreeMap;
 
 type Results = (Vec<Vec<f32>>, BTreeMap<String, Vec<f32>>);
 
 fn results(plan: &Plan, backbone: &str) -> Results {
-    let mut graph = Graph::load(plan, Cpu::default()).unwrap();
+    let mut graph = Graph::load(plan, Device::Cpu).unwrap();
     graph.activate(plan, 0).unwrap();
     let batches = [Expected::open(&fixture(backbone)).batch(0)];
     let (_, gradients) = graph.gradients(&batches).unwrap();

@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 use common::{classifier, difference, fixture, Expected};
 use deltarun::backbone::Checkpoint;
 use deltarun::delta::Step;
+use deltarun::engine::Device;
 use deltarun::graph::{Graph, Tensors};
 use deltarun::plan::Optimizer;
 use deltarun::train::optimizer::Stepper;
-use dfdx::prelude::Cpu;
 
 const STEPS: usize = 12;
 const STATEMENT: &str =
@@ -31,10 +31,10 @@ fn keys() -> impl Iterator<Item = (String, String)> {
     })
 }
 
-fn graph_at_the_start(expected: &Expected) -> Graph<Cpu> {
+fn graph_at_the_start(expected: &Expected) -> Graph {
     let directory = fixture("bert_a");
     let plan = classifier(&directory, 2, STATEMENT, "delta");
-    let mut graph = Graph::load(&plan, Cpu::default()).unwrap();
+    let mut graph = Graph::load(&plan, Device::Cpu).unwrap();
     graph.activate(&plan, 0).unwrap();
     let mut tensors: Tensors = graph.trained_tensors();
     for (ours, theirs) in keys() {

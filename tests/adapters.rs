@@ -7,11 +7,10 @@ use std::path::{Path, PathBuf};
 
 use common::{config, difference, fixture, Expected};
 use deltarun::diagnostic::Problem;
-use deltarun::engine::Backend;
+use deltarun::engine::Device;
 use deltarun::peft::import;
 use deltarun::plan::TaskKind;
 use deltarun::run::{open_run, Integrity, Loaded};
-use dfdx::prelude::Cpu;
 use serde_json::{json, Value};
 
 const CASES: [(&str, &str); 26] = [
@@ -43,14 +42,14 @@ const CASES: [(&str, &str); 26] = [
     ("t5_head", "t5_v1_1"),
 ];
 
-fn open(adapter: &Path, backbone: &Path) -> Result<Loaded<Cpu>, Problem> {
+fn open(adapter: &Path, backbone: &Path) -> Result<Loaded, Problem> {
     let backbone = backbone.display().to_string();
     open_run(
         adapter,
         Some(&backbone),
         None,
         Integrity::Checked,
-        Cpu::default(),
+        Device::Cpu,
     )
 }
 
@@ -73,7 +72,7 @@ fn logits_are_those_of_peft() {
             _ => (expected.batch(0), of_peft.read("logits")),
         };
         let logits = loaded.graph.inference().logits(&batch).unwrap();
-        let worst = difference(&Cpu::read(&logits), &of_peft, false);
+        let worst = difference(&logits.read(), &of_peft, false);
         println!("{name}: logits differ by at most {worst:.1e}");
         assert!(worst < 1e-5, "{name}: {worst}");
     }
@@ -271,7 +270,7 @@ fn pickles_and_missing_backbones_have_a_way_out() {
         .help
         .unwrap()
         .contains("torch.load('adapter_model.bin'"));
-    let problem = open_run::<Cpu>(&directory, None, None, Integrity::Checked, Cpu::default())
+    let problem = open_run(&directory, None, None, Integrity::Checked, Device::Cpu)
         .err()
         .unwrap();
     assert!(problem.help.unwrap().contains("--backbone"));

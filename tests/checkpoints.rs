@@ -9,9 +9,8 @@ use std::path::Path;
 use common::{classifier, difference, fixture, Expected};
 use deltarun::backbone::write_tensors;
 use deltarun::backbone::Checkpoint;
-use deltarun::engine::Backend;
+use deltarun::engine::Device;
 use deltarun::graph::Graph;
-use dfdx::prelude::Cpu;
 use safetensors::tensor::{Dtype, TensorView};
 
 type Tensors = BTreeMap<String, (Vec<f32>, Vec<usize>)>;
@@ -39,10 +38,10 @@ fn folder() -> tempfile::TempDir {
 fn error(directory: &Path) -> f32 {
     let expected = Expected::open(&fixture("bert_a"));
     let plan = classifier(directory, 2, "", "head");
-    let graph = Graph::load(&plan, Cpu::default()).unwrap();
+    let graph = Graph::load(&plan, Device::Cpu).unwrap();
     let hidden = graph.inference().hidden(&expected.batch(0)).unwrap();
     difference(
-        &Cpu::read(&hidden),
+        &hidden.read(),
         &expected.packed_rows("hidden", 0, 18),
         false,
     )

@@ -12,7 +12,6 @@ use deltarun::graph::Tensors;
 use deltarun::peft::import;
 use deltarun::plan::{Change, Plan};
 use deltarun::run::{combined, Combination, Loaded, Rule};
-use dfdx::prelude::Cpu;
 use place::{Place, PIPELINE};
 
 const COMBINATION: Combination = Combination {
@@ -23,7 +22,7 @@ const COMBINATION: Combination = Combination {
     seed: 0,
 };
 
-fn runs() -> Vec<Loaded<Cpu>> {
+fn runs() -> Vec<Loaded> {
     let directory = fixture("bert_a");
     let run = |name: &str| {
         let adapter = fixture("methods/combination").join(name);

@@ -6,10 +6,9 @@ use std::path::Path;
 use std::process::Command;
 
 use deltarun::engine::{
-    backward, with_trace, Activation, Angles, Attending, AttentionShape, Backend, Dropout,
-    Fastfood, Layout, Matrix, Recorder, Scalar, Trace, Vector, Weight,
+    backward, ops, Activation, Angles, Attending, AttentionShape, Device, Dropout, Fastfood,
+    Layout, Matrix, Outcome, Scalar, Tensor, Trace, Vector, Weight,
 };
-use dfdx::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -25,50 +24,46 @@ fn random(seed: u64, count: usize) -> Vec<f32> {
 }
 
 /// The value of an operation, and the gradients of all its inputs of `Σ factors ⊙ value`.
-fn results<D: Backend>(
-    device: &D,
+fn results(
+    device: &Device,
     (matrices, vectors): Shapes,
-    operation: impl Fn(&[Matrix<D>], &[Vector<D>]) -> Result<Matrix<D>, D::Err>,
+    operation: impl Fn(&[Matrix], &[Vector]) -> Outcome<Matrix>,
 ) -> Results {
-    let recorder = Recorder::new();
+    let trace = Trace::new();
     let matrices: Vec<_> = (10..)
         .zip(matrices)
         .map(|(seed, &(rows, columns))| {
-            device.tensor_from_vec(random(seed, rows * columns), (rows, columns))
+            let values = random(seed, rows * columns);
+            Tensor::new(device, values, (rows, columns)).expect("a matrix")
         })
         .collect();
     let vectors: Vec<_> = (50..)
         .zip(vectors)
-        .map(|(seed, &length)| device.tensor_from_vec(random(seed, length), (length,)))
+        .map(|(seed, &length)| {
+            Tensor::new(device, random(seed, length), (length,)).expect("a vector")
+        })
         .collect();
-    let traced: Vec<_> = matrices.iter().map(|m| with_trace(m, &recorder)).collect();
-    let traced_vectors: Vec<_> = vectors.iter().map(|v| with_trace(v, &recorder)).collect();
+    let traced: Vec<_> = matrices.iter().map(|m| m.on(&trace)).collect();
+    let traced_vectors: Vec<_> = vectors.iter().map(|v| v.on(&trace)).collect();
     let out = operation(&traced, &traced_vectors).expect("the operation");
-    let (shape, value) = (*out.shape(), D::read(&out));
+    let value = out.read();
     let mut results = vec![("value".to_owned(), value.clone())];
-    let factors = device.tensor_from_vec(random(99, value.len()), shape);
-    let factors = with_trace(&factors, &Trace::off());
-    let ones = |rows, columns| {
-        let ones = device.tensor_from_vec(vec![1.0; rows * columns], (rows, columns));
-        with_trace(&ones, &Trace::off())
-    };
-    let weighted = D::multiply(&out, &factors).expect("a product");
-    let row = D::matmul(&ones(1, shape.0), &weighted).expect("sums of columns");
-    let sum = D::matmul(&row, &ones(shape.1, 1)).expect("a sum");
-    let mut gradients = backward(sum).expect("the backward pass");
+    let factors = Tensor::new(device, random(99, value.len()), out.shape()).expect("factors");
+    let weighted = ops::multiply(&out, &factors.constant()).expect("a product");
+    let mut gradients = backward(weighted).expect("the backward pass");
     for (number, matrix) in matrices.iter().enumerate() {
-        let gradient = D::read_gradient(&mut gradients, matrix).expect("a gradient");
+        let gradient = gradients.take(matrix);
         results.push((format!("gradient of matrix {number}"), gradient));
     }
     for (number, vector) in vectors.iter().enumerate() {
-        let gradient = D::read_gradient(&mut gradients, vector).expect("a gradient");
+        let gradient = gradients.take(vector);
         results.push((format!("gradient of vector {number}"), gradient));
     }
     results
 }
 
-fn cuda() -> Cuda {
-    Cuda::try_seed_from_u64(0).expect("CUDA can be used")
+fn cuda() -> Device {
+    Device::cuda(0).expect("CUDA can be used")
 }
 
 fn compare(found: Results, expected: Results) {
@@ -92,15 +87,13 @@ fn compare(found: Results, expected: Results) {
 
 /// A test that an operation, written once, is the same on both devices.
 macro_rules! same {
-    ($name:ident, $matrices:expr, $vectors:expr, |$D:ident, $m:ident, $v:ident| $operation:expr) => {
+    ($name:ident, $matrices:expr, $vectors:expr, |$m:ident, $v:ident| $operation:expr) => {
         #[test]
         #[ignore = "needs an NVIDIA GPU"]
         fn $name() {
-            fn run<$D: Backend>(device: &$D) -> Results {
-                results(device, (&$matrices, &$vectors), |$m, $v| $operation)
-            }
-            let device = cuda();
-            compare(run(&device), run(&Cpu::default()));
+            let run =
+                |device: &Device| results(device, (&$matrices, &$vectors), |$m, $v| $operation);
+            compare(run(&cuda()), run(&Device::Cpu));
         }
     };
 }
@@ -128,40 +121,40 @@ fn shape(causal: bool, prefix: usize) -> AttentionShape {
     }
 }
 
-fn weight<D: Backend>(matrix: &Matrix<D>) -> Weight<D> {
+fn weight(matrix: &Matrix) -> Weight {
     matrix.clone().into()
 }
 
-same!(linear, [(ROWS, 33), (17, 33)], [17], |D, m, v| D::linear(
+same!(linear, [(ROWS, 33), (17, 33)], [17], |m, v| ops::linear(
     &m[0],
     &weight(&m[1]),
     Some(&v[0])
 ));
-same!(linear_transposed, [(ROWS, 17)], [], |D, m, _v| {
-    let frozen = m[0].device().tensor_from_vec(random(1, 17 * 33), (17, 33));
-    D::linear_transposed(&m[0], &with_trace(&frozen, &Trace::off()).into())
+same!(linear_transposed, [(ROWS, 17)], [], |m, _v| {
+    let frozen = Tensor::new(&m[0].device(), random(1, 17 * 33), (17, 33))?;
+    ops::linear_transposed(&m[0], &frozen.constant().into())
 });
 same!(
     low_rank,
     [(ROWS, 17), (ROWS, 33), (4, 33), (17, 4)],
     [],
-    |D, m, _v| { D::add_low_rank(m[0].clone(), &m[1], &weight(&m[2]), &weight(&m[3]), 0.5) }
+    |m, _v| { ops::add_low_rank(m[0].clone(), &m[1], &weight(&m[2]), &weight(&m[3]), 0.5) }
 );
-same!(layer_norm, [(ROWS, 33)], [33, 33], |D, m, v| D::layer_norm(
+same!(layer_norm, [(ROWS, 33)], [33, 33], |m, v| ops::layer_norm(
     &m[0], &v[0], &v[1], 1e-5
 ));
-same!(rms_norm, [(ROWS, 33)], [33], |D, m, v| D::rms_norm(
+same!(rms_norm, [(ROWS, 33)], [33], |m, v| ops::rms_norm(
     &m[0], &v[0], 1e-5
 ));
-same!(rotary, [(ROWS, 24)], [], |D, m, _v| {
+same!(rotary, [(ROWS, 24)], [], |m, _v| {
     let angles = std::sync::Arc::new(Angles::new(&[1.0, 0.3, 0.02], 0.9, ROWS));
-    D::rotary(m[0].clone(), &(0..ROWS).collect::<Vec<_>>(), &angles)
+    ops::rotary(m[0].clone(), &(0..ROWS).collect::<Vec<_>>(), &angles)
 });
 /// The same of non-linearities.
 macro_rules! same_activations {
     ($($name:ident: $activation:ident),*) => {
-        $(same!($name, [(ROWS, 33)], [], |D, m, _v| {
-            D::activate(m[0].clone(), Activation::$activation)
+        $(same!($name, [(ROWS, 33)], [], |m, _v| {
+            ops::activate(m[0].clone(), Activation::$activation)
         });)*
     };
 }
@@ -171,21 +164,21 @@ same!(
     attention,
     [(ROWS, 16), (ROWS, 16), (ROWS, 16)],
     [],
-    |D, m, _v| {
+    |m, _v| {
         let layout = layout();
         let attending = Attending::within(&layout, None);
-        D::attention(&m[0], &m[1], &m[2], attending, shape(false, 0), None, None)
+        ops::attention(&m[0], &m[1], &m[2], attending, shape(false, 0), None, None)
     }
 );
 same!(
     attention_with_all,
     [(ROWS, 16), (ROWS + 6, 16), (ROWS + 6, 16)],
     [],
-    |D, m, _v| {
+    |m, _v| {
         let layout = layout();
         let attending = Attending::within(&layout, None);
         let dropout = Some(dropout());
-        D::attention(
+        ops::attention(
             &m[0],
             &m[1],
             &m[2],
@@ -200,56 +193,57 @@ same!(
     attention_of_rows,
     [(4, 16), (ROWS, 16), (ROWS, 16)],
     [],
-    |D, m, _v| {
+    |m, _v| {
         let layout = layout();
         let attending = Attending::within(&layout, Some(&[0, 4, 5, 12]));
-        D::attention(&m[0], &m[1], &m[2], attending, shape(false, 0), None, None)
+        ops::attention(&m[0], &m[1], &m[2], attending, shape(false, 0), None, None)
     }
 );
 same!(
     attention_by_distance,
     [(ROWS, 16), (ROWS, 16), (ROWS, 16), (2 * ROWS - 1, 2)],
     [],
-    |D, m, _v| {
+    |m, _v| {
         let layout = layout();
         let attending = Attending::within(&layout, None);
         let bias = Some(&m[3]);
-        D::attention(&m[0], &m[1], &m[2], attending, shape(false, 0), bias, None)
+        ops::attention(&m[0], &m[1], &m[2], attending, shape(false, 0), bias, None)
     }
 );
-same!(dropped, [(ROWS, 33)], [], |D, m, _v| D::dropout(
+same!(dropped, [(ROWS, 33)], [], |m, _v| ops::dropout(
     m[0].clone(),
     &layout(),
     dropout()
 ));
-same!(select_rows, [(ROWS, 33)], [], |D, m, _v| D::select_rows(
+same!(select_rows, [(ROWS, 33)], [], |m, _v| ops::select_rows(
     &m[0],
     &[3, 0, 3, 14]
 ));
-same!(columns, [(ROWS, 33)], [], |D, m, _v| D::columns(
+same!(columns, [(ROWS, 33)], [], |m, _v| ops::columns(
     &m[0],
     4..29
 ));
-same!(join_columns, [(ROWS, 3), (ROWS, 8)], [], |D, m, _v| {
-    D::join_columns(&[m[0].clone(), m[1].clone()])
+same!(join_columns, [(ROWS, 3), (ROWS, 8)], [], |m, _v| {
+    ops::join_columns(&[m[0].clone(), m[1].clone()])
 });
-same!(join_rows, [(3, 8), (5, 8)], [], |D, m, _v| D::join_rows(&[
+same!(join_rows, [(3, 8), (5, 8)], [], |m, _v| ops::join_rows(&[
     m[0].clone(),
     m[1].clone()
 ]));
-same!(multiply, [(ROWS, 33), (ROWS, 33)], [], |D, m, _v| {
-    D::multiply(&m[0], &m[1])
+same!(multiply, [(ROWS, 33), (ROWS, 33)], [], |m, _v| {
+    ops::multiply(&m[0], &m[1])
 });
-same!(scale_columns, [(ROWS, 33)], [33], |D, m, v| {
-    D::scale_columns(&m[0], &v[0])
+same!(scale_columns, [(ROWS, 33)], [33], |m, v| {
+    ops::scale_columns(&m[0], &v[0])
 });
-same!(add_row, [(ROWS, 33)], [33], |D, m, v| D::add_row(
-    &m[0], &v[0]
+same!(add_row, [(ROWS, 33)], [33], |m, v| ops::add_row(
+    m[0].clone(),
+    &v[0]
 ));
-same!(kronecker, [(3, 4), (5, 6)], [], |D, m, _v| D::kronecker(
+same!(kronecker, [(3, 4), (5, 6)], [], |m, _v| ops::kronecker(
     &m[0], &m[1]
 ));
-same!(project, [(1, 20)], [], |D, m, _v| D::project(
+same!(project, [(1, 20)], [], |m, _v| ops::project(
     &m[0],
     Fastfood {
         dimension: 20,
@@ -258,35 +252,34 @@ same!(project, [(1, 20)], [], |D, m, _v| D::project(
     },
     (12, 9)
 ));
-same!(add, [(ROWS, 33), (ROWS, 33)], [], |D, m, _v| D::add(
+same!(add, [(ROWS, 33), (ROWS, 33)], [], |m, _v| ops::add(
     m[0].clone(),
     &m[1]
 ));
-same!(scale, [(ROWS, 33)], [], |D, m, _v| D::scale(&m[0], -1.5));
+same!(scale, [(ROWS, 33)], [], |m, _v| ops::scale(&m[0], -1.5));
 
 /// A loss as a matrix of one element.
-fn one<D: Backend>(loss: Scalar<D>) -> Result<Matrix<D>, D::Err> {
-    loss.try_reshape_like(&(1, 1))
+fn one(loss: Scalar) -> Outcome<Matrix> {
+    Ok(loss.reshaped((1, 1)))
 }
 
-same!(cross_entropy, [(ROWS, 7)], [], |D, m, _v| {
+same!(cross_entropy, [(ROWS, 7)], [], |m, _v| {
     let labels: Vec<usize> = (0..ROWS).map(|row| row % 7).collect();
-    one(D::cross_entropy(&m[0], &labels, 20)?)
+    one(ops::cross_entropy(&m[0], &labels, 20)?)
 });
-same!(squared_error, [(ROWS, 1)], [], |D, m, _v| one(
-    D::squared_error(&m[0], &random(5, ROWS), 20)?
+same!(squared_error, [(ROWS, 1)], [], |m, _v| one(
+    ops::squared_error(&m[0], &random(5, ROWS), 20)?
 ));
 
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn row_norms() {
-    let device = cuda();
-    fn run<D: Backend>(device: &D) -> Results {
-        let x = device.tensor_from_vec(random(1, ROWS * 33), (ROWS, 33));
-        let norms = D::row_norms(&with_trace(&x, &Trace::off())).expect("norms");
-        vec![("value".to_owned(), D::read(&norms))]
-    }
-    compare(run(&device), run(&Cpu::default()));
+    let run = |device: &Device| -> Results {
+        let x = Tensor::new(device, random(1, ROWS * 33), (ROWS, 33)).expect("a matrix");
+        let norms = ops::row_norms(&x.constant()).expect("norms");
+        vec![("value".to_owned(), norms.read())]
+    };
+    compare(run(&cuda()), run(&Device::Cpu));
 }
 
 /// The losses that a run noted.

@@ -8,13 +8,13 @@ mod beside;
 mod common;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use beside::{close, value_and_gradients_with, Inputs, Op};
 use common::{fixture, Expected};
 use deltarun::engine::{
-    definition, with_trace, Activation, Angles, Attending, AttentionShape, Layout, Matrix, Trace,
+    ops, Activation, Angles, Attending, AttentionShape, Device, Layout, Matrix, Scalar, Tensor,
 };
-use dfdx::prelude::*;
 
 /// Checks an operation, and notes that it was.
 struct Cases {
@@ -43,7 +43,7 @@ impl Cases {
         }
         assert!(count > 0, "{name}");
         let factors = |_| self.expected.read(&format!("{name}.factors"));
-        let (value, gradients) = value_and_gradients_with(&inputs, op, &factors);
+        let (value, gradients) = value_and_gradients_with(&Device::DfdxCpu, &inputs, op, &factors);
         let of_torch = self.expected.read(&format!("{name}.value"));
         close(name, &value, &of_torch, 2e-6);
         assert_eq!(gradients.len(), count, "{name}");
@@ -67,8 +67,8 @@ fn layout(lengths: &[usize]) -> Layout {
     Layout::new(lengths.iter().copied(), vec![0; lengths.len()])
 }
 
-fn as_matrix(scalar: deltarun::engine::Scalar<Cpu>) -> Matrix<Cpu> {
-    scalar.try_reshape_like(&(1, 1)).unwrap()
+fn as_matrix(scalar: Scalar) -> Matrix {
+    scalar.reshaped((1, 1))
 }
 
 #[test]
@@ -87,40 +87,40 @@ fn definitions_are_those_of_pytorch() {
         ("sigmoid", Activation::Sigmoid),
     ] {
         cases.case(name, &|m, _| {
-            definition::activate(&m[0], activation).unwrap()
+            ops::activate(m[0].clone(), activation).unwrap()
         });
     }
     attentions(&mut cases);
     rows_and_columns(&mut cases);
     cases.case("cross_entropy", &|m, _| {
-        as_matrix(definition::cross_entropy(&m[0], &[2, 0, 4, 1], 6).unwrap())
+        as_matrix(ops::cross_entropy(&m[0], &[2, 0, 4, 1], 6).unwrap())
     });
     cases.case("squared_error", &|m, _| {
-        as_matrix(definition::squared_error(&m[0], &[0.5, -1.0, 2.0], 4).unwrap())
+        as_matrix(ops::squared_error(&m[0], &[0.5, -1.0, 2.0], 4).unwrap())
     });
     assert!(cases.left().is_empty(), "{:?}", cases.left());
 }
 
 fn linear_and_norms(cases: &mut Cases) {
     cases.case("linear", &|m, v| {
-        definition::linear(&m[0], &m[1], Some(&v[0])).unwrap()
+        ops::linear(&m[0], &m[1].clone().into(), Some(&v[0])).unwrap()
     });
     cases.case("linear_transposed", &|m, _| {
-        definition::matmul(&m[0], &m[1]).unwrap()
+        ops::matmul(&m[0], &m[1]).unwrap()
     });
     cases.case("add_low_rank", &|m, _| {
         let (a, b) = (m[2].clone().into(), m[3].clone().into());
-        definition::add_low_rank(&m[0], &m[1], &a, &b, 1.5).unwrap()
+        ops::add_low_rank(m[0].clone(), &m[1], &a, &b, 1.5).unwrap()
     });
     cases.case("layer_norm", &|m, v| {
-        definition::layer_norm(&m[0], &v[0], &v[1], 1e-5).unwrap()
+        ops::layer_norm(&m[0], &v[0], &v[1], 1e-5).unwrap()
     });
     cases.case("rms_norm", &|m, v| {
-        definition::rms_norm(&m[0], &v[0], 1e-5).unwrap()
+        ops::rms_norm(&m[0], &v[0], 1e-5).unwrap()
     });
-    let angles = Angles::new(&[1.0, 0.2, 0.03], 1.0, 4);
+    let angles = Arc::new(Angles::new(&[1.0, 0.2, 0.03], 1.0, 4));
     cases.case("rotary", &|m, _| {
-        definition::rotary(&m[0], &[0, 3, 1], &angles).unwrap()
+        ops::rotary(m[0].clone(), &[0, 3, 1], &angles).unwrap()
     });
 }
 
@@ -149,41 +149,35 @@ fn attentions(cases: &mut Cases) {
     ] {
         cases.case(name, &|m, _| {
             let bias = m.get(3);
-            definition::attention(&m[0], &m[1], &m[2], attending, shape, bias, None).unwrap()
+            ops::attention(&m[0], &m[1], &m[2], attending, shape, bias, None).unwrap()
         });
     }
 }
 
 fn rows_and_columns(cases: &mut Cases) {
     cases.case("select_rows", &|m, _| {
-        definition::select_rows(&m[0], &[3, 0, 3, 1]).unwrap()
+        ops::select_rows(&m[0], &[3, 0, 3, 1]).unwrap()
     });
-    cases.case("columns", &|m, _| definition::columns(&m[0], 2..5).unwrap());
-    cases.case("join_columns", &|m, _| definition::join_columns(m).unwrap());
-    cases.case("join_rows", &|m, _| definition::join_rows(m).unwrap());
-    cases.case("matmul", &|m, _| definition::matmul(&m[0], &m[1]).unwrap());
-    cases.case("multiply", &|m, _| {
-        definition::multiply(&m[0], &m[1]).unwrap()
-    });
+    cases.case("columns", &|m, _| ops::columns(&m[0], 2..5).unwrap());
+    cases.case("join_columns", &|m, _| ops::join_columns(m).unwrap());
+    cases.case("join_rows", &|m, _| ops::join_rows(m).unwrap());
+    cases.case("matmul", &|m, _| ops::matmul(&m[0], &m[1]).unwrap());
+    cases.case("multiply", &|m, _| ops::multiply(&m[0], &m[1]).unwrap());
     cases.case("scale_columns", &|m, v| {
-        definition::scale_columns(&m[0], &v[0]).unwrap()
+        ops::scale_columns(&m[0], &v[0]).unwrap()
     });
     cases.case("add_row", &|m, v| {
-        definition::add_row(&m[0], &v[0]).unwrap()
+        ops::add_row(m[0].clone(), &v[0]).unwrap()
     });
-    cases.case("kronecker", &|m, _| {
-        definition::kronecker(&m[0], &m[1]).unwrap()
-    });
+    cases.case("kronecker", &|m, _| ops::kronecker(&m[0], &m[1]).unwrap());
     // A vector without a gradient: what is zero carries one.
     cases.case("row_norms", &|m, _| {
-        let norms = definition::row_norms(&m[0]).unwrap();
-        let rows = norms.shape().0;
-        let norms = norms.try_reshape_like(&(rows, 1)).unwrap();
-        let zeros: Tensor<(usize, usize), f32, Cpu> = Cpu::default().zeros_like(&(1, 5));
-        let zeros = with_trace(&zeros, &Trace::off());
-        let none = definition::linear(&m[0], &zeros, None).unwrap();
-        definition::add(&none, &norms).unwrap()
+        let norms = ops::row_norms(&m[0]).unwrap();
+        let norms = norms.reshaped((norms.count(), 1));
+        let zeros = Tensor::new(&m[0].device(), vec![0.0; 5], (1, 5)).unwrap();
+        let none = ops::linear(&m[0], &zeros.constant().into(), None).unwrap();
+        ops::add(none, &norms).unwrap()
     });
-    cases.case("add", &|m, _| definition::add(&m[0], &m[1]).unwrap());
-    cases.case("scale", &|m, _| definition::scale(&m[0], -0.7).unwrap());
+    cases.case("add", &|m, _| ops::add(m[0].clone(), &m[1]).unwrap());
+    cases.case("scale", &|m, _| ops::scale(&m[0], -0.7).unwrap());
 }

@@ -1,19 +1,17 @@
-//! `--device dfdx-cpu`: whole steps of every family as the definitions compute them in dfdx, beside the kernels. One
-//! test alone, as the process has the one or the other.
+//! `--device dfdx-cpu`: whole steps of every family as the definitions compute them in dfdx, beside the kernels.
 
 mod common;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use common::{config, difference, fixture, imported_graph, Expected};
-use deltarun::engine::cpu::run_definitions;
+use common::{config, difference, fixture, imported_graph_on, Expected};
+use deltarun::engine::Device;
 use deltarun::graph::{Batch, Graph};
 use deltarun::peft::import;
-use dfdx::prelude::Cpu;
 
 /// Loss and gradients of a step.
-fn step(graph: &Graph<Cpu>, batch: &Batch) -> (f32, BTreeMap<String, Vec<f32>>) {
+fn step(graph: &Graph, batch: &Batch) -> (f32, BTreeMap<String, Vec<f32>>) {
     graph.gradients(std::slice::from_ref(batch)).unwrap()
 }
 
@@ -23,17 +21,19 @@ fn steps_by_definitions_are_those_by_kernels() {
         "bert_a", "roberta", "gpt2", "llama_a", "qwen2", "t5_v1_0", "t5_v1_1",
     ] {
         let directory = fixture(name);
-        let imported = import(&directory.join("adapter"), &config(&directory)).unwrap();
-        let (_, graph) = imported_graph(&directory, imported);
         let full = common::classifier(&directory, 3, "unfreeze all = **", "all, head");
-        let mut everything = Graph::load(&full, Cpu::default()).unwrap();
-        everything.activate(&full, 0).unwrap();
+        let graphs = |device: Device| {
+            let imported = import(&directory.join("adapter"), &config(&directory)).unwrap();
+            let (_, low_rank) = imported_graph_on(&directory, imported, device.clone());
+            let mut everything = Graph::load(&full, device).unwrap();
+            everything.activate(&full, 0).unwrap();
+            [low_rank, everything]
+        };
         let batch = Expected::open(&directory).batch(0);
-        for (what, graph) in [("LoRA", &graph), ("full", &everything)] {
-            let (loss, gradients) = step(graph, &batch);
-            run_definitions(true);
-            let (expected, of_definitions) = step(graph, &batch);
-            run_definitions(false);
+        let both = graphs(Device::Cpu).into_iter().zip(graphs(Device::DfdxCpu));
+        for (what, (graph, of_dfdx)) in ["LoRA", "full"].into_iter().zip(both) {
+            let (loss, gradients) = step(&graph, &batch);
+            let (expected, of_definitions) = step(&of_dfdx, &batch);
             // Beside the largest of all: some are zero but for rounding.
             let all = |gradients: &BTreeMap<String, Vec<f32>>| -> Vec<f32> {
                 gradients.values().flatten().copied().collect()

@@ -6,10 +6,9 @@ mod common;
 use std::path::Path;
 
 use common::{difference, fixture, plan_of, Expected};
-use deltarun::engine::{Backend, Layout};
+use deltarun::engine::{Device, Layout};
 use deltarun::graph::{Batch, DecoderRows, Graph, HeadOrigin, Targets};
 use deltarun::plan::Plan;
-use dfdx::prelude::Cpu;
 
 fn plan(directory: &Path, task: &str) -> Plan {
     let text = format!(
@@ -28,7 +27,7 @@ fn plan(directory: &Path, task: &str) -> Plan {
 /// The largest difference of the logits from transformers', whose columns are in the order `labels`.
 fn worst(name: &str, task: &str, labels: &[usize]) -> f32 {
     let directory = fixture("edges").join(name);
-    let graph = Graph::load(&plan(&directory, task), Cpu::default()).unwrap();
+    let graph = Graph::load(&plan(&directory, task), Device::Cpu).unwrap();
     let mut graph = graph;
     graph.activate(&plan(&directory, task), 0).unwrap();
     let expected = Expected::open(&directory);
@@ -50,7 +49,7 @@ fn worst(name: &str, task: &str, labels: &[usize]) -> f32 {
         targets: Targets::None,
         tokens,
     };
-    let found = Cpu::read(&graph.inference().logits(&batch).unwrap());
+    let found = graph.inference().logits(&batch).unwrap().read();
     let expected = expected.read("logits");
     let expected: Vec<f32> = match labels {
         [] => expected,

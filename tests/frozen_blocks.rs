@@ -4,11 +4,11 @@
 mod common;
 
 use common::{classifier, fixture, plan_of, Expected};
+use deltarun::engine::Device;
 use deltarun::graph::optimizations::frozen_blocks;
 use deltarun::graph::{Batch, Graph};
 use deltarun::plan::Plan;
 use deltarun::train::{ActivationCache, ActivationCaches};
-use dfdx::prelude::Cpu;
 use std::sync::Arc;
 
 /// Deltas of an earlier stage, frozen below, and the one on the last block that is trained.
@@ -27,7 +27,7 @@ const TRAINED: [&str; 4] = [
 ];
 
 fn check(plan: &Plan, backbone: &str, room: usize) {
-    let mut graph = Graph::load(plan, Cpu::default()).unwrap();
+    let mut graph = Graph::load(plan, Device::Cpu).unwrap();
     let last = plan.stages.len() - 1;
     graph.activate(plan, last).unwrap();
     let first = plan.first_trained_block(last);
@@ -106,11 +106,11 @@ fn plans_that_agree_share_a_store() {
 
     // What one run kept serves another, to the bit.
     let batch = [Expected::open(&fixture("bert_a")).batch(0)];
-    let mut graph = Graph::load(&plan, Cpu::default()).unwrap();
+    let mut graph = Graph::load(&plan, Device::Cpu).unwrap();
     graph.activate(&plan, 0).unwrap();
     first.attach(&graph, &mut batch.clone()).unwrap();
     let (_, pfeiffer) = store("insert top = pfeiffer { bottleneck = 4 } after block[last 1].ff");
-    let mut graph = Graph::load(&pfeiffer, Cpu::default()).unwrap();
+    let mut graph = Graph::load(&pfeiffer, Device::Cpu).unwrap();
     graph.activate(&pfeiffer, 0).unwrap();
     let mut kept = batch.clone();
     same.attach(&graph, &mut kept).unwrap();

@@ -4,9 +4,8 @@
 mod common;
 
 use common::{classifier, difference, fixture, Expected};
-use deltarun::engine::Backend;
+use deltarun::engine::Device;
 use deltarun::graph::Graph;
-use dfdx::prelude::Cpu;
 
 /// The name of a method, and its statement.
 const CASES: [(&str, &str); 5] = [
@@ -38,7 +37,7 @@ fn logits_and_gradients_are_those_of_the_formulas() {
         for (name, statement) in CASES {
             let directory = fixture(backbone);
             let plan = classifier(&directory, labels, statement, "delta");
-            let mut graph = Graph::load(&plan, Cpu::default()).unwrap();
+            let mut graph = Graph::load(&plan, Device::Cpu).unwrap();
             let file = format!("inserts/{backbone}_{name}.safetensors");
             let expected = Expected::of_file(&fixture(&file));
             let mut tensors = graph.tensors();
@@ -50,7 +49,7 @@ fn logits_and_gradients_are_those_of_the_formulas() {
             graph.set(tensors).unwrap();
             graph.activate(&plan, 0).unwrap();
             let batch = Expected::open(&directory).batch(0);
-            let logits = Cpu::read(&graph.inference().logits(&batch).unwrap());
+            let logits = graph.inference().logits(&batch).unwrap().read();
             let logits = difference(&logits, &expected.read("logits"), false);
             let (loss, gradients) = graph.gradients(&[batch]).unwrap();
             let loss = difference(&[loss], &expected.read("loss"), false);

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use common::{fixture, plan_of};
 use deltarun::backbone::Checkpoint;
+use deltarun::engine::Device;
 use deltarun::graph::Graph;
 use deltarun::run::merge;
-use dfdx::prelude::Cpu;
 use serde_json::{json, Value};
 
 /// Merges a fresh LoRA on a backbone, whose `config.json` has these keys beside its own.
@@ -43,7 +43,7 @@ fn merged(backbone: &Path, task: &str, more: &Value) -> (tempfile::TempDir, Path
         copy.display()
     );
     let plan = plan_of(&text, &copy);
-    let mut graph = Graph::load(&plan, Cpu::default()).unwrap();
+    let mut graph = Graph::load(&plan, Device::Cpu).unwrap();
     // Far from the identity that a LoRA begins as.
     let mut tensors = graph.tensors();
     tensors.retain(|key, _| key.starts_with("delta."));

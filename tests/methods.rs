@@ -5,25 +5,24 @@ mod common;
 
 use common::{classifier, difference, fixture, Expected, METHODS};
 use deltarun::backbone::Checkpoint;
-use deltarun::engine::{Backend, Layout};
+use deltarun::engine::{Device, Layout};
 use deltarun::graph::{Batch, Graph, Targets};
 use deltarun::plan::Plan;
-use dfdx::prelude::Cpu;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-fn load(backbone: &str, statement: &str, train: &str) -> (Plan, Graph<Cpu>, Vec<Batch>) {
+fn load(backbone: &str, statement: &str, train: &str) -> (Plan, Graph, Vec<Batch>) {
     let directory = fixture(backbone);
     let labels = if backbone == "bert_a" { 2 } else { 3 };
     let plan = classifier(&directory, labels, statement, train);
-    let mut graph = Graph::load(&plan, Cpu::default()).unwrap();
+    let mut graph = Graph::load(&plan, Device::Cpu).unwrap();
     graph.activate(&plan, 0).unwrap();
     let expected = Expected::open(&directory);
     (plan, graph, vec![expected.batch(0)])
 }
 
 /// Moves every trained parameter away from where it begins, so that no gradient is zero by accident.
-fn shake(graph: &mut Graph<Cpu>, seed: u64) {
+fn shake(graph: &mut Graph, seed: u64) {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let mut tensors = graph.tensors();
     tensors.retain(|key, _| graph.trained().contains(key));
@@ -35,10 +34,10 @@ fn shake(graph: &mut Graph<Cpu>, seed: u64) {
     graph.set(tensors).unwrap();
 }
 
-fn loss(graph: &Graph<Cpu>, batch: &[Batch]) -> f64 {
+fn loss(graph: &Graph, batch: &[Batch]) -> f64 {
     batch
         .iter()
-        .map(|batch| f64::from(Cpu::read(&graph.inference().loss(batch).unwrap())[0]))
+        .map(|batch| f64::from(graph.inference().loss(batch).unwrap().read()[0]))
         .sum()
 }
 
@@ -154,7 +153,7 @@ const GATED: [&str; 3] = [
 ];
 
 /// Opens all gates by `bias`, whatever they read.
-fn set_gates(graph: &mut Graph<Cpu>, bias: f32) {
+fn set_gates(graph: &mut Graph, bias: f32) {
     let mut gates = graph.trained_tensors();
     gates.retain(|key, _| key.contains(".gate."));
     assert!(!gates.is_empty());
@@ -217,7 +216,7 @@ fn a_gate_opens_for_each_sequence_alone() {
         let (_, mut graph, batch) = load("bert_a", statement, "delta, head");
         shake(&mut graph, 4);
         let batch = &batch[0];
-        let all = Cpu::read(&graph.inference().logits(batch).unwrap());
+        let all = graph.inference().logits(batch).unwrap().read();
         let labels = all.len() / batch.layout.sequences();
         for (number, range) in batch.layout.ranges().enumerate() {
             let alone = Batch {
@@ -232,7 +231,7 @@ fn a_gate_opens_for_each_sequence_alone() {
                 total: 1,
                 targets: Targets::Classes(vec![0]),
             };
-            let logits = Cpu::read(&graph.inference().logits(&alone).unwrap());
+            let logits = graph.inference().logits(&alone).unwrap().read();
             let found = difference(&logits, &all[number * labels..][..labels], false);
             assert!(found < 1e-5, "{statement}, sequence {number}: {found}");
         }
@@ -316,8 +315,7 @@ fn every_method_learns_and_is_read_back_the_same() {
             let tensors = names.map(|name| (name.clone(), stored.read(&name).unwrap()));
             let (_, mut again, _) = load(backbone, &statement, "delta, head");
             again.set(tensors.collect()).unwrap();
-            let logits =
-                |graph: &Graph<Cpu>| Cpu::read(&graph.inference().logits(&batch[0]).unwrap());
+            let logits = |graph: &Graph| graph.inference().logits(&batch[0]).unwrap().read();
             assert_eq!(logits(&graph), logits(&again), "{backbone}, {statement}");
         }
     }

@@ -7,11 +7,10 @@ mod common;
 use common::{classifier, fixture, try_plan, Expected, METHODS};
 use deltarun::backbone::write_tensors;
 use deltarun::backbone::Checkpoint;
-use deltarun::engine::Backend;
+use deltarun::engine::Device;
 use deltarun::graph::{Batch, Graph};
 use deltarun::plan::{Optimizer, Plan};
 use deltarun::train::optimizer::Stepper;
-use dfdx::prelude::Cpu;
 
 /// The two statements, the first delta named `first` and the second `second`.
 fn statements(first: &str, second: &str) -> String {
@@ -19,14 +18,14 @@ fn statements(first: &str, second: &str) -> String {
     format!("{}\n{}", name(first, "first"), name(second, "second"))
 }
 
-fn load(plan: &Plan) -> Graph<Cpu> {
-    let mut graph = Graph::load(plan, Cpu::default()).unwrap();
+fn load(plan: &Plan) -> Graph {
+    let mut graph = Graph::load(plan, Device::Cpu).unwrap();
     graph.activate(plan, 0).unwrap();
     graph
 }
 
 /// The loss before and after a few small steps.
-fn train(graph: &mut Graph<Cpu>, batch: &Batch) -> (f32, f32) {
+fn train(graph: &mut Graph, batch: &Batch) -> (f32, f32) {
     let mut stepper = Stepper::new(Optimizer::AdamW {
         lr: 1e-3,
         betas: (0.9, 0.999),
@@ -47,8 +46,8 @@ fn train(graph: &mut Graph<Cpu>, batch: &Batch) -> (f32, f32) {
     (before, graph.gradients(&groups).unwrap().0)
 }
 
-fn logits(graph: &Graph<Cpu>, batch: &Batch) -> Vec<f32> {
-    Cpu::read(&graph.inference().logits(batch).unwrap())
+fn logits(graph: &Graph, batch: &Batch) -> Vec<f32> {
+    graph.inference().logits(batch).unwrap().read()
 }
 
 #[test]

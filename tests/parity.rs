@@ -7,12 +7,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use common::{config, difference, fixture, imported_graph, Expected};
-use deltarun::engine::Backend;
+use deltarun::engine::Device;
 use deltarun::graph::{Batch, Graph, Targets};
 use deltarun::peft::{import, Imported};
 use deltarun::plan::{Optimizer, Plan};
 use deltarun::train::optimizer::Stepper;
-use dfdx::prelude::Cpu;
 
 /// Those that have a head of a language model's as well.
 const DECODERS: [&str; 3] = ["llama_a", "llama_b", "qwen2"];
@@ -56,10 +55,10 @@ fn check_hidden_states(directory: &Path, tolerance: f32) {
     let expected = Expected::open(directory);
     let config = config(directory);
     let plan = common::classifier(directory, 2, "", "head");
-    let graph = Graph::load(&plan, Cpu::default()).unwrap();
+    let graph = Graph::load(&plan, Device::Cpu).unwrap();
     let hidden = graph.inference().hidden(&expected.batch(0)).unwrap();
     let expected = expected.packed_rows("hidden", 0, config.hidden);
-    let worst = difference(&Cpu::read(&hidden), &expected, false);
+    let worst = difference(&hidden.read(), &expected, false);
     println!("{name}: hidden states differ by at most {worst:e}");
     assert!(worst < tolerance, "{name}: {worst}");
 }
@@ -76,8 +75,8 @@ fn check_imported_lora(directory: &Path, tolerance: f32) {
     let (_, graph) = imported_graph(directory, imported);
     let batch = expected.batch(0);
     let logits = graph.inference().logits(&batch).unwrap();
-    let worst = difference(&Cpu::read(&logits), &expected.read("logits"), false);
-    let loss = Cpu::read(&graph.inference().loss(&batch).unwrap());
+    let worst = difference(&logits.read(), &expected.read("logits"), false);
+    let loss = graph.inference().loss(&batch).unwrap().read();
     let loss = difference(&loss, &expected.read("loss"), false);
     println!("{name}: logits differ by at most {worst:e}, the loss by {loss:e}");
     assert!(
@@ -87,7 +86,7 @@ fn check_imported_lora(directory: &Path, tolerance: f32) {
 }
 
 /// The graph of a language model with what it is to train.
-fn language_model(directory: &Path, imported: Option<Imported>) -> (Plan, Graph<Cpu>) {
+fn language_model(directory: &Path, imported: Option<Imported>) -> (Plan, Graph) {
     let task = match config(directory).decoder_layers {
         None => "causal_lm { text = text }",
         Some(_) => "seq2seq { source = text, target = text }",
@@ -107,7 +106,7 @@ fn language_model(directory: &Path, imported: Option<Imported>) -> (Plan, Graph<
         plan.stages[0].train_head = false;
         plan.deltas = imported.deltas.clone();
     }
-    let mut graph = Graph::load(&plan, Cpu::default()).unwrap();
+    let mut graph = Graph::load(&plan, Device::Cpu).unwrap();
     if let Some(imported) = imported {
         graph.set(imported.tensors).unwrap();
     }
@@ -152,10 +151,10 @@ fn a_real_llama_reads_texts_as_transformers_and_learns_as_peft() {
         .collect::<Vec<_>>()
         .iter()));
 
-    let logits = |graph: &Graph<Cpu>, name: &str| {
+    let logits = |graph: &Graph, name: &str| {
         let found = graph.inference().logits(&batch).unwrap();
         let of_transformers = expected.packed_rows(name, 0, config.vocabulary);
-        difference(&Cpu::read(&found), &of_transformers, false)
+        difference(&found.read(), &of_transformers, false)
     };
     let (_, graph) = language_model(directory, None);
     let plain = logits(&graph, "language_model.logits");
@@ -170,7 +169,7 @@ fn a_real_llama_reads_texts_as_transformers_and_learns_as_peft() {
 }
 
 /// The losses of twenty steps of AdamW.
-fn twenty_steps(graph: &mut Graph<Cpu>, batch: impl Fn(usize) -> Batch, lr: f32) -> Vec<f32> {
+fn twenty_steps(graph: &mut Graph, batch: impl Fn(usize) -> Batch, lr: f32) -> Vec<f32> {
     let mut stepper = Stepper::new(Optimizer::AdamW {
         lr,
         betas: (0.9, 0.999),
@@ -201,12 +200,12 @@ fn logits_and_losses_of_language_models_are_those_of_transformers() {
         let batch = expected.batch(0);
         let logits = graph.inference().logits(&batch).unwrap();
         let logits = difference(
-            &Cpu::read(&logits),
+            &logits.read(),
             &expected.packed_rows("language_model.logits", 0, 61),
             false,
         );
         let batch = predicting(batch);
-        let loss = Cpu::read(&graph.inference().loss(&batch).unwrap());
+        let loss = graph.inference().loss(&batch).unwrap().read();
         let loss = difference(&loss, &expected.read("language_model.loss"), false);
         println!("{name}: logits differ by at most {logits:e}, the loss by {loss:e}");
         assert!(logits < 1e-5 && loss < 1e-5, "{name}: {logits} {loss}");
@@ -222,11 +221,11 @@ fn an_encoder_and_a_decoder_are_those_of_transformers() {
         let batch = expected.seq2seq(0);
         let encoded = graph.inference().encoded(&batch).unwrap();
         let of_transformers = expected.packed_rows("seq2seq.encoded", 0, 20);
-        let encoded = difference(&Cpu::read(&encoded.unwrap()), &of_transformers, false);
+        let encoded = difference(&encoded.unwrap().read(), &of_transformers, false);
         let logits = graph.inference().logits(&batch).unwrap();
         let of_transformers = expected.target_rows("seq2seq.logits", 0, 61);
-        let logits = difference(&Cpu::read(&logits), &of_transformers, false);
-        let loss = Cpu::read(&graph.inference().loss(&batch).unwrap());
+        let logits = difference(&logits.read(), &of_transformers, false);
+        let loss = graph.inference().loss(&batch).unwrap().read();
         let loss = difference(&loss, &expected.read("seq2seq.loss"), false);
         println!("{name}: hidden states of the encoder differ by at most {encoded:e}, logits by {logits:e}, the loss by {loss:e}");
         assert!(
@@ -246,7 +245,7 @@ fn a_lora_of_an_encoder_and_a_decoder_learns_as_in_peft() {
         let batch = expected.seq2seq(0);
         let logits = graph.inference().logits(&batch).unwrap();
         let of_peft = expected.target_rows("seq2seq.tuned.logits", 0, 61);
-        let logits = difference(&Cpu::read(&logits), &of_peft, false);
+        let logits = difference(&logits.read(), &of_peft, false);
         assert!(logits < 1e-5, "{name}: {logits}");
         let (_, gradients) = graph.gradients(&[batch]).unwrap();
         let gradients = gradients_differ(
@@ -265,7 +264,7 @@ fn a_lora_of_an_encoder_and_a_decoder_learns_as_in_peft() {
 }
 
 /// Our key of a gradient that the script saved under PEFT's name.
-fn our_keys(graph: &Graph<Cpu>, prefix: &str) -> BTreeMap<String, String> {
+fn our_keys(graph: &Graph, prefix: &str) -> BTreeMap<String, String> {
     let mut keys = BTreeMap::new();
     for key in graph.trained() {
         for module in graph.tree().modules() {
@@ -316,7 +315,7 @@ fn check_gradients(directory: &Path, _: f32) {
 /// The largest relative difference of gradients from those that the script saved under names that begin with `saved`.
 fn gradients_differ(
     name: &str,
-    graph: &Graph<Cpu>,
+    graph: &Graph,
     expected: &Expected,
     beginning: &str,
     prefix: &str,

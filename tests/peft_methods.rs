@@ -9,11 +9,10 @@ use std::path::{Path, PathBuf};
 
 use common::{classifier, config, difference, fixture, imported_graph, Expected};
 use deltarun::backbone::Checkpoint;
-use deltarun::engine::Backend;
+use deltarun::engine::Device;
 use deltarun::graph::{Graph, Tensors};
 use deltarun::peft::{export, import};
 use deltarun::plan::{Change, Plan};
-use dfdx::prelude::Cpu;
 
 /// Fixtures of methods inside the backbone, and the backbone that each was made on.
 const TUNERS: [(&str, &str); 15] = [
@@ -53,7 +52,7 @@ fn adapter(name: &str) -> PathBuf {
     fixture("methods").join(name)
 }
 
-fn opened(name: &str, backbone: &str) -> (Plan, Graph<Cpu>) {
+fn opened(name: &str, backbone: &str) -> (Plan, Graph) {
     let directory = fixture(backbone);
     let imported = import(&adapter(name), &config(&directory)).unwrap();
     imported_graph(&directory, imported)
@@ -65,7 +64,7 @@ fn logits_are_those_of_peft() {
         let (_, graph) = opened(name, backbone);
         let expected = Expected::open(&adapter(name));
         let batch = Expected::open(&fixture(backbone)).batch(0);
-        let logits = Cpu::read(&graph.inference().logits(&batch).unwrap());
+        let logits = graph.inference().logits(&batch).unwrap().read();
         let worst = difference(&logits, &expected.read("logits"), false);
         println!("{name}: logits differ by at most {worst:.1e}");
         assert!(worst < 1e-5, "{name}: {worst}");
@@ -76,7 +75,7 @@ fn logits_are_those_of_peft() {
 type Stored = (String, Option<usize>);
 
 /// How PEFT stores each trained key.
-fn stored(plan: &Plan, graph: &Graph<Cpu>) -> BTreeMap<String, Stored> {
+fn stored(plan: &Plan, graph: &Graph) -> BTreeMap<String, Stored> {
     let prefix = &plan.backbone.config.family().prefix;
     let mut stored = BTreeMap::new();
     let mut put = |key: String, module: &str, suffix: &str, columns: Option<usize>| {
@@ -181,7 +180,7 @@ fn gradients_of_prompts_and_encoders_are_those_of_peft() {
         let expected = Expected::open(&adapter(name));
         let labels = expected.read("logits").len() / 5;
         let plan = classifier(&directory, labels, statement, "delta, head");
-        let mut graph = Graph::load(&plan, Cpu::default()).unwrap();
+        let mut graph = Graph::load(&plan, Device::Cpu).unwrap();
         graph.activate(&plan, 0).unwrap();
         let imported = import(&adapter(name), &config(&directory)).unwrap();
         let head = imported
@@ -193,7 +192,7 @@ fn gradients_of_prompts_and_encoders_are_those_of_peft() {
         let weights = ours_of(&expected, "parameter", hidden, &graph);
         graph.set(weights).unwrap();
         let batch = Expected::open(&directory).batch(0);
-        let logits = Cpu::read(&graph.inference().logits(&batch).unwrap());
+        let logits = graph.inference().logits(&batch).unwrap().read();
         let worst = difference(&logits, &expected.read("logits"), false);
         assert!(worst < 1e-5, "{name}: {worst}");
         let (_, gradients) = graph.gradients(&[batch]).unwrap();
@@ -209,7 +208,7 @@ fn gradients_of_prompts_and_encoders_are_those_of_peft() {
 }
 
 /// The tensors of PEFT's prompt encoder under our keys.
-fn ours_of(expected: &Expected, what: &str, hidden: usize, graph: &Graph<Cpu>) -> Tensors {
+fn ours_of(expected: &Expected, what: &str, hidden: usize, graph: &Graph) -> Tensors {
     let trained = graph.trained_tensors();
     let is_prefix = trained.keys().any(|key| key.contains(".attn."));
     let has_encoder = trained.keys().any(|key| key.ends_with("embedding"));
@@ -309,7 +308,7 @@ fn pissa_is_written_as_the_lora_that_peft_makes_of_it() {
             .tensors
             .extend(head.clone().into_iter().filter(|(key, _)| is_head(key)));
         let (_, graph) = imported_graph(&fixture("bert_a"), imported);
-        let logits = Cpu::read(&graph.inference().logits(&batch).unwrap());
+        let logits = graph.inference().logits(&batch).unwrap().read();
         let worst = difference(&logits, &expected, false);
         assert!(worst < 1e-5, "{}: {worst}", directory.display());
     }

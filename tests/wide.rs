@@ -5,10 +5,10 @@
 mod common;
 
 use common::{fixture, plan_of};
+use deltarun::engine::Device;
 use deltarun::engine::{mix, Layout};
 use deltarun::graph::{Batch, Graph, Targets, Tensors};
 use deltarun::plan::Plan;
-use dfdx::prelude::{AsArray, Cpu};
 use rayon::ThreadPoolBuilder;
 
 const SEQUENCES: usize = 4;
@@ -35,14 +35,14 @@ fn batch() -> Batch {
 }
 
 /// The loss with all trained parameters moved by `step` along `direction`, by plain sums.
-fn moved(graph: &mut Graph<Cpu>, start: &Tensors, direction: &Tensors, step: f32) -> f64 {
+fn moved(graph: &mut Graph, start: &Tensors, direction: &Tensors, step: f32) -> f64 {
     let mut tensors = start.clone();
     for (key, (values, _)) in &mut tensors {
         let along = values.iter_mut().zip(&direction[key].0);
         along.for_each(|(value, d)| *value += step * d);
     }
     graph.set(tensors).unwrap();
-    f64::from(graph.inference().loss(&batch()).unwrap().array())
+    f64::from(graph.inference().loss(&batch()).unwrap().read()[0])
 }
 
 /// A plan for a backbone of 384 columns with random weights.
@@ -70,7 +70,7 @@ fn one_group_has_the_same_bits_on_several_threads() {
         "unfreeze delta = block.**",
     ] {
         let plan = plan(delta, "");
-        let mut graph = Graph::load(&plan, Cpu::default()).unwrap();
+        let mut graph = Graph::load(&plan, Device::Cpu).unwrap();
         graph.activate(&plan, 0).unwrap();
         let gradients = |threads: usize| {
             let pool = ThreadPoolBuilder::new().num_threads(threads).build();
@@ -97,7 +97,7 @@ fn gradients_are_the_slopes_of_the_loss() {
         "unfreeze delta = block.{0,5}.ff.**",
     ] {
         let plan = plan(delta, ", dropout = off");
-        let mut graph = Graph::load(&plan, Cpu::default()).unwrap();
+        let mut graph = Graph::load(&plan, Device::Cpu).unwrap();
         graph.activate(&plan, 0).unwrap();
         // What begins as zeros has neighbours without a gradient.
         let mut start = graph.trained_tensors();

@@ -8,22 +8,21 @@
 
 use criterion::{criterion_group, criterion_main, BatchSize, Criterion, Throughput};
 use deltarun::engine::{
-    backward, with_trace, Activation, Attending, AttentionShape, Backend, Layout, Matrix,
-    Precision, Recorder, Trace, Weight,
+    backward, ops, Activation, Attending, AttentionShape, Device, Layout, Matrix, Precision,
+    Tensor, Trace, Vector, Weight,
 };
-use dfdx::prelude::*;
 
-/// Rows of a group, as `Cpu::GROUP_ROWS` has it.
+/// Rows of a group, as `cpu::GROUP_ROWS` has it.
 const ROWS: usize = 256;
 
-fn plain(shape: (usize, usize)) -> Tensor<(usize, usize), f32, Cpu> {
+fn plain(shape: (usize, usize)) -> Tensor<(usize, usize)> {
     let values = (0..shape.0 * shape.1).map(|i| (i % 97) as f32 / 97.0 - 0.5);
-    Cpu::default().tensor_from_vec(values.collect(), shape)
+    Tensor::new(&Device::Cpu, values.collect(), shape).expect("the CPU has memory")
 }
 
-fn vector(length: usize) -> deltarun::engine::Vector<Cpu> {
-    let tensor = Cpu::default().tensor_from_vec(vec![0.5; length], (length,));
-    with_trace(&tensor, &Trace::off())
+fn vector(length: usize) -> Vector {
+    let tensor = Tensor::new(&Device::Cpu, vec![0.5; length], (length,));
+    tensor.expect("the CPU has memory").constant()
 }
 
 /// Times an operation on matrices of these shapes: forward alone, then with its backward pass.
@@ -32,15 +31,11 @@ fn both(
     name: &str,
     shapes: &[(usize, usize)],
     products: usize,
-    op: impl Fn(&[Matrix<Cpu>]) -> Matrix<Cpu>,
+    op: impl Fn(&[Matrix]) -> Matrix,
 ) {
     let inputs: Vec<_> = shapes.iter().map(|shape| plain(*shape)).collect();
-    let traced = |trace: &Trace<Cpu>| -> Vec<Matrix<Cpu>> {
-        inputs
-            .iter()
-            .map(|input| with_trace(input, trace))
-            .collect()
-    };
+    let traced =
+        |trace: &Trace| -> Vec<Matrix> { inputs.iter().map(|input| input.on(trace)).collect() };
     let mut group = bench.benchmark_group(name);
     if products > 0 {
         group.throughput(Throughput::Elements(2 * products as u64));
@@ -54,7 +49,7 @@ fn both(
     });
     group.bench_function("forward and backward", |b| {
         b.iter_batched(
-            || traced(&Recorder::new()),
+            || traced(&Trace::new()),
             |inputs| backward(op(&inputs)).expect("the CPU has memory"),
             BatchSize::SmallInput,
         )
@@ -62,25 +57,21 @@ fn both(
     group.finish();
 }
 
-fn frozen(shape: (usize, usize), precision: Precision) -> Weight<Cpu> {
-    let matrix = with_trace(&plain(shape), &Trace::off());
-    Weight {
-        precision,
-        ..matrix.into()
-    }
+fn frozen(shape: (usize, usize), precision: Precision) -> Weight {
+    Weight::from(plain(shape).constant()).in_precision(precision)
 }
 
 fn linear(bench: &mut Criterion) {
     for (model, hidden, inner) in [("minilm", 384, 1536), ("base", 768, 3072)] {
         for (input, out) in [(hidden, hidden), (hidden, inner), (inner, hidden)] {
             for (kind, precision) in [("f32", Precision::F32), ("bf16", Precision::Bf16)] {
-                if !Cpu::has(precision) {
+                if !Device::Cpu.has(precision) {
                     continue;
                 }
                 let (weight, bias) = (frozen((out, input), precision), vector(out));
                 let name = format!("linear {kind} {model} {input} to {out}");
                 both(bench, &name, &[(ROWS, input)], ROWS * input * out, |m| {
-                    Cpu::linear(&m[0], &weight, Some(&bias)).expect("the CPU has memory")
+                    ops::linear(&m[0], &weight, Some(&bias)).expect("the CPU has memory")
                 });
             }
         }
@@ -90,9 +81,9 @@ fn linear(bench: &mut Criterion) {
 fn low_rank(bench: &mut Criterion) {
     let shapes = [(ROWS, 384), (ROWS, 384), (8, 384), (384, 8)];
     both(bench, "low rank 8", &shapes, 2 * ROWS * 384 * 8, |m| {
-        let y = Cpu::scale(&m[0], 1.0).expect("the CPU has memory");
+        let y = ops::scale(&m[0], 1.0).expect("the CPU has memory");
         let (a, b) = (m[2].clone().into(), m[3].clone().into());
-        Cpu::add_low_rank(y, &m[1], &a, &b, 2.0).expect("the CPU has memory")
+        ops::add_low_rank(y, &m[1], &a, &b, 2.0).expect("the CPU has memory")
     });
 }
 
@@ -115,7 +106,7 @@ fn attention(bench: &mut Criterion) {
             &[(ROWS, 384); 3],
             2 * ROWS * length * 384,
             |m| {
-                let all = Cpu::attention(&m[0], &m[1], &m[2], attending, shape, None, None);
+                let all = ops::attention(&m[0], &m[1], &m[2], attending, shape, None, None);
                 all.expect("the CPU has memory")
             },
         );
@@ -125,13 +116,13 @@ fn attention(bench: &mut Criterion) {
 fn rows(bench: &mut Criterion) {
     let (gain, bias) = (vector(384), vector(384));
     both(bench, "layer norm", &[(ROWS, 384)], 0, |m| {
-        Cpu::layer_norm(&m[0], &gain, &bias, 1e-12).expect("the CPU has memory")
+        ops::layer_norm(&m[0], &gain, &bias, 1e-12).expect("the CPU has memory")
     });
     for activation in [Activation::Gelu, Activation::GeluTanh, Activation::Swish] {
         let name = format!("activation {activation:?}");
         both(bench, &name, &[(ROWS, 1536)], 0, |m| {
-            let x = Cpu::scale(&m[0], 1.0).expect("the CPU has memory");
-            Cpu::activate(x, activation).expect("the CPU has memory")
+            let x = ops::scale(&m[0], 1.0).expect("the CPU has memory");
+            ops::activate(x, activation).expect("the CPU has memory")
         });
     }
 }

@@ -3,19 +3,18 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use dfdx::prelude::Cpu;
 use serde_json::json;
 
 use super::arguments::{
-    CheckOptions, CombineOptions, Format, PipelineOptions, PlanOptions, ProfileOptions, RunOptions,
-    SourceOptions,
+    CheckOptions, CombineOptions, DeviceOptions, Format, PipelineOptions, PlanOptions,
+    ProfileOptions, RunOptions, SourceOptions,
 };
 use super::{show, Ended};
 use crate::diagnostic::{Problem, Problems};
 use crate::disk;
-use crate::engine::cpu::{measure_limits, measure_rate, run_definitions};
+use crate::engine::cpu::{measure_limits, measure_rate};
+use crate::engine::Device;
 use crate::graph::this_machine;
-use crate::graph::Executor;
 use crate::plan::{Plan, StagePlan};
 use crate::report::{against_precision, describe, Progress};
 use crate::run::{
@@ -239,59 +238,36 @@ pub(super) fn interruption() -> &'static AtomicBool {
     &INTERRUPTED
 }
 
-/// Calls `$body` with the device that was asked for.
-macro_rules! on_device {
-    ($options:expr, |$device:ident| $body:expr) => {{
-        let name: &str = &$options.device;
-        match name
-            .split_once(':')
-            .map_or((name, None), |(kind, number)| (kind, Some(number)))
-        {
-            ("cpu", None) => {
-                let $device = crate::cli::commands::cpu();
-                $body
-            }
-            ("dfdx-cpu", None) => {
-                let $device = crate::cli::commands::dfdx_cpu();
-                $body
-            }
-            #[cfg(feature = "dfdx-cuda")]
-            ("cuda" | "dfdx-cuda", number) => {
-                let $device = crate::cli::commands::cuda(number)?;
-                $body
-            }
-            _ => Err(crate::cli::commands::no_device(name).into()),
-        }
-    }};
-}
-pub(super) use on_device;
-
-/// The CPU, its kernels and their buffers.
-pub(super) fn cpu() -> Cpu {
-    Cpu::default()
+/// The device that was asked for.
+pub(super) fn device(options: &DeviceOptions) -> Result<Device, Problem> {
+    let name = options.device.as_str();
+    let (kind, number) = match name.split_once(':') {
+        Some((kind, number)) => (kind, Some(number)),
+        None => (name, None),
+    };
+    match (kind, number) {
+        ("cpu", None) => Ok(Device::Cpu),
+        ("dfdx-cpu", None) => Ok(Device::DfdxCpu),
+        #[cfg(feature = "dfdx-cuda")]
+        ("cuda" | "dfdx-cuda", number) => cuda(number),
+        _ => Err(no_device(name)),
+    }
 }
 
-/// The CPU, with the definitions of all operations in dfdx.
-pub(super) fn dfdx_cpu() -> Cpu {
-    run_definitions(true);
-    Cpu::default()
-}
-
-/// A CUDA device.
 #[cfg(feature = "dfdx-cuda")]
-pub(super) fn cuda(number: Option<&str>) -> Result<dfdx::tensor::Cuda, Problem> {
+fn cuda(number: Option<&str>) -> Result<Device, Problem> {
     let number = number.unwrap_or("0");
     let ordinal = number
         .parse()
         .map_err(|_| no_device(&format!("cuda:{number}")))?;
-    dfdx::tensor::Cuda::try_build(ordinal, 0).map_err(|e| {
-        let message = format!("the card {number} cannot be used: {e:?}");
+    Device::cuda(ordinal).map_err(|e| {
+        let message = format!("the card {number} cannot be used: {e}");
         Problem::failure("delta::cli::cuda", message)
             .help("look at `nvidia-smi` for the cards there are, or use `--device cpu`")
     })
 }
 
-pub(super) fn no_device(name: &str) -> Problem {
+fn no_device(name: &str) -> Problem {
     let problem = Problem::new("delta::cli::device", format!("there is no device `{name}`"));
     match cfg!(feature = "dfdx-cuda") {
         true => problem.help("use `cpu`, `cuda` or `dfdx-cpu`"),
@@ -329,13 +305,8 @@ pub(super) fn run(options: &RunOptions) -> Result<Ended, Problems> {
         .out
         .clone()
         .unwrap_or_else(|| Path::new("runs").join(&plan.name));
-    on_device!(options.device, |device| run_on(
-        &source,
-        &plan,
-        device,
-        &out,
-        options.quiet
-    ))
+    let device = device(&options.device)?;
+    run_on(&source, &plan, device, &out, options.quiet)
 }
 
 /// `deltarun FILE.rhai`
@@ -364,10 +335,10 @@ fn run_script(path: &Path, options: &RunOptions) -> Result<Ended, Problems> {
     }
 }
 
-fn run_on<D: Executor>(
+fn run_on(
     source: &Source,
     plan: &Plan,
-    device: D,
+    device: Device,
     out: &Path,
     is_quiet: bool,
 ) -> Result<Ended, Problems> {
@@ -411,10 +382,7 @@ fn run_on<D: Executor>(
 }
 
 /// Reads the run that `eval` and `predict` ask.
-pub(super) fn open_source<D: Executor>(
-    source: &SourceOptions,
-    device: D,
-) -> Result<Loaded<D>, Problem> {
+pub(super) fn open_source(source: &SourceOptions, device: Device) -> Result<Loaded, Problem> {
     let (backbone, text) = (source.backbone.as_deref(), source.text.as_deref());
     open_run(
         &source.run,
@@ -432,7 +400,7 @@ pub(super) fn merge(
     backbone: Option<&str>,
     integrity: Integrity,
 ) -> Result<Ended, Problems> {
-    let loaded = open_run(directory, backbone, None, integrity, cpu())?;
+    let loaded = open_run(directory, backbone, None, integrity, Device::Cpu)?;
     run::merge(&loaded.plan, &loaded.graph, out)?;
     print(&format!("{}\n", out.display()));
     Ok(Ended::Done)
@@ -445,7 +413,7 @@ pub(super) fn combine(options: &CombineOptions) -> Result<Ended, Problems> {
             options.backbone.as_deref(),
             None,
             options.integrity.integrity(),
-            cpu(),
+            Device::Cpu,
         )
     };
     let runs = options
@@ -460,7 +428,7 @@ pub(super) fn combine(options: &CombineOptions) -> Result<Ended, Problems> {
         rank: options.rank,
         seed: options.seed,
     };
-    run::combine(&runs, &combination, cpu(), &options.out)?;
+    run::combine(&runs, &combination, Device::Cpu, &options.out)?;
     print(&format!("{}\n", options.out.display()));
     Ok(Ended::Done)
 }

@@ -5,20 +5,20 @@ use std::path::Path;
 use serde_json::json;
 
 use super::arguments::{EvalOptions, Format};
-use super::commands::{on_device, open_source};
+use super::commands::{device, open_source};
 use super::Ended;
 use crate::diagnostic::{Problem, Problems, Span};
-use crate::graph::Executor;
+use crate::engine::Device;
 use crate::plan::{FileFormat, FilePlan};
 use crate::report::metric_value;
 use crate::run::Loader;
 use crate::terminal::print;
 
 pub(super) fn eval(options: &EvalOptions) -> Result<Ended, Problems> {
-    on_device!(options.source.device, |device| eval_on(options, device))
+    eval_on(options, device(&options.source.device)?)
 }
 
-fn eval_on<D: Executor>(options: &EvalOptions, device: D) -> Result<Ended, Problems> {
+fn eval_on(options: &EvalOptions, device: Device) -> Result<Ended, Problems> {
     let loaded = open_source(&options.source, device)?;
     let plan = &loaded.plan;
     let (_, task) = plan

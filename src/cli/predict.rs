@@ -7,12 +7,12 @@ use std::sync::mpsc::{sync_channel, Receiver};
 use serde_json::{json, Map, Value};
 
 use super::arguments::PredictOptions;
-use super::commands::{on_device, open_source};
+use super::commands::{device, open_source};
 use super::Ended;
 use crate::data::{json_text, Examples, TextEncoder};
 use crate::diagnostic::{Problem, Problems};
 use crate::disk::{self, Pending};
-use crate::graph::Executor;
+use crate::engine::Device;
 use crate::plan::{TaskKind, TaskPlan};
 use crate::run::{Loaded, Loader};
 use crate::train::{highest, predict as logits_of, softmax};
@@ -27,7 +27,7 @@ pub(super) fn predict(options: &PredictOptions) -> Result<Ended, Problems> {
     if let (Some(input), Some(output)) = (&options.input, &options.output) {
         check_apart(input, output)?;
     }
-    on_device!(options.source.device, |device| predict_on(options, device))
+    predict_on(options, device(&options.source.device)?)
 }
 
 /// What is written must not be what is read.
@@ -42,7 +42,7 @@ fn check_apart(input: &Path, output: &Path) -> Result<(), Problem> {
     Ok(())
 }
 
-fn predict_on<D: Executor>(options: &PredictOptions, device: D) -> Result<Ended, Problems> {
+fn predict_on(options: &PredictOptions, device: Device) -> Result<Ended, Problems> {
     let loaded = open_source(&options.source, device)?;
     let input: Box<dyn Read + Send> = match &options.input {
         Some(path) => Box::new(std::fs::File::open(path).map_err(|e| {
@@ -97,8 +97,8 @@ fn read_lines(input: Box<dyn Read + Send>) -> Receiver<Line> {
 }
 
 /// Answers every line; gives how many were, with what is wrong with the next one.
-fn answer_all<D: Executor>(
-    loaded: &Loaded<D>,
+fn answer_all(
+    loaded: &Loaded,
     input: Box<dyn Read + Send>,
     output: &mut impl Write,
 ) -> Result<usize, (usize, Problem)> {
@@ -186,9 +186,9 @@ impl Chunk {
         Ok(())
     }
 
-    fn write<D: Executor>(
+    fn write(
         mut self,
-        loaded: &Loaded<D>,
+        loaded: &Loaded,
         task: &TaskPlan,
         encoder: &TextEncoder,
         output: &mut impl Write,

@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use super::arguments::ReplayOptions;
-use super::commands::{interruption, on_device};
+use super::commands::{device, interruption};
 use super::Ended;
 use crate::diagnostic::{Problem, Problems};
 use crate::disk;
-use crate::graph::Executor;
+use crate::engine::Device;
 use crate::report::{Progress, Table};
 use crate::run::{self, Replayed};
 use crate::terminal::{print, say};
@@ -20,14 +20,10 @@ pub(super) fn replay(options: &ReplayOptions) -> Result<Ended, Problems> {
         name.push(".replay");
         directory.with_file_name(name)
     });
-    on_device!(options.device, |device| replay_on(options, &out, device))
+    replay_on(options, &out, device(&options.device)?)
 }
 
-fn replay_on<D: Executor>(
-    options: &ReplayOptions,
-    out: &Path,
-    device: D,
-) -> Result<Ended, Problems> {
+fn replay_on(options: &ReplayOptions, out: &Path, device: Device) -> Result<Ended, Problems> {
     let progress = Progress::new(options.quiet);
     let integrity = options.integrity.integrity();
     let replayed = run::replay(

@@ -11,7 +11,7 @@ use super::{
     PeftModule, PeftTensor, Preposition, Step,
 };
 use crate::backbone::{Config, Module, Site};
-use crate::engine::{Backend, Matrix};
+use crate::engine::{ops, Matrix, Outcome};
 use crate::settings::Fields;
 
 /// Settings of AdaLoRA; the defaults are PEFT's.
@@ -272,16 +272,11 @@ impl DeltaMethod for AdaLora {
         self.dropout
     }
 
-    fn forward<D: Backend>(
-        &self,
-        at: &At<D>,
-        x: &Matrix<D>,
-        y: Matrix<D>,
-    ) -> Result<Matrix<D>, D::Err> {
-        let low = D::linear(&at.dropout(x, self.dropout)?, &at.weight("A"), None)?;
-        let low = D::scale_columns(&low, &at.vector("E"))?; // (rows, rank)
-        let low = D::scale(&low, self.scale())?;
-        D::add(y, &D::linear(&low, &at.weight("B"), None)?)
+    fn forward(&self, at: &At, x: &Matrix, y: Matrix) -> Outcome<Matrix> {
+        let low = ops::linear(&at.dropout(x, self.dropout)?, &at.weight("A"), None)?;
+        let low = ops::scale_columns(&low, &at.vector("E"))?; // (rows, rank)
+        let low = ops::scale(&low, self.scale())?;
+        ops::add(y, &ops::linear(&low, &at.weight("B"), None)?)
     }
 
     fn on_host(&self) -> Option<&dyn OnHost> {

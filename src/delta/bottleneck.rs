@@ -2,7 +2,7 @@
 
 use super::{At, Init, NewParameter};
 use crate::backbone::Module;
-use crate::engine::{Activation, Backend, Matrix};
+use crate::engine::{ops, Activation, Matrix, Outcome};
 use crate::settings::Fields;
 
 /// The width inside, a fraction of the hidden width where it is not set.
@@ -44,11 +44,7 @@ pub(super) fn parameters(hidden: usize, width: usize, down: Init, up: Init) -> V
 }
 
 /// `U f(D x)`: `x (rows, hidden)` → `(rows, hidden)`.
-pub(super) fn apply<D: Backend>(
-    at: &At<D>,
-    x: &Matrix<D>,
-    activation: Activation,
-) -> Result<Matrix<D>, D::Err> {
+pub(super) fn apply(at: &At, x: &Matrix, activation: Activation) -> Outcome<Matrix> {
     let down = at.linear("down", x)?; // (rows, bottleneck)
-    at.linear("up", &D::activate(down, activation)?)
+    at.linear("up", &ops::activate(down, activation)?)
 }

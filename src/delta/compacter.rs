@@ -2,12 +2,11 @@
 //! sub-layer whose weights are `W = Σᵢ Aᵢ ⊗ (sᵢ tᵢ)`, with the small `Aᵢ (n, n)` shared by all of
 //! the delta's modules.
 
-use dfdx::prelude::HasShape;
 use serde::{Deserialize, Serialize};
 
 use super::{bottleneck, At, DeltaMethod, Init, NewParameter, Preposition};
 use crate::backbone::{Config, Module, Site};
-use crate::engine::{Activation, Backend, Matrix};
+use crate::engine::{ops, Activation, Matrix, Outcome};
 use crate::settings::Fields;
 
 /// Settings of Compacter.
@@ -25,21 +24,21 @@ pub struct Compacter {
 
 impl Compacter {
     /// `W (out, in)` from the shared rules and the factors `s`, `t`.
-    fn weight<D: Backend>(&self, at: &At<D>, [s, t]: [&str; 2]) -> Result<Matrix<D>, D::Err> {
+    fn weight(&self, at: &At, [s, t]: [&str; 2]) -> Outcome<Matrix> {
         let (rules, s, t) = (at.matrix("rules")?, at.matrix(s)?, at.matrix(t)?);
         let out = s.shape().0;
-        let part = |table: &Matrix<D>, i: usize, size: usize| {
+        let part = |table: &Matrix, i: usize, size: usize| {
             let rows: Vec<usize> = (i * size..(i + 1) * size).collect();
-            D::select_rows(table, &rows)
+            ops::select_rows(table, &rows)
         };
-        let mut sum: Option<Matrix<D>> = None;
+        let mut sum: Option<Matrix> = None;
         for i in 0..self.terms {
             let rule = part(&rules, i, self.terms)?; // (n, n)
             let s = part(&s, i, out / self.terms)?; // (out / n, rank)
             let t = part(&t, i, self.rank)?; // (rank, in / n)
-            let term = D::kronecker(&rule, &D::matmul(&s, &t)?)?; // (out, in)
+            let term = ops::kronecker(&rule, &ops::matmul(&s, &t)?)?; // (out, in)
             sum = Some(match sum {
-                Some(sum) => D::add(sum, &term)?,
+                Some(sum) => ops::add(sum, &term)?,
                 None => term,
             });
         }
@@ -118,18 +117,13 @@ impl DeltaMethod for Compacter {
         vec![NewParameter::new("rules", shape, Init::Normal(0.01))]
     }
 
-    fn forward<D: Backend>(
-        &self,
-        at: &At<D>,
-        _: &Matrix<D>,
-        y: Matrix<D>,
-    ) -> Result<Matrix<D>, D::Err> {
-        let linear = |factors, bias: &str, x: &Matrix<D>| {
-            D::linear(x, &self.weight(at, factors)?.into(), Some(&at.vector(bias)))
+    fn forward(&self, at: &At, _: &Matrix, y: Matrix) -> Outcome<Matrix> {
+        let linear = |factors, bias: &str, x: &Matrix| {
+            ops::linear(x, &self.weight(at, factors)?.into(), Some(&at.vector(bias)))
         };
         let down = linear(["down.s", "down.t"], "down.bias", &y)?;
-        let inner = D::activate(down, self.activation)?; // (rows, bottleneck)
+        let inner = ops::activate(down, self.activation)?; // (rows, bottleneck)
         let up = linear(["up.s", "up.t"], "up.bias", &inner)?;
-        D::add(y, &up)
+        ops::add(y, &up)
     }
 }

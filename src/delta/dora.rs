@@ -1,7 +1,6 @@
 //! DoRA: `y = m / ‖W + s B A‖ ⊙ (W + s B A) x + b`, the norms taken row by row and without a
 //! gradient (Liu et al., arXiv 2402.09353, eq. 5 and section 4.3).
 
-use dfdx::prelude::{PutTape, SplitTape, TryMul};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -9,7 +8,7 @@ use super::{
     Preposition,
 };
 use crate::backbone::{Config, Module, Site};
-use crate::engine::{Backend, Matrix, Trace, Vector};
+use crate::engine::{ops, Matrix, Outcome, Tensor, Vector};
 use crate::settings::Fields;
 
 /// Settings of DoRA.
@@ -22,13 +21,14 @@ pub struct Dora {
 
 impl Dora {
     /// `m / ‖W + s B A‖ (out)`
-    fn factors<D: Backend>(&self, at: &At<D>) -> Result<Vector<D>, D::Err> {
-        let plain = |matrix: Matrix<D>| matrix.split_tape().0.put_tape(Trace::off());
-        let (a, b) = (plain(at.matrix("A")?), plain(at.matrix("B")?));
-        let change = D::scale(&D::matmul(&b, &a)?, self.low_rank.scale())?; // (out, in)
-        let sum = D::add(plain(at.values.module_weight().matrix()?), &change)?;
-        let inverse = D::row_norms(&sum)?.try_recip()?;
-        at.vector("magnitude").try_mul(inverse)
+    fn factors(&self, at: &At) -> Outcome<Vector> {
+        let (a, b) = (at.matrix("A")?.detached(), at.matrix("B")?.detached());
+        let change = ops::scale(&ops::matmul(&b, &a)?, self.low_rank.scale())?; // (out, in)
+        let sum = ops::add(at.values.module_weight().matrix()?.detached(), &change)?;
+        let inverse = ops::row_norms(&sum)?.read().into_iter().map(f32::recip);
+        let shape = (sum.shape().0,);
+        let inverse = Tensor::new(&sum.device(), inverse.collect(), shape)?.constant();
+        ops::multiply(&at.vector("magnitude"), &inverse)
     }
 }
 
@@ -64,20 +64,15 @@ impl DeltaMethod for Dora {
         self.low_rank.dropout
     }
 
-    fn forward<D: Backend>(
-        &self,
-        at: &At<D>,
-        x: &Matrix<D>,
-        y: Matrix<D>,
-    ) -> Result<Matrix<D>, D::Err> {
+    fn forward(&self, at: &At, x: &Matrix, y: Matrix) -> Outcome<Matrix> {
         let factors = self.factors(at)?;
         let sum = self.low_rank.add_change(at, x, y)?;
         let Some(bias) = at.values.module_bias() else {
-            return D::scale_columns(&sum, &factors);
+            return ops::scale_columns(&sum, &factors);
         };
         // The bias is not scaled: it is taken out and put back.
-        let sum = D::add_row(&sum, &bias.clone().try_negate()?)?;
-        D::add_row(&D::scale_columns(&sum, &factors)?, &bias)
+        let sum = ops::add_row(sum, &ops::scale(&bias, -1.0)?)?;
+        ops::add_row(ops::scale_columns(&sum, &factors)?, &bias)
     }
 
     fn fold(&self, module: &Module, layer: &mut Folded, tensor: &dyn Fn(&str) -> Vec<f32>) -> bool {

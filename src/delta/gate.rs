@@ -1,11 +1,9 @@
 //! Gates (UniPELT: Mao et al., arXiv 2110.07577, section 3.2): what a delta changes is weighed by
 //! `G = mean over the tokens of σ(W x + b)`, one number for each sequence and module.
 
-use dfdx::prelude::{HasShape, PutTape};
-
 use super::{At, Init, NewParameter, Preposition};
 use crate::backbone::{Module, Site};
-use crate::engine::{Activation, Backend, Layout, Matrix, Trace};
+use crate::engine::{ops, Activation, Layout, Matrix, Outcome, Tensor};
 
 /// The parameters of a gate at a module; fresh as in AdapterHub.
 pub(crate) fn parameters(module: &Module, method: Preposition) -> Vec<NewParameter> {
@@ -29,37 +27,28 @@ pub(crate) fn accepts(module: &Module) -> bool {
 }
 
 /// G of every sequence, `(sequences, 1)`, from all of its rows `x (rows, in)`.
-pub(crate) fn open<D: Backend>(at: &At<D>, x: &Matrix<D>) -> Result<Matrix<D>, D::Err> {
+pub(crate) fn open(at: &At, x: &Matrix) -> Outcome<Matrix> {
     let rows = at.linear("gate", x)?; // (rows, 1)
-    let rows = D::activate(rows, Activation::Sigmoid)?;
+    let rows = ops::activate(rows, Activation::Sigmoid)?;
     let (sequences, count) = (at.layout.sequences(), at.layout.rows());
     let mut shares = vec![0.0; sequences * count];
     for (sequence, range) in at.layout.ranges().enumerate() {
         let share = 1.0 / range.len() as f32;
         shares[sequence * count..][range].fill(share);
     }
-    D::matmul(&constant(x, shares, (sequences, count))?, &rows)
+    ops::matmul(&constant(x, shares, (sequences, count))?, &rows)
 }
 
 /// `G ⊙ y` with the gate of each row's sequence: `gates (sequences, 1)`, `y (rows, width)`.
-pub(crate) fn weigh<D: Backend>(
-    gates: &Matrix<D>,
-    y: &Matrix<D>,
-    layout: &Layout,
-) -> Result<Matrix<D>, D::Err> {
+pub(crate) fn weigh(gates: &Matrix, y: &Matrix, layout: &Layout) -> Outcome<Matrix> {
     let sequences = layout.ranges().enumerate();
     let of_row = sequences.flat_map(|(sequence, range)| range.map(move |_| sequence));
-    let gates = D::select_rows(gates, &of_row.collect::<Vec<_>>())?; // (rows, 1)
+    let gates = ops::select_rows(gates, &of_row.collect::<Vec<_>>())?; // (rows, 1)
     let width = y.shape().1;
     let ones = constant(y, vec![1.0; width], (1, width))?;
-    D::multiply(&D::matmul(&gates, &ones)?, y)
+    ops::multiply(&ops::matmul(&gates, &ones)?, y)
 }
 
-fn constant<D: Backend>(
-    like: &Matrix<D>,
-    values: Vec<f32>,
-    shape: (usize, usize),
-) -> Result<Matrix<D>, D::Err> {
-    let tensor = like.device().try_tensor_from_vec(values, shape)?;
-    Ok(tensor.put_tape(Trace::off()))
+fn constant(like: &Matrix, values: Vec<f32>, shape: (usize, usize)) -> Outcome<Matrix> {
+    Tensor::new(&like.device(), values, shape).map(Tensor::constant)
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{bottleneck, At, DeltaMethod, Init, NewParameter, Preposition};
 use crate::backbone::{Config, Module, Site};
-use crate::engine::{Activation, Backend, Matrix};
+use crate::engine::{ops, Activation, Matrix, Outcome};
 use crate::settings::Fields;
 
 /// Settings of the Houlsby adapter.
@@ -49,13 +49,8 @@ impl DeltaMethod for Houlsby {
         bottleneck::parameters(module.output, self.bottleneck, INIT, INIT)
     }
 
-    fn forward<D: Backend>(
-        &self,
-        at: &At<D>,
-        _: &Matrix<D>,
-        y: Matrix<D>,
-    ) -> Result<Matrix<D>, D::Err> {
+    fn forward(&self, at: &At, _: &Matrix, y: Matrix) -> Outcome<Matrix> {
         let change = bottleneck::apply(at, &y, self.activation)?;
-        D::add(y, &change)
+        ops::add(y, &change)
     }
 }

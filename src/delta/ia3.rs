@@ -9,7 +9,7 @@ use super::{
     PeftTensor, Preposition,
 };
 use crate::backbone::{Config, Module, Site};
-use crate::engine::{Backend, Matrix};
+use crate::engine::{ops, Matrix, Outcome};
 use crate::settings::Fields;
 
 /// Settings of (IA)³.
@@ -77,22 +77,17 @@ impl DeltaMethod for Ia3 {
         vec![NewParameter::new("scale", [size], Init::Constant(1.0))]
     }
 
-    fn input<D: Backend>(&self, at: &At<D>, x: Matrix<D>) -> Result<Matrix<D>, D::Err> {
+    fn input(&self, at: &At, x: Matrix) -> Outcome<Matrix> {
         match self.scales_input(at.values.site()) {
-            true => D::scale_columns(&x, &at.vector("scale")),
+            true => ops::scale_columns(&x, &at.vector("scale")),
             false => Ok(x),
         }
     }
 
-    fn forward<D: Backend>(
-        &self,
-        at: &At<D>,
-        _: &Matrix<D>,
-        y: Matrix<D>,
-    ) -> Result<Matrix<D>, D::Err> {
+    fn forward(&self, at: &At, _: &Matrix, y: Matrix) -> Outcome<Matrix> {
         match self.scales_input(at.values.site()) {
             true => Ok(y),
-            false => D::scale_columns(&y, &at.vector("scale")),
+            false => ops::scale_columns(&y, &at.vector("scale")),
         }
     }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{At, DeltaMethod, Folded, Init, NewParameter, Preposition};
 use crate::backbone::{Config, Module, Site};
-use crate::engine::{Backend, Fastfood, Matrix};
+use crate::engine::{ops, Fastfood, Matrix, Outcome};
 use crate::settings::Fields;
 
 /// Settings of intrinsic dimension.
@@ -66,20 +66,15 @@ impl DeltaMethod for IntrinsicDimension {
         vec![NewParameter::new("z", [1, self.dimension], Init::ZEROS)]
     }
 
-    fn forward<D: Backend>(
-        &self,
-        at: &At<D>,
-        x: &Matrix<D>,
-        y: Matrix<D>,
-    ) -> Result<Matrix<D>, D::Err> {
+    fn forward(&self, at: &At, x: &Matrix, y: Matrix) -> Outcome<Matrix> {
         let shape = at.values.module_weight().shape();
         let z = match self.structure_aware {
-            true => D::matmul(&at.matrix("lambda")?, &at.matrix("z")?)?,
+            true => ops::matmul(&at.matrix("lambda")?, &at.matrix("z")?)?,
             false => at.matrix("z")?,
         };
-        let projection = self.projection(&D::read(&at.vector("seed")), shape.0 * shape.1);
-        let change = D::project(&z, projection, shape)?; // (out, in)
-        D::add(y, &D::linear(x, &change.into(), None)?)
+        let projection = self.projection(&at.vector("seed").read(), shape.0 * shape.1);
+        let change = ops::project(&z, projection, shape)?; // (out, in)
+        ops::add(y, &ops::linear(x, &change.into(), None)?)
     }
 
     fn fold(&self, module: &Module, layer: &mut Folded, tensor: &dyn Fn(&str) -> Vec<f32>) -> bool {

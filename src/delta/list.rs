@@ -100,11 +100,11 @@ macro_rules! methods {
             ///
             /// # Errors
             /// What the device reports.
-            pub fn input<D: Backend>(
+            pub fn input(
                 &self,
-                at: &At<D>,
-                x: Matrix<D>,
-            ) -> Result<Matrix<D>, D::Err> {
+                at: &At,
+                x: Matrix,
+            ) -> Outcome<Matrix> {
                 match self { $(Method::$method(method) => method.input(at, x),)* }
             }
 
@@ -112,12 +112,12 @@ macro_rules! methods {
             ///
             /// # Errors
             /// What the device reports.
-            pub fn forward<D: Backend>(
+            pub fn forward(
                 &self,
-                at: &At<D>,
-                x: &Matrix<D>,
-                y: Matrix<D>,
-            ) -> Result<Matrix<D>, D::Err> {
+                at: &At,
+                x: &Matrix,
+                y: Matrix,
+            ) -> Outcome<Matrix> {
                 match self { $(Method::$method(method) => method.forward(at, x, y),)* }
             }
 
@@ -125,12 +125,12 @@ macro_rules! methods {
             ///
             /// # Errors
             /// What the device reports.
-            pub fn look_up<D: Backend>(
+            pub fn look_up(
                 &self,
-                at: &At<D>,
+                at: &At,
                 indices: &[usize],
-                y: Matrix<D>,
-            ) -> Result<Matrix<D>, D::Err> {
+                y: Matrix,
+            ) -> Outcome<Matrix> {
                 match self { $(Method::$method(method) => method.look_up(at, indices, y),)* }
             }
 
@@ -138,10 +138,10 @@ macro_rules! methods {
             ///
             /// # Errors
             /// What the device reports.
-            pub fn prefix<D: Backend>(
+            pub fn prefix(
                 &self,
-                at: &At<D>,
-            ) -> Result<Option<[Matrix<D>; 2]>, D::Err> {
+                at: &At,
+            ) -> Outcome<Option<[Matrix; 2]>> {
                 match self { $(Method::$method(method) => method.prefix(at),)* }
             }
 
@@ -149,7 +149,7 @@ macro_rules! methods {
             ///
             /// # Errors
             /// What the device reports.
-            pub fn prompt<D: Backend>(&self, at: &At<D>) -> Result<Option<Matrix<D>>, D::Err> {
+            pub fn prompt(&self, at: &At) -> Outcome<Option<Matrix>> {
                 match self { $(Method::$method(method) => method.prompt(at),)* }
             }
 

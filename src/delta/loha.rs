@@ -10,7 +10,7 @@ use super::{
     Preposition,
 };
 use crate::backbone::{Config, Module, Site};
-use crate::engine::{Backend, Matrix};
+use crate::engine::{ops, Matrix, Outcome};
 use crate::settings::Fields;
 
 /// Settings of LoHa.
@@ -61,16 +61,11 @@ impl DeltaMethod for Loha {
         ]
     }
 
-    fn forward<D: Backend>(
-        &self,
-        at: &At<D>,
-        x: &Matrix<D>,
-        y: Matrix<D>,
-    ) -> Result<Matrix<D>, D::Err> {
-        let first = D::matmul(&at.matrix("B1")?, &at.matrix("A1")?)?; // (out, in)
-        let second = D::matmul(&at.matrix("B2")?, &at.matrix("A2")?)?; // (out, in)
-        let change = D::scale(&D::multiply(&first, &second)?, self.scale())?;
-        D::add(y, &D::linear(x, &change.into(), None)?)
+    fn forward(&self, at: &At, x: &Matrix, y: Matrix) -> Outcome<Matrix> {
+        let first = ops::matmul(&at.matrix("B1")?, &at.matrix("A1")?)?; // (out, in)
+        let second = ops::matmul(&at.matrix("B2")?, &at.matrix("A2")?)?; // (out, in)
+        let change = ops::scale(&ops::multiply(&first, &second)?, self.scale())?;
+        ops::add(y, &ops::linear(x, &change.into(), None)?)
     }
 
     fn fold(&self, module: &Module, layer: &mut Folded, tensor: &dyn Fn(&str) -> Vec<f32>) -> bool {

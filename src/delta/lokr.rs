@@ -10,9 +10,8 @@ use super::{
     Preposition,
 };
 use crate::backbone::{Config, Module, Site};
-use dfdx::prelude::HasShape;
 
-use crate::engine::{Backend, Matrix};
+use crate::engine::{ops, Matrix, Outcome};
 use crate::settings::Fields;
 
 /// Settings of LoKr.
@@ -97,21 +96,16 @@ impl DeltaMethod for Lokr {
         parameters
     }
 
-    fn forward<D: Backend>(
-        &self,
-        at: &At<D>,
-        x: &Matrix<D>,
-        y: Matrix<D>,
-    ) -> Result<Matrix<D>, D::Err> {
-        let (l, m) = *at.matrix("W1")?.shape();
+    fn forward(&self, at: &At, x: &Matrix, y: Matrix) -> Outcome<Matrix> {
+        let (l, m) = at.matrix("W1")?.shape();
         let (k, n) = (y.shape().1 / l, x.shape().1 / m);
         let second = match (Shapes { l, m, k, n }).is_divided(self.rank) {
-            true => D::matmul(&at.matrix("W2_B")?, &at.matrix("W2_A")?)?, // (k, n)
+            true => ops::matmul(&at.matrix("W2_B")?, &at.matrix("W2_A")?)?, // (k, n)
             false => at.matrix("W2")?,
         };
-        let first = D::scale(&at.matrix("W1")?, self.scale())?;
-        let change = D::kronecker(&first, &second)?; // (out, in)
-        D::add(y, &D::linear(x, &change.into(), None)?)
+        let first = ops::scale(&at.matrix("W1")?, self.scale())?;
+        let change = ops::kronecker(&first, &second)?; // (out, in)
+        ops::add(y, &ops::linear(x, &change.into(), None)?)
     }
 
     fn fold(&self, module: &Module, layer: &mut Folded, tensor: &dyn Fn(&str) -> Vec<f32>) -> bool {

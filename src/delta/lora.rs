@@ -12,7 +12,7 @@ use super::{
     PeftModule, PeftTensor, Preposition,
 };
 use crate::backbone::{Config, Module, Site};
-use crate::engine::{Backend, Matrix};
+use crate::engine::{ops, Matrix, Outcome};
 use crate::settings::Fields;
 
 /// Settings of LoRA.
@@ -94,14 +94,9 @@ impl Lora {
     }
 
     /// `y + s · B A x`: `x (rows, in)`, `y (rows, out)`.
-    pub(super) fn add_change<D: Backend>(
-        &self,
-        at: &At<D>,
-        x: &Matrix<D>,
-        y: Matrix<D>,
-    ) -> Result<Matrix<D>, D::Err> {
+    pub(super) fn add_change(&self, at: &At, x: &Matrix, y: Matrix) -> Outcome<Matrix> {
         let x = at.dropout(x, self.dropout)?;
-        D::add_low_rank(y, &x, &at.weight("A"), &at.weight("B"), self.scale())
+        ops::add_low_rank(y, &x, &at.weight("A"), &at.weight("B"), self.scale())
     }
 
     /// `s · B A (out, in)`, less what it began as where that was taken out of the weight.
@@ -199,31 +194,21 @@ impl DeltaMethod for Lora {
         self.dropout
     }
 
-    fn forward<D: Backend>(
-        &self,
-        at: &At<D>,
-        x: &Matrix<D>,
-        y: Matrix<D>,
-    ) -> Result<Matrix<D>, D::Err> {
+    fn forward(&self, at: &At, x: &Matrix, y: Matrix) -> Outcome<Matrix> {
         let y = match self.init {
             LoraInit::Standard => y,
             LoraInit::Pissa => {
                 let [a, b] = INITIAL.map(|name| at.weight(name));
-                D::add_low_rank(y, x, &a, &b, -self.scale())?
+                ops::add_low_rank(y, x, &a, &b, -self.scale())?
             }
         };
         self.add_change(at, x, y)
     }
 
-    fn look_up<D: Backend>(
-        &self,
-        at: &At<D>,
-        indices: &[usize],
-        y: Matrix<D>,
-    ) -> Result<Matrix<D>, D::Err> {
-        let low = D::select_rows(&at.matrix("A")?, indices)?; // (rows, rank)
-        let low = D::scale(&low, self.scale())?;
-        D::add(y, &D::linear(&low, &at.weight("B"), None)?)
+    fn look_up(&self, at: &At, indices: &[usize], y: Matrix) -> Outcome<Matrix> {
+        let low = ops::select_rows(&at.matrix("A")?, indices)?; // (rows, rank)
+        let low = ops::scale(&low, self.scale())?;
+        ops::add(y, &ops::linear(&low, &at.weight("B"), None)?)
     }
 
     fn fold(&self, module: &Module, layer: &mut Folded, tensor: &dyn Fn(&str) -> Vec<f32>) -> bool {

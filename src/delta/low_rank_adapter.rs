@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{bottleneck, At, DeltaMethod, Init, NewParameter, Preposition};
 use crate::backbone::{Config, Module, Site};
-use crate::engine::{Activation, Backend, Matrix};
+use crate::engine::{ops, Activation, Matrix, Outcome};
 use crate::settings::Fields;
 
 /// Settings of the low-rank adapter.
@@ -20,13 +20,9 @@ pub struct LowRankAdapter {
 }
 
 /// `U V x + b`: `x (rows, in)`, `U (out, rank)`, `V (rank, in)` → `(rows, out)`.
-fn product<D: Backend>(
-    at: &At<D>,
-    [outer, inner, bias]: [&str; 3],
-    x: &Matrix<D>,
-) -> Result<Matrix<D>, D::Err> {
-    let low = D::linear(x, &at.weight(inner), None)?; // (rows, rank)
-    D::linear(&low, &at.weight(outer), Some(&at.vector(bias)))
+fn product(at: &At, [outer, inner, bias]: [&str; 3], x: &Matrix) -> Outcome<Matrix> {
+    let low = ops::linear(x, &at.weight(inner), None)?; // (rows, rank)
+    ops::linear(&low, &at.weight(outer), Some(&at.vector(bias)))
 }
 
 impl DeltaMethod for LowRankAdapter {
@@ -76,15 +72,10 @@ impl DeltaMethod for LowRankAdapter {
         ]
     }
 
-    fn forward<D: Backend>(
-        &self,
-        at: &At<D>,
-        _: &Matrix<D>,
-        y: Matrix<D>,
-    ) -> Result<Matrix<D>, D::Err> {
+    fn forward(&self, at: &At, _: &Matrix, y: Matrix) -> Outcome<Matrix> {
         let down = product(at, ["down.outer", "down.inner", "down.bias"], &y)?;
-        let inner = D::activate(down, self.activation)?; // (rows, bottleneck)
+        let inner = ops::activate(down, self.activation)?; // (rows, bottleneck)
         let up = product(at, ["up.outer", "up.inner", "up.bias"], &inner)?;
-        D::add(y, &up)
+        ops::add(y, &up)
     }
 }

@@ -1,7 +1,6 @@
 //! MiSS (formerly Bone): `y = W x + b + Dᵀ S x`, where S sums what is read over every `rank`-th
 //! column, so that D is all that is stored (Kang and Yin, arXiv 2409.15371, section 3).
 
-use dfdx::prelude::{HasShape, PutTape};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -10,7 +9,7 @@ use super::{
     Preposition,
 };
 use crate::backbone::{Config, Module, Site};
-use crate::engine::{Backend, Matrix, Trace};
+use crate::engine::{ops, Matrix, Outcome, Tensor};
 use crate::settings::Fields;
 
 /// Settings of MiSS.
@@ -59,19 +58,11 @@ impl DeltaMethod for Miss {
         self.dropout
     }
 
-    fn forward<D: Backend>(
-        &self,
-        at: &At<D>,
-        x: &Matrix<D>,
-        y: Matrix<D>,
-    ) -> Result<Matrix<D>, D::Err> {
+    fn forward(&self, at: &At, x: &Matrix, y: Matrix) -> Outcome<Matrix> {
         let shape = (self.rank, x.shape().1);
-        let sums = x
-            .device()
-            .try_tensor_from_vec(sums(shape.0, shape.1), shape)?;
-        let sums = sums.put_tape(Trace::off());
-        let low = D::linear(&at.dropout(x, self.dropout)?, &sums.into(), None)?; // (rows, rank)
-        D::add(y, &D::matmul(&low, &at.matrix("D")?)?)
+        let sums = Tensor::new(&x.device(), sums(shape.0, shape.1), shape)?.constant();
+        let low = ops::linear(&at.dropout(x, self.dropout)?, &sums.into(), None)?; // (rows, rank)
+        ops::add(y, &ops::matmul(&low, &at.matrix("D")?)?)
     }
 
     fn fold(&self, module: &Module, layer: &mut Folded, tensor: &dyn Fn(&str) -> Vec<f32>) -> bool {

@@ -32,7 +32,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::backbone::{Config, Module, Site};
-use crate::engine::{Backend, Layout, Matrix, Vector, Weight};
+use crate::engine::{ops, Layout, Matrix, Outcome, Vector, Weight};
 use crate::settings::Fields;
 pub use crate::syntax::ast::Preposition;
 
@@ -128,7 +128,7 @@ pub trait DeltaMethod: Sized {
     ///
     /// # Errors
     /// What the device reports.
-    fn input<D: Backend>(&self, _at: &At<D>, x: Matrix<D>) -> Result<Matrix<D>, D::Err> {
+    fn input(&self, _at: &At, x: Matrix) -> Outcome<Matrix> {
         Ok(x)
     }
 
@@ -137,12 +137,7 @@ pub trait DeltaMethod: Sized {
     ///
     /// # Errors
     /// What the device reports.
-    fn forward<D: Backend>(
-        &self,
-        _at: &At<D>,
-        _x: &Matrix<D>,
-        y: Matrix<D>,
-    ) -> Result<Matrix<D>, D::Err> {
+    fn forward(&self, _at: &At, _x: &Matrix, y: Matrix) -> Outcome<Matrix> {
         Ok(y)
     }
 
@@ -150,12 +145,7 @@ pub trait DeltaMethod: Sized {
     ///
     /// # Errors
     /// What the device reports.
-    fn look_up<D: Backend>(
-        &self,
-        _at: &At<D>,
-        _indices: &[usize],
-        y: Matrix<D>,
-    ) -> Result<Matrix<D>, D::Err> {
+    fn look_up(&self, _at: &At, _indices: &[usize], y: Matrix) -> Outcome<Matrix> {
         Ok(y)
     }
 
@@ -163,7 +153,7 @@ pub trait DeltaMethod: Sized {
     ///
     /// # Errors
     /// What the device reports.
-    fn prefix<D: Backend>(&self, _at: &At<D>) -> Result<Option<[Matrix<D>; 2]>, D::Err> {
+    fn prefix(&self, _at: &At) -> Outcome<Option<[Matrix; 2]>> {
         Ok(None)
     }
 
@@ -171,7 +161,7 @@ pub trait DeltaMethod: Sized {
     ///
     /// # Errors
     /// What the device reports.
-    fn prompt<D: Backend>(&self, _at: &At<D>) -> Result<Option<Matrix<D>>, D::Err> {
+    fn prompt(&self, _at: &At) -> Outcome<Option<Matrix>> {
         Ok(None)
     }
 
@@ -355,47 +345,42 @@ impl Folded {
 }
 
 /// What a method sees of the graph at one site.
-pub struct At<'a, D: Backend> {
+pub struct At<'a> {
     /// The values that the delta and its module have.
-    pub values: &'a dyn Values<D>,
+    pub values: &'a dyn Values,
     /// Which rows make up which sequence.
     pub layout: &'a Layout,
     /// The sub-layer's residual, where the site is one.
-    pub residual: Option<&'a Matrix<D>>,
+    pub residual: Option<&'a Matrix>,
 }
 
 /// Parameters and places of one site.
-pub trait Values<D: Backend> {
+pub trait Values {
     /// A parameter `(out, in)` of the site, or one that the delta's sites share.
-    fn weight(&self, name: &str) -> Weight<D>;
+    fn weight(&self, name: &str) -> Weight;
     /// A parameter `(out)` of the site, or one that the delta's sites share.
-    fn vector(&self, name: &str) -> Vector<D>;
+    fn vector(&self, name: &str) -> Vector;
     /// The path of the module.
     fn site(&self) -> &str;
     /// The module's own weight, `(out, in)`.
-    fn module_weight(&self) -> Weight<D>;
+    fn module_weight(&self) -> Weight;
     /// The module's own bias, `(out)`.
-    fn module_bias(&self) -> Option<Vector<D>>;
+    fn module_bias(&self) -> Option<Vector>;
     /// The layer norm behind the residual sum, where the family has one there.
     ///
     /// # Errors
     /// What the device reports.
-    fn norm(&self, sum: &Matrix<D>) -> Result<Matrix<D>, D::Err>;
+    fn norm(&self, sum: &Matrix) -> Outcome<Matrix>;
     /// Dropout, active in training only.
     ///
     /// # Errors
     /// What the device reports.
-    fn dropout(
-        &self,
-        x: &Matrix<D>,
-        layout: &Layout,
-        probability: f32,
-    ) -> Result<Matrix<D>, D::Err>;
+    fn dropout(&self, x: &Matrix, layout: &Layout, probability: f32) -> Outcome<Matrix>;
 }
 
-impl<D: Backend> At<'_, D> {
+impl At<'_> {
     /// See [`Values::weight`].
-    pub fn weight(&self, name: &str) -> Weight<D> {
+    pub fn weight(&self, name: &str) -> Weight {
         self.values.weight(name)
     }
 
@@ -403,12 +388,12 @@ impl<D: Backend> At<'_, D> {
     ///
     /// # Errors
     /// What the device reports.
-    pub fn matrix(&self, name: &str) -> Result<Matrix<D>, D::Err> {
+    pub fn matrix(&self, name: &str) -> Outcome<Matrix> {
         self.values.weight(name).matrix()
     }
 
     /// See [`Values::vector`].
-    pub fn vector(&self, name: &str) -> Vector<D> {
+    pub fn vector(&self, name: &str) -> Vector {
         self.values.vector(name)
     }
 
@@ -416,16 +401,16 @@ impl<D: Backend> At<'_, D> {
     ///
     /// # Errors
     /// What the device reports.
-    pub fn linear(&self, name: &str, x: &Matrix<D>) -> Result<Matrix<D>, D::Err> {
+    pub fn linear(&self, name: &str, x: &Matrix) -> Outcome<Matrix> {
         let weight = self.weight(&format!("{name}.weight"));
-        D::linear(x, &weight, Some(&self.vector(&format!("{name}.bias"))))
+        ops::linear(x, &weight, Some(&self.vector(&format!("{name}.bias"))))
     }
 
     /// Dropout, active in training only.
     ///
     /// # Errors
     /// What the device reports.
-    pub fn dropout(&self, x: &Matrix<D>, probability: f32) -> Result<Matrix<D>, D::Err> {
+    pub fn dropout(&self, x: &Matrix, probability: f32) -> Outcome<Matrix> {
         self.values.dropout(x, self.layout, probability)
     }
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{At, DeltaMethod, Init, NewParameter, PeftAdapter, Preposition};
 use crate::backbone::{Config, Module, Site};
-use crate::engine::{Activation, Backend, Matrix};
+use crate::engine::{ops, Activation, Matrix, Outcome};
 use crate::settings::Fields;
 
 /// Settings of P-tuning.
@@ -63,10 +63,10 @@ impl DeltaMethod for PTuning {
         self.tokens
     }
 
-    fn prompt<D: Backend>(&self, at: &At<D>) -> Result<Option<Matrix<D>>, D::Err> {
+    fn prompt(&self, at: &At) -> Outcome<Option<Matrix>> {
         let first = at.linear("first", &at.matrix("embedding")?)?; // (tokens, hidden)
-        let second = at.linear("second", &D::activate(first, Activation::Relu)?)?;
-        let third = at.linear("third", &D::activate(second, Activation::Relu)?)?;
+        let second = at.linear("second", &ops::activate(first, Activation::Relu)?)?;
+        let third = at.linear("third", &ops::activate(second, Activation::Relu)?)?;
         Ok(Some(third)) // (tokens, width)
     }
 }

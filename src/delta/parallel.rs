@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{bottleneck, At, DeltaMethod, Init, NewParameter, Preposition};
 use crate::backbone::{Config, Module, Site};
-use crate::engine::{Activation, Backend, Matrix};
+use crate::engine::{ops, Activation, Matrix, Outcome};
 use crate::settings::Fields;
 
 /// Settings of the parallel adapter.
@@ -50,13 +50,8 @@ impl DeltaMethod for Parallel {
         bottleneck::parameters(hidden, self.bottleneck, Init::kaiming(hidden), Init::ZEROS)
     }
 
-    fn forward<D: Backend>(
-        &self,
-        at: &At<D>,
-        x: &Matrix<D>,
-        y: Matrix<D>,
-    ) -> Result<Matrix<D>, D::Err> {
+    fn forward(&self, at: &At, x: &Matrix, y: Matrix) -> Outcome<Matrix> {
         let change = bottleneck::apply(at, x, self.activation)?;
-        D::add(y, &D::scale(&change, self.scale)?)
+        ops::add(y, &ops::scale(&change, self.scale)?)
     }
 }

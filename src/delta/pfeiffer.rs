@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{bottleneck, houlsby, At, DeltaMethod, NewParameter, Preposition};
 use crate::backbone::{Config, Module, Site};
-use crate::engine::{Activation, Backend, Matrix};
+use crate::engine::{ops, Activation, Matrix, Outcome};
 use crate::settings::Fields;
 
 /// Settings of the Pfeiffer adapter.
@@ -43,16 +43,11 @@ impl DeltaMethod for Pfeiffer {
         bottleneck::parameters(module.output, self.bottleneck, houlsby::INIT, houlsby::INIT)
     }
 
-    fn forward<D: Backend>(
-        &self,
-        at: &At<D>,
-        _: &Matrix<D>,
-        y: Matrix<D>,
-    ) -> Result<Matrix<D>, D::Err> {
+    fn forward(&self, at: &At, _: &Matrix, y: Matrix) -> Outcome<Matrix> {
         let sum = match at.residual {
-            Some(residual) => at.values.norm(&D::add(y.clone(), residual)?)?,
+            Some(residual) => at.values.norm(&ops::add(y.clone(), residual)?)?,
             None => y.clone(),
         };
-        D::add(y, &bottleneck::apply(at, &sum, self.activation)?)
+        ops::add(y, &bottleneck::apply(at, &sum, self.activation)?)
     }
 }

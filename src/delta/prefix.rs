@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{At, DeltaMethod, Init, NewParameter, PeftAdapter, Preposition};
 use crate::backbone::{Config, Module, Site};
-use crate::engine::{Activation, Backend, Matrix};
+use crate::engine::{ops, Activation, Matrix, Outcome};
 use crate::settings::Fields;
 
 /// Settings of prefix tuning.
@@ -78,12 +78,12 @@ impl DeltaMethod for Prefix {
         self.tokens
     }
 
-    fn prefix<D: Backend>(&self, at: &At<D>) -> Result<Option<[Matrix<D>; 2]>, D::Err> {
+    fn prefix(&self, at: &At) -> Outcome<Option<[Matrix; 2]>> {
         if self.hidden.is_none() {
             return Ok(Some([at.matrix("keys")?, at.matrix("values")?]));
         }
         let inner = at.linear("down", &at.matrix("embedding")?)?; // (tokens, hidden)
-        let inner = D::activate(inner, Activation::Tanh)?;
+        let inner = ops::activate(inner, Activation::Tanh)?;
         Ok(Some([
             at.linear("keys", &inner)?,
             at.linear("values", &inner)?,

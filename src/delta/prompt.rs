@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{At, DeltaMethod, Init, NewParameter, PeftAdapter, Preposition};
 use crate::backbone::{Config, Module, Site};
-use crate::engine::{Backend, Matrix};
+use crate::engine::{Matrix, Outcome};
 use crate::settings::Fields;
 use crate::syntax::ast::Value;
 
@@ -96,7 +96,7 @@ impl DeltaMethod for Prompt {
         self.tokens
     }
 
-    fn prompt<D: Backend>(&self, at: &At<D>) -> Result<Option<Matrix<D>>, D::Err> {
+    fn prompt(&self, at: &At) -> Outcome<Option<Matrix>> {
         Ok(Some(at.matrix("prompt")?))
     }
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{At, DeltaMethod, Folded, Init, NewParameter, PeftAdapter, Preposition};
 use crate::backbone::{Config, Module, Site};
-use crate::engine::{Backend, Matrix};
+use crate::engine::{ops, Matrix, Outcome};
 use crate::settings::Fields;
 
 /// Settings of trainable tokens.
@@ -74,12 +74,7 @@ impl DeltaMethod for TrainableTokens {
         vec![NewParameter::new("rows", shape, init)]
     }
 
-    fn look_up<D: Backend>(
-        &self,
-        at: &At<D>,
-        indices: &[usize],
-        y: Matrix<D>,
-    ) -> Result<Matrix<D>, D::Err> {
+    fn look_up(&self, at: &At, indices: &[usize], y: Matrix) -> Outcome<Matrix> {
         // The trained rows stand behind those of the table: each row takes the one that counts.
         let place = |index: &usize| self.tokens.iter().position(|token| token == index);
         let chosen = indices.iter().enumerate().map(|(row, index)| {
@@ -87,7 +82,7 @@ impl DeltaMethod for TrainableTokens {
             trained.unwrap_or(row)
         });
         let chosen: Vec<usize> = chosen.collect();
-        D::select_rows(&D::join_rows(&[y, at.matrix("rows")?])?, &chosen)
+        ops::select_rows(&ops::join_rows(&[y, at.matrix("rows")?])?, &chosen)
     }
 
     fn fold(&self, module: &Module, table: &mut Folded, tensor: &dyn Fn(&str) -> Vec<f32>) -> bool {

@@ -1,7 +1,6 @@
 //! VeRA: `y = W x + b + λ_b ⊙ B (λ_d ⊙ A x)` with A and B drawn from the seed, never trained, and
 //! shared by all of the delta's modules (Kopiczko et al., arXiv 2310.11454, eq. 2).
 
-use dfdx::prelude::HasShape;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -10,7 +9,7 @@ use super::{
     Preposition,
 };
 use crate::backbone::{Config, Module, Site};
-use crate::engine::{Backend, Matrix, Weight};
+use crate::engine::{ops, Matrix, Outcome, Weight};
 use crate::settings::Fields;
 
 /// Settings of VeRA.
@@ -70,26 +69,21 @@ impl DeltaMethod for Vera {
         self.dropout
     }
 
-    fn forward<D: Backend>(
-        &self,
-        at: &At<D>,
-        x: &Matrix<D>,
-        y: Matrix<D>,
-    ) -> Result<Matrix<D>, D::Err> {
+    fn forward(&self, at: &At, x: &Matrix, y: Matrix) -> Outcome<Matrix> {
         let (input, output) = (x.shape().1, y.shape().1);
         let (a, b) = (at.weight("A"), at.weight("B"));
-        let a: Weight<D> = match a.shape().1 == input {
+        let a: Weight = match a.shape().1 == input {
             true => a,
-            false => D::columns(&a.matrix()?, 0..input)?.into(),
+            false => ops::columns(&a.matrix()?, 0..input)?.into(),
         };
-        let b: Weight<D> = match b.shape().0 == output {
+        let b: Weight = match b.shape().0 == output {
             true => b,
-            false => D::select_rows(&b.matrix()?, &(0..output).collect::<Vec<_>>())?.into(),
+            false => ops::select_rows(&b.matrix()?, &(0..output).collect::<Vec<_>>())?.into(),
         };
-        let low = D::linear(&at.dropout(x, self.dropout)?, &a, None)?; // (rows, rank)
-        let low = D::scale_columns(&low, &at.vector("lambda_d"))?;
-        let change = D::linear(&low, &b, None)?; // (rows, out)
-        D::add(y, &D::scale_columns(&change, &at.vector("lambda_b"))?)
+        let low = ops::linear(&at.dropout(x, self.dropout)?, &a, None)?; // (rows, rank)
+        let low = ops::scale_columns(&low, &at.vector("lambda_d"))?;
+        let change = ops::linear(&low, &b, None)?; // (rows, out)
+        ops::add(y, &ops::scale_columns(&change, &at.vector("lambda_b"))?)
     }
 
     fn fold(&self, module: &Module, layer: &mut Folded, tensor: &dyn Fn(&str) -> Vec<f32>) -> bool {

@@ -1,427 +1,349 @@
-//! What every operation means, in dfdx operations, for any device.
+//! How an operation's definition in dfdx becomes an operation of ours.
 //!
-//! dfdx panics where two run-time shapes disagree, so shapes are asserted here with both of them
-//! named; the plan has made sure that a user's file cannot get this far with a wrong one.
+//! A definition takes and gives dfdx tensors that share a [`Recorder`], on any device of dfdx. Its gradient for an
+//! upstream `g` is dfdx's of `Σ g ⊙ y`.
 
-mod attention;
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
 
-use dfdx::prelude::*;
-
-use super::{
-    Activation, Angles, Backend, Dropout, Fastfood, Layout, Matrix, Scalar, Vector, Weight,
+use dfdx::prelude::{
+    Axis, Gradients, HasShape, Merge, NoneTape, PutTape, ReshapeTo, Shape, SplitTape, SumTo, Tape,
+    TryAdd, TryMul,
 };
+use dfdx::tensor::Cpu;
 
-pub use attention::attention;
+use super::cpu::elementwise::add_to;
+#[cfg(feature = "dfdx-cuda")]
+use super::cuda::OnCard;
+use super::device::Error;
+use super::gradient::Slot;
+use super::tape::Variable;
+use super::tensor::Storage;
+use super::{Device, Outcome, Tensor, Trace};
 
-type Outcome<T, D> = Result<T, <D as HasErr>::Err>;
+/// The elements of a tensor of ours.
+pub(super) type Flat<D> = dfdx::prelude::Tensor<(usize,), f32, D>;
+/// A tensor of a definition.
+pub(super) type Defined<S, D> = dfdx::prelude::Tensor<S, f32, D, Recorder<D>>;
+/// An activation or a weight of a definition.
+pub(super) type DefinedMatrix<D> = Defined<(usize, usize), D>;
+/// A vector of a definition.
+pub(super) type DefinedVector<D> = Defined<(usize,), D>;
+/// What a definition makes, or what dfdx reports.
+pub(super) type Made<T, D> = Result<T, <D as dfdx::prelude::HasErr>::Err>;
 
-/// See [`Backend::linear`].
-pub fn linear<D: Backend>(
-    x: &Matrix<D>,
-    weight: &Matrix<D>,
-    bias: Option<&Vector<D>>,
-) -> Outcome<Matrix<D>, D> {
-    let (rows, columns) = *x.shape();
-    let (out, input) = *weight.shape();
-    assert_eq!(
-        columns, input,
-        "linear: x is {rows}x{columns}, weight {out}x{input}"
-    );
-    let (_, weight_trace) = weight.clone().split_tape();
-    let product = if weight_trace.is_on() {
-        let transposed = weight.clone().try_permute::<_, Axes2<1, 0>>()?; // (in, out)
-        x.clone().try_matmul(transposed)? // (rows, out)
-    } else {
-        frozen_product(x, weight)?
-    };
-    match bias {
-        Some(bias) => {
-            assert_eq!(bias.shape().0, out, "linear: bias and weight disagree");
-            product.try_add(
-                bias.clone()
-                    .try_broadcast_like::<_, Axis<0>>(&(rows, out))?,
-            )
+type BackwardOp<D> = Box<dyn FnOnce(&mut Gradients<f32, D>) -> Made<(), D>>;
+
+/// A tape of dfdx's kind that tensors share, so that one may be used several times: dfdx's own belongs to one tensor,
+/// and who forgets to hand it on loses its gradients.
+pub(super) struct Recorder<D: dfdx::prelude::Storage<f32>>(Rc<RefCell<Vec<Numbered<D>>>>);
+
+/// With its place in the order of the forward pass.
+type Numbered<D> = (u64, BackwardOp<D>);
+
+impl<D: dfdx::prelude::Storage<f32>> Recorder<D> {
+    /// Runs what was recorded backwards from a sum.
+    fn backward(sum: Defined<(), D>) -> Made<Gradients<f32, D>, D>
+    where
+        D: dfdx::tensor_ops::Device<f32>,
+    {
+        let (sum, tape) = sum.split_tape();
+        let mut gradients = Gradients::leaky();
+        let device = sum.device().clone();
+        device.try_fill_with_ones(gradients.get_or_alloc_mut(&sum)?)?;
+        // Those of tapes that were joined stand one tape behind the other.
+        let mut operations = tape.0.take();
+        operations.sort_by_key(|(number, _)| *number);
+        for (_, operation) in operations.into_iter().rev() {
+            operation(&mut gradients)?;
         }
-        None => Ok(product),
+        Ok(gradients)
     }
 }
 
-/// See [`Backend::add_low_rank`].
-pub fn add_low_rank<D: Backend>(
-    y: &Matrix<D>,
-    x: &Matrix<D>,
-    a: &Weight<D>,
-    b: &Weight<D>,
-    factor: f32,
-) -> Outcome<Matrix<D>, D> {
-    let low = linear(x, &a.matrix()?, None)?; // (rows, rank)
-    let change = linear(&scale(&low, factor)?, &b.matrix()?, None)?; // (rows, out)
-    add(y, &change)
+impl<D: dfdx::prelude::Storage<f32>> Clone for Recorder<D> {
+    fn clone(&self) -> Self {
+        Recorder(self.0.clone())
+    }
 }
 
-/// `x Wᵀ` for a weight that gets no gradient: its backward pass is one product, where dfdx's
-/// `matmul` always computes two.
-fn frozen_product<D: Backend>(x: &Matrix<D>, weight: &Matrix<D>) -> Outcome<Matrix<D>, D> {
-    let (weight, _) = weight.clone().split_tape();
-    let (x, mut trace) = x.clone().split_tape();
-    let transposed = weight.clone().try_permute::<_, Axes2<1, 0>>()?;
-    let product = x.clone().try_matmul(transposed)?; // (rows, out)
-    let (x_slot, product_slot) = (x.ghost(), product.ghost());
-    let device = x.device().clone();
-    trace.add_backward_op(move |gradients| {
-        gradients.get_or_alloc_mut(&product_slot)?;
-        let upstream = gradients.get(&product_slot); // (rows, out)
-        let mut flow = upstream.try_matmul(weight)?; // (rows, in)
-        let length = flow.shape().num_elements();
-        // velocity ← 1·velocity + (0 + 1·flow), with a learning rate of 0: the only kernel of
-        // dfdx that adds a tensor to a gradient buffer on every device.
-        let add = SgdConfig {
-            lr: 0.0,
-            momentum: Some(Momentum::Classic(1.0)),
-            weight_decay: Some(WeightDecay::L2(1.0)),
+/// Some operations of dfdx begin with a tape of their own, and join it with that of their input later.
+impl<D: dfdx::prelude::Storage<f32>> Default for Recorder<D> {
+    fn default() -> Self {
+        Recorder(Rc::default())
+    }
+}
+
+impl<D: dfdx::prelude::Storage<f32>> Merge<Recorder<D>> for Recorder<D> {
+    fn merge(self, other: Self) -> Self {
+        if !Rc::ptr_eq(&self.0, &other.0) {
+            self.0.borrow_mut().append(&mut other.0.borrow_mut());
+        }
+        self
+    }
+}
+
+impl<D: dfdx::prelude::Storage<f32>> Merge<NoneTape> for Recorder<D> {
+    fn merge(self, _: NoneTape) -> Self {
+        self
+    }
+}
+
+impl<D: dfdx::prelude::Storage<f32>> Tape<f32, D> for Recorder<D> {
+    const OWNS_TAPE: bool = true;
+
+    fn add_backward_op<F>(&mut self, operation: F)
+    where
+        F: 'static + FnOnce(&mut Gradients<f32, D>) -> Result<(), D::Err>,
+    {
+        static NUMBERS: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBERS.fetch_add(1, Relaxed);
+        self.0.borrow_mut().push((number, Box::new(operation)));
+    }
+}
+
+/// A device of dfdx that definitions run on.
+pub(super) trait Home: dfdx::tensor_ops::Device<f32> {
+    /// That of a device of ours.
+    fn of(device: &Device) -> &Self;
+    /// Elements as dfdx has them: where they lie, but for those of the CPU's kernels, which are copied.
+    fn flat(storage: &Storage) -> Outcome<Flat<Self>>;
+    /// Elements as a device of ours has them.
+    fn storage(flat: Flat<Self>, device: &Device) -> Storage;
+
+    /// Moves values to the device.
+    fn flat_of(device: &Device, values: Vec<f32>) -> Outcome<Flat<Self>> {
+        let length = (values.len(),);
+        let flat = Self::of(device).try_tensor_from_vec(values, length);
+        flat.map_err(Error::of)
+    }
+}
+
+impl Home for Cpu {
+    fn of(_: &Device) -> &Self {
+        static CPU: LazyLock<Cpu> = LazyLock::new(Cpu::default);
+        &CPU
+    }
+
+    fn flat(storage: &Storage) -> Outcome<Flat<Cpu>> {
+        match storage {
+            Storage::Cpu(values) => Cpu::flat_of(&Device::Cpu, values.to_vec()),
+            Storage::DfdxCpu(flat) => Ok(flat.clone()),
+            #[cfg(feature = "dfdx-cuda")]
+            Storage::DfdxCuda(_) => unreachable!("operands lie on one device"),
+        }
+    }
+
+    fn storage(flat: Flat<Cpu>, device: &Device) -> Storage {
+        match device {
+            Device::Cpu => Storage::Cpu(Arc::new(flat.as_vec())),
+            _ => Storage::DfdxCpu(flat),
+        }
+    }
+}
+
+#[cfg(feature = "dfdx-cuda")]
+impl Home for dfdx::tensor::Cuda {
+    fn of(device: &Device) -> &Self {
+        match device {
+            Device::DfdxCuda(cuda) => cuda,
+            _ => unreachable!("it is asked for where a tensor lies on it"),
+        }
+    }
+
+    fn flat(storage: &Storage) -> Outcome<Flat<Self>> {
+        match storage {
+            Storage::DfdxCuda(flat) => Ok(flat.clone().into_inner()),
+            _ => unreachable!("operands lie on one device"),
+        }
+    }
+
+    fn storage(flat: Flat<Self>, _: &Device) -> Storage {
+        Storage::DfdxCuda(OnCard::new(flat))
+    }
+}
+
+impl Storage {
+    /// The sum of two of one device.
+    pub(super) fn plus(self, other: Storage) -> Outcome<Storage> {
+        match (self, other) {
+            (Storage::DfdxCpu(x), Storage::DfdxCpu(y)) => {
+                x.try_add(y).map(Storage::DfdxCpu).map_err(Error::of)
+            }
+            #[cfg(feature = "dfdx-cuda")]
+            (Storage::DfdxCuda(x), Storage::DfdxCuda(y)) => {
+                let sum = x.into_inner().try_add(y.into_inner());
+                sum.map(|sum| Storage::DfdxCuda(OnCard::new(sum)))
+                    .map_err(Error::of)
+            }
+            (x, y) => {
+                let mut sum = x.into_vec();
+                add_to(&mut sum, &y.into_vec());
+                Ok(Storage::Cpu(Arc::new(sum)))
+            }
+        }
+    }
+}
+
+type ReadGradient<D> = Box<dyn Fn(&mut Gradients<f32, D>) -> Made<Flat<D>, D>>;
+
+/// One use of a definition.
+pub(super) struct Call<D: Home> {
+    device: Device,
+    tape: Recorder<D>,
+    trace: Trace,
+    /// The inputs so far.
+    seen: Vec<u64>,
+    /// What needs a gradient, and how to read it.
+    inputs: Vec<(Slot, ReadGradient<D>)>,
+}
+
+impl<D: Home> Call<D> {
+    pub(super) fn new(device: &Device) -> Self {
+        Call {
+            device: device.clone(),
+            tape: Recorder::default(),
+            trace: Trace::off(),
+            seen: Vec::new(),
+            inputs: Vec::new(),
+        }
+    }
+
+    fn input<S: Shape>(&mut self, x: &Variable<S>) -> Outcome<Defined<S, D>> {
+        let mut flat = D::flat(&x.value.storage)?;
+        if self.seen.contains(&x.value.id()) {
+            // dfdx takes two inputs of one operation for two tensors.
+            flat = flat.try_mul(1.0).map_err(Error::of)?;
+        }
+        self.seen.push(x.value.id());
+        let own = flat.try_reshape_like(&x.shape()).map_err(Error::of)?;
+        self.trace = std::mem::take(&mut self.trace).or(&x.trace());
+        if let Some(slot) = x.slot() {
+            let (ghost, length) = (own.ghost(), (x.count(),));
+            let read: ReadGradient<D> = Box::new(move |gradients| {
+                gradients.get_or_alloc_mut(&ghost)?;
+                gradients.get(&ghost).try_reshape_like(&length)
+            });
+            self.inputs.push((slot, read));
+        }
+        Ok(own.put_tape(self.tape.clone()))
+    }
+
+    /// The result of the definition as a variable.
+    pub(super) fn finish<S: Shape>(self, result: Made<Defined<S, D>, D>) -> Outcome<Variable<S>> {
+        let result = result.map_err(Error::of)?;
+        let shape = *result.shape();
+        let length = (shape.num_elements(),);
+        let flat = result.try_reshape_like(&length).map_err(Error::of)?;
+        let (plain, tape) = flat.split_tape();
+        let value = Tensor::of(D::storage(plain.clone(), &self.device), shape);
+        let slot = Slot::new(length.0);
+        let Call {
+            inputs,
+            trace,
+            device,
+            ..
+        } = self;
+        if trace.is_on() {
+            let own = slot.clone();
+            trace.record(move || {
+                let Some(upstream) = own.take_storage() else {
+                    return Ok(());
+                };
+                let upstream = D::flat(&upstream)?;
+                let weighted = plain.put_tape(tape).try_mul(upstream);
+                let sum = weighted.and_then(SumTo::try_sum::<(), Axis<0>>);
+                let gradients = sum.and_then(Recorder::backward);
+                let mut gradients = gradients.map_err(Error::of)?;
+                for (slot, read) in inputs {
+                    let gradient = read(&mut gradients).map_err(Error::of)?;
+                    slot.add_storage(D::storage(gradient, &device))?;
+                }
+                Ok(())
+            });
+        }
+        Ok(Variable::result(value, trace, slot))
+    }
+}
+
+/// What a definition is called with.
+pub(super) trait Input {
+    /// The same as dfdx has it.
+    type On<D: Home>;
+    fn on<D: Home>(self, call: &mut Call<D>) -> Outcome<Self::On<D>>;
+}
+
+impl<S: Shape> Input for &Variable<S> {
+    type On<D: Home> = Defined<S, D>;
+
+    fn on<D: Home>(self, call: &mut Call<D>) -> Outcome<Defined<S, D>> {
+        call.input(self)
+    }
+}
+
+impl<T: Input> Input for Option<T> {
+    type On<D: Home> = Option<T::On<D>>;
+
+    fn on<D: Home>(self, call: &mut Call<D>) -> Outcome<Option<T::On<D>>> {
+        self.map(|input| input.on(call)).transpose()
+    }
+}
+
+impl<S: Shape> Input for &[Variable<S>] {
+    type On<D: Home> = Vec<Defined<S, D>>;
+
+    fn on<D: Home>(self, call: &mut Call<D>) -> Outcome<Vec<Defined<S, D>>> {
+        self.iter().map(|input| call.input(input)).collect()
+    }
+}
+
+/// Runs a definition on the device of its inputs: `define!(x.device(), |x, bias| definition::add(&x, &bias))`.
+macro_rules! define {
+    ($device:expr, |$($input:ident),+| $definition:expr) => {
+        match &$device {
+            device @ (Device::Cpu | Device::DfdxCpu) => {
+                define!(dfdx::tensor::Cpu, device, |$($input),+| $definition)
+            }
+            #[cfg(feature = "dfdx-cuda")]
+            device @ Device::DfdxCuda(_) => {
+                define!(dfdx::tensor::Cuda, device, |$($input),+| $definition)
+            }
+        }
+    };
+    ($home:ty, $device:expr, |$($input:ident),+| $definition:expr) => {{
+        let mut call = $crate::engine::definition::Call::<$home>::new($device);
+        $(let $input = $crate::engine::definition::Input::on($input, &mut call)?;)+
+        call.finish($definition)
+    }};
+}
+pub(super) use define;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::backward;
+
+    /// dfdx's softmax begins with a tape of its own half-way. `Σ g ⊙ softmax(x)` has the gradient
+    /// `s ⊙ (g − Σ g ⊙ s)`.
+    #[test]
+    fn tapes_that_dfdx_begins_half_way_are_joined() {
+        let x = Tensor::new(&Device::Cpu, vec![0.3, -1.2, 0.9], (1, 3)).unwrap();
+        let trace = Trace::new();
+        let traced = x.on(&trace);
+        let y = |x: &Variable<(usize, usize)>| -> Outcome<Variable<(usize, usize)>> {
+            define!(x.device(), |x| x.try_softmax::<dfdx::shapes::Axis<1>>())
         };
-        let zeros = Storage::<f32>::try_alloc_len(&device, length)?;
-        add.try_update(&mut flow, gradients.get_or_alloc_mut(&x_slot)?, &zeros)
-    });
-    Ok(product.put_tape(trace))
-}
-
-/// See [`Backend::layer_norm`].
-pub fn layer_norm<D: Backend>(
-    x: &Matrix<D>,
-    weight: &Vector<D>,
-    bias: &Vector<D>,
-    epsilon: f32,
-) -> Outcome<Matrix<D>, D> {
-    let shape = *x.shape();
-    let mean = x.clone().try_mean::<_, Axis<1>>()?; // (rows)
-    let centered = x
-        .clone()
-        .try_sub(mean.try_broadcast_like::<_, Axis<1>>(&shape)?)?;
-    let variance = centered.clone().try_square()?.try_mean::<_, Axis<1>>()?; // (rows)
-    let inverse = variance.try_add(epsilon)?.try_sqrt()?.try_recip()?;
-    let normal = centered.try_mul(inverse.try_broadcast_like::<_, Axis<1>>(&shape)?)?;
-    normal
-        .try_mul(weight.clone().try_broadcast_like::<_, Axis<0>>(&shape)?)?
-        .try_add(bias.clone().try_broadcast_like::<_, Axis<0>>(&shape)?)
-}
-
-/// See [`Backend::rms_norm`].
-pub fn rms_norm<D: Backend>(
-    x: &Matrix<D>,
-    weight: &Vector<D>,
-    epsilon: f32,
-) -> Outcome<Matrix<D>, D> {
-    let shape = *x.shape();
-    let square = x.clone().try_square()?.try_mean::<_, Axis<1>>()?; // (rows)
-    let inverse = square.try_add(epsilon)?.try_sqrt()?.try_recip()?;
-    x.clone()
-        .try_mul(inverse.try_broadcast_like::<_, Axis<1>>(&shape)?)?
-        .try_mul(weight.clone().try_broadcast_like::<_, Axis<0>>(&shape)?)
-}
-
-/// See [`Backend::rotary`]: `x ⊙ cos + rotate_half(x) ⊙ sin`, where a matrix rotates the halves of every head.
-pub fn rotary<D: Backend>(
-    x: &Matrix<D>,
-    positions: &[usize],
-    angles: &Angles,
-) -> Outcome<Matrix<D>, D> {
-    let (shape, width) = (*x.shape(), angles.width());
-    assert_eq!(shape.0, positions.len(), "rotary: a position for each row");
-    assert_eq!(
-        shape.1 % width,
-        0,
-        "rotary: heads do not divide the columns"
-    );
-    let heads = (shape.0 * (shape.1 / width), width);
-    let table = |part: fn(&(f32, f32)) -> f32| {
-        let rows = positions.iter().flat_map(|&position| {
-            let half = angles.at(position).iter().map(part);
-            let both: Vec<f32> = half.clone().chain(half).collect();
-            std::iter::repeat_n(both, shape.1 / width).flatten()
-        });
-        x.device().try_tensor_from_vec(rows.collect(), heads)
-    };
-    let (cosines, sines) = (table(|turn| turn.0)?, table(|turn| turn.1)?);
-    let pairs = width / 2;
-    let half_turn = (0..width * width).map(|i| match (i / width, i % width) {
-        (from, to) if from == to + pairs => -1.0,
-        (from, to) if from + pairs == to => 1.0,
-        _ => 0.0,
-    });
-    let half_turn = half_turn.collect();
-    let half_turn = x.device().try_tensor_from_vec(half_turn, (width, width))?;
-    let x = x.clone().try_reshape_like(&heads)?;
-    let turned = x.clone().try_matmul(half_turn)?.try_mul(sines)?;
-    x.try_mul(cosines)?
-        .try_add(turned)?
-        .try_reshape_like(&shape)
-}
-
-/// See [`Backend::activate`].
-pub fn activate<D: Backend>(x: &Matrix<D>, activation: Activation) -> Outcome<Matrix<D>, D> {
-    match activation {
-        Activation::Gelu => gelu(x),
-        Activation::GeluTanh => {
-            let cube = x.clone().try_powi(3)?.try_mul(0.044715f32)?;
-            let inner = cube.try_add(x.clone())?.try_mul(0.797_884_6f32)?; // √(2/π)
-            inner
-                .try_tanh()?
-                .try_add(1.0f32)?
-                .try_mul(0.5f32)?
-                .try_mul(x.clone())
+        let g = [2.0, -1.0, 0.5];
+        let factors = Tensor::new(&Device::Cpu, g.to_vec(), (1, 3)).unwrap();
+        let softmax = y(&traced).unwrap();
+        let s = softmax.read();
+        let sum = crate::engine::ops::multiply(&softmax, &factors.constant()).unwrap();
+        let gradient = backward(sum).unwrap().take(&x);
+        let along: f32 = s.iter().zip(g).map(|(s, g)| s * g).sum();
+        for (i, found) in gradient.iter().enumerate() {
+            assert!((found - s[i] * (g[i] - along)).abs() < 1e-6, "{gradient:?}");
         }
-        Activation::Relu => x.clone().try_relu(),
-        Activation::Swish => x.clone().try_sigmoid()?.try_mul(x.clone()),
-        Activation::Tanh => x.clone().try_tanh(),
-        Activation::Sigmoid => x.clone().try_sigmoid(),
     }
-}
-
-/// `x Φ(x) = max(x, 0) − ½ |x| erfc(|x| / √2)`, with erfc by Abramowitz and Stegun 7.1.26
-/// (absolute error 1.5e-7), and max(x, 0) as ½ (x + |x|): dfdx takes the derivatives of `relu` and `abs` at 0
-/// as 0, so this one has Φ(0) = ½ there. dfdx's own `accurate_gelu` has a wrong derivative.
-fn gelu<D: Backend>(x: &Matrix<D>) -> Outcome<Matrix<D>, D> {
-    let [p, a] = ERFC;
-    let size = x.clone().try_abs()?;
-    let z = size.clone().try_mul(std::f32::consts::FRAC_1_SQRT_2)?;
-    let t = z.clone().try_mul(p[0])?.try_add(1.0f32)?.try_recip()?;
-    let mut polynomial = t.clone().try_mul(a[4])?.try_add(a[3])?;
-    for coefficient in [a[2], a[1], a[0]] {
-        polynomial = polynomial.try_mul(t.clone())?.try_add(coefficient)?;
-    }
-    let gauss = z.try_square()?.try_negate()?.try_exp()?;
-    let erfc = polynomial.try_mul(t)?.try_mul(gauss)?;
-    let tail = erfc.try_mul(size.clone())?.try_mul(0.5f32)?;
-    let positive_part = size.try_add(x.clone())?.try_mul(0.5f32)?;
-    positive_part.try_sub(tail)
-}
-
-/// Abramowitz and Stegun 7.1.26: p, and the polynomial's coefficients a₁ … a₅.
-pub(super) const ERFC: [[f32; 5]; 2] = [
-    [0.327_591_1, 0.0, 0.0, 0.0, 0.0],
-    [
-        0.254_829_6,
-        -0.284_496_72,
-        1.421_413_8,
-        -1.453_152_1,
-        1.061_405_4,
-    ],
-];
-
-/// See [`Backend::dropout`].
-pub fn dropout<D: Backend>(
-    x: &Matrix<D>,
-    layout: &Layout,
-    dropout: Dropout,
-) -> Outcome<Matrix<D>, D> {
-    let shape = *x.shape();
-    let factors = layout.dropout_factors(dropout, shape.1);
-    x.clone()
-        .try_mul(x.device().try_tensor_from_vec(factors, shape)?)
-}
-
-/// See [`Backend::select_rows`].
-pub fn select_rows<D: Backend>(table: &Matrix<D>, indices: &[usize]) -> Outcome<Matrix<D>, D> {
-    let device = table.device().clone();
-    let indices = device.try_tensor_from_vec(indices.to_vec(), (indices.len(),))?;
-    table.clone().try_gather(indices)
-}
-
-/// See [`Backend::columns`]: rows of the transpose. dfdx's own `slice` would overwrite what else flows back into
-/// `x`, where it has to add to it.
-pub fn columns<D: Backend>(x: &Matrix<D>, range: std::ops::Range<usize>) -> Outcome<Matrix<D>, D> {
-    let shape = (x.shape().0, range.len());
-    let transposed = x.clone().try_permute::<_, Axes2<1, 0>>()?;
-    select_rows(&transposed, &range.collect::<Vec<_>>())?
-        .try_permute::<_, Axes2<1, 0>>()?
-        .try_reshape_like(&shape)
-}
-
-/// See [`Backend::join_columns`]: the parts' transposes are stacked, and the whole is transposed.
-pub fn join_columns<D: Backend>(parts: &[Matrix<D>]) -> Outcome<Matrix<D>, D> {
-    let transposed = |part: &Matrix<D>| part.clone().try_permute::<_, Axes2<1, 0>>();
-    let (first, rest) = parts.split_first().expect("there is a part to join");
-    let mut joined = transposed(first)?;
-    for part in rest {
-        joined = (joined, transposed(part)?).try_concat_along(Axis::<0>)?;
-    }
-    let shape = (joined.shape().1, joined.shape().0);
-    joined
-        .try_permute::<_, Axes2<1, 0>>()?
-        .try_reshape_like(&shape)
-}
-
-/// See [`Backend::join_rows`].
-pub fn join_rows<D: Backend>(parts: &[Matrix<D>]) -> Outcome<Matrix<D>, D> {
-    let (first, rest) = parts.split_first().expect("there is a part to join");
-    let mut joined = first.clone();
-    for part in rest {
-        joined = (joined, part.clone()).try_concat_along(Axis::<0>)?;
-    }
-    Ok(joined)
-}
-
-/// See [`Backend::matmul`].
-pub fn matmul<D: Backend>(x: &Matrix<D>, y: &Matrix<D>) -> Outcome<Matrix<D>, D> {
-    assert_eq!(x.shape().1, y.shape().0, "matmul: shapes disagree");
-    x.clone().try_matmul(y.clone())
-}
-
-/// See [`Backend::multiply`].
-pub fn multiply<D: Backend>(x: &Matrix<D>, y: &Matrix<D>) -> Outcome<Matrix<D>, D> {
-    assert_eq!(x.shape(), y.shape(), "multiply: shapes disagree");
-    x.clone().try_mul(y.clone())
-}
-
-/// See [`Backend::scale_columns`].
-pub fn scale_columns<D: Backend>(x: &Matrix<D>, factors: &Vector<D>) -> Outcome<Matrix<D>, D> {
-    let shape = *x.shape();
-    assert_eq!(shape.1, factors.shape().0, "scale columns: shapes disagree");
-    let factors = factors.clone().try_broadcast_like::<_, Axis<0>>(&shape)?;
-    x.clone().try_mul(factors)
-}
-
-/// See [`Backend::add_row`].
-pub fn add_row<D: Backend>(x: &Matrix<D>, row: &Vector<D>) -> Outcome<Matrix<D>, D> {
-    let shape = *x.shape();
-    assert_eq!(shape.1, row.shape().0, "add row: shapes disagree");
-    let row = row.clone().try_broadcast_like::<_, Axis<0>>(&shape)?;
-    x.clone().try_add(row)
-}
-
-/// See [`Backend::kronecker`]: an outer product of all elements, put in order.
-pub fn kronecker<D: Backend>(x: &Matrix<D>, y: &Matrix<D>) -> Outcome<Matrix<D>, D> {
-    let ((l, m), (k, n)) = (*x.shape(), *y.shape());
-    let column = x.clone().try_reshape_like(&(l * m, 1))?;
-    let row = y.clone().try_reshape_like(&(1, k * n))?;
-    column
-        .try_matmul(row)? // (l m, k n)
-        .try_reshape_like(&(l, m, k, n))?
-        .try_permute::<_, Axes4<0, 2, 1, 3>>()? // (l, k, m, n)
-        .try_reshape_like(&(l * k, m * n))
-}
-
-/// See [`Backend::project`]: all blocks at once, H as a matrix.
-pub fn project<D: Backend>(
-    z: &Matrix<D>,
-    projection: Fastfood,
-    shape: (usize, usize),
-) -> Outcome<Matrix<D>, D> {
-    assert_eq!(
-        z.shape(),
-        &(1, projection.dimension),
-        "project: shapes disagree"
-    );
-    assert_eq!(
-        shape.0 * shape.1,
-        projection.length,
-        "project: shapes disagree"
-    );
-    let device = z.device().clone();
-    let width = projection.width();
-    let (mut signs, mut order, mut gaussians) = (Vec::new(), Vec::new(), Vec::new());
-    for (number, block) in projection.blocks().enumerate() {
-        signs.extend(block.signs);
-        order.extend(block.order.into_iter().map(|from| number * width + from));
-        gaussians.extend(block.gaussians);
-    }
-    let blocks = (signs.len() / width, width);
-    let all = |rows: Matrix<D>| rows.try_reshape_like(&(blocks.0 * width, 1));
-    let hadamard = (0..width * width).map(|i| match ((i / width) & (i % width)).count_ones() % 2 {
-        0 => 1.0,
-        _ => -1.0,
-    });
-    let hadamard = device.try_tensor_from_vec(hadamard.collect(), (width, width))?;
-    let padded = match width - projection.dimension {
-        0 => z.clone(),
-        more => {
-            let zeros = device.try_tensor_from_vec(vec![0.0; more], (1, more))?;
-            join_columns(&[z.clone(), zeros.put_tape(super::Trace::off())])?
-        }
-    };
-    let mixed = select_rows(&padded, &vec![0; blocks.0])?
-        .try_mul(device.try_tensor_from_vec(signs, blocks)?)?
-        .try_matmul(hadamard.clone())?; // blocks
-    let projected = select_rows(&all(mixed)?, &order)?
-        .try_reshape_like(&blocks)?
-        .try_mul(device.try_tensor_from_vec(gaussians, blocks)?)?
-        .try_matmul(hadamard)?; // blocks
-    let kept: Vec<usize> = (0..projection.length).collect();
-    select_rows(&all(projected)?, &kept)?.try_reshape_like(&shape)
-}
-
-/// See [`Backend::row_norms`].
-pub fn row_norms<D: Backend>(x: &Matrix<D>) -> Outcome<Vector<D>, D> {
-    let (x, _) = x.clone().split_tape();
-    let norms = x.try_square()?.try_sum::<(usize,), Axis<1>>()?.try_sqrt()?;
-    Ok(norms.put_tape(super::Trace::off()))
-}
-
-/// See [`Backend::add`].
-pub fn add<D: Backend>(x: &Matrix<D>, y: &Matrix<D>) -> Outcome<Matrix<D>, D> {
-    assert_eq!(x.shape(), y.shape(), "add: shapes disagree");
-    x.clone().try_add(y.clone())
-}
-
-/// See [`Backend::scale`].
-pub fn scale<D: Backend>(x: &Matrix<D>, factor: f32) -> Outcome<Matrix<D>, D> {
-    x.clone().try_mul(factor)
-}
-
-/// See [`Backend::cross_entropy`].
-pub fn cross_entropy<D: Backend>(
-    logits: &Matrix<D>,
-    labels: &[usize],
-    total: usize,
-) -> Outcome<Scalar<D>, D> {
-    let (rows, classes) = *logits.shape();
-    assert_eq!(
-        rows,
-        labels.len(),
-        "cross entropy: logits and labels disagree"
-    );
-    let device = logits.device().clone();
-    let (values, trace) = logits.clone().split_tape();
-    let highest = values.clone().try_max::<(usize,), Axis<1>>()?;
-    let shifted = values
-        .put_tape(trace)
-        .try_sub(highest.try_broadcast_like::<_, Axis<1>>(&(rows, classes))?)?;
-    let log_sum = shifted
-        .clone()
-        .try_exp()?
-        .try_sum::<(usize,), Axis<1>>()?
-        .try_ln()?;
-    let mut one_hot = vec![0.0; rows * classes];
-    for (row, &label) in labels.iter().enumerate() {
-        one_hot[row * classes + label] = 1.0;
-    }
-    let one_hot = device.try_tensor_from_vec(one_hot, (rows, classes))?;
-    let chosen = shifted.try_mul(one_hot)?.try_sum::<(usize,), Axis<1>>()?;
-    log_sum
-        .try_sub(chosen)?
-        .try_sum()?
-        .try_mul(1.0 / total as f32)
-}
-
-/// See [`Backend::squared_error`].
-pub fn squared_error<D: Backend>(
-    predicted: &Matrix<D>,
-    targets: &[f32],
-    total: usize,
-) -> Outcome<Scalar<D>, D> {
-    let shape = *predicted.shape();
-    assert_eq!(
-        shape,
-        (targets.len(), 1),
-        "squared error: one column expected"
-    );
-    let targets = predicted
-        .device()
-        .try_tensor_from_vec(targets.to_vec(), shape)?;
-    let difference = predicted.clone().try_sub(targets)?;
-    difference
-        .try_square()?
-        .try_sum()?
-        .try_mul(1.0 / total as f32)
 }

@@ -1,7 +1,5 @@
 //! Which rows of an activation make up which sequence.
 
-use super::noise::Noise;
-
 /// Activations are `(rows, hidden)`, with the sequences of a batch one after the other and no
 /// padding. Only embeddings, attention and dropout look at the layout.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,26 +65,4 @@ impl Layout {
         });
         rows.collect()
     }
-
-    /// The factors of a dropout over `(rows, columns)`: 0 or `1 / (1 - probability)`.
-    pub fn dropout_factors(&self, dropout: Dropout, columns: usize) -> Vec<f32> {
-        let mut factors = vec![0.0; self.rows() * columns];
-        for (index, range) in self.ranges().enumerate() {
-            let noise = Noise::new(self.key(index), dropout.site);
-            for (position, row) in range.enumerate() {
-                let factors = &mut factors[row * columns..(row + 1) * columns];
-                noise.dropout_row(position, dropout.probability, factors);
-            }
-        }
-        factors
-    }
-}
-
-/// One place in the graph where activations are dropped.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Dropout {
-    /// The probability with which an element becomes zero, in `[0, 1)`.
-    pub probability: f32,
-    /// A number of its own for each place, so that no two places share their noise.
-    pub site: u32,
 }

@@ -29,7 +29,9 @@ pub enum Op {
     Add,
     /// Products of activations, element by element.
     Multiply,
-    /// Rows and columns chosen, joined, scaled.
+    /// Products of two trained matrices.
+    Matmul,
+    /// Rows and columns chosen and joined.
     Rows,
     /// Losses.
     Loss,
@@ -39,7 +41,7 @@ pub enum Op {
 
 impl Op {
     /// All of them, in the order of a table.
-    pub const ALL: [Op; 12] = [
+    pub const ALL: [Op; 13] = [
         Op::Linear,
         Op::LowRank,
         Op::Attention,
@@ -49,6 +51,7 @@ impl Op {
         Op::Dropout,
         Op::Add,
         Op::Multiply,
+        Op::Matmul,
         Op::Rows,
         Op::Loss,
         Op::Projection,
@@ -66,6 +69,7 @@ impl Op {
             Op::Dropout => "dropout",
             Op::Add => "add",
             Op::Multiply => "multiply",
+            Op::Matmul => "matmul",
             Op::Rows => "rows",
             Op::Loss => "loss",
             Op::Projection => "projection",

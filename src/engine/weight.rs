@@ -4,20 +4,19 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-use dfdx::prelude::{HasShape, PutTape, SplitTape, Tensor};
-
-use super::{Backend, Matrix, Trace};
+use super::cpu::products::Prepared;
+use super::gradient::Slot;
+use super::{Device, Matrix, Outcome, Tensor, Trace};
 
 /// A weight `(out, in)`, and what the device keeps beside it to multiply faster.
-pub struct Weight<D: Backend> {
-    /// Its elements.
-    pub elements: Elements<D>,
+pub struct Weight {
+    pub(super) elements: Elements,
     /// Where what is computed with it is recorded: off while it is frozen.
-    pub trace: Trace<D>,
-    /// Made from the same elements.
-    pub prepared: Arc<D::Prepared>,
-    /// How it is multiplied while it is frozen.
-    pub precision: Precision,
+    pub(super) trace: Trace,
+    /// Where its gradient belongs, where it has one.
+    pub(super) slot: Option<Slot>,
+    pub(super) prepared: Arc<Prepared>,
+    pub(super) precision: Precision,
 }
 
 /// How products with a frozen weight are computed. Sums, and all else, are in f32.
@@ -31,57 +30,77 @@ pub enum Precision {
     Bf16,
 }
 
-impl<D: Backend> Weight<D> {
+impl Weight {
+    /// A parameter on a tape, with what was prepared of the same elements.
+    pub fn new(elements: &Elements, prepared: &Arc<Prepared>, trace: &Trace) -> Self {
+        let slot = match elements {
+            Elements::Held(tensor) => tensor.on(trace).slot(),
+            Elements::Stored(_) => None,
+        };
+        Weight {
+            elements: elements.clone(),
+            trace: trace.clone(),
+            slot,
+            prepared: prepared.clone(),
+            precision: Precision::F32,
+        }
+    }
+
+    /// Multiplied in this precision while it is frozen.
+    pub fn in_precision(self, precision: Precision) -> Self {
+        Weight { precision, ..self }
+    }
+
     /// `(out, in)`
     pub fn shape(&self) -> (usize, usize) {
         self.elements.shape()
+    }
+
+    /// Whether it gets a gradient.
+    pub fn is_traced(&self) -> bool {
+        self.trace.is_on()
     }
 
     /// The weight as a tensor, which stays in memory from then on.
     ///
     /// # Errors
     /// What the device reports.
-    pub fn matrix(&self) -> Result<Matrix<D>, D::Err> {
-        Ok(self.elements.tensor()?.put_tape(self.trace.clone()))
+    pub fn matrix(&self) -> Outcome<Matrix> {
+        let tensor = self.elements.tensor()?;
+        Ok(match &self.slot {
+            Some(slot) => Matrix::result(tensor, self.trace.clone(), slot.clone()),
+            None => tensor.constant(),
+        })
     }
 }
 
-impl<D: Backend> From<Matrix<D>> for Weight<D> {
-    fn from(matrix: Matrix<D>) -> Self {
-        let (tensor, trace) = matrix.split_tape();
+impl From<Matrix> for Weight {
+    fn from(matrix: Matrix) -> Self {
+        let (tensor, trace, slot) = matrix.split();
         Weight {
             elements: Elements::Held(tensor),
             trace,
+            slot,
             prepared: Arc::default(),
             precision: Precision::F32,
         }
     }
 }
 
-type Plain<D> = Tensor<(usize, usize), f32, D>;
-
 /// The elements of a weight `(out, in)`.
-pub enum Elements<D: Backend> {
+#[derive(Clone)]
+pub enum Elements {
     /// On the device.
-    Held(Plain<D>),
+    Held(Tensor<(usize, usize)>),
     /// Elsewhere; they never change.
-    Stored(Arc<Stored<D>>),
+    Stored(Arc<Stored>),
 }
 
-impl<D: Backend> Clone for Elements<D> {
-    fn clone(&self) -> Self {
-        match self {
-            Elements::Held(tensor) => Elements::Held(tensor.clone()),
-            Elements::Stored(stored) => Elements::Stored(stored.clone()),
-        }
-    }
-}
-
-impl<D: Backend> Elements<D> {
+impl Elements {
     /// `(out, in)`
     pub fn shape(&self) -> (usize, usize) {
         match self {
-            Elements::Held(tensor) => *tensor.shape(),
+            Elements::Held(tensor) => tensor.shape(),
             Elements::Stored(stored) => stored.shape,
         }
     }
@@ -90,7 +109,7 @@ impl<D: Backend> Elements<D> {
     ///
     /// # Errors
     /// What the device reports.
-    pub fn tensor(&self) -> Result<Plain<D>, D::Err> {
+    pub fn tensor(&self) -> Outcome<Tensor<(usize, usize)>> {
         match self {
             Elements::Held(tensor) => Ok(tensor.clone()),
             Elements::Stored(stored) => stored.tensor(),
@@ -101,7 +120,7 @@ impl<D: Backend> Elements<D> {
     ///
     /// # Errors
     /// What the device reports.
-    pub fn held(&mut self) -> Result<&mut Plain<D>, D::Err> {
+    pub fn held(&mut self) -> Outcome<&mut Tensor<(usize, usize)>> {
         if let Elements::Stored(stored) = self {
             *self = Elements::Held(stored.read()?);
         }
@@ -127,16 +146,16 @@ pub trait WeightSource: Send + Sync {
 }
 
 /// A weight that is read from a [`WeightSource`] when it is asked for.
-pub struct Stored<D: Backend> {
+pub struct Stored {
     source: Box<dyn WeightSource>,
     shape: (usize, usize),
-    device: D,
-    tensor: OnceLock<Plain<D>>,
+    device: Device,
+    tensor: OnceLock<Tensor<(usize, usize)>>,
 }
 
-impl<D: Backend> Stored<D> {
+impl Stored {
     /// A weight of `shape`, for a device.
-    pub fn new(source: Box<dyn WeightSource>, shape: (usize, usize), device: D) -> Self {
+    pub fn new(source: Box<dyn WeightSource>, shape: (usize, usize), device: Device) -> Self {
         assert_eq!(
             source.count(),
             shape.0 * shape.1,
@@ -150,12 +169,22 @@ impl<D: Backend> Stored<D> {
         }
     }
 
+    /// `(out, in)`
+    pub(super) fn shape(&self) -> (usize, usize) {
+        self.shape
+    }
+
+    /// The device that it is for.
+    pub(super) fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// Where the elements lie.
     pub fn source(&self) -> &dyn WeightSource {
         &*self.source
     }
 
-    fn tensor(&self) -> Result<Plain<D>, D::Err> {
+    fn tensor(&self) -> Outcome<Tensor<(usize, usize)>> {
         if let Some(tensor) = self.tensor.get() {
             return Ok(tensor.clone());
         }
@@ -163,9 +192,9 @@ impl<D: Backend> Stored<D> {
         Ok(self.tensor.get_or_init(|| tensor).clone())
     }
 
-    fn read(&self) -> Result<Plain<D>, D::Err> {
+    fn read(&self) -> Outcome<Tensor<(usize, usize)>> {
         let elements = self.source.elements().into_owned();
         self.source.release();
-        self.device.try_tensor_from_vec(elements, self.shape)
+        Tensor::new(&self.device, elements, self.shape)
     }
 }

@@ -5,10 +5,9 @@ use std::collections::BTreeSet;
 use super::optimizations::absorbed_keys;
 use super::{Active, Graph, Placed, Value, LARGE};
 use crate::diagnostic::Problem;
-use crate::engine::Backend;
 use crate::plan::{Change, Plan};
 
-impl<D: Backend> Graph<D> {
+impl Graph {
     /// Puts in place what a stage has in place, and trains what it trains. For the index one past
     /// the last stage: what the last stage had, nothing trained.
     ///
@@ -76,6 +75,9 @@ impl<D: Backend> Graph<D> {
 
     /// The large matrices among what is trained that stand for weights where no method acts.
     fn deferred(&self, active: &Active) -> BTreeSet<String> {
+        if !self.device.defers_gradients() {
+            return BTreeSet::new();
+        }
         let is_free = |path: &str| {
             let module = path.rsplit_once('.').map_or(path, |(module, _)| module);
             !active.sites.contains_key(module)

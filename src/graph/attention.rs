@@ -1,23 +1,20 @@
 //! The attentions of a block: of its rows to themselves, and of a decoder's to what the encoder made.
 
-use dfdx::prelude::HasShape;
-
 use super::forward::Pass;
-use super::Outcome;
 use crate::backbone::{Positions, Stack};
-use crate::engine::{Attending, AttentionShape, Backend, Layout, Matrix};
+use crate::engine::{ops, Attending, AttentionShape, Layout, Matrix, Outcome};
 
-impl<D: Backend> Pass<'_, D> {
+impl Pass<'_> {
     /// Keys and values of the rows `x`, and queries of the rows `asking`, which come with their layout:
     /// `(asking, hidden)` → `(asking, heads · width)`. Scores are masked to what is before a row, and have a bias.
     pub(super) fn attention(
         &self,
         path: &str,
-        x: &Matrix<D>,
-        asking: (&Matrix<D>, &Layout),
+        x: &Matrix,
+        asking: (&Matrix, &Layout),
         attending: Attending,
-        (causal, bias): (bool, Option<&Matrix<D>>),
-    ) -> Outcome<Matrix<D>, D> {
+        (causal, bias): (bool, Option<&Matrix>),
+    ) -> Outcome<Matrix> {
         let attention = &self.graph.architecture.attention;
         let (asking, own) = asking;
         let project = |name: &str| self.linear(&format!("{path}.{name}"), x, attending.keys);
@@ -25,7 +22,7 @@ impl<D: Backend> Pass<'_, D> {
         let [q, k, v] = match self.graph.deltas_at(&fused).is_empty() {
             true => {
                 let q = self.linear(&format!("{path}.q"), asking, own)?;
-                let mixes = D::absorbs_keys()
+                let mixes = self.graph.device().absorbs_keys()
                     && self.graph.active.absorbs_keys[usize::from(self.is_training())];
                 if let (true, Some(rows)) = (mixes, attending.rows) {
                     return self.attend_absorbed(path, &q, x, attending.keys, (rows, causal));
@@ -36,7 +33,7 @@ impl<D: Backend> Pass<'_, D> {
                 let parts = [project("q")?, project("k")?, project("v")?];
                 let [q, k, v] = self.adapt_fused(&fused, x, parts, attending.keys)?;
                 match attending.rows {
-                    Some(rows) => [D::select_rows(&q, rows)?, k, v],
+                    Some(rows) => [ops::select_rows(&q, rows)?, k, v],
                     None => [q, k, v],
                 }
             }
@@ -51,34 +48,30 @@ impl<D: Backend> Pass<'_, D> {
             prefix,
         };
         let dropout = self.dropout(attention.dropout, path);
-        D::attention(&q, &k, &v, attending, shape, bias, dropout)
+        ops::attention(&q, &k, &v, attending, shape, bias, dropout)
     }
 
     /// Deltas on a weight that the checkpoint stores fused: they act on q, k and v side by side.
     fn adapt_fused(
         &self,
         path: &str,
-        x: &Matrix<D>,
-        parts: [Matrix<D>; 3],
+        x: &Matrix,
+        parts: [Matrix; 3],
         layout: &Layout,
-    ) -> Outcome<[Matrix<D>; 3], D> {
+    ) -> Outcome<[Matrix; 3]> {
         let hidden = parts[0].shape().1;
-        let joined = D::join_columns(&parts)?; // (rows, 3 hidden)
+        let joined = ops::join_columns(&parts)?; // (rows, 3 hidden)
         let joined = self.adapt(path, x, joined, layout, None)?;
         Ok([
-            D::columns(&joined, 0..hidden)?,
-            D::columns(&joined, hidden..2 * hidden)?,
-            D::columns(&joined, 2 * hidden..3 * hidden)?,
+            ops::columns(&joined, 0..hidden)?,
+            ops::columns(&joined, hidden..2 * hidden)?,
+            ops::columns(&joined, 2 * hidden..3 * hidden)?,
         ])
     }
 
     /// What is added to the scores of a stack's attentions by the distance of the key, where the family has such a
     /// bias: `(distances, heads)`, for as many as the longest sequence and the prefixes before it take.
-    pub(super) fn distance_bias(
-        &self,
-        stack: &Stack,
-        layout: &Layout,
-    ) -> Outcome<Option<Matrix<D>>, D> {
+    pub(super) fn distance_bias(&self, stack: &Stack, layout: &Layout) -> Outcome<Option<Matrix>> {
         let Positions::Distances(distances) = self.graph.architecture.positions else {
             return Ok(None);
         };

@@ -2,59 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use dfdx::prelude::Cpu;
 use rayon::prelude::*;
 
 use super::{device_problem, Batch, Graph};
 use crate::diagnostic::Problem;
 use crate::engine::cpu::{self, Semaphore};
-use crate::engine::{Backend, Deferred};
+use crate::engine::Deferred;
 use crate::plan::Machine;
-
-/// A device that can work on several groups of sequences. Its kernels are parallel by themselves,
-/// or the groups are: never both.
-pub trait Executor: Backend {
-    /// Applies `work` to every group and gives the results in order. At most `at_once` groups are begun until one
-    /// of them calls `work`'s last argument, or ends: then the next may begin.
-    fn map_groups<R: Send + Sync>(
-        graph: &Graph<Self>,
-        groups: &[Batch],
-        at_once: usize,
-        work: impl Fn(&Graph<Self>, &Batch, &mut dyn FnMut()) -> R + Sync,
-    ) -> Vec<R>;
-}
-
-impl Executor for Cpu {
-    fn map_groups<R: Send + Sync>(
-        graph: &Graph<Cpu>,
-        groups: &[Batch],
-        at_once: usize,
-        work: impl Fn(&Graph<Cpu>, &Batch, &mut dyn FnMut()) -> R + Sync,
-    ) -> Vec<R> {
-        cpu::map_groups(groups, at_once, |group, start_next| {
-            work(graph, group, start_next)
-        })
-    }
-}
-
-#[cfg(feature = "dfdx-cuda")]
-impl Executor for dfdx::tensor::Cuda {
-    fn map_groups<R: Send + Sync>(
-        graph: &Graph<Self>,
-        groups: &[Batch],
-        _at_once: usize,
-        work: impl Fn(&Graph<Self>, &Batch, &mut dyn FnMut()) -> R + Sync,
-    ) -> Vec<R> {
-        let groups = groups.iter();
-        groups.map(|group| work(graph, group, &mut || ())).collect()
-    }
-}
 
 /// This machine, with so many threads, as costs depend on it.
 pub fn this_machine(threads: usize) -> Machine {
     Machine {
         threads,
-        group_rows: Cpu::GROUP_ROWS,
+        group_rows: cpu::GROUP_ROWS,
         copies_of_a_weight: cpu::copies_of_a_weight,
     }
 }
@@ -65,7 +25,7 @@ const HELD_GRADIENTS: usize = 8 << 20;
 /// The loss of a batch and the gradient of everything trained, by key.
 pub type Gradients = (f32, BTreeMap<String, Vec<f32>>);
 
-impl<D: Executor> Graph<D> {
+impl Graph {
     /// The mean loss over the groups of a batch, and the gradients.
     ///
     /// # Errors
@@ -92,8 +52,8 @@ impl<D: Executor> Graph<D> {
         let layers = self.block_paths.len();
         let semaphore = Semaphore::new(at_once * layers + layers.div_ceil(4));
         for wave in groups.chunks(most) {
-            let results = D::map_groups(self, wave, at_once, |graph, group, start_next| {
-                let gradients = graph.group_gradients(group, &semaphore, start_next);
+            let results = self.device.map_groups(wave, at_once, |group, start_next| {
+                let gradients = self.group_gradients(group, &semaphore, start_next);
                 gradients.map_err(device_problem)
             });
             let mut parts: BTreeMap<String, Vec<Deferred>> = BTreeMap::new();
@@ -175,10 +135,10 @@ impl<D: Executor> Graph<D> {
         map: impl Fn(&Batch, Vec<f32>) -> R + Sync,
     ) -> Result<Vec<R>, Problem> {
         let at_once = rayon::current_num_threads();
-        let results = D::map_groups(self, groups, at_once, |graph, group, _| {
-            let logits = graph.inference().logits(group);
+        let results = self.device.map_groups(groups, at_once, |group, _| {
+            let logits = self.inference().logits(group);
             logits
-                .map(|logits| map(group, D::read(&logits)))
+                .map(|logits| map(group, logits.read()))
                 .map_err(device_problem)
         });
         results.into_iter().collect()

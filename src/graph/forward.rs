@@ -4,8 +4,6 @@ use std::cell::OnceCell;
 use std::ops::Range;
 use std::sync::Arc;
 
-use dfdx::prelude::{HasErr, HasShape, Tape};
-
 use super::optimizations::read_rows::{read_layout, read_rows};
 use super::rotary::positions;
 use super::{Batch, CachedActivations, Graph, Targets, Value};
@@ -13,29 +11,23 @@ use crate::backbone::family::Head;
 use crate::backbone::{FeedForwardKind, NormKind, Positions, Stack};
 use crate::engine::cpu::Semaphore;
 use crate::engine::{
-    with_trace, Angles, Attending, Backend, Dropout, Layout, Matrix, Precision, Scalar, Trace,
+    ops, Angles, Attending, Dropout, Layout, Matrix, Outcome, Precision, Scalar, Tensor, Trace,
     Vector, Weight,
 };
 
-type Outcome<T, D> = Result<T, <D as HasErr>::Err>;
-
 /// One forward pass. With a live trace, what is trained is recorded.
-pub struct Pass<'g, D: Backend> {
-    pub(super) graph: &'g Graph<D>,
-    trace: Trace<D>,
+pub struct Pass<'g> {
+    pub(super) graph: &'g Graph,
+    trace: Trace,
     /// In training, when dropout is active: how many blocks keep activations for the backward pass.
     semaphore: Option<Arc<Semaphore>>,
     /// Those of rotary embeddings, for the positions of this pass.
     pub(super) angles: OnceCell<Arc<Angles>>,
 }
 
-impl<'g, D: Backend> Pass<'g, D> {
+impl<'g> Pass<'g> {
     /// One with dropout, which records what is trained.
-    pub(super) fn training(
-        graph: &'g Graph<D>,
-        trace: Trace<D>,
-        semaphore: &Arc<Semaphore>,
-    ) -> Self {
+    pub(super) fn training(graph: &'g Graph, trace: Trace, semaphore: &Arc<Semaphore>) -> Self {
         Pass {
             graph,
             trace,
@@ -45,7 +37,7 @@ impl<'g, D: Backend> Pass<'g, D> {
     }
 
     /// One without.
-    pub(super) fn inference(graph: &'g Graph<D>) -> Self {
+    pub(super) fn inference(graph: &'g Graph) -> Self {
         Pass {
             graph,
             trace: Trace::off(),
@@ -63,12 +55,12 @@ impl<'g, D: Backend> Pass<'g, D> {
     ///
     /// # Errors
     /// What the device reports.
-    pub fn loss(&self, batch: &Batch) -> Outcome<Scalar<D>, D> {
+    pub fn loss(&self, batch: &Batch) -> Outcome<Scalar> {
         let logits = self.logits(batch)?;
         match &batch.targets {
-            Targets::Classes(labels) => D::cross_entropy(&logits, labels, batch.total),
-            Targets::Numbers(numbers) => D::squared_error(&logits, numbers, batch.total),
-            Targets::Tokens { tokens, .. } => D::cross_entropy(&logits, tokens, batch.total),
+            Targets::Classes(labels) => ops::cross_entropy(&logits, labels, batch.total),
+            Targets::Numbers(numbers) => ops::squared_error(&logits, numbers, batch.total),
+            Targets::Tokens { tokens, .. } => ops::cross_entropy(&logits, tokens, batch.total),
             Targets::None => unreachable!("a loss is only asked for where targets are known"),
         }
     }
@@ -77,20 +69,15 @@ impl<'g, D: Backend> Pass<'g, D> {
     ///
     /// # Errors
     /// What the device reports.
-    pub fn logits(&self, batch: &Batch) -> Outcome<Matrix<D>, D> {
+    pub fn logits(&self, batch: &Batch) -> Outcome<Matrix> {
         let head = self.head();
         let encoded = self.encode(batch)?;
         let (x, layout, first) = match &batch.cached {
             Some(cached) => {
                 let hidden = self.graph.config.hidden;
                 let shape = (cached.rows.len() / hidden, hidden);
-                let device = self.graph.device();
-                let x = device.try_tensor_from_vec(cached.rows.clone(), shape)?;
-                (
-                    with_trace(&x, &Trace::off()),
-                    cached.layout.clone(),
-                    cached.block,
-                )
+                let x = Tensor::new(self.graph.device(), cached.rows.clone(), shape)?;
+                (x.constant(), cached.layout.clone(), cached.block)
             }
             None => {
                 let (x, layout) = self.embed_last(batch)?;
@@ -111,7 +98,7 @@ impl<'g, D: Backend> Pass<'g, D> {
     }
 
     /// What the encoder makes of a batch, where the backbone has one, and its layout.
-    fn encode(&self, batch: &Batch) -> Outcome<Option<(Matrix<D>, Layout)>, D> {
+    fn encode(&self, batch: &Batch) -> Outcome<Option<(Matrix, Layout)>> {
         let [encoder, _] = self.graph.architecture.stacks.as_slice() else {
             return Ok(None);
         };
@@ -122,7 +109,7 @@ impl<'g, D: Backend> Pass<'g, D> {
     }
 
     /// What the last stack begins with: the embeddings of the text, or of what the decoder reads.
-    fn embed_last(&self, batch: &Batch) -> Outcome<(Matrix<D>, Layout), D> {
+    fn embed_last(&self, batch: &Batch) -> Outcome<(Matrix, Layout)> {
         let Some(decoder) = &batch.decoder else {
             return self.embed(batch);
         };
@@ -137,7 +124,7 @@ impl<'g, D: Backend> Pass<'g, D> {
     ///
     /// # Errors
     /// What the device reports.
-    pub fn below(&self, batch: &Batch, block: usize) -> Outcome<CachedActivations, D> {
+    pub fn below(&self, batch: &Batch, block: usize) -> Outcome<CachedActivations> {
         let (x, layout) = self.embed(batch)?;
         let rows = read_rows(self.head(), batch, &layout);
         let x = self.blocks(0..block, x, &layout, Some(&rows), None)?;
@@ -148,7 +135,7 @@ impl<'g, D: Backend> Pass<'g, D> {
         };
         Ok(CachedActivations {
             block,
-            rows: D::read(&x),
+            rows: x.read(),
             counts: layout.ranges().map(count).collect(),
             layout,
         })
@@ -164,7 +151,7 @@ impl<'g, D: Backend> Pass<'g, D> {
     ///
     /// # Errors
     /// What the device reports.
-    pub fn hidden(&self, batch: &Batch) -> Outcome<Matrix<D>, D> {
+    pub fn hidden(&self, batch: &Batch) -> Outcome<Matrix> {
         let encoded = self.encode(batch)?;
         let (x, layout) = self.embed_last(batch)?;
         let stack = self.last_stack();
@@ -176,7 +163,7 @@ impl<'g, D: Backend> Pass<'g, D> {
     ///
     /// # Errors
     /// What the device reports.
-    pub fn encoded(&self, batch: &Batch) -> Outcome<Option<Matrix<D>>, D> {
+    pub fn encoded(&self, batch: &Batch) -> Outcome<Option<Matrix>> {
         Ok(self.encode(batch)?.map(|(x, _)| x))
     }
 
@@ -185,11 +172,11 @@ impl<'g, D: Backend> Pass<'g, D> {
     fn blocks(
         &self,
         range: Range<usize>,
-        mut x: Matrix<D>,
+        mut x: Matrix,
         layout: &Layout,
         read: Option<&[usize]>,
-        encoded: Option<&(Matrix<D>, Layout)>,
-    ) -> Outcome<Matrix<D>, D> {
+        encoded: Option<&(Matrix, Layout)>,
+    ) -> Outcome<Matrix> {
         let count = self.graph.block_paths.len();
         // A gate reads all rows of a sequence.
         let (early, late) = match self.graph.is_gated(count - 1) {
@@ -203,7 +190,7 @@ impl<'g, D: Backend> Pass<'g, D> {
         for block in range.clone() {
             if let Some(semaphore) = &self.semaphore {
                 let permit = semaphore.acquire();
-                self.trace.clone().add_backward_op(move |_| {
+                self.trace.record(move || {
                     drop(permit);
                     Ok(())
                 });
@@ -218,13 +205,13 @@ impl<'g, D: Backend> Pass<'g, D> {
             x = self.block(&self.graph.block_paths[block], x, &rows)?;
         }
         match late {
-            Some(rows) if !range.is_empty() && range.end == count => D::select_rows(&x, rows),
+            Some(rows) if !range.is_empty() && range.end == count => ops::select_rows(&x, rows),
             _ => Ok(x),
         }
     }
 
     /// The norm behind the last block of a stack, where the family has one, and the dropout behind it.
-    fn last_norm(&self, stack: &Stack, x: Matrix<D>, layout: &Layout) -> Outcome<Matrix<D>, D> {
+    fn last_norm(&self, stack: &Stack, x: Matrix, layout: &Layout) -> Outcome<Matrix> {
         let path = format!("{}norm", stack.path);
         let x = match self.graph.pre_norm() {
             true => self.norm(&path, &x)?,
@@ -234,7 +221,7 @@ impl<'g, D: Backend> Pass<'g, D> {
     }
 
     /// The embeddings of a batch, with prompts before or in every sequence, and their layout.
-    fn embed(&self, batch: &Batch) -> Outcome<(Matrix<D>, Layout), D> {
+    fn embed(&self, batch: &Batch) -> Outcome<(Matrix, Layout)> {
         let config = &self.graph.config;
         let mut layout = batch.layout.clone();
         let mut x = self.look_up("embeddings.word", &batch.tokens, &layout)?;
@@ -242,20 +229,20 @@ impl<'g, D: Backend> Pass<'g, D> {
         if let Some(prompt) = self.prompts(&layout)? {
             let before = prompt.shape().0;
             let rows = layout.extended_rows(before, &batch.soft);
-            x = D::select_rows(&D::join_rows(&[prompt, x])?, &rows)?;
+            x = ops::select_rows(&ops::join_rows(&[prompt, x])?, &rows)?;
             let type_of = |row: usize| row.checked_sub(before).map_or(0, |row| types[row]);
             types = rows.into_iter().map(type_of).collect();
             layout = layout.extended(before);
         }
         if config.types > 0 {
-            x = D::add(x, &self.look_up("embeddings.type", &types, &layout)?)?;
+            x = ops::add(x, &self.look_up("embeddings.type", &types, &layout)?)?;
         }
         if let Positions::Learned { first } = self.graph.architecture.positions {
             // A prompt has positions of its own, and so has, as in PEFT, a prefix without rows here.
             let first = first + self.graph.active.prefix_tokens;
             let positions = positions(&layout, first);
             let positions = self.look_up("embeddings.position", &positions, &layout)?;
-            x = D::add(x, &positions)?;
+            x = ops::add(x, &positions)?;
         }
         if !self.graph.pre_norm() {
             x = self.norm("embeddings.norm", &x)?;
@@ -264,14 +251,14 @@ impl<'g, D: Backend> Pass<'g, D> {
         Ok((x, layout))
     }
 
-    fn block(&self, path: &str, x: Matrix<D>, rows: &Rows<D>) -> Outcome<Matrix<D>, D> {
+    fn block(&self, path: &str, x: Matrix, rows: &Rows) -> Outcome<Matrix> {
         let attn = format!("{path}.attn");
         let input = self.sub_layer_input(&attn, &x)?;
         let (mut x, mut input, all) = (x, input.clone(), input);
         let read_layout = rows.read.map(|read| read_layout(rows.layout, read));
         if let Some(read) = rows.read {
-            x = D::select_rows(&x, read)?;
-            input = D::select_rows(&input, read)?;
+            x = ops::select_rows(&x, read)?;
+            input = ops::select_rows(&input, read)?;
         }
         let layout = read_layout.as_ref().unwrap_or(rows.layout);
         let attending = Attending::within(rows.layout, rows.read);
@@ -295,10 +282,10 @@ impl<'g, D: Backend> Pass<'g, D> {
         let feed_forward = self.graph.architecture.feed_forward;
         let up = self.linear(&format!("{ff}.up"), &input, layout)?; // (rows, inner)
         let inner = match feed_forward.kind {
-            FeedForwardKind::Plain => D::activate(up, feed_forward.activation)?,
+            FeedForwardKind::Plain => ops::activate(up, feed_forward.activation)?,
             FeedForwardKind::Gated => {
                 let gate = self.linear(&format!("{ff}.gate"), &input, layout)?;
-                D::multiply(&D::activate(gate, feed_forward.activation)?, &up)?
+                ops::multiply(&ops::activate(gate, feed_forward.activation)?, &up)?
             }
         };
         let down = format!("{ff}.down");
@@ -308,7 +295,7 @@ impl<'g, D: Backend> Pass<'g, D> {
     }
 
     /// What a sub-layer reads: normalized where the family's norms precede them.
-    fn sub_layer_input(&self, path: &str, x: &Matrix<D>) -> Outcome<Matrix<D>, D> {
+    fn sub_layer_input(&self, path: &str, x: &Matrix) -> Outcome<Matrix> {
         match self.graph.pre_norm() {
             true => self.norm(&format!("{path}.norm"), x),
             false => Ok(x.clone()),
@@ -319,53 +306,48 @@ impl<'g, D: Backend> Pass<'g, D> {
     fn close(
         &self,
         path: &str,
-        input: &Matrix<D>,
-        residual: Matrix<D>,
-        out: Matrix<D>,
+        input: &Matrix,
+        residual: Matrix,
+        out: Matrix,
         layout: &Layout,
-    ) -> Outcome<Matrix<D>, D> {
+    ) -> Outcome<Matrix> {
         let out = self.drop(out, layout, self.graph.config.dropout, path)?;
         let out = self.adapt(path, input, out, layout, Some(&residual))?;
-        let sum = D::add(out, &residual)?;
+        let sum = ops::add(out, &residual)?;
         match self.graph.pre_norm() {
             true => Ok(sum),
             false => self.norm(&format!("{path}.norm"), &sum),
         }
     }
 
-    pub(super) fn linear(
-        &self,
-        path: &str,
-        x: &Matrix<D>,
-        layout: &Layout,
-    ) -> Outcome<Matrix<D>, D> {
+    pub(super) fn linear(&self, path: &str, x: &Matrix, layout: &Layout) -> Outcome<Matrix> {
         let weight = self.weight(&format!("{path}.weight"));
         let x = self.adapt_input(path, x.clone(), layout)?;
-        let y = D::linear(&x, &weight, self.bias(path).as_ref())?;
+        let y = ops::linear(&x, &weight, self.bias(path).as_ref())?;
         self.adapt(path, &x, y, layout, None)
     }
 
-    pub(super) fn norm(&self, path: &str, x: &Matrix<D>) -> Outcome<Matrix<D>, D> {
+    pub(super) fn norm(&self, path: &str, x: &Matrix) -> Outcome<Matrix> {
         let norm = self.graph.architecture.norm;
         let weight = self.vector(&format!("{path}.weight"));
         match norm.kind {
             NormKind::Layer => {
                 let bias = self.vector(&format!("{path}.bias"));
-                D::layer_norm(x, &weight, &bias, norm.epsilon)
+                ops::layer_norm(x, &weight, &bias, norm.epsilon)
             }
-            NormKind::Rms => D::rms_norm(x, &weight, norm.epsilon),
+            NormKind::Rms => ops::rms_norm(x, &weight, norm.epsilon),
         }
     }
 
     pub(super) fn drop(
         &self,
-        x: Matrix<D>,
+        x: Matrix,
         layout: &Layout,
         probability: f32,
         path: &str,
-    ) -> Outcome<Matrix<D>, D> {
+    ) -> Outcome<Matrix> {
         match self.dropout(probability, path) {
-            Some(dropout) => D::dropout(x, layout, dropout),
+            Some(dropout) => ops::dropout(x, layout, dropout),
             None => Ok(x),
         }
     }
@@ -378,7 +360,7 @@ impl<'g, D: Backend> Pass<'g, D> {
     }
 
     /// The key of a path, and the value there.
-    pub(super) fn value(&self, path: &str) -> Option<(&str, &Value<D>)> {
+    pub(super) fn value(&self, path: &str) -> Option<(&str, &Value)> {
         let graph = self.graph;
         if let Some(key) = graph.active.redirects.get(path) {
             return Some((key, graph.values.get(key)?));
@@ -390,7 +372,7 @@ impl<'g, D: Backend> Pass<'g, D> {
             .map(|(k, v)| (k.as_str(), v))
     }
 
-    fn trace_of(&self, key: &str) -> Trace<D> {
+    fn trace_of(&self, key: &str) -> Trace {
         if self.graph.active.trained.contains(key) {
             self.trace.clone()
         } else {
@@ -398,44 +380,42 @@ impl<'g, D: Backend> Pass<'g, D> {
         }
     }
 
-    pub(super) fn weight(&self, path: &str) -> Weight<D> {
+    pub(super) fn weight(&self, path: &str) -> Weight {
         match self.value(path) {
-            Some((key, Value::Matrix(elements, prepared))) => Weight {
-                elements: elements.clone(),
-                trace: self.trace_of(key),
-                prepared: prepared.clone(),
-                precision: match self.graph.base.contains_key(key) {
+            Some((key, Value::Matrix(elements, prepared))) => {
+                let precision = match self.graph.base.contains_key(key) {
                     true => self.graph.precision,
                     false => Precision::F32,
-                },
-            },
+                };
+                Weight::new(elements, prepared, &self.trace_of(key)).in_precision(precision)
+            }
             _ => unreachable!("`{path}` is a matrix of every graph: the tree has it"),
         }
     }
 
-    pub(super) fn vector(&self, path: &str) -> Vector<D> {
+    pub(super) fn vector(&self, path: &str) -> Vector {
         match self.value(path) {
-            Some((key, Value::Vector(tensor))) => with_trace(tensor, &self.trace_of(key)),
+            Some((key, Value::Vector(tensor))) => tensor.on(&self.trace_of(key)),
             _ => unreachable!("`{path}` is a vector of every graph: the tree has it"),
         }
     }
 
-    pub(super) fn bias(&self, path: &str) -> Option<Vector<D>> {
+    pub(super) fn bias(&self, path: &str) -> Option<Vector> {
         let path = format!("{path}.bias");
         self.value(&path).is_some().then(|| self.vector(&path))
     }
 }
 
 /// What a block is given beside its rows.
-struct Rows<'a, D: Backend> {
+struct Rows<'a> {
     layout: &'a Layout,
     /// Those of its rows that go on behind its attention; all where none are named.
     read: Option<&'a [usize]>,
     /// What the encoder made, and its layout, where the block is a decoder's.
-    encoded: Option<&'a (Matrix<D>, Layout)>,
+    encoded: Option<&'a (Matrix, Layout)>,
     is_causal: bool,
     /// What is added to the scores of its attention by the distance of the key.
-    bias: Option<&'a Matrix<D>>,
+    bias: Option<&'a Matrix>,
 }
 
 /// A number of its own for each place (FNV-1a over the path).

@@ -1,20 +1,17 @@
 //! From the rows that a head reads to logits.
 
-use dfdx::prelude::{HasShape, ReshapeTo};
-
 use super::forward::Pass;
-use super::Outcome;
 use crate::backbone::family::{Head, HeadStep, Kind};
-use crate::engine::{with_trace, Activation, Backend, Layout, Matrix, Trace, Weight};
+use crate::engine::{ops, Activation, Layout, Matrix, Outcome, Shape, Tensor, Variable, Weight};
 
-impl<D: Backend> Pass<'_, D> {
+impl Pass<'_> {
     /// What a head makes of the rows that it reads: logits.
     pub(super) fn apply_head(
         &self,
         head: &Head,
-        mut x: Matrix<D>,
+        mut x: Matrix,
         layout: &Layout,
-    ) -> Outcome<Matrix<D>, D> {
+    ) -> Outcome<Matrix> {
         for step in &head.steps {
             if step.dropout {
                 let probability = self.graph.config.classifier_dropout;
@@ -27,13 +24,13 @@ impl<D: Backend> Pass<'_, D> {
                 None => None,
             };
             if let Some(activation) = activation {
-                x = D::activate(x, activation)?;
+                x = ops::activate(x, activation)?;
             }
         }
         Ok(x)
     }
 
-    fn head_step(&self, step: &HeadStep, x: &Matrix<D>) -> Outcome<Matrix<D>, D> {
+    fn head_step(&self, step: &HeadStep, x: &Matrix) -> Outcome<Matrix> {
         match (step.kind, &step.weight) {
             (Some(Kind::Norm), _) => self.norm(&step.module, x),
             (Some(Kind::Tied), Some(embedding)) => self.decode(&step.module, embedding, x),
@@ -43,7 +40,7 @@ impl<D: Backend> Pass<'_, D> {
     }
 
     /// Logits over the vocabulary, or what a cloze makes of those of its label words.
-    fn decode(&self, module: &str, embedding: &str, x: &Matrix<D>) -> Outcome<Matrix<D>, D> {
+    fn decode(&self, module: &str, embedding: &str, x: &Matrix) -> Outcome<Matrix> {
         let own = format!("{module}.weight");
         let weight = match self.value(&own) {
             Some(_) => self.weight(&own),
@@ -53,25 +50,24 @@ impl<D: Backend> Pass<'_, D> {
         let scale = self.graph.architecture.logit_scale;
         let x = &match scale {
             1.0 => x.clone(),
-            _ => D::scale(x, scale)?,
+            _ => ops::scale(x, scale)?,
         };
         let Some(cloze) = self.graph.task().and_then(|task| task.cloze.as_ref()) else {
-            return D::linear(x, &weight, bias.as_ref());
+            return ops::linear(x, &weight, bias.as_ref());
         };
         let tokens = cloze.tokens.concat();
-        let words = D::look_up(&weight, &tokens)?; // (tokens, hidden)
+        let words = ops::look_up(&weight, &tokens)?; // (tokens, hidden)
         let bias = match bias {
             Some(bias) => {
-                let count = bias.shape().0;
-                let column = bias.try_reshape_like(&(count, 1))?;
-                let chosen = D::select_rows(&column, &tokens)?;
-                Some(chosen.try_reshape_like(&(tokens.len(),))?)
+                let column = bias.reshaped((bias.count(), 1));
+                let chosen = ops::select_rows(&column, &tokens)?;
+                Some(chosen.reshaped((tokens.len(),)))
             }
             None => None,
         };
-        let mut logits = D::linear(x, &words.into(), bias.as_ref())?; // (rows, tokens)
+        let mut logits = ops::linear(x, &words.into(), bias.as_ref())?; // (rows, tokens)
         if tokens.len() > cloze.tokens.len() {
-            logits = D::linear(&logits, &self.means(&cloze.tokens)?, None)?; // (rows, labels)
+            logits = ops::linear(&logits, &self.means(&cloze.tokens)?, None)?; // (rows, labels)
         }
         match cloze.range {
             Some(range) => self.interpolate(&logits, range),
@@ -80,7 +76,7 @@ impl<D: Backend> Pass<'_, D> {
     }
 
     /// `(words, tokens)`: times the logits of all words' tokens, the mean of each word's.
-    fn means(&self, words: &[Vec<usize>]) -> Outcome<Weight<D>, D> {
+    fn means(&self, words: &[Vec<usize>]) -> Outcome<Weight> {
         let all: usize = words.iter().map(Vec::len).sum();
         let mut means = vec![0.0; words.len() * all];
         let mut start = 0;
@@ -88,19 +84,19 @@ impl<D: Backend> Pass<'_, D> {
             row[start..start + word.len()].fill(1.0 / word.len() as f32);
             start += word.len();
         }
-        let device = self.graph.device();
-        let means = device.try_tensor_from_vec(means, (words.len(), all))?;
-        Ok(with_trace(&means, &Trace::off()).into())
+        Ok(self.constant(means, (words.len(), all))?.into())
     }
 
     /// The number between two that the logits of their words make likely: `(rows, 2)` → `(rows, 1)`.
-    fn interpolate(&self, logits: &Matrix<D>, (low, high): (f32, f32)) -> Outcome<Matrix<D>, D> {
-        let device = self.graph.device();
-        let signs = device.try_tensor_from_vec(vec![-1.0, 1.0], (1, 2))?;
-        let signs = with_trace(&signs, &Trace::off()).into();
-        let share = D::activate(D::linear(logits, &signs, None)?, Activation::Sigmoid)?;
-        let lowest = device.try_tensor_from_vec(vec![low], (1,))?;
-        let lowest = with_trace(&lowest, &Trace::off());
-        D::add_row(&D::scale(&share, high - low)?, &lowest)
+    fn interpolate(&self, logits: &Matrix, (low, high): (f32, f32)) -> Outcome<Matrix> {
+        let signs = self.constant(vec![-1.0, 1.0], (1, 2))?.into();
+        let share = ops::activate(ops::linear(logits, &signs, None)?, Activation::Sigmoid)?;
+        let lowest = self.constant(vec![low], (1,))?;
+        ops::add_row(ops::scale(&share, high - low)?, &lowest)
+    }
+
+    /// Values that nothing trains.
+    pub(super) fn constant<S: Shape>(&self, values: Vec<f32>, shape: S) -> Outcome<Variable<S>> {
+        Tensor::new(self.graph.device(), values, shape).map(Tensor::constant)
     }
 }

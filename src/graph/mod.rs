@@ -21,8 +21,6 @@ mod svd;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use dfdx::prelude::{Gradients, HasErr};
-
 use crate::backbone::family::{Family, Head};
 use crate::backbone::{
     head_parameters, Architecture, Checkpoint, Config, NormPlace, Parameter, Positions, Site, Tree,
@@ -30,19 +28,19 @@ use crate::backbone::{
 use crate::delta::Method;
 use crate::diagnostic::Problem;
 use crate::engine::cpu::Semaphore;
-use crate::engine::{backward, Backend, Deferred, Precision, Recorder};
+use crate::engine::{backward, Deferred, Device, Outcome, Precision, Trace};
 use crate::plan::{Plan, TaskPlan};
 
 pub use batch::{Batch, CachedActivations, DecoderRows, Targets};
-pub use executor::{this_machine, Executor};
+pub use executor::this_machine;
 pub use forward::Pass;
 pub use heads::{label_order, reordered, HeadOrigin};
 pub use store::{Backbones, Store, Tensors, Value, Views};
 pub(crate) use svd::Svd;
 
 /// The executable graph of one plan.
-pub struct Graph<D: Backend> {
-    device: D,
+pub struct Graph {
+    device: Device,
     config: Config,
     family: &'static Family,
     /// What the backbone computes.
@@ -56,9 +54,9 @@ pub struct Graph<D: Backend> {
     /// How products with the backbone's own weights are computed.
     precision: Precision,
     /// The backbone's own weights. They never change.
-    base: Arc<Store<D>>,
+    base: Arc<Store>,
     /// Parameters of deltas and heads: `delta.site.name`, `task.head.weight`.
-    values: Store<D>,
+    values: Store,
     /// Heads that were drawn, by task, and why.
     fresh_heads: BTreeMap<String, String>,
     /// Keys of `values` that are trained when a delta is, by the delta's name.
@@ -83,8 +81,6 @@ struct Active {
     /// Whether the last attention mixes its inputs: in a pass without dropout, and in one with it.
     absorbs_keys: [bool; 2],
 }
-
-type Outcome<T, D> = Result<T, <D as HasErr>::Err>;
 
 /// What the sequences of one group add to the gradients of a batch.
 struct GroupGradients {
@@ -117,12 +113,12 @@ pub fn device_problem(error: impl std::fmt::Display) -> Problem {
     .help("use a smaller batch or shorter texts, or another device")
 }
 
-impl<D: Backend> Graph<D> {
+impl Graph {
     /// Reads or draws every weight of a plan.
     ///
     /// # Errors
     /// A file that cannot be read, a tensor that is missing or misshapen.
-    pub fn load(plan: &Plan, device: D) -> Result<Self, Problem> {
+    pub fn load(plan: &Plan, device: Device) -> Result<Self, Problem> {
         Graph::load_beside(plan, device, &Backbones::default())
     }
 
@@ -130,7 +126,11 @@ impl<D: Backend> Graph<D> {
     ///
     /// # Errors
     /// See [`Graph::load`].
-    pub fn load_beside(plan: &Plan, device: D, backbones: &Backbones<D>) -> Result<Self, Problem> {
+    pub fn load_beside(
+        plan: &Plan,
+        device: Device,
+        backbones: &Backbones,
+    ) -> Result<Self, Problem> {
         let config = plan.backbone.config.clone();
         let checkpoint = match plan.backbone.random {
             true => None,
@@ -168,7 +168,7 @@ impl<D: Backend> Graph<D> {
         Ok(graph)
     }
 
-    fn put(&self, values: Vec<f32>, shape: &[usize]) -> Result<Value<D>, Problem> {
+    fn put(&self, values: Vec<f32>, shape: &[usize]) -> Result<Value, Problem> {
         Value::new(&self.device, values, shape).map_err(device_problem)
     }
 
@@ -178,7 +178,7 @@ impl<D: Backend> Graph<D> {
         &self,
         checkpoint: Option<&Checkpoint>,
         initializer: &init::Initializer,
-    ) -> Result<Store<D>, Problem> {
+    ) -> Result<Store, Problem> {
         let mut base = Store::new();
         let head = &self.family.heads.classify;
         let is_of_head = |path: &str| {
@@ -315,7 +315,7 @@ impl<D: Backend> Graph<D> {
     }
 
     /// The device.
-    pub fn device(&self) -> &D {
+    pub fn device(&self) -> &Device {
         &self.device
     }
 
@@ -468,7 +468,7 @@ impl<D: Backend> Graph<D> {
     }
 
     /// A forward pass without gradients and without dropout.
-    pub fn inference(&self) -> Pass<'_, D> {
+    pub fn inference(&self) -> Pass<'_> {
         Pass::inference(self)
     }
 
@@ -478,32 +478,30 @@ impl<D: Backend> Graph<D> {
         batch: &Batch,
         semaphore: &Arc<Semaphore>,
         start_next: &mut dyn FnMut(),
-    ) -> Outcome<GroupGradients, D> {
+    ) -> Outcome<GroupGradients> {
         let deferred = self.active.deferred.iter();
-        let addresses: BTreeMap<usize, &String> = deferred
-            .filter_map(|key| Some((self.values[key].address()?, key)))
+        let ids: BTreeMap<u64, &String> = deferred
+            .filter_map(|key| Some((self.values[key].id()?, key)))
             .collect();
-        let trace = Recorder::deferring(addresses.keys().copied().collect());
+        let trace = Trace::deferring(ids.keys().copied().collect());
         let loss = Pass::training(self, trace.clone(), semaphore).loss(batch)?;
         let mut group = GroupGradients {
-            loss: D::read(&loss)[0],
+            loss: loss.read()[0],
             whole: BTreeMap::new(),
             parts: Vec::new(),
         };
         start_next();
-        let mut gradients: Gradients<f32, D> = backward(loss)?;
-        let key_of = |part: &Deferred| addresses[&part.parameter].clone();
+        let mut gradients = backward(loss)?;
+        let key_of = |part: &Deferred| ids[&part.parameter].clone();
         let parts = trace.take_deferred().into_iter();
         group.parts = parts.map(|part| (key_of(&part), part)).collect();
         for key in &self.active.trained {
-            if addresses.values().any(|deferred| *deferred == key) {
+            if ids.values().any(|deferred| *deferred == key) {
                 continue;
             }
             let gradient = match &self.values[key] {
-                Value::Matrix(elements, _) => {
-                    D::read_gradient(&mut gradients, &elements.tensor()?)?
-                }
-                Value::Vector(tensor) => D::read_gradient(&mut gradients, tensor)?,
+                Value::Matrix(elements, _) => gradients.take(&elements.tensor()?),
+                Value::Vector(tensor) => gradients.take(tensor),
             };
             group.whole.insert(key.clone(), gradient);
         }

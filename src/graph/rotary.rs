@@ -3,18 +3,17 @@
 use std::sync::Arc;
 
 use super::forward::Pass;
-use super::Outcome;
-use crate::engine::{Angles, Backend, Layout, Matrix};
+use crate::engine::{ops, Angles, Layout, Matrix, Outcome};
 
-impl<D: Backend> Pass<'_, D> {
+impl Pass<'_> {
     /// Queries and keys turned by the angles of their positions, where the family has rotary embeddings; `q` is of
     /// the rows `queries` where they are given.
     pub(super) fn rotary(
         &self,
-        [q, k]: [Matrix<D>; 2],
+        [q, k]: [Matrix; 2],
         layout: &Layout,
         queries: Option<&[usize]>,
-    ) -> Outcome<[Matrix<D>; 2], D> {
+    ) -> Outcome<[Matrix; 2]> {
         let Some((frequencies, factor)) = &self.graph.frequencies else {
             return Ok([q, k]);
         };
@@ -30,8 +29,8 @@ impl<D: Backend> Pass<'_, D> {
             None => positions.clone(),
         };
         Ok([
-            D::rotary(q, &own, angles)?,
-            D::rotary(k, &positions, angles)?,
+            ops::rotary(q, &own, angles)?,
+            ops::rotary(k, &positions, angles)?,
         ])
     }
 }

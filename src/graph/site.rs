@@ -2,19 +2,17 @@
 
 use std::cell::OnceCell;
 
-use dfdx::prelude::HasShape;
-
 use super::forward::Pass;
 use super::init::Initializer;
 use super::svd::Svd;
-use super::{device_problem, Graph, Outcome, Placed, Value};
+use super::{device_problem, Graph, Placed, Value};
 use crate::backbone::Module;
 use crate::delta::{gate, At, Init, NewParameter, Preposition, Values};
 use crate::diagnostic::Problem;
-use crate::engine::{Backend, Layout, Matrix, Vector, Weight};
+use crate::engine::{ops, Layout, Matrix, Outcome, Vector, Weight};
 use crate::plan::{Change, Plan};
 
-impl<D: Backend> Graph<D> {
+impl Graph {
     /// Draws the parameters of all deltas.
     pub(super) fn add_deltas(
         &mut self,
@@ -118,7 +116,7 @@ struct Origin {
 }
 
 impl Origin {
-    fn new<D: Backend>(graph: &Graph<D>, module: &Module) -> Self {
+    fn new(graph: &Graph, module: &Module) -> Self {
         let value = graph.base.get(&format!("{}.weight", module.path)).cloned();
         Origin {
             path: module.path.clone(),
@@ -163,26 +161,26 @@ impl Origin {
     }
 }
 
-impl<D: Backend> Graph<D> {
+impl Graph {
     /// The prompts in place, `(tokens, hidden)`, on the host; what encoders make of them included.
     ///
     /// # Errors
     /// What the device reports.
-    pub fn prompt(&self) -> Outcome<Vec<f32>, D> {
+    pub fn prompt(&self) -> Outcome<Vec<f32>> {
         let prompt = self.inference().prompts(&Layout::new([], vec![]))?;
-        Ok(prompt.map(|prompt| D::read(&prompt)).unwrap_or_default())
+        Ok(prompt.map(|prompt| prompt.read()).unwrap_or_default())
     }
 
     /// The prefixes in place at an attention: keys and values, `(tokens, hidden)` each.
     ///
     /// # Errors
     /// What the device reports.
-    pub fn prefix(&self, path: &str) -> Outcome<Vec<Vec<f32>>, D> {
+    pub fn prefix(&self, path: &str) -> Outcome<Vec<Vec<f32>>> {
         let pass = self.inference();
         let prefixes = pass.prefixes(path, None, &Layout::new([], vec![]))?;
-        let joined = |part: usize| -> Outcome<Vec<f32>, D> {
+        let joined = |part: usize| -> Outcome<Vec<f32>> {
             let parts: Vec<_> = prefixes.iter().map(|p| p.rows[part].clone()).collect();
-            Ok(D::read(&D::join_rows(&parts)?))
+            Ok(ops::join_rows(&parts)?.read())
         };
         match prefixes.is_empty() {
             true => Ok(Vec::new()),
@@ -191,14 +189,14 @@ impl<D: Backend> Graph<D> {
     }
 }
 
-impl<D: Backend> Pass<'_, D> {
+impl Pass<'_> {
     /// What a module reads, with the deltas at it.
     pub(super) fn adapt_input(
         &self,
         path: &str,
-        mut x: Matrix<D>,
+        mut x: Matrix,
         layout: &Layout,
-    ) -> Outcome<Matrix<D>, D> {
+    ) -> Outcome<Matrix> {
         for Placed { delta, method, .. } in self.graph.deltas_at(path) {
             x = method.input(&self.at(delta, path).at(layout, None), x)?;
         }
@@ -211,9 +209,9 @@ impl<D: Backend> Pass<'_, D> {
         path: &str,
         indices: &[usize],
         layout: &Layout,
-    ) -> Outcome<Matrix<D>, D> {
+    ) -> Outcome<Matrix> {
         let table = self.weight(&format!("{path}.weight"));
-        let mut y = D::look_up(&table, indices)?;
+        let mut y = ops::look_up(&table, indices)?;
         for Placed { delta, method, .. } in self.graph.deltas_at(path) {
             y = method.look_up(&self.at(delta, path).at(layout, None), indices, y)?;
         }
@@ -224,11 +222,11 @@ impl<D: Backend> Pass<'_, D> {
     pub(super) fn adapt(
         &self,
         path: &str,
-        x: &Matrix<D>,
-        mut y: Matrix<D>,
+        x: &Matrix,
+        mut y: Matrix,
         layout: &Layout,
-        residual: Option<&Matrix<D>>,
-    ) -> Outcome<Matrix<D>, D> {
+        residual: Option<&Matrix>,
+    ) -> Outcome<Matrix> {
         for placed in self.graph.deltas_at(path) {
             let site = self.at(&placed.delta, path);
             let at = site.at(layout, residual);
@@ -241,8 +239,8 @@ impl<D: Backend> Pass<'_, D> {
                     _ => x,
                 };
                 let gates = gate::open(&at, reads)?;
-                let change = D::add(y, &D::scale(&before, -1.0)?)?;
-                y = D::add(before, &gate::weigh(&gates, &change, layout)?)?;
+                let change = ops::add(y, &ops::scale(&before, -1.0)?)?;
+                y = ops::add(before, &gate::weigh(&gates, &change, layout)?)?;
             }
         }
         Ok(y)
@@ -253,10 +251,10 @@ impl<D: Backend> Pass<'_, D> {
     pub(super) fn prefixed(
         &self,
         path: &str,
-        x: &Matrix<D>,
-        [k, v]: [Matrix<D>; 2],
+        x: &Matrix,
+        [k, v]: [Matrix; 2],
         layout: &Layout,
-    ) -> Outcome<([Matrix<D>; 2], usize), D> {
+    ) -> Outcome<([Matrix; 2], usize)> {
         let prefixes = self.prefixes(path, Some(x), layout)?;
         if prefixes.is_empty() {
             return Ok(([k, v], 0));
@@ -279,10 +277,10 @@ impl<D: Backend> Pass<'_, D> {
             }
             rows.extend(own + range.start..own + range.end);
         }
-        let extend = |part: usize, own: Matrix<D>| {
+        let extend = |part: usize, own: Matrix| {
             let mut parts: Vec<_> = prefixes.iter().map(|p| p.rows[part].clone()).collect();
             parts.push(own);
-            D::select_rows(&D::join_rows(&parts)?, &rows)
+            ops::select_rows(&ops::join_rows(&parts)?, &rows)
         };
         Ok(([extend(0, k)?, extend(1, v)?], count))
     }
@@ -291,9 +289,9 @@ impl<D: Backend> Pass<'_, D> {
     fn prefixes(
         &self,
         path: &str,
-        x: Option<&Matrix<D>>,
+        x: Option<&Matrix>,
         layout: &Layout,
-    ) -> Outcome<Vec<PrefixRows<D>>, D> {
+    ) -> Outcome<Vec<PrefixRows>> {
         let mut prefixes = Vec::new();
         for placed in self.graph.deltas_at(path) {
             let site = self.at(&placed.delta, path);
@@ -310,7 +308,7 @@ impl<D: Backend> Pass<'_, D> {
                 let rows_of_all = (0..tokens).cycle().take(copies.rows());
                 let rows_of_all: Vec<usize> = rows_of_all.collect();
                 for part in &mut rows {
-                    let all = D::select_rows(part, &rows_of_all)?;
+                    let all = ops::select_rows(part, &rows_of_all)?;
                     *part = gate::weigh(&gates, &all, &copies)?;
                 }
             }
@@ -324,18 +322,18 @@ impl<D: Backend> Pass<'_, D> {
     }
 
     /// The prompts before every sequence, `(tokens, hidden)`, where there are any.
-    pub(super) fn prompts(&self, layout: &Layout) -> Outcome<Option<Matrix<D>>, D> {
+    pub(super) fn prompts(&self, layout: &Layout) -> Outcome<Option<Matrix>> {
         let mut parts = Vec::new();
         for Placed { delta, method, .. } in self.graph.deltas_at(EMBEDDINGS) {
             parts.extend(method.prompt(&self.at(delta, EMBEDDINGS).at(layout, None))?);
         }
         match parts.len() {
             0 => Ok(None),
-            _ => D::join_rows(&parts).map(Some),
+            _ => ops::join_rows(&parts).map(Some),
         }
     }
 
-    fn at<'a>(&'a self, delta: &'a str, site: &'a str) -> Site<'a, D> {
+    fn at<'a>(&'a self, delta: &'a str, site: &'a str) -> Site<'a> {
         Site {
             pass: self,
             delta,
@@ -345,9 +343,9 @@ impl<D: Backend> Pass<'_, D> {
 }
 
 /// Keys and values of one prefix.
-struct PrefixRows<D: Backend> {
+struct PrefixRows {
     /// `(tokens, hidden)`, or `(sequences · tokens, hidden)` where sequences do not share them.
-    rows: [Matrix<D>; 2],
+    rows: [Matrix; 2],
     tokens: usize,
     is_shared: bool,
 }
@@ -356,14 +354,14 @@ struct PrefixRows<D: Backend> {
 pub(super) const EMBEDDINGS: &str = "embeddings";
 
 /// What a method sees of the pass at its site.
-struct Site<'a, D: Backend> {
-    pass: &'a Pass<'a, D>,
+struct Site<'a> {
+    pass: &'a Pass<'a>,
     delta: &'a str,
     site: &'a str,
 }
 
-impl<D: Backend> Site<'_, D> {
-    fn at<'a>(&'a self, layout: &'a Layout, residual: Option<&'a Matrix<D>>) -> At<'a, D> {
+impl Site<'_> {
+    fn at<'a>(&'a self, layout: &'a Layout, residual: Option<&'a Matrix>) -> At<'a> {
         At {
             values: self,
             layout,
@@ -381,12 +379,12 @@ impl<D: Backend> Site<'_, D> {
     }
 }
 
-impl<D: Backend> Values<D> for Site<'_, D> {
-    fn weight(&self, name: &str) -> Weight<D> {
+impl Values for Site<'_> {
+    fn weight(&self, name: &str) -> Weight {
         self.pass.weight(&self.key(name))
     }
 
-    fn vector(&self, name: &str) -> Vector<D> {
+    fn vector(&self, name: &str) -> Vector {
         self.pass.vector(&self.key(name))
     }
 
@@ -394,22 +392,22 @@ impl<D: Backend> Values<D> for Site<'_, D> {
         self.site
     }
 
-    fn module_weight(&self) -> Weight<D> {
+    fn module_weight(&self) -> Weight {
         self.pass.weight(&format!("{}.weight", self.site))
     }
 
-    fn module_bias(&self) -> Option<Vector<D>> {
+    fn module_bias(&self) -> Option<Vector> {
         self.pass.bias(self.site)
     }
 
-    fn norm(&self, sum: &Matrix<D>) -> Outcome<Matrix<D>, D> {
+    fn norm(&self, sum: &Matrix) -> Outcome<Matrix> {
         match self.pass.graph.pre_norm() {
             true => Ok(sum.clone()),
             false => self.pass.norm(&format!("{}.norm", self.site), sum),
         }
     }
 
-    fn dropout(&self, x: &Matrix<D>, layout: &Layout, probability: f32) -> Outcome<Matrix<D>, D> {
+    fn dropout(&self, x: &Matrix, layout: &Layout, probability: f32) -> Outcome<Matrix> {
         let place = format!("{}.{}", self.delta, self.site);
         self.pass.drop(x.clone(), layout, probability, &place)
     }

@@ -5,49 +5,43 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use dfdx::prelude::{HasErr, HasShape, Tensor};
-
 use crate::diagnostic::Problem;
-use crate::engine::{Backend, Elements, Stored, WeightSource};
+use crate::engine::{Device, Elements, Outcome, Prepared, Stored, Tensor, WeightSource};
 use crate::plan::Plan;
 
 /// One parameter.
-pub enum Value<D: Backend> {
+#[derive(Clone)]
+pub enum Value {
     /// `(out, in)`, and what the device keeps beside it.
-    Matrix(Elements<D>, Arc<D::Prepared>),
+    Matrix(Elements, Arc<Prepared>),
     /// `(out)`
-    Vector(Tensor<(usize,), f32, D>),
+    Vector(Tensor<(usize,)>),
 }
 
-impl<D: Backend> Clone for Value<D> {
-    fn clone(&self) -> Self {
-        match self {
-            Value::Matrix(elements, prepared) => Value::Matrix(elements.clone(), prepared.clone()),
-            Value::Vector(tensor) => Value::Vector(tensor.clone()),
-        }
-    }
-}
-
-impl<D: Backend> Value<D> {
+impl Value {
     /// Moves elements to the device.
     ///
     /// # Errors
     /// What the device reports.
-    pub fn new(device: &D, values: Vec<f32>, shape: &[usize]) -> Result<Self, <D as HasErr>::Err> {
+    pub fn new(device: &Device, values: Vec<f32>, shape: &[usize]) -> Outcome<Self> {
         Ok(match shape {
             [out, input] => {
-                let tensor = device.try_tensor_from_vec(values, (*out, *input))?;
+                let tensor = Tensor::new(device, values, (*out, *input))?;
                 Value::Matrix(Elements::Held(tensor), Arc::default())
             }
             _ => {
                 let length = values.len();
-                Value::Vector(device.try_tensor_from_vec(values, (length,))?)
+                Value::Vector(Tensor::new(device, values, (length,))?)
             }
         })
     }
 
     /// A matrix that is read from `source` when it is asked for.
-    pub(super) fn stored(device: &D, source: Box<dyn WeightSource>, shape: (usize, usize)) -> Self {
+    pub(super) fn stored(
+        device: &Device,
+        source: Box<dyn WeightSource>,
+        shape: (usize, usize),
+    ) -> Self {
         let stored = Stored::new(source, shape, device.clone());
         Value::Matrix(Elements::Stored(Arc::new(stored)), Arc::default())
     }
@@ -56,7 +50,7 @@ impl<D: Backend> Value<D> {
     ///
     /// # Errors
     /// What the device reports.
-    pub(super) fn held(mut self) -> Result<Self, <D as HasErr>::Err> {
+    pub(super) fn held(mut self) -> Outcome<Self> {
         if let Value::Matrix(elements, _) = &mut self {
             elements.held()?;
         }
@@ -67,13 +61,13 @@ impl<D: Backend> Value<D> {
     ///
     /// # Errors
     /// What the device reports.
-    pub fn update(&mut self, change: impl FnOnce(&mut [f32])) -> Result<(), <D as HasErr>::Err> {
+    pub fn update(&mut self, change: impl FnOnce(&mut [f32])) -> Outcome<()> {
         match self {
             Value::Matrix(elements, prepared) => {
                 *prepared = Arc::default();
-                D::update(elements.held()?, change)
+                elements.held()?.update(change)
             }
-            Value::Vector(tensor) => D::update(tensor, change),
+            Value::Vector(tensor) => tensor.update(change),
         }
     }
 
@@ -85,18 +79,18 @@ impl<D: Backend> Value<D> {
     /// The elements where they lie, if the host can see them there.
     pub(super) fn view(&self) -> Cow<'_, [f32]> {
         match self {
-            Value::Matrix(Elements::Held(tensor), _) => D::view(tensor),
+            Value::Matrix(Elements::Held(tensor), _) => tensor.view(),
             Value::Matrix(Elements::Stored(stored), _) => stored.source().elements(),
-            Value::Vector(tensor) => D::view(tensor),
+            Value::Vector(tensor) => tensor.view(),
         }
     }
 
-    /// See [`Backend::address`].
-    pub(super) fn address(&self) -> Option<usize> {
+    /// See [`Tensor::id`]; what is stored elsewhere has none.
+    pub(super) fn id(&self) -> Option<u64> {
         match self {
-            Value::Matrix(Elements::Held(tensor), _) => D::address(tensor),
+            Value::Matrix(Elements::Held(tensor), _) => Some(tensor.id()),
             Value::Matrix(Elements::Stored(_), _) => None,
-            Value::Vector(tensor) => D::address(tensor),
+            Value::Vector(tensor) => Some(tensor.id()),
         }
     }
 
@@ -110,7 +104,7 @@ impl<D: Backend> Value<D> {
 }
 
 /// Parameters by key.
-pub type Store<D> = BTreeMap<String, Value<D>>;
+pub type Store = BTreeMap<String, Value>;
 
 /// Parameters on the host: elements and shape by key.
 pub type Tensors = BTreeMap<String, (Vec<f32>, Vec<usize>)>;
@@ -119,21 +113,16 @@ pub type Tensors = BTreeMap<String, (Vec<f32>, Vec<usize>)>;
 pub type Views<'a> = BTreeMap<String, (Cow<'a, [f32]>, Vec<usize>)>;
 
 /// Backbones in memory, for graphs that share them.
-pub struct Backbones<D: Backend>(Mutex<BTreeMap<PathBuf, Arc<Store<D>>>>);
+#[derive(Default)]
+pub struct Backbones(Mutex<BTreeMap<PathBuf, Arc<Store>>>);
 
-impl<D: Backend> Default for Backbones<D> {
-    fn default() -> Self {
-        Backbones(Mutex::default())
-    }
-}
-
-impl<D: Backend> Backbones<D> {
+impl Backbones {
     /// That of a plan, loaded where it is not there yet.
     pub(super) fn get(
         &self,
         plan: &Plan,
-        load: impl FnOnce() -> Result<Store<D>, Problem>,
-    ) -> Result<Arc<Store<D>>, Problem> {
+        load: impl FnOnce() -> Result<Store, Problem>,
+    ) -> Result<Arc<Store>, Problem> {
         if plan.backbone.random {
             return load().map(Arc::new);
         }

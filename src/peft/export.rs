@@ -12,7 +12,6 @@ use super::{module_name, norms, prompts, token_rows, tuner, KEY_PREFIX};
 use crate::backbone::write_tensors;
 use crate::diagnostic::Problem;
 use crate::disk;
-use crate::engine::Backend;
 use crate::graph::Graph;
 use crate::plan::Plan;
 
@@ -20,7 +19,7 @@ use crate::plan::Plan;
 ///
 /// # Errors
 /// PEFT has no form for the deltas; a file cannot be written.
-pub fn export<D: Backend>(plan: &Plan, graph: &Graph<D>, directory: &Path) -> Result<(), Problem> {
+pub fn export(plan: &Plan, graph: &Graph, directory: &Path) -> Result<(), Problem> {
     let write = |name: &str, text: &str| {
         let path = directory.join(name);
         disk::replace(&path, text.as_bytes()).map_err(|e| disk::failed("written", &path, &e))
@@ -114,7 +113,7 @@ fn base_name(plan: &Plan) -> String {
 
 /// The last parts of the modules' names where they say exactly the same, else the full names; PEFT
 /// reads both. Sorted: PEFT's own order is that of a set.
-fn targets<D: Backend>(graph: &Graph<D>, plan: &Plan, names: &BTreeSet<String>) -> Vec<String> {
+fn targets(graph: &Graph, plan: &Plan, names: &BTreeSet<String>) -> Vec<String> {
     let prefix = plan.name_prefix();
     let ending = |name: &str| name.rsplit('.').next().unwrap_or_default().to_owned();
     let mut endings: Vec<String> = names.iter().map(|name| ending(name)).collect();

@@ -8,12 +8,11 @@ use serde_json::{json, Map, Value};
 use super::{module_name, Written, KEY_PREFIX};
 use crate::backbone::{Module, Site};
 use crate::delta::{transposed, Lora, LoraInit, PeftAdapter, Scaling, INITIAL};
-use crate::engine::Backend;
 use crate::graph::Graph;
 use crate::plan::{Change, Plan};
 
 /// The tensors and settings of all LoRAs in place.
-pub(super) fn low_rank<D: Backend>(plan: &Plan, graph: &Graph<D>) -> Written {
+pub(super) fn low_rank(plan: &Plan, graph: &Graph) -> Written {
     let adapters = adapters(plan, graph);
     let mut written = Written {
         targets: adapters.keys().cloned().collect(),
@@ -54,7 +53,7 @@ struct Adapter {
 
 /// The LoRAs in place, by the name of the module that PEFT knows. Several at one module, or on
 /// parts of a fused one, become one LoRA of their ranks' sum.
-fn adapters<D: Backend>(plan: &Plan, graph: &Graph<D>) -> BTreeMap<String, Adapter> {
+fn adapters(plan: &Plan, graph: &Graph) -> BTreeMap<String, Adapter> {
     let prefix = plan.name_prefix();
     let mut parts: BTreeMap<String, Vec<(Adapter, usize, usize)>> = BTreeMap::new();
     for delta in plan.active(plan.stages.len()) {

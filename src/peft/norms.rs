@@ -7,7 +7,6 @@ use super::tuner::site_key;
 use super::{module_name, Written};
 use crate::backbone::Module;
 use crate::diagnostic::{Problem, Span};
-use crate::engine::Backend;
 use crate::graph::Graph;
 use crate::plan::{Change, DeltaPlan, Plan};
 
@@ -23,7 +22,7 @@ fn suffix(path: &str) -> String {
 }
 
 /// The norms at these paths.
-pub(super) fn write<D: Backend>(plan: &Plan, graph: &Graph<D>, paths: &[String]) -> Written {
+pub(super) fn write(plan: &Plan, graph: &Graph, paths: &[String]) -> Written {
     let prefix = plan.name_prefix();
     let mut written = Written::default();
     written.settings.insert("peft_type".into(), json!(KIND));

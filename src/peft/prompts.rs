@@ -12,7 +12,6 @@ use crate::backbone::family::Dimension;
 use crate::backbone::Config;
 use crate::delta::{Method, PeftConfig, Prefix, Prompt, PromptInit};
 use crate::diagnostic::{Problem, Span};
-use crate::engine::Backend;
 use crate::graph::{device_problem, Graph};
 use crate::plan::{Change, DeltaPlan, Plan, SHORTEST};
 
@@ -20,7 +19,7 @@ use crate::plan::{Change, DeltaPlan, Plan, SHORTEST};
 pub(super) const KEY: &str = "prompt_embeddings";
 
 /// Prompts: `(tokens, hidden)`.
-pub(super) fn prompt<D: Backend>(plan: &Plan, graph: &Graph<D>) -> Result<Written, Problem> {
+pub(super) fn prompt(plan: &Plan, graph: &Graph) -> Result<Written, Problem> {
     let prompt = graph.prompt().map_err(device_problem)?;
     let config = &plan.backbone.config;
     let shape = (config.heads, config.hidden);
@@ -29,7 +28,7 @@ pub(super) fn prompt<D: Backend>(plan: &Plan, graph: &Graph<D>) -> Result<Writte
 }
 
 /// ActivationCaches: `(tokens, 2 · layers · width of the keys)`, in a row the keys and the values of each layer.
-pub(super) fn prefix<D: Backend>(plan: &Plan, graph: &Graph<D>) -> Result<Written, Problem> {
+pub(super) fn prefix(plan: &Plan, graph: &Graph) -> Result<Written, Problem> {
     let config = &plan.backbone.config;
     let sites = prefix_sites(config);
     let layers = sites

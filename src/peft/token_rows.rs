@@ -12,7 +12,6 @@ use super::{module_name, Written};
 use crate::backbone::{Module, Tree};
 use crate::delta::{PeftAdapter, PeftConfig, TrainableTokens};
 use crate::diagnostic::{Problem, Span};
-use crate::engine::Backend;
 use crate::graph::Graph;
 use crate::plan::{Change, DeltaPlan, Plan};
 
@@ -33,7 +32,7 @@ const TABLE: &str = "embeddings.word";
 const DELTA: &str = "trainable_tokens";
 
 /// Adds the rows that a plan trains to what its LoRAs are written as.
-pub(super) fn write<D: Backend>(plan: &Plan, graph: &Graph<D>, written: &mut Written) {
+pub(super) fn write(plan: &Plan, graph: &Graph, written: &mut Written) {
     let Some(table) = graph.tree().module(TABLE) else {
         return;
     };

@@ -7,7 +7,6 @@ use serde_json::{json, Map, Value};
 use super::{module_name, Written, KEY_PREFIX};
 use crate::backbone::Module;
 use crate::delta::transposed;
-use crate::engine::Backend;
 use crate::graph::Graph;
 use crate::plan::{Change, DeltaPlan, Plan};
 
@@ -25,7 +24,7 @@ pub(super) fn shared_key(suffix: &str) -> String {
 }
 
 /// The tensors and settings of deltas of one method.
-pub(super) fn write<D: Backend>(plan: &Plan, graph: &Graph<D>, deltas: &[&DeltaPlan]) -> Written {
+pub(super) fn write(plan: &Plan, graph: &Graph, deltas: &[&DeltaPlan]) -> Written {
     let prefix = plan.name_prefix();
     let mut written = Written::default();
     for delta in deltas {

@@ -12,7 +12,8 @@ use super::{Directory, Integrity, Loaded, Manifest};
 use crate::backbone::{Checkpoint, Module, Site};
 use crate::delta::{transposed, Folded, Lora, LoraInit, PeftAdapter, Scaling};
 use crate::diagnostic::{Problem, Span};
-use crate::graph::{label_order, reordered, Executor, Graph, Svd, Tensors};
+use crate::engine::Device;
+use crate::graph::{label_order, reordered, Graph, Svd, Tensors};
 use crate::plan::{Change, DeltaPlan, Plan};
 
 /// How runs are combined.
@@ -63,10 +64,10 @@ const DELTA: &str = "combined";
 /// # Errors
 /// Runs that do not go together, deltas other than LoRAs, settings out of range; a file cannot be
 /// written.
-pub fn combine<D: Executor>(
-    runs: &[Loaded<D>],
+pub fn combine(
+    runs: &[Loaded],
     combination: &Combination,
-    device: D,
+    device: Device,
     out: &Path,
 ) -> Result<(), Problem> {
     let directory = Directory::claim(out)?;
@@ -86,10 +87,7 @@ pub fn combine<D: Executor>(
 ///
 /// # Errors
 /// See [`combine`].
-pub fn combined<D: Executor>(
-    runs: &[Loaded<D>],
-    combination: &Combination,
-) -> Result<(Plan, Tensors), Problem> {
+pub fn combined(runs: &[Loaded], combination: &Combination) -> Result<(Plan, Tensors), Problem> {
     check(runs, combination)?;
     let weights = combination.weights.clone().unwrap_or_else(|| {
         let even = match combination.rule {
@@ -174,13 +172,13 @@ fn problem(message: String, help: &str) -> Result<(), Problem> {
     Err(Problem::new("delta::run::combine", message).help(help.to_owned()))
 }
 
-fn check<D: Executor>(runs: &[Loaded<D>], combination: &Combination) -> Result<(), Problem> {
+fn check(runs: &[Loaded], combination: &Combination) -> Result<(), Problem> {
     combination.check(runs.len())?;
-    let hash = |run: &Loaded<D>| {
+    let hash = |run: &Loaded| {
         Checkpoint::open_directory(&run.plan.backbone.directory).map(|file| file.hash())
     };
     let first = &runs[0];
-    let shapes = |run: &Loaded<D>| -> Vec<Vec<usize>> {
+    let shapes = |run: &Loaded| -> Vec<Vec<usize>> {
         let keys = run.graph.head_keys();
         keys.into_iter()
             .map(|(parameter, _)| parameter.shape)
@@ -219,7 +217,7 @@ fn check<D: Executor>(runs: &[Loaded<D>], combination: &Combination) -> Result<(
 }
 
 /// For each label of `first`, the place of the same one in `run`, where both answer the same question.
-fn order<D: Executor>(first: &Loaded<D>, run: &Loaded<D>) -> Option<Vec<usize>> {
+fn order(first: &Loaded, run: &Loaded) -> Option<Vec<usize>> {
     let ((_, first), (_, other)) = (first.plan.final_task()?, run.plan.final_task()?);
     let is_same =
         first.kind == other.kind && first.uses_language_model() == other.uses_language_model();
@@ -234,7 +232,7 @@ struct Ranked {
 }
 
 /// What a run adds to a module's weight, if it has a LoRA there.
-fn change<D: Executor>(run: &Loaded<D>, module: &Module) -> Option<Ranked> {
+fn change(run: &Loaded, module: &Module) -> Option<Ranked> {
     let zeros = vec![0.0; module.input * module.output];
     let mut layer = Folded {
         base: Vec::new(),
@@ -260,7 +258,7 @@ fn change<D: Executor>(run: &Loaded<D>, module: &Module) -> Option<Ranked> {
 }
 
 /// The heads' weighted mean.
-fn head<D: Executor>(runs: &[Loaded<D>], weights: &[f32]) -> Tensors {
+fn head(runs: &[Loaded], weights: &[f32]) -> Tensors {
     let total: f32 = weights.iter().sum();
     let mut tensors = Tensors::new();
     for (run, weight) in runs.iter().zip(weights) {

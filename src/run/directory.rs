@@ -13,7 +13,6 @@ use super::{Integrity, Log, Summary};
 use crate::backbone::write_tensors;
 use crate::diagnostic::Problem;
 use crate::disk::{self, failed};
-use crate::engine::Backend;
 use crate::graph::Graph;
 use crate::peft;
 use crate::plan::Plan;
@@ -195,11 +194,11 @@ impl Directory {
     ///
     /// # Errors
     /// A file cannot be written.
-    pub fn finish<D: Backend>(
+    pub fn finish(
         self,
         plan: &Plan,
         source: &str,
-        graph: &Graph<D>,
+        graph: &Graph,
         summary: Option<&Summary>,
         manifest: &Manifest,
     ) -> Result<(), Problem> {
@@ -233,7 +232,7 @@ impl Directory {
     }
 
     /// Writes what was trained, in our format and PEFT's.
-    fn write_delta<D: Backend>(&self, plan: &Plan, graph: &Graph<D>) -> Result<(), Problem> {
+    fn write_delta(&self, plan: &Plan, graph: &Graph) -> Result<(), Problem> {
         let path = self.partial.join("delta.safetensors");
         write_tensors(&path, &graph.views(), None)?;
         if peft::why_not(plan).is_none() {

@@ -6,17 +6,18 @@ use super::tying::has_decoder;
 use super::{FinishedRun, Integrity};
 use crate::backbone::{fetch_weights, head_parameters, locate, read_config, Checkpoint, Config};
 use crate::diagnostic::{Problem, Span};
+use crate::engine::Device;
 use crate::engine::Precision;
-use crate::graph::{Executor, Graph, Tensors};
+use crate::graph::{Graph, Tensors};
 use crate::peft;
 use crate::plan::{BackbonePlan, Label, Metric, Plan, TaskKind, TaskPlan};
 
 /// What can predict.
-pub struct Loaded<D: Executor> {
+pub struct Loaded {
     /// Its plan.
     pub plan: Plan,
     /// Its graph, everything in place, nothing trained.
-    pub graph: Graph<D>,
+    pub graph: Graph,
 }
 
 /// Opens the directory of a run, or of an adapter that PEFT saved.
@@ -27,13 +28,13 @@ pub struct Loaded<D: Executor> {
 /// # Errors
 /// Neither a run nor an adapter; another backbone than the one that was trained on; tensors that do
 /// not fit.
-pub fn open_run<D: Executor>(
+pub fn open_run(
     directory: &Path,
     backbone: Option<&str>,
     text: Option<&[String]>,
     integrity: Integrity,
-    device: D,
-) -> Result<Loaded<D>, Problem> {
+    device: Device,
+) -> Result<Loaded, Problem> {
     if directory.join("plan.yaml").exists() {
         open_own(directory, backbone, integrity, device)
     } else if directory.join("adapter_config.json").exists() {
@@ -55,12 +56,12 @@ pub fn open_run<D: Executor>(
     }
 }
 
-fn open_own<D: Executor>(
+fn open_own(
     directory: &Path,
     backbone: Option<&str>,
     integrity: Integrity,
-    device: D,
-) -> Result<Loaded<D>, Problem> {
+    device: Device,
+) -> Result<Loaded, Problem> {
     let run = FinishedRun::open(directory, integrity)?;
     let mut plan = run.plan()?;
     // What a run says does not depend on the processor that asks it.
@@ -83,12 +84,12 @@ fn open_own<D: Executor>(
     Ok(Loaded { plan, graph })
 }
 
-fn open_adapter<D: Executor>(
+fn open_adapter(
     directory: &Path,
     backbone: Option<&str>,
     text: Option<&[String]>,
-    device: D,
-) -> Result<Loaded<D>, Problem> {
+    device: Device,
+) -> Result<Loaded, Problem> {
     let stated = || -> Option<String> {
         let text = std::fs::read_to_string(directory.join("adapter_config.json")).ok()?;
         let json: serde_json::Value = serde_json::from_str(&text).ok()?;
@@ -172,7 +173,7 @@ fn stored_outputs(backbone: &Path, config: &Config) -> Option<usize> {
 }
 
 /// A module that the backbone lacks (BERT's pooler) is the head's: so are an adapter's tensors for it.
-fn of_head_where_missing<D: Executor>(tensors: Tensors, graph: &Graph<D>) -> Tensors {
+fn of_head_where_missing(tensors: Tensors, graph: &Graph) -> Tensors {
     let renamed = |key: String| match key.strip_prefix("unfrozen.") {
         Some(path) if graph.tensor(&key).is_none() => format!("task.{path}"),
         _ => key,

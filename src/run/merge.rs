@@ -10,7 +10,7 @@ use crate::backbone::{read_config, write_tensors, Checkpoint, Module, Parameter,
 use crate::delta::{transposed, Folded, Preposition};
 use crate::diagnostic::Problem;
 use crate::disk;
-use crate::engine::{Backend, Layout};
+use crate::engine::Layout;
 use crate::graph::{device_problem, Batch, DecoderRows, Graph, Placed, Targets, Tensors};
 use crate::plan::{BackbonePlan, Plan, TaskKind};
 
@@ -34,7 +34,7 @@ const KEPT: [&str; 11] = [
 ///
 /// # Errors
 /// A delta in place cannot be folded; `out` exists; a file cannot be written; what was written gives other logits.
-pub fn merge<D: Backend>(plan: &Plan, graph: &Graph<D>, out: &Path) -> Result<(), Problem> {
+pub fn merge(plan: &Plan, graph: &Graph, out: &Path) -> Result<(), Problem> {
     Directory::check(out)?;
     let tensors = merged_tensors(plan, graph)?;
     let failed = |e: &std::io::Error| disk::failed("written", out, e);
@@ -73,7 +73,7 @@ pub fn merge<D: Backend>(plan: &Plan, graph: &Graph<D>, out: &Path) -> Result<()
 const MOST_DIFFERENCE: f32 = 1e-3;
 
 /// Whether the model in a directory gives the logits that the run gives.
-fn check_logits<D: Backend>(plan: &Plan, graph: &Graph<D>, merged: &Path) -> Result<(), Problem> {
+fn check_logits(plan: &Plan, graph: &Graph, merged: &Path) -> Result<(), Problem> {
     let Some((name, task)) = plan.final_task() else {
         return Ok(());
     };
@@ -96,9 +96,9 @@ fn check_logits<D: Backend>(plan: &Plan, graph: &Graph<D>, merged: &Path) -> Res
     let mut read = Graph::load(&back, graph.device().clone())?;
     read.activate(&back, 0)?;
     let batch = probe(plan);
-    let logits = |graph: &Graph<D>| -> Result<Vec<f32>, Problem> {
+    let logits = |graph: &Graph| -> Result<Vec<f32>, Problem> {
         let logits = graph.inference().logits(&batch).map_err(device_problem)?;
-        Ok(D::read(&logits))
+        Ok(logits.read())
     };
     let (expected, found) = (logits(graph)?, logits(&read)?);
     let largest = expected
@@ -144,7 +144,7 @@ fn probe(plan: &Plan) -> Batch {
 }
 
 /// Every weight of the model under its checkpoint name, deltas folded in; what the checkpoint has beside it as it is.
-fn merged_tensors<D: Backend>(plan: &Plan, graph: &Graph<D>) -> Result<Tensors, Problem> {
+fn merged_tensors(plan: &Plan, graph: &Graph) -> Result<Tensors, Problem> {
     let prefix = plan.name_prefix();
     // By name and part: a module that the backbone lacks and the head brings is there once.
     let mut parts: BTreeMap<String, BTreeMap<usize, (Parameter, Vec<f32>)>> = BTreeMap::new();
@@ -215,7 +215,7 @@ fn tied_copies(plan: &Plan) -> Vec<String> {
 }
 
 /// A module's weight and bias with the deltas at it; nothing where there are none.
-fn folded<D: Backend>(graph: &Graph<D>, module: &Module) -> Result<Option<Folded>, Problem> {
+fn folded(graph: &Graph, module: &Module) -> Result<Option<Folded>, Problem> {
     let deltas = graph.deltas_at(&module.path);
     if deltas.is_empty() {
         return Ok(None);

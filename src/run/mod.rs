@@ -30,8 +30,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::backbone::fetch_weights;
 use crate::diagnostic::Problem;
-use crate::engine::Backend;
-use crate::graph::{Backbones, Executor, Graph};
+use crate::engine::Device;
+use crate::graph::{Backbones, Graph};
 use crate::plan::{FilePlan, Metric, Plan, TaskKind};
 use crate::report::{metric_value, Progress, Table};
 use crate::text::thousands;
@@ -88,16 +88,16 @@ pub enum Ended {
 }
 
 /// What runs of one process have in common.
-pub struct Shared<D: Backend> {
+pub struct Shared {
     /// Backbones that were read.
-    pub backbones: Backbones<D>,
+    pub backbones: Backbones,
     /// What was computed of frozen blocks.
     pub prefixes: ActivationCaches,
     /// Whether files of earlier runs must be as they were left.
     pub integrity: Integrity,
 }
 
-impl<D: Backend> Default for Shared<D> {
+impl Default for Shared {
     fn default() -> Self {
         Shared {
             backbones: Backbones::default(),
@@ -112,18 +112,18 @@ impl<D: Backend> Default for Shared<D> {
 /// # Errors
 /// A mistake in the data, the weights or the output directory; a failure of the device or the disk;
 /// a loss that is not a number.
-pub fn run<D: Executor>(
+pub fn run(
     plan: &Plan,
     source: &str,
-    device: D,
-    shared: &Shared<D>,
+    device: Device,
+    shared: &Shared,
     out: &Path,
     interrupted: &AtomicBool,
     progress: Progress,
 ) -> Result<Ended, Problem> {
     let integrity = shared.integrity;
     let directory = Directory::claim(out)?;
-    precision::check_precision::<D>(plan)?;
+    precision::check_precision(plan, &device)?;
     let mut loader = Loader::new(plan)?;
     let data = loader.stages(plan)?;
     check_steps(plan, &data)?;

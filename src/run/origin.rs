@@ -5,7 +5,6 @@ use std::path::Path;
 use super::{FinishedRun, Integrity, Manifest};
 use crate::diagnostic::Problem;
 use crate::disk;
-use crate::engine::Backend;
 use crate::graph::{Graph, Tensors};
 use crate::plan::{DeltaPlan, Origin, Plan};
 use crate::text::{did_you_mean, quoted_list};
@@ -64,10 +63,10 @@ fn read_plan(run: &Path, integrity: Integrity) -> Result<Option<Plan>, Problem> 
 ///
 /// # Errors
 /// A run was trained on another backbone than `manifest` has; a file that cannot be read.
-pub(super) fn load_origins<D: Backend>(
+pub(super) fn load_origins(
     plan: &Plan,
     manifest: &Manifest,
-    graph: &mut Graph<D>,
+    graph: &mut Graph,
     integrity: Integrity,
 ) -> Result<(), Problem> {
     for delta in &plan.deltas {

@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::Example;
 use crate::diagnostic::Problem;
-use crate::engine::Precision;
-use crate::graph::{Executor, Graph};
+use crate::engine::{Device, Precision};
+use crate::graph::Graph;
 use crate::plan::Plan;
 use crate::train::predict;
 
@@ -24,8 +24,8 @@ pub struct PrecisionError {
 ///
 /// # Errors
 /// It has not.
-pub(super) fn check_precision<D: Executor>(plan: &Plan) -> Result<(), Problem> {
-    if D::has(plan.backbone.precision) {
+pub(super) fn check_precision(plan: &Plan, device: &Device) -> Result<(), Problem> {
+    if device.has(plan.backbone.precision) {
         return Ok(());
     }
     let message = "this device has no products in bfloat16";
@@ -38,9 +38,9 @@ pub(super) fn check_precision<D: Executor>(plan: &Plan) -> Result<(), Problem> {
 const COMPARED: usize = 64;
 
 /// Compares the graph's logits with those in f32, where it computes others.
-pub(super) fn precision_error<D: Executor>(
+pub(super) fn precision_error(
     plan: &Plan,
-    graph: &mut Graph<D>,
+    graph: &mut Graph,
     examples: &[Example],
 ) -> Result<Option<PrecisionError>, Problem> {
     let examples = &examples[..examples.len().min(COMPARED)];

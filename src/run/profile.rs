@@ -1,11 +1,10 @@
 //! A few steps of a stage, measured operation by operation.
 
-use dfdx::prelude::Cpu;
-
 use super::Loader;
 use crate::backbone::fetch_weights;
 use crate::diagnostic::Problem;
 use crate::engine::profile::{self, Op, Spent};
+use crate::engine::Device;
 use crate::graph::Graph;
 use crate::plan::Plan;
 use crate::train::{
@@ -32,13 +31,13 @@ const SKIPPED: usize = 2;
 /// # Errors
 /// What a run reports before its first step; a loss that is not a number.
 pub fn profile(plan: &Plan, index: usize, steps: usize) -> Result<Profile, Problem> {
-    super::precision::check_precision::<Cpu>(plan)?;
+    super::precision::check_precision(plan, &Device::Cpu)?;
     let mut data = Loader::new(plan)?.stages(plan)?;
     check_steps(plan, &data)?;
     data.iter_mut().for_each(|data| data.dev = None);
     fetch_weights(&plan.backbone.location).map_err(|problem| problem.or_at(plan.backbone.span))?;
     let mut graph =
-        Graph::load(plan, Cpu::default()).map_err(|problem| problem.or_at(plan.backbone.span))?;
+        Graph::load(plan, Device::Cpu).map_err(|problem| problem.or_at(plan.backbone.span))?;
     let position = Position {
         stage: index,
         ..Position::default()

@@ -9,7 +9,7 @@ use super::finished::refuse_change;
 use super::{run, Ended, FinishedRun, Integrity, Manifest, Shared};
 use crate::diagnostic::Problem;
 use crate::disk;
-use crate::graph::Executor;
+use crate::engine::Device;
 use crate::report::Progress;
 
 /// One thing that was compared.
@@ -45,11 +45,11 @@ const MEASURED: [&str; 2] = ["seconds", "peak_memory"];
 ///
 /// # Errors
 /// A file of the run, its backbone or its data is not what it was; what [`run`] reports.
-pub fn replay<D: Executor>(
+pub fn replay(
     directory: &Path,
     out: &Path,
     integrity: Integrity,
-    device: D,
+    device: Device,
     interrupted: &AtomicBool,
     progress: Progress,
 ) -> Result<Replayed, Problem> {

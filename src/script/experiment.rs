@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::rc::Rc;
 
-use dfdx::prelude::Cpu;
 use rhai::{Array, Dynamic, Engine, ImmutableString, Map};
 
 use super::error::{mistake, thrown, Outcome};
@@ -13,6 +12,7 @@ use super::session::Session;
 use crate::backbone::Checkpoint;
 use crate::diagnostic::Problem;
 use crate::engine::cpu::measure_rate;
+use crate::engine::Device;
 use crate::graph::this_machine;
 use crate::graph::{label_order, reordered, Graph, Tensors};
 use crate::plan::{Plan, TaskPlan};
@@ -288,12 +288,12 @@ fn finished(run: &Run) -> Result<FinishedRun, Problem> {
 fn merged(run: &mut Run) -> Outcome<String> {
     let out = run.directory.join("merged");
     let fold = || -> Result<(), Problem> {
-        let loaded: Loaded<Cpu> = open_run(
+        let loaded: Loaded = open_run(
             &run.directory,
             None,
             None,
             run.source.integrity,
-            Cpu::default(),
+            Device::Cpu,
         )?;
         merge(&loaded.plan, &loaded.graph, &out)
     };
@@ -319,18 +319,18 @@ fn evaluate_on_set(run: &Run, set: &str) -> Outcome<f64> {
             "write \"train\", \"dev\" or \"test\"",
         )
     })?;
-    let loaded: Loaded<Cpu> = open_run(
+    let loaded: Loaded = open_run(
         &run.directory,
         None,
         None,
         run.source.integrity,
-        Cpu::default(),
+        Device::Cpu,
     )
     .map_err(thrown)?;
     score(&loaded.plan, &loaded.graph, file).map_err(thrown)
 }
 
-fn score(plan: &Plan, graph: &Graph<Cpu>, file: &crate::plan::FilePlan) -> Result<f64, Problem> {
+fn score(plan: &Plan, graph: &Graph, file: &crate::plan::FilePlan) -> Result<f64, Problem> {
     let task = final_task(plan)?;
     let mut loader = Loader::new(plan)?;
     let examples = loader.file(file, task)?;
@@ -388,8 +388,7 @@ fn evaluate_elsewhere(session: &Session, run: &Run, other: &Source) -> Outcome<f
             .cloned()
             .collect();
         plan.stages = Vec::new();
-        let mut graph =
-            Graph::load_beside(&plan, Cpu::default(), &session.runner.shared.backbones)?;
+        let mut graph = Graph::load_beside(&plan, Device::Cpu, &session.runner.shared.backbones)?;
         let stored = finished(run)?.tensors()?;
         let known = graph.tensors();
         let mut tensors = Tensors::new();

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use dfdx::prelude::Cpu;
 use sha2::{Digest, Sha256};
 
 use crate::diagnostic::{Problem, Problems};
+use crate::engine::Device;
 use crate::graph::this_machine;
 use crate::plan::Plan;
 use crate::report::{metric_value, Progress};
@@ -24,7 +24,7 @@ pub(super) struct Runner {
     pub out: PathBuf,
     pub is_quiet: bool,
     pub interrupted: &'static AtomicBool,
-    pub shared: Shared<Cpu>,
+    pub shared: Shared,
     /// What was said already: runs of one pipeline are odd in the same ways.
     pub warned: Mutex<BTreeSet<String>>,
 }
@@ -136,7 +136,7 @@ impl Runner {
                 let ended = run::run(
                     plan,
                     &source.text,
-                    Cpu::default(),
+                    Device::Cpu,
                     &self.shared,
                     &directory,
                     self.interrupted,

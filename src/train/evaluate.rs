@@ -6,7 +6,7 @@ use super::frozen::ActivationCache;
 use super::metrics;
 use crate::data::{batch, Example, Masking, Target};
 use crate::diagnostic::Problem;
-use crate::graph::{Batch, Executor, Graph, Targets};
+use crate::graph::{Batch, Graph, Targets};
 use crate::plan::{Metric, TaskKind, TaskPlan};
 
 /// What an evaluation found.
@@ -32,8 +32,8 @@ impl Evaluation {
 const MOST_ROWS: usize = 8192;
 
 /// Examples in their order, in batches of about as many rows as a group has.
-fn batches<D: Executor>(examples: &[Example], masking: Option<Masking>) -> Vec<Batch> {
-    let limit = D::GROUP_ROWS.min(MOST_ROWS);
+fn batches(graph: &Graph, examples: &[Example], masking: Option<Masking>) -> Vec<Batch> {
+    let limit = graph.device().group_rows().min(MOST_ROWS);
     let mut batches = Vec::new();
     let mut start = 0;
     while start < examples.len() {
@@ -56,19 +56,16 @@ fn batches<D: Executor>(examples: &[Example], masking: Option<Masking>) -> Vec<B
 ///
 /// # Errors
 /// What the device reports.
-pub fn predict<D: Executor>(
-    graph: &Graph<D>,
-    examples: &[Example],
-) -> Result<Vec<Vec<f32>>, Problem> {
+pub fn predict(graph: &Graph, examples: &[Example]) -> Result<Vec<Vec<f32>>, Problem> {
     predict_with(graph, examples, None)
 }
 
-fn predict_with<D: Executor>(
-    graph: &Graph<D>,
+fn predict_with(
+    graph: &Graph,
     examples: &[Example],
     kept: Option<&ActivationCache>,
 ) -> Result<Vec<Vec<f32>>, Problem> {
-    let mut batches = batches::<D>(examples, None);
+    let mut batches = batches(graph, examples, None);
     if let Some(kept) = kept {
         kept.attach(graph, &mut batches)?;
     }
@@ -85,8 +82,8 @@ fn predict_with<D: Executor>(
 ///
 /// # Errors
 /// What the device reports.
-pub fn evaluate<D: Executor>(
-    graph: &Graph<D>,
+pub fn evaluate(
+    graph: &Graph,
     examples: &[Example],
     task: &TaskPlan,
     masking: Option<Masking>,
@@ -95,8 +92,8 @@ pub fn evaluate<D: Executor>(
 }
 
 /// The same, with what is kept of earlier evaluations of these examples.
-pub(super) fn evaluate_with<D: Executor>(
-    graph: &Graph<D>,
+pub(super) fn evaluate_with(
+    graph: &Graph,
     examples: &[Example],
     task: &TaskPlan,
     masking: Option<Masking>,
@@ -105,7 +102,7 @@ pub(super) fn evaluate_with<D: Executor>(
     let mut score = Score::new();
     match task.kind.is_language_model() {
         true => {
-            let batches = batches::<D>(examples, masking);
+            let batches = batches(graph, examples, masking);
             let rows = |batch: &Batch, logits: Vec<f32>| match &batch.targets {
                 Targets::Tokens { tokens, .. } => {
                     let width = logits.len() / tokens.len().max(1);

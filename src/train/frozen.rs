@@ -13,7 +13,7 @@ use memmap2::Mmap;
 use crate::diagnostic::Problem;
 use crate::engine::Precision;
 use crate::graph::optimizations::frozen_blocks;
-use crate::graph::{device_problem, Batch, CachedActivations, Executor, Graph};
+use crate::graph::{device_problem, Batch, CachedActivations, Graph};
 use crate::plan::Plan;
 
 /// Bytes of activations that are kept in memory; more of them are kept in a mapped temporary file.
@@ -108,11 +108,7 @@ impl ActivationCache {
     ///
     /// # Errors
     /// What the device reports.
-    pub fn attach<D: Executor>(
-        &self,
-        graph: &Graph<D>,
-        groups: &mut [Batch],
-    ) -> Result<(), Problem> {
+    pub fn attach(&self, graph: &Graph, groups: &mut [Batch]) -> Result<(), Problem> {
         let new: Vec<Batch> = {
             let kept = self.kept();
             groups
@@ -123,7 +119,7 @@ impl ActivationCache {
         };
         // Other runs are not kept waiting meanwhile; what two of them compute is the same.
         let at_once = rayon::current_num_threads();
-        let computed = D::map_groups(graph, &new, at_once, |graph, batch, _| {
+        let computed = graph.device().map_groups(&new, at_once, |batch, _| {
             let below = graph.inference().below(batch, self.block);
             below.map_err(device_problem)
         });

@@ -15,7 +15,7 @@ use crate::delta::{OnHost, Step};
 use crate::diagnostic::Problem;
 use crate::engine::mix;
 use crate::graph::optimizations::frozen_blocks;
-use crate::graph::{Executor, Graph};
+use crate::graph::Graph;
 use crate::plan::{DeltaPlan, Keep, Length, Plan, StagePlan, TaskPlan, Unit};
 
 /// The examples of one stage.
@@ -119,9 +119,9 @@ pub fn check_steps(plan: &Plan, data: &[Data]) -> Result<(), Problem> {
 ///
 /// # Errors
 /// What the device reports, a loss that is not a number.
-pub fn train<D: Executor>(
+pub fn train(
     plan: &Plan,
-    graph: &mut Graph<D>,
+    graph: &mut Graph,
     data: &[Data],
     mut state: State,
     caches: &ActivationCaches,
@@ -198,11 +198,7 @@ impl<'a> Stage<'a> {
     }
 
     /// Returns whether the stage was finished.
-    fn run<D: Executor>(
-        &mut self,
-        graph: &mut Graph<D>,
-        watcher: &mut dyn Watcher,
-    ) -> Result<bool, Problem> {
+    fn run(&mut self, graph: &mut Graph, watcher: &mut dyn Watcher) -> Result<bool, Problem> {
         let first = self.state.position.step;
         watcher.event(Event::Begin {
             stage: self.plan,
@@ -229,10 +225,10 @@ impl<'a> Stage<'a> {
         Ok(true)
     }
 
-    fn step<D: Executor>(
+    fn step(
         &mut self,
         step: usize,
-        graph: &mut Graph<D>,
+        graph: &mut Graph,
         watcher: &mut dyn Watcher,
     ) -> Result<(), Problem> {
         let started = Instant::now();
@@ -240,7 +236,12 @@ impl<'a> Stage<'a> {
         let all = &self.data.train.all;
         let examples: Vec<&Example> = numbers.iter().map(|&number| &all[number]).collect();
         let random = mix(self.seed ^ mix(step as u64));
-        let mut groups = groups(&examples, random, self.data.masking, D::GROUP_ROWS);
+        let mut groups = groups(
+            &examples,
+            random,
+            self.data.masking,
+            graph.device().group_rows(),
+        );
         if self.keeps[0] {
             self.cache.attach(graph, &mut groups)?;
         }
@@ -274,10 +275,10 @@ impl<'a> Stage<'a> {
     }
 
     /// What the methods of trained deltas do on the host.
-    fn on_host<D: Executor>(
+    fn on_host(
         &mut self,
         step: usize,
-        graph: &mut Graph<D>,
+        graph: &mut Graph,
         gradients: &mut BTreeMap<String, Vec<f32>>,
         mut act: impl FnMut(&dyn OnHost, &mut Step),
     ) -> Result<(), Problem> {
@@ -342,11 +343,7 @@ impl<'a> Stage<'a> {
     }
 
     /// Evaluates the dev set; returns whether patience is at an end.
-    fn evaluate<D: Executor>(
-        &mut self,
-        graph: &Graph<D>,
-        watcher: &mut dyn Watcher,
-    ) -> Result<bool, Problem> {
+    fn evaluate(&mut self, graph: &Graph, watcher: &mut dyn Watcher) -> Result<bool, Problem> {
         let Some(dev) = &self.data.dev else {
             return Ok(false);
         };
@@ -383,7 +380,7 @@ impl<'a> Stage<'a> {
         Ok(is_over)
     }
 
-    fn snapshot<'s, D: Executor>(&'s self, graph: &'s Graph<D>) -> Snapshot<'s> {
+    fn snapshot<'s>(&'s self, graph: &'s Graph) -> Snapshot<'s> {
         let mut position = self.state.position.clone();
         position.seconds += self.started.elapsed().as_secs_f64();
         Snapshot {
@@ -396,11 +393,7 @@ impl<'a> Stage<'a> {
     }
 
     /// Puts the parameters in place that the stage leaves, and makes the state ready for the next.
-    fn finish<D: Executor>(
-        &mut self,
-        graph: &mut Graph<D>,
-        watcher: &mut dyn Watcher,
-    ) -> Result<(), Problem> {
+    fn finish(&mut self, graph: &mut Graph, watcher: &mut dyn Watcher) -> Result<(), Problem> {
         let position = &mut self.state.position;
         let steps = position.step;
         let (mut dev, mut kept_step) = (position.last.take(), steps);

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 
 use deltarun::backbone::{read_config, Checkpoint, Config};
 use deltarun::diagnostic::Problem;
+use deltarun::engine::Device;
 use deltarun::engine::Layout;
 use deltarun::graph::{Batch, DecoderRows, Graph, Targets};
 use deltarun::peft::Imported;
 use deltarun::plan::{plan, BackbonePlan, Plan, Surroundings};
 use deltarun::run::has_decoder;
 use deltarun::syntax::parse;
-use dfdx::prelude::Cpu;
 
 pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -73,7 +73,12 @@ pub fn try_plan(
 }
 
 /// The graph of a fixture with the LoRA that PEFT saved, everything in it trained.
-pub fn imported_graph(directory: &Path, imported: Imported) -> (Plan, Graph<Cpu>) {
+pub fn imported_graph(directory: &Path, imported: Imported) -> (Plan, Graph) {
+    imported_graph_on(directory, imported, Device::Cpu)
+}
+
+/// The same on a device.
+pub fn imported_graph_on(directory: &Path, imported: Imported, device: Device) -> (Plan, Graph) {
     let outputs = imported.outputs.unwrap();
     let mut plan = classifier(directory, outputs, "", "head");
     plan.stages[0].train = imported
@@ -82,7 +87,7 @@ pub fn imported_graph(directory: &Path, imported: Imported) -> (Plan, Graph<Cpu>
         .map(|delta| delta.name.clone())
         .collect();
     plan.deltas = imported.deltas;
-    let mut graph = Graph::load(&plan, Cpu::default()).unwrap();
+    let mut graph = Graph::load(&plan, device).unwrap();
     graph.set(imported.tensors).unwrap();
     graph.activate(&plan, 0).unwrap();
     (plan, graph)

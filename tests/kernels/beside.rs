@@ -1,11 +1,10 @@
 //! What a kernel and its definition are compared by.
 
-use deltarun::engine::{backward, with_trace, Backend, Matrix, Recorder, Scalar, Vector};
-use dfdx::prelude::*;
+use deltarun::engine::{backward, ops, Device, Matrix, Tensor, Trace, Vector};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-pub type Op<'a> = dyn Fn(&[Matrix<Cpu>], &[Vector<Cpu>]) -> Matrix<Cpu> + 'a;
+pub type Op<'a> = dyn Fn(&[Matrix], &[Vector]) -> Matrix + 'a;
 
 /// What an op is called with: matrices with their shapes, and vectors.
 pub struct Inputs {
@@ -41,8 +40,8 @@ impl Random {
 }
 
 /// The same elements in a tensor that nothing else holds: what is changed in place.
-pub fn own(x: &Matrix<Cpu>) -> Matrix<Cpu> {
-    Cpu::scale(x, 1.0).unwrap()
+pub fn own(x: &Matrix) -> Matrix {
+    ops::scale(x, 1.0).unwrap()
 }
 
 /// What the elements of an op's value count in the sum whose gradients are compared.
@@ -50,45 +49,37 @@ pub fn factors(count: usize) -> Vec<f32> {
     Random::new(99).values(count, 1.0)
 }
 
-/// The value of an op, and the gradients of all inputs of `Σ factors ⊙ value`.
-pub fn value_and_gradients(inputs: &Inputs, op: &Op) -> (Vec<f32>, Vec<Vec<f32>>) {
-    value_and_gradients_with(inputs, op, &factors)
+/// The value of an op on a device, and the gradients of all inputs of `Σ factors ⊙ value`.
+pub fn value_and_gradients(device: &Device, inputs: &Inputs, op: &Op) -> (Vec<f32>, Vec<Vec<f32>>) {
+    value_and_gradients_with(device, inputs, op, &factors)
 }
 
 /// The same with other factors, for so many elements.
 pub fn value_and_gradients_with(
+    device: &Device,
     inputs: &Inputs,
     op: &Op,
     factors: &dyn Fn(usize) -> Vec<f32>,
 ) -> (Vec<f32>, Vec<Vec<f32>>) {
-    let device = Cpu::default();
-    let recorder = Recorder::new();
-    let matrices: Vec<_> = inputs
-        .matrices
-        .iter()
-        .map(|(values, shape)| device.tensor_from_vec(values.clone(), *shape))
+    let trace = Trace::new();
+    let matrices = inputs.matrices.iter();
+    let matrices: Vec<_> = matrices
+        .map(|(values, shape)| Tensor::new(device, values.clone(), *shape).unwrap())
         .collect();
-    let vectors: Vec<_> = inputs
-        .vectors
-        .iter()
-        .map(|v| device.tensor_from_vec(v.clone(), (v.len(),)))
+    let vectors = inputs.vectors.iter();
+    let vectors: Vec<_> = vectors
+        .map(|v| Tensor::new(device, v.clone(), (v.len(),)).unwrap())
         .collect();
-    let traced_matrices: Vec<_> = matrices.iter().map(|m| with_trace(m, &recorder)).collect();
-    let traced_vectors: Vec<_> = vectors.iter().map(|v| with_trace(v, &recorder)).collect();
+    let traced_matrices: Vec<_> = matrices.iter().map(|m| m.on(&trace)).collect();
+    let traced_vectors: Vec<_> = vectors.iter().map(|v| v.on(&trace)).collect();
     let out = op(&traced_matrices, &traced_vectors);
-    let shape = *out.shape();
-    let value = out.as_vec();
-    let factors: Tensor<(usize, usize), f32, Cpu> =
-        device.tensor_from_vec(factors(value.len()), shape);
-    let loss: Scalar<Cpu> = (out * factors).sum();
-    let mut gradients = backward(loss).unwrap();
-    let mut all = Vec::new();
-    for matrix in &matrices {
-        all.push(Cpu::read_gradient(&mut gradients, matrix).unwrap());
-    }
-    for vector in &vectors {
-        all.push(Cpu::read_gradient(&mut gradients, vector).unwrap());
-    }
+    let value = out.read();
+    let factors = Tensor::new(device, factors(value.len()), out.shape()).unwrap();
+    let weighted = ops::multiply(&out, &factors.constant()).unwrap();
+    let mut gradients = backward(weighted).unwrap();
+    let of_matrices = matrices.iter().map(|m| gradients.take(m));
+    let mut all: Vec<_> = of_matrices.collect();
+    all.extend(vectors.iter().map(|v| gradients.take(v)));
     (value, all)
 }
 
@@ -105,10 +96,10 @@ pub fn close(what: &str, found: &[f32], expected: &[f32], tolerance: f32) {
     }
 }
 
-/// Value and gradients of a kernel beside its definition's.
-pub fn compare(inputs: &Inputs, kernel: &Op, definition: &Op, tolerance: f32) {
-    let (value, gradients) = value_and_gradients(inputs, kernel);
-    let (expected, expected_gradients) = value_and_gradients(inputs, definition);
+/// Value and gradients by the CPU's kernels beside those by the definitions.
+pub fn compare(inputs: &Inputs, op: &Op, tolerance: f32) {
+    let (value, gradients) = value_and_gradients(&Device::Cpu, inputs, op);
+    let (expected, expected_gradients) = value_and_gradients(&Device::DfdxCpu, inputs, op);
     close("value", &value, &expected, tolerance);
     for (i, (found, expected)) in gradients.iter().zip(&expected_gradients).enumerate() {
         close(&format!("gradient {i}"), found, expected, tolerance);

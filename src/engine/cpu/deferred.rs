@@ -3,29 +3,23 @@
 
 use std::ops::Range;
 
-use dfdx::prelude::{Cpu, Tensor};
 use rayon::prelude::*;
 
-use super::amx;
-use super::bridge::data;
-use super::linear::WeightForm;
-use super::packed::Packed;
-use super::product::View;
-use super::tile::exchange;
-use crate::engine::Precision;
+use super::products::{self, exchange, Packed, View, WeightForm};
+use crate::engine::{Precision, Tensor};
 
 /// What one operation adds to the gradient of a parameter `(out, in)`.
 pub struct Deferred {
-    /// The parameter's address, see [`crate::engine::Backend::address`].
-    pub parameter: usize,
-    pub(super) part: Part,
+    /// The parameter's id, see [`Tensor::id`].
+    pub parameter: u64,
+    pub(in crate::engine) contribution: Contribution,
 }
 
-pub(super) enum Part {
+pub(in crate::engine) enum Contribution {
     /// `dyᵀ x`: `dy (rows, out)`, `x (rows, in)`.
     Product {
         upstream: Vec<f32>,
-        input: Tensor<(usize, usize), f32, Cpu>,
+        input: Tensor<(usize, usize)>,
     },
     /// Rows `indices` of the parameter get those of `dy (indices, in)`.
     Rows {
@@ -37,7 +31,7 @@ pub(super) enum Part {
 /// Rows of a gradient that one thread computes at a time: twice as many where products are faster, so that what they
 /// are multiplied with is read half as often.
 fn rows_of_a_block() -> usize {
-    if amx::is_available() {
+    if products::has_amx() {
         96
     } else {
         48
@@ -62,14 +56,14 @@ impl Deferred {
     }
 
     fn ready(&self, columns: usize) -> Ready<'_> {
-        match &self.part {
-            Part::Product { upstream, input } => {
-                let rows = data(input).len() / columns.max(1);
-                let x = Packed::rows(data(input), columns, rows, columns);
+        match &self.contribution {
+            Contribution::Product { upstream, input } => {
+                let rows = input.count() / columns.max(1);
+                let x = Packed::rows(input.data(), columns, rows, columns);
                 let x = WeightForm::new(Precision::F32, x);
                 Ready::Product { upstream, x, rows }
             }
-            Part::Rows { indices, upstream } => Ready::Rows {
+            Contribution::Rows { indices, upstream } => Ready::Rows {
                 indices,
                 upstream,
                 columns,
@@ -100,7 +94,7 @@ impl Ready<'_> {
             Ready::Product { upstream, x, rows } => {
                 let (rows, count) = (*rows, range.len());
                 let mut dy = vec![0.0; rows * count];
-                let x = x.factor();
+                let x = x.operand();
                 let dy = match x.takes_rows() {
                     true => {
                         exchange(&upstream[range.start..], out, (count, rows), &mut dy, rows);

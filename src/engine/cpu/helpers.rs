@@ -126,7 +126,11 @@ fn has_helpers() -> bool {
 
 /// Does `work` for all `places`, in parts of at least `least` places that other threads may take. It is to do
 /// the same whatever the parts are.
-pub(super) fn share(places: Range<usize>, least: usize, work: &(impl Fn(Range<usize>) + Sync)) {
+pub(in crate::engine) fn share(
+    places: Range<usize>,
+    least: usize,
+    work: &(impl Fn(Range<usize>) + Sync),
+) {
     if places.len() < 2 * least.max(1) || !has_helpers() {
         return work(places);
     }
@@ -145,7 +149,7 @@ pub(super) fn share(places: Range<usize>, least: usize, work: &(impl Fn(Range<us
 }
 
 /// Does `work` for all items, some of which other threads may take; `buffers` are made once for a thread's.
-pub(super) fn share_items<I: IndexedParallelIterator, B>(
+pub(in crate::engine) fn share_items<I: IndexedParallelIterator, B>(
     items: I,
     buffers: impl Fn() -> B + Send + Sync,
     work: impl Fn(&mut B, I::Item) + Send + Sync,
@@ -163,15 +167,15 @@ pub(super) fn share_items<I: IndexedParallelIterator, B>(
 }
 
 /// Elements of a part that other threads may take: some microseconds.
-pub(super) const PART: usize = 1 << 13;
+pub(in crate::engine) const PART: usize = 1 << 13;
 
 /// Whole rows of about [`PART`] elements.
-pub(super) fn rows_of_a_part(columns: usize) -> usize {
+pub(in crate::engine) fn rows_of_a_part(columns: usize) -> usize {
     (PART / columns.max(1)).max(1)
 }
 
 /// Applies `change` to all elements, beside those of `others`, part by part.
-pub(super) fn share_elements(
+pub(in crate::engine) fn share_elements(
     values: &mut [f32],
     others: &[f32],
     change: impl Fn(&mut [f32], &[f32]) + Send + Sync,
@@ -183,11 +187,7 @@ pub(super) fn share_elements(
 
 #[cfg(test)]
 mod tests {
-    use super::super::amx::{self, Tiled};
-    use super::super::packed::Packed;
-    use super::super::product::View;
     use super::*;
-    use crate::engine::Precision;
 
     fn pool(threads: usize) -> rayon::ThreadPool {
         let builder = rayon::ThreadPoolBuilder::new().num_threads(threads);
@@ -206,35 +206,6 @@ mod tests {
             });
         });
         assert!(counts.iter().all(|count| count.load(Relaxed) == 1));
-    }
-
-    /// On vector and on tile registers, with several parts of the depth and a last panel that is not full.
-    #[test]
-    fn helpers_change_no_bit() {
-        let (rows, depth, columns) = (203, 800, 1000);
-        let a: Vec<f32> = (0..rows * depth).map(|i| (i % 97) as f32 / 97.0).collect();
-        let b: Vec<f32> = (0..depth * columns)
-            .map(|i| (i % 89) as f32 / 89.0)
-            .collect();
-        let packed = Packed::rows(&b, columns, depth, columns);
-        let view = View::new(&a, depth);
-        let turned = Packed::transposed(&b, columns, columns, depth);
-        let tiled = amx::is_available()
-            .then(|| [&packed, &turned].map(|packed| Tiled::new(packed, Precision::F32)));
-        let mut ways: Vec<Box<dyn Fn() -> Vec<f32> + Sync>> =
-            vec![Box::new(|| packed.plain().product(view, None))];
-        if let Some([plain, turned]) = &tiled {
-            ways.push(Box::new(|| plain.plain().product(view, None)));
-            ways.push(Box::new(|| turned.plain().t().product(view, None)));
-        }
-        for product in &ways {
-            let alone = product();
-            for _ in 0..20 {
-                let together = pool(4).install(product);
-                let mut pairs = alone.iter().zip(&together);
-                assert!(pairs.all(|(x, y)| x.to_bits() == y.to_bits()));
-            }
-        }
     }
 
     #[test]

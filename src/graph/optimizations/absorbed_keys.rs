@@ -5,11 +5,10 @@
 //! mixed as they are, once for each head, and values are made of the mixtures alone.
 
 use super::super::forward::Pass;
-use super::super::Outcome;
 use super::{is_gated_at_the_top, Optimization};
 use crate::backbone::Architecture;
 use crate::delta::Preposition;
-use crate::engine::{with_trace, Attending, AttentionShape, Backend, Layout, Matrix, Trace};
+use crate::engine::{ops, Attending, AttentionShape, Layout, Matrix, Outcome};
 use crate::plan::{Change, Plan, TaskPlan};
 
 pub(super) const OPTIMIZATION: Optimization = Optimization {
@@ -67,17 +66,17 @@ pub fn check(plan: &Plan, index: usize, drops: bool) -> Result<(), String> {
     Ok(())
 }
 
-impl<D: Backend> Pass<'_, D> {
+impl Pass<'_> {
     /// The attention at `path` of the rows `asking` of `x (rows, hidden)`, whose queries are
     /// `q (asking, hidden)`: `(asking, hidden)`.
     pub(in crate::graph) fn attend_absorbed(
         &self,
         path: &str,
-        q: &Matrix<D>,
-        x: &Matrix<D>,
+        q: &Matrix,
+        x: &Matrix,
         layout: &Layout,
         (asking, causal): (&[usize], bool),
-    ) -> Outcome<Matrix<D>, D> {
+    ) -> Outcome<Matrix> {
         let heads = self.graph.config.heads;
         let of_each_head = |rows: &[usize]| -> Vec<usize> {
             let rows = rows.iter();
@@ -86,9 +85,9 @@ impl<D: Backend> Pass<'_, D> {
         };
         let own = self.own_columns(asking.len())?;
         let numbers: Vec<usize> = (0..asking.len()).collect();
-        let queries = D::multiply(&D::select_rows(q, &of_each_head(&numbers))?, &own)?;
+        let queries = ops::multiply(&ops::select_rows(q, &of_each_head(&numbers))?, &own)?;
         let keys = self.weight(&format!("{path}.k.weight"));
-        let queries = D::linear_transposed(&queries, &keys)?; // (asking · heads, hidden)
+        let queries = ops::linear_transposed(&queries, &keys)?; // (asking · heads, hidden)
         let attention = &self.graph.architecture.attention;
         let shape = AttentionShape {
             heads: 1,
@@ -98,40 +97,30 @@ impl<D: Backend> Pass<'_, D> {
             prefix: 0,
         };
         let rows = of_each_head(asking);
-        // Its gradients as keys and as values go separate ways.
-        let again = D::scale(x, 1.0)?;
         let attending = Attending::within(layout, Some(&rows));
-        let mixed = D::attention(&queries, x, &again, attending, shape, None, None)?;
+        let mixed = ops::attention(&queries, x, x, attending, shape, None, None)?;
         let alone = Layout::new(vec![1; rows.len()], vec![0; rows.len()]);
         let values = self.linear(&format!("{path}.v"), &mixed, &alone)?;
-        D::matmul(&self.sums(asking.len())?, &D::multiply(&values, &own)?)
+        ops::matmul(&self.sums(asking.len())?, &ops::multiply(&values, &own)?)
     }
 
     /// `(asking · heads, hidden)`: 1 where a column is of the row's head, 0 elsewhere.
-    fn own_columns(&self, asking: usize) -> Outcome<Matrix<D>, D> {
+    fn own_columns(&self, asking: usize) -> Outcome<Matrix> {
         let (heads, hidden) = (self.graph.config.heads, self.graph.config.hidden);
         let width = hidden / heads;
         let is_own = |i: usize| (i / hidden) % heads == (i % hidden) / width;
-        self.constant((asking * heads, hidden), is_own)
+        self.ones_where((asking * heads, hidden), is_own)
     }
 
     /// `(asking, asking · heads)`: 1 where a column is of the row, 0 elsewhere.
-    fn sums(&self, asking: usize) -> Outcome<Matrix<D>, D> {
+    fn sums(&self, asking: usize) -> Outcome<Matrix> {
         let heads = self.graph.config.heads;
         let columns = asking * heads;
-        self.constant((asking, columns), |i| i % columns / heads == i / columns)
+        self.ones_where((asking, columns), |i| i % columns / heads == i / columns)
     }
 
-    fn constant(
-        &self,
-        shape: (usize, usize),
-        is_one: impl Fn(usize) -> bool,
-    ) -> Outcome<Matrix<D>, D> {
+    fn ones_where(&self, shape: (usize, usize), is_one: impl Fn(usize) -> bool) -> Outcome<Matrix> {
         let ones = (0..shape.0 * shape.1).map(|i| f32::from(is_one(i)));
-        let constant = self
-            .graph
-            .device()
-            .try_tensor_from_vec(ones.collect(), shape)?;
-        Ok(with_trace(&constant, &Trace::off()))
+        self.constant(ones.collect(), shape)
     }
 }

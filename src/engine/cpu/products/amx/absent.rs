@@ -1,0 +1,43 @@
+//! On processors without tile registers nothing is in tiles.
+
+use super::packed::Packed;
+use super::view::View;
+use crate::engine::Precision;
+
+pub(super) fn is_available() -> bool {
+    false
+}
+
+/// No product is to be computed so.
+pub fn pays(_depth: usize, _columns: usize) -> bool {
+    false
+}
+
+/// There is none.
+#[derive(Clone, Copy)]
+pub(super) enum Tiled {}
+
+/// There is none.
+pub(in crate::engine) type TiledOperand<'a> = &'a Tiled;
+
+impl Tiled {
+    pub(super) fn new(_: &Packed, _: Precision) -> Self {
+        unreachable!("this processor has no tile registers")
+    }
+
+    pub(super) fn plain(&self) -> TiledOperand<'_> {
+        self
+    }
+
+    pub(super) fn t(&self) -> TiledOperand<'_> {
+        self
+    }
+
+    pub(super) fn product(&self, _: View, _: Option<&[f32]>) -> Vec<f32> {
+        match *self {}
+    }
+
+    pub(super) fn multiply_add(&self, _: &mut [f32], _: View) {
+        match *self {}
+    }
+}

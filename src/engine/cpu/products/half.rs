@@ -1,0 +1,238 @@
+//! Products whose operands are rounded to bfloat16, with sums in f32: two products for the price of one
+//! where the processor has AVX512-BF16.
+
+use multiversion::multiversion;
+
+use super::operand::PackedOperand;
+use super::tile::{result, Mode, Target, MOST_ROWS, PANEL};
+use super::view::View;
+use crate::engine::profile;
+
+/// Whether this processor has such products.
+pub(super) fn is_available() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512f")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
+}
+
+/// A matrix `(depth, columns)` of rounded elements, panel after panel of 32 columns: the elements of two
+/// rows that stand in one column lie side by side.
+pub(in crate::engine) struct HalfPacked {
+    depth: usize,
+    columns: usize,
+    panels: Vec<u16>,
+}
+
+impl HalfPacked {
+    /// Packs a matrix.
+    pub(super) fn new(matrix: PackedOperand) -> Self {
+        let (depth, columns) = matrix.shape();
+        let pairs = depth.div_ceil(2);
+        let mut panels = vec![0; columns.div_ceil(PANEL) * pairs * 2 * PANEL];
+        let sized = panels.chunks_exact_mut((pairs * 2 * PANEL).max(1));
+        let mut room = vec![0.0; matrix.room(depth)];
+        for (number, panel) in sized.enumerate() {
+            let from = matrix.panel(number, 0..depth, &mut room);
+            for (place, element) in from.iter().enumerate() {
+                let (p, j) = (place / PANEL, place % PANEL);
+                panel[p / 2 * 2 * PANEL + 2 * j + p % 2] = round(*element);
+            }
+        }
+        HalfPacked {
+            depth,
+            columns,
+            panels,
+        }
+    }
+
+    /// `a b (rows, columns)`, and `bias (columns)` added to each row.
+    pub(super) fn product(&self, a: View, bias: Option<&[f32]>) -> Vec<f32> {
+        // SAFETY: each element is written.
+        unsafe {
+            result(Vec::new(), a.rows, self.columns, bias, |place| {
+                self.multiply(place.out, a, place.mode)
+            })
+        }
+    }
+
+    /// `out ← out + a b`, `out (rows, columns)`.
+    pub(super) fn multiply_add(&self, out: &mut [f32], a: View) {
+        assert_eq!(out.len(), a.rows * self.columns, "half product: out");
+        // SAFETY: `out` has all rows.
+        unsafe { self.multiply(out.as_mut_ptr(), a, Mode::Add) }
+    }
+
+    /// # Safety
+    /// `out` has `a.rows` rows of `columns` elements, which may be without a value unless they are added
+    /// to. A bias has `columns` elements.
+    unsafe fn multiply(&self, out: *mut f32, a: View, mode: Mode) {
+        let (depth, columns, rows) = (self.depth, self.columns, a.rows);
+        // With no depth there would be no panel, and the elements would stay without a value.
+        assert!(
+            depth > 0 && a.columns == depth && a.fits() && a.strides.1 == 1,
+            "half product: {rows}x{} by {depth}x{columns}",
+            a.columns
+        );
+        assert!(is_available(), "this processor has no bfloat16 products");
+        profile::product(rows, depth, columns);
+        let pairs = depth.div_ceil(2);
+        let mut rounded = vec![0u16; rows * pairs * 2];
+        for (row, to) in rounded.chunks_exact_mut((pairs * 2).max(1)).enumerate() {
+            let from = &a.data[row * a.strides.0..row * a.strides.0 + depth];
+            round_all(from, to);
+        }
+        let sized = self.panels.chunks_exact((pairs * 2 * PANEL).max(1));
+        for (number, panel) in sized.enumerate() {
+            let first = number * PANEL;
+            let tile = |row: usize| Bf16Tile {
+                pairs,
+                a: rounded[row * pairs * 2..].as_ptr(),
+                panel: panel.as_ptr(),
+                target: Target {
+                    out: out.add(row * columns + first),
+                    stride: columns,
+                    width: PANEL.min(columns - first),
+                    mode: mode.at_column(first),
+                },
+            };
+            for row in (0..rows).step_by(MOST_ROWS) {
+                // The processor has the instructions; the tile has at most the rows that are left, and
+                // a whole panel.
+                multiply_tile(&tile(row), (rows - row).min(MOST_ROWS));
+            }
+        }
+    }
+}
+
+/// The nearest bfloat16, of two the even one; NaN stays NaN. As `half::bf16::from_f32`, in a form that is
+/// vectorized.
+#[inline(always)]
+fn round(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let nearest = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
+    let quiet = bits | 0x0040_0000;
+    ((if x.is_nan() { quiet } else { nearest }) >> 16) as u16
+}
+
+/// Rounds a row; what `to` has more is left as it is.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw", "x86_64+avx2+fma"))]
+fn round_all(from: &[f32], to: &mut [u16]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = round(*from);
+    }
+}
+
+/// What one call of the kernel works on.
+struct Bf16Tile {
+    pairs: usize,
+    a: *const u16,
+    panel: *const u16,
+    target: Target,
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn multiply_tile(_: &Bf16Tile, _: usize) {
+    unreachable!("no processor of this kind has bfloat16 products")
+}
+
+#[cfg(target_arch = "x86_64")]
+use x86::multiply_tile;
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::super::tile::x86::write;
+    use super::{Bf16Tile, MOST_ROWS, PANEL};
+
+    /// `a · panel` for `count` rows, 1 to 12.
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub(super) unsafe fn multiply_tile(tile: &Bf16Tile, count: usize) {
+        const KERNELS: [unsafe fn(&Bf16Tile); MOST_ROWS] = [
+            rows::<1>, rows::<2>, rows::<3>, rows::<4>, rows::<5>, rows::<6>, rows::<7>, rows::<8>,
+            rows::<9>, rows::<10>, rows::<11>, rows::<12>,
+        ];
+        KERNELS[count.clamp(1, MOST_ROWS) - 1](tile);
+    }
+
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    unsafe fn rows<const ROWS: usize>(tile: &Bf16Tile) {
+        let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
+        let mut panel = tile.panel;
+        for pair in 0..tile.pairs {
+            let half = |pointer: *const u16| -> __m512bh {
+                std::mem::transmute(_mm512_loadu_si512(pointer.cast()))
+            };
+            let b = [half(panel), half(panel.add(PANEL))];
+            panel = panel.add(2 * PANEL);
+            for (i, sum) in sums.iter_mut().enumerate() {
+                let x = tile.a.add(2 * (i * tile.pairs + pair)).cast::<i32>();
+                let x: __m512bh = std::mem::transmute(_mm512_set1_epi32(x.read_unaligned()));
+                sum[0] = _mm512_dpbf16_ps(sum[0], x, b[0]);
+                sum[1] = _mm512_dpbf16_ps(sum[1], x, b[1]);
+            }
+        }
+        write(&tile.target, &sums);
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::super::packed::Packed;
+    use super::*;
+
+    #[test]
+    fn rounding_is_to_the_nearest_and_of_two_to_the_even_one() {
+        let bits = (0..0x1_0000u32)
+            .flat_map(|high| [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff].map(|low| high << 16 | low));
+        for x in bits.map(f32::from_bits) {
+            let (found, expected) = (half::bf16::from_bits(round(x)), half::bf16::from_f32(x));
+            assert!(found == expected || x.is_nan() && found.is_nan(), "{x}");
+        }
+    }
+
+    /// Holds products of rounded elements to sums in f64, ties among the elements. `product` gives, of a matrix, `a b`
+    /// and the bias, and adds `a b` to what it is given.
+    pub fn check_rounded(
+        shapes: &[(usize, usize, usize)],
+        product: impl Fn(Packed, View, &[f32], &mut [f32]) -> Vec<f32>,
+    ) {
+        let value =
+            |seed: usize| (crate::engine::mix(seed as u64) >> 40) as f32 / 16_777_216.0 - 0.5;
+        let exact = |x: f32| f64::from(half::bf16::from_f32(x).to_f32());
+        for &(rows, depth, columns) in shapes {
+            let mut a: Vec<f32> = (0..rows * depth).map(value).collect();
+            // Halfway between two bfloat16, of which one is even.
+            a[0] = f32::from_bits(0x3f80_8000);
+            a[depth / 2] = f32::from_bits(0xbf81_8000);
+            let b: Vec<f32> = (0..depth * columns).map(|i| value(!i)).collect();
+            let bias: Vec<f32> = (0..columns).map(|i| i as f32 / 64.0).collect();
+            let packed = Packed::rows(&b, columns, depth, columns);
+            let mut added = vec![1.0; rows * columns];
+            let biased = product(packed, View::new(&a, depth), &bias, &mut added);
+            for (place, (biased, added)) in biased.iter().zip(&added).enumerate() {
+                let (i, j) = (place / columns, place % columns);
+                let terms = (0..depth).map(|p| exact(a[i * depth + p]) * exact(b[p * columns + j]));
+                let sum: f64 = terms.sum();
+                assert!((f64::from(*biased) - sum - f64::from(bias[j])).abs() < 1e-5);
+                assert!((f64::from(*added) - sum - 1.0).abs() < 1e-5);
+            }
+        }
+    }
+
+    #[test]
+    #[ignore = "needs a processor with AVX512-BF16"]
+    fn products_are_those_of_rounded_elements_on_avx512_bf16() {
+        let shapes = [(1, 1, 1), (13, 7, 33), (25, 40, 64), (12, 385, 70)];
+        check_rounded(&shapes, |packed, a, bias, added| {
+            let packed = HalfPacked::new(packed.plain());
+            packed.multiply_add(added, a);
+            packed.product(a, Some(bias))
+        });
+    }
+}

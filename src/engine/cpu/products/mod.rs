@@ -1,0 +1,239 @@
+//! Products with weights: a matrix is packed once, in the form that this processor multiplies with fastest, and what an
+//! instruction set needs stays in a file or a folder of its own.
+
+#[cfg_attr(not(target_arch = "x86_64"), path = "amx/absent.rs")]
+mod amx;
+mod half;
+mod operand;
+mod packed;
+mod tile;
+mod view;
+
+use std::sync::OnceLock;
+
+use self::half::HalfPacked;
+use super::is_wide;
+use crate::engine::gradient::Slot;
+use crate::engine::{Elements, Precision};
+
+pub use self::amx::pays as uses_amx;
+pub(in crate::engine) use self::operand::{multiply_add_once, PackedOperand};
+pub(in crate::engine) use self::packed::Packed;
+pub(in crate::engine) use self::tile::{exchange, Mode, Output};
+pub(in crate::engine) use self::view::{multiply, View};
+
+/// How often a frozen weight whose smaller side is `least_side` lies in memory, counted in its size in f32, where a
+/// gradient passes through it and where none does.
+pub fn copies_of_a_weight(least_side: usize, is_passed: bool) -> f64 {
+    let directions = if is_passed { 2.0 } else { 1.0 };
+    let forms = if is_wide(least_side) { 1.0 } else { directions };
+    let size = match amx::pays(least_side, least_side) {
+        true => 0.75,
+        false => 1.0,
+    };
+    forms * size
+}
+
+/// A weight, packed for `x Wᵀ` and for `dy W` when either is first needed: a wide one once for both, in half the memory
+/// or less, though `dy W` then takes a tenth longer (Zen 3) or a sixth (AMX).
+#[derive(Default)]
+pub struct Prepared {
+    forward: Forms,
+    backward: Forms,
+}
+
+/// A form for each precision.
+#[derive(Default)]
+struct Forms {
+    f32: OnceLock<WeightForm>,
+    bf16: OnceLock<WeightForm>,
+}
+
+impl Forms {
+    fn of(&self, precision: Precision) -> &OnceLock<WeightForm> {
+        match precision {
+            Precision::F32 => &self.f32,
+            Precision::Bf16 => &self.bf16,
+        }
+    }
+}
+
+impl Prepared {
+    /// `Wᵀ (in, out)`.
+    pub(in crate::engine) fn forward(
+        &self,
+        precision: Precision,
+        weight: &Elements,
+    ) -> Operand<'_> {
+        let (out, input) = weight.shape();
+        let pack = || match weight {
+            Elements::Stored(stored) if stored.source().has_rows() => {
+                let read = |range, rows: &mut _| stored.source().append(range, rows);
+                Packed::transposed_by(read, input, out)
+            }
+            _ => once(weight, |w| Packed::transposed(w, input, input, out)),
+        };
+        let form = self.forward.of(precision);
+        form.get_or_init(|| WeightForm::new(precision, pack()))
+            .operand()
+    }
+
+    /// `W (out, in)`.
+    pub(in crate::engine) fn backward(
+        &self,
+        precision: Precision,
+        weight: &Elements,
+    ) -> Operand<'_> {
+        let (out, input) = weight.shape();
+        if precision == Precision::F32 && is_wide(out.min(input)) {
+            return self.forward(precision, weight).t();
+        }
+        let pack = |w: &[f32]| WeightForm::new(precision, Packed::rows(w, input, out, input));
+        let form = self.backward.of(precision);
+        form.get_or_init(|| once(weight, pack)).operand()
+    }
+}
+
+/// A matrix as this processor multiplies with it.
+pub(in crate::engine) enum WeightForm {
+    Packed(Packed),
+    Half(HalfPacked),
+    Tiled(amx::Tiled),
+}
+
+impl WeightForm {
+    /// That of a packed matrix in a precision.
+    pub(in crate::engine) fn new(precision: Precision, packed: Packed) -> Self {
+        let (depth, columns) = packed.plain().shape();
+        let is_tiled = match precision {
+            Precision::F32 => amx::pays(depth, columns),
+            Precision::Bf16 => amx::is_available(),
+        };
+        match precision {
+            _ if is_tiled => WeightForm::Tiled(amx::Tiled::new(&packed, precision)),
+            Precision::F32 => WeightForm::Packed(packed),
+            Precision::Bf16 => WeightForm::Half(HalfPacked::new(packed.plain())),
+        }
+    }
+
+    pub(in crate::engine) fn operand(&self) -> Operand<'_> {
+        match self {
+            WeightForm::Packed(packed) => Operand::Plain(packed.plain()),
+            WeightForm::Half(packed) => Operand::Half(packed),
+            WeightForm::Tiled(tiled) => Operand::Tiled(tiled.plain()),
+        }
+    }
+}
+
+/// Whether this processor has AMX's tile registers.
+pub(in crate::engine) fn has_amx() -> bool {
+    amx::is_available()
+}
+
+/// Whether this processor has products of a precision.
+pub(in crate::engine) fn has(precision: Precision) -> bool {
+    precision == Precision::F32 || half::is_available() || amx::is_available()
+}
+
+/// A matrix to multiply with.
+#[derive(Clone, Copy)]
+pub(in crate::engine) enum Operand<'a> {
+    Plain(PackedOperand<'a>),
+    Half(&'a HalfPacked),
+    Tiled(amx::TiledOperand<'a>),
+}
+
+impl Operand<'_> {
+    /// The transpose. Rounded forms are made for one direction.
+    fn t(self) -> Self {
+        match self {
+            Operand::Plain(b) => Operand::Plain(b.t()),
+            Operand::Tiled(b) => Operand::Tiled(b.t()),
+            Operand::Half(_) => unreachable!("packed for one direction"),
+        }
+    }
+
+    /// Whether the elements of a row of `a` have to lie one after the other, or had better.
+    pub(in crate::engine) fn takes_rows(self) -> bool {
+        match self {
+            Operand::Plain(_) => false,
+            Operand::Half(_) | Operand::Tiled(_) => true,
+        }
+    }
+
+    /// `a b`, and `bias` added to each row.
+    pub(in crate::engine) fn product(self, a: View, bias: Option<&[f32]>) -> Vec<f32> {
+        match self {
+            Operand::Plain(b) => b.product(a, bias),
+            Operand::Half(b) => b.product(a, bias),
+            Operand::Tiled(b) => b.product(a, bias),
+        }
+    }
+
+    /// `out ← out + a b`, `out (rows, columns)`.
+    pub(in crate::engine) fn multiply_add(self, out: &mut [f32], a: View) {
+        match self {
+            Operand::Plain(b) => b.multiply_add(out, b.shape().1, a),
+            Operand::Half(b) => b.multiply_add(out, a),
+            Operand::Tiled(b) => b.multiply_add(out, a),
+        }
+    }
+
+    /// Adds `a b` to a gradient `(rows, columns)`.
+    pub(in crate::engine) fn add_product(self, a: View, slot: &Slot) {
+        let make = || self.product(a, None);
+        slot.make_or_add(make, |sum| self.multiply_add(sum, a));
+    }
+}
+
+/// Reads elements that are not needed afterwards.
+fn once<T>(weight: &Elements, read: impl FnOnce(&[f32]) -> T) -> T {
+    match weight {
+        Elements::Held(tensor) => read(tensor.data()),
+        Elements::Stored(stored) => {
+            let result = read(&stored.source().elements());
+            stored.source().release();
+            result
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::amx::Tiled;
+    use super::*;
+
+    fn pool(threads: usize) -> rayon::ThreadPool {
+        let builder = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        builder.build().expect("threads")
+    }
+
+    /// On vector and on tile registers, with several parts of the depth and a last panel that is not full.
+    #[test]
+    fn helpers_change_no_bit() {
+        let (rows, depth, columns) = (203, 800, 1000);
+        let a: Vec<f32> = (0..rows * depth).map(|i| (i % 97) as f32 / 97.0).collect();
+        let b: Vec<f32> = (0..depth * columns)
+            .map(|i| (i % 89) as f32 / 89.0)
+            .collect();
+        let packed = Packed::rows(&b, columns, depth, columns);
+        let view = View::new(&a, depth);
+        let turned = Packed::transposed(&b, columns, columns, depth);
+        let tiled = amx::is_available()
+            .then(|| [&packed, &turned].map(|packed| Tiled::new(packed, Precision::F32)));
+        let mut ways: Vec<Box<dyn Fn() -> Vec<f32> + Sync>> =
+            vec![Box::new(|| packed.plain().product(view, None))];
+        if let Some([plain, turned]) = &tiled {
+            ways.push(Box::new(|| plain.plain().product(view, None)));
+            ways.push(Box::new(|| turned.plain().t().product(view, None)));
+        }
+        for product in &ways {
+            let alone = product();
+            for _ in 0..20 {
+                let together = pool(4).install(product);
+                let mut pairs = alone.iter().zip(&together);
+                assert!(pairs.all(|(x, y)| x.to_bits() == y.to_bits()));
+            }
+        }
+    }
+}

@@ -1,0 +1,431 @@
+//! Products with a packed matrix, or with its transpose.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use super::super::helpers::share;
+use super::packed::Packed;
+use super::tile::{result, slices, Kernels, Mode, Output, Pieces, Tile, MOST_ROWS, PANEL};
+use super::view::{multiply, View};
+use crate::engine::profile;
+
+/// Multiplications from which on a part of a product is worth another thread's time: some 50 microseconds.
+const LEAST_SHARED: usize = 1 << 21;
+
+thread_local! {
+    /// A panel of a transpose.
+    static TRANSPOSED: RefCell<Vec<f32>> = RefCell::default();
+}
+
+/// A packed matrix, or its transpose: that is made panel by panel as it is needed, so that a weight lies in
+/// memory once for both directions.
+#[derive(Clone, Copy)]
+pub(in crate::engine) struct PackedOperand<'a> {
+    packed: &'a Packed,
+    is_transposed: bool,
+}
+
+impl<'a> PackedOperand<'a> {
+    /// The matrix as it is.
+    pub(in crate::engine) fn new(packed: &'a Packed) -> Self {
+        PackedOperand {
+            packed,
+            is_transposed: false,
+        }
+    }
+
+    /// The transpose.
+    pub(in crate::engine) fn t(self) -> Self {
+        let is_transposed = !self.is_transposed;
+        PackedOperand {
+            is_transposed,
+            ..self
+        }
+    }
+
+    /// `(depth, columns)`
+    pub(in crate::engine) fn shape(&self) -> (usize, usize) {
+        let Packed { depth, columns, .. } = *self.packed;
+        match self.is_transposed {
+            false => (depth, columns),
+            true => (columns, depth),
+        }
+    }
+
+    /// Elements that [`PackedOperand::panel`] needs room for, for so many rows.
+    pub(in crate::engine) fn room(&self, rows: usize) -> usize {
+        if self.is_transposed {
+            rows * PANEL
+        } else {
+            0
+        }
+    }
+
+    /// Rows `rows` of a panel, `(rows, 32)`: where they lie, or in `room`.
+    pub(in crate::engine) fn panel<'b>(
+        &self,
+        number: usize,
+        rows: Range<usize>,
+        room: &'b mut [f32],
+    ) -> &'b [f32]
+    where
+        'a: 'b,
+    {
+        if self.is_transposed {
+            self.packed.transpose(number, rows, room);
+            return room;
+        }
+        &self.packed.panel(number)[rows.start * PANEL..rows.end * PANEL]
+    }
+
+    /// What those are read from.
+    pub(in crate::engine) fn pieces(&self, number: usize, rows: Range<usize>) -> Pieces {
+        if !self.is_transposed {
+            return Pieces {
+                first: self.packed.panel(number)[rows.start * PANEL..].as_ptr(),
+                count: 1,
+                length: rows.len() * PANEL,
+                stride: 0,
+            };
+        }
+        // Of each panel across, as many rows as this panel has columns.
+        let (first, last) = (rows.start / PANEL, rows.end.div_ceil(PANEL));
+        let row = number * PANEL;
+        Pieces {
+            first: self.packed.panel(first)[row * PANEL..].as_ptr(),
+            count: last - first,
+            length: PANEL.min(self.packed.depth - row) * PANEL,
+            stride: self.packed.distance(),
+        }
+    }
+
+    /// `out ← out + a b` where this is `b`; `a` has its depth as its columns, and the rows of `out`
+    /// are `stride` elements apart.
+    pub(in crate::engine) fn multiply_add(&self, out: &mut [f32], stride: usize, a: View) {
+        self.check(out.len(), stride, &a);
+        // SAFETY: `check` has made sure that all rows lie in `out`.
+        unsafe { self.multiply(Output::new(out, stride, Mode::Add), a) }
+    }
+
+    /// `out ← a b`, else as [`PackedOperand::multiply_add`].
+    pub(in crate::engine) fn multiply_into(&self, out: &mut [f32], stride: usize, a: View) {
+        self.check(out.len(), stride, &a);
+        // SAFETY: `check` has made sure that all rows lie in `out`.
+        unsafe { self.multiply(Output::new(out, stride, Mode::Set), a) }
+    }
+
+    /// Writes `a b` at a place.
+    ///
+    /// # Safety
+    /// It has `a.rows` rows of as many columns as this, which nobody else has meanwhile.
+    pub(in crate::engine) unsafe fn multiply_at(&self, place: Output, a: View) {
+        assert!(a.columns == self.shape().0 && a.fits());
+        self.multiply(place, a);
+    }
+
+    /// `a b (rows, columns)`, and `bias (columns)` added to each row.
+    pub(in crate::engine) fn product(&self, a: View, bias: Option<&[f32]>) -> Vec<f32> {
+        self.product_in(Vec::new(), a, bias)
+    }
+
+    /// The same, written where `room` was if that is enough.
+    pub(in crate::engine) fn product_in(
+        &self,
+        room: Vec<f32>,
+        a: View,
+        bias: Option<&[f32]>,
+    ) -> Vec<f32> {
+        let (_, columns) = self.shape();
+        self.check(a.rows * columns, columns, &a);
+        // SAFETY: `check` has made sure that each element is written, and that there are no more.
+        unsafe { result(room, a.rows, columns, bias, |place| self.multiply(place, a)) }
+    }
+
+    fn check(&self, length: usize, stride: usize, a: &View) {
+        let ((depth, columns), rows) = (self.shape(), a.rows);
+        assert!(
+            a.columns == depth && a.fits(),
+            "packed product: {rows}x{} by {depth}x{columns}",
+            a.columns
+        );
+        assert!(columns <= stride && (rows == 0 || (rows - 1) * stride + columns <= length));
+    }
+
+    /// # Safety
+    /// `a` fits and has `depth` columns. At the place are `a.rows` rows of `columns` elements, which may be
+    /// without a value unless they are added to. A bias has `columns` elements.
+    unsafe fn multiply(&self, place: Output, a: View) {
+        let ((depth, columns), rows) = (self.shape(), a.rows);
+        profile::product(rows, depth, columns);
+        let Some(kernels) = Kernels::of_this_processor().filter(|_| depth > 0) else {
+            return self.multiply_portably(place, a);
+        };
+        let panels = columns.div_ceil(PANEL);
+        self.multiply_panels(kernels, 0..panels, place, a);
+    }
+
+    /// The columns of some panels, each element one sum.
+    ///
+    /// # Safety
+    /// As of [`PackedOperand::multiply`]; the processor has the kernel's instructions.
+    unsafe fn multiply_panels(
+        &self,
+        kernels: Kernels,
+        panels: Range<usize>,
+        place: Output,
+        a: View,
+    ) {
+        let (depth, columns) = self.shape();
+        let least = |rows: usize| LEAST_SHARED.div_ceil((rows * depth * PANEL).max(1));
+        // Whoever multiplies with the next panel: it is likely the same thread.
+        let last = panels.end.saturating_sub(1);
+        let work = |panels: Range<usize>, rows: Range<usize>| {
+            TRANSPOSED.with_borrow_mut(|buffer| {
+                let [room] = slices(buffer, self.room(depth));
+                for number in panels.clone() {
+                    let next = self.pieces((number + 1).min(last), 0..depth);
+                    let whole = Tile {
+                        depth,
+                        a: a.data.as_ptr(),
+                        a_strides: a.strides,
+                        panel: self.panel(number, 0..depth, room).as_ptr(),
+                        coming: next.first,
+                        target: place.target(0, number * PANEL, columns),
+                    };
+                    let mut places = next.places(depth);
+                    for row in rows.clone().step_by(MOST_ROWS) {
+                        let tile = Tile {
+                            coming: places.next().unwrap_or(next.first),
+                            ..whole.at(row, 0)
+                        };
+                        // The tile has at most the rows of `a` and the result that are left, as many columns
+                        // as there are, and a whole panel.
+                        (kernels.rows)(&tile, (rows.end - row).min(MOST_ROWS));
+                    }
+                }
+            });
+        };
+        if panels.len() > 1 {
+            return share(panels, least(a.rows), &|panels| work(panels, 0..a.rows));
+        }
+        // A narrow product is divided by its rows.
+        let tiles = 0..a.rows.div_ceil(MOST_ROWS);
+        share(tiles, least(MOST_ROWS), &|tiles| {
+            let end = a.rows.min(tiles.end * MOST_ROWS);
+            work(panels.clone(), tiles.start * MOST_ROWS..end);
+        });
+    }
+
+    /// As [`PackedOperand::multiply`], for processors without a kernel of ours.
+    unsafe fn multiply_portably(&self, Output { out, stride, mode }: Output, a: View) {
+        let ((depth, columns), rows) = (self.shape(), a.rows);
+        for row in 0..rows {
+            let out = out.add(row * stride);
+            match mode {
+                Mode::Add => {}
+                Mode::Set => out.write_bytes(0, columns),
+                Mode::Bias(bias) => out.copy_from_nonoverlapping(bias, columns),
+            }
+        }
+        if rows == 0 || depth == 0 || columns == 0 {
+            return;
+        }
+        let out = std::slice::from_raw_parts_mut(out, (rows - 1) * stride + columns);
+        let mut room = vec![0.0; self.room(depth)];
+        for (number, first) in (0..columns).step_by(PANEL).enumerate() {
+            let panel = self.panel(number, 0..depth, &mut room);
+            let b = View::strided(panel, depth, PANEL.min(columns - first), PANEL);
+            multiply(&mut out[first..], stride, a, b, 1.0, true);
+        }
+    }
+}
+
+/// `out ← out + a b` for `b (depth, columns)`, which is multiplied with this once: a panel at a time is packed,
+/// and stays in the first cache.
+pub(in crate::engine) fn multiply_add_once(out: &mut [f32], a: View, b: &[f32], columns: usize) {
+    /// An element is packed in the time of so many multiplications.
+    const PACKING: usize = 32;
+    assert!(a.fits() && a.rows * columns <= out.len() && a.columns * columns <= b.len());
+    let least = LEAST_SHARED.div_ceil(((a.rows + PACKING) * a.columns * PANEL).max(1));
+    let place = Output::new(out, columns, Mode::Add);
+    share(0..columns.div_ceil(PANEL), least, &|panels| {
+        let mut panel = Packed::default();
+        for first in panels.map(|number| number * PANEL) {
+            let count = PANEL.min(columns - first);
+            panel.pack_rows(&b[first..], columns, a.columns, count);
+            let place = place.at(first);
+            // SAFETY: `out` has as many rows of `columns` elements, and these columns are written here alone.
+            unsafe { panel.plain().multiply(place, a) };
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tile::{self, Target};
+    use super::*;
+
+    fn check(kernel: impl Fn(&Packed, &mut [f32], &[f32])) {
+        let mut seed = 1u64;
+        let mut next = || {
+            seed = crate::engine::mix(seed);
+            (seed >> 40) as f32 / 16_777_216.0 - 0.5
+        };
+        for (rows, depth, columns) in [
+            (1, 1, 1),
+            (13, 7, 33),
+            (25, 40, 64),
+            (12, 384, 70),
+            (7, 3, 31),
+            (14, 33, 8),
+            (26, 70, 11),
+        ] {
+            let a: Vec<f32> = (0..rows * depth).map(|_| next()).collect();
+            let b: Vec<f32> = (0..depth * columns).map(|_| next()).collect();
+            let turned: Vec<f32> = (0..columns * depth)
+                .map(|i| b[i % depth * columns + i / depth])
+                .collect();
+            let packed = Packed::rows(&b, columns, depth, columns);
+            assert_eq!(
+                packed.panels(),
+                Packed::transposed(&turned, depth, depth, columns).panels()
+            );
+            let mut out = vec![1.0; rows * columns];
+            kernel(&packed, &mut out, &a);
+            for i in 0..rows {
+                for j in 0..columns {
+                    let exact: f64 = (0..depth)
+                        .map(|p| f64::from(a[i * depth + p]) * f64::from(b[p * columns + j]))
+                        .sum::<f64>()
+                        + 1.0;
+                    let found = f64::from(out[i * columns + j]);
+                    assert!(
+                        (found - exact).abs() < 1e-5,
+                        "{rows}x{depth}x{columns}: {found} is not {exact}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn products_are_right_on_this_processor() {
+        check(|packed, out, a| {
+            packed
+                .plain()
+                .multiply_add(out, packed.columns, View::new(a, packed.depth))
+        });
+        // The same with `a` stored by columns.
+        check(|packed, out, a| {
+            let (rows, depth) = (a.len() / packed.depth, packed.depth);
+            let turned: Vec<f32> = (0..a.len())
+                .map(|i| a[i % rows * depth + i / rows])
+                .collect();
+            packed
+                .plain()
+                .multiply_add(out, packed.columns, View::new(&turned, rows).t());
+        });
+    }
+
+    /// The same bits by the transpose of the packed transpose.
+    #[test]
+    fn transposes_change_no_bit() {
+        for (rows, depth, columns) in [(1, 1, 1), (13, 40, 33), (7, 3, 70), (128, 450, 333)] {
+            let value = |i: usize| (crate::engine::mix(i as u64) >> 40) as f32 / 16_777_216.0;
+            let a: Vec<f32> = (0..rows * depth).map(value).collect();
+            let b: Vec<f32> = (0..depth * columns).map(|i| value(!i)).collect();
+            let plain = Packed::rows(&b, columns, depth, columns);
+            let transpose = Packed::transposed(&b, columns, columns, depth);
+            let [expected, found] = [plain.plain(), transpose.plain().t()]
+                .map(|b| b.product(View::new(&a, depth), None));
+            assert_eq!(expected, found, "{rows}x{depth}x{columns}");
+            let mut found = vec![0.0; rows * columns];
+            let (a, place) = (
+                View::new(&a, depth),
+                Output::new(&mut found, columns, Mode::Set),
+            );
+            // SAFETY: the place has as many rows of as many columns as the product.
+            unsafe { transpose.plain().t().multiply_portably(place, a) };
+            for (expected, found) in plain.plain().product(a, None).iter().zip(found) {
+                assert!((expected - found).abs() <= 1e-5 * expected.abs());
+            }
+        }
+    }
+
+    /// The same elements by the other ways of writing them.
+    #[test]
+    fn results_are_set_added_and_biased() {
+        for (rows, depth, columns) in [(1, 1, 1), (13, 7, 33), (26, 5, 8), (3, 0, 40), (0, 4, 4)] {
+            let a: Vec<f32> = (0..rows * depth).map(|i| (i % 7) as f32 - 3.0).collect();
+            let b: Vec<f32> = (0..depth * columns).map(|i| (i % 5) as f32 - 2.0).collect();
+            let bias: Vec<f32> = (0..columns).map(|i| i as f32).collect();
+            let packed = Packed::rows(&b, columns, depth, columns);
+            let view = || View::strided(&a, rows, depth, depth);
+            let plain = packed.plain().product(view(), None);
+            let exact = |i: usize, j: usize| -> f32 {
+                (0..depth)
+                    .map(|p| a[i * depth + p] * b[p * columns + j])
+                    .sum()
+            };
+            for (place, value) in plain.iter().enumerate() {
+                assert_eq!(*value, exact(place / columns, place % columns));
+            }
+            let biased = packed.plain().product(view(), Some(&bias));
+            let mut added = vec![2.0; rows * columns];
+            packed.plain().multiply_add(&mut added, columns, view());
+            let mut set = vec![f32::NAN; rows * columns];
+            packed.plain().multiply_into(&mut set, columns, view());
+            for (place, value) in plain.iter().enumerate() {
+                assert_eq!(biased[place], value + bias[place % columns]);
+                assert_eq!(added[place], value + 2.0);
+                assert_eq!(set[place], *value);
+            }
+        }
+    }
+
+    /// Runs a kernel over all tiles of a product.
+    #[cfg(target_arch = "x86_64")]
+    fn tiled(kernels: tile::Kernels) -> impl Fn(&Packed, &mut [f32], &[f32]) {
+        move |packed, out, a| {
+            let rows = a.len() / packed.depth;
+            for first in (0..packed.columns).step_by(PANEL) {
+                let panel = packed.panel(first / PANEL).as_ptr();
+                let tile = Tile {
+                    depth: packed.depth,
+                    a: a.as_ptr(),
+                    a_strides: (packed.depth, 1),
+                    panel,
+                    coming: panel,
+                    target: Target {
+                        out: out[first..].as_mut_ptr(),
+                        stride: packed.columns,
+                        width: PANEL.min(packed.columns - first),
+                        mode: Mode::Add,
+                    },
+                };
+                // SAFETY: the processor has the kernel's instructions, and the tile covers all rows.
+                unsafe { (kernels.rows)(&tile, rows) };
+            }
+        }
+    }
+
+    #[test]
+    fn products_are_right_on_any_processor() {
+        check(|packed, out, a| {
+            let rows = View::new(a, packed.depth);
+            // SAFETY: `out` has as many rows of as many columns as the product.
+            unsafe {
+                packed
+                    .plain()
+                    .multiply_portably(Output::new(out, packed.columns, Mode::Add), rows)
+            };
+        });
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    #[ignore = "needs a processor with AVX2"]
+    fn products_are_right_on_avx2() {
+        check(tiled(tile::x86::AVX2));
+    }
+}

@@ -1,0 +1,164 @@
+//! A matrix that is multiplied with again and again: packed once into panels of 32 columns, so that a product
+//! streams it from the second-level cache.
+
+use std::ops::Range;
+
+use super::operand::PackedOperand;
+use super::tile::{from_line, transpose, LINE, PANEL};
+
+/// A matrix `(depth, columns)`, panel after panel: the 32 elements of a row of a panel lie side by
+/// side, zeros where the last panel is not full.
+#[derive(Default)]
+pub(in crate::engine) struct Packed {
+    pub(in crate::engine) depth: usize,
+    pub(in crate::engine) columns: usize,
+    /// From the first line on, see [`from_line`].
+    buffer: Vec<f32>,
+}
+
+impl Packed {
+    /// Packs `depth` rows of `columns` elements that are `stride` elements apart.
+    pub(in crate::engine) fn rows(
+        data: &[f32],
+        stride: usize,
+        depth: usize,
+        columns: usize,
+    ) -> Self {
+        let mut packed = Packed::default();
+        packed.pack_rows(data, stride, depth, columns);
+        packed
+    }
+
+    /// Packs the transpose of `columns` rows of `depth` elements that are `stride` elements apart.
+    pub(in crate::engine) fn transposed(
+        data: &[f32],
+        stride: usize,
+        depth: usize,
+        columns: usize,
+    ) -> Self {
+        let mut packed = Packed::default();
+        packed.pack_transposed(data, stride, depth, columns);
+        packed
+    }
+
+    /// [`Packed::transposed`] of a matrix of which `read` appends a range of elements, row by row: no more than a few
+    /// rows of it are in memory beside the result.
+    pub(in crate::engine) fn transposed_by(
+        read: impl Fn(Range<usize>, &mut Vec<f32>),
+        depth: usize,
+        columns: usize,
+    ) -> Self {
+        let mut packed = Packed::default();
+        packed.resize(depth, columns);
+        let distance = packed.distance();
+        let panels = packed.panels_mut().chunks_exact_mut(distance.max(1));
+        let mut rows = Vec::with_capacity(PANEL * depth);
+        for (number, panel) in panels.enumerate() {
+            let first = number * PANEL;
+            let count = PANEL.min(columns - first);
+            rows.clear();
+            read(first * depth..(first + count) * depth, &mut rows);
+            transpose(&rows, depth, depth, count, panel);
+        }
+        packed
+    }
+
+    /// [`Packed::rows`] in the place of what is there.
+    pub(in crate::engine) fn pack_rows(
+        &mut self,
+        data: &[f32],
+        stride: usize,
+        depth: usize,
+        columns: usize,
+    ) {
+        self.resize(depth, columns);
+        let distance = self.distance();
+        let panels = self.panels_mut().chunks_exact_mut(distance.max(1));
+        for (number, panel) in panels.enumerate() {
+            let first = number * PANEL;
+            let count = PANEL.min(columns - first);
+            for (p, row) in panel.chunks_exact_mut(PANEL).take(depth).enumerate() {
+                let start = p * stride + first;
+                if count == PANEL {
+                    // A length that the compiler knows takes no call.
+                    row.copy_from_slice(&data[start..start + PANEL]);
+                } else {
+                    row[..count].copy_from_slice(&data[start..start + count]);
+                    row[count..].fill(0.0);
+                }
+            }
+        }
+    }
+
+    /// [`Packed::transposed`] in the place of what is there.
+    pub(in crate::engine) fn pack_transposed(
+        &mut self,
+        data: &[f32],
+        stride: usize,
+        depth: usize,
+        columns: usize,
+    ) {
+        self.resize(depth, columns);
+        let distance = self.distance();
+        let panels = self.panels_mut().chunks_exact_mut(distance.max(1));
+        for (number, panel) in panels.enumerate() {
+            let first = number * PANEL;
+            let count = PANEL.min(columns - first);
+            transpose(&data[first * stride..], stride, depth, count, panel);
+        }
+    }
+
+    fn resize(&mut self, depth: usize, columns: usize) {
+        (self.depth, self.columns) = (depth, columns);
+        self.buffer.resize(self.length() + LINE, 0.0);
+    }
+
+    fn length(&self) -> usize {
+        self.columns.div_ceil(PANEL) * self.distance()
+    }
+
+    /// Elements from one panel to the next. The panels of the transpose are read across all of them, a block
+    /// from each: at an even distance, few places of the second-level cache would have to hold them all.
+    pub(in crate::engine) fn distance(&self) -> usize {
+        const HALF_BLOCK: usize = PANEL * PANEL / 2;
+        let length = self.depth * PANEL;
+        match length.is_multiple_of(4 * HALF_BLOCK) {
+            true => length + HALF_BLOCK,
+            false => length,
+        }
+    }
+
+    pub(in crate::engine) fn panels(&self) -> &[f32] {
+        &self.buffer[from_line(&self.buffer)..][..self.length()]
+    }
+
+    fn panels_mut(&mut self) -> &mut [f32] {
+        let (first, length) = (from_line(&self.buffer), self.length());
+        &mut self.buffer[first..][..length]
+    }
+
+    /// The `(depth, 32)` elements of a panel.
+    pub(in crate::engine) fn panel(&self, number: usize) -> &[f32] {
+        &self.panels()[number * self.distance()..][..self.depth * PANEL]
+    }
+
+    /// This as a factor.
+    pub(in crate::engine) fn plain(&self) -> PackedOperand<'_> {
+        PackedOperand::new(self)
+    }
+
+    /// Rows `rows` of a panel of the transpose.
+    pub(in crate::engine) fn transpose(&self, number: usize, rows: Range<usize>, out: &mut [f32]) {
+        let first = number * PANEL;
+        let count = PANEL.min(self.depth - first);
+        let mut row = rows.start;
+        while row < rows.end {
+            let inside = row % PANEL;
+            let length = (PANEL - inside).min(rows.end - row);
+            let block = &self.panel(row / PANEL)[first * PANEL + inside..];
+            let place = &mut out[(row - rows.start) * PANEL..];
+            transpose(block, PANEL, length, count, place);
+            row += length;
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! The inner part of products: some rows of one matrix by a panel of 32 columns of the other.
+
+#[cfg(target_arch = "x86_64")]
+mod register;
+#[cfg(target_arch = "x86_64")]
+pub(in crate::engine) mod x86;
+
+/// Columns of a panel: two registers of AVX-512, four of AVX2.
+pub(in crate::engine) const PANEL: usize = 32;
+
+/// Elements of a cache line: a register of AVX-512.
+pub(in crate::engine) const LINE: usize = 16;
+
+/// Where the first line of a buffer begins, at most [`LINE`] elements on. Panels begin there: each register
+/// that is loaded across two lines would count as two.
+pub(in crate::engine) fn from_line(buffer: &[f32]) -> usize {
+    buffer.as_ptr().align_offset(4 * LINE).min(LINE)
+}
+
+/// What becomes of the elements of a result.
+#[derive(Clone, Copy)]
+pub(in crate::engine) enum Mode {
+    /// `out ← out + a b`
+    Add,
+    /// `out ← a b`
+    Set,
+    /// `out ← a b + bias`
+    Bias(*const f32),
+}
+
+impl Mode {
+    /// Of a result of its own with `columns` columns.
+    pub(in crate::engine) fn result(bias: Option<&[f32]>, columns: usize) -> Self {
+        match bias {
+            Some(bias) => {
+                assert_eq!(bias.len(), columns, "product: bias and columns disagree");
+                Mode::Bias(bias.as_ptr())
+            }
+            None => Mode::Set,
+        }
+    }
+
+    /// The same from column `first` on.
+    pub(in crate::engine) fn at_column(self, first: usize) -> Self {
+        match self {
+            Mode::Bias(bias) => Mode::Bias(bias.wrapping_add(first)),
+            other => other,
+        }
+    }
+}
+
+/// Where a result is written.
+#[derive(Clone, Copy)]
+pub(in crate::engine) struct Output {
+    pub(in crate::engine) out: *mut f32,
+    /// Elements from one row to the next.
+    pub(in crate::engine) stride: usize,
+    pub(in crate::engine) mode: Mode,
+}
+
+// SAFETY: pointers alone; who writes through them sees to it that no two threads write the same elements.
+unsafe impl Send for Output {}
+unsafe impl Sync for Output {}
+
+impl Output {
+    pub(in crate::engine) fn new(out: &mut [f32], stride: usize, mode: Mode) -> Self {
+        let out = out.as_mut_ptr();
+        Output { out, stride, mode }
+    }
+
+    /// The place so many elements on. A bias is no part of it.
+    pub(in crate::engine) fn at(self, elements: usize) -> Self {
+        debug_assert!(!matches!(self.mode, Mode::Bias(_)));
+        let out = self.out.wrapping_add(elements);
+        Output { out, ..self }
+    }
+
+    /// The panel of a result of `columns` that begins at a row and a column.
+    pub(in crate::engine) fn target(self, row: usize, first: usize, columns: usize) -> Target {
+        Target {
+            out: self.out.wrapping_add(row * self.stride + first),
+            stride: self.stride,
+            width: PANEL.min(columns - first),
+            mode: self.mode.at_column(first),
+        }
+    }
+}
+
+/// A result `(rows, columns)` of its own, to each row of which `bias (columns)` is added. `write` writes it, where `room`
+/// was if that is enough.
+///
+/// # Safety
+/// Each element at the place is written.
+pub(in crate::engine) unsafe fn result(
+    room: Vec<f32>,
+    rows: usize,
+    columns: usize,
+    bias: Option<&[f32]>,
+    write: impl FnOnce(Output),
+) -> Vec<f32> {
+    let count = rows * columns;
+    let mut out = room;
+    out.clear();
+    out.reserve_exact(count);
+    write(Output {
+        out: out.as_mut_ptr(),
+        stride: columns,
+        mode: Mode::result(bias, columns),
+    });
+    // There is room for `count` elements, and each was written.
+    out.set_len(count);
+    out
+}
+
+/// `panel[p * 32 + j] ← data[j * stride + p]` for `p` below `depth` and `j` below `count`; zero for the
+/// other `j` of a panel.
+pub(in crate::engine) fn transpose(
+    data: &[f32],
+    stride: usize,
+    depth: usize,
+    count: usize,
+    panel: &mut [f32],
+) {
+    assert!(count <= PANEL);
+    exchange(data, stride, (depth, count), panel, PANEL);
+    for row in panel.chunks_exact_mut(PANEL).take(depth) {
+        row[count..].fill(0.0);
+    }
+}
+
+/// `out[p * out_stride + j] ← data[j * stride + p]` for `p` below `depth` and `j` below `count`.
+pub(in crate::engine) fn exchange(
+    data: &[f32],
+    stride: usize,
+    (depth, count): (usize, usize),
+    out: &mut [f32],
+    out_stride: usize,
+) {
+    if depth == 0 || count == 0 {
+        return;
+    }
+    assert!((count - 1) * stride + depth <= data.len());
+    assert!(count <= out_stride && (depth - 1) * out_stride + count <= out.len());
+    let mut whole = (0, 0);
+    #[cfg(target_arch = "x86_64")]
+    if let Some((side, exchange)) = x86::blocks().next() {
+        whole = (depth / side * side, count / side * side);
+        for p in (0..whole.0).step_by(side) {
+            for j in (0..whole.1).step_by(side) {
+                // SAFETY: the processor has the instructions, and both blocks of `side` by `side` lie in
+                // their slices, by the assertions above.
+                unsafe {
+                    exchange(
+                        data.as_ptr().add(j * stride + p),
+                        stride,
+                        out.as_mut_ptr().add(p * out_stride + j),
+                        out_stride,
+                    );
+                }
+            }
+        }
+    }
+    for p in 0..depth {
+        let done = if p < whole.0 { whole.1 } else { 0 };
+        for j in done..count {
+            out[p * out_stride + j] = data[j * stride + p];
+        }
+    }
+}
+
+/// Rows of a tile at most.
+pub(in crate::engine) const MOST_ROWS: usize = 12;
+
+/// What one call of [`Kernels::rows`] works on.
+#[derive(Clone, Copy)]
+pub(in crate::engine) struct Tile {
+    pub(in crate::engine) depth: usize,
+    pub(in crate::engine) a: *const f32,
+    pub(in crate::engine) a_strides: (usize, usize),
+    pub(in crate::engine) panel: *const f32,
+    /// What is prefetched meanwhile: [`coming_elements`] from here on.
+    pub(in crate::engine) coming: *const f32,
+    /// Where the sums go.
+    pub(in crate::engine) target: Target,
+}
+
+/// Elements between the slices of a buffer: rows whose distance is a multiple of 1024 elements share a few
+/// places of the first-level cache.
+pub(in crate::engine) const GAP: usize = 272;
+
+/// `COUNT` slices of `length` elements in a buffer, with gaps between them, the first at a line.
+pub(in crate::engine) fn slices<const COUNT: usize>(
+    buffer: &mut Vec<f32>,
+    length: usize,
+) -> [&mut [f32]; COUNT] {
+    let with_gap = length + GAP;
+    if buffer.len() < COUNT * with_gap + LINE {
+        buffer.resize(COUNT * with_gap + LINE, 0.0);
+    }
+    let first = from_line(buffer);
+    let mut rest = &mut buffer[first..];
+    std::array::from_fn(|_| {
+        let (slice, after) = std::mem::take(&mut rest).split_at_mut(with_gap);
+        rest = after;
+        &mut slice[..length]
+    })
+}
+
+/// Steps of a product for each line of 16 elements of what is coming that is prefetched.
+const STEPS_PER_LINE: usize = 4;
+
+/// How many elements a kernel prefetches beside a product of `depth`.
+fn coming_elements(depth: usize) -> usize {
+    depth / STEPS_PER_LINE * LINE
+}
+
+/// What will be needed soon and is to be brought into the second-level cache meanwhile. It is never read here.
+#[derive(Clone, Copy)]
+pub(in crate::engine) struct Pieces {
+    pub(in crate::engine) first: *const f32,
+    pub(in crate::engine) count: usize,
+    /// Elements of each.
+    pub(in crate::engine) length: usize,
+    /// Elements from one to the next.
+    pub(in crate::engine) stride: usize,
+}
+
+impl Pieces {
+    /// Where to prefetch [`coming_elements`] beside one product of `depth` after the other.
+    pub(in crate::engine) fn places(self, depth: usize) -> Places {
+        let step = coming_elements(depth).max(LINE);
+        Places {
+            pieces: self,
+            step,
+            offset: 0,
+        }
+    }
+}
+
+/// Places in [`Pieces`], one after the other.
+pub(in crate::engine) struct Places {
+    /// Those that are left.
+    pieces: Pieces,
+    step: usize,
+    /// The next place in the first of them.
+    offset: usize,
+}
+
+impl Iterator for Places {
+    type Item = *const f32;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<*const f32> {
+        if self.offset >= self.pieces.length {
+            self.offset = 0;
+            self.pieces.count = self.pieces.count.saturating_sub(1);
+            self.pieces.first = self.pieces.first.wrapping_add(self.pieces.stride);
+        }
+        let place = self.pieces.first.wrapping_add(self.offset);
+        self.offset += self.step;
+        (self.pieces.count > 0 && self.pieces.length > 0).then_some(place)
+    }
+}
+
+/// Asks for the line of a place, for the second-level cache.
+#[inline(always)]
+pub(in crate::engine) fn prefetch(place: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T1};
+        // SAFETY: all of x86-64 has the instruction, and it touches nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(place.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
+}
+
+/// The part of a result that a tile's sums are written to.
+#[derive(Clone, Copy)]
+pub(in crate::engine) struct Target {
+    pub(in crate::engine) out: *mut f32,
+    /// Elements from one row to the next.
+    pub(in crate::engine) stride: usize,
+    /// Columns, at most those of a panel.
+    pub(in crate::engine) width: usize,
+    pub(in crate::engine) mode: Mode,
+}
+
+/// What a processor multiplies with.
+#[derive(Clone, Copy)]
+pub(in crate::engine) struct Kernels {
+    /// Writes the products of 1 to 12 rows and a panel.
+    pub(in crate::engine) rows: unsafe fn(&Tile, usize),
+}
+
+impl Kernels {
+    /// Those of this processor, if there are any for it.
+    pub(in crate::engine) fn of_this_processor() -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") {
+                return Some(x86::AVX512);
+            }
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                return Some(x86::AVX2);
+            }
+        }
+        None
+    }
+}
+
+impl Tile {
+    /// What is left of it from a row and a column on.
+    pub(in crate::engine) fn at(self, row: usize, column: usize) -> Self {
+        Tile {
+            a: self.a.wrapping_add(row * self.a_strides.0),
+            panel: self.panel.wrapping_add(column),
+            target: self.target.at(row, column),
+            ..self
+        }
+    }
+}
+
+impl Target {
+    /// What is left of it from a row and a column on.
+    pub(in crate::engine) fn at(self, row: usize, column: usize) -> Self {
+        Target {
+            out: self.out.wrapping_add(row * self.stride + column),
+            width: self.width.saturating_sub(column),
+            mode: self.mode.at_column(column),
+            ..self
+        }
+    }
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_exchange_rows_and_columns() {
+        for (side, exchange) in x86::blocks() {
+            let (from_stride, to_stride) = (side + 3, side + 5);
+            let from: Vec<f32> = (0..side * from_stride).map(|i| i as f32).collect();
+            let mut to = vec![-1.0; side * to_stride];
+            // SAFETY: the processor has the instructions; both hold `side` rows.
+            unsafe { exchange(from.as_ptr(), from_stride, to.as_mut_ptr(), to_stride) };
+            for (place, found) in to.iter().enumerate() {
+                let (row, column) = (place / to_stride, place % to_stride);
+                let expected = match column < side {
+                    true => from[column * from_stride + row],
+                    false => -1.0,
+                };
+                assert_eq!(*found, expected, "block of {side}: {row}, {column}");
+            }
+        }
+    }
+}

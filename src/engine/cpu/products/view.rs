@@ -1,0 +1,99 @@
+//! Matrix products on slices, with the `gemm` crate.
+
+use gemm::Parallelism;
+
+use crate::engine::profile;
+
+/// A matrix in a slice: `rows × columns`, element `(i, j)` at `i · row_stride + j · column_stride`.
+#[derive(Clone, Copy)]
+pub(in crate::engine) struct View<'a> {
+    pub(in crate::engine) data: &'a [f32],
+    pub(in crate::engine) rows: usize,
+    pub(in crate::engine) columns: usize,
+    pub(in crate::engine) strides: (usize, usize),
+}
+
+impl<'a> View<'a> {
+    /// A whole row-major matrix of `columns` columns.
+    pub(in crate::engine) fn new(data: &'a [f32], columns: usize) -> Self {
+        let rows = data.len() / columns.max(1);
+        View::strided(data, rows, columns, columns)
+    }
+
+    /// `rows` rows of `columns` elements, `stride` elements apart.
+    pub(in crate::engine) fn strided(
+        data: &'a [f32],
+        rows: usize,
+        columns: usize,
+        stride: usize,
+    ) -> Self {
+        View {
+            data,
+            rows,
+            columns,
+            strides: (stride, 1),
+        }
+    }
+
+    /// The transpose, without moving anything.
+    pub(in crate::engine) fn t(self) -> Self {
+        View {
+            rows: self.columns,
+            columns: self.rows,
+            strides: (self.strides.1, self.strides.0),
+            ..self
+        }
+    }
+
+    /// Whether all elements lie within the slice.
+    pub(in crate::engine) fn fits(&self) -> bool {
+        self.rows == 0
+            || self.columns == 0
+            || (self.rows - 1) * self.strides.0 + (self.columns - 1) * self.strides.1
+                < self.data.len()
+    }
+}
+
+/// `out ← scale · a b`, or `out ← out + scale · a b`; `out` is row-major with rows `stride` apart.
+/// Single-threaded: the groups of a batch are what runs in parallel.
+pub(in crate::engine) fn multiply(
+    out: &mut [f32],
+    stride: usize,
+    a: View,
+    b: View,
+    scale: f32,
+    accumulate: bool,
+) {
+    let (m, n, k) = (a.rows, b.columns, a.columns);
+    if m == 0 || n == 0 {
+        return;
+    }
+    assert_eq!(a.columns, b.rows, "product: {m}x{k} by {}x{n}", b.rows);
+    assert!(a.fits() && b.fits() && (m - 1) * stride + n <= out.len() && n <= stride);
+    profile::product(m, k, n);
+    // SAFETY: all three views were just checked to lie within their slices, and `out` is borrowed
+    // exclusively, so it overlaps neither `a` nor `b`.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            out.as_mut_ptr(),
+            1,
+            stride as isize,
+            accumulate,
+            a.data.as_ptr(),
+            a.strides.1 as isize,
+            a.strides.0 as isize,
+            b.data.as_ptr(),
+            b.strides.1 as isize,
+            b.strides.0 as isize,
+            1.0,
+            scale,
+            false,
+            false,
+            false,
+            Parallelism::None,
+        );
+    }
+}

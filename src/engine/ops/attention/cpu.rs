@@ -1,0 +1,460 @@
+//! On the CPU, with the softmax inside. The weights are kept for the backward pass where they are few, and computed
+//! again where they are many: they are the one thing that grows with the square of the length.
+
+use multiversion::multiversion;
+use rayon::prelude::*;
+
+use super::{Attending, AttentionShape};
+use crate::engine::cpu::helpers::share_items;
+use crate::engine::cpu::is_wide;
+use crate::engine::cpu::lanes::{join_lanes, sum_lanes, LANES};
+use crate::engine::cpu::math::exp;
+use crate::engine::cpu::products::{Mode, Output, Packed, View};
+use crate::engine::gradient::{output, Slot};
+use crate::engine::noise::Noise;
+use crate::engine::{profile, Dropout, Layout, Matrix};
+
+/// Keys of a sequence up to which its weights are kept in a model of such a width.
+fn most_kept_keys(hidden: usize) -> usize {
+    match is_wide(hidden) {
+        true => 64,
+        false => 256,
+    }
+}
+
+/// See [`super::attention`].
+pub(super) fn attention(
+    [q, k, v]: [&Matrix; 3],
+    attending: Attending,
+    shape: AttentionShape,
+    bias: Option<&Matrix>,
+    dropout: Option<Dropout>,
+) -> Matrix {
+    let (rows, hidden) = q.shape();
+    let plan = Heads::new(attending, shape, bias, hidden, dropout);
+    assert_eq!(rows, plan.rows(), "attention: rows and layout disagree");
+    let keys = attending.keys;
+    let of_keys = (keys.rows() + keys.sequences() * shape.prefix) * plan.keys_stride();
+    assert!(
+        [k, v].iter().all(|x| x.count() == of_keys),
+        "attention: keys or values and layout disagree"
+    );
+    let mut joined = q.trace().or(&k.trace()).or(&v.trace());
+    if let Some(bias) = bias {
+        joined = joined.or(&bias.trace());
+    }
+    let is_kept = joined.is_on() && keys.longest() + shape.prefix <= most_kept_keys(hidden);
+    let heads = plan.heads();
+    // Of all heads where the backward pass needs them, of one at a time elsewhere.
+    let mut kept = vec![Vec::new(); heads.len()];
+    let mut values = vec![0.0; rows * hidden];
+    let place = Output::new(&mut values, hidden, Mode::Set);
+    let inputs = [q, k, v].map(Matrix::data);
+    let [q_data, k_data, v_data] = inputs;
+    share_items(
+        heads.par_iter().zip(&mut kept),
+        Buffers::default,
+        |buffers, (&head, kept)| {
+            let Buffers {
+                packed,
+                weights,
+                dropped,
+                ..
+            } = buffers;
+            let weights = if is_kept { kept } else { weights };
+            plan.weights(packed, head, q_data, k_data, weights);
+            let weights = View::new(plan.dropped(weights, head, dropped), head.keys);
+            let v = &v_data[head.key_start..];
+            packed.pack_rows(v, plan.keys_stride(), head.keys, plan.width());
+            // SAFETY: these are the rows and columns of the head, which lie in q by the assertions above.
+            unsafe { packed.plain().multiply_at(place.at(head.start), weights) };
+        },
+    );
+    if joined.is_on() {
+        let inputs = inputs.map(<[f32]>::len).iter().sum::<usize>();
+        profile::kept(inputs + kept.iter().map(Vec::len).sum::<usize>());
+    }
+    let slots = [q.slot(), k.slot(), v.slot(), bias.and_then(Matrix::slot)];
+    let [q, k, v] = [q, k, v].map(|x| x.value.clone());
+    output(values, (rows, hidden), joined, move |upstream| {
+        let kept = is_kept.then_some(kept.as_slice());
+        let inputs = [q.data(), k.data(), v.data()];
+        plan.backward(inputs, &upstream, kept, &slots);
+    })
+}
+
+/// What forward and backward share.
+struct Heads {
+    queries: Layout,
+    keys: Layout,
+    shape: AttentionShape,
+    hidden: usize,
+    dropout: Option<Dropout>,
+    /// What is added to the scores of each head by the distance of the key, `(heads, distances)`.
+    bias: Option<Vec<f32>>,
+    /// `starts[i]..starts[i + 1]` are the rows of q that belong to sequence `i`.
+    starts: Vec<usize>,
+    /// The place of each row of q in its sequence.
+    places: Vec<usize>,
+}
+
+/// One head of one sequence.
+#[derive(Clone, Copy)]
+struct Head {
+    sequence: usize,
+    index: usize,
+    /// The first of its rows of q, and their number.
+    row: usize,
+    queries: usize,
+    /// Rows of k and v.
+    keys: usize,
+    /// Rows of its sequence, of which those of q may be a part.
+    length: usize,
+    /// Where its first element lies in q.
+    start: usize,
+    /// Where its first element lies in k and v.
+    key_start: usize,
+}
+
+/// What is written anew for each head.
+#[derive(Default)]
+struct Buffers {
+    packed: Packed,
+    /// `(queries, keys)` each.
+    weights: Vec<f32>,
+    dropped: Vec<f32>,
+    dscores: Vec<f32>,
+}
+
+impl Heads {
+    fn new(
+        attending: Attending,
+        shape: AttentionShape,
+        bias: Option<&Matrix>,
+        hidden: usize,
+        dropout: Option<Dropout>,
+    ) -> Self {
+        let (mut starts, mut places) = (vec![0], Vec::new());
+        for range in attending.queries.ranges() {
+            match attending.rows {
+                None => places.extend(0..range.len()),
+                Some(rows) => {
+                    let own = rows[starts[starts.len() - 1]..].iter();
+                    let own = own.take_while(|row| range.contains(row));
+                    places.extend(own.map(|row| row - range.start));
+                }
+            }
+            starts.push(places.len());
+        }
+        Heads {
+            queries: attending.queries.clone(),
+            keys: attending.keys.clone(),
+            shape,
+            hidden,
+            dropout,
+            bias: bias.map(|bias| transposed(bias.data(), shape.heads)),
+            starts,
+            places,
+        }
+    }
+
+    /// Rows of q.
+    fn rows(&self) -> usize {
+        self.places.len()
+    }
+
+    fn width(&self) -> usize {
+        self.hidden / self.shape.heads
+    }
+
+    /// Heads of the queries for each of keys and values.
+    fn group(&self) -> usize {
+        self.shape.heads / self.shape.key_value_heads
+    }
+
+    /// Columns of k and v.
+    fn keys_stride(&self) -> usize {
+        self.width() * self.shape.key_value_heads
+    }
+
+    /// All heads of all sequences that have a row of q.
+    fn heads(&self) -> Vec<Head> {
+        let own = |sequence: usize| self.starts[sequence]..self.starts[sequence + 1];
+        let sequences = self.queries.ranges().zip(self.keys.ranges()).enumerate();
+        sequences
+            .filter(|(sequence, _)| !own(*sequence).is_empty())
+            .flat_map(|(sequence, (range, keys))| {
+                let first_key = keys.start + sequence * self.shape.prefix;
+                let own = own(sequence);
+                (0..self.shape.heads).map(move |index| {
+                    let column = index * self.width();
+                    let key_column = index / self.group() * self.width();
+                    Head {
+                        sequence,
+                        index,
+                        row: own.start,
+                        queries: own.len(),
+                        keys: keys.len() + self.shape.prefix,
+                        length: range.len(),
+                        start: own.start * self.hidden + column,
+                        key_start: first_key * self.keys_stride() + key_column,
+                    }
+                })
+            })
+            .collect()
+    }
+
+    /// The `(queries, width)` part of q, or of something of its shape, that belongs to `head`.
+    fn view<'a>(&self, data: &'a [f32], head: Head) -> View<'a> {
+        View::strided(&data[head.start..], head.queries, self.width(), self.hidden)
+    }
+
+    /// What is added to the scores of a row of q, beginning with its first key: a part of the head's distances.
+    fn distances(&self, head: Head, row: usize) -> Option<std::ops::Range<usize>> {
+        let count = self.bias.as_ref()?.len() / self.shape.heads;
+        let first = count / 2 - self.shape.prefix - self.places[head.row + row];
+        Some(first..first + head.keys)
+    }
+
+    /// `weights ← softmax(scale · q kᵀ + bias)` of one head, without dropout.
+    fn weights(
+        &self,
+        packed: &mut Packed,
+        head: Head,
+        q: &[f32],
+        k: &[f32],
+        weights: &mut Vec<f32>,
+    ) {
+        let stride = self.keys_stride();
+        packed.pack_transposed(&k[head.key_start..], stride, self.width(), head.keys);
+        let (room, q) = (std::mem::take(weights), self.view(q, head));
+        *weights = packed.plain().product_in(room, q, None);
+        let rows = weights.chunks_exact_mut(head.keys.max(1));
+        for (i, row) in rows.enumerate() {
+            let seen = match self.shape.causal {
+                true => self.shape.prefix + self.places[head.row + i] + 1,
+                false => head.keys,
+            };
+            let scale = match (&self.bias, self.distances(head, i)) {
+                (Some(bias), Some(distances)) => {
+                    let bias = &bias[head.index * (bias.len() / self.shape.heads)..][distances];
+                    let scores = row.iter_mut().zip(bias);
+                    scores.for_each(|(score, bias)| *score = self.shape.scale * *score + bias);
+                    1.0
+                }
+                _ => self.shape.scale,
+            };
+            softmax(&mut row[..seen], scale);
+            row[seen..].fill(0.0);
+        }
+    }
+
+    /// Applies the dropout's factors to the weights of one head.
+    fn drop(&self, weights: &mut [f32], head: Head) {
+        let Some(dropout) = self.dropout else { return };
+        let noise = Noise::new(self.queries.key(head.sequence), dropout.site);
+        let mut factors = vec![0.0; head.keys];
+        for (i, row) in weights.chunks_exact_mut(head.keys.max(1)).enumerate() {
+            let position = head.index * head.length + self.places[head.row + i];
+            noise.dropout_row(position, dropout.probability, &mut factors);
+            row.iter_mut()
+                .zip(&factors)
+                .for_each(|(weight, factor)| *weight *= factor);
+        }
+    }
+
+    /// The weights of one head as they are dropped: themselves, or what is then in `buffer`.
+    fn dropped<'a>(&self, weights: &'a [f32], head: Head, buffer: &'a mut Vec<f32>) -> &'a [f32] {
+        if self.dropout.is_none() {
+            return weights;
+        }
+        buffer.clear();
+        buffer.extend_from_slice(weights);
+        self.drop(buffer, head);
+        buffer
+    }
+
+    /// Adds to the gradients of q, k, v and the bias where they are asked for.
+    fn backward(
+        &self,
+        [q, k, v]: [&[f32]; 3],
+        upstream: &[f32],
+        kept: Option<&[Vec<f32>]>,
+        slots: &[Option<Slot>; 4],
+    ) {
+        let hidden = self.hidden;
+        let zeros =
+            |values: &[f32], slot: &Option<Slot>| slot.is_some().then(|| vec![0.0; values.len()]);
+        let [q_slot, k_slot, v_slot, bias_slot] = slots;
+        let mut gradients = [zeros(q, q_slot), zeros(k, k_slot), zeros(v, v_slot)];
+        let strides = [hidden, self.keys_stride(), self.keys_stride()];
+        let [dq, dk, dv] = std::array::from_fn(|number| {
+            let values = gradients[number].as_mut();
+            values.map(|values| Output::new(values, strides[number], Mode::Set))
+        });
+        let heads = self.heads();
+        let group = self.group();
+        // Of every head by itself, so that the order in which they are summed is always the same.
+        let of_bias = bias_slot.as_ref().and(self.bias.as_ref());
+        let distances = of_bias.map_or(0, |bias| bias.len() / self.shape.heads);
+        let mut bias_gradients = vec![vec![0.0; distances]; heads.len()];
+        let work = |buffers: &mut Buffers, number: usize, head: Head, bias: &mut [f32]| {
+            let Buffers {
+                packed,
+                weights,
+                dropped,
+                dscores,
+            } = buffers;
+            // The first head of a group writes the gradients of its keys and values, the others add to them.
+            let shared = |place: Output| Output {
+                mode: match number % group {
+                    0 => Mode::Set,
+                    _ => Mode::Add,
+                },
+                ..place.at(head.key_start)
+            };
+            let weights = match kept {
+                Some(kept) => &kept[number],
+                None => {
+                    self.weights(packed, head, q, k, weights);
+                    &*weights
+                }
+            };
+            if let Some(dv) = dv {
+                // dv ← weightsᵀ dy, with the weights as they were dropped.
+                let weights = self.dropped(weights, head, dropped);
+                let weights = View::strided(weights, head.queries, head.keys, head.keys);
+                packed.pack_rows(&upstream[head.start..], hidden, head.queries, self.width());
+                // SAFETY: these are the rows and columns of the head in k and v, and below in q or in k and v.
+                unsafe { packed.plain().multiply_at(shared(dv), weights.t()) };
+            }
+            if dq.is_none() && dk.is_none() && bias.is_empty() {
+                return;
+            }
+            self.scores_backward(packed, dscores, head, weights, v, upstream);
+            self.bias_backward(dscores, head, bias);
+            let dscores = View::strided(dscores, head.queries, head.keys, head.keys);
+            if let Some(dq) = dq {
+                let k = &k[head.key_start..];
+                packed.pack_rows(k, self.keys_stride(), head.keys, self.width());
+                unsafe { packed.plain().multiply_at(dq.at(head.start), dscores) };
+            }
+            if let Some(dk) = dk {
+                packed.pack_rows(&q[head.start..], hidden, head.queries, self.width());
+                unsafe { packed.plain().multiply_at(shared(dk), dscores.t()) };
+            }
+        };
+        // Heads that share keys and values come one after the other.
+        let of_group = |buffers: &mut Buffers, (first, (heads, biases)): (usize, _)| {
+            let (heads, biases): (&[Head], &mut [Vec<f32>]) = (heads, biases);
+            let heads = heads.iter().zip(biases).enumerate();
+            heads.for_each(|(index, (head, bias))| {
+                work(buffers, first * group + index, *head, bias)
+            });
+        };
+        let groups = heads
+            .par_chunks(group)
+            .zip(bias_gradients.par_chunks_mut(group));
+        share_items(groups.enumerate(), Buffers::default, of_group);
+        if let Some(slot) = bias_slot {
+            slot.add(self.sum_biases(&heads, &bias_gradients, distances));
+        }
+        for (gradient, slot) in gradients.into_iter().zip(slots) {
+            if let (Some(gradient), Some(slot)) = (gradient, slot) {
+                slot.add(gradient);
+            }
+        }
+    }
+
+    /// The gradient of the bias, `(distances, heads)`, of those of all heads of all sequences.
+    fn sum_biases(&self, heads: &[Head], gradients: &[Vec<f32>], distances: usize) -> Vec<f32> {
+        let mut sums = vec![0.0; distances * self.shape.heads];
+        for (head, gradient) in heads.iter().zip(gradients) {
+            let column = sums[head.index..].iter_mut().step_by(self.shape.heads);
+            column.zip(gradient).for_each(|(sum, add)| *sum += add);
+        }
+        sums
+    }
+
+    /// Adds the gradient of a head's bias, and makes that of its products out of that of its scores.
+    fn bias_backward(&self, dscores: &mut [f32], head: Head, gradient: &mut [f32]) {
+        for (i, dscores) in dscores.chunks_exact_mut(head.keys.max(1)).enumerate() {
+            let Some(distances) = self.distances(head, i) else {
+                return;
+            };
+            if let Some(gradient) = gradient.get_mut(distances) {
+                let sums = gradient.iter_mut().zip(&*dscores);
+                sums.for_each(|(sum, dscore)| *sum += dscore);
+            }
+            dscores
+                .iter_mut()
+                .for_each(|dscore| *dscore *= self.shape.scale);
+        }
+    }
+
+    /// The gradient of the dropped weights, then of the weights, then of the scores: of the products of queries
+    /// and keys where there is no bias.
+    fn scores_backward(
+        &self,
+        packed: &mut Packed,
+        dscores: &mut Vec<f32>,
+        head: Head,
+        weights: &[f32],
+        v: &[f32],
+        dy: &[f32],
+    ) {
+        let keys = head.keys;
+        let stride = self.keys_stride();
+        packed.pack_transposed(&v[head.key_start..], stride, self.width(), keys);
+        dscores.resize(head.queries * keys, 0.0);
+        packed
+            .plain()
+            .multiply_into(dscores, keys, self.view(dy, head));
+        self.drop(dscores, head);
+        let rows = weights.chunks_exact(keys.max(1));
+        let scale = match self.bias {
+            Some(_) => 1.0,
+            None => self.shape.scale,
+        };
+        for (dscores, weights) in dscores.chunks_exact_mut(keys.max(1)).zip(rows) {
+            softmax_backward(dscores, weights, scale);
+        }
+    }
+}
+
+/// `(rows, columns)` → `(columns, rows)`.
+fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
+    let column = |column: usize| values[column..].iter().step_by(columns);
+    (0..columns).flat_map(column).copied().collect()
+}
+
+/// `row ← softmax(scale · row)`.
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
+fn softmax(row: &mut [f32], scale: f32) {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let mut chunks = row.chunks_exact(LANES);
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    for chunk in &mut chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane = larger(*lane, *value);
+        }
+    }
+    let rest = chunks.remainder().iter();
+    let highest = rest.fold(join_lanes(lanes, larger), |a, b| larger(a, *b));
+    for value in row.iter_mut() {
+        *value = exp((*value - highest) * scale);
+    }
+    let inverse = 1.0 / sum_lanes(row, row, |x, _| x);
+    for value in row.iter_mut() {
+        *value *= inverse;
+    }
+}
+
+/// `dscores ← scale · weights ⊙ (dscores − Σ dscores ⊙ weights)`.
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
+fn softmax_backward(dscores: &mut [f32], weights: &[f32], scale: f32) {
+    let along = sum_lanes(dscores, weights, |s, w| s * w);
+    for (dscore, weight) in dscores.iter_mut().zip(weights) {
+        *dscore = scale * weight * (*dscore - along);
+    }
+}

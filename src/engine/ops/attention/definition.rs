@@ -1,0 +1,197 @@
+//! What attention means.
+
+use dfdx::prelude::*;
+
+use crate::engine::definition::{DefinedMatrix, Home, Made};
+use crate::engine::noise::Noise;
+use crate::engine::ops::rows::definition::{columns, join_columns, join_rows, select_rows};
+use crate::engine::{Attending, AttentionShape, Dropout, Layout};
+
+/// See [`super::attention`].
+pub(super) fn attention<D: Home>(
+    [q, k, v]: [&DefinedMatrix<D>; 3],
+    attending: Attending,
+    shape: AttentionShape,
+    bias: Option<&DefinedMatrix<D>>,
+    dropout: Option<Dropout>,
+) -> Made<DefinedMatrix<D>, D> {
+    let of_all =
+        |q: &DefinedMatrix<D>| attention_of_all([q, k, v], attending, shape, bias, dropout);
+    match attending.rows {
+        None => of_all(q),
+        Some(rows) => of_rows(q, rows, attending.queries.rows(), of_all),
+    }
+}
+
+/// That of all rows. The packed rows are gathered into a rectangle, masked, and gathered back.
+fn attention_of_all<D: Home>(
+    [q, k, v]: [&DefinedMatrix<D>; 3],
+    attending: Attending,
+    shape: AttentionShape,
+    bias: Option<&DefinedMatrix<D>>,
+    dropout: Option<Dropout>,
+) -> Made<DefinedMatrix<D>, D> {
+    let (rows, hidden) = *q.shape();
+    let layout = attending.queries;
+    assert_eq!(rows, layout.rows(), "attention: rows and layout disagree");
+    assert_eq!(
+        hidden % shape.heads,
+        0,
+        "attention: heads do not divide hidden"
+    );
+    let keys = attending.keys.extended(shape.prefix);
+    let (batch, longest, seen) = (layout.sequences(), layout.longest(), keys.longest());
+    let (heads, width) = (shape.heads, hidden / shape.heads);
+    let device = q.device().clone();
+
+    // Heads that share keys and values get a copy each.
+    let group = heads / shape.key_value_heads;
+    let shared = |x: &DefinedMatrix<D>| match group {
+        1 => Ok(x.clone()),
+        _ => {
+            let of_head = |head: usize| {
+                let first = head / group * width;
+                columns(x, first..first + width)
+            };
+            let copies: Result<Vec<_>, _> = (0..heads).map(of_head).collect();
+            join_columns(&copies?)
+        }
+    };
+    let split = |x: &DefinedMatrix<D>, layout: &Layout| -> Made<_, D> {
+        select_rows(x, &padded_rows(layout))?
+            .try_reshape_like(&(batch, layout.longest(), heads, width))?
+            .try_permute::<_, Axes4<0, 2, 1, 3>>() // (batch, heads, longest, width)
+    };
+    let (k, v) = (shared(k)?, shared(v)?);
+    let (q, k, v) = (split(q, layout)?, split(&k, &keys)?, split(&v, &keys)?);
+
+    let square = (batch, heads, longest, seen);
+    let scores = q
+        .try_mul(shape.scale)?
+        .try_matmul(k.try_permute::<_, Axes4<0, 1, 3, 2>>()?)?; // square
+    let mask = device.try_tensor_from_vec(mask(attending, shape), (batch, longest, seen))?;
+    let mut scores = scores.try_add(mask.try_broadcast_like::<_, Axis<1>>(&square)?)?;
+    if let Some(bias) = bias {
+        let distances = distances(bias.shape().0, (longest, seen), shape);
+        let bias = select_rows(bias, &distances)?
+            .try_reshape_like(&(longest, seen, heads))?
+            .try_permute::<_, Axes3<2, 0, 1>>()?;
+        scores = scores.try_add(bias.try_broadcast_like::<_, Axis<0>>(&square)?)?;
+    }
+
+    let (values, trace) = scores.split_tape();
+    let highest = values.clone().try_max::<(usize, usize, usize), Axis<3>>()?;
+    let shifted = values
+        .put_tape(trace)
+        .try_sub(highest.try_broadcast_like::<_, Axis<3>>(&square)?)?;
+    let exponent = shifted.try_exp()?;
+    let sum = exponent
+        .clone()
+        .try_sum::<(usize, usize, usize), Axis<3>>()?;
+    let mut weights = exponent.try_div(sum.try_broadcast_like::<_, Axis<3>>(&square)?)?;
+    if let Some(dropout) = dropout {
+        let factors = attention_dropout(attending, shape, dropout);
+        weights = weights.try_mul(device.try_tensor_from_vec(factors, square)?)?;
+    }
+    let mixed = weights
+        .try_matmul(v)? // (batch, heads, longest, width)
+        .try_permute::<_, Axes4<0, 2, 1, 3>>()?
+        .try_reshape_like(&(batch * longest, hidden))?;
+    let sequences = layout.ranges().enumerate();
+    let packed: Vec<usize> = sequences
+        .flat_map(|(sequence, range)| (0..range.len()).map(move |i| sequence * longest + i))
+        .collect();
+    select_rows(&mixed, &packed)
+}
+
+/// That of some rows out of that of `all` rows, of which those that are not asked for see some other row of `q` in
+/// their place, and are left out.
+fn of_rows<D: Home>(
+    q: &DefinedMatrix<D>,
+    queries: &[usize],
+    all: usize,
+    attention: impl Fn(&DefinedMatrix<D>) -> Made<DefinedMatrix<D>, D>,
+) -> Made<DefinedMatrix<D>, D> {
+    assert_eq!(
+        q.shape().0,
+        queries.len(),
+        "attention: rows and queries disagree"
+    );
+    // A row that occurs several times is asked for in as many rounds.
+    let mut rounds: Vec<Vec<usize>> = Vec::new();
+    let mut chosen = Vec::with_capacity(queries.len());
+    for (place, row) in queries.iter().enumerate() {
+        let earlier = queries[..place].iter().filter(|other| *other == row);
+        let round = earlier.count();
+        if round == rounds.len() {
+            rounds.push(vec![0; all]);
+        }
+        rounds[round][*row] = place;
+        chosen.push(round * all + row);
+    }
+    let mixed: Vec<DefinedMatrix<D>> = rounds
+        .iter()
+        .map(|sources| attention(&select_rows(q, sources)?))
+        .collect::<Result<_, _>>()?;
+    match mixed.is_empty() {
+        true => Ok(q.clone()),
+        false => select_rows(&join_rows(&mixed)?, &chosen),
+    }
+}
+
+/// Where each position of a padded rectangle reads from; any row will do for padding: it is masked.
+fn padded_rows(layout: &Layout) -> Vec<usize> {
+    let longest = layout.longest();
+    let rows = layout.ranges();
+    rows.flat_map(|range| (0..longest).map(move |i| range.start + i.min(range.len() - 1)))
+        .collect()
+}
+
+/// Which row of a bias of `rows` distances belongs to each pair of a query and a key, `(longest, seen)`.
+fn distances(rows: usize, (longest, seen): (usize, usize), shape: AttentionShape) -> Vec<usize> {
+    let none = rows / 2 - shape.prefix;
+    let of_query = |query: usize| (0..seen).map(move |key| none + key - query);
+    (0..longest).flat_map(of_query).collect()
+}
+
+/// `(sequences, longest, prefix + longest of the keys)`: 0 where a position is seen, a large negative number
+/// elsewhere.
+fn mask(attending: Attending, shape: AttentionShape) -> Vec<f32> {
+    let (longest, keys) = (attending.queries.longest(), attending.keys);
+    let columns = shape.prefix + keys.longest();
+    let mut mask = Vec::with_capacity(keys.sequences() * longest * columns);
+    for range in keys.ranges() {
+        for from in 0..longest {
+            mask.extend((0..columns).map(|to| {
+                let to = to.saturating_sub(shape.prefix);
+                let seen = to < range.len() && (!shape.causal || to <= from);
+                if seen {
+                    0.0
+                } else {
+                    -1e30
+                }
+            }));
+        }
+    }
+    mask
+}
+
+/// The dropout factors of attention weights, `(sequences, heads, longest, prefix + longest of the keys)`.
+fn attention_dropout(attending: Attending, shape: AttentionShape, dropout: Dropout) -> Vec<f32> {
+    let Attending { queries, keys, .. } = attending;
+    let longest = queries.longest();
+    let columns = shape.prefix + keys.longest();
+    let mut factors = vec![0.0; queries.sequences() * shape.heads * longest * columns];
+    for (sequence, (own, keys)) in queries.ranges().zip(keys.ranges()).enumerate() {
+        let length = own.len();
+        let noise = Noise::new(queries.key(sequence), dropout.site);
+        for head in 0..shape.heads {
+            for from in 0..length {
+                let start = ((sequence * shape.heads + head) * longest + from) * columns;
+                let row = &mut factors[start..start + shape.prefix + keys.len()];
+                noise.dropout_row(head * length + from, dropout.probability, row);
+            }
+        }
+    }
+    factors
+}

@@ -1,0 +1,79 @@
+//! Attention over packed rows.
+
+mod cpu;
+mod definition;
+
+use super::super::definition::define;
+use super::super::profile::{self, Op};
+use super::super::{Device, Dropout, Layout, Matrix, Outcome};
+
+/// How an attention reads its rows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionShape {
+    /// Heads of the queries; the columns of `q` are a multiple of it.
+    pub heads: usize,
+    /// Heads of keys and values, each for as many heads of the queries, one after the other.
+    pub key_value_heads: usize,
+    /// What scores are multiplied by before the softmax.
+    pub scale: f32,
+    /// Whether a position sees only itself and what is before it.
+    pub causal: bool,
+    /// Rows of `k` and `v` that stand before each sequence's own, seen by all of its positions.
+    pub prefix: usize,
+}
+
+/// Which rows attend to which.
+#[derive(Clone, Copy, Debug)]
+pub struct Attending<'a> {
+    /// The sequences of the queries.
+    pub queries: &'a Layout,
+    /// Those of their rows that there are queries of, in ascending order, of which one may occur several times; all
+    /// where none are named.
+    pub rows: Option<&'a [usize]>,
+    /// The sequences of keys and values: those of the queries, or as many others (cross attention).
+    pub keys: &'a Layout,
+}
+
+impl<'a> Attending<'a> {
+    /// Every sequence to itself.
+    pub fn within(layout: &'a Layout, rows: Option<&'a [usize]>) -> Self {
+        Attending {
+            queries: layout,
+            rows,
+            keys: layout,
+        }
+    }
+}
+
+/// `softmax(scale · q kᵀ + bias) v` of every sequence and head
+/// (Vaswani et al., arXiv 1706.03762, eq. 1): `q` and the result `(rows, heads · width)`, `k` and `v`
+/// `(rows, key-value heads · width)` with `shape.prefix` rows more for each sequence, before its own.
+/// `bias (2 · positions − 1, heads)` has in its row `positions − 1 + key − query` what is added to the score of
+/// a key by its distance (Raffel et al., arXiv 1910.10683, section 2.1); a prefix takes the first positions.
+///
+/// # Errors
+/// What the device reports.
+pub fn attention(
+    q: &Matrix,
+    k: &Matrix,
+    v: &Matrix,
+    attending: Attending,
+    shape: AttentionShape,
+    bias: Option<&Matrix>,
+    dropout: Option<Dropout>,
+) -> Outcome<Matrix> {
+    match q.device() {
+        Device::Cpu => {
+            let count = q.count() + k.count() + v.count();
+            let kernel = || cpu::attention([q, k, v], attending, shape, bias, dropout);
+            Ok(profile::forward(Op::Attention, count, kernel))
+        }
+        device => define!(device, |q, k, v, bias| definition::attention(
+            [&q, &k, &v],
+            attending,
+            shape,
+            bias.as_ref(),
+            dropout
+        )),
+    }
+}

@@ -1,0 +1,32 @@
+//! What dropout means.
+
+use dfdx::prelude::*;
+
+use crate::engine::definition::{DefinedMatrix, Home, Made};
+use crate::engine::noise::Noise;
+use crate::engine::{Dropout, Layout};
+
+/// See [`super::dropout`].
+pub(super) fn dropout<D: Home>(
+    x: &DefinedMatrix<D>,
+    layout: &Layout,
+    dropout: Dropout,
+) -> Made<DefinedMatrix<D>, D> {
+    let shape = *x.shape();
+    let factors = factors(layout, dropout, shape.1);
+    x.clone()
+        .try_mul(x.device().try_tensor_from_vec(factors, shape)?)
+}
+
+/// The factors of a dropout over `(rows, columns)`: 0 or `1 / (1 - probability)`.
+fn factors(layout: &Layout, dropout: Dropout, columns: usize) -> Vec<f32> {
+    let mut factors = vec![0.0; layout.rows() * columns];
+    for (index, range) in layout.ranges().enumerate() {
+        let noise = Noise::new(layout.key(index), dropout.site);
+        for (position, row) in range.enumerate() {
+            let factors = &mut factors[row * columns..(row + 1) * columns];
+            noise.dropout_row(position, dropout.probability, factors);
+        }
+    }
+    factors
+}

@@ -1,0 +1,36 @@
+//! Dropout.
+
+mod cpu;
+mod definition;
+
+use super::super::definition::define;
+use super::super::profile::{self, Op};
+use super::super::{Device, Layout, Matrix, Outcome};
+
+/// One place in the graph where activations are dropped.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dropout {
+    /// The probability with which an element becomes zero, in `[0, 1)`.
+    pub probability: f32,
+    /// A number of its own for each place, so that no two places share their noise.
+    pub site: u32,
+}
+
+/// Sets elements to zero with the dropout's probability and scales the others up
+/// (Srivastava et al. 2014).
+///
+/// # Errors
+/// What the device reports.
+pub fn dropout(x: Matrix, layout: &Layout, dropout: Dropout) -> Outcome<Matrix> {
+    match x.device() {
+        Device::Cpu => {
+            let count = x.count();
+            let kernel = || cpu::dropout(x, layout, dropout);
+            Ok(profile::forward(Op::Dropout, count, kernel))
+        }
+        device => {
+            let x = &x;
+            define!(device, |x| definition::dropout(&x, layout, dropout))
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! On the CPU: products with packed weights.
+
+use crate::engine::cpu::deferred::{Contribution, Deferred};
+use crate::engine::cpu::elementwise::add_to;
+use crate::engine::cpu::products::{multiply, View};
+use crate::engine::gradient::output;
+use crate::engine::{profile, Elements, Matrix, Precision, Trace, Vector, Weight};
+
+/// See [`super::linear`].
+pub(super) fn linear(x: &Matrix, weight: &Weight, bias: Option<&Vector>) -> Matrix {
+    let ((rows, input), (out, _)) = (x.shape(), weight.shape());
+    let is_frozen = !weight.is_traced();
+    let precision = match is_frozen {
+        true => weight.precision,
+        false => Precision::F32,
+    };
+    let (elements, prepared) = (weight.elements.clone(), weight.prepared.clone());
+    let view = View::strided(x.data(), rows, input, input);
+    let operand = prepared.forward(precision, &elements);
+    let values = operand.product(view, bias.map(Vector::data)); // (rows, out)
+
+    let mut trace = x.trace().or(&weight.trace);
+    if let Some(bias) = bias {
+        trace = trace.or(&bias.trace());
+    }
+    let (x_slot, own_slot) = (x.slot(), weight.slot.clone());
+    let bias_slot = bias.and_then(Vector::slot);
+    let kept_x = (!is_frozen).then(|| x.value.clone());
+    profile::kept(if is_frozen { 0 } else { rows * input });
+    let deferring = deferring(weight);
+    output(values, (rows, out), trace, move |upstream| {
+        let dy = View::strided(&upstream, rows, out, out);
+        if let Some(slot) = &x_slot {
+            let operand = prepared.backward(precision, &elements);
+            operand.add_product(dy, slot); // (rows, in)
+        }
+        if let Some(slot) = &bias_slot {
+            slot.add_in_place(|sum| {
+                upstream.chunks_exact(out).for_each(|row| add_to(sum, row));
+            });
+        }
+        if let (Some((trace, parameter)), Some(x)) = (deferring, &kept_x) {
+            let input = x.clone();
+            trace.defer(Deferred {
+                parameter,
+                contribution: Contribution::Product { upstream, input },
+            });
+        } else if let (Some(slot), Some(x)) = (&own_slot, &kept_x) {
+            let x = View::strided(x.data(), rows, input, input);
+            // (out, in)
+            slot.add_in_place(|sum| multiply(sum, input, dy.t(), x, 1.0, true));
+        }
+    })
+}
+
+/// See [`super::linear_transposed`].
+pub(super) fn linear_transposed(x: &Matrix, weight: &Weight) -> Matrix {
+    let ((rows, out), (_, input)) = (x.shape(), weight.shape());
+    let precision = weight.precision;
+    let (elements, prepared) = (weight.elements.clone(), weight.prepared.clone());
+    let view = View::strided(x.data(), rows, out, out);
+    let operand = prepared.backward(precision, &elements);
+    let values = operand.product(view, None); // (rows, in)
+    let x_slot = x.slot();
+    output(values, (rows, input), x.trace(), move |upstream| {
+        let dy = View::strided(&upstream, rows, input, input);
+        if let Some(slot) = &x_slot {
+            let operand = prepared.forward(precision, &elements);
+            operand.add_product(dy, slot); // (rows, out)
+        }
+    })
+}
+
+/// Where a weight's gradient is left to be computed, and the weight's id.
+fn deferring(weight: &Weight) -> Option<(Trace, u64)> {
+    let Elements::Held(tensor) = &weight.elements else {
+        return None;
+    };
+    let is_deferred = weight.trace.defers(tensor.id());
+    is_deferred.then(|| (weight.trace.clone(), tensor.id()))
+}

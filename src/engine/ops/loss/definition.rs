@@ -1,0 +1,52 @@
+//! What losses mean.
+
+use dfdx::prelude::*;
+
+use crate::engine::definition::{Defined, DefinedMatrix, Home, Made};
+
+/// See [`super::cross_entropy`].
+pub(super) fn cross_entropy<D: Home>(
+    logits: &DefinedMatrix<D>,
+    labels: &[usize],
+    total: usize,
+) -> Made<Defined<(), D>, D> {
+    let (rows, classes) = *logits.shape();
+    let device = logits.device().clone();
+    let (values, trace) = logits.clone().split_tape();
+    let highest = values.clone().try_max::<(usize,), Axis<1>>()?;
+    let shifted = values
+        .put_tape(trace)
+        .try_sub(highest.try_broadcast_like::<_, Axis<1>>(&(rows, classes))?)?;
+    let log_sum = shifted
+        .clone()
+        .try_exp()?
+        .try_sum::<(usize,), Axis<1>>()?
+        .try_ln()?;
+    let mut one_hot = vec![0.0; rows * classes];
+    for (row, &label) in labels.iter().enumerate() {
+        one_hot[row * classes + label] = 1.0;
+    }
+    let one_hot = device.try_tensor_from_vec(one_hot, (rows, classes))?;
+    let chosen = shifted.try_mul(one_hot)?.try_sum::<(usize,), Axis<1>>()?;
+    log_sum
+        .try_sub(chosen)?
+        .try_sum()?
+        .try_mul(1.0 / total as f32)
+}
+
+/// See [`super::squared_error`].
+pub(super) fn squared_error<D: Home>(
+    predicted: &DefinedMatrix<D>,
+    targets: &[f32],
+    total: usize,
+) -> Made<Defined<(), D>, D> {
+    let shape = *predicted.shape();
+    let targets = predicted
+        .device()
+        .try_tensor_from_vec(targets.to_vec(), shape)?;
+    let difference = predicted.clone().try_sub(targets)?;
+    difference
+        .try_square()?
+        .try_sum()?
+        .try_mul(1.0 / total as f32)
+}

@@ -1,0 +1,47 @@
+//! Losses.
+
+mod cpu;
+mod definition;
+
+use super::super::definition::define;
+use super::super::profile::{self, Op};
+use super::super::{Device, Matrix, Outcome, Scalar};
+
+/// `Σ −log softmax(logits)[label] / total` over the rows of `logits (rows, classes)`.
+/// `total` is the number of rows of the whole batch, of which these may be a part.
+///
+/// # Errors
+/// What the device reports.
+pub fn cross_entropy(logits: &Matrix, labels: &[usize], total: usize) -> Outcome<Scalar> {
+    let rows = logits.shape().0;
+    assert_eq!(
+        rows,
+        labels.len(),
+        "cross entropy: logits and labels disagree"
+    );
+    match logits.device() {
+        Device::Cpu => {
+            let kernel = || cpu::cross_entropy(logits, labels, total);
+            Ok(profile::forward(Op::Loss, logits.count(), kernel))
+        }
+        device => define!(device, |logits| definition::cross_entropy(
+            &logits, labels, total
+        )),
+    }
+}
+
+/// `Σ (predicted − target)² / total` over the rows of `predicted (rows, 1)`.
+///
+/// # Errors
+/// What the device reports.
+pub fn squared_error(predicted: &Matrix, targets: &[f32], total: usize) -> Outcome<Scalar> {
+    let shape = (targets.len(), 1);
+    assert_eq!(
+        predicted.shape(),
+        shape,
+        "squared error: one column expected"
+    );
+    define!(predicted.device(), |predicted| definition::squared_error(
+        &predicted, targets, total
+    ))
+}

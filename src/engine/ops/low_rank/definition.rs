@@ -1,0 +1,19 @@
+//! What a low-rank change means.
+
+use dfdx::prelude::*;
+
+use crate::engine::definition::{DefinedMatrix, Home, Made};
+
+/// See [`super::add_low_rank`].
+pub(super) fn add_low_rank<D: Home>(
+    y: DefinedMatrix<D>,
+    x: DefinedMatrix<D>,
+    a: DefinedMatrix<D>,
+    b: DefinedMatrix<D>,
+    scale: f32,
+) -> Made<DefinedMatrix<D>, D> {
+    let low = x.try_matmul(a.try_permute::<_, Axes2<1, 0>>()?)?; // (rows, rank)
+    let low = low.try_mul(scale)?;
+    let change = low.try_matmul(b.try_permute::<_, Axes2<1, 0>>()?)?; // (rows, out)
+    y.try_add(change)
+}

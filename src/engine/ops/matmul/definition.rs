@@ -1,0 +1,28 @@
+//! What products of two variables mean.
+
+use dfdx::prelude::*;
+
+use crate::engine::definition::{DefinedMatrix, Home, Made};
+
+/// See [`super::matmul`].
+pub(super) fn matmul<D: Home>(
+    x: DefinedMatrix<D>,
+    y: DefinedMatrix<D>,
+) -> Made<DefinedMatrix<D>, D> {
+    x.try_matmul(y)
+}
+
+/// See [`super::kronecker`]: an outer product of all elements, put in order.
+pub(super) fn kronecker<D: Home>(
+    x: &DefinedMatrix<D>,
+    y: &DefinedMatrix<D>,
+) -> Made<DefinedMatrix<D>, D> {
+    let ((l, m), (k, n)) = (*x.shape(), *y.shape());
+    let column = x.clone().try_reshape_like(&(l * m, 1))?;
+    let row = y.clone().try_reshape_like(&(1, k * n))?;
+    column
+        .try_matmul(row)? // (l m, k n)
+        .try_reshape_like(&(l, m, k, n))?
+        .try_permute::<_, Axes4<0, 2, 1, 3>>()? // (l, k, m, n)
+        .try_reshape_like(&(l * k, m * n))
+}

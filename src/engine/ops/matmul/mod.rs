@@ -1,0 +1,31 @@
+//! Products of two variables: matrix products and Kronecker products.
+
+mod cpu;
+mod definition;
+
+use super::super::definition::define;
+use super::super::profile::{self, Op};
+use super::super::{Device, Matrix, Outcome};
+
+/// `x y`: `x (n, k)`, `y (k, m)` → `(n, m)`, with a gradient for whichever is traced.
+///
+/// # Errors
+/// What the device reports.
+pub fn matmul(x: &Matrix, y: &Matrix) -> Outcome<Matrix> {
+    assert_eq!(x.shape().1, y.shape().0, "matmul: shapes disagree");
+    match x.device() {
+        Device::Cpu => {
+            let count = x.count() + y.count();
+            Ok(profile::forward(Op::Matmul, count, || cpu::matmul(x, y)))
+        }
+        device => define!(device, |x, y| definition::matmul(x, y)),
+    }
+}
+
+/// The Kronecker product `x ⊗ y`: `x (l, m)`, `y (k, n)` → `(l k, m n)`.
+///
+/// # Errors
+/// What the device reports.
+pub fn kronecker(x: &Matrix, y: &Matrix) -> Outcome<Matrix> {
+    define!(x.device(), |x, y| definition::kronecker(&x, &y))
+}

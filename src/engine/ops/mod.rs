@@ -1,0 +1,31 @@
+//! Every operation that a transformer and its deltas need, a folder each: what it computes (`mod.rs`), its definition in
+//! dfdx (`definition.rs`), its kernel for the CPU (`cpu.rs`).
+//!
+//! An operation that takes a variable by value may put its result in the variable's place.
+
+mod activation;
+mod arithmetic;
+mod attention;
+mod dropout;
+mod linear;
+mod loss;
+mod low_rank;
+mod matmul;
+pub(super) mod norm;
+mod projection;
+mod rotary;
+mod rows;
+
+pub(super) use activation::ERFC;
+pub use activation::{activate, Activation};
+pub use arithmetic::{add, add_row, multiply, scale, scale_columns};
+pub use attention::{attention, Attending, AttentionShape};
+pub use dropout::{dropout, Dropout};
+pub use linear::{linear, linear_transposed};
+pub use loss::{cross_entropy, squared_error};
+pub use low_rank::add_low_rank;
+pub use matmul::{kronecker, matmul};
+pub use norm::{layer_norm, rms_norm, row_norms};
+pub use projection::{project, Fastfood};
+pub use rotary::{rotary, Angles};
+pub use rows::{columns, join_columns, join_rows, look_up, select_rows};

@@ -1,0 +1,38 @@
+//! What rotary position embeddings mean.
+
+use dfdx::prelude::*;
+
+use crate::engine::definition::{DefinedMatrix, Home, Made};
+use crate::engine::Angles;
+
+/// See [`super::rotary`]: `x ⊙ cos + rotate_half(x) ⊙ sin`, where a matrix rotates the halves of every head.
+pub(super) fn rotary<D: Home>(
+    x: &DefinedMatrix<D>,
+    positions: &[usize],
+    angles: &Angles,
+) -> Made<DefinedMatrix<D>, D> {
+    let (shape, width) = (*x.shape(), angles.width());
+    let heads = (shape.0 * (shape.1 / width), width);
+    let table = |part: fn(&(f32, f32)) -> f32| {
+        let rows = positions.iter().flat_map(|&position| {
+            let half = angles.at(position).iter().map(part);
+            let both: Vec<f32> = half.clone().chain(half).collect();
+            std::iter::repeat_n(both, shape.1 / width).flatten()
+        });
+        x.device().try_tensor_from_vec(rows.collect(), heads)
+    };
+    let (cosines, sines) = (table(|turn| turn.0)?, table(|turn| turn.1)?);
+    let pairs = width / 2;
+    let half_turn = (0..width * width).map(|i| match (i / width, i % width) {
+        (from, to) if from == to + pairs => -1.0,
+        (from, to) if from + pairs == to => 1.0,
+        _ => 0.0,
+    });
+    let half_turn = half_turn.collect();
+    let half_turn = x.device().try_tensor_from_vec(half_turn, (width, width))?;
+    let x = x.clone().try_reshape_like(&heads)?;
+    let turned = x.clone().try_matmul(half_turn)?.try_mul(sines)?;
+    x.try_mul(cosines)?
+        .try_add(turned)?
+        .try_reshape_like(&shape)
+}

@@ -1,0 +1,56 @@
+//! What choosing and joining of rows and columns means.
+
+use dfdx::prelude::*;
+
+use crate::engine::definition::{DefinedMatrix, Home, Made};
+
+/// See [`super::select_rows`].
+pub(in crate::engine) fn select_rows<D: Home>(
+    table: &DefinedMatrix<D>,
+    indices: &[usize],
+) -> Made<DefinedMatrix<D>, D> {
+    let device = table.device().clone();
+    let indices = device.try_tensor_from_vec(indices.to_vec(), (indices.len(),))?;
+    table.clone().try_gather(indices)
+}
+
+/// See [`super::columns`]: rows of the transpose. dfdx's own `slice` would overwrite what else flows back into
+/// `x`, where it has to add to it.
+pub(in crate::engine) fn columns<D: Home>(
+    x: &DefinedMatrix<D>,
+    range: std::ops::Range<usize>,
+) -> Made<DefinedMatrix<D>, D> {
+    let shape = (x.shape().0, range.len());
+    let transposed = x.clone().try_permute::<_, Axes2<1, 0>>()?;
+    select_rows(&transposed, &range.collect::<Vec<_>>())?
+        .try_permute::<_, Axes2<1, 0>>()?
+        .try_reshape_like(&shape)
+}
+
+/// See [`super::join_columns`]: the parts' transposes are stacked, and the whole is transposed.
+pub(in crate::engine) fn join_columns<D: Home>(
+    parts: &[DefinedMatrix<D>],
+) -> Made<DefinedMatrix<D>, D> {
+    let transposed = |part: &DefinedMatrix<D>| part.clone().try_permute::<_, Axes2<1, 0>>();
+    let (first, rest) = parts.split_first().expect("there is a part to join");
+    let mut joined = transposed(first)?;
+    for part in rest {
+        joined = (joined, transposed(part)?).try_concat_along(Axis::<0>)?;
+    }
+    let shape = (joined.shape().1, joined.shape().0);
+    joined
+        .try_permute::<_, Axes2<1, 0>>()?
+        .try_reshape_like(&shape)
+}
+
+/// See [`super::join_rows`].
+pub(in crate::engine) fn join_rows<D: Home>(
+    parts: &[DefinedMatrix<D>],
+) -> Made<DefinedMatrix<D>, D> {
+    let (first, rest) = parts.split_first().expect("there is a part to join");
+    let mut joined = first.clone();
+    for part in rest {
+        joined = (joined, part.clone()).try_concat_along(Axis::<0>)?;
+    }
+    Ok(joined)
+}

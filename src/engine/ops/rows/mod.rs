@@ -1,0 +1,84 @@
+//! Rows and columns, chosen and joined.
+
+mod cpu;
+pub(in crate::engine) mod definition;
+
+use std::ops::Range;
+
+use super::super::definition::define;
+use super::super::profile::{self, Op};
+use super::super::{Device, Elements, Matrix, Outcome, Weight};
+
+/// Rows `indices` of `table (n, columns)`; an index may occur several times.
+///
+/// # Errors
+/// What the device reports.
+pub fn select_rows(table: &Matrix, indices: &[usize]) -> Outcome<Matrix> {
+    match table.device() {
+        Device::Cpu => {
+            let count = indices.len() * table.shape().1;
+            let kernel = || cpu::select_rows(table, indices);
+            Ok(profile::forward(Op::Rows, count, kernel))
+        }
+        device => define!(device, |table| definition::select_rows(&table, indices)),
+    }
+}
+
+/// [`select_rows`] of a weight, which need not be in memory for it on the CPU.
+///
+/// # Errors
+/// What the device reports.
+pub fn look_up(table: &Weight, indices: &[usize]) -> Outcome<Matrix> {
+    match &table.elements {
+        Elements::Stored(stored) if matches!(stored.device(), Device::Cpu) => {
+            let count = indices.len() * table.shape().1;
+            let kernel = || cpu::look_up(stored, indices);
+            Ok(profile::forward(Op::Rows, count, kernel))
+        }
+        _ => select_rows(&table.matrix()?, indices),
+    }
+}
+
+/// Columns `range` of `x`.
+///
+/// # Errors
+/// What the device reports.
+pub fn columns(x: &Matrix, range: Range<usize>) -> Outcome<Matrix> {
+    match x.device() {
+        Device::Cpu => {
+            let kernel = || cpu::columns(x, range);
+            Ok(profile::forward(Op::Rows, x.count(), kernel))
+        }
+        device => define!(device, |x| definition::columns(&x, range)),
+    }
+}
+
+/// Matrices of as many rows each, side by side.
+///
+/// # Errors
+/// What the device reports.
+pub fn join_columns(parts: &[Matrix]) -> Outcome<Matrix> {
+    match parts[0].device() {
+        Device::Cpu => {
+            let count = parts.iter().map(Matrix::count).sum();
+            let kernel = || cpu::join_columns(parts);
+            Ok(profile::forward(Op::Rows, count, kernel))
+        }
+        device => define!(device, |parts| definition::join_columns(&parts)),
+    }
+}
+
+/// Matrices of as many columns each, one below the other.
+///
+/// # Errors
+/// What the device reports.
+pub fn join_rows(parts: &[Matrix]) -> Outcome<Matrix> {
+    match parts[0].device() {
+        Device::Cpu => {
+            let count = parts.iter().map(Matrix::count).sum();
+            let kernel = || cpu::join_rows(parts);
+            Ok(profile::forward(Op::Rows, count, kernel))
+        }
+        device => define!(device, |parts| definition::join_rows(&parts)),
+    }
+}

@@ -1,0 +1,180 @@
+//! Tensors: a shape, and elements on a device that is known at run time.
+
+use std::borrow::Cow;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::Arc;
+
+use dfdx::prelude::Shape;
+
+#[cfg(feature = "dfdx-cuda")]
+use super::cuda::OnCard;
+use super::definition::{Flat, Home};
+use super::tape::Variable;
+use super::{Device, Outcome, Trace};
+
+/// A tensor of elements in f32, row by row. A clone has the same elements, and is the same tensor to a tape.
+#[derive(Clone)]
+pub struct Tensor<S: Shape> {
+    id: u64,
+    shape: S,
+    pub(super) storage: Storage,
+}
+
+/// Elements where they lie. Another number format, or kernels on another device, is another variant.
+#[derive(Clone)]
+pub(super) enum Storage {
+    Cpu(Arc<Vec<f32>>),
+    DfdxCpu(Flat<dfdx::tensor::Cpu>),
+    #[cfg(feature = "dfdx-cuda")]
+    DfdxCuda(OnCard<Flat<dfdx::tensor::Cuda>>),
+}
+
+impl<S: Shape> Tensor<S> {
+    /// Moves `values` to a device.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn new(device: &Device, values: Vec<f32>, shape: S) -> Outcome<Self> {
+        Storage::new(device, values).map(|storage| Tensor::of(storage, shape))
+    }
+
+    pub(super) fn of(storage: Storage, shape: S) -> Self {
+        static IDS: AtomicU64 = AtomicU64::new(0);
+        assert_eq!(
+            storage.len(),
+            shape.num_elements(),
+            "tensor: elements and shape disagree"
+        );
+        let id = IDS.fetch_add(1, Relaxed);
+        Tensor { id, shape, storage }
+    }
+
+    /// A tensor of the CPU.
+    pub(super) fn on_cpu(values: Vec<f32>, shape: S) -> Self {
+        Tensor::of(Storage::Cpu(Arc::new(values)), shape)
+    }
+
+    /// What it is known by, as long as it lives: clones and reshaped ones are the same tensor.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The number of elements in each dimension.
+    pub fn shape(&self) -> S {
+        self.shape
+    }
+
+    /// The number of elements.
+    pub fn count(&self) -> usize {
+        self.storage.len()
+    }
+
+    /// Where it lies.
+    pub fn device(&self) -> Device {
+        match &self.storage {
+            Storage::Cpu(_) => Device::Cpu,
+            Storage::DfdxCpu(_) => Device::DfdxCpu,
+            #[cfg(feature = "dfdx-cuda")]
+            Storage::DfdxCuda(flat) => Device::DfdxCuda(OnCard::new(flat.device().clone())),
+        }
+    }
+
+    /// The same elements in another shape of as many.
+    pub fn reshaped<T: Shape>(&self, shape: T) -> Tensor<T> {
+        let (id, storage) = (self.id, self.storage.clone());
+        assert_eq!(storage.len(), shape.num_elements(), "reshaped: as many");
+        Tensor { id, shape, storage }
+    }
+
+    /// The elements, row by row.
+    pub fn read(&self) -> Vec<f32> {
+        self.view().into_owned()
+    }
+
+    /// The same, where they lie if the host can see them there.
+    pub fn view(&self) -> Cow<'_, [f32]> {
+        self.storage.view()
+    }
+
+    /// The elements of a tensor on the CPU.
+    pub(super) fn data(&self) -> &[f32] {
+        match &self.storage {
+            Storage::Cpu(values) => values,
+            _ => unreachable!("a kernel of the CPU is given tensors of the CPU"),
+        }
+    }
+
+    /// The same, to be written, where nothing else holds them.
+    pub(super) fn own_data(&mut self) -> Option<&mut Vec<f32>> {
+        match &mut self.storage {
+            Storage::Cpu(values) => Arc::get_mut(values),
+            _ => unreachable!("a kernel of the CPU is given tensors of the CPU"),
+        }
+    }
+
+    /// Changes the elements; it stays the same tensor.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn update(&mut self, change: impl FnOnce(&mut [f32])) -> Outcome<()> {
+        if let Storage::Cpu(values) = &mut self.storage {
+            change(Arc::make_mut(values).as_mut_slice());
+            return Ok(());
+        }
+        let mut values = self.read();
+        change(&mut values);
+        self.storage = Storage::new(&self.device(), values)?;
+        Ok(())
+    }
+
+    /// The tensor on a tape: gradients flow to it where `trace` is live.
+    pub fn on(&self, trace: &Trace) -> Variable<S> {
+        Variable::leaf(self.clone(), trace)
+    }
+
+    /// The tensor as a constant.
+    pub fn constant(self) -> Variable<S> {
+        Variable::leaf(self, &Trace::off())
+    }
+}
+
+impl Storage {
+    fn new(device: &Device, values: Vec<f32>) -> Outcome<Self> {
+        Ok(match device {
+            Device::Cpu => Storage::Cpu(Arc::new(values)),
+            Device::DfdxCpu => Storage::DfdxCpu(dfdx::tensor::Cpu::flat_of(device, values)?),
+            #[cfg(feature = "dfdx-cuda")]
+            Device::DfdxCuda(_) => {
+                let flat = dfdx::tensor::Cuda::flat_of(device, values)?;
+                Storage::DfdxCuda(OnCard::new(flat))
+            }
+        })
+    }
+
+    fn len(&self) -> usize {
+        use dfdx::prelude::HasShape;
+        match self {
+            Storage::Cpu(values) => values.len(),
+            Storage::DfdxCpu(flat) => flat.shape().0,
+            #[cfg(feature = "dfdx-cuda")]
+            Storage::DfdxCuda(flat) => flat.shape().0,
+        }
+    }
+
+    fn view(&self) -> Cow<'_, [f32]> {
+        match self {
+            Storage::Cpu(values) => Cow::Borrowed(values),
+            Storage::DfdxCpu(flat) => Cow::Owned(flat.as_vec()),
+            #[cfg(feature = "dfdx-cuda")]
+            Storage::DfdxCuda(flat) => Cow::Owned(flat.as_vec()),
+        }
+    }
+
+    /// The elements on the host, without a copy where they are there and nothing else holds them.
+    pub(super) fn into_vec(self) -> Vec<f32> {
+        match self {
+            Storage::Cpu(values) => Arc::try_unwrap(values).unwrap_or_else(|v| v.to_vec()),
+            other => other.view().into_owned(),
+        }
+    }
+}
