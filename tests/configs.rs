@@ -207,7 +207,7 @@ fn a_t5_is_read_as_transformers_reads_it() {
         (plain.activation, plain.is_gated),
         (Activation::Relu, false)
     );
-    assert!(plain.scales_logits && !plain.is_decoder_own());
+    assert!(plain.scales_logits && !plain.is_head_own());
     let gated = t5(json!({ "feed_forward_proj": "gated-gelu", "num_decoder_layers": 2 })).unwrap();
     // `gated-gelu` is the approximation by tanh, for backwards compatibility.
     assert_eq!(
@@ -230,7 +230,35 @@ fn a_t5_is_read_as_transformers_reads_it() {
     );
     let both = json!({ "tie_word_embeddings": false, "scale_decoder_outputs": true });
     assert!(t5(both).unwrap().scales_logits);
+    // Keys that `T5Config.from_dict` takes as they are, whatever `feed_forward_proj` says.
+    for (more, expected) in [
+        (json!({ "dense_act_fn": "relu" }), (Activation::Relu, true)),
+        (
+            json!({ "is_gated_act": false }),
+            (Activation::GeluTanh, false),
+        ),
+        (json!({ "dense_act_fn": "gelu" }), (Activation::Gelu, true)),
+        (
+            json!({ "dense_act_fn": null }),
+            (Activation::GeluTanh, true),
+        ),
+    ] {
+        let mut all = more;
+        all["feed_forward_proj"] = json!("gated-gelu");
+        let found = t5(all.clone()).unwrap();
+        assert_eq!((found.activation, found.is_gated), expected, "{all}");
+    }
+    assert_eq!(
+        t5(json!({ "eos_token_id": [3] })).unwrap().end_token,
+        Some(3)
+    );
     for (more, said) in [
+        (json!({ "eos_token_id": [3, 4] }), "`eos_token_id`"),
+        (
+            json!({ "tie_word_embeddings": 0 }),
+            "its `tie_word_embeddings` must be",
+        ),
+        (json!({ "num_layers": 30000 }), "30000 blocks"),
         (
             json!({ "decoder_start_token_id": 61 }),
             "`decoder_start_token_id` is 61",

@@ -6,8 +6,9 @@ mod common;
 use std::path::Path;
 
 use common::{difference, fixture, plan_of, Expected};
+use deltarun::backbone::{write_tensors, Checkpoint};
 use deltarun::engine::{Device, Layout};
-use deltarun::graph::{Batch, DecoderRows, Graph, HeadOrigin, Targets};
+use deltarun::graph::{Batch, DecoderRows, Graph, HeadOrigin, Targets, Tensors};
 use deltarun::plan::Plan;
 
 fn plan(directory: &Path, task: &str) -> Plan {
@@ -139,4 +140,64 @@ fn a_head_for_other_labels_is_drawn_and_said() {
             other => panic!("{labels}: {other:?}"),
         }
     }
+}
+
+/// transformers reads T5's embeddings through a table for each stack, and ties them where a checkpoint has one alone.
+#[test]
+fn tables_of_stacks_are_one_or_refused() {
+    let directory = fixture("t5_v1_0");
+    let stored = Checkpoint::open_directory(&directory).unwrap();
+    let names: Vec<String> = stored.names().into_iter().map(str::to_owned).collect();
+    let read = |name: String| {
+        let tensor = stored.read(&name).unwrap();
+        (name, tensor)
+    };
+    let all: Tensors = names.into_iter().map(read).collect();
+    let place = tempfile::tempdir().unwrap();
+    for file in ["config.json", "tokenizer.json"] {
+        let _ = std::fs::copy(directory.join(file), place.path().join(file));
+    }
+    for (is_equal, name) in [
+        (true, "encoder"),
+        (true, "decoder"),
+        (false, "encoder"),
+        (false, "decoder"),
+    ] {
+        let mut tensors = all.clone();
+        let mut table = all["shared.weight"].clone();
+        if !is_equal {
+            table.0[7] += 0.5;
+        }
+        let name = format!("{name}.embed_tokens.weight");
+        tensors.insert(name.clone(), table);
+        write_tensors(&place.path().join("model.safetensors"), &tensors, None).unwrap();
+        let plan = plan(place.path(), "task seq2seq { source = a, target = b }");
+        let loaded = Graph::load(&plan, Device::Cpu);
+        match is_equal {
+            true => assert!(loaded.is_ok(), "{name}"),
+            false => {
+                let problem = loaded.err().unwrap();
+                assert!(problem.message.contains(&name), "{}", problem.message);
+            }
+        }
+    }
+}
+
+/// T5's fresh norms begin as `initializer_factor` (`T5PreTrainedModel._init_weights`).
+#[test]
+fn fresh_norms_of_a_t5_begin_as_its_factor() {
+    let place = tempfile::tempdir().unwrap();
+    let text = std::fs::read_to_string(fixture("t5_v1_0").join("config.json")).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    json["initializer_factor"] = 0.5.into();
+    std::fs::write(place.path().join("config.json"), json.to_string()).unwrap();
+    let text = format!(
+        "backbone \"{}\" {{ weights = random }}\ndata {{ train = tsv(\"t.tsv\") }}\n\
+         task seq2seq {{ source = a, target = b }}\nunfreeze all = **\n\
+         stage tune {{ train = [all], steps = 1, optimizer = sgd {{ lr = 1 }} }}",
+        place.path().display()
+    );
+    let graph = Graph::load(&plan_of(&text, place.path()), Device::Cpu).unwrap();
+    let norm = graph.effective("encoder.norm.weight").unwrap();
+    assert!(norm.iter().all(|weight| *weight == 0.5), "{norm:?}");
 }

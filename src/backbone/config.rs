@@ -93,8 +93,12 @@ pub struct Config {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub scales_logits: bool,
     /// Whether the checkpoint has one that is another than the word embedding, whatever `config.json` says.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub has_decoder: bool,
+    #[serde(
+        default,
+        alias = "has_decoder",
+        skip_serializing_if = "std::ops::Not::not"
+    )]
+    pub has_head_weight: bool,
 }
 
 impl Config {
@@ -116,7 +120,9 @@ impl Config {
             Some(key) => keys.count(key)?,
             None => LARGEST,
         };
-        let (activation, is_gated) = activation_of(family, &activation);
+        let (mut activation, is_gated) = activation_of(family, &activation);
+        let inner_activation = keys.some_text(&stated.inner_activation)?;
+        activation = inner_activation.as_deref().unwrap_or(activation);
         let layers = keys.count(&stated.layers)?;
         let heads = keys.count(&stated.heads)?;
         let config = Config {
@@ -151,7 +157,7 @@ impl Config {
                 None => 0,
             },
             norm_epsilon: keys.fraction(&stated.norm_epsilon)?,
-            is_gated,
+            is_gated: keys.switch_or(&stated.gated, is_gated)?,
             activation: Activation::from_name(activation)
                 .ok_or_else(|| format!("its activation `{activation}` is not supported"))?,
             dropout,
@@ -163,7 +169,7 @@ impl Config {
             initializer_range: initializer_range(&keys, stated)?,
             is_untied: !keys.switch_or(&stated.tied, true)?,
             scales_logits: keys.switch_or(&stated.scaled_logits, false)?,
-            has_decoder: false,
+            has_head_weight: false,
             labels: labels(&json),
             pad_token: keys.token(&stated.pad_token)?,
             start_token: keys.some_token(&stated.start_token)?,
@@ -188,8 +194,8 @@ impl Config {
     }
 
     /// Whether a language-model head has a weight of its own.
-    pub fn is_decoder_own(&self) -> bool {
-        self.is_untied || self.has_decoder
+    pub fn is_head_own(&self) -> bool {
+        self.is_untied || self.has_head_weight
     }
 
     /// Heads of keys and values.
@@ -312,7 +318,6 @@ impl Config {
         }
         let sizes = [
             self.hidden,
-            self.layers,
             self.heads,
             self.inner,
             self.vocabulary,
@@ -332,11 +337,12 @@ impl Config {
         if shares.iter().any(|share| !(0.0..1.0).contains(share)) {
             return Err("an epsilon or a dropout of the backbone is not from 0 to 1".to_owned());
         }
-        if self
-            .decoder_layers
-            .is_some_and(|layers| !(1..=LARGEST).contains(&layers))
-        {
-            return Err("its decoder has no blocks, or too many".to_owned());
+        let stacks = [Some(self.layers), self.decoder_layers];
+        let mut heights = stacks.into_iter().flatten();
+        if let Some(layers) = heights.find(|layers| !(1..=MOST_BLOCKS).contains(layers)) {
+            return Err(format!(
+                "it has {layers} blocks, and 1 to {MOST_BLOCKS} can be"
+            ));
         }
         let is_beyond = |token: u32| token as usize >= self.vocabulary;
         if let Some(token) = self.start_token.filter(|token| is_beyond(*token)) {
@@ -469,6 +475,9 @@ fn is_zero(value: &f32) -> bool {
 
 /// Far above any real dimension, and every product of two is within a `usize`.
 pub(super) const LARGEST: usize = 1 << 24;
+
+/// Blocks of a stack at most: far more than any model has, and few enough to list.
+const MOST_BLOCKS: usize = 1 << 12;
 
 /// The names of a head's outputs: those of `id2label`, unless `num_labels` says another number of them, in which
 /// case transformers takes none of them, or they are the `LABEL_0` and so on that it makes up.

@@ -78,6 +78,9 @@ pub struct ConfigKeys {
     pub types: Option<Key>,
     pub norm_epsilon: Key,
     pub activation: Key,
+    /// That of feed-forwards where it is there, whatever `activation` says, and whether they are gated.
+    pub inner_activation: Option<Key>,
+    pub gated: Option<Key>,
     /// 0 where the family has none.
     pub dropout: Option<Key>,
     /// That of hidden states where it is not there.
@@ -122,6 +125,8 @@ impl ConfigKeys {
             &self.positions,
             &self.distance_buckets,
             &self.longest_distance,
+            &self.inner_activation,
+            &self.gated,
             &self.inner_dropout,
             &self.last_dropout,
             &self.initializer_range,
@@ -256,6 +261,9 @@ pub struct ModuleEntry {
     /// Its name where feed-forwards are gated, if it is another.
     #[serde(default)]
     pub gated: Option<String>,
+    /// Modules that have the same weight in a checkpoint, if they are there: transformers reads those, and we read one.
+    #[serde(default)]
+    pub copies: Vec<String>,
     /// The shape of its weight (of its bias, where it has only that).
     pub shape: Vec<Dimension>,
     /// Whether it has a bias.

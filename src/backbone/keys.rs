@@ -10,7 +10,12 @@ pub(super) struct Keys<'a>(pub(super) &'a Value);
 
 impl Keys<'_> {
     /// The value of a key; `null` is as good as absent.
-    pub(super) fn find(&self, key: &Key) -> Result<Option<&Value>, String> {
+    pub(super) fn find<'k>(&'k self, key: &'k Key) -> Result<Option<&'k Value>, String> {
+        Ok(self.find_named(key)?.map(|(_, value)| value))
+    }
+
+    /// The same with the name that it stands under.
+    fn find_named<'k>(&'k self, key: &'k Key) -> Result<Option<(&'k str, &'k Value)>, String> {
         let mut found: Option<(&str, &Value)> = None;
         for name in std::iter::once(&key.key).chain(&key.also) {
             let Some(value) = self.0.get(name).filter(|value| !value.is_null()) else {
@@ -23,74 +28,77 @@ impl Keys<'_> {
                 _ => found = Some((name, value)),
             }
         }
-        Ok(found.map(|(_, value)| value))
+        Ok(found)
     }
 
-    /// The value of a key, or transformers' default.
-    pub(super) fn value<'k>(&'k self, key: &'k Key) -> Result<&'k Value, String> {
+    /// The value of a key, or transformers' default, and the name that it stands under.
+    fn value<'k>(&'k self, key: &'k Key) -> Result<(&'k str, &'k Value), String> {
         let otherwise = || {
-            self.0
-                .get(key.otherwise.as_ref()?)
-                .filter(|value| !value.is_null())
+            let name = key.otherwise.as_ref()?;
+            let value = self.0.get(name).filter(|value| !value.is_null());
+            value.map(|value| (name.as_str(), value))
         };
-        let found = self.find(key)?.or_else(otherwise).or(key.default.as_ref());
+        let default = || key.default.as_ref().map(|value| (key.key.as_str(), value));
+        let found = self.find_named(key)?.or_else(otherwise).or_else(default);
         found.ok_or_else(|| format!("it has no `{}`", key.key))
     }
 
     pub(super) fn count(&self, key: &Key) -> Result<usize, String> {
-        let value = self.value(key)?;
+        let (name, value) = self.value(key)?;
         match value.as_u64() {
             Some(count) if (1..=LARGEST as u64).contains(&count) => Ok(count as usize),
             _ => Err(format!(
-                "its `{}` must be a whole number of at least 1, found {value}",
-                key.key
+                "its `{name}` must be a whole number of at least 1, found {value}",
             )),
         }
     }
 
     pub(super) fn fraction(&self, key: &Key) -> Result<f32, String> {
-        let value = self.value(key)?;
+        let (name, value) = self.value(key)?;
         match value.as_f64() {
             Some(number) if (0.0..1.0).contains(&number) => Ok(number as f32),
             _ => Err(format!(
-                "its `{}` must be a number from 0 to 1, found {value}",
-                key.key
+                "its `{name}` must be a number from 0 to 1, found {value}",
             )),
         }
     }
 
     pub(super) fn positive(&self, key: &Key) -> Result<f64, String> {
-        let value = self.value(key)?;
+        let (name, value) = self.value(key)?;
         match value.as_f64() {
             Some(number) if number > 0.0 => Ok(number),
             _ => Err(format!(
-                "its `{}` must be a number above 0, found {value}",
-                key.key
+                "its `{name}` must be a number above 0, found {value}",
             )),
         }
     }
 
     pub(super) fn switch(&self, key: &Key) -> Result<bool, String> {
-        let value = self.value(key)?;
-        let wanted = || format!("its `{}` must be `true` or `false`, found {value}", key.key);
+        let (name, value) = self.value(key)?;
+        let wanted = || format!("its `{name}` must be `true` or `false`, found {value}");
         value.as_bool().ok_or_else(wanted)
     }
 
     pub(super) fn text(&self, key: &Key) -> Result<String, String> {
-        let value = self.value(key)?;
+        let (name, value) = self.value(key)?;
         let text = value.as_str().map(str::to_owned);
-        text.ok_or_else(|| format!("its `{}` must be a text, found {value}", key.key))
+        text.ok_or_else(|| format!("its `{name}` must be a text, found {value}"))
     }
 
     pub(super) fn token(&self, key: &Key) -> Result<Option<u32>, String> {
-        let Some(value) = self.find(key)?.or(key.default.as_ref()) else {
+        let default = key.default.as_ref().map(|value| (key.key.as_str(), value));
+        let Some((name, value)) = self.find_named(key)?.or(default) else {
             return Ok(None);
         };
-        match value.as_u64().and_then(|number| u32::try_from(number).ok()) {
+        // One that ends texts may be a list of those that do.
+        let one = match value.as_array().map(Vec::as_slice) {
+            Some([one]) => one,
+            _ => value,
+        };
+        match one.as_u64().and_then(|number| u32::try_from(number).ok()) {
             Some(token) if (token as usize) < LARGEST => Ok(Some(token)),
             _ => Err(format!(
-                "its `{}` must be the number of a token, found {value}",
-                key.key
+                "its `{name}` must be the number of a token, found {value}",
             )),
         }
     }
@@ -121,6 +129,17 @@ impl Keys<'_> {
 
     /// A switch, or another where there is no such key.
     pub(super) fn switch_or(&self, key: &Option<Key>, otherwise: bool) -> Result<bool, String> {
-        key.as_ref().map_or(Ok(otherwise), |key| self.switch(key))
+        match key {
+            Some(key) if self.value(key).is_ok() => self.switch(key),
+            _ => Ok(otherwise),
+        }
+    }
+
+    /// A text where there is one.
+    pub(super) fn some_text(&self, key: &Option<Key>) -> Result<Option<String>, String> {
+        match key {
+            Some(key) if self.find(key)?.is_some() => self.text(key).map(Some),
+            _ => Ok(None),
+        }
     }
 }

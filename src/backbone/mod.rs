@@ -19,7 +19,7 @@ pub use architecture::{
 };
 pub use config::Config;
 pub use rotary::{RopeScaling, Rotary};
-pub use source::{fetch_weights, locate, read_config};
+pub use source::{fetch_weights, locate, locate_config, read_config};
 pub use tree::{
     head_parameters, language_model_parameters, CheckpointTensor, Module, Parameter, Site, Tree,
 };

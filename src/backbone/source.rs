@@ -29,7 +29,18 @@ pub fn locate(name: &str, base: &Path) -> Result<PathBuf, Problem> {
             ));
         }
     }
-    let config = get("config.json")?;
+    locate_config(name, base)
+}
+
+/// The same, of which nothing but `config.json` is downloaded.
+///
+/// # Errors
+/// A download that failed.
+pub fn locate_config(name: &str, base: &Path) -> Result<PathBuf, Problem> {
+    let Some(repository) = name.strip_prefix("hf:") else {
+        return Ok(base.join(name));
+    };
+    let config = repository_files(repository)?("config.json")?;
     Ok(config.parent().map(Path::to_path_buf).unwrap_or_default())
 }
 

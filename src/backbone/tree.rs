@@ -1,5 +1,7 @@
 //! The module tree that every family shows: paths, kinds, parameters and their shapes.
 
+use std::collections::HashSet;
+
 use super::architecture::{FeedForwardKind, Stack};
 use super::config::Config;
 use super::family::{Bias, Dimension, Head, HeadStep, Kind, ModuleEntry};
@@ -92,6 +94,8 @@ pub struct CheckpointTensor {
     pub preferred: Option<String>,
     /// A name that is taken where there is no tensor of its own.
     pub fallback: Option<String>,
+    /// Tensors that hold the same where they are there.
+    pub copies: Vec<String>,
     /// Whether the family's prefix may stand before the name.
     pub prefixed: bool,
     /// Whether the checkpoint has it as `(in, out)`.
@@ -123,6 +127,7 @@ impl Tree {
     pub fn new(config: &Config) -> Self {
         let family = config.family();
         let mut modules: Vec<Module> = Vec::new();
+        let mut groups = HashSet::new();
         let stacks = config.stacks();
         let stack_of = |path: &str| {
             let is_in = |stack: &&Stack| {
@@ -135,7 +140,7 @@ impl Tree {
             let number = |text: &str| text.replacen(".N.", &format!(".{block}."), 1);
             if let Some(name) = name_of(config, entry).map(number) {
                 let path = number(path);
-                add_groups(&mut modules, &path, config);
+                add_groups(&mut modules, &mut groups, &path, config);
                 modules.push(sized_module(config, &path, &name, entry, 0));
             }
         };
@@ -148,7 +153,7 @@ impl Tree {
             }
         }
         add_fused(&mut modules);
-        add_decoder(&mut modules, config);
+        add_head_weight(&mut modules, config);
         Tree { modules }
     }
 
@@ -199,6 +204,7 @@ fn head_module(config: &Config, step: &HeadStep, labels: usize) -> Option<Module
         kind: step.kind?,
         name: step.name.clone(),
         gated: None,
+        copies: Vec::new(),
         shape: step.shape.clone(),
         bias: step.bias,
         transposed: false,
@@ -207,7 +213,7 @@ fn head_module(config: &Config, step: &HeadStep, labels: usize) -> Option<Module
         fan: step.fan.clone(),
     };
     let mut module = sized_module(config, &step.module, step.name.as_ref()?, &entry, labels);
-    if let Some(name) = step.untied.as_ref().filter(|_| config.is_decoder_own()) {
+    if let Some(name) = step.untied.as_ref().filter(|_| config.is_head_own()) {
         let weight = Parameter {
             path: format!("{}.weight", step.module),
             shape: vec![module.output, config.hidden],
@@ -215,6 +221,7 @@ fn head_module(config: &Config, step: &HeadStep, labels: usize) -> Option<Module
                 name: String::new(),
                 preferred: None,
                 fallback: None,
+                copies: Vec::new(),
                 prefixed: false,
                 transposed: false,
                 part: 0,
@@ -230,7 +237,7 @@ fn head_module(config: &Config, step: &HeadStep, labels: usize) -> Option<Module
             parameter.source.fallback = (leaf == "bias" && !config.is_untied).then_some(tied);
         }
     }
-    let untied = step.untied.as_ref().filter(|_| !config.is_decoder_own());
+    let untied = step.untied.as_ref().filter(|_| !config.is_head_own());
     for parameter in &mut module.parameters {
         parameter.source.prefixed = false;
         // As transformers has it, the bias beside the decoder counts before the one above it.
@@ -255,6 +262,11 @@ fn sized_module(
             name: format!("{name}.{leaf}"),
             preferred: None,
             fallback: None,
+            copies: entry
+                .copies
+                .iter()
+                .map(|copy| format!("{copy}.{leaf}"))
+                .collect(),
             prefixed: true,
             transposed: entry.transposed && leaf == "weight",
             part: entry.part,
@@ -291,11 +303,16 @@ fn sized_module(
 }
 
 /// Adds the groups above `path` that are not there yet.
-fn add_groups(modules: &mut Vec<Module>, path: &str, config: &Config) {
+fn add_groups(
+    modules: &mut Vec<Module>,
+    groups: &mut HashSet<String>,
+    path: &str,
+    config: &Config,
+) {
     let parts: Vec<&str> = path.split('.').collect();
     for depth in 1..parts.len() {
         let group = parts[..depth].join(".");
-        if modules.iter().all(|module| module.path != group) {
+        if groups.insert(group.clone()) {
             let site = match parts[..depth] {
                 [.., "block", _, "attn"] => Site::Attention,
                 [.., "block", _, "cross"] => Site::CrossAttention,
@@ -320,7 +337,7 @@ fn add_groups(modules: &mut Vec<Module>, path: &str, config: &Config) {
 }
 
 /// A tied embedding is read from the head's decoder where the checkpoint has that alone.
-fn add_decoder(modules: &mut [Module], config: &Config) {
+fn add_head_weight(modules: &mut [Module], config: &Config) {
     let head = config.family().heads.language_model();
     let step = head.and_then(|head| head.steps.last());
     let Some((table, untied)) = step.and_then(|s| s.weight.as_ref().zip(s.untied.as_ref())) else {
@@ -328,7 +345,7 @@ fn add_decoder(modules: &mut [Module], config: &Config) {
     };
     let tables = modules.iter_mut().filter(|module| module.path == *table);
     for parameter in tables.flat_map(|table| &mut table.parameters) {
-        parameter.source.fallback = (!config.is_decoder_own()).then(|| format!("{untied}.weight"));
+        parameter.source.fallback = (!config.is_head_own()).then(|| format!("{untied}.weight"));
     }
 }
 

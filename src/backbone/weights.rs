@@ -1,4 +1,4 @@
-//! Reading of safetensors: one file or an index of shards, in f32, f16 or bf16.
+//! Reading of safetensors: one file or an index of shards, in f64, f32, f16 or bf16.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use safetensors::tensor::TensorInfo;
 use safetensors::SafeTensors;
 
 use super::mapped::{convert, width_of, Mapped, MappedFile, Stored};
-use super::tree::Parameter;
+use super::tree::{CheckpointTensor, Parameter};
 use crate::diagnostic::Problem;
 use crate::engine::WeightSource;
 use crate::text::quoted_list;
@@ -119,7 +119,7 @@ impl Checkpoint {
     /// A tensor's elements as f32, and its shape.
     ///
     /// # Errors
-    /// No tensor of that name, or one of a type that is not f32, f16 or bf16.
+    /// No tensor of that name, or one of a type that is not f64, f32, f16 or bf16.
     pub fn read(&self, name: &str) -> Result<(Vec<f32>, Vec<usize>), Problem> {
         let (number, start, info) = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
         let file = &self.files[*number];
@@ -132,7 +132,7 @@ impl Checkpoint {
 
     fn unreadable(&self, name: &str, number: usize, info: &TensorInfo) -> Problem {
         let message = format!(
-            "`{name}` has the type {:?}; f32, f16 or bf16 is needed",
+            "`{name}` has the type {:?}; f64, f32, f16 or bf16 is needed",
             info.dtype
         );
         problem(&self.files[number].path, message)
@@ -205,6 +205,7 @@ impl Checkpoint {
         }
         let found = self.shape(&name).unwrap_or_default();
         if found == expected {
+            self.check_copies(&name, source, prefix)?;
             return Ok(name);
         }
         let message = format!(
@@ -212,6 +213,25 @@ impl Checkpoint {
         );
         let help = "give a `config.json` and weights that belong together";
         Err(Problem::new("delta::weights::wrong_shape", message).help(help))
+    }
+
+    /// Whether the copies of a tensor that are here are equal to it: what reads them reads the one tensor.
+    fn check_copies(
+        &self,
+        name: &str,
+        source: &CheckpointTensor,
+        prefix: &str,
+    ) -> Result<(), Problem> {
+        let names = source.copies.iter();
+        let names = names.flat_map(|copy| [format!("{prefix}{copy}"), copy.clone()]);
+        for copy in names.filter(|copy| self.has(copy)) {
+            if self.read(&copy)? != self.read(name)? {
+                let message = format!("the checkpoint's `{copy}` is another tensor than `{name}`");
+                let help = "give a checkpoint whose encoder and decoder read one table of words";
+                return Err(Problem::new("delta::weights::copies", message).help(help));
+            }
+        }
+        Ok(())
     }
 
     /// A parameter's elements, to be read when they are needed.

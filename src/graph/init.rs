@@ -15,6 +15,8 @@ pub(super) struct Initializer {
     pub seed: u64,
     /// Standard deviation of the backbone's own weights.
     pub deviation: f32,
+    /// Elements of the weights of norms.
+    pub norm: f32,
 }
 
 impl Initializer {
@@ -51,12 +53,12 @@ impl Initializer {
     }
 
     /// Elements of a parameter of the backbone or a head, as transformers draws it: weights from a
-    /// normal distribution, biases 0, weights of norms 1.
+    /// normal distribution, biases 0, weights of norms 1, or T5's factor.
     pub fn parameter(&self, parameter: &Parameter) -> Vec<f32> {
         let is_bias = parameter.path.ends_with(".bias");
         let init = match (is_bias, parameter.shape.len()) {
             (true, _) => Init::ZEROS,
-            (false, 1) => Init::Constant(1.0),
+            (false, 1) => Init::Constant(self.norm),
             (false, _) => Init::Normal(match parameter.fan {
                 Some(fan) => self.deviation / (fan as f32).sqrt(),
                 None => self.deviation,
