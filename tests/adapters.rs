@@ -6,8 +6,10 @@ mod common;
 use std::path::{Path, PathBuf};
 
 use common::{config, difference, fixture, Expected};
+use deltarun::backbone::{write_tensors, Checkpoint};
 use deltarun::diagnostic::Problem;
 use deltarun::engine::Device;
+use deltarun::graph::Tensors;
 use deltarun::peft::import;
 use deltarun::plan::TaskKind;
 use deltarun::run::{open_run, Integrity, Loaded};
@@ -294,4 +296,54 @@ fn a_tied_table_is_not_read_as_something_else() {
             problem.message
         );
     }
+}
+
+/// What an adapter says of tokens and outputs is checked before it is used.
+#[test]
+fn numbers_that_fit_no_backbone_are_refused() {
+    let lora = fixture("adapters/orthogonal");
+    let backbone = config(&fixture("bert_a"));
+    let broken = |change: Value, name: &str, values: Vec<f32>, shape: Vec<usize>| {
+        let (place, directory) = changed(&lora, &change);
+        let path = directory.join("adapter_model.safetensors");
+        let stored = Checkpoint::open(std::slice::from_ref(&path)).unwrap();
+        let names: Vec<String> = stored.names().into_iter().map(str::to_owned).collect();
+        let mut tensors: Tensors = names
+            .into_iter()
+            .map(|name| {
+                let tensor = stored.read(&name).unwrap();
+                (name, tensor)
+            })
+            .collect();
+        tensors.insert(name.to_owned(), (values, shape));
+        write_tensors(&path, &tensors, None).unwrap();
+        let problem = import(&directory, &backbone).err();
+        drop(place);
+        problem.unwrap_or_else(|| panic!("{change}")).message
+    };
+    let rows =
+        "base_model.model.bert.embeddings.word_embeddings.token_adapter.trainable_tokens_delta";
+    let message = broken(
+        json!({ "trainable_token_indices": [9999999] }),
+        rows,
+        vec![0.0; backbone.hidden],
+        vec![1, backbone.hidden],
+    );
+    assert!(message.contains("no token 9999999"), "{message}");
+    let head = "base_model.model.classifier.weight";
+    let saved = json!({ "modules_to_save": ["classifier"] });
+    for (values, shape) in [(vec![1.0], vec![]), (vec![], vec![0, backbone.hidden])] {
+        let message = broken(saved.clone(), head, values, shape);
+        assert!(message.contains("no outputs"), "{message}");
+    }
+    let (_place, directory) = changed(
+        &fixture("methods/prompt"),
+        &json!({ "num_virtual_tokens": u64::MAX }),
+    );
+    let problem = import(&directory, &backbone).err().unwrap();
+    assert!(
+        problem.message.contains("`num_virtual_tokens`"),
+        "{}",
+        problem.message
+    );
 }

@@ -139,11 +139,19 @@ fn targets(graph: &Graph, plan: &Plan, names: &BTreeSet<String>) -> Vec<String> 
     }
 }
 
+/// A text about a run's adapter, with what its settings cannot say.
 fn card(plan: &Plan) -> String {
+    let prefix = plan
+        .final_task()
+        .map_or("", |(_, task)| task.prefix.as_str());
+    let prefixed = match prefix {
+        "" => String::new(),
+        prefix => format!("\nIt was trained on sources that begin with `{prefix}`.\n"),
+    };
     format!(
         "---\nbase_model: {}\nlibrary_name: peft\n---\n\n\
          # {}\n\nA delta trained by deltarun {}. Load it with \
-         `PeftModel.from_pretrained(model, \".\")`.\n",
+         `PeftModel.from_pretrained(model, \".\")`.\n{prefixed}",
         base_name(plan),
         plan.name,
         env!("CARGO_PKG_VERSION"),

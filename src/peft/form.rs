@@ -14,7 +14,7 @@ pub(super) enum Form<'p> {
     Tuner(Vec<&'p DeltaPlan>),
     /// Norms trained whole, by their paths.
     Norms(Vec<String>),
-    /// ActivationCaches at all attentions.
+    /// Prefixes at all attentions.
     Prefix,
     /// Prompts before the embeddings.
     Prompt,
@@ -65,7 +65,7 @@ pub(super) fn form(plan: &Plan) -> Result<Form<'_>, String> {
     }
     check_stacks(plan, is_language_model, &methods)?;
     let trains_rows = |(method, _): &(&Method, _)| is_rows(method);
-    let is_tied = is_language_model && !plan.backbone.config.is_decoder_own();
+    let is_tied = is_language_model && !plan.backbone.config.is_head_own();
     if is_tied && methods.iter().any(trains_rows) {
         return Err("PEFT would train the rows of the tied head as well".to_owned());
     }

@@ -80,7 +80,7 @@ pub fn import(directory: &Path, config: &Config) -> Result<Imported, Problem> {
     )?);
     reader.check_extra()?;
     check_two_tables(directory, config, &deltas)?;
-    if language_model.is_some() && !config.is_decoder_own() {
+    if language_model.is_some() && !config.is_head_own() {
         check_tied(directory, head, &deltas)?;
     }
     let backbone = adapter.get("base_model_name_or_path");
@@ -116,8 +116,11 @@ fn check_two_tables(
         return Ok(());
     }
     let message = "it changes the module `shared`, of which PEFT's encoder and decoder read copies";
-    Err(problem(directory, message).help(MERGE_IN_PYTHON))
+    Err(problem(directory, message).help(ON_OTHER_MODULES))
 }
+
+/// Merged by PEFT, a change of a table that others read is another model than the adapter.
+const ON_OTHER_MODULES: &str = "train the adapter again on other modules";
 
 /// The table of words, in the module tree.
 pub(super) const WORD_TABLE: &str = "embeddings.word";
@@ -136,7 +139,7 @@ fn check_tied(directory: &Path, head: &Head, deltas: &[DeltaPlan]) -> Result<(),
     match deltas.iter().any(changes) {
         true => {
             let message = format!("it trains `{table}`, which is the weight of the head as well");
-            Err(problem(directory, message).help(MERGE_IN_PYTHON))
+            Err(problem(directory, message).help(ON_OTHER_MODULES))
         }
         false => Ok(()),
     }
@@ -415,7 +418,13 @@ fn read_head(
     let mut weights = unsized_head.iter().filter(is_saved);
     let last = weights.rfind(|p| p.path.ends_with("weight"));
     let shape = last.and_then(|last| reader.file.shape(&stored(last)));
-    let outputs = shape.map(|shape| shape[0]);
+    let outputs = match shape {
+        Some([0, ..] | []) => {
+            return Err(reader.problem("its head has no outputs"));
+        }
+        Some([outputs, ..]) => Some(*outputs),
+        None => None,
+    };
     let head = head_parameters(config, head, outputs.unwrap_or(1));
     for parameter in head.iter().filter(is_saved) {
         let key = format!("task.{}", parameter.path);

@@ -27,7 +27,7 @@ pub(super) fn prompt(plan: &Plan, graph: &Graph) -> Result<Written, Problem> {
     Ok(written(settings, prompt, config.hidden))
 }
 
-/// ActivationCaches: `(tokens, 2 · layers · width of the keys)`, in a row the keys and the values of each layer.
+/// Prefixes: `(tokens, 2 · layers · width of the keys)`, in a row the keys and the values of each layer.
 pub(super) fn prefix(plan: &Plan, graph: &Graph) -> Result<Written, Problem> {
     let config = &plan.backbone.config;
     let sites = prefix_sites(config);
@@ -110,7 +110,7 @@ pub(super) fn read(
     }
     let tokens = adapter.get("num_virtual_tokens").and_then(Value::as_u64);
     let tokens = tokens.unwrap_or(1) as usize;
-    if tokens + SHORTEST > config.longest() {
+    if tokens.saturating_add(SHORTEST) > config.longest() {
         let message = format!(
             "`num_virtual_tokens` is {tokens}, and the backbone has {} positions",
             config.longest()

@@ -25,7 +25,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn problem(&self, message: String) -> Problem {
+    pub(super) fn problem(&self, message: impl std::fmt::Display) -> Problem {
         let place = self.directory.join("adapter_model.safetensors");
         Problem::new(
             "delta::peft::tensors",

@@ -84,7 +84,8 @@ fn rules() -> &'static Rules {
     })
 }
 
-/// A way out that works for every adapter: PEFT itself folds it into the weights.
+/// A way out that works for adapters that change no table which others read, too: PEFT itself folds them into the
+/// weights.
 pub(super) const MERGE_IN_PYTHON: &str = "fold it in Python: `PeftModel.from_pretrained(model, DIR).merge_and_unload().save_pretrained(OUT)`, and use OUT as the backbone";
 
 /// The kinds of adapter that are read.

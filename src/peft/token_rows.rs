@@ -10,7 +10,7 @@ use super::settings::MERGE_IN_PYTHON;
 use super::tuner::site_key;
 use super::{module_name, Written};
 use crate::backbone::{Module, Tree};
-use crate::delta::{PeftAdapter, PeftConfig, TrainableTokens};
+use crate::delta::{Method, PeftAdapter, PeftConfig, TrainableTokens};
 use crate::diagnostic::{Problem, Span};
 use crate::graph::Graph;
 use crate::plan::{Change, DeltaPlan, Plan};
@@ -119,14 +119,17 @@ fn read_rows(
     let shape = [tokens.len(), table.input];
     let key = format!("{DELTA}.{TABLE}.rows");
     reader.take(stored, &shape, key, &shape)?;
-    let method = TrainableTokens {
+    let method = Method::from(TrainableTokens {
         words: Vec::new(),
         tokens,
-    };
+    });
+    method
+        .check(table)
+        .map_err(|message| reader.problem(format!("its token numbers do not fit: {message}")))?;
     Ok(DeltaPlan {
         name: DELTA.to_owned(),
         change: Change::Method {
-            method: method.into(),
+            method,
             sites: vec![TABLE.to_owned()],
         },
         is_gated: false,
