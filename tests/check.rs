@@ -206,6 +206,10 @@ fn what_is_odd_is_said_and_stops_nothing() {
         warnings(&pairs, &(train.clone() + "text without one\t\n"), &dev),
         ["delta::data::empty_text"]
     );
+    assert_eq!(
+        warnings(&pairs, &(train.clone() + "a text\t\"so so\"\n"), &dev),
+        ["delta::data::quotes"]
+    );
     let config = std::fs::read_to_string(place.path("backbone/config.json")).unwrap();
     place.write(
         "backbone/config.json",

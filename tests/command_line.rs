@@ -3,6 +3,8 @@
 #[path = "common/place.rs"]
 mod place;
 
+use std::path::Path;
+
 use place::{Place, PIPELINE};
 
 #[test]
@@ -339,6 +341,29 @@ fn a_backbone_of_the_hub_is_taken_from_the_local_cache() {
             "{message}"
         );
     }
+    // A T5 whose head may be its own: what is trained is known when the weights are there.
+    let t5 = concat!(env!("CARGO_MANIFEST_DIR"), "/pipelines/architectures/t5");
+    let repository = place.path("cache/hub/models--some--t5");
+    std::fs::create_dir_all(repository.join("refs")).unwrap();
+    std::fs::create_dir_all(repository.join("snapshots/abc")).unwrap();
+    std::fs::write(repository.join("refs/main"), "abc").unwrap();
+    for file in ["config.json", "tokenizer.json"] {
+        let place = repository.join("snapshots/abc").join(file);
+        std::fs::copy(Path::new(t5).join(file), place).unwrap();
+    }
+    let own = "backbone \"hf:some/t5\" { max_length = 32 }\n\
+               data { train = tsv(\"train.tsv\") }\n\
+               task seq2seq { source = text, target = label }\n\
+               stage tune { train = [head], steps = 2, optimizer = adamw { lr = 1e-3 } }\n";
+    place.write("own.delta", own.as_bytes());
+    place.write("local.delta", own.replace("hf:some/t5", t5).as_bytes());
+    assert!(run(&["check", "own.delta"]).status.success());
+    assert_eq!(run(&["own.delta", "--quiet"]).status.code(), Some(1));
+    // The weights that are here say that there is nothing to train; without a look at them, it is not said.
+    assert!(run(&["check", "local.delta", "--config-only"])
+        .status
+        .success());
+    assert_eq!(run(&["check", "local.delta"]).status.code(), Some(2));
     std::fs::copy(
         place.path("backbone/model.safetensors"),
         snapshot.join("model.safetensors"),

@@ -102,6 +102,49 @@ fn evaluate_puts_labels_in_one_order() {
         .collect();
     assert_eq!(values[0], values[1], "{said}");
     assert_eq!(values[0], values[2], "{said}");
+    // The task that the other's last stage is on is asked, whatever its name is, and positions are those of the run.
+    let two = PIPELINE
+        .replace(
+            "task classify {",
+            "task aa = classify { text = text, label = label, labels = [negative, positive] }\n\
+                                     task zz = classify {",
+        )
+        .replace("    steps = 12", "    task = zz, steps = 12")
+        .replace("stage tune", "stage first { task = aa, train = [low_rank, head], steps = 1, optimizer = adamw { lr = 1e-3 } }\n\nstage tune");
+    let prompted = PIPELINE.replace(
+        "stage tune",
+        "insert soft = prompt { tokens = 10 } before embeddings\n\nstage tune",
+    );
+    let prompted = prompted.replace("train = [", "train = [soft, ");
+    place.write("two.delta", two.as_bytes());
+    place.write(
+        "prompted.delta",
+        prompted
+            .replace("pipeline small", "pipeline prompted")
+            .as_bytes(),
+    );
+    let script = "let run = pipeline(\"one.delta\").run();\n\
+                  let own = run.evaluate(pipeline(\"one.delta\"));\n\
+                  let two = run.evaluate(pipeline(\"two.delta\"));\n\
+                  let soft = pipeline(\"prompted.delta\").run();\n\
+                  let cut = soft.evaluate(pipeline(\"long.delta\"));\n\
+                  print(`${own} ${two}`);";
+    let long = "many words of this text ".repeat(30);
+    place.write(
+        "long.tsv",
+        format!("text\tlabel\n{long}\tpositive\n{long}\tnegative\n").as_bytes(),
+    );
+    place.write(
+        "long.delta",
+        PIPELINE
+            .replace("dev.tsv", "long.tsv")
+            .replace(" { max_length = 32 }", "")
+            .as_bytes(),
+    );
+    place.write("labels.rhai", script.as_bytes());
+    let said = place.succeed(&["labels.rhai", "--quiet"]);
+    let (own, two) = said.trim().split_once(' ').unwrap();
+    assert_eq!(own, two);
     let other = PIPELINE.replace("[negative, positive]", "[bad, good]");
     place.write("third.delta", other.as_bytes());
     let script = "pipeline(\"one.delta\").run().evaluate(pipeline(\"third.delta\"));";

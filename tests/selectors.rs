@@ -142,7 +142,8 @@ fn freeze_takes_back_what_was_unfrozen_before_it() {
 /// An encoder and a decoder have a tree each, and a decoder's cross attention has a name of its own.
 #[test]
 fn an_encoder_and_a_decoder_are_chosen_apart_or_together() {
-    let sites = |selection: &str| sites("t5_v1_1", selection);
+    let of = sites;
+    let sites = |selection: &str| of("t5_v1_1", selection);
     assert_eq!(sites("encoder.block.*.attn.q").len(), 2);
     assert_eq!(sites("**.attn.{q,v}").len(), 8);
     // What PEFT's `target_modules=["q", "v"]` chooses.
@@ -156,6 +157,11 @@ fn an_encoder_and_a_decoder_are_chosen_apart_or_together() {
         ["decoder.block.0.cross.o", "decoder.block.1.cross.o"]
     );
     assert_eq!(parameters("t5_v1_1", "**.position").len(), 2);
+    // Of each stack its own last ones: this one has 2 and 3 blocks.
+    let last = ["encoder.block.1.attn.q", "decoder.block.2.attn.q"];
+    for selection in ["**.block[last 1].attn.q", "*.block[last 1].attn.q"] {
+        assert_eq!(of("t5_v1_0", selection), last);
+    }
     let plain = sites("**.block[0].ff.up");
     assert_eq!(plain, ["encoder.block.0.ff.up", "decoder.block.0.ff.up"]);
 }

@@ -15,7 +15,7 @@ use crate::disk;
 use crate::engine::cpu::{measure_limits, measure_rate};
 use crate::engine::Device;
 use crate::graph::this_machine;
-use crate::plan::{Plan, StagePlan};
+use crate::plan::{Change, DeltaPlan, Plan, StagePlan};
 use crate::report::{against_precision, describe, Progress};
 use crate::run::{
     open_run, read_text, Checked, Ended as RunEnded, Integrity, Loaded, Source, ROWS_AT_EACH_END,
@@ -149,6 +149,16 @@ pub(super) fn plan(options: &PlanOptions) -> Result<Ended, Problems> {
     ));
     if options.config_only {
         print(&format!("not looked at: {NOT_LOOKED_AT}\n"));
+        let has_words = |delta: &&DeltaPlan| match &delta.change {
+            Change::Method { method, .. } => !method.texts().is_empty(),
+            Change::Unfreeze { .. } => false,
+        };
+        for delta in plan.deltas.iter().filter(has_words) {
+            print(&format!(
+                "not known without the tokenizer: what the words of `{}` stand for, and how many parameters that is\n",
+                delta.name
+            ));
+        }
     }
     Ok(Ended::Done)
 }

@@ -107,14 +107,14 @@ impl Rows {
         }
         let is_quoted =
             |text: &String| text.len() > 1 && text.starts_with('"') && text.ends_with('"');
-        if file.format == FileFormat::Tsv && texts.iter().any(is_quoted) {
+        if file.format == FileFormat::Tsv && read.iter().any(is_quoted) {
             note(&mut self.quoted);
         }
         let is_row = |line: &str| {
             let label = line.rsplit(',').next().unwrap_or_default().trim();
             line.contains(',') && task.labels.iter().any(|known| known.value == label)
         };
-        if texts.iter().any(|text| text.lines().skip(1).any(is_row)) {
+        if read.iter().any(|text| text.lines().skip(1).any(is_row)) {
             note(&mut self.swallowed);
         }
         let mut hasher = DefaultHasher::new();

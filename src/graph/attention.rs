@@ -47,7 +47,8 @@ impl Pass<'_> {
             causal,
             prefix,
         };
-        let dropout = self.dropout(attention.dropout, path);
+        // Another place than what the sub-layer gives, which is dropped at its own path.
+        let dropout = self.dropout(attention.dropout, &format!("{path}.weights"));
         ops::attention(&q, &k, &v, attending, shape, bias, dropout)
     }
 

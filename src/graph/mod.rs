@@ -159,6 +159,10 @@ impl Graph {
         let initializer = init::Initializer {
             seed: plan.seed,
             deviation: graph.config.initializer_range,
+            norm: match graph.family.config.initializer_factor {
+                Some(_) => graph.config.initializer_range,
+                None => 1.0,
+            },
         };
         graph.base = backbones.get(plan, || graph.load_base(checkpoint.as_ref(), &initializer))?;
         for (name, task) in &plan.tasks {
@@ -280,7 +284,7 @@ impl Graph {
     pub fn tied_table(&self) -> Option<&str> {
         let step = self.head(self.task()?)?.steps.last()?;
         let table = step.weight.as_deref();
-        table.filter(|_| !self.config.is_decoder_own())
+        table.filter(|_| !self.config.is_head_own())
     }
 
     fn head(&self, task: &TaskPlan) -> Option<&Head> {

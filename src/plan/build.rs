@@ -1,6 +1,6 @@
 //! The conductor of planning: statement by statement, going on past every mistake.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -37,6 +37,7 @@ pub fn plan(
         scope: &scope,
         problems: &problems,
         seed: seed(&scope, &problems),
+        knows_head: Cell::new(true),
     };
     let plan = builder.build(surroundings);
     let mut found = problems.take();
@@ -77,6 +78,8 @@ pub(super) struct Builder<'a> {
     pub(super) scope: &'a Scope,
     problems: &'a Problems,
     pub(super) seed: u64,
+    /// Whether it is known what parameters a language model's head has.
+    pub(super) knows_head: Cell<bool>,
 }
 
 /// Whether a delta cannot have a name, because paths of a backbone or a head begin with it.
@@ -240,8 +243,9 @@ impl<'a> Builder<'a> {
             span,
         };
         if !random && tasks.values().any(TaskPlan::uses_language_model) {
-            match surroundings.has_decoder(&backbone) {
-                Ok(has_decoder) => backbone.config.has_decoder = has_decoder,
+            match surroundings.has_head_weight(&backbone) {
+                Ok(Some(is_there)) => backbone.config.has_head_weight = is_there,
+                Ok(None) => self.knows_head.set(false),
                 Err(problem) => self.report(problem.or_at(span)),
             }
         }

@@ -16,7 +16,7 @@ pub struct Cost {
     /// Floating-point operations of a step's matrix products.
     pub operations: f64,
     /// The first block with something trained in or below it; the number of blocks if there is none.
-    pub first_traced_block: usize,
+    pub first_trained_block: usize,
 }
 
 /// What costs depend on of a machine.
@@ -48,7 +48,7 @@ impl Plan {
             .filter(|delta| matches!(delta.change, Change::Method { .. }))
             .map(|delta| self.delta_count(&tree, &delta.name))
             .sum();
-        let first = self.first_traced_block(stage);
+        let first = self.lowest_trained_block(stage);
         let blocks = config.block_count();
         let traced_layers = blocks - first;
 
@@ -103,7 +103,7 @@ impl Plan {
             total: backbone + in_place + head,
             memory: 4 * floats,
             operations: 2.0 * (rows as f64 * (forward + backward) as f64 + 2.0 * weights),
-            first_traced_block: first,
+            first_trained_block: first,
         }
     }
 
@@ -127,7 +127,7 @@ impl Plan {
     /// The first block with something trained in or below it, which all of a stage's passes have in
     /// common.
     pub fn first_trained_block(&self, index: usize) -> usize {
-        self.first_traced_block(&self.stages[index])
+        self.lowest_trained_block(&self.stages[index])
     }
 
     fn head_count(&self, stage: &StagePlan) -> usize {
@@ -168,7 +168,7 @@ impl Plan {
         }
     }
 
-    fn first_traced_block(&self, stage: &StagePlan) -> usize {
+    fn lowest_trained_block(&self, stage: &StagePlan) -> usize {
         let config = &self.backbone.config;
         let deltas = self
             .deltas

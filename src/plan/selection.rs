@@ -255,7 +255,27 @@ impl Modules<'_> {
                 self.numbered(name, (start, end), &done, selector, |path| next(path, out))
             }
             Segment::Last(name, count) => {
-                let (count, layers) = (self.scope.amount(count)?, self.layers_below(&done));
+                let count = self.scope.amount(count)?;
+                let stacks = self.config.stacks();
+                let is_named = matches!(done.last(), Some(Segment::Name(_)));
+                if stacks.len() > 1 && !is_named {
+                    // The last ones of each stack, which may be of other heights.
+                    return stacks.iter().try_for_each(|stack| {
+                        let mut path = done.clone();
+                        path.pop_if(|segment| *segment == Segment::AnyName);
+                        path.push(Segment::Name(stack.path.trim_end_matches('.').to_owned()));
+                        let layers = stack.blocks.len();
+                        let first = layers.checked_sub(count);
+                        let first =
+                            first.ok_or_else(|| self.out_of_range(name, &path, selector))?;
+                        let numbers = (first, layers);
+                        self.numbered(name, numbers, &path, selector, |segments| {
+                            let path = [path.as_slice(), &segments].concat();
+                            self.expand_path(rest, path, selector, out)
+                        })
+                    });
+                }
+                let layers = self.layers_below(&done);
                 if count > layers {
                     return Err(self.out_of_range(name, &done, selector));
                 }

@@ -20,12 +20,13 @@ pub trait Surroundings {
         "pipeline"
     }
 
-    /// Whether the checkpoint has a language model's head of its own, whatever `config.json` says.
+    /// Whether the checkpoint has a language model's head of its own, whatever `config.json` says; nothing where that
+    /// is not known.
     ///
     /// # Errors
     /// It has less than `config.json` says.
-    fn has_decoder(&self, backbone: &BackbonePlan) -> Result<bool, Problem> {
-        Ok(backbone.config.has_decoder)
+    fn has_head_weight(&self, backbone: &BackbonePlan) -> Result<Option<bool>, Problem> {
+        Ok(Some(backbone.config.has_head_weight))
     }
 
     /// The backbone's tokenizer.

@@ -118,20 +118,27 @@ impl Builder<'_> {
                 .help("add a `stage`, or a `template` and `words` to the task: that is zero-shot"),
             );
         }
+        if !plan.tasks.is_empty() {
+            self.check_start(plan);
+        }
         plan.tasks
             .values()
             .for_each(|task| self.check_task(plan, task));
         self.check_named_use(plan);
     }
 
-    /// Whether the backbone can do what a task asks.
-    fn check_task(&self, plan: &Plan, task: &TaskPlan) {
+    /// Whether a decoder's texts can begin.
+    fn check_start(&self, plan: &Plan) {
         if let Err(message) = plan.backbone.config.check_start() {
             let message = format!("`{}`: {message}", plan.backbone.location);
             let problem =
                 Problem::new("delta::plan::start_token", message).at(plan.backbone.span, "here");
             self.report(problem.help("add it to the file: of a T5 it is 0, the padding's number"));
         }
+    }
+
+    /// Whether the backbone can do what a task asks.
+    fn check_task(&self, plan: &Plan, task: &TaskPlan) {
         let family = plan.backbone.config.family();
         let (name, heads) = (&family.name, &family.heads);
         let lacks = match task.kind {
@@ -176,7 +183,7 @@ impl Builder<'_> {
         let head = task
             .and_then(|task| Some((task, config.family().heads.of(task.uses_language_model())?)));
         let Some((task, head)) = head else { return };
-        let trains_head = stage.train_head && stage.train.is_empty();
+        let trains_head = stage.train_head && stage.train.is_empty() && self.knows_head.get();
         if trains_head && head_parameters(config, head, task.outputs()).is_empty() {
             let message = format!(
                 "stage `{}` trains nothing: the head's weight is the word embeddings', which are the backbone's",

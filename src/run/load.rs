@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::tying::has_decoder;
+use super::tying::has_head_weight;
 use super::{FinishedRun, Integrity};
 use crate::backbone::{fetch_weights, head_parameters, locate, read_config, Checkpoint, Config};
 use crate::diagnostic::{Problem, Span};
@@ -111,7 +111,7 @@ fn open_adapter(
     fetch_weights(&location)?;
     let mut config = read_config(&base)?;
     if peft::is_language_model(directory) {
-        config.has_decoder = has_decoder(&config, &base)?;
+        config.has_head_weight = has_head_weight(&config, &base)?;
     }
     let imported = peft::import(directory, &config)?;
     let usual: &[&str] = match (imported.is_language_model, config.decoder_layers) {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{json, Value};
 
-use super::{has_decoder, Directory};
+use super::{has_head_weight, Directory};
 use crate::backbone::{read_config, write_tensors, Checkpoint, Module, Parameter, Site};
 use crate::delta::{transposed, Folded, Preposition};
 use crate::diagnostic::Problem;
@@ -79,7 +79,7 @@ fn check_logits(plan: &Plan, graph: &Graph, merged: &Path) -> Result<(), Problem
     };
     let mut config = read_config(merged)?;
     if task.uses_language_model() {
-        config.has_decoder = has_decoder(&config, merged)?;
+        config.has_head_weight = has_head_weight(&config, merged)?;
     }
     let back = Plan {
         tasks: [(name.to_owned(), task.clone())].into(),
@@ -207,7 +207,7 @@ fn tied_copies(plan: &Plan) -> Vec<String> {
     let head = config.family().heads.language_model();
     let untied = head.and_then(|head| head.steps.last()?.untied.as_ref());
     match untied {
-        Some(name) if is_read && !config.is_decoder_own() => ["weight", "bias"]
+        Some(name) if is_read && !config.is_head_own() => ["weight", "bias"]
             .map(|leaf| format!("{name}.{leaf}"))
             .into(),
         _ => Vec::new(),

@@ -54,7 +54,7 @@ pub use profile::{profile, Profile};
 pub use profile_table::profile_table;
 pub use replay::{replay, Compared, Replayed};
 pub use source::{read_text, whole, Checked, Confined, Source, ROWS_AT_EACH_END};
-pub use tying::has_decoder;
+pub use tying::has_head_weight;
 
 /// What a finished run came to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -92,7 +92,7 @@ pub struct Shared {
     /// Backbones that were read.
     pub backbones: Backbones,
     /// What was computed of frozen blocks.
-    pub prefixes: ActivationCaches,
+    pub caches: ActivationCaches,
     /// Whether files of earlier runs must be as they were left.
     pub integrity: Integrity,
 }
@@ -101,7 +101,7 @@ impl Default for Shared {
     fn default() -> Self {
         Shared {
             backbones: Backbones::default(),
-            prefixes: ActivationCaches::default(),
+            caches: ActivationCaches::default(),
             integrity: Integrity::Checked,
         }
     }
@@ -153,7 +153,7 @@ pub fn run(
         &mut graph,
         &data,
         state,
-        &shared.prefixes,
+        &shared.caches,
         &mut recorder,
     )?
     else {

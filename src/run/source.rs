@@ -1,10 +1,11 @@
 //! The text of a pipeline on its way to a plan.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
+use std::sync::OnceLock;
 
 use super::origin::origin_hash;
-use super::{check_backbone, check_data, has_decoder, unknown_keys, Integrity};
-use crate::backbone::{fetch_weights, locate, read_config, Checkpoint, Config};
+use super::{check_backbone, check_data, has_head_weight, unknown_keys, Integrity};
+use crate::backbone::{fetch_weights, locate, locate_config, read_config, Checkpoint, Config};
 use crate::data::TextEncoder;
 use crate::diagnostic::{Problem, Problems};
 use crate::plan::{plan, BackbonePlan, DeltaPlan, Origin, Plan, Surroundings, Words};
@@ -28,6 +29,8 @@ pub struct Source {
     pub confined: Option<Confined>,
     /// Whether of the backbone its `config.json` alone is read, and of other runs nothing.
     pub config_only: bool,
+    /// A backbone of the hub whose weights were asked for, and are not here.
+    pub unfetched: OnceLock<String>,
 }
 
 /// Where a pipeline may read that a script has added to, or set params of.
@@ -48,9 +51,10 @@ impl Confined {
         let quoted = crate::syntax::quoted(&self.text).into_iter();
         let mut own = quoted.map(|path| whole(&base.join(path)));
         let place = whole(path);
-        if own.any(|own| own == place)
-            || self.folders.iter().any(|folder| place.starts_with(folder))
-        {
+        // What is left of them leads out of a folder that is not there.
+        let leads_back = place.components().any(|part| part == Component::ParentDir);
+        let is_in = |folder: &PathBuf| !leads_back && place.starts_with(folder);
+        if own.any(|own| own == place) || self.folders.iter().any(is_in) {
             return Ok(());
         }
         let message = format!("`{}` is outside of the script's folder", path.display());
@@ -93,6 +97,7 @@ impl Source {
             integrity: Integrity::Checked,
             confined: None,
             config_only: false,
+            unfetched: OnceLock::new(),
         })
     }
 
@@ -138,12 +143,22 @@ impl Source {
     /// # Errors
     /// See [`Source::checked_plan`] and [`fetch_weights`].
     pub fn runnable_plan(&self) -> Result<Checked, Problems> {
-        let plan = self.plan()?;
-        if plan.backbone.location.starts_with("hf:") && !plan.backbone.random {
-            let span = plan.backbone.span;
-            fetch_weights(&plan.backbone.location)
-                .map_err(|problem| self.locate(vec![problem.or_at(span)]))?;
-        }
+        let plan = self.plan();
+        // A plan may have mistakes in it for want of the weights.
+        let (location, span) = match (plan, self.unfetched.get()) {
+            (Ok(plan), _) if !plan.backbone.random => {
+                (plan.backbone.location, Some(plan.backbone.span))
+            }
+            (_, Some(location)) => (location.clone(), None),
+            (plan, None) => return plan.and_then(|_| self.checked_plan(usize::MAX)),
+        };
+        fetch_weights(&location).map_err(|problem| {
+            let problem = match span {
+                Some(span) => problem.or_at(span),
+                None => problem,
+            };
+            self.locate(vec![problem])
+        })?;
         self.checked_plan(usize::MAX)
     }
 
@@ -172,7 +187,10 @@ impl Source {
 
 impl Surroundings for Source {
     fn backbone(&self, location: &str) -> Result<(PathBuf, Config), Problem> {
-        let directory = locate(location, &self.base)?;
+        let directory = match self.config_only {
+            true => locate_config(location, &self.base)?,
+            false => locate(location, &self.base)?,
+        };
         if !location.starts_with("hf:") {
             self.allow(&directory)?;
         }
@@ -184,16 +202,17 @@ impl Surroundings for Source {
         stem.and_then(|stem| stem.to_str()).unwrap_or("pipeline")
     }
 
-    fn has_decoder(&self, backbone: &BackbonePlan) -> Result<bool, Problem> {
+    fn has_head_weight(&self, backbone: &BackbonePlan) -> Result<Option<bool>, Problem> {
+        if self.config_only {
+            return Ok(None);
+        }
         // Weights that were not fetched yet say nothing: a run fetches them and plans again.
         let is_hub = backbone.location.starts_with("hf:");
-        if self.config_only {
-            return Ok(false);
-        }
         if is_hub && Checkpoint::open_directory(&backbone.directory).is_err() {
-            return Ok(false);
+            self.unfetched.get_or_init(|| backbone.location.clone());
+            return Ok(None);
         }
-        has_decoder(&backbone.config, &backbone.directory)
+        has_head_weight(&backbone.config, &backbone.directory).map(Some)
     }
 
     fn tokenizer(&self, backbone: &BackbonePlan) -> Result<Option<Box<dyn Words>>, Problem> {
@@ -244,4 +263,22 @@ pub fn read_text(path: &Path) -> Result<String, Problem> {
         )
         .help("save the file as UTF-8")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder that is not there may be made, and then leads elsewhere.
+    #[test]
+    fn a_path_that_leads_back_is_in_no_folder() {
+        let folder = std::env::temp_dir().canonicalize().unwrap();
+        let confined = Confined {
+            text: String::new(),
+            folders: vec![folder.clone()],
+        };
+        let allow = |path: &str| confined.allow(&folder.join(path), &folder);
+        assert!(allow("missing/file.tsv").is_ok());
+        assert!(allow("missing/../../../etc/passwd").is_err());
+    }
 }

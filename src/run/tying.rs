@@ -10,7 +10,7 @@ use crate::diagnostic::Problem;
 ///
 /// # Errors
 /// `config.json` has them apart, and the checkpoint has one of them alone.
-pub fn has_decoder(config: &Config, directory: &Path) -> Result<bool, Problem> {
+pub fn has_head_weight(config: &Config, directory: &Path) -> Result<bool, Problem> {
     let family = config.family();
     let step = family
         .heads

@@ -388,6 +388,13 @@ fn evaluate_elsewhere(session: &Session, run: &Run, other: &Source) -> Outcome<f
             .cloned()
             .collect();
         plan.stages = Vec::new();
+        plan.tasks = [(name.clone(), asked.clone())].into();
+        let room = plan
+            .backbone
+            .config
+            .longest()
+            .saturating_sub(plan.tokens(0));
+        plan.backbone.max_length = plan.backbone.max_length.min(room);
         let mut graph = Graph::load_beside(&plan, Device::Cpu, &session.runner.shared.backbones)?;
         let stored = finished(run)?.tensors()?;
         let known = graph.tensors();

@@ -11,7 +11,7 @@ use deltarun::engine::Layout;
 use deltarun::graph::{Batch, DecoderRows, Graph, Targets};
 use deltarun::peft::Imported;
 use deltarun::plan::{plan, BackbonePlan, Plan, Surroundings};
-use deltarun::run::has_decoder;
+use deltarun::run::has_head_weight;
 use deltarun::syntax::parse;
 
 pub fn fixture(name: &str) -> PathBuf {
@@ -29,8 +29,8 @@ impl Surroundings for Backbones<'_> {
         Ok((directory.clone(), read_config(&directory)?))
     }
 
-    fn has_decoder(&self, backbone: &BackbonePlan) -> Result<bool, Problem> {
-        has_decoder(&backbone.config, &backbone.directory)
+    fn has_head_weight(&self, backbone: &BackbonePlan) -> Result<Option<bool>, Problem> {
+        has_head_weight(&backbone.config, &backbone.directory).map(Some)
     }
 }
 
