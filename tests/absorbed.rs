@@ -3,13 +3,14 @@
 mod common;
 
 use common::{classifier, fixture, plan_of, Expected};
+use deltarun::delta::ParameterId;
 use deltarun::engine::Device;
 use deltarun::graph::optimizations::absorbed_keys;
 use deltarun::graph::Graph;
 use deltarun::plan::Plan;
 use std::collections::BTreeMap;
 
-type Results = (Vec<Vec<f32>>, BTreeMap<String, Vec<f32>>);
+type Results = (Vec<Vec<f32>>, BTreeMap<ParameterId, Vec<f32>>);
 
 fn results(plan: &Plan, backbone: &str) -> Results {
     let mut graph = Graph::load(plan, Device::Cpu).unwrap();

@@ -6,12 +6,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use common::{config, difference, fixture, imported_graph_on, Expected};
+use deltarun::delta::ParameterId;
 use deltarun::engine::Device;
 use deltarun::graph::{Batch, Graph};
 use deltarun::peft::import;
 
 /// Loss and gradients of a step.
-fn step(graph: &Graph, batch: &Batch) -> (f32, BTreeMap<String, Vec<f32>>) {
+fn step(graph: &Graph, batch: &Batch) -> (f32, BTreeMap<ParameterId, Vec<f32>>) {
     graph.gradients(std::slice::from_ref(batch)).unwrap()
 }
 
@@ -35,7 +36,7 @@ fn steps_by_definitions_are_those_by_kernels() {
             let (loss, gradients) = step(&graph, &batch);
             let (expected, of_definitions) = step(&of_dfdx, &batch);
             // Beside the largest of all: some are zero but for rounding.
-            let all = |gradients: &BTreeMap<String, Vec<f32>>| -> Vec<f32> {
+            let all = |gradients: &BTreeMap<ParameterId, Vec<f32>>| -> Vec<f32> {
                 gradients.values().flatten().copied().collect()
             };
             let worst = difference(&all(&gradients), &all(&of_definitions), true);

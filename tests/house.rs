@@ -112,3 +112,26 @@ fn methods_and_safetensors_have_one_home() {
         assert!(outside.is_empty(), "{what}: {outside:?}");
     }
 }
+
+/// Names are resolved when layers are made (`graph/layers.rs`): a pass makes none, and looks nothing up by one.
+#[test]
+fn a_forward_pass_makes_no_names() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/graph");
+    for file in [
+        "forward",
+        "attention",
+        "logits",
+        "rotary",
+        "optimizations/absorbed_keys",
+    ] {
+        let text = std::fs::read_to_string(root.join(file).with_extension("rs")).unwrap();
+        let pass = text
+            .split("impl Pass<'_>")
+            .nth(1)
+            .or(text.split("impl<'g> Pass<'g>").nth(1));
+        let pass = pass.unwrap_or_else(|| panic!("{file} has a part of the pass"));
+        for name in ["format!", "get(\"", ".to_owned()", "get_index_of"] {
+            assert!(!pass.contains(name), "{file}: {name}");
+        }
+    }
+}

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use common::{config, difference, fixture, imported_graph, Expected};
+use deltarun::delta::ParameterId;
 use deltarun::engine::Device;
 use deltarun::graph::{Batch, Graph, Targets};
 use deltarun::peft::{import, Imported};
@@ -182,9 +183,9 @@ fn twenty_steps(graph: &mut Graph, batch: impl Fn(usize) -> Batch, lr: f32) -> V
         losses.push(loss);
         stepper.begin();
         let mut tensors = graph.tensors();
-        tensors.retain(|key, _| gradients.contains_key(key));
+        tensors.retain(|key, _| gradients.contains_key(key.as_str()));
         for (key, (values, _)) in &mut tensors {
-            stepper.update(key, values, &gradients[key], lr);
+            stepper.update(key, values, &gradients[key.as_str()], lr);
         }
         graph.set(tensors).unwrap();
     }
@@ -266,22 +267,16 @@ fn a_lora_of_an_encoder_and_a_decoder_learns_as_in_peft() {
 /// Our key of a gradient that the script saved under PEFT's name.
 fn our_keys(graph: &Graph, prefix: &str) -> BTreeMap<String, String> {
     let mut keys = BTreeMap::new();
-    for key in graph.trained() {
-        for module in graph.tree().modules() {
-            let site = format!(".{}.", module.path);
-            let (Some(at), Some(leaf)) = (key.find(&site), key.rsplit('.').next()) else {
-                continue;
-            };
-            if !module.checkpoint_name.is_empty() && at + site.len() + leaf.len() == key.len() {
-                let name = format!("{prefix}{}.lora_{leaf}.weight", module.checkpoint_name);
-                keys.insert(name, key.clone());
-                let name = format!("{prefix}{}.lora_embedding_{leaf}", module.checkpoint_name);
-                keys.insert(name, key.clone());
-            }
-        }
+    for id in graph.trained() {
+        let Some(module) = id.site().and_then(|site| graph.tree().module(site)) else {
+            continue;
+        };
+        let (site, name) = (format!("{prefix}{}", module.checkpoint_name), id.name());
+        keys.insert(format!("{site}.lora_{name}.weight"), id.to_string());
+        keys.insert(format!("{site}.lora_embedding_{name}"), id.to_string());
     }
     for (parameter, key) in graph.head_keys() {
-        keys.insert(parameter.source.name, key);
+        keys.insert(parameter.source.name, key.to_string());
     }
     keys
 }
@@ -319,7 +314,7 @@ fn gradients_differ(
     expected: &Expected,
     beginning: &str,
     prefix: &str,
-    gradients: &BTreeMap<String, Vec<f32>>,
+    gradients: &BTreeMap<ParameterId, Vec<f32>>,
 ) -> f32 {
     let keys = our_keys(graph, prefix);
     let saved: Vec<String> = expected
@@ -340,7 +335,7 @@ fn gradients_differ(
             true => expected.read_transposed(saved),
             false => expected.read(saved),
         };
-        let found = difference(&gradients[key], &of_peft, true);
+        let found = difference(&gradients[key.as_str()], &of_peft, true);
         assert!(found < 1e-4, "{name}, {saved}: relative difference {found}");
         worst = worst.max(found);
     }

@@ -127,10 +127,10 @@ fn gradients_are_the_slopes_of_the_loss() {
             let mut direction = start.clone();
             for (seed, (key, (values, _))) in direction.iter_mut().enumerate() {
                 let places = values.iter_mut().enumerate();
-                places.for_each(|(i, value)| *value = of(seed, i, gradients[key][i]));
+                places.for_each(|(i, value)| *value = of(seed, i, gradients[key.as_str()][i]));
             }
             let products = direction.iter().flat_map(|(key, (values, _))| {
-                let pairs = values.iter().zip(&gradients[key]);
+                let pairs = values.iter().zip(&gradients[key.as_str()]);
                 pairs.map(|(d, g)| f64::from(*d) * f64::from(*g))
             });
             let expected: f64 = products.sum();

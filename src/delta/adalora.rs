@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{
-    is_kind, lora, At, DeltaMethod, Folded, Init, NewParameter, OnHost, PeftConfig, PeftForm,
-    PeftModule, PeftTensor, Preposition, Step,
+    is_kind, lora, At, DeltaMethod, Folded, Init, NewParameter, OnHost, ParameterId, PeftConfig,
+    PeftForm, PeftModule, PeftTensor, Preposition, Step,
 };
 use crate::backbone::{Config, Module, Site};
 use crate::engine::{ops, Matrix, Outcome};
@@ -131,7 +131,7 @@ impl AdaLora {
     fn apply(&self, step: &mut Step, modules: &[String]) {
         for module in modules {
             let kept = step.memory.get(&format!("{KEPT} {module}"));
-            let factors = step.values.get_mut(&format!("{module}.E"));
+            let factors = step.values.get_mut(format!("{module}.E").as_str());
             if let (Some(kept), Some(factors)) = (kept, factors) {
                 factors
                     .iter_mut()
@@ -158,12 +158,12 @@ impl OnHost for AdaLora {
     }
 
     fn penalty(&self, step: &mut Step) -> f32 {
-        let is_factor = |key: &str| key.ends_with(".A") || key.ends_with(".B");
-        let count = step.values.keys().filter(|key| is_factor(key)).count() as f32;
+        let is_factor = |id: &ParameterId| matches!(id.name(), "A" | "B");
+        let count = step.values.keys().filter(|id| is_factor(id)).count() as f32;
         let mut sum = 0.0;
-        for (key, values) in step.values.iter().filter(|(key, _)| is_factor(key)) {
+        for (id, values) in step.values.iter().filter(|(id, _)| is_factor(id)) {
             // P has its ranks in rows: A as it is, B transposed.
-            let is_a = key.ends_with(".A");
+            let is_a = id.name() == "A";
             let rows = match is_a {
                 true => values.clone(),
                 false => lora::transposed(values, self.rank),
@@ -176,7 +176,7 @@ impl OnHost for AdaLora {
             };
             let pairs = step
                 .gradients
-                .get_mut(key)
+                .get_mut(id)
                 .into_iter()
                 .flatten()
                 .zip(gradient);
@@ -189,7 +189,8 @@ impl OnHost for AdaLora {
         let modules: Vec<String> = step
             .values
             .keys()
-            .filter_map(|key| key.strip_suffix(".E").map(str::to_owned))
+            .filter(|id| id.name() == "E")
+            .map(|id| id.module().to_owned())
             .collect();
         if step.number > step.steps - self.last {
             return self.apply(step, &modules);

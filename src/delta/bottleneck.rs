@@ -45,6 +45,6 @@ pub(super) fn parameters(hidden: usize, width: usize, down: Init, up: Init) -> V
 
 /// `U f(D x)`: `x (rows, hidden)` → `(rows, hidden)`.
 pub(super) fn apply(at: &At, x: &Matrix, activation: Activation) -> Outcome<Matrix> {
-    let down = at.linear("down", x)?; // (rows, bottleneck)
-    at.linear("up", &ops::activate(down, activation)?)
+    let down = at.linear(["down.weight", "down.bias"], x)?; // (rows, bottleneck)
+    at.linear(["up.weight", "up.bias"], &ops::activate(down, activation)?)
 }

@@ -28,7 +28,7 @@ pub(crate) fn accepts(module: &Module) -> bool {
 
 /// G of every sequence, `(sequences, 1)`, from all of its rows `x (rows, in)`.
 pub(crate) fn open(at: &At, x: &Matrix) -> Outcome<Matrix> {
-    let rows = at.linear("gate", x)?; // (rows, 1)
+    let rows = at.linear(["gate.weight", "gate.bias"], x)?; // (rows, 1)
     let rows = ops::activate(rows, Activation::Sigmoid)?;
     let (sequences, count) = (at.layout.sequences(), at.layout.rows());
     let mut shares = vec![0.0; sequences * count];

@@ -11,6 +11,7 @@ mod dora;
 pub(crate) mod gate;
 mod houlsby;
 mod ia3;
+mod id;
 mod intrinsic_dimension;
 mod list;
 mod loha;
@@ -37,6 +38,7 @@ use crate::settings::Fields;
 pub use crate::syntax::ast::Preposition;
 
 pub use ia3::Ia3;
+pub use id::ParameterId;
 pub(crate) use lora::{transposed, INITIAL};
 pub use lora::{Lora, LoraInit, Scaling};
 pub use parameter::{Init, NewParameter};
@@ -239,10 +241,10 @@ pub struct Step<'a> {
     pub number: usize,
     /// The steps of the stage.
     pub steps: usize,
-    /// The delta's trained parameters, by key: `delta.site.name`.
-    pub values: BTreeMap<String, Vec<f32>>,
-    /// Their gradients, by key, and those of others.
-    pub gradients: &'a mut BTreeMap<String, Vec<f32>>,
+    /// The delta's trained parameters.
+    pub values: BTreeMap<ParameterId, Vec<f32>>,
+    /// Their gradients, and those of others.
+    pub gradients: &'a mut BTreeMap<ParameterId, Vec<f32>>,
     /// What is to be known in the next step.
     pub memory: &'a mut BTreeMap<String, Vec<f32>>,
 }
@@ -397,13 +399,12 @@ impl At<'_> {
         self.values.vector(name)
     }
 
-    /// `W x + b` with the parameters `name.weight` and `name.bias`.
+    /// `W x + b` with the parameters of these names.
     ///
     /// # Errors
     /// What the device reports.
-    pub fn linear(&self, name: &str, x: &Matrix) -> Outcome<Matrix> {
-        let weight = self.weight(&format!("{name}.weight"));
-        ops::linear(x, &weight, Some(&self.vector(&format!("{name}.bias"))))
+    pub fn linear(&self, [weight, bias]: [&str; 2], x: &Matrix) -> Outcome<Matrix> {
+        ops::linear(x, &self.weight(weight), Some(&self.vector(bias)))
     }
 
     /// Dropout, active in training only.

@@ -64,9 +64,15 @@ impl DeltaMethod for PTuning {
     }
 
     fn prompt(&self, at: &At) -> Outcome<Option<Matrix>> {
-        let first = at.linear("first", &at.matrix("embedding")?)?; // (tokens, hidden)
-        let second = at.linear("second", &ops::activate(first, Activation::Relu)?)?;
-        let third = at.linear("third", &ops::activate(second, Activation::Relu)?)?;
+        let first = at.linear(["first.weight", "first.bias"], &at.matrix("embedding")?)?; // (tokens, hidden)
+        let second = at.linear(
+            ["second.weight", "second.bias"],
+            &ops::activate(first, Activation::Relu)?,
+        )?;
+        let third = at.linear(
+            ["third.weight", "third.bias"],
+            &ops::activate(second, Activation::Relu)?,
+        )?;
         Ok(Some(third)) // (tokens, width)
     }
 }

@@ -82,11 +82,11 @@ impl DeltaMethod for Prefix {
         if self.hidden.is_none() {
             return Ok(Some([at.matrix("keys")?, at.matrix("values")?]));
         }
-        let inner = at.linear("down", &at.matrix("embedding")?)?; // (tokens, hidden)
+        let inner = at.linear(["down.weight", "down.bias"], &at.matrix("embedding")?)?; // (tokens, hidden)
         let inner = ops::activate(inner, Activation::Tanh)?;
         Ok(Some([
-            at.linear("keys", &inner)?,
-            at.linear("values", &inner)?,
+            at.linear(["keys.weight", "keys.bias"], &inner)?,
+            at.linear(["values.weight", "values.bias"], &inner)?,
         ]))
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::optimizations::absorbed_keys;
 use super::{Active, Graph, Placed, Value, LARGE};
+use crate::delta::ParameterId;
 use crate::diagnostic::Problem;
 use crate::plan::{Change, Plan};
 
@@ -33,20 +34,22 @@ impl Graph {
             ..Active::default()
         };
         for parameter in self.head_parameters(task) {
-            let key = format!("{task_name}.{}", parameter.path);
+            let id = ParameterId::of_head(task_name, &parameter.path);
+            let Some(index) = self.values.get_index_of(&id) else {
+                continue;
+            };
             if current.is_some_and(|stage| stage.train_head) {
-                active.trained.insert(key.clone());
+                active.trained.insert(index);
             }
-            active.redirects.insert(parameter.path, key);
+            active.replaced.insert(parameter.path, index);
         }
         for delta in plan.active(stage) {
-            let trained = current.is_some_and(|stage| stage.train.contains(&delta.name));
             match &delta.change {
                 Change::Unfreeze { parameters } => {
                     for path in parameters {
-                        let key = format!("{}.{path}", delta.name);
-                        if self.values.contains_key(&key) {
-                            active.redirects.insert(path.clone(), key);
+                        let id = ParameterId::of_delta(&delta.name, path);
+                        if let Some(index) = self.values.get_index_of(&id) {
+                            active.replaced.insert(path.clone(), index);
                         }
                     }
                 }
@@ -61,20 +64,28 @@ impl Graph {
                     }
                 }
             }
-            if trained {
-                let keys = self.trainable.get(&delta.name).into_iter().flatten();
-                active.trained.extend(keys.cloned());
+            if current.is_some_and(|stage| stage.train.contains(&delta.name)) {
+                active.trained.extend(self.trainable(&delta.name));
             }
         }
         active.deferred = self.deferred(&active);
         active.absorbs_keys =
             [false, true].map(|drops| absorbed_keys::check(plan, stage, drops).is_ok());
         self.active = active;
+        self.layers = Some(self.layers_in_place());
         Ok(())
     }
 
+    /// The parameters of a delta that are not kept as they begin.
+    pub(super) fn trainable<'a>(&'a self, delta: &'a str) -> impl Iterator<Item = usize> + 'a {
+        let ids = self.values.keys().enumerate();
+        let own = ids.filter(move |(_, id)| id.delta() == Some(delta));
+        own.filter(|(_, id)| !self.constants.contains(*id))
+            .map(|(index, _)| index)
+    }
+
     /// The large matrices among what is trained that stand for weights where no method acts.
-    fn deferred(&self, active: &Active) -> BTreeSet<String> {
+    fn deferred(&self, active: &Active) -> BTreeSet<usize> {
         if !self.device.defers_gradients() {
             return BTreeSet::new();
         }
@@ -82,17 +93,18 @@ impl Graph {
             let module = path.rsplit_once('.').map_or(path, |(module, _)| module);
             !active.sites.contains_key(module)
         };
-        let is_large = |key: &String| match self.values.get(key) {
-            Some(Value::Matrix(elements, _)) => {
+        let is_large = |index: usize| match &self.values[index] {
+            Value::Matrix(elements, _) => {
                 let (out, input) = elements.shape();
                 out * input >= LARGE
             }
-            _ => false,
+            Value::Vector(_) => false,
         };
-        let replaced = active.redirects.iter();
-        let keys = replaced.filter(|(path, key)| is_free(path) && is_large(key));
-        keys.map(|(_, key)| key.clone())
-            .filter(|key| active.trained.contains(key))
+        let replaced = active.replaced.iter();
+        replaced
+            .filter(|(path, index)| is_free(path) && is_large(**index))
+            .map(|(_, index)| *index)
+            .filter(|index| active.trained.contains(index))
             .collect()
     }
 

@@ -1,7 +1,8 @@
 //! The attentions of a block: of its rows to themselves, and of a decoder's to what the encoder made.
 
 use super::forward::Pass;
-use crate::backbone::{Positions, Stack};
+use super::layers::{Attention, StackLayers};
+use crate::backbone::Positions;
 use crate::engine::{ops, Attending, AttentionShape, Layout, Matrix, Outcome};
 
 impl Pass<'_> {
@@ -9,7 +10,7 @@ impl Pass<'_> {
     /// `(asking, hidden)` → `(asking, heads · width)`. Scores are masked to what is before a row, and have a bias.
     pub(super) fn attention(
         &self,
-        path: &str,
+        layer: &Attention,
         x: &Matrix,
         asking: (&Matrix, &Layout),
         attending: Attending,
@@ -17,21 +18,21 @@ impl Pass<'_> {
     ) -> Outcome<Matrix> {
         let attention = &self.graph.architecture.attention;
         let (asking, own) = asking;
-        let project = |name: &str| self.linear(&format!("{path}.{name}"), x, attending.keys);
-        let fused = format!("{path}.qkv");
-        let [q, k, v] = match self.graph.deltas_at(&fused).is_empty() {
+        let [q, k, v] = match layer.fused.is_empty() {
             true => {
-                let q = self.linear(&format!("{path}.q"), asking, own)?;
+                let q = self.linear(&layer.q, asking, own)?;
                 let mixes = self.graph.device().absorbs_keys()
                     && self.graph.active.absorbs_keys[usize::from(self.is_training())];
                 if let (true, Some(rows)) = (mixes, attending.rows) {
-                    return self.attend_absorbed(path, &q, x, attending.keys, (rows, causal));
+                    return self.attend_absorbed(layer, &q, x, attending.keys, (rows, causal));
                 }
-                [q, project("k")?, project("v")?]
+                let [k, v] = [&layer.k, &layer.v].map(|part| self.linear(part, x, attending.keys));
+                [q, k?, v?]
             }
             false => {
-                let parts = [project("q")?, project("k")?, project("v")?];
-                let [q, k, v] = self.adapt_fused(&fused, x, parts, attending.keys)?;
+                let parts = [&layer.q, &layer.k, &layer.v];
+                let [q, k, v] = parts.map(|part| self.linear(part, x, attending.keys));
+                let [q, k, v] = self.adapt_fused(layer, x, [q?, k?, v?], attending.keys)?;
                 match attending.rows {
                     Some(rows) => [ops::select_rows(&q, rows)?, k, v],
                     None => [q, k, v],
@@ -39,7 +40,7 @@ impl Pass<'_> {
             }
         };
         let [q, k] = self.rotary([q, k], attending.keys, attending.rows)?;
-        let ([k, v], prefix) = self.prefixed(path, x, [k, v], attending.keys)?;
+        let ([k, v], prefix) = self.prefixed(&layer.around.deltas, x, [k, v], attending.keys)?;
         let shape = AttentionShape {
             heads: attention.heads,
             key_value_heads: attention.key_value_heads,
@@ -47,22 +48,21 @@ impl Pass<'_> {
             causal,
             prefix,
         };
-        // Another place than what the sub-layer gives, which is dropped at its own path.
-        let dropout = self.dropout(attention.dropout, &format!("{path}.weights"));
+        let dropout = self.dropout(attention.dropout, layer.dropout);
         ops::attention(&q, &k, &v, attending, shape, bias, dropout)
     }
 
     /// Deltas on a weight that the checkpoint stores fused: they act on q, k and v side by side.
     fn adapt_fused(
         &self,
-        path: &str,
+        layer: &Attention,
         x: &Matrix,
         parts: [Matrix; 3],
         layout: &Layout,
     ) -> Outcome<[Matrix; 3]> {
         let hidden = parts[0].shape().1;
         let joined = ops::join_columns(&parts)?; // (rows, 3 hidden)
-        let joined = self.adapt(path, x, joined, layout, None)?;
+        let joined = self.adapt(&layer.fused, x, joined, layout, None)?;
         Ok([
             ops::columns(&joined, 0..hidden)?,
             ops::columns(&joined, hidden..2 * hidden)?,
@@ -72,16 +72,20 @@ impl Pass<'_> {
 
     /// What is added to the scores of a stack's attentions by the distance of the key, where the family has such a
     /// bias: `(distances, heads)`, for as many as the longest sequence and the prefixes before it take.
-    pub(super) fn distance_bias(&self, stack: &Stack, layout: &Layout) -> Outcome<Option<Matrix>> {
-        let Positions::Distances(distances) = self.graph.architecture.positions else {
+    pub(super) fn distance_bias(
+        &self,
+        stack: &StackLayers,
+        layout: &Layout,
+    ) -> Outcome<Option<Matrix>> {
+        let positions = &self.graph.architecture.positions;
+        let (Positions::Distances(distances), Some(table)) = (positions, &stack.distances) else {
             return Ok(None);
         };
         let positions = (self.graph.active.prefix_tokens + layout.longest()) as isize;
         let bucket = |distance: isize| distances.bucket(distance, !stack.is_causal);
         let buckets: Vec<usize> = (1 - positions..positions).map(bucket).collect();
-        let path = format!("{}position", stack.path);
         // Not rows of a text, but of a table that all sequences share.
         let alone = Layout::new([buckets.len()], vec![0]);
-        self.look_up(&path, &buckets, &alone).map(Some)
+        self.look_up(table, &buckets, &alone).map(Some)
     }
 }

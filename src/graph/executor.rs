@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 use super::{device_problem, Batch, Graph};
+use crate::delta::ParameterId;
 use crate::diagnostic::Problem;
 use crate::engine::cpu::{self, Semaphore};
 use crate::engine::Deferred;
@@ -22,8 +23,8 @@ pub fn this_machine(threads: usize) -> Machine {
 /// Elements of gradients that are held before they are summed.
 const HELD_GRADIENTS: usize = 8 << 20;
 
-/// The loss of a batch and the gradient of everything trained, by key.
-pub type Gradients = (f32, BTreeMap<String, Vec<f32>>);
+/// The loss of a batch and the gradient of everything trained.
+pub type Gradients = (f32, BTreeMap<ParameterId, Vec<f32>>);
 
 impl Graph {
     /// The mean loss over the groups of a batch, and the gradients.
@@ -32,7 +33,7 @@ impl Graph {
     /// What the device reports.
     pub fn gradients(&self, groups: &[Batch]) -> Result<Gradients, Problem> {
         let mut loss = 0.0;
-        let mut sums: BTreeMap<String, Vec<f32>> = BTreeMap::new();
+        let mut sums: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
         // So many groups at a time that their gradients take little memory, but as many as can run;
         // they are summed in the order of the groups, so the result does not depend on that number.
         let threads = rayon::current_num_threads();
@@ -49,56 +50,65 @@ impl Graph {
             // Each group holds its activations until its parts are added.
             false => (threads, threads),
         };
-        let layers = self.block_paths.len();
+        let layers = self.layers().blocks.len();
         let semaphore = Semaphore::new(at_once * layers + layers.div_ceil(4));
         for wave in groups.chunks(most) {
             let results = self.device.map_groups(wave, at_once, |group, start_next| {
                 let gradients = self.group_gradients(group, &semaphore, start_next);
                 gradients.map_err(device_problem)
             });
-            let mut parts: BTreeMap<String, Vec<Deferred>> = BTreeMap::new();
+            let mut parts: BTreeMap<usize, Vec<Deferred>> = BTreeMap::new();
             for result in results {
                 let group = result?;
                 loss += group.loss;
-                for (key, gradient) in group.whole {
-                    match sums.get_mut(&key) {
+                for (index, gradient) in group.whole {
+                    match sums.get_mut(&index) {
                         Some(sum) => sum.iter_mut().zip(&gradient).for_each(|(s, g)| *s += g),
                         None => {
-                            sums.insert(key, gradient);
+                            sums.insert(index, gradient);
                         }
                     }
                 }
-                for (key, part) in group.parts {
-                    parts.entry(key).or_default().push(part);
+                for (index, part) in group.parts {
+                    parts.entry(index).or_default().push(part);
                 }
             }
             self.add_parts(&mut sums, parts);
         }
-        Ok((loss, sums))
+        let named = sums.into_iter().filter_map(|(index, sum)| {
+            let (id, _) = self.values.get_index(index)?;
+            Some((id.clone(), sum))
+        });
+        Ok((loss, named.collect()))
     }
 
     /// Adds to gradients what their groups left to be computed, of each in the order of the groups; what
     /// nothing flowed into is zeros.
     fn add_parts(
         &self,
-        sums: &mut BTreeMap<String, Vec<f32>>,
-        mut parts: BTreeMap<String, Vec<Deferred>>,
+        sums: &mut BTreeMap<usize, Vec<f32>>,
+        mut parts: BTreeMap<usize, Vec<Deferred>>,
     ) {
         let work: Vec<_> = self
             .active
             .deferred
             .iter()
-            .map(|key| {
-                let shape = self.values[key].shape();
+            .map(|index| {
+                let shape = self.values[*index].shape();
                 let sum = sums
-                    .remove(key)
+                    .remove(index)
                     .unwrap_or_else(|| vec![0.0; shape.iter().product()]);
-                (key, shape[1], sum, parts.remove(key).unwrap_or_default())
+                (
+                    *index,
+                    shape[1],
+                    sum,
+                    parts.remove(index).unwrap_or_default(),
+                )
             })
             .collect();
-        let add = |(key, columns, mut sum, parts): (&String, _, Vec<f32>, Vec<_>)| {
+        let add = |(index, columns, mut sum, parts): (usize, _, Vec<f32>, Vec<_>)| {
             Deferred::add_all(&parts, &mut sum, columns);
-            (key.clone(), sum)
+            (index, sum)
         };
         let done: Vec<_> = work.into_par_iter().map(add).collect();
         sums.extend(done);
@@ -106,14 +116,9 @@ impl Graph {
 
     /// The number of elements that get gradients.
     pub fn trained_count(&self) -> usize {
-        let values = self
-            .active
-            .trained
-            .iter()
-            .filter_map(|key| self.values.get(key));
-        values
-            .map(|value| value.shape().iter().product::<usize>())
-            .sum()
+        let places = self.active.trained.iter();
+        let counts = places.map(|index| self.values[*index].shape().iter().product::<usize>());
+        counts.sum()
     }
 
     /// The logits of every group, `(sequences, labels)` each.

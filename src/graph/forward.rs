@@ -4,11 +4,13 @@ use std::cell::OnceCell;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::layers::{
+    Block, DropoutSite, Handle, Layers, Linear, Norm, Place, StackLayers, SubLayer,
+};
 use super::optimizations::read_rows::{read_layout, read_rows};
 use super::rotary::positions;
 use super::{Batch, CachedActivations, Graph, Targets, Value};
-use crate::backbone::family::Head;
-use crate::backbone::{FeedForwardKind, NormKind, Positions, Stack};
+use crate::backbone::Positions;
 use crate::engine::cpu::Semaphore;
 use crate::engine::{
     ops, Angles, Attending, Dropout, Layout, Matrix, Outcome, Precision, Scalar, Tensor, Trace,
@@ -18,6 +20,7 @@ use crate::engine::{
 /// One forward pass. With a live trace, what is trained is recorded.
 pub struct Pass<'g> {
     pub(super) graph: &'g Graph,
+    pub(super) layers: &'g Layers,
     trace: Trace,
     /// In training, when dropout is active: how many blocks keep activations for the backward pass.
     semaphore: Option<Arc<Semaphore>>,
@@ -30,6 +33,7 @@ impl<'g> Pass<'g> {
     pub(super) fn training(graph: &'g Graph, trace: Trace, semaphore: &Arc<Semaphore>) -> Self {
         Pass {
             graph,
+            layers: graph.layers(),
             trace,
             semaphore: Some(semaphore.clone()),
             angles: OnceCell::new(),
@@ -40,6 +44,7 @@ impl<'g> Pass<'g> {
     pub(super) fn inference(graph: &'g Graph) -> Self {
         Pass {
             graph,
+            layers: graph.layers(),
             trace: Trace::off(),
             semaphore: None,
             angles: OnceCell::new(),
@@ -70,8 +75,8 @@ impl<'g> Pass<'g> {
     /// # Errors
     /// What the device reports.
     pub fn logits(&self, batch: &Batch) -> Outcome<Matrix> {
-        let head = self.head();
         let encoded = self.encode(batch)?;
+        let last = self.last_stack();
         let (x, layout, first) = match &batch.cached {
             Some(cached) => {
                 let hidden = self.graph.config.hidden;
@@ -81,25 +86,25 @@ impl<'g> Pass<'g> {
             }
             None => {
                 let (x, layout) = self.embed_last(batch)?;
-                (x, layout, self.last_stack().blocks.start)
+                (x, layout, last.blocks.start)
             }
         };
-        let rows = read_rows(head, batch, &layout);
-        let end = self.last_stack().blocks.end;
-        let x = self.blocks(first..end, x, &layout, Some(&rows), encoded.as_ref())?;
+        let rows = read_rows(self.layers.reads, batch, &layout);
+        let range = first..last.blocks.end;
+        let x = self.blocks(range, x, &layout, Some(&rows), encoded.as_ref())?;
         let read = read_layout(&layout, &rows);
-        let hidden = self.last_norm(self.last_stack(), x, &read)?;
-        self.apply_head(head, hidden, &read)
+        let hidden = self.last_norm(last, x, &read)?;
+        self.head(hidden, &read)
     }
 
-    fn last_stack(&self) -> &Stack {
-        let last = self.graph.architecture.stacks.last();
+    fn last_stack(&self) -> &'g StackLayers {
+        let last = self.layers.stacks.last();
         last.expect("an architecture has at least one stack")
     }
 
     /// What the encoder makes of a batch, where the backbone has one, and its layout.
     fn encode(&self, batch: &Batch) -> Outcome<Option<(Matrix, Layout)>> {
-        let [encoder, _] = self.graph.architecture.stacks.as_slice() else {
+        let [encoder, _] = self.layers.stacks.as_slice() else {
             return Ok(None);
         };
         let (x, layout) = self.embed(batch)?;
@@ -113,10 +118,10 @@ impl<'g> Pass<'g> {
         let Some(decoder) = &batch.decoder else {
             return self.embed(batch);
         };
-        let layout = decoder.layout.clone();
-        let x = self.look_up("embeddings.word", &decoder.tokens, &layout)?;
+        let (layout, layers) = (decoder.layout.clone(), &self.layers.embeddings);
+        let x = self.look_up(&layers.word, &decoder.tokens, &layout)?;
         let dropout = self.graph.config.embedding_dropout();
-        let x = self.drop(x, &layout, dropout, "decoder.embeddings")?;
+        let x = self.drop(x, &layout, dropout, layers.decoder_dropout)?;
         Ok((x, layout))
     }
 
@@ -126,9 +131,9 @@ impl<'g> Pass<'g> {
     /// What the device reports.
     pub fn below(&self, batch: &Batch, block: usize) -> Outcome<CachedActivations> {
         let (x, layout) = self.embed(batch)?;
-        let rows = read_rows(self.head(), batch, &layout);
+        let rows = read_rows(self.layers.reads, batch, &layout);
         let x = self.blocks(0..block, x, &layout, Some(&rows), None)?;
-        let is_all = block < self.graph.block_paths.len();
+        let is_all = block < self.layers.blocks.len();
         let count = |range: Range<usize>| match is_all {
             true => range.len(),
             false => rows.iter().filter(|row| range.contains(row)).count(),
@@ -139,12 +144,6 @@ impl<'g> Pass<'g> {
             counts: layout.ranges().map(count).collect(),
             layout,
         })
-    }
-
-    fn head(&self) -> &Head {
-        let task = self.graph.task();
-        let head = task.and_then(|task| self.graph.head(task));
-        head.unwrap_or(&self.graph.family.heads.classify)
     }
 
     /// The last hidden state of all rows, those of a prompt included: the decoder's where there is one.
@@ -177,17 +176,18 @@ impl<'g> Pass<'g> {
         read: Option<&[usize]>,
         encoded: Option<&(Matrix, Layout)>,
     ) -> Outcome<Matrix> {
-        let count = self.graph.block_paths.len();
+        let blocks = &self.layers.blocks;
+        let count = blocks.len();
         // A gate reads all rows of a sequence.
-        let (early, late) = match self.graph.is_gated(count - 1) {
+        let (early, late) = match blocks.last().is_some_and(|last| last.is_gated) {
             true => (None, read),
             false => (read, None),
         };
-        let stacks = &self.graph.architecture.stacks;
-        let stack = stacks.iter().find(|stack| stack.blocks.end >= range.end);
+        let mut stacks = self.layers.stacks.iter();
+        let stack = stacks.find(|stack| stack.blocks.end >= range.end);
         let stack = stack.unwrap_or_else(|| self.last_stack());
         let bias = self.distance_bias(stack, layout)?;
-        for block in range.clone() {
+        for (number, block) in blocks.iter().enumerate().take(range.end).skip(range.start) {
             if let Some(semaphore) = &self.semaphore {
                 let permit = semaphore.acquire();
                 self.trace.record(move || {
@@ -197,12 +197,12 @@ impl<'g> Pass<'g> {
             }
             let rows = Rows {
                 layout,
-                read: if block + 1 == count { early } else { None },
+                read: if number + 1 == count { early } else { None },
                 encoded,
                 is_causal: stack.is_causal,
                 bias: bias.as_ref(),
             };
-            x = self.block(&self.graph.block_paths[block], x, &rows)?;
+            x = self.block(block, x, &rows)?;
         }
         match late {
             Some(rows) if !range.is_empty() && range.end == count => ops::select_rows(&x, rows),
@@ -211,20 +211,20 @@ impl<'g> Pass<'g> {
     }
 
     /// The norm behind the last block of a stack, where the family has one, and the dropout behind it.
-    fn last_norm(&self, stack: &Stack, x: Matrix, layout: &Layout) -> Outcome<Matrix> {
-        let path = format!("{}norm", stack.path);
-        let x = match self.graph.pre_norm() {
-            true => self.norm(&path, &x)?,
-            false => x,
+    fn last_norm(&self, stack: &StackLayers, x: Matrix, layout: &Layout) -> Outcome<Matrix> {
+        let x = match &stack.norm {
+            Some(norm) => self.norm(norm, &x)?,
+            None => x,
         };
-        self.drop(x, layout, self.graph.architecture.last_dropout, &path)
+        let probability = self.graph.architecture.last_dropout;
+        self.drop(x, layout, probability, stack.dropout)
     }
 
     /// The embeddings of a batch, with prompts before or in every sequence, and their layout.
     fn embed(&self, batch: &Batch) -> Outcome<(Matrix, Layout)> {
-        let config = &self.graph.config;
+        let layers = &self.layers.embeddings;
         let mut layout = batch.layout.clone();
-        let mut x = self.look_up("embeddings.word", &batch.tokens, &layout)?;
+        let mut x = self.look_up(&layers.word, &batch.tokens, &layout)?;
         let mut types = batch.types.clone();
         if let Some(prompt) = self.prompts(&layout)? {
             let before = prompt.shape().0;
@@ -234,26 +234,28 @@ impl<'g> Pass<'g> {
             types = rows.into_iter().map(type_of).collect();
             layout = layout.extended(before);
         }
-        if config.types > 0 {
-            x = ops::add(x, &self.look_up("embeddings.type", &types, &layout)?)?;
+        if let Some(table) = &layers.types {
+            x = ops::add(x, &self.look_up(table, &types, &layout)?)?;
         }
-        if let Positions::Learned { first } = self.graph.architecture.positions {
+        if let (Positions::Learned { first }, Some(table)) =
+            (&self.graph.architecture.positions, &layers.positions)
+        {
             // A prompt has positions of its own, and so has, as in PEFT, a prefix without rows here.
             let first = first + self.graph.active.prefix_tokens;
             let positions = positions(&layout, first);
-            let positions = self.look_up("embeddings.position", &positions, &layout)?;
-            x = ops::add(x, &positions)?;
+            x = ops::add(x, &self.look_up(table, &positions, &layout)?)?;
         }
-        if !self.graph.pre_norm() {
-            x = self.norm("embeddings.norm", &x)?;
+        if let Some(norm) = &layers.norm {
+            x = self.norm(norm, &x)?;
         }
-        let x = self.drop(x, &layout, config.embedding_dropout(), "embeddings")?;
+        let dropout = self.graph.config.embedding_dropout();
+        let x = self.drop(x, &layout, dropout, layers.dropout)?;
         Ok((x, layout))
     }
 
-    fn block(&self, path: &str, x: Matrix, rows: &Rows) -> Outcome<Matrix> {
-        let attn = format!("{path}.attn");
-        let input = self.sub_layer_input(&attn, &x)?;
+    fn block(&self, block: &Block, x: Matrix, rows: &Rows) -> Outcome<Matrix> {
+        let attn = &block.attention;
+        let input = self.sub_layer_input(&attn.around, &x)?;
         let (mut x, mut input, all) = (x, input.clone(), input);
         let read_layout = rows.read.map(|read| read_layout(rows.layout, read));
         if let Some(read) = rows.read {
@@ -263,79 +265,74 @@ impl<'g> Pass<'g> {
         let layout = read_layout.as_ref().unwrap_or(rows.layout);
         let attending = Attending::within(rows.layout, rows.read);
         let scores = (rows.is_causal, rows.bias);
-        let mixed = self.attention(&attn, &all, (&input, layout), attending, scores)?; // (rows, queries)
-        let out = self.linear(&format!("{attn}.o"), &mixed, layout)?;
-        x = self.close(&attn, &input, x, out, layout)?;
+        let mixed = self.attention(attn, &all, (&input, layout), attending, scores)?; // (rows, queries)
+        let out = self.linear(&attn.o, &mixed, layout)?;
+        x = self.close(&attn.around, &input, x, out, layout)?;
 
-        if let Some((encoded, keys)) = rows.encoded {
-            let cross = format!("{path}.cross");
-            let input = self.sub_layer_input(&cross, &x)?;
+        if let (Some((encoded, keys)), Some(cross)) = (rows.encoded, &block.cross) {
+            let input = self.sub_layer_input(&cross.around, &x)?;
             let attending = Attending { keys, ..attending };
             let scores = (false, None);
-            let mixed = self.attention(&cross, encoded, (&input, layout), attending, scores)?;
-            let out = self.linear(&format!("{cross}.o"), &mixed, layout)?;
-            x = self.close(&cross, &input, x, out, layout)?;
+            let mixed = self.attention(cross, encoded, (&input, layout), attending, scores)?;
+            let out = self.linear(&cross.o, &mixed, layout)?;
+            x = self.close(&cross.around, &input, x, out, layout)?;
         }
 
-        let ff = format!("{path}.ff");
-        let input = self.sub_layer_input(&ff, &x)?;
-        let feed_forward = self.graph.architecture.feed_forward;
-        let up = self.linear(&format!("{ff}.up"), &input, layout)?; // (rows, inner)
-        let inner = match feed_forward.kind {
-            FeedForwardKind::Plain => ops::activate(up, feed_forward.activation)?,
-            FeedForwardKind::Gated => {
-                let gate = self.linear(&format!("{ff}.gate"), &input, layout)?;
-                ops::multiply(&ops::activate(gate, feed_forward.activation)?, &up)?
+        let ff = &block.feed_forward;
+        let input = self.sub_layer_input(&ff.around, &x)?;
+        let of_family = self.graph.architecture.feed_forward;
+        let up = self.linear(&ff.up, &input, layout)?; // (rows, inner)
+        let inner = match &ff.gate {
+            None => ops::activate(up, of_family.activation)?,
+            Some(gate) => {
+                let gate = self.linear(gate, &input, layout)?;
+                ops::multiply(&ops::activate(gate, of_family.activation)?, &up)?
             }
         };
-        let down = format!("{ff}.down");
-        let inner = self.drop(inner, layout, feed_forward.dropout, &down)?;
-        let out = self.linear(&down, &inner, layout)?;
-        self.close(&ff, &input, x, out, layout)
+        let inner = self.drop(inner, layout, of_family.dropout, ff.dropout)?;
+        let out = self.linear(&ff.down, &inner, layout)?;
+        self.close(&ff.around, &input, x, out, layout)
     }
 
     /// What a sub-layer reads: normalized where the family's norms precede them.
-    fn sub_layer_input(&self, path: &str, x: &Matrix) -> Outcome<Matrix> {
-        match self.graph.pre_norm() {
-            true => self.norm(&format!("{path}.norm"), x),
-            false => Ok(x.clone()),
+    fn sub_layer_input(&self, around: &SubLayer, x: &Matrix) -> Outcome<Matrix> {
+        match &around.norm {
+            Some(norm) if self.graph.pre_norm() => self.norm(norm, x),
+            _ => Ok(x.clone()),
         }
     }
 
     /// Dropout, the deltas behind the sub-layer, the residual sum, and the norm after it.
     fn close(
         &self,
-        path: &str,
+        around: &SubLayer,
         input: &Matrix,
         residual: Matrix,
         out: Matrix,
         layout: &Layout,
     ) -> Outcome<Matrix> {
-        let out = self.drop(out, layout, self.graph.config.dropout, path)?;
-        let out = self.adapt(path, input, out, layout, Some(&residual))?;
+        let out = self.drop(out, layout, self.graph.config.dropout, around.dropout)?;
+        let out = self.adapt(&around.deltas, input, out, layout, Some(&residual))?;
         let sum = ops::add(out, &residual)?;
-        match self.graph.pre_norm() {
-            true => Ok(sum),
-            false => self.norm(&format!("{path}.norm"), &sum),
+        match &around.norm {
+            Some(norm) if !self.graph.pre_norm() => self.norm(norm, &sum),
+            _ => Ok(sum),
         }
     }
 
-    pub(super) fn linear(&self, path: &str, x: &Matrix, layout: &Layout) -> Outcome<Matrix> {
-        let weight = self.weight(&format!("{path}.weight"));
-        let x = self.adapt_input(path, x.clone(), layout)?;
-        let y = ops::linear(&x, &weight, self.bias(path).as_ref())?;
-        self.adapt(path, &x, y, layout, None)
+    pub(super) fn linear(&self, layer: &Linear, x: &Matrix, layout: &Layout) -> Outcome<Matrix> {
+        let x = self.adapt_input(&layer.deltas, x.clone(), layout)?;
+        let bias = layer.bias.map(|bias| self.vector(bias));
+        let y = ops::linear(&x, &self.weight(layer.weight), bias.as_ref())?;
+        self.adapt(&layer.deltas, &x, y, layout, None)
     }
 
-    pub(super) fn norm(&self, path: &str, x: &Matrix) -> Outcome<Matrix> {
-        let norm = self.graph.architecture.norm;
-        let weight = self.vector(&format!("{path}.weight"));
-        match norm.kind {
-            NormKind::Layer => {
-                let bias = self.vector(&format!("{path}.bias"));
-                ops::layer_norm(x, &weight, &bias, norm.epsilon)
-            }
-            NormKind::Rms => ops::rms_norm(x, &weight, norm.epsilon),
+    pub(super) fn norm(&self, layer: &Norm, x: &Matrix) -> Outcome<Matrix> {
+        let epsilon = self.graph.architecture.norm.epsilon;
+        let weight = self.vector(layer.weight);
+        match layer.bias {
+            Some(bias) => ops::layer_norm(x, &weight, &self.vector(bias), epsilon),
+            None => ops::rms_norm(x, &weight, epsilon),
         }
     }
 
@@ -344,65 +341,48 @@ impl<'g> Pass<'g> {
         x: Matrix,
         layout: &Layout,
         probability: f32,
-        path: &str,
+        site: DropoutSite,
     ) -> Outcome<Matrix> {
-        match self.dropout(probability, path) {
+        match self.dropout(probability, site) {
             Some(dropout) => ops::dropout(x, layout, dropout),
             None => Ok(x),
         }
     }
 
-    pub(super) fn dropout(&self, probability: f32, path: &str) -> Option<Dropout> {
-        (self.is_training() && probability > 0.0).then(|| Dropout {
+    pub(super) fn dropout(&self, probability: f32, site: DropoutSite) -> Option<Dropout> {
+        (self.is_training() && probability > 0.0).then_some(Dropout {
             probability,
-            site: site_number(path),
+            site: site.0,
         })
     }
 
-    /// The key of a path, and the value there.
-    pub(super) fn value(&self, path: &str) -> Option<(&str, &Value)> {
-        let graph = self.graph;
-        if let Some(key) = graph.active.redirects.get(path) {
-            return Some((key, graph.values.get(key)?));
-        }
-        graph
-            .values
-            .get_key_value(path)
-            .or_else(|| graph.base.get_key_value(path))
-            .map(|(k, v)| (k.as_str(), v))
+    fn value(&self, handle: Handle) -> (&Value, Trace) {
+        let trace = match handle.is_trained {
+            true => self.trace.clone(),
+            false => Trace::off(),
+        };
+        let value = match handle.place {
+            Place::Backbone(index) => &self.graph.base[index],
+            Place::Added(index) => &self.graph.values[index],
+        };
+        (value, trace)
     }
 
-    fn trace_of(&self, key: &str) -> Trace {
-        if self.graph.active.trained.contains(key) {
-            self.trace.clone()
-        } else {
-            Trace::off()
-        }
+    pub(super) fn weight(&self, handle: Handle) -> Weight {
+        let (Value::Matrix(elements, prepared), trace) = self.value(handle) else {
+            unreachable!("a weight is a matrix");
+        };
+        Weight::new(elements, prepared, &trace).in_precision(match handle.place {
+            Place::Backbone(_) => self.graph.precision,
+            Place::Added(_) => Precision::F32,
+        })
     }
 
-    pub(super) fn weight(&self, path: &str) -> Weight {
-        match self.value(path) {
-            Some((key, Value::Matrix(elements, prepared))) => {
-                let precision = match self.graph.base.contains_key(key) {
-                    true => self.graph.precision,
-                    false => Precision::F32,
-                };
-                Weight::new(elements, prepared, &self.trace_of(key)).in_precision(precision)
-            }
-            _ => unreachable!("`{path}` is a matrix of every graph: the tree has it"),
-        }
-    }
-
-    pub(super) fn vector(&self, path: &str) -> Vector {
-        match self.value(path) {
-            Some((key, Value::Vector(tensor))) => tensor.on(&self.trace_of(key)),
-            _ => unreachable!("`{path}` is a vector of every graph: the tree has it"),
-        }
-    }
-
-    pub(super) fn bias(&self, path: &str) -> Option<Vector> {
-        let path = format!("{path}.bias");
-        self.value(&path).is_some().then(|| self.vector(&path))
+    pub(super) fn vector(&self, handle: Handle) -> Vector {
+        let (Value::Vector(tensor), trace) = self.value(handle) else {
+            unreachable!("a bias, or the weight of a norm, is a vector");
+        };
+        tensor.on(&trace)
     }
 }
 
@@ -416,11 +396,4 @@ struct Rows<'a> {
     is_causal: bool,
     /// What is added to the scores of its attention by the distance of the key.
     bias: Option<&'a Matrix>,
-}
-
-/// A number of its own for each place (FNV-1a over the path).
-fn site_number(path: &str) -> u32 {
-    path.bytes().fold(0x811c_9dc5, |hash, byte| {
-        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
-    })
 }

@@ -1,52 +1,35 @@
 //! From the rows that a head reads to logits.
 
 use super::forward::Pass;
-use crate::backbone::family::{Head, HeadStep, Kind};
+use super::layers::{Handle, HeadKind};
 use crate::engine::{ops, Activation, Layout, Matrix, Outcome, Shape, Tensor, Variable, Weight};
 
 impl Pass<'_> {
-    /// What a head makes of the rows that it reads: logits.
-    pub(super) fn apply_head(
-        &self,
-        head: &Head,
-        mut x: Matrix,
-        layout: &Layout,
-    ) -> Outcome<Matrix> {
-        for step in &head.steps {
-            if step.dropout {
+    /// What the head in place makes of the rows that it reads: logits.
+    pub(super) fn head(&self, mut x: Matrix, layout: &Layout) -> Outcome<Matrix> {
+        for layer in &self.layers.head {
+            if let Some(site) = layer.dropout {
                 let probability = self.graph.config.classifier_dropout;
-                x = self.drop(x, layout, probability, &step.module)?;
+                x = self.drop(x, layout, probability, site)?;
             }
-            x = self.head_step(step, &x)?;
-            let activation = match step.activation.as_deref() {
-                Some("config") => Some(self.graph.config.activation),
-                Some(name) => Activation::from_name(name),
-                None => None,
+            x = match &layer.kind {
+                HeadKind::Norm(norm) => self.norm(norm, &x)?,
+                HeadKind::Vocabulary { weight, bias } => self.vocabulary(*weight, *bias, &x)?,
+                HeadKind::Linear(linear) => {
+                    self.linear(linear, &x, &Layout::new([x.shape().0], vec![0]))?
+                }
             };
-            if let Some(activation) = activation {
+            if let Some(activation) = layer.activation {
                 x = ops::activate(x, activation)?;
             }
         }
         Ok(x)
     }
 
-    fn head_step(&self, step: &HeadStep, x: &Matrix) -> Outcome<Matrix> {
-        match (step.kind, &step.weight) {
-            (Some(Kind::Norm), _) => self.norm(&step.module, x),
-            (Some(Kind::Tied), Some(embedding)) => self.decode(&step.module, embedding, x),
-            // The pooler is a module of the backbone, where deltas may sit.
-            _ => self.linear(&step.module, x, &Layout::new([x.shape().0], vec![0])),
-        }
-    }
-
     /// Logits over the vocabulary, or what a cloze makes of those of its label words.
-    fn decode(&self, module: &str, embedding: &str, x: &Matrix) -> Outcome<Matrix> {
-        let own = format!("{module}.weight");
-        let weight = match self.value(&own) {
-            Some(_) => self.weight(&own),
-            None => self.weight(&format!("{embedding}.weight")),
-        };
-        let bias = self.bias(module);
+    fn vocabulary(&self, weight: Handle, bias: Option<Handle>, x: &Matrix) -> Outcome<Matrix> {
+        let weight = self.weight(weight);
+        let bias = bias.map(|bias| self.vector(bias));
         let scale = self.graph.architecture.logit_scale;
         let x = &match scale {
             1.0 => x.clone(),

@@ -1,7 +1,7 @@
 //! A plan and weights become something that runs: the transformer interpreter, with the deltas at
 //! their sites.
 //!
-//! In: a [`Plan`] and a backbone's weights. Out: hidden states, logits, losses and gradients. It
+//! In: a plan and a backbone's weights. Out: hidden states, logits, losses and gradients. It
 //! knows no files of examples and no text.
 
 mod activate;
@@ -11,6 +11,8 @@ mod executor;
 mod forward;
 mod heads;
 mod init;
+mod layers;
+mod load;
 mod logits;
 pub mod optimizations;
 mod rotary;
@@ -22,20 +24,19 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::backbone::family::{Family, Head};
-use crate::backbone::{
-    head_parameters, Architecture, Checkpoint, Config, NormPlace, Parameter, Positions, Site, Tree,
-};
-use crate::delta::Method;
+use crate::backbone::{head_parameters, Architecture, Config, NormPlace, Parameter, Site, Tree};
+use crate::delta::{Method, ParameterId};
 use crate::diagnostic::Problem;
 use crate::engine::cpu::Semaphore;
 use crate::engine::{backward, Deferred, Device, Outcome, Precision, Trace};
-use crate::plan::{Plan, TaskPlan};
+use crate::plan::TaskPlan;
 
 pub use batch::{Batch, CachedActivations, DecoderRows, Targets};
 pub use executor::this_machine;
 pub use forward::Pass;
 pub use heads::{label_order, reordered, HeadOrigin};
-pub use store::{Backbones, Store, Tensors, Value, Views};
+use layers::Layers;
+pub use store::{Added, Backbones, Store, Tensors, Value, Views};
 pub(crate) use svd::Svd;
 
 /// The executable graph of one plan.
@@ -45,8 +46,6 @@ pub struct Graph {
     family: &'static Family,
     /// What the backbone computes.
     architecture: Architecture,
-    /// The paths of its blocks, in the order of the forward pass.
-    block_paths: Vec<String>,
     /// Of rotary embeddings: what turns each pair of columns from one position to the next, and the factor of
     /// cosines and sines.
     frequencies: Option<(Vec<f32>, f32)>,
@@ -55,28 +54,30 @@ pub struct Graph {
     precision: Precision,
     /// The backbone's own weights. They never change.
     base: Arc<Store>,
-    /// Parameters of deltas and heads: `delta.site.name`, `task.head.weight`.
-    values: Store,
+    /// Parameters of deltas and heads.
+    values: Added,
     /// Heads that were drawn, by task, and why.
     fresh_heads: BTreeMap<String, String>,
-    /// Keys of `values` that are trained when a delta is, by the delta's name.
-    trainable: BTreeMap<String, BTreeSet<String>>,
+    /// Those of them that stay as they begin when their delta is trained.
+    constants: BTreeSet<ParameterId>,
     active: Active,
+    /// Made of what is in place.
+    layers: Option<Layers>,
 }
 
 /// What is in place and what is trained at the moment.
 #[derive(Default)]
 struct Active {
-    /// A path of the backbone or the head → the key that holds its value instead.
-    redirects: HashMap<String, String>,
+    /// A path of the backbone or the head → the place of the parameter whose value stands there instead.
+    replaced: HashMap<String, usize>,
     /// A site's path → the deltas there, in the order of the file.
     sites: HashMap<String, Vec<Placed>>,
     /// Keys and values that deltas put before every sequence's own: they take the first positions.
     prefix_tokens: usize,
-    /// Keys that get gradients.
-    trained: BTreeSet<String>,
+    /// Places of what gets gradients.
+    trained: BTreeSet<usize>,
     /// Those of them that are large and that only products and look-ups read.
-    deferred: BTreeSet<String>,
+    deferred: BTreeSet<usize>,
     task: Option<TaskPlan>,
     /// Whether the last attention mixes its inputs: in a pass without dropout, and in one with it.
     absorbs_keys: [bool; 2],
@@ -85,10 +86,10 @@ struct Active {
 /// What the sequences of one group add to the gradients of a batch.
 struct GroupGradients {
     loss: f32,
-    /// By key.
-    whole: BTreeMap<String, Vec<f32>>,
-    /// What is still to be computed, with its key, in the order of the backward pass.
-    parts: Vec<(String, Deferred)>,
+    /// With the place of the parameter.
+    whole: Vec<(usize, Vec<f32>)>,
+    /// What is still to be computed, in the order of the backward pass.
+    parts: Vec<(usize, Deferred)>,
 }
 
 /// A delta at a site.
@@ -114,165 +115,6 @@ pub fn device_problem(error: impl std::fmt::Display) -> Problem {
 }
 
 impl Graph {
-    /// Reads or draws every weight of a plan.
-    ///
-    /// # Errors
-    /// A file that cannot be read, a tensor that is missing or misshapen.
-    pub fn load(plan: &Plan, device: Device) -> Result<Self, Problem> {
-        Graph::load_beside(plan, device, &Backbones::default())
-    }
-
-    /// The same, with the backbone of an earlier graph where it is the same one.
-    ///
-    /// # Errors
-    /// See [`Graph::load`].
-    pub fn load_beside(
-        plan: &Plan,
-        device: Device,
-        backbones: &Backbones,
-    ) -> Result<Self, Problem> {
-        let config = plan.backbone.config.clone();
-        let checkpoint = match plan.backbone.random {
-            true => None,
-            false => Some(Checkpoint::open_directory(&plan.backbone.directory)?),
-        };
-        let architecture = Architecture::new(&config);
-        let frequencies = match &architecture.positions {
-            Positions::Rotary(rotary) => Some(rotary.frequencies(architecture.attention.width)),
-            Positions::Learned { .. } | Positions::Distances(_) => None,
-        };
-        let mut graph = Graph {
-            family: config.family(),
-            architecture,
-            frequencies,
-            block_paths: config.block_paths(),
-            tree: Tree::new(&config),
-            config,
-            device,
-            precision: plan.backbone.precision,
-            base: Arc::default(),
-            values: Store::new(),
-            fresh_heads: BTreeMap::new(),
-            trainable: BTreeMap::new(),
-            active: Active::default(),
-        };
-        let initializer = init::Initializer {
-            seed: plan.seed,
-            deviation: graph.config.initializer_range,
-            norm: match graph.family.config.initializer_factor {
-                Some(_) => graph.config.initializer_range,
-                None => 1.0,
-            },
-        };
-        graph.base = backbones.get(plan, || graph.load_base(checkpoint.as_ref(), &initializer))?;
-        for (name, task) in &plan.tasks {
-            graph.load_head(name, task, checkpoint.as_ref(), &initializer)?;
-        }
-        graph.add_deltas(plan, &initializer)?;
-        Ok(graph)
-    }
-
-    fn put(&self, values: Vec<f32>, shape: &[usize]) -> Result<Value, Problem> {
-        Value::new(&self.device, values, shape).map_err(device_problem)
-    }
-
-    /// The backbone's weights. A module that only the head reads (BERT's pooler) may be missing; it
-    /// then belongs to the head.
-    fn load_base(
-        &self,
-        checkpoint: Option<&Checkpoint>,
-        initializer: &init::Initializer,
-    ) -> Result<Store, Problem> {
-        let mut base = Store::new();
-        let head = &self.family.heads.classify;
-        let is_of_head = |path: &str| {
-            head.steps.iter().any(|step| {
-                path.strip_prefix(&step.module)
-                    .is_some_and(|rest| rest.starts_with('.'))
-            })
-        };
-        for parameter in self.tree.parameters() {
-            let prefix = &self.family.prefix;
-            let value = match checkpoint {
-                None => self.put(initializer.parameter(parameter), &parameter.shape)?,
-                Some(file) => {
-                    if is_of_head(&parameter.path) && file.find(parameter, prefix).is_none() {
-                        continue;
-                    }
-                    match *parameter.shape.as_slice() {
-                        [out, input] => {
-                            let stored = file.stored(parameter, prefix)?;
-                            Value::stored(&self.device, Box::new(stored), (out, input))
-                        }
-                        _ => self.put(file.load(parameter, prefix)?, &parameter.shape)?,
-                    }
-                }
-            };
-            base.insert(parameter.path.clone(), value);
-        }
-        Ok(base)
-    }
-
-    /// The head of a task: from the checkpoint where it has one that fits, drawn otherwise.
-    fn load_head(
-        &mut self,
-        name: &str,
-        task: &TaskPlan,
-        checkpoint: Option<&Checkpoint>,
-        initializer: &init::Initializer,
-    ) -> Result<(), Problem> {
-        let origin = HeadOrigin::of(&self.config, task, checkpoint);
-        if let HeadOrigin::Drawn(reason) = &origin {
-            self.fresh_heads.insert(name.to_owned(), reason.clone());
-        }
-        for parameter in self.head_parameters(task) {
-            let key = format!("{name}.{}", parameter.path);
-            let stored = match checkpoint {
-                Some(file) => self.stored_head(&parameter, task, &origin, file)?,
-                None => None,
-            };
-            let values = stored.unwrap_or_else(|| {
-                // A bias that is not there is zero to transformers, and makes no head a new one.
-                if !parameter.path.ends_with(".bias") {
-                    let reason = format!("the checkpoint has no `{}`", parameter.source.name);
-                    self.fresh_heads.entry(name.to_owned()).or_insert(reason);
-                }
-                initializer.parameter(&Parameter {
-                    path: key.clone(),
-                    ..parameter.clone()
-                })
-            });
-            let value = self.put(values, &parameter.shape)?;
-            self.values.insert(key, value);
-        }
-        Ok(())
-    }
-
-    /// A parameter of a head as the checkpoint has it, its outputs in the order of the task's labels; nothing where
-    /// it is to be drawn.
-    fn stored_head(
-        &self,
-        parameter: &Parameter,
-        task: &TaskPlan,
-        origin: &HeadOrigin,
-        file: &Checkpoint,
-    ) -> Result<Option<Vec<f32>>, Problem> {
-        let prefix = &self.family.prefix;
-        let is_output = self.is_output(task, &parameter.path);
-        let name = file.find(parameter, prefix);
-        let shape = name.and_then(|name| file.shape(&name));
-        if shape != Some(parameter.shape.as_slice()) {
-            return Ok(None);
-        }
-        match origin {
-            HeadOrigin::Drawn(_) if is_output => Ok(None),
-            HeadOrigin::Checkpoint(order, _) if is_output && !order.is_empty() => {
-                Ok(Some(reordered(&file.load(parameter, prefix)?, order)))
-            }
-            _ => file.load(parameter, prefix).map(Some),
-        }
-    }
-
     /// Whether a parameter of a task's head has a row for each label.
     pub fn is_output(&self, task: &TaskPlan, path: &str) -> bool {
         let last = self.head(task).and_then(|head| head.steps.last());
@@ -328,16 +170,17 @@ impl Graph {
         self.active.task.as_ref()
     }
 
-    /// The keys that get gradients.
-    pub fn trained(&self) -> &BTreeSet<String> {
-        &self.active.trained
+    /// The parameters that get gradients.
+    pub fn trained(&self) -> impl Iterator<Item = &ParameterId> {
+        let places = self.active.trained.iter();
+        places.filter_map(|index| self.values.get_index(*index).map(|(id, _)| id))
     }
 
     /// The parameters of deltas and heads, on the host.
     pub fn tensors(&self) -> Tensors {
         self.values
             .iter()
-            .map(|(key, value)| (key.clone(), (value.read(), value.shape())))
+            .map(|(id, value)| (id.to_string(), (value.read(), value.shape())))
             .collect()
     }
 
@@ -345,49 +188,49 @@ impl Graph {
     pub fn views(&self) -> Views<'_> {
         self.values
             .iter()
-            .map(|(key, value)| (key.clone(), (value.view(), value.shape())))
+            .map(|(id, value)| (id.to_string(), (value.view(), value.shape())))
             .collect()
     }
 
     /// Those of them that get gradients.
     pub fn trained_tensors(&self) -> Tensors {
-        let trained = self
-            .active
-            .trained
-            .iter()
-            .filter_map(|key| self.values.get_key_value(key));
+        let trained = self.trained_values();
         trained
-            .map(|(key, value)| (key.clone(), (value.read(), value.shape())))
+            .map(|(id, value)| (id.to_string(), (value.read(), value.shape())))
             .collect()
     }
 
-    /// Those of them that belong to a delta.
-    pub fn trained_tensors_of(&self, delta: &str) -> Tensors {
-        let own = self.trainable.get(delta);
-        let mut tensors = self.trained_tensors();
-        tensors.retain(|key, _| own.is_some_and(|own| own.contains(key)));
-        tensors
+    fn trained_values(&self) -> impl Iterator<Item = (&ParameterId, &Value)> {
+        let places = self.active.trained.iter();
+        places.filter_map(|index| self.values.get_index(*index))
+    }
+
+    /// The elements of those of them that belong to a delta.
+    pub fn trained_values_of(&self, delta: &str) -> BTreeMap<ParameterId, Vec<f32>> {
+        self.trained_values()
+            .filter(|(id, _)| id.delta() == Some(delta))
+            .map(|(id, value)| (id.clone(), value.read()))
+            .collect()
     }
 
     /// One parameter of a delta or head, on the host.
-    pub fn tensor(&self, key: &str) -> Option<Vec<f32>> {
-        self.values.get(key).map(Value::read)
+    pub fn tensor(&self, path: &str) -> Option<Vec<f32>> {
+        self.values.get(path).map(Value::read)
     }
 
     /// A parameter of a delta at a site, or one that its sites share, on the host.
     pub fn delta_tensor(&self, delta: &str, site: &str, name: &str) -> Option<Vec<f32>> {
-        self.tensor(&format!("{delta}.{site}.{name}"))
-            .or_else(|| self.tensor(&format!("{delta}.{name}")))
+        let own = ParameterId::at_site(delta, site, name);
+        let shared = ParameterId::of_delta(delta, name);
+        let found = self.values.get(&own).or_else(|| self.values.get(&shared));
+        found.map(Value::read)
     }
 
     /// One weight as the forward pass sees it, deltas that unfreeze it included.
     pub fn effective(&self, path: &str) -> Option<Vec<f32>> {
-        let redirected = self
-            .active
-            .redirects
-            .get(path)
-            .and_then(|key| self.values.get(key));
-        redirected.or_else(|| self.base.get(path)).map(Value::read)
+        let replaced = self.active.replaced.get(path);
+        let replaced = replaced.map(|index| &self.values[*index]);
+        replaced.or_else(|| self.base.get(path)).map(Value::read)
     }
 
     /// The module tree.
@@ -404,24 +247,18 @@ impl Graph {
             .unwrap_or_default()
     }
 
-    /// Whether something is gated in a block.
-    fn is_gated(&self, block: usize) -> bool {
-        let prefix = format!("{}.", self.block_paths[block]);
-        let mut sites = self.active.sites.iter();
-        sites.any(|(site, placed)| {
-            site.starts_with(&prefix) && placed.iter().any(|placed| placed.is_gated)
-        })
-    }
-
-    /// The parameters of the head in place: path and key.
-    pub fn head_keys(&self) -> Vec<(Parameter, String)> {
+    /// The parameters of the head in place.
+    pub fn head_keys(&self) -> Vec<(Parameter, ParameterId)> {
         let Some(task) = self.task() else {
             return Vec::new();
         };
-        let key = |path: &String| self.active.redirects.get(path).cloned();
+        let id = |path: &String| {
+            let index = self.active.replaced.get(path)?;
+            self.values.get_index(*index).map(|(id, _)| id.clone())
+        };
         self.head_parameters(task)
             .into_iter()
-            .filter_map(|parameter| key(&parameter.path).map(|key| (parameter.clone(), key)))
+            .filter_map(|parameter| id(&parameter.path).map(|id| (parameter, id)))
             .collect()
     }
 
@@ -431,7 +268,7 @@ impl Graph {
     /// A key that there is not, or another shape.
     pub fn set(&mut self, tensors: Tensors) -> Result<(), Problem> {
         for (key, (values, shape)) in tensors {
-            match self.values.get(&key) {
+            match self.values.get(key.as_str()) {
                 Some(old) if old.shape() == shape => {}
                 Some(old) => {
                     let message = format!(
@@ -448,27 +285,34 @@ impl Graph {
                 }
             }
             let value = self.put(values, &shape)?;
-            self.values.insert(key, value);
+            if let Some(own) = self.values.get_mut(key.as_str()) {
+                *own = value;
+            }
         }
         Ok(())
     }
 
-    /// Moves every trained parameter: `step` is given its key, its elements and its gradient.
+    /// Moves every trained parameter: `step` is given its elements and its gradient.
     ///
     /// # Errors
     /// What the device reports.
     pub fn update(
         &mut self,
-        gradients: &BTreeMap<String, Vec<f32>>,
-        mut step: impl FnMut(&str, &mut [f32], &[f32]),
+        gradients: &BTreeMap<ParameterId, Vec<f32>>,
+        mut step: impl FnMut(&ParameterId, &mut [f32], &[f32]),
     ) -> Result<(), Problem> {
-        for (key, gradient) in gradients {
-            if let Some(value) = self.values.get_mut(key) {
-                let change = |values: &mut [f32]| step(key, values, gradient);
+        for (id, gradient) in gradients {
+            if let Some(value) = self.values.get_mut(id) {
+                let change = |values: &mut [f32]| step(id, values, gradient);
                 value.update(change).map_err(device_problem)?;
             }
         }
         Ok(())
+    }
+
+    fn layers(&self) -> &Layers {
+        let layers = self.layers.as_ref();
+        layers.expect("a graph has layers when it is loaded")
     }
 
     /// A forward pass without gradients and without dropout.
@@ -484,32 +328,26 @@ impl Graph {
         start_next: &mut dyn FnMut(),
     ) -> Outcome<GroupGradients> {
         let deferred = self.active.deferred.iter();
-        let ids: BTreeMap<u64, &String> = deferred
-            .filter_map(|key| Some((self.values[key].id()?, key)))
+        let places: BTreeMap<u64, usize> = deferred
+            .filter_map(|index| Some((self.values[*index].id()?, *index)))
             .collect();
-        let trace = Trace::deferring(ids.keys().copied().collect());
+        let trace = Trace::deferring(places.keys().copied().collect());
         let loss = Pass::training(self, trace.clone(), semaphore).loss(batch)?;
-        let mut group = GroupGradients {
-            loss: loss.read()[0],
-            whole: BTreeMap::new(),
-            parts: Vec::new(),
-        };
+        let value = loss.read()[0];
         start_next();
         let mut gradients = backward(loss)?;
-        let key_of = |part: &Deferred| ids[&part.parameter].clone();
         let parts = trace.take_deferred().into_iter();
-        group.parts = parts.map(|part| (key_of(&part), part)).collect();
-        for key in &self.active.trained {
-            if ids.values().any(|deferred| *deferred == key) {
-                continue;
-            }
-            let gradient = match &self.values[key] {
-                Value::Matrix(elements, _) => gradients.take(&elements.tensor()?),
-                Value::Vector(tensor) => gradients.take(tensor),
-            };
-            group.whole.insert(key.clone(), gradient);
-        }
-        Ok(group)
+        let whole = self.active.trained.difference(&self.active.deferred);
+        Ok(GroupGradients {
+            loss: value,
+            parts: parts.map(|part| (places[&part.parameter], part)).collect(),
+            whole: whole
+                .map(|index| match &self.values[*index] {
+                    Value::Matrix(elements, _) => Ok((*index, gradients.take(&elements.tensor()?))),
+                    Value::Vector(tensor) => Ok((*index, gradients.take(tensor))),
+                })
+                .collect::<Outcome<_>>()?,
+        })
     }
 
     /// Whether a path names a module that a checkpoint stores fused with others.

@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use indexmap::IndexMap;
+
+use crate::delta::ParameterId;
 use crate::diagnostic::Problem;
 use crate::engine::{Device, Elements, Outcome, Prepared, Stored, Tensor, WeightSource};
 use crate::plan::Plan;
@@ -103,8 +106,11 @@ impl Value {
     }
 }
 
-/// Parameters by key.
-pub type Store = BTreeMap<String, Value>;
+/// A backbone's parameters by their paths.
+pub type Store = IndexMap<String, Value>;
+
+/// Parameters of deltas and heads, in the order of their paths.
+pub type Added = IndexMap<ParameterId, Value>;
 
 /// Parameters on the host: elements and shape by key.
 pub type Tensors = BTreeMap<String, (Vec<f32>, Vec<usize>)>;

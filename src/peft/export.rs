@@ -51,7 +51,7 @@ pub fn export(plan: &Plan, graph: &Graph, directory: &Path) -> Result<(), Proble
     let is_saved = task.is_some_and(|(name, _)| !is_language_model || is_trained(name));
     for (parameter, key) in graph.head_keys().into_iter().filter(|_| is_saved) {
         let name = parameter.source.full_name(prefix);
-        let values = graph.tensor(&key).unwrap_or_default();
+        let values = graph.tensor(key.path()).unwrap_or_default();
         let tensor = (values, parameter.shape.clone());
         written
             .tensors

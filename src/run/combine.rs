@@ -270,12 +270,12 @@ fn head(runs: &[Loaded], weights: &[f32]) -> Tensors {
                 .is_some_and(|t| run.graph.is_output(t, path))
         };
         for ((_, key), (parameter, own)) in first.into_iter().zip(run.graph.head_keys()) {
-            let mut values = run.graph.tensor(&own).unwrap_or_default();
+            let mut values = run.graph.tensor(own.path()).unwrap_or_default();
             if has_rows(&parameter.path) && !order.is_empty() {
                 values = reordered(&values, &order);
             }
             let zeros = || (vec![0.0; values.len()], parameter.shape.clone());
-            let (sum, _) = tensors.entry(key).or_insert_with(zeros);
+            let (sum, _) = tensors.entry(key.to_string()).or_insert_with(zeros);
             let pairs = sum.iter_mut().zip(&values);
             pairs.for_each(|(sum, value)| *sum += weight / total * value);
         }

@@ -167,7 +167,7 @@ fn merged_tensors(plan: &Plan, graph: &Graph) -> Result<Tensors, Problem> {
         }
     }
     for (parameter, key) in graph.head_keys() {
-        if let Some(values) = graph.tensor(&key) {
+        if let Some(values) = graph.tensor(key.path()) {
             add(&parameter, values);
         }
     }

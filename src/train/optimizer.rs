@@ -142,7 +142,7 @@ fn sum_of_squares(values: &[f32]) -> f64 {
 }
 
 /// Scales all gradients down so that their norm is at most `limit`; returns the norm before.
-pub fn clip(gradients: &mut BTreeMap<String, Vec<f32>>, limit: Option<f32>) -> f32 {
+pub fn clip<K: Ord>(gradients: &mut BTreeMap<K, Vec<f32>>, limit: Option<f32>) -> f32 {
     let square = |values: &Vec<f32>| -> f64 {
         // Chunk by chunk, and then in their order, so that threads change nothing.
         let chunks: Vec<f64> = values.par_chunks(CHUNK).map(sum_of_squares).collect();

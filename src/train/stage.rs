@@ -11,7 +11,7 @@ use super::optimizer::{clip, Stepper};
 use super::schedule::factor;
 use super::StageResult;
 use crate::data::{groups, order, Example, Examples, Masking};
-use crate::delta::{OnHost, Step};
+use crate::delta::{OnHost, ParameterId, Step};
 use crate::diagnostic::Problem;
 use crate::engine::mix;
 use crate::graph::optimizations::frozen_blocks;
@@ -256,8 +256,8 @@ impl<'a> Stage<'a> {
         let lr = self.plan.optimizer.lr() * factor(&self.plan.schedule, step, self.steps);
         self.stepper.begin();
         let stepper = &mut self.stepper;
-        graph.update(&gradients, |key, values, gradient| {
-            stepper.update(key, values, gradient, lr)
+        graph.update(&gradients, |id, values, gradient| {
+            stepper.update(id.path(), values, gradient, lr)
         })?;
         self.on_host(step, graph, &mut gradients, |method, step| {
             method.allocate(step)
@@ -279,30 +279,25 @@ impl<'a> Stage<'a> {
         &mut self,
         step: usize,
         graph: &mut Graph,
-        gradients: &mut BTreeMap<String, Vec<f32>>,
+        gradients: &mut BTreeMap<ParameterId, Vec<f32>>,
         mut act: impl FnMut(&dyn OnHost, &mut Step),
     ) -> Result<(), Problem> {
         for delta in &self.on_host {
             let Some(method) = delta.on_host() else {
                 continue;
             };
-            let before = graph.trained_tensors_of(&delta.name);
-            let values = before
-                .iter()
-                .map(|(key, (values, _))| (key.clone(), values.clone()));
+            let before = graph.trained_values_of(&delta.name);
             let mut step = Step {
                 number: step + 1,
                 steps: self.steps,
-                values: values.collect(),
+                values: before.clone(),
                 gradients,
                 memory: &mut self.state.memory,
             };
             act(method, &mut step);
-            let changed = before.into_iter().filter_map(|(key, (old, shape))| {
-                let new = step.values.remove(&key)?;
-                (new != old).then_some((key, (new, shape)))
-            });
-            graph.set(changed.collect())?;
+            let mut changed = step.values;
+            changed.retain(|id, new| before.get(id).is_some_and(|old| old != new));
+            graph.update(&changed, |_, values, new| values.copy_from_slice(new))?;
         }
         Ok(())
     }

@@ -5,6 +5,7 @@
 //! mixed as they are, once for each head, and values are made of the mixtures alone.
 
 use super::super::forward::Pass;
+use super::super::layers::Attention;
 use super::{is_gated_at_the_top, Optimization};
 use crate::backbone::Architecture;
 use crate::delta::Preposition;
@@ -67,11 +68,11 @@ pub fn check(plan: &Plan, index: usize, drops: bool) -> Result<(), String> {
 }
 
 impl Pass<'_> {
-    /// The attention at `path` of the rows `asking` of `x (rows, hidden)`, whose queries are
+    /// The attention of the rows `asking` of `x (rows, hidden)`, whose queries are
     /// `q (asking, hidden)`: `(asking, hidden)`.
     pub(in crate::graph) fn attend_absorbed(
         &self,
-        path: &str,
+        layer: &Attention,
         q: &Matrix,
         x: &Matrix,
         layout: &Layout,
@@ -86,7 +87,7 @@ impl Pass<'_> {
         let own = self.own_columns(asking.len())?;
         let numbers: Vec<usize> = (0..asking.len()).collect();
         let queries = ops::multiply(&ops::select_rows(q, &of_each_head(&numbers))?, &own)?;
-        let keys = self.weight(&format!("{path}.k.weight"));
+        let keys = self.weight(layer.k.weight);
         let queries = ops::linear_transposed(&queries, &keys)?; // (asking · heads, hidden)
         let attention = &self.graph.architecture.attention;
         let shape = AttentionShape {
@@ -100,7 +101,7 @@ impl Pass<'_> {
         let attending = Attending::within(layout, Some(&rows));
         let mixed = ops::attention(&queries, x, x, attending, shape, None, None)?;
         let alone = Layout::new(vec![1; rows.len()], vec![0; rows.len()]);
-        let values = self.linear(&format!("{path}.v"), &mixed, &alone)?;
+        let values = self.linear(&layer.v, &mixed, &alone)?;
         ops::matmul(&self.sums(asking.len())?, &ops::multiply(&values, &own)?)
     }
 

@@ -3,7 +3,7 @@
 
 use super::super::{Batch, Targets};
 use super::{is_gated_at_the_top, Optimization};
-use crate::backbone::family::{Head, Reads};
+use crate::backbone::family::Reads;
 use crate::engine::Layout;
 use crate::plan::{Plan, TaskPlan};
 
@@ -24,8 +24,8 @@ fn check(plan: &Plan, index: usize) -> Result<String, String> {
 }
 
 /// The rows that a head reads, in ascending order.
-pub(in crate::graph) fn read_rows(head: &Head, batch: &Batch, layout: &Layout) -> Vec<usize> {
-    match (head.reads, &batch.targets) {
+pub(in crate::graph) fn read_rows(reads: Reads, batch: &Batch, layout: &Layout) -> Vec<usize> {
+    match (reads, &batch.targets) {
         // As in PEFT, the first row is the first of a prompt where there is one.
         (Reads::First, _) => layout.ranges().map(|range| range.start).collect(),
         (Reads::Last, _) => layout.ranges().map(|range| range.end - 1).collect(),

@@ -1,0 +1,435 @@
+//! A stage's plan becomes layers: what a forward pass goes through, each with its parameters, its deltas in the order of
+//! the file, and the places of its dropouts. Names are resolved here, and not in a pass.
+
+use std::ops::Range;
+
+use super::{Graph, Placed};
+use crate::backbone::family::{HeadStep, Kind, Reads};
+use crate::backbone::{FeedForwardKind, NormKind, NormPlace, Stack};
+use crate::delta::{Method, ParameterId};
+use crate::engine::Activation;
+
+/// All of a graph, for one stage.
+pub(super) struct Layers {
+    pub embeddings: Embeddings,
+    /// In the order of the forward pass.
+    pub stacks: Vec<StackLayers>,
+    /// Those of all stacks.
+    pub blocks: Vec<Block>,
+    pub head: Vec<HeadLayer>,
+    /// Which rows the head reads.
+    pub reads: Reads,
+}
+
+/// Where the value of a parameter is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Among the backbone's own, which never change.
+    Backbone(usize),
+    /// Among those of deltas and heads.
+    Added(usize),
+}
+
+/// A parameter in a pass.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Handle {
+    pub place: Place,
+    pub is_trained: bool,
+}
+
+/// Where activations are dropped: a number of its own for each place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct DropoutSite(pub u32);
+
+impl DropoutSite {
+    /// FNV-1a over the path.
+    fn new(path: &str) -> Self {
+        DropoutSite(path.bytes().fold(0x811c_9dc5, |hash, byte| {
+            (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+        }))
+    }
+}
+
+pub(super) struct Linear {
+    pub weight: Handle,
+    pub bias: Option<Handle>,
+    pub deltas: Vec<DeltaLayer>,
+}
+
+#[derive(Clone)]
+pub(super) struct Norm {
+    pub weight: Handle,
+    /// Of a layer norm.
+    pub bias: Option<Handle>,
+}
+
+/// An embedding table.
+pub(super) struct Table {
+    pub weight: Handle,
+    pub deltas: Vec<DeltaLayer>,
+}
+
+pub(super) struct Embeddings {
+    pub word: Table,
+    pub types: Option<Table>,
+    pub positions: Option<Table>,
+    /// Where norms are behind what they normalize.
+    pub norm: Option<Norm>,
+    pub dropout: DropoutSite,
+    /// Of what a decoder reads.
+    pub decoder_dropout: DropoutSite,
+    /// Deltas on the embeddings as a whole: prompts.
+    pub deltas: Vec<DeltaLayer>,
+}
+
+pub(super) struct StackLayers {
+    pub blocks: Range<usize>,
+    pub is_causal: bool,
+    /// Biases of scores by distance, where the family has them.
+    pub distances: Option<Table>,
+    /// Where norms are before what they normalize.
+    pub norm: Option<Norm>,
+    pub dropout: DropoutSite,
+}
+
+pub(super) struct Block {
+    pub attention: Attention,
+    /// A decoder's, to what the encoder made.
+    pub cross: Option<Attention>,
+    pub feed_forward: FeedForward,
+    /// Whether a gate in it reads all rows.
+    pub is_gated: bool,
+}
+
+/// What attentions and feed-forwards have around them.
+pub(super) struct SubLayer {
+    pub norm: Option<Norm>,
+    /// Of what it gives.
+    pub dropout: DropoutSite,
+    /// Deltas on it as a whole.
+    pub deltas: Vec<DeltaLayer>,
+}
+
+pub(super) struct Attention {
+    pub around: SubLayer,
+    pub q: Linear,
+    pub k: Linear,
+    pub v: Linear,
+    pub o: Linear,
+    /// Deltas on q, k and v as the checkpoint stores them fused.
+    pub fused: Vec<DeltaLayer>,
+    /// Of the weights.
+    pub dropout: DropoutSite,
+}
+
+pub(super) struct FeedForward {
+    pub around: SubLayer,
+    pub gate: Option<Linear>,
+    pub up: Linear,
+    pub down: Linear,
+    /// Of what `down` reads.
+    pub dropout: DropoutSite,
+}
+
+/// A step of a head.
+pub(super) struct HeadLayer {
+    /// Of what it reads, where the family drops that.
+    pub dropout: Option<DropoutSite>,
+    pub kind: HeadKind,
+    /// Applied to its result.
+    pub activation: Option<Activation>,
+}
+
+pub(super) enum HeadKind {
+    Norm(Norm),
+    /// Logits over the vocabulary.
+    Vocabulary {
+        weight: Handle,
+        bias: Option<Handle>,
+    },
+    Linear(Linear),
+}
+
+/// A delta at a site.
+pub(super) struct DeltaLayer {
+    pub method: Method,
+    /// Whether a gate weighs what it changes.
+    pub is_gated: bool,
+    pub site: String,
+    /// Its parameters there, and those that its sites share, by name.
+    parameters: Vec<(String, Handle)>,
+    pub dropout: DropoutSite,
+    /// The module's own.
+    pub weight: Option<Handle>,
+    pub bias: Option<Handle>,
+    /// Behind the residual sum, where norms are there.
+    pub norm: Option<Norm>,
+}
+
+impl DeltaLayer {
+    /// A parameter, of the few that there are.
+    pub fn parameter(&self, name: &str) -> Handle {
+        let found = self.parameters.iter().find(|(own, _)| own == name);
+        let (_, handle) = found.expect("a method reads the parameters that it names");
+        *handle
+    }
+}
+
+impl Graph {
+    /// The layers of what is in place.
+    pub(super) fn layers_in_place(&self) -> Layers {
+        let stacks = &self.architecture.stacks;
+        let paths = stacks.iter().flat_map(Stack::block_paths);
+        let of_stack = |stack: &Stack| StackLayers {
+            blocks: stack.blocks.clone(),
+            is_causal: stack.is_causal,
+            distances: self.table(&format!("{}position", stack.path)),
+            norm: self
+                .norm(&format!("{}norm", stack.path))
+                .filter(|_| self.pre_norm()),
+            dropout: DropoutSite::new(&format!("{}norm", stack.path)),
+        };
+        let task = self.task();
+        let head = task.and_then(|task| self.head(task));
+        let steps = head.map_or(&[][..], |head| &head.steps);
+        Layers {
+            embeddings: Embeddings {
+                word: self
+                    .table("embeddings.word")
+                    .expect("every family has a table of words"),
+                types: self.table("embeddings.type"),
+                positions: self.table("embeddings.position"),
+                norm: self.norm("embeddings.norm"),
+                dropout: DropoutSite::new(EMBEDDINGS),
+                decoder_dropout: DropoutSite::new("decoder.embeddings"),
+                deltas: self.delta_layers(EMBEDDINGS),
+            },
+            stacks: stacks.iter().map(of_stack).collect(),
+            blocks: paths.map(|path| self.block(&path)).collect(),
+            head: steps
+                .iter()
+                .filter_map(|step| self.head_layer(step))
+                .collect(),
+            reads: head.unwrap_or(&self.family.heads.classify).reads,
+        }
+    }
+
+    fn block(&self, path: &str) -> Block {
+        let below = format!("{path}.");
+        let mut sites = self.active.sites.iter();
+        let feed_forward = format!("{path}.ff");
+        let module = |name: &str| format!("{feed_forward}.{name}");
+        Block {
+            attention: self
+                .attention_layer(&format!("{path}.attn"))
+                .expect("every block has an attention"),
+            cross: self.attention_layer(&format!("{path}.cross")),
+            is_gated: sites.any(|(site, placed)| {
+                site.starts_with(&below) && placed.iter().any(|placed| placed.is_gated)
+            }),
+            feed_forward: FeedForward {
+                around: self.sub_layer(&feed_forward),
+                gate: match self.architecture.feed_forward.kind {
+                    FeedForwardKind::Gated => self.linear_layer(&module("gate")),
+                    FeedForwardKind::Plain => None,
+                },
+                up: self.existing(&module("up")),
+                down: self.existing(&module("down")),
+                dropout: DropoutSite::new(&module("down")),
+            },
+        }
+    }
+
+    fn attention_layer(&self, path: &str) -> Option<Attention> {
+        let module = |name: &str| format!("{path}.{name}");
+        Some(Attention {
+            q: self.linear_layer(&module("q"))?,
+            k: self.existing(&module("k")),
+            v: self.existing(&module("v")),
+            o: self.existing(&module("o")),
+            around: self.sub_layer(path),
+            fused: self.delta_layers(&module("qkv")),
+            dropout: DropoutSite::new(&module("weights")),
+        })
+    }
+
+    fn sub_layer(&self, path: &str) -> SubLayer {
+        SubLayer {
+            norm: self.norm(&format!("{path}.norm")),
+            dropout: DropoutSite::new(path),
+            deltas: self.delta_layers(path),
+        }
+    }
+
+    fn head_layer(&self, step: &HeadStep) -> Option<HeadLayer> {
+        let module = &step.module;
+        let kind = match (step.kind, &step.weight) {
+            (Some(Kind::Norm), _) => HeadKind::Norm(self.norm(module)?),
+            (Some(Kind::Tied), Some(table)) => HeadKind::Vocabulary {
+                weight: self
+                    .parameter(&format!("{module}.weight"))
+                    .or_else(|| self.parameter(&format!("{table}.weight")))?,
+                bias: self.parameter(&format!("{module}.bias")),
+            },
+            // The pooler is a module of the backbone, where deltas may sit.
+            _ => HeadKind::Linear(self.linear_layer(module)?),
+        };
+        Some(HeadLayer {
+            dropout: step.dropout.then(|| DropoutSite::new(module)),
+            kind,
+            activation: match step.activation.as_deref() {
+                Some("config") => Some(self.config.activation),
+                Some(name) => Activation::from_name(name),
+                None => None,
+            },
+        })
+    }
+
+    fn existing(&self, path: &str) -> Linear {
+        let linear = self.linear_layer(path);
+        linear.unwrap_or_else(|| unreachable!("`{path}` is a module of every graph"))
+    }
+
+    fn linear_layer(&self, path: &str) -> Option<Linear> {
+        Some(Linear {
+            weight: self.parameter(&format!("{path}.weight"))?,
+            bias: self.parameter(&format!("{path}.bias")),
+            deltas: self.delta_layers(path),
+        })
+    }
+
+    fn table(&self, path: &str) -> Option<Table> {
+        Some(Table {
+            weight: self.parameter(&format!("{path}.weight"))?,
+            deltas: self.delta_layers(path),
+        })
+    }
+
+    fn norm(&self, path: &str) -> Option<Norm> {
+        Some(Norm {
+            weight: self.parameter(&format!("{path}.weight"))?,
+            bias: match self.architecture.norm.kind {
+                NormKind::Layer => self.parameter(&format!("{path}.bias")),
+                NormKind::Rms => None,
+            },
+        })
+    }
+
+    /// The parameter that stands at a path of the backbone or of the head in place, if there is one.
+    fn parameter(&self, path: &str) -> Option<Handle> {
+        if let Some(index) = self.active.replaced.get(path) {
+            return Some(self.added(*index));
+        }
+        let place = Place::Backbone(self.base.get_index_of(path)?);
+        Some(Handle {
+            place,
+            is_trained: false,
+        })
+    }
+
+    fn added(&self, index: usize) -> Handle {
+        Handle {
+            place: Place::Added(index),
+            is_trained: self.active.trained.contains(&index),
+        }
+    }
+
+    pub(super) fn delta_layers(&self, site: &str) -> Vec<DeltaLayer> {
+        let placed = self.active.sites.get(site).into_iter().flatten();
+        placed
+            .map(|placed| self.delta_layer(placed, site))
+            .collect()
+    }
+
+    fn delta_layer(&self, placed: &Placed, site: &str) -> DeltaLayer {
+        let parameters = |site: Option<&str>| -> Vec<_> {
+            let is_own = |id: &ParameterId| id.delta() == Some(&placed.delta) && id.site() == site;
+            let ids = self.values.keys().enumerate();
+            ids.filter(|(_, id)| is_own(id))
+                .map(|(index, id)| (id.name().to_owned(), self.added(index)))
+                .collect()
+        };
+        DeltaLayer {
+            method: placed.method.clone(),
+            is_gated: placed.is_gated,
+            site: site.to_owned(),
+            parameters: [parameters(Some(site)), parameters(None)].concat(),
+            dropout: DropoutSite::new(&format!("{}.{site}", placed.delta)),
+            weight: self.parameter(&format!("{site}.weight")),
+            bias: self.parameter(&format!("{site}.bias")),
+            norm: match self.architecture.norm.place {
+                NormPlace::Pre => None,
+                NormPlace::Post => self.norm(&format!("{site}.norm")),
+            },
+        }
+    }
+}
+
+/// The path of the embeddings as a whole.
+const EMBEDDINGS: &str = "embeddings";
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::backbone::read_config;
+    use crate::engine::Device;
+
+    fn layers_of(fixture: &str, statements: &str) -> Layers {
+        let base = Path::new("tests/fixtures");
+        let text = format!(
+            "backbone \"{fixture}\"\ndata {{ train = tsv(\"t.tsv\") }}\n\
+             task classify {{ text = a, label = b, labels = [x, y] }}\n{statements}\n\
+             stage tune {{ train = [one, two, head], steps = 1, optimizer = sgd {{ lr = 1 }} }}"
+        );
+        let around = |name: &str| {
+            let directory = base.join(name);
+            Ok((directory.clone(), read_config(&directory)?))
+        };
+        let pipeline = crate::syntax::parse(&text).unwrap();
+        let plan = crate::plan::plan(&pipeline, &Default::default(), base, &around).unwrap();
+        let mut graph = Graph::load(&plan, Device::Cpu).unwrap();
+        graph.activate(&plan, 0).unwrap();
+        graph.layers.unwrap()
+    }
+
+    fn places(layers: &Layers) -> Vec<u32> {
+        let mut places = vec![layers.embeddings.dropout, layers.embeddings.decoder_dropout];
+        places.extend(layers.stacks.iter().map(|stack| stack.dropout));
+        places.extend(layers.head.iter().filter_map(|layer| layer.dropout));
+        let mut deltas = Vec::new();
+        for block in &layers.blocks {
+            for attention in [Some(&block.attention), block.cross.as_ref()]
+                .into_iter()
+                .flatten()
+            {
+                places.extend([attention.dropout, attention.around.dropout]);
+                deltas.extend([&attention.q, &attention.v].map(|linear| &linear.deltas));
+            }
+            let ff = &block.feed_forward;
+            places.extend([ff.dropout, ff.around.dropout]);
+            deltas.push(&ff.down.deltas);
+        }
+        places.extend(deltas.into_iter().flatten().map(|delta| delta.dropout));
+        places.into_iter().map(|place| place.0).collect()
+    }
+
+    /// What is dropped in one place says nothing of what is dropped in another.
+    #[test]
+    fn places_of_dropout_have_numbers_of_their_own() {
+        for fixture in ["bert_a", "gpt2", "llama_a", "t5_v1_1"] {
+            let layers = layers_of(
+                fixture,
+                "reparam one = lora { dropout = 0.1 } on **.{q,v}\n\
+                 reparam two = lora { dropout = 0.1 } on **.{v,down}",
+            );
+            let mut all = places(&layers);
+            let count = all.len();
+            assert!(count > 15, "{fixture}: {count}");
+            all.sort_unstable();
+            all.dedup();
+            assert_eq!(all.len(), count, "{fixture}");
+        }
+    }
+}

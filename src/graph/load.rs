@@ -1,0 +1,321 @@
+//! The weights of a plan, read or drawn: the backbone's, those of heads, and those that deltas add.
+
+use std::cell::OnceCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::init::Initializer;
+use super::{
+    device_problem, reordered, Active, Added, Backbones, Graph, HeadOrigin, Store, Svd, Value,
+};
+use crate::backbone::{Architecture, Checkpoint, Module, Parameter, Positions, Tree};
+use crate::delta::{Init, NewParameter, ParameterId};
+use crate::diagnostic::Problem;
+use crate::engine::Device;
+use crate::plan::{Change, Plan, TaskPlan};
+
+impl Graph {
+    /// Reads or draws every weight of a plan.
+    ///
+    /// # Errors
+    /// A file that cannot be read, a tensor that is missing or misshapen.
+    pub fn load(plan: &Plan, device: Device) -> Result<Self, Problem> {
+        Graph::load_beside(plan, device, &Backbones::default())
+    }
+
+    /// The same, with the backbone of an earlier graph where it is the same one.
+    ///
+    /// # Errors
+    /// See [`Graph::load`].
+    pub fn load_beside(
+        plan: &Plan,
+        device: Device,
+        backbones: &Backbones,
+    ) -> Result<Self, Problem> {
+        let config = plan.backbone.config.clone();
+        let checkpoint = match plan.backbone.random {
+            true => None,
+            false => Some(Checkpoint::open_directory(&plan.backbone.directory)?),
+        };
+        let architecture = Architecture::new(&config);
+        let frequencies = match &architecture.positions {
+            Positions::Rotary(rotary) => Some(rotary.frequencies(architecture.attention.width)),
+            Positions::Learned { .. } | Positions::Distances(_) => None,
+        };
+        let mut graph = Graph {
+            family: config.family(),
+            architecture,
+            frequencies,
+            tree: Tree::new(&config),
+            config,
+            device,
+            precision: plan.backbone.precision,
+            base: Arc::default(),
+            values: Added::new(),
+            fresh_heads: BTreeMap::new(),
+            constants: BTreeSet::new(),
+            active: Active::default(),
+            layers: None,
+        };
+        let initializer = Initializer {
+            seed: plan.seed,
+            deviation: graph.config.initializer_range,
+            norm: match graph.family.config.initializer_factor {
+                Some(_) => graph.config.initializer_range,
+                None => 1.0,
+            },
+        };
+        graph.base = backbones.get(plan, || graph.load_base(checkpoint.as_ref(), &initializer))?;
+        for (name, task) in &plan.tasks {
+            graph.load_head(name, task, checkpoint.as_ref(), &initializer)?;
+        }
+        graph.add_deltas(plan, &initializer)?;
+        // Sums over all parameters are in the order of their paths.
+        graph.values.sort_keys();
+        graph.layers = Some(graph.layers_in_place());
+        Ok(graph)
+    }
+
+    pub(super) fn put(&self, values: Vec<f32>, shape: &[usize]) -> Result<Value, Problem> {
+        Value::new(&self.device, values, shape).map_err(device_problem)
+    }
+
+    /// The backbone's weights. A module that only the head reads (BERT's pooler) may be missing; it
+    /// then belongs to the head.
+    fn load_base(
+        &self,
+        checkpoint: Option<&Checkpoint>,
+        initializer: &Initializer,
+    ) -> Result<Store, Problem> {
+        let mut base = Store::new();
+        let head = &self.family.heads.classify;
+        let is_of_head = |path: &str| {
+            head.steps.iter().any(|step| {
+                path.strip_prefix(&step.module)
+                    .is_some_and(|rest| rest.starts_with('.'))
+            })
+        };
+        for parameter in self.tree.parameters() {
+            let prefix = &self.family.prefix;
+            let value = match checkpoint {
+                None => self.put(initializer.parameter(parameter), &parameter.shape)?,
+                Some(file) => {
+                    if is_of_head(&parameter.path) && file.find(parameter, prefix).is_none() {
+                        continue;
+                    }
+                    match *parameter.shape.as_slice() {
+                        [out, input] => {
+                            let stored = file.stored(parameter, prefix)?;
+                            Value::stored(&self.device, Box::new(stored), (out, input))
+                        }
+                        _ => self.put(file.load(parameter, prefix)?, &parameter.shape)?,
+                    }
+                }
+            };
+            base.insert(parameter.path.clone(), value);
+        }
+        Ok(base)
+    }
+
+    /// The head of a task: from the checkpoint where it has one that fits, drawn otherwise.
+    fn load_head(
+        &mut self,
+        name: &str,
+        task: &TaskPlan,
+        checkpoint: Option<&Checkpoint>,
+        initializer: &Initializer,
+    ) -> Result<(), Problem> {
+        let origin = HeadOrigin::of(&self.config, task, checkpoint);
+        if let HeadOrigin::Drawn(reason) = &origin {
+            self.fresh_heads.insert(name.to_owned(), reason.clone());
+        }
+        for parameter in self.head_parameters(task) {
+            let id = ParameterId::of_head(name, &parameter.path);
+            let stored = match checkpoint {
+                Some(file) => self.stored_head(&parameter, task, &origin, file)?,
+                None => None,
+            };
+            let values = stored.unwrap_or_else(|| {
+                // A bias that is not there is zero to transformers, and makes no head a new one.
+                if !parameter.path.ends_with(".bias") {
+                    let reason = format!("the checkpoint has no `{}`", parameter.source.name);
+                    self.fresh_heads.entry(name.to_owned()).or_insert(reason);
+                }
+                initializer.parameter(&Parameter {
+                    path: id.path().to_owned(),
+                    ..parameter.clone()
+                })
+            });
+            let value = self.put(values, &parameter.shape)?;
+            self.values.insert(id, value);
+        }
+        Ok(())
+    }
+
+    /// A parameter of a head as the checkpoint has it, its outputs in the order of the task's labels; nothing where
+    /// it is to be drawn.
+    fn stored_head(
+        &self,
+        parameter: &Parameter,
+        task: &TaskPlan,
+        origin: &HeadOrigin,
+        file: &Checkpoint,
+    ) -> Result<Option<Vec<f32>>, Problem> {
+        let prefix = &self.family.prefix;
+        let is_output = self.is_output(task, &parameter.path);
+        let name = file.find(parameter, prefix);
+        let shape = name.and_then(|name| file.shape(&name));
+        if shape != Some(parameter.shape.as_slice()) {
+            return Ok(None);
+        }
+        match origin {
+            HeadOrigin::Drawn(_) if is_output => Ok(None),
+            HeadOrigin::Checkpoint(order, _) if is_output && !order.is_empty() => {
+                Ok(Some(reordered(&file.load(parameter, prefix)?, order)))
+            }
+            _ => file.load(parameter, prefix).map(Some),
+        }
+    }
+}
+
+impl Graph {
+    /// Draws the parameters of all deltas.
+    pub(super) fn add_deltas(
+        &mut self,
+        plan: &Plan,
+        initializer: &Initializer,
+    ) -> Result<(), Problem> {
+        for delta in &plan.deltas {
+            match &delta.change {
+                Change::Unfreeze { parameters } => {
+                    for path in parameters {
+                        // A pooler that the checkpoint lacks is the head's, not the delta's; the
+                        // language-model head is the same for all tasks.
+                        let of_head = || {
+                            let mut tasks = plan.tasks.iter();
+                            let (task, _) = tasks.find(|(_, task)| task.uses_language_model())?;
+                            self.values.get(&ParameterId::of_head(task, path))
+                        };
+                        let Some(value) = self.base.get(path).or_else(of_head).cloned() else {
+                            continue;
+                        };
+                        let value = value.held().map_err(device_problem)?;
+                        let id = ParameterId::of_delta(&delta.name, path);
+                        self.values.insert(id, value);
+                    }
+                }
+                Change::Method { method, sites } => {
+                    let tree = self.tree.clone();
+                    let modules: Vec<&Module> =
+                        sites.iter().filter_map(|site| tree.module(site)).collect();
+                    for parameter in method.shared(&modules) {
+                        let id = ParameterId::of_delta(&delta.name, parameter.name);
+                        self.add_parameter(id, &parameter, None, initializer)?;
+                    }
+                    for module in modules {
+                        let origin = Origin::new(self, module);
+                        for parameter in delta.parameters(module) {
+                            let id =
+                                ParameterId::at_site(&delta.name, &module.path, parameter.name);
+                            self.add_parameter(id, &parameter, Some(&origin), initializer)?;
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn add_parameter(
+        &mut self,
+        id: ParameterId,
+        parameter: &NewParameter,
+        origin: Option<&Origin>,
+        initializer: &Initializer,
+    ) -> Result<(), Problem> {
+        let own = match origin {
+            Some(origin) => origin.values(parameter)?,
+            None => None,
+        };
+        let rows = |chosen: &[usize]| -> Vec<f32> {
+            let table = self.read_base("embeddings.word.weight");
+            let rows: Vec<&[f32]> = table.chunks_exact(parameter.shape[1]).collect();
+            let chosen = chosen.iter().cycle().take(parameter.shape[0]);
+            chosen.flat_map(|row| rows[*row]).copied().collect()
+        };
+        let values = match (&parameter.init, own) {
+            (_, Some(values)) => values,
+            (Init::Rows(chosen), _) => rows(chosen),
+            (Init::Vocabulary, _) => {
+                let entries = self.config.vocabulary;
+                rows(&initializer.choices(id.path(), parameter.shape[0], entries))
+            }
+            (init, _) => initializer.values(id.path(), parameter.count(), init),
+        };
+        let value = self.put(values, &parameter.shape)?;
+        if parameter.is_frozen {
+            self.constants.insert(id.clone());
+        }
+        self.values.insert(id, value);
+        Ok(())
+    }
+
+    fn read_base(&self, path: &str) -> Vec<f32> {
+        self.base.get(path).map(Value::read).unwrap_or_default()
+    }
+}
+
+/// A module's own weight, where a parameter may begin as something made of it.
+struct Origin {
+    path: String,
+    weight: OnceCell<Vec<f32>>,
+    columns: usize,
+    svd: OnceCell<Option<Svd>>,
+    read: Box<dyn Fn() -> Vec<f32>>,
+}
+
+impl Origin {
+    fn new(graph: &Graph, module: &Module) -> Self {
+        let value = graph.base.get(&format!("{}.weight", module.path)).cloned();
+        Origin {
+            path: module.path.clone(),
+            weight: OnceCell::new(),
+            columns: module.input.max(1),
+            svd: OnceCell::new(),
+            read: Box::new(move || value.as_ref().map(Value::read).unwrap_or_default()),
+        }
+    }
+
+    /// How a parameter begins, if it begins as something made of the weight.
+    fn values(&self, parameter: &NewParameter) -> Result<Option<Vec<f32>>, Problem> {
+        Ok(match parameter.init {
+            Init::RowNorms => {
+                let rows = self.weight().chunks_exact(self.columns);
+                let norm = |row: &[f32]| row.iter().map(|w| w * w).sum::<f32>().sqrt();
+                Some(rows.map(norm).collect())
+            }
+            Init::PrincipalRows { scale } => Some(self.svd()?.rows(parameter.shape[0], scale)),
+            Init::PrincipalColumns { scale } => {
+                Some(self.svd()?.columns(parameter.shape[1], scale))
+            }
+            _ => None,
+        })
+    }
+
+    fn weight(&self) -> &[f32] {
+        self.weight.get_or_init(&self.read)
+    }
+
+    fn svd(&self) -> Result<&Svd, Problem> {
+        let decompose = || Svd::of(self.weight(), self.columns);
+        let svd = self.svd.get_or_init(decompose).as_ref();
+        svd.ok_or_else(|| {
+            let message = format!(
+                "the weight of `{}` has no singular value decomposition: it is not finite",
+                self.path
+            );
+            Problem::new("delta::graph::singular", message)
+                .help("give another checkpoint, or write `init = standard`")
+        })
+    }
+}
