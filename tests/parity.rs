@@ -292,7 +292,7 @@ fn check_gradients(directory: &Path, _: f32) {
     let imported = import(&directory.join("adapter"), &config(directory)).unwrap();
     let (_, graph) = imported_graph(directory, imported);
     let (_, gradients) = graph.gradients(&[expected.batch(0)]).unwrap();
-    let prefix = &config(directory).family().prefix;
+    let prefix = &config(directory).family().base_model_prefix;
     let worst = gradients_differ(
         &name.to_string(),
         &graph,

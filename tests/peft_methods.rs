@@ -76,7 +76,7 @@ type Stored = (String, Option<usize>);
 
 /// How PEFT stores each trained key.
 fn stored(plan: &Plan, graph: &Graph) -> BTreeMap<String, Stored> {
-    let prefix = &plan.backbone.config.family().prefix;
+    let prefix = &plan.backbone.config.family().base_model_prefix;
     let mut stored = BTreeMap::new();
     let mut put = |key: String, module: &str, suffix: &str, columns: Option<usize>| {
         let name = format!("base_model.model.{prefix}{module}.{suffix}");

@@ -16,7 +16,7 @@ pub struct Family {
     /// Values of `model_type` in `config.json` that belong to it.
     pub model_types: Vec<String>,
     /// What stands before the backbone's names in a checkpoint that has a head.
-    pub prefix: String,
+    pub base_model_prefix: String,
     /// What the names of transformers' classes begin with.
     pub architecture: String,
     /// Which key of `config.json` holds which dimension or setting.
@@ -339,7 +339,7 @@ pub struct Head {
     /// How transformers' class ends that has it.
     pub class: String,
     /// What stands before the backbone's names in a checkpoint with this head, if not the family's.
-    pub prefix: Option<String>,
+    pub base_model_prefix: Option<String>,
     /// The rows of the last hidden state that it reads.
     pub reads: Reads,
     /// Its steps, in order.

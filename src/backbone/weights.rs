@@ -284,7 +284,7 @@ mod tests {
             let directory = Path::new("tests/fixtures").join(fixture);
             let config = read_config(&directory).unwrap();
             let file = Checkpoint::open_directory(&directory).unwrap();
-            let prefix = &config.family().prefix;
+            let prefix = &config.family().base_model_prefix;
             let tree = Tree::new(&config);
             let in_file = |p: &&Parameter| file.find(p, prefix).is_some();
             for parameter in tree.parameters().filter(in_file) {

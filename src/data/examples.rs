@@ -187,10 +187,10 @@ fn encode(
     task: &TaskPlan,
     texts: &[Vec<String>],
 ) -> Result<Vec<Encoded>, (Option<usize>, Problem)> {
-    let prefixed = |text: &String| format!("{}{text}", task.prefix);
+    let prefixed = |text: &String| format!("{}{text}", task.source_prefix);
     let encoded = match &task.cloze {
         Some(cloze) => encoder.encode_cloze(cloze, texts)?,
-        None if !task.prefix.is_empty() => {
+        None if !task.source_prefix.is_empty() => {
             let texts = texts
                 .iter()
                 .map(|texts| texts.iter().map(prefixed).collect());

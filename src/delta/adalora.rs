@@ -11,7 +11,7 @@ use super::{
     PeftForm, PeftModule, PeftTensor, Preposition, Step,
 };
 use crate::backbone::{Config, Module, Site};
-use crate::engine::{ops, Matrix, Outcome};
+use crate::engine::{ops, Matrix, Outcome, Tensor};
 use crate::settings::Fields;
 
 /// Settings of AdaLoRA; the defaults are PEFT's.
@@ -157,7 +157,7 @@ impl OnHost for AdaLora {
         }
     }
 
-    fn penalty(&self, step: &mut Step) -> f32 {
+    fn penalty(&self, step: &mut Step) -> Outcome<f32> {
         let is_factor = |id: &ParameterId| matches!(id.name(), "A" | "B");
         let count = step.values.keys().filter(|id| is_factor(id)).count() as f32;
         let mut sum = 0.0;
@@ -168,21 +168,19 @@ impl OnHost for AdaLora {
                 true => values.clone(),
                 false => lora::transposed(values, self.rank),
             };
-            let (norm, gradient) = orthogonality(&rows, self.rank);
+            let width = rows.len() / self.rank;
+            let rows = Tensor::new(step.device, rows, (self.rank, width))?;
+            let (norm, gradient) = orthogonality(&rows.constant())?;
             sum += norm;
             let gradient = match is_a {
-                true => gradient,
-                false => lora::transposed(&gradient, rows.len() / self.rank),
+                true => gradient.read(),
+                false => lora::transposed(&gradient.read(), width),
             };
-            let pairs = step
-                .gradients
-                .get_mut(id)
-                .into_iter()
-                .flatten()
-                .zip(gradient);
+            let sums = step.gradients.get_mut(id).into_iter().flatten();
+            let pairs = sums.zip(gradient);
             pairs.for_each(|(sum, g)| *sum += self.orthogonal / count * g);
         }
-        self.orthogonal * sum / count.max(1.0)
+        Ok(self.orthogonal * sum / count.max(1.0))
     }
 
     fn allocate(&self, step: &mut Step) {
@@ -205,27 +203,15 @@ impl OnHost for AdaLora {
 }
 
 /// `‖P Pᵀ − I‖` and its gradient `2 (P Pᵀ − I) P / ‖P Pᵀ − I‖` of `P (ranks, width)`.
-fn orthogonality(p: &[f32], ranks: usize) -> (f32, Vec<f32>) {
-    let width = p.len() / ranks;
-    let row = |rank: usize| &p[rank * width..(rank + 1) * width];
-    let mut excess = vec![0.0f32; ranks * ranks];
-    for i in 0..ranks {
-        for j in 0..ranks {
-            let product: f32 = row(i).iter().zip(row(j)).map(|(x, y)| x * y).sum();
-            excess[i * ranks + j] = product - f32::from(i == j);
-        }
-    }
-    let norm = excess.iter().map(|value| value * value).sum::<f32>().sqrt();
-    let mut gradient = vec![0.0; p.len()];
-    for (i, sums) in gradient.chunks_exact_mut(width).enumerate() {
-        for j in 0..ranks {
-            let factor = 2.0 * excess[i * ranks + j] / norm.max(f32::MIN_POSITIVE);
-            sums.iter_mut()
-                .zip(row(j))
-                .for_each(|(sum, p)| *sum += factor * p);
-        }
-    }
-    (norm, gradient)
+fn orthogonality(p: &Matrix) -> Outcome<(f32, Matrix)> {
+    let ranks = p.shape().0;
+    let minus_one = (0..ranks * ranks).map(|i| if i % (ranks + 1) == 0 { -1.0 } else { 0.0 });
+    let minus_one = Tensor::new(&p.device(), minus_one.collect(), (ranks, ranks))?.constant();
+    let excess = ops::add(ops::linear(p, &p.clone().into(), None)?, &minus_one)?; // (ranks, ranks)
+    let norms = ops::row_norms(&excess)?.read();
+    let norm = norms.iter().map(|norm| norm * norm).sum::<f32>().sqrt();
+    let factor = 2.0 / norm.max(f32::MIN_POSITIVE);
+    Ok((norm, ops::scale(&ops::matmul(&excess, p)?, factor)?))
 }
 
 impl DeltaMethod for AdaLora {

@@ -33,7 +33,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::backbone::{Config, Module, Site};
-use crate::engine::{ops, Layout, Matrix, Outcome, Vector, Weight};
+use crate::engine::{ops, Device, Layout, Matrix, Outcome, Vector, Weight};
 use crate::settings::Fields;
 pub use crate::syntax::ast::Preposition;
 
@@ -229,7 +229,10 @@ pub trait OnHost {
 
     /// Adds the gradient of a penalty on its parameters to the gradients, and gives the penalty,
     /// which is a part of the loss.
-    fn penalty(&self, step: &mut Step) -> f32;
+    ///
+    /// # Errors
+    /// What the device reports.
+    fn penalty(&self, step: &mut Step) -> Outcome<f32>;
 
     /// Changes its parameters after the optimizer did.
     fn allocate(&self, step: &mut Step);
@@ -245,6 +248,8 @@ pub struct Step<'a> {
     pub values: BTreeMap<ParameterId, Vec<f32>>,
     /// Their gradients, and those of others.
     pub gradients: &'a mut BTreeMap<ParameterId, Vec<f32>>,
+    /// Where they are computed.
+    pub device: &'a Device,
     /// What is to be known in the next step.
     pub memory: &'a mut BTreeMap<String, Vec<f32>>,
 }

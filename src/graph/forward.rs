@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::layers::{
-    Block, DropoutSite, Handle, Layers, Linear, Norm, Place, StackLayers, SubLayer,
+    Block, DropoutSite, Handle, Layers, Linear, Norm, ParameterIndex, StackLayers, SubLayer,
 };
 use super::optimizations::read_rows::{read_layout, read_rows};
 use super::rotary::positions;
@@ -361,9 +361,9 @@ impl<'g> Pass<'g> {
             true => self.trace.clone(),
             false => Trace::off(),
         };
-        let value = match handle.place {
-            Place::Backbone(index) => &self.graph.base[index],
-            Place::Added(index) => &self.graph.values[index],
+        let value = match handle.index {
+            ParameterIndex::Backbone(index) => &self.graph.base[index],
+            ParameterIndex::Added(index) => &self.graph.values[index],
         };
         (value, trace)
     }
@@ -372,9 +372,9 @@ impl<'g> Pass<'g> {
         let (Value::Matrix(elements, prepared), trace) = self.value(handle) else {
             unreachable!("a weight is a matrix");
         };
-        Weight::new(elements, prepared, &trace).in_precision(match handle.place {
-            Place::Backbone(_) => self.graph.precision,
-            Place::Added(_) => Precision::F32,
+        Weight::new(elements, prepared, &trace).in_precision(match handle.index {
+            ParameterIndex::Backbone(_) => self.graph.precision,
+            ParameterIndex::Added(_) => Precision::F32,
         })
     }
 

@@ -37,15 +37,15 @@ impl HeadOrigin {
         let parameters = head.map_or(Vec::new(), |head| head_parameters(config, head, outputs));
         let Some(weight) = parameters.iter().find(|p| Some(&p.path) == last.as_ref()) else {
             // A language model's head has no output of its own: it reads the word embeddings.
-            let is_whole = parameters
-                .iter()
-                .all(|p| p.path.ends_with(".bias") || file.find(p, &family.prefix).is_some());
+            let is_whole = parameters.iter().all(|p| {
+                p.path.ends_with(".bias") || file.find(p, &family.base_model_prefix).is_some()
+            });
             return match is_whole {
                 true => HeadOrigin::Checkpoint(Vec::new(), "its language model's".to_owned()),
                 false => HeadOrigin::Drawn("the checkpoint has no language model's".to_owned()),
             };
         };
-        let found = file.find(weight, &family.prefix);
+        let found = file.find(weight, &family.base_model_prefix);
         let rows = found.and_then(|name| file.shape(&name)?.first().copied());
         match rows {
             None => HeadOrigin::Drawn("the checkpoint has none".to_owned()),

@@ -23,7 +23,7 @@ pub(super) struct Layers {
 
 /// Where the value of a parameter is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum ParameterIndex {
     /// Among the backbone's own, which never change.
     Backbone(usize),
     /// Among those of deltas and heads.
@@ -33,7 +33,7 @@ pub(super) enum Place {
 /// A parameter in a pass.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Handle {
-    pub place: Place,
+    pub index: ParameterIndex,
     pub is_trained: bool,
 }
 
@@ -320,16 +320,16 @@ impl Graph {
         if let Some(index) = self.active.replaced.get(path) {
             return Some(self.added(*index));
         }
-        let place = Place::Backbone(self.base.get_index_of(path)?);
+        let index = ParameterIndex::Backbone(self.base.get_index_of(path)?);
         Some(Handle {
-            place,
+            index,
             is_trained: false,
         })
     }
 
     fn added(&self, index: usize) -> Handle {
         Handle {
-            place: Place::Added(index),
+            index: ParameterIndex::Added(index),
             is_trained: self.active.trained.contains(&index),
         }
     }

@@ -96,7 +96,7 @@ impl Graph {
             })
         };
         for parameter in self.tree.parameters() {
-            let prefix = &self.family.prefix;
+            let prefix = &self.family.base_model_prefix;
             let value = match checkpoint {
                 None => self.put(initializer.parameter(parameter), &parameter.shape)?,
                 Some(file) => {
@@ -161,7 +161,7 @@ impl Graph {
         origin: &HeadOrigin,
         file: &Checkpoint,
     ) -> Result<Option<Vec<f32>>, Problem> {
-        let prefix = &self.family.prefix;
+        let prefix = &self.family.base_model_prefix;
         let is_output = self.is_output(task, &parameter.path);
         let name = file.find(parameter, prefix);
         let shape = name.and_then(|name| file.shape(&name));

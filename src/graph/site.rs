@@ -179,8 +179,8 @@ impl Pass<'_> {
         }
     }
 
-    fn at<'a>(&'a self, delta: &'a DeltaLayer) -> Site<'a> {
-        Site { pass: self, delta }
+    fn at<'a>(&'a self, delta: &'a DeltaLayer) -> DeltaInPass<'a> {
+        DeltaInPass { pass: self, delta }
     }
 }
 
@@ -193,12 +193,12 @@ struct PrefixRows {
 }
 
 /// What a method sees of the pass at its site.
-struct Site<'a> {
+struct DeltaInPass<'a> {
     pass: &'a Pass<'a>,
     delta: &'a DeltaLayer,
 }
 
-impl Site<'_> {
+impl DeltaInPass<'_> {
     fn at<'a>(&'a self, layout: &'a Layout, residual: Option<&'a Matrix>) -> At<'a> {
         At {
             values: self,
@@ -208,7 +208,7 @@ impl Site<'_> {
     }
 }
 
-impl Values for Site<'_> {
+impl Values for DeltaInPass<'_> {
     fn weight(&self, name: &str) -> Weight {
         self.pass.weight(self.delta.parameter(name))
     }

@@ -143,7 +143,7 @@ fn targets(graph: &Graph, plan: &Plan, names: &BTreeSet<String>) -> Vec<String> 
 fn card(plan: &Plan) -> String {
     let prefix = plan
         .final_task()
-        .map_or("", |(_, task)| task.prefix.as_str());
+        .map_or("", |(_, task)| task.source_prefix.as_str());
     let prefixed = match prefix {
         "" => String::new(),
         prefix => format!("\nIt was trained on sources that begin with `{prefix}`.\n"),

@@ -56,7 +56,7 @@ pub fn import(directory: &Path, config: &Config) -> Result<Imported, Problem> {
     let file = open_tensors(directory)?;
     let mut reader = Reader::new(directory, &file);
     let is_prompt = prompts::is_prompt(&adapter);
-    let prefix = key_prefix(&file, &config.family().prefix);
+    let prefix = key_prefix(&file, &config.family().base_model_prefix);
     let mut deltas = match is_prompt {
         true => prompts::read(directory, &adapter, config, &mut reader)?,
         false => read_tuner(directory, &adapter, config, &prefix, &mut reader)?,

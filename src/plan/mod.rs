@@ -76,8 +76,8 @@ impl Plan {
         let family = self.backbone.config.family();
         let task = self.final_task();
         let head = task.and_then(|(_, task)| family.heads.of(task.uses_language_model()));
-        let own = head.and_then(|head| head.prefix.as_deref());
-        own.unwrap_or(&family.prefix)
+        let own = head.and_then(|head| head.base_model_prefix.as_deref());
+        own.unwrap_or(&family.base_model_prefix)
     }
 
     /// The data set of the last stage, or the only one there is.
@@ -223,8 +223,8 @@ pub struct TaskPlan {
     /// The share of tokens that are masked, for a masked language model.
     pub mask: f32,
     /// Of a sequence-to-sequence task: what stands before every source.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub prefix: String,
+    #[serde(default, rename = "prefix", skip_serializing_if = "String::is_empty")]
+    pub source_prefix: String,
     /// The place of the statement.
     pub span: Span,
 }

@@ -97,7 +97,7 @@ impl Modules<'_> {
     /// Whether a checkpoint's name is the quoted one, with or without the family's prefix; `*`
     /// stands for one part of the name.
     fn is_called(&self, name: &str, quoted: &str) -> bool {
-        let prefix = &self.config.family().prefix;
+        let prefix = &self.config.family().base_model_prefix;
         let same = |quoted: &str| {
             let (parts, wanted): (Vec<_>, Vec<_>) =
                 (name.split('.').collect(), quoted.split('.').collect());

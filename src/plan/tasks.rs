@@ -214,7 +214,7 @@ pub(super) fn task(kind: &Name, fields: &Fields) -> Option<TaskPlan> {
         metric: metric(fields, kind),
         cloze: None,
         mask: 0.15,
-        prefix: String::new(),
+        source_prefix: String::new(),
         span: fields.span(),
     };
     if kind == TaskKind::MaskedLm {
@@ -242,7 +242,7 @@ pub(super) fn task(kind: &Name, fields: &Fields) -> Option<TaskPlan> {
         };
         plan.text = vec![column("source", "en")];
         plan.label = column("target", "de");
-        plan.prefix = fields
+        plan.source_prefix = fields
             .text("prefix")
             .map_or(String::new(), |text| text.node);
         fields.finish();

@@ -60,17 +60,17 @@ fn check_shapes(config: &Config, file: &Checkpoint) -> Option<Problem> {
     };
     let mut parameters = tree.parameters();
     parameters.find_map(|parameter| {
-        let is_missing = file.find(parameter, &family.prefix).is_none();
+        let is_missing = file.find(parameter, &family.base_model_prefix).is_none();
         match is_missing && of_head(&parameter.path) {
             true => None,
-            false => file.checked(parameter, &family.prefix).err(),
+            false => file.checked(parameter, &family.base_model_prefix).err(),
         }
     })
 }
 
 /// Deltas that unfreeze what the checkpoint does not have: a pooler that is then the head's.
 fn check_unfrozen(plan: &Plan, file: &Checkpoint) -> Vec<Problem> {
-    let prefix = &plan.backbone.config.family().prefix;
+    let prefix = &plan.backbone.config.family().base_model_prefix;
     let tree = Tree::new(&plan.backbone.config);
     let is_missing = |path: &&String| {
         let mut own = tree

@@ -168,7 +168,7 @@ fn stored_outputs(backbone: &Path, config: &Config) -> Option<usize> {
     let weight = head_parameters(config, &family.heads.classify, 1)
         .into_iter()
         .rfind(|parameter| parameter.path.ends_with("weight"))?;
-    let name = file.find(&weight, &family.prefix)?;
+    let name = file.find(&weight, &family.base_model_prefix)?;
     file.shape(&name)?.first().copied()
 }
 
@@ -213,7 +213,7 @@ fn language_model_task(text: Vec<String>, config: &Config) -> Result<TaskPlan, P
         metric: Metric::Loss,
         cloze: None,
         mask: 0.0,
-        prefix: String::new(),
+        source_prefix: String::new(),
         span: Span::default(),
     })
 }
@@ -260,7 +260,7 @@ fn adapter_task(backbone: &Path, outputs: usize, text: Vec<String>) -> TaskPlan 
         },
         cloze: None,
         mask: 0.0,
-        prefix: String::new(),
+        source_prefix: String::new(),
         span: Span::default(),
     }
 }

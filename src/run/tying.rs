@@ -30,7 +30,7 @@ pub fn has_head_weight(config: &Config, directory: &Path) -> Result<bool, Proble
     let decoder = format!("{untied}.weight");
     // The decoder's own name is what the embedding is read from where there is nothing else.
     let embedding = file
-        .find(table, &family.prefix)
+        .find(table, &family.base_model_prefix)
         .filter(|name| *name != decoder);
     match (embedding, file.has(&decoder)) {
         (Some(embedding), true) => {
@@ -40,7 +40,7 @@ pub fn has_head_weight(config: &Config, directory: &Path) -> Result<bool, Proble
         (found, _) if config.is_untied => {
             let missing = match found {
                 Some(_) => decoder,
-                None => table.source.full_name(&family.prefix),
+                None => table.source.full_name(&family.base_model_prefix),
             };
             let message = format!(
                 "by `config.json` the head is not tied to the word embedding, but the checkpoint has no `{missing}`"

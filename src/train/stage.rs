@@ -13,9 +13,9 @@ use super::StageResult;
 use crate::data::{groups, order, Example, Examples, Masking};
 use crate::delta::{OnHost, ParameterId, Step};
 use crate::diagnostic::Problem;
-use crate::engine::mix;
+use crate::engine::{mix, Outcome};
 use crate::graph::optimizations::frozen_blocks;
-use crate::graph::Graph;
+use crate::graph::{device_problem, Graph};
 use crate::plan::{DeltaPlan, Keep, Length, Plan, StagePlan, TaskPlan, Unit};
 
 /// The examples of one stage.
@@ -247,7 +247,8 @@ impl<'a> Stage<'a> {
         }
         let (mut loss, mut gradients) = graph.gradients(&groups)?;
         self.on_host(step, graph, &mut gradients, |method, step| {
-            loss += method.penalty(step);
+            loss += method.penalty(step)?;
+            Ok(())
         })?;
         let norm = clip(&mut gradients, self.plan.clip);
         if !loss.is_finite() || !norm.is_finite() {
@@ -260,7 +261,8 @@ impl<'a> Stage<'a> {
             stepper.update(id.path(), values, gradient, lr)
         })?;
         self.on_host(step, graph, &mut gradients, |method, step| {
-            method.allocate(step)
+            method.allocate(step);
+            Ok(())
         })?;
         let epoch = (step + 1) as f64 / self.epoch_steps as f64;
         watcher.event(Event::Step {
@@ -280,21 +282,22 @@ impl<'a> Stage<'a> {
         step: usize,
         graph: &mut Graph,
         gradients: &mut BTreeMap<ParameterId, Vec<f32>>,
-        mut act: impl FnMut(&dyn OnHost, &mut Step),
+        mut act: impl FnMut(&dyn OnHost, &mut Step) -> Outcome<()>,
     ) -> Result<(), Problem> {
         for delta in &self.on_host {
             let Some(method) = delta.on_host() else {
                 continue;
             };
-            let before = graph.trained_values_of(&delta.name);
+            let (before, device) = (graph.trained_values_of(&delta.name), graph.device().clone());
             let mut step = Step {
                 number: step + 1,
                 steps: self.steps,
                 values: before.clone(),
                 gradients,
+                device: &device,
                 memory: &mut self.state.memory,
             };
-            act(method, &mut step);
+            act(method, &mut step).map_err(device_problem)?;
             let mut changed = step.values;
             changed.retain(|id, new| before.get(id).is_some_and(|old| old != new));
             graph.update(&changed, |_, values, new| values.copy_from_slice(new))?;
