@@ -17,7 +17,7 @@ pub(super) const ROW: usize = 64;
 /// What a tile register is loaded from.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-pub(super) struct TileRegister([[u8; ROW]; ROWS]);
+pub(super) struct TileRegister(pub(super) [[u8; ROW]; ROWS]);
 
 impl TileRegister {
     pub(super) const ZEROS: TileRegister = TileRegister([[0; ROW]; ROWS]);
@@ -168,8 +168,22 @@ struct Configuration {
     rows: [u8; 16],
 }
 
+/// Registers that have sums: 0 to 3.
+pub(super) const SUMS: usize = 4;
+
+/// Whether what is below can run: on the registers, or in tests on a model of them, which the processor then needs
+/// AVX-512 for.
+pub(super) fn can_run() -> bool {
+    is_available() || cfg!(test) && is_x86_feature_detected!("avx512bw")
+}
+
 /// This thread's tile registers, while they are in use: each has 16 rows of 64 bytes.
-pub(super) struct Registers(());
+pub(super) enum Registers {
+    /// The processor's.
+    Processor,
+    #[cfg(test)]
+    Model(Box<super::model::Model>),
+}
 
 impl Registers {
     /// # Safety
@@ -182,15 +196,173 @@ impl Registers {
             bytes_of_a_row: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
             rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
         };
+        #[cfg(test)]
+        if !is_available() {
+            return Registers::Model(Box::default());
+        }
         asm!("ldtilecfg [{}]", in(reg) &WHOLE, options(nostack, preserves_flags, readonly));
-        Registers(())
+        Registers::Processor
+    }
+
+    /// Sets the sums to zero.
+    #[inline(always)]
+    pub(super) unsafe fn clear(&mut self) {
+        match self {
+            Registers::Processor => asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                options(nostack, preserves_flags, nomem),
+            ),
+            #[cfg(test)]
+            Registers::Model(model) => model.clear(),
+        }
+    }
+
+    /// Adds the products of a block in three digits, the first one's tile first: those of both first digits to sum 0, those
+    /// of the next powers of the base to 1, 2 and 3; those of both last ones to none.
+    #[inline(always)]
+    pub(super) unsafe fn add_split(
+        &mut self,
+        left: *const TileRegister,
+        right: *const TileRegister,
+    ) {
+        match self {
+            // Registers 4 and 5 have rows, 6 and 7 columns.
+            Registers::Processor => asm!(
+                "tileloadd tmm4, [{left} + {stride} + 1024]",
+                "tileloadd tmm6, [{right} + {stride} + 1024]",
+                "tdpbssd tmm2, tmm4, tmm6",
+                "tileloadd tmm5, [{left} + {stride}]",
+                "tdpbssd tmm1, tmm5, tmm6",
+                "tileloadd tmm7, [{right} + {stride} + 2048]",
+                "tdpbssd tmm3, tmm4, tmm7",
+                "tdpbssd tmm2, tmm5, tmm7",
+                "tileloadd tmm7, [{right} + {stride}]",
+                "tdpbssd tmm1, tmm4, tmm7",
+                "tileloadd tmm4, [{left} + {stride} + 2048]",
+                "tdpbssd tmm3, tmm4, tmm6",
+                "tdpbssd tmm2, tmm4, tmm7",
+                "tdpbssd tmm0, tmm5, tmm7",
+                left = in(reg) left,
+                right = in(reg) right,
+                stride = in(reg) ROW,
+                options(nostack, preserves_flags, readonly),
+            ),
+            #[cfg(test)]
+            Registers::Model(model) => model.add_split(left, right),
+        }
+    }
+
+    /// Stores the sums, one tile after the other.
+    #[inline(always)]
+    pub(super) unsafe fn store(&self, sums: *mut [TileRegister; SUMS]) {
+        match self {
+            Registers::Processor => asm!(
+                "tilestored [{to} + {stride}], tmm0",
+                "tilestored [{to} + {stride} + 1024], tmm1",
+                "tilestored [{to} + {stride} + 2048], tmm2",
+                "tilestored [{to} + {stride} + 3072], tmm3",
+                to = in(reg) sums, stride = in(reg) ROW,
+                options(nostack, preserves_flags),
+            ),
+            #[cfg(test)]
+            Registers::Model(model) => sums.write(model.sums()),
+        }
+    }
+
+    /// Loads the sums of 16 rows of 32 elements in f32, `stride` bytes apart, into 0 and 1, and of those below into 2 and 3.
+    #[inline(always)]
+    pub(super) unsafe fn load_sums(
+        &mut self,
+        above: *const f32,
+        below: Option<*const f32>,
+        stride: usize,
+    ) {
+        match self {
+            Registers::Processor => {
+                asm!(
+                    "tileloadd tmm0, [{0} + {1}]", "tileloadd tmm1, [{0} + {1} + 64]",
+                    in(reg) above, in(reg) stride, options(nostack, preserves_flags, readonly),
+                );
+                if let Some(below) = below {
+                    asm!(
+                        "tileloadd tmm2, [{0} + {1}]", "tileloadd tmm3, [{0} + {1} + 64]",
+                        in(reg) below, in(reg) stride, options(nostack, preserves_flags, readonly),
+                    );
+                }
+            }
+            #[cfg(test)]
+            Registers::Model(model) => model.load_sums(above, below, stride),
+        }
+    }
+
+    /// Adds the products of a block of bfloat16s, of 16 rows and of those below, with two tiles of columns.
+    #[inline(always)]
+    pub(super) unsafe fn add_rounded(
+        &mut self,
+        above: *const TileRegister,
+        below: *const TileRegister,
+        right: *const TileRegister,
+    ) {
+        match self {
+            // Registers 4 and 5 have rows, 6 and 7 columns.
+            Registers::Processor => asm!(
+                "tileloadd tmm6, [{right} + {stride}]",
+                "tileloadd tmm7, [{right} + {stride} + 1024]",
+                "tileloadd tmm4, [{above} + {stride}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tileloadd tmm5, [{below} + {stride}]",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                above = in(reg) above, below = in(reg) below,
+                right = in(reg) right, stride = in(reg) ROW,
+                options(nostack, preserves_flags, readonly),
+            ),
+            #[cfg(test)]
+            Registers::Model(model) => model.add_rounded(above, below, right),
+        }
+    }
+
+    /// Stores the sums as [`Registers::load_sums`] loads them.
+    #[inline(always)]
+    pub(super) unsafe fn store_sums(
+        &self,
+        above: *mut f32,
+        below: Option<*mut f32>,
+        stride: usize,
+    ) {
+        match self {
+            Registers::Processor => {
+                asm!(
+                    "tilestored [{0} + {1}], tmm0", "tilestored [{0} + {1} + 64], tmm1",
+                    in(reg) above, in(reg) stride, options(nostack, preserves_flags),
+                );
+                if let Some(below) = below {
+                    asm!(
+                        "tilestored [{0} + {1}], tmm2", "tilestored [{0} + {1} + 64], tmm3",
+                        in(reg) below, in(reg) stride, options(nostack, preserves_flags),
+                    );
+                }
+            }
+            #[cfg(test)]
+            Registers::Model(model) => model.store_sums(above, below, stride),
+        }
     }
 }
 
 impl Drop for Registers {
     /// The system need not keep their contents any longer.
     fn drop(&mut self) {
-        // SAFETY: who made this had them.
-        unsafe { asm!("tilerelease", options(nostack, preserves_flags, nomem)) }
+        match self {
+            // SAFETY: who made this had them.
+            Registers::Processor => unsafe {
+                asm!("tilerelease", options(nostack, preserves_flags, nomem));
+            },
+            #[cfg(test)]
+            Registers::Model(_) => {}
+        }
     }
 }

@@ -1,13 +1,11 @@
 //! Products of elements that are rounded to bfloat16, with sums in f32.
 
-use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::super::tile::{Mode, Target, PANEL};
-use super::registers::{load, Encoding, Registers, Side, TileRegister, ROW, ROWS};
+use super::registers::{load, Encoding, Registers, Side, TileRegister, ROWS};
 
-/// Each element is the nearest bfloat16, in units of 1. 32 rows are multiplied by 32 columns at once: the sums are in
-/// registers 0 and 1, below them in 2 and 3; 4 and 5 have rows, 6 and 7 columns.
+/// Each element is the nearest bfloat16, in units of 1. 32 rows are multiplied by 32 columns at once.
 pub(super) struct Rounded;
 
 impl Encoding for Rounded {
@@ -58,7 +56,7 @@ impl Encoding for Rounded {
 
     #[inline(always)]
     unsafe fn multiply(
-        _: &mut Registers,
+        registers: &mut Registers,
         target: &Target,
         rows: usize,
         [above, below]: [Side; 2],
@@ -67,7 +65,7 @@ impl Encoding for Rounded {
     ) {
         let tiles = [above.tiles, below.tiles];
         if rows.is_multiple_of(ROWS) && target.width == PANEL {
-            return multiply_whole(target, rows, tiles, right.tiles, beside);
+            return multiply_whole(registers, target, rows, tiles, right.tiles, beside);
         }
         // What is not whole goes through a place that is.
         let mut place = [[0.0f32; PANEL]; 2 * ROWS];
@@ -87,7 +85,7 @@ impl Encoding for Rounded {
             mode: Mode::Add,
         };
         let whole_rows = rows.next_multiple_of(ROWS);
-        multiply_whole(&whole, whole_rows, tiles, right.tiles, beside);
+        multiply_whole(registers, &whole, whole_rows, tiles, right.tiles, beside);
         for (row, sums) in place.iter().enumerate().take(rows) {
             let to = target.out.add(row * target.stride);
             std::ptr::copy_nonoverlapping(sums.as_ptr(), to, width);
@@ -98,6 +96,7 @@ impl Encoding for Rounded {
 /// The same for 16 or 32 rows of 32 columns.
 #[inline(always)]
 unsafe fn multiply_whole(
+    registers: &mut Registers,
     target: &Target,
     rows: usize,
     [above, below]: [&[TileRegister]; 2],
@@ -114,24 +113,9 @@ unsafe fn multiply_whole(
         Mode::Bias(bias) => Some((bias, bias, 0)),
     };
     match base {
-        None => asm!(
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "tilezero tmm2",
-            "tilezero tmm3",
-            options(nostack, preserves_flags, nomem),
-        ),
+        None => registers.clear(),
         Some((above, below, stride)) => {
-            asm!(
-                "tileloadd tmm0, [{0} + {1}]", "tileloadd tmm1, [{0} + {1} + 64]",
-                in(reg) above, in(reg) stride, options(nostack, preserves_flags, readonly),
-            );
-            if has_below {
-                asm!(
-                    "tileloadd tmm2, [{0} + {1}]", "tileloadd tmm3, [{0} + {1} + 64]",
-                    in(reg) below, in(reg) stride, options(nostack, preserves_flags, readonly),
-                );
-            }
+            registers.load_sums(above, has_below.then_some(below), stride);
         }
     }
     debug_assert!(right.len() >= 2 * above.len() && (!has_below || below.len() >= above.len()));
@@ -139,31 +123,10 @@ unsafe fn multiply_whole(
         let above = above.as_ptr().wrapping_add(block);
         let below = below.as_ptr().wrapping_add(block);
         let right = right.as_ptr().wrapping_add(2 * block);
-        asm!(
-            "tileloadd tmm6, [{right} + {stride}]",
-            "tileloadd tmm7, [{right} + {stride} + 1024]",
-            "tileloadd tmm4, [{above} + {stride}]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tileloadd tmm5, [{below} + {stride}]",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            above = in(reg) above, below = in(reg) if has_below { below } else { above },
-            right = in(reg) right, stride = in(reg) ROW,
-            options(nostack, preserves_flags, readonly),
-        );
+        registers.add_rounded(above, if has_below { below } else { above }, right);
         beside(block);
     }
-    asm!(
-        "tilestored [{0} + {1}], tmm0", "tilestored [{0} + {1} + 64], tmm1",
-        in(reg) target.out, in(reg) stride, options(nostack, preserves_flags),
-    );
-    if has_below {
-        asm!(
-            "tilestored [{0} + {1}], tmm2", "tilestored [{0} + {1} + 64], tmm3",
-            in(reg) out_below, in(reg) stride, options(nostack, preserves_flags),
-        );
-    }
+    registers.store_sums(target.out, has_below.then_some(out_below), stride);
 }
 
 /// 16 elements of `x` and of `y`, rounded, in pairs.

@@ -6,12 +6,11 @@
 //! "Error-free transformations of matrix multiplication by using fast routines of matrix multiplication", 2012; with
 //! integers Ootomo, Ozaki, Yokota, "DGEMM on integer matrix multiplication unit", 2024).
 
-use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
 use super::super::tile::{Mode, Target, PANEL};
-use super::registers::{load, Encoding, Registers, Side, TileRegister, ROW, ROWS};
+use super::registers::{load, Encoding, Registers, Side, TileRegister, ROWS, SUMS};
 
 /// Three digits for each element, in a tile each, the first one's first. 16 rows are multiplied by 16 columns at once.
 pub(super) struct SplitInt8;
@@ -30,9 +29,6 @@ const BASE: f32 = 256.0;
 
 /// Below it an element has fewer digits, so that no unit is 0.
 const LEAST: f32 = f32::from_bits(27 << 23);
-
-/// Sums of products: one for each power of the base. None is beyond 31 bits: 384 times three products of 15.
-const SUMS: usize = 4;
 
 impl Encoding for SplitInt8 {
     const DEPTH: usize = 64;
@@ -127,10 +123,9 @@ impl Encoding for SplitInt8 {
         }
     }
 
-    /// Sums are in registers 0 to 3, those of the first digits in 0; 4 and 5 have rows, 6 and 7 columns.
     #[inline(always)]
     unsafe fn multiply(
-        _: &mut Registers,
+        registers: &mut Registers,
         target: &Target,
         rows: usize,
         [left, _]: [Side; 2],
@@ -139,45 +134,16 @@ impl Encoding for SplitInt8 {
     ) {
         let blocks = left.tiles.len() / Self::PIECES;
         debug_assert!(right.tiles.len() >= Self::PIECES * blocks);
-        asm!(
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "tilezero tmm2",
-            "tilezero tmm3",
-            options(nostack, preserves_flags, nomem),
-        );
+        registers.clear();
         for block in 0..blocks {
-            asm!(
-                "tileloadd tmm4, [{left} + {stride} + 1024]",
-                "tileloadd tmm6, [{right} + {stride} + 1024]",
-                "tdpbssd tmm2, tmm4, tmm6",
-                "tileloadd tmm5, [{left} + {stride}]",
-                "tdpbssd tmm1, tmm5, tmm6",
-                "tileloadd tmm7, [{right} + {stride} + 2048]",
-                "tdpbssd tmm3, tmm4, tmm7",
-                "tdpbssd tmm2, tmm5, tmm7",
-                "tileloadd tmm7, [{right} + {stride}]",
-                "tdpbssd tmm1, tmm4, tmm7",
-                "tileloadd tmm4, [{left} + {stride} + 2048]",
-                "tdpbssd tmm3, tmm4, tmm6",
-                "tdpbssd tmm2, tmm4, tmm7",
-                "tdpbssd tmm0, tmm5, tmm7",
-                left = in(reg) left.tiles.as_ptr().wrapping_add(Self::PIECES * block),
-                right = in(reg) right.tiles.as_ptr().wrapping_add(Self::PIECES * block),
-                stride = in(reg) ROW,
-                options(nostack, preserves_flags, readonly),
+            registers.add_split(
+                left.tiles.as_ptr().wrapping_add(Self::PIECES * block),
+                right.tiles.as_ptr().wrapping_add(Self::PIECES * block),
             );
             beside(block);
         }
         let mut sums = MaybeUninit::<[TileRegister; SUMS]>::uninit();
-        asm!(
-            "tilestored [{to} + {stride}], tmm0",
-            "tilestored [{to} + {stride} + 1024], tmm1",
-            "tilestored [{to} + {stride} + 2048], tmm2",
-            "tilestored [{to} + {stride} + 3072], tmm3",
-            to = in(reg) sums.as_mut_ptr(), stride = in(reg) ROW,
-            options(nostack, preserves_flags),
-        );
+        registers.store(sums.as_mut_ptr());
         write(
             target,
             rows,
