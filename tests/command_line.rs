@@ -357,8 +357,19 @@ fn a_backbone_of_the_hub_is_taken_from_the_local_cache() {
                stage tune { train = [head], steps = 2, optimizer = adamw { lr = 1e-3 } }\n";
     place.write("own.delta", own.as_bytes());
     place.write("local.delta", own.replace("hf:some/t5", t5).as_bytes());
-    assert!(run(&["check", "own.delta"]).status.success());
-    assert_eq!(run(&["own.delta", "--quiet"]).status.code(), Some(1));
+    let unfrozen = own.replace("train = [head]", "train = [words]");
+    let unfrozen = unfrozen.replace("stage", "unfreeze words = lm_head.weight\nstage");
+    place.write("unfrozen.delta", unfrozen.as_bytes());
+    for file in ["own.delta", "unfrozen.delta"] {
+        assert!(run(&["check", file]).status.success(), "{file}");
+        assert_eq!(run(&[file, "--quiet"]).status.code(), Some(1), "{file}");
+    }
+    // Other mistakes are said before anything is downloaded.
+    place.write(
+        "wrong.delta",
+        own.replace("steps = 2", "stepz = 2").as_bytes(),
+    );
+    assert_eq!(run(&["wrong.delta", "--quiet"]).status.code(), Some(2));
     // The weights that are here say that there is nothing to train; without a look at them, it is not said.
     assert!(run(&["check", "local.delta", "--config-only"])
         .status

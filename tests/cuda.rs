@@ -29,7 +29,7 @@ fn results(
     (matrices, vectors): Shapes,
     operation: impl Fn(&[Matrix], &[Vector]) -> Outcome<Matrix>,
 ) -> Results {
-    let trace = Trace::new();
+    let trace = Trace::on();
     let matrices: Vec<_> = (10..)
         .zip(matrices)
         .map(|(seed, &(rows, columns))| {
@@ -107,7 +107,7 @@ const ROWS: usize = 15;
 fn dropout() -> Dropout {
     Dropout {
         probability: 0.3,
-        site: 7,
+        place: 7,
     }
 }
 
@@ -256,6 +256,7 @@ same!(add, [(ROWS, 33), (ROWS, 33)], [], |m, _v| ops::add(
     m[0].clone(),
     &m[1]
 ));
+same!(reciprocal, [(ROWS, 33)], [], |m, _v| ops::reciprocal(&m[0]));
 same!(scale, [(ROWS, 33)], [], |m, _v| ops::scale(&m[0], -1.5));
 
 /// A loss as a matrix of one element.

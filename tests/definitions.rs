@@ -179,5 +179,6 @@ fn rows_and_columns(cases: &mut Cases) {
         ops::add(none, &norms).unwrap()
     });
     cases.case("add", &|m, _| ops::add(m[0].clone(), &m[1]).unwrap());
+    cases.case("reciprocal", &|m, _| ops::reciprocal(&m[0]).unwrap());
     cases.case("scale", &|m, _| ops::scale(&m[0], -0.7).unwrap());
 }

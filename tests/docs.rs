@@ -74,7 +74,6 @@ fn the_example_of_the_readme_is_sound_as_it_stands() {
         integrity: Default::default(),
         confined: None,
         config_only: false,
-        unfetched: Default::default(),
     };
     let checked = source
         .checked_plan(usize::MAX)

@@ -113,15 +113,16 @@ fn methods_and_safetensors_have_one_home() {
     }
 }
 
-/// Names are resolved when layers are made (`graph/layers.rs`): a pass makes none, and looks nothing up by one.
+/// Paths are resolved when layers are made (`graph/layers.rs`): a pass makes none, and looks nothing up by one.
 #[test]
-fn a_forward_pass_makes_no_names() {
+fn a_forward_pass_makes_no_paths() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/graph");
     for file in [
         "forward",
         "attention",
         "logits",
         "rotary",
+        "site",
         "optimizations/absorbed_keys",
     ] {
         let text = std::fs::read_to_string(root.join(file).with_extension("rs")).unwrap();

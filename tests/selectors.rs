@@ -162,6 +162,13 @@ fn an_encoder_and_a_decoder_are_chosen_apart_or_together() {
     for selection in ["**.block[last 1].attn.q", "*.block[last 1].attn.q"] {
         assert_eq!(of("t5_v1_0", selection), last);
     }
+    let last = ["decoder.block.2.attn.q"];
+    for selection in [
+        "decoder.block[last 1].attn.q",
+        "decoder.**.block[last 1].attn.q",
+    ] {
+        assert_eq!(of("t5_v1_0", selection), last);
+    }
     let plain = sites("**.block[0].ff.up");
     assert_eq!(plain, ["encoder.block.0.ff.up", "decoder.block.0.ff.up"]);
 }

@@ -49,7 +49,7 @@ fn both(
     });
     group.bench_function("forward and backward", |b| {
         b.iter_batched(
-            || traced(&Trace::new()),
+            || traced(&Trace::on()),
             |inputs| backward(op(&inputs)).expect("the CPU has memory"),
             BatchSize::SmallInput,
         )

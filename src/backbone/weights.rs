@@ -225,13 +225,27 @@ impl Checkpoint {
         let names = source.copies.iter();
         let names = names.flat_map(|copy| [format!("{prefix}{copy}"), copy.clone()]);
         for copy in names.filter(|copy| self.has(copy)) {
-            if self.read(&copy)? != self.read(name)? {
+            if !self.are_equal(&copy, name)? {
                 let message = format!("the checkpoint's `{copy}` is another tensor than `{name}`");
                 let help = "give a checkpoint whose encoder and decoder read one table of words";
                 return Err(Problem::new("delta::weights::copies", message).help(help));
             }
         }
         Ok(())
+    }
+
+    /// Whether two tensors have the same elements.
+    fn are_equal(&self, first: &str, second: &str) -> Result<bool, Problem> {
+        let stored = |name: &str| {
+            let (number, start, info) = &self.tensors[name];
+            let range = start + info.data_offsets.0..start + info.data_offsets.1;
+            (info.dtype, &self.files[*number].bytes()[range])
+        };
+        let ((dtype, bytes), (other, others)) = (stored(first), stored(second));
+        match dtype == other {
+            true => Ok(bytes == others),
+            false => Ok(self.read(first)? == self.read(second)?),
+        }
     }
 
     /// A parameter's elements, to be read when they are needed.

@@ -8,7 +8,7 @@ use super::{
     Preposition,
 };
 use crate::backbone::{Config, Module, Site};
-use crate::engine::{ops, Matrix, Outcome, Tensor, Vector};
+use crate::engine::{ops, Matrix, Outcome, Vector};
 use crate::settings::Fields;
 
 /// Settings of DoRA.
@@ -25,9 +25,7 @@ impl Dora {
         let (a, b) = (at.matrix("A")?.detached(), at.matrix("B")?.detached());
         let change = ops::scale(&ops::matmul(&b, &a)?, self.low_rank.scale())?; // (out, in)
         let sum = ops::add(at.values.module_weight().matrix()?.detached(), &change)?;
-        let inverse = ops::row_norms(&sum)?.read().into_iter().map(f32::recip);
-        let shape = (sum.shape().0,);
-        let inverse = Tensor::new(&sum.device(), inverse.collect(), shape)?.constant();
+        let inverse = ops::reciprocal(&ops::row_norms(&sum)?)?;
         ops::multiply(&at.vector("magnitude"), &inverse)
     }
 }

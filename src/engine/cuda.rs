@@ -1,17 +1,24 @@
 //! Cards by way of dfdx.
 
+use std::cell::Cell;
 use std::ops::Deref;
+use std::sync::{Mutex, PoisonError};
+
+use dfdx::tensor::Cuda;
+
+use super::definition::Flat;
 
 /// A card, or a tensor on it, that threads may hand to each other. dfdx does not say so of either, as the handle of a
 /// stream is a raw pointer.
 #[derive(Clone, Debug)]
 pub struct OnCard<T>(T);
 
-// SAFETY: the driver lets any thread use the handle of a stream, what dfdx changes lies behind mutexes of its own, and
-// no two threads compute on a card at once: its groups run one after the other (`Device::map_groups`), and scripts
-// run on the CPU.
-unsafe impl<T> Send for OnCard<T> {}
-unsafe impl<T> Sync for OnCard<T> {}
+// SAFETY: the driver lets any thread use the handle of a stream, and whatever dfdx does with a card or a tensor on it
+// is done within `alone`, by one thread at a time.
+unsafe impl Send for OnCard<Cuda> {}
+unsafe impl Sync for OnCard<Cuda> {}
+unsafe impl Send for OnCard<Flat<Cuda>> {}
+unsafe impl Sync for OnCard<Flat<Cuda>> {}
 
 impl<T> OnCard<T> {
     pub(super) fn new(inner: T) -> Self {
@@ -29,4 +36,20 @@ impl<T> Deref for OnCard<T> {
     fn deref(&self) -> &T {
         &self.0
     }
+}
+
+/// Does `work` while no other thread uses a card; one may be within another.
+pub(super) fn alone<T>(work: impl FnOnce() -> T) -> T {
+    static CARD: Mutex<()> = Mutex::new(());
+    thread_local! {
+        static IS_HELD: Cell<bool> = const { Cell::new(false) };
+    }
+    if IS_HELD.get() {
+        return work();
+    }
+    let _held = CARD.lock().unwrap_or_else(PoisonError::into_inner);
+    IS_HELD.set(true);
+    let result = work();
+    IS_HELD.set(false);
+    result
 }

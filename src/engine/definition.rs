@@ -113,11 +113,16 @@ pub(super) trait Home: dfdx::tensor_ops::Device<f32> {
     /// Elements as a device of ours has them.
     fn storage(flat: Flat<Self>, device: &Device) -> Storage;
 
+    /// Does `work` while no other thread uses the device, where that matters to dfdx.
+    fn alone<T>(work: impl FnOnce() -> T) -> T {
+        work()
+    }
+
     /// Moves values to the device.
     fn flat_of(device: &Device, values: Vec<f32>) -> Outcome<Flat<Self>> {
         let length = (values.len(),);
-        let flat = Self::of(device).try_tensor_from_vec(values, length);
-        flat.map_err(Error::of)
+        let flat = || Self::of(device).try_tensor_from_vec(values, length);
+        Self::alone(flat).map_err(Error::of)
     }
 }
 
@@ -163,6 +168,10 @@ impl Home for dfdx::tensor::Cuda {
     fn storage(flat: Flat<Self>, _: &Device) -> Storage {
         Storage::DfdxCuda(OnCard::new(flat))
     }
+
+    fn alone<T>(work: impl FnOnce() -> T) -> T {
+        super::cuda::alone(work)
+    }
 }
 
 impl Storage {
@@ -174,7 +183,7 @@ impl Storage {
             }
             #[cfg(feature = "dfdx-cuda")]
             (Storage::DfdxCuda(x), Storage::DfdxCuda(y)) => {
-                let sum = x.into_inner().try_add(y.into_inner());
+                let sum = super::cuda::alone(|| x.into_inner().try_add(y.into_inner()));
                 sum.map(|sum| Storage::DfdxCuda(OnCard::new(sum)))
                     .map_err(Error::of)
             }
@@ -219,7 +228,7 @@ impl<D: Home> Call<D> {
         }
         self.seen.push(x.value.id());
         let own = flat.try_reshape_like(&x.shape()).map_err(Error::of)?;
-        self.trace = std::mem::take(&mut self.trace).or(&x.trace());
+        self.trace = self.trace.clone().or(&x.trace());
         if let Some(slot) = x.slot() {
             let (ghost, length) = (own.ghost(), (x.count(),));
             let read: ReadGradient<D> = Box::new(move |gradients| {
@@ -252,16 +261,18 @@ impl<D: Home> Call<D> {
                 let Some(upstream) = own.take_storage() else {
                     return Ok(());
                 };
-                let upstream = D::flat(&upstream)?;
-                let weighted = plain.put_tape(tape).try_mul(upstream);
-                let sum = weighted.and_then(SumTo::try_sum::<(), Axis<0>>);
-                let gradients = sum.and_then(Recorder::backward);
-                let mut gradients = gradients.map_err(Error::of)?;
-                for (slot, read) in inputs {
-                    let gradient = read(&mut gradients).map_err(Error::of)?;
-                    slot.add_storage(D::storage(gradient, &device))?;
-                }
-                Ok(())
+                D::alone(|| {
+                    let upstream = D::flat(&upstream)?;
+                    let weighted = plain.put_tape(tape).try_mul(upstream);
+                    let sum = weighted.and_then(SumTo::try_sum::<(), Axis<0>>);
+                    let gradients = sum.and_then(Recorder::backward);
+                    let mut gradients = gradients.map_err(Error::of)?;
+                    for (slot, read) in inputs {
+                        let gradient = read(&mut gradients).map_err(Error::of)?;
+                        slot.add_storage(D::storage(gradient, &device))?;
+                    }
+                    Ok(())
+                })
             });
         }
         Ok(Variable::result(value, trace, slot))
@@ -312,11 +323,13 @@ macro_rules! define {
             }
         }
     };
-    ($home:ty, $device:expr, |$($input:ident),+| $definition:expr) => {{
-        let mut call = $crate::engine::definition::Call::<$home>::new($device);
-        $(let $input = $crate::engine::definition::Input::on($input, &mut call)?;)+
-        call.finish($definition)
-    }};
+    ($home:ty, $device:expr, |$($input:ident),+| $definition:expr) => {
+        <$home as $crate::engine::definition::Home>::alone(|| {
+            let mut call = $crate::engine::definition::Call::<$home>::new($device);
+            $(let $input = $crate::engine::definition::Input::on($input, &mut call)?;)+
+            call.finish($definition)
+        })
+    };
 }
 pub(super) use define;
 
@@ -330,7 +343,7 @@ mod tests {
     #[test]
     fn tapes_that_dfdx_begins_half_way_are_joined() {
         let x = Tensor::new(&Device::Cpu, vec![0.3, -1.2, 0.9], (1, 3)).unwrap();
-        let trace = Trace::new();
+        let trace = Trace::on();
         let traced = x.on(&trace);
         let y = |x: &Variable<(usize, usize)>| -> Outcome<Variable<(usize, usize)>> {
             define!(x.device(), |x| x.try_softmax::<dfdx::shapes::Axis<1>>())

@@ -21,11 +21,14 @@ struct Tape {
     leaves: RefCell<HashMap<u64, Slot>>,
     /// The ids of parameters whose gradients are computed after the pass.
     deferring: BTreeSet<u64>,
-    deferred: RefCell<Vec<Deferred>>,
+    deferred: Deferrals,
 }
 
+/// Where parts of gradients are left for after the pass.
+pub(super) type Deferrals = Rc<RefCell<Vec<Deferred>>>;
+
 /// A cheap handle on a tape, or nothing.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Trace(Option<Rc<Tape>>);
 
 impl Trace {
@@ -35,7 +38,7 @@ impl Trace {
     }
 
     /// A tape for one forward and one backward pass.
-    pub fn new() -> Self {
+    pub fn on() -> Self {
         Trace::deferring(BTreeSet::new())
     }
 
@@ -65,17 +68,10 @@ impl Trace {
         }
     }
 
-    /// Whether the gradient of the parameter with this id is computed after the pass.
-    pub(super) fn defers(&self, id: u64) -> bool {
-        let tape = self.0.as_ref();
-        tape.is_some_and(|tape| tape.deferring.contains(&id))
-    }
-
-    /// Leaves a part of a gradient for after the pass.
-    pub(super) fn defer(&self, part: Deferred) {
-        if let Some(tape) = &self.0 {
-            tape.deferred.borrow_mut().push(part);
-        }
+    /// Where what is added to the gradient of the parameter with this id is left, if that is computed after the pass.
+    pub(super) fn deferrals(&self, id: u64) -> Option<Deferrals> {
+        let tape = self.0.as_ref()?;
+        tape.deferring.contains(&id).then(|| tape.deferred.clone())
     }
 
     /// What a backward pass left, in its order.

@@ -39,14 +39,18 @@ impl<S: Shape> Tensor<S> {
     }
 
     pub(super) fn of(storage: Storage, shape: S) -> Self {
-        static IDS: AtomicU64 = AtomicU64::new(0);
         assert_eq!(
             storage.len(),
             shape.num_elements(),
             "tensor: elements and shape disagree"
         );
-        let id = IDS.fetch_add(1, Relaxed);
+        let id = new_id();
         Tensor { id, shape, storage }
+    }
+
+    /// A tensor of its own that begins with the same elements.
+    pub fn copied(&self) -> Self {
+        Tensor::of(self.storage.clone(), self.shape)
     }
 
     /// A tensor of the CPU.
@@ -138,6 +142,11 @@ impl<S: Shape> Tensor<S> {
     }
 }
 
+fn new_id() -> u64 {
+    static IDS: AtomicU64 = AtomicU64::new(0);
+    IDS.fetch_add(1, Relaxed)
+}
+
 impl Storage {
     fn new(device: &Device, values: Vec<f32>) -> Outcome<Self> {
         Ok(match device {
@@ -166,7 +175,7 @@ impl Storage {
             Storage::Cpu(values) => Cow::Borrowed(values),
             Storage::DfdxCpu(flat) => Cow::Owned(flat.as_vec()),
             #[cfg(feature = "dfdx-cuda")]
-            Storage::DfdxCuda(flat) => Cow::Owned(flat.as_vec()),
+            Storage::DfdxCuda(flat) => Cow::Owned(super::cuda::alone(|| flat.as_vec())),
         }
     }
 

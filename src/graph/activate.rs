@@ -35,9 +35,8 @@ impl Graph {
         };
         for parameter in self.head_parameters(task) {
             let id = ParameterId::of_head(task_name, &parameter.path);
-            let Some(index) = self.values.get_index_of(&id) else {
-                continue;
-            };
+            let index = self.values.get_index_of(&id);
+            let index = index.expect("a graph has the heads of its plan's tasks");
             if current.is_some_and(|stage| stage.train_head) {
                 active.trained.insert(index);
             }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::layers::{
-    Block, DropoutSite, Handle, Layers, Linear, Norm, ParameterIndex, StackLayers, SubLayer,
+    Block, DropoutPlace, Handle, Layers, Linear, Norm, ParameterIndex, StackLayers, SubLayer,
 };
 use super::optimizations::read_rows::{read_layout, read_rows};
 use super::rotary::positions;
@@ -179,7 +179,7 @@ impl<'g> Pass<'g> {
         let blocks = &self.layers.blocks;
         let count = blocks.len();
         // A gate reads all rows of a sequence.
-        let (early, late) = match blocks.last().is_some_and(|last| last.is_gated) {
+        let (early, late) = match self.layers.is_gated_at_the_top {
             true => (None, read),
             false => (read, None),
         };
@@ -329,10 +329,11 @@ impl<'g> Pass<'g> {
 
     pub(super) fn norm(&self, layer: &Norm, x: &Matrix) -> Outcome<Matrix> {
         let epsilon = self.graph.architecture.norm.epsilon;
-        let weight = self.vector(layer.weight);
-        match layer.bias {
-            Some(bias) => ops::layer_norm(x, &weight, &self.vector(bias), epsilon),
-            None => ops::rms_norm(x, &weight, epsilon),
+        match *layer {
+            Norm::Rms { weight } => ops::rms_norm(x, &self.vector(weight), epsilon),
+            Norm::Layer { weight, bias } => {
+                ops::layer_norm(x, &self.vector(weight), &self.vector(bias), epsilon)
+            }
         }
     }
 
@@ -341,18 +342,18 @@ impl<'g> Pass<'g> {
         x: Matrix,
         layout: &Layout,
         probability: f32,
-        site: DropoutSite,
+        place: DropoutPlace,
     ) -> Outcome<Matrix> {
-        match self.dropout(probability, site) {
+        match self.dropout(probability, place) {
             Some(dropout) => ops::dropout(x, layout, dropout),
             None => Ok(x),
         }
     }
 
-    pub(super) fn dropout(&self, probability: f32, site: DropoutSite) -> Option<Dropout> {
+    pub(super) fn dropout(&self, probability: f32, place: DropoutPlace) -> Option<Dropout> {
         (self.is_training() && probability > 0.0).then_some(Dropout {
             probability,
-            site: site.0,
+            place: place.0,
         })
     }
 

@@ -1,5 +1,6 @@
 //! A stage's plan becomes layers: what a forward pass goes through, each with its parameters, its deltas in the order of
-//! the file, and the places of its dropouts. Names are resolved here, and not in a pass.
+//! the file, and the places of its dropouts. Paths are resolved here, and not in a pass, where a method asks for its
+//! parameters by their names among the few that its layer has.
 
 use std::ops::Range;
 
@@ -16,6 +17,8 @@ pub(super) struct Layers {
     pub stacks: Vec<StackLayers>,
     /// Those of all stacks.
     pub blocks: Vec<Block>,
+    /// Whether a gate in the last block reads all rows.
+    pub is_gated_at_the_top: bool,
     pub head: Vec<HeadLayer>,
     /// Which rows the head reads.
     pub reads: Reads,
@@ -39,12 +42,12 @@ pub(super) struct Handle {
 
 /// Where activations are dropped: a number of its own for each place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct DropoutSite(pub u32);
+pub(super) struct DropoutPlace(pub u32);
 
-impl DropoutSite {
+impl DropoutPlace {
     /// FNV-1a over the path.
     fn new(path: &str) -> Self {
-        DropoutSite(path.bytes().fold(0x811c_9dc5, |hash, byte| {
+        DropoutPlace(path.bytes().fold(0x811c_9dc5, |hash, byte| {
             (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
         }))
     }
@@ -56,11 +59,10 @@ pub(super) struct Linear {
     pub deltas: Vec<DeltaLayer>,
 }
 
-#[derive(Clone)]
-pub(super) struct Norm {
-    pub weight: Handle,
-    /// Of a layer norm.
-    pub bias: Option<Handle>,
+#[derive(Clone, Copy)]
+pub(super) enum Norm {
+    Layer { weight: Handle, bias: Handle },
+    Rms { weight: Handle },
 }
 
 /// An embedding table.
@@ -75,9 +77,9 @@ pub(super) struct Embeddings {
     pub positions: Option<Table>,
     /// Where norms are behind what they normalize.
     pub norm: Option<Norm>,
-    pub dropout: DropoutSite,
+    pub dropout: DropoutPlace,
     /// Of what a decoder reads.
-    pub decoder_dropout: DropoutSite,
+    pub decoder_dropout: DropoutPlace,
     /// Deltas on the embeddings as a whole: prompts.
     pub deltas: Vec<DeltaLayer>,
 }
@@ -89,7 +91,7 @@ pub(super) struct StackLayers {
     pub distances: Option<Table>,
     /// Where norms are before what they normalize.
     pub norm: Option<Norm>,
-    pub dropout: DropoutSite,
+    pub dropout: DropoutPlace,
 }
 
 pub(super) struct Block {
@@ -97,15 +99,13 @@ pub(super) struct Block {
     /// A decoder's, to what the encoder made.
     pub cross: Option<Attention>,
     pub feed_forward: FeedForward,
-    /// Whether a gate in it reads all rows.
-    pub is_gated: bool,
 }
 
 /// What attentions and feed-forwards have around them.
 pub(super) struct SubLayer {
     pub norm: Option<Norm>,
     /// Of what it gives.
-    pub dropout: DropoutSite,
+    pub dropout: DropoutPlace,
     /// Deltas on it as a whole.
     pub deltas: Vec<DeltaLayer>,
 }
@@ -119,7 +119,7 @@ pub(super) struct Attention {
     /// Deltas on q, k and v as the checkpoint stores them fused.
     pub fused: Vec<DeltaLayer>,
     /// Of the weights.
-    pub dropout: DropoutSite,
+    pub dropout: DropoutPlace,
 }
 
 pub(super) struct FeedForward {
@@ -128,13 +128,13 @@ pub(super) struct FeedForward {
     pub up: Linear,
     pub down: Linear,
     /// Of what `down` reads.
-    pub dropout: DropoutSite,
+    pub dropout: DropoutPlace,
 }
 
 /// A step of a head.
 pub(super) struct HeadLayer {
     /// Of what it reads, where the family drops that.
-    pub dropout: Option<DropoutSite>,
+    pub dropout: Option<DropoutPlace>,
     pub kind: HeadKind,
     /// Applied to its result.
     pub activation: Option<Activation>,
@@ -158,7 +158,7 @@ pub(super) struct DeltaLayer {
     pub site: String,
     /// Its parameters there, and those that its sites share, by name.
     parameters: Vec<(String, Handle)>,
-    pub dropout: DropoutSite,
+    pub dropout: DropoutPlace,
     /// The module's own.
     pub weight: Option<Handle>,
     pub bias: Option<Handle>,
@@ -187,7 +187,7 @@ impl Graph {
             norm: self
                 .norm(&format!("{}norm", stack.path))
                 .filter(|_| self.pre_norm()),
-            dropout: DropoutSite::new(&format!("{}norm", stack.path)),
+            dropout: DropoutPlace::new(&format!("{}norm", stack.path)),
         };
         let task = self.task();
         let head = task.and_then(|task| self.head(task));
@@ -200,23 +200,28 @@ impl Graph {
                 types: self.table("embeddings.type"),
                 positions: self.table("embeddings.position"),
                 norm: self.norm("embeddings.norm"),
-                dropout: DropoutSite::new(EMBEDDINGS),
-                decoder_dropout: DropoutSite::new("decoder.embeddings"),
+                dropout: DropoutPlace::new(EMBEDDINGS),
+                decoder_dropout: DropoutPlace::new("decoder.embeddings"),
                 deltas: self.delta_layers(EMBEDDINGS),
             },
             stacks: stacks.iter().map(of_stack).collect(),
+            is_gated_at_the_top: self.is_gated(stacks.last().expect("a stack")),
             blocks: paths.map(|path| self.block(&path)).collect(),
-            head: steps
-                .iter()
-                .filter_map(|step| self.head_layer(step))
-                .collect(),
+            head: steps.iter().map(|step| self.head_layer(step)).collect(),
             reads: head.unwrap_or(&self.family.heads.classify).reads,
         }
     }
 
-    fn block(&self, path: &str) -> Block {
-        let below = format!("{path}.");
+    /// Whether something is gated in the last block of a stack.
+    fn is_gated(&self, stack: &Stack) -> bool {
+        let last = stack.block_paths().last().unwrap_or_default() + ".";
         let mut sites = self.active.sites.iter();
+        sites.any(|(site, placed)| {
+            site.starts_with(&last) && placed.iter().any(|placed| placed.is_gated)
+        })
+    }
+
+    fn block(&self, path: &str) -> Block {
         let feed_forward = format!("{path}.ff");
         let module = |name: &str| format!("{feed_forward}.{name}");
         Block {
@@ -224,9 +229,6 @@ impl Graph {
                 .attention_layer(&format!("{path}.attn"))
                 .expect("every block has an attention"),
             cross: self.attention_layer(&format!("{path}.cross")),
-            is_gated: sites.any(|(site, placed)| {
-                site.starts_with(&below) && placed.iter().any(|placed| placed.is_gated)
-            }),
             feed_forward: FeedForward {
                 around: self.sub_layer(&feed_forward),
                 gate: match self.architecture.feed_forward.kind {
@@ -235,7 +237,7 @@ impl Graph {
                 },
                 up: self.existing(&module("up")),
                 down: self.existing(&module("down")),
-                dropout: DropoutSite::new(&module("down")),
+                dropout: DropoutPlace::new(&module("down")),
             },
         }
     }
@@ -249,40 +251,43 @@ impl Graph {
             o: self.existing(&module("o")),
             around: self.sub_layer(path),
             fused: self.delta_layers(&module("qkv")),
-            dropout: DropoutSite::new(&module("weights")),
+            dropout: DropoutPlace::new(&module("weights")),
         })
     }
 
     fn sub_layer(&self, path: &str) -> SubLayer {
         SubLayer {
             norm: self.norm(&format!("{path}.norm")),
-            dropout: DropoutSite::new(path),
+            dropout: DropoutPlace::new(path),
             deltas: self.delta_layers(path),
         }
     }
 
-    fn head_layer(&self, step: &HeadStep) -> Option<HeadLayer> {
+    fn head_layer(&self, step: &HeadStep) -> HeadLayer {
         let module = &step.module;
         let kind = match (step.kind, &step.weight) {
-            (Some(Kind::Norm), _) => HeadKind::Norm(self.norm(module)?),
+            (Some(Kind::Norm), _) => {
+                HeadKind::Norm(self.norm(module).expect("a head has its norm"))
+            }
             (Some(Kind::Tied), Some(table)) => HeadKind::Vocabulary {
                 weight: self
                     .parameter(&format!("{module}.weight"))
-                    .or_else(|| self.parameter(&format!("{table}.weight")))?,
+                    .or_else(|| self.parameter(&format!("{table}.weight")))
+                    .expect("a head is tied to a table"),
                 bias: self.parameter(&format!("{module}.bias")),
             },
             // The pooler is a module of the backbone, where deltas may sit.
-            _ => HeadKind::Linear(self.linear_layer(module)?),
+            _ => HeadKind::Linear(self.existing(module)),
         };
-        Some(HeadLayer {
-            dropout: step.dropout.then(|| DropoutSite::new(module)),
+        HeadLayer {
+            dropout: step.dropout.then(|| DropoutPlace::new(module)),
             kind,
             activation: match step.activation.as_deref() {
                 Some("config") => Some(self.config.activation),
                 Some(name) => Activation::from_name(name),
                 None => None,
             },
-        })
+        }
     }
 
     fn existing(&self, path: &str) -> Linear {
@@ -306,11 +311,14 @@ impl Graph {
     }
 
     fn norm(&self, path: &str) -> Option<Norm> {
-        Some(Norm {
-            weight: self.parameter(&format!("{path}.weight"))?,
-            bias: match self.architecture.norm.kind {
-                NormKind::Layer => self.parameter(&format!("{path}.bias")),
-                NormKind::Rms => None,
+        let weight = self.parameter(&format!("{path}.weight"))?;
+        Some(match self.architecture.norm.kind {
+            NormKind::Rms => Norm::Rms { weight },
+            NormKind::Layer => Norm::Layer {
+                weight,
+                bias: self
+                    .parameter(&format!("{path}.bias"))
+                    .expect("a layer norm has a bias"),
             },
         })
     }
@@ -354,7 +362,7 @@ impl Graph {
             is_gated: placed.is_gated,
             site: site.to_owned(),
             parameters: [parameters(Some(site)), parameters(None)].concat(),
-            dropout: DropoutSite::new(&format!("{}.{site}", placed.delta)),
+            dropout: DropoutPlace::new(&format!("{}.{site}", placed.delta)),
             weight: self.parameter(&format!("{site}.weight")),
             bias: self.parameter(&format!("{site}.bias")),
             norm: match self.architecture.norm.place {

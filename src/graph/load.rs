@@ -65,7 +65,9 @@ impl Graph {
                 None => 1.0,
             },
         };
-        graph.base = backbones.get(plan, || graph.load_base(checkpoint.as_ref(), &initializer))?;
+        graph.base = backbones.get(plan, &graph.device, || {
+            graph.load_base(checkpoint.as_ref(), &initializer)
+        })?;
         for (name, task) in &plan.tasks {
             graph.load_head(name, task, checkpoint.as_ref(), &initializer)?;
         }
@@ -196,10 +198,10 @@ impl Graph {
                             let (task, _) = tasks.find(|(_, task)| task.uses_language_model())?;
                             self.values.get(&ParameterId::of_head(task, path))
                         };
-                        let Some(value) = self.base.get(path).or_else(of_head).cloned() else {
+                        let Some(value) = self.base.get(path).or_else(of_head) else {
                             continue;
                         };
-                        let value = value.held().map_err(device_problem)?;
+                        let value = value.copied().map_err(device_problem)?;
                         let id = ParameterId::of_delta(&delta.name, path);
                         self.values.insert(id, value);
                     }

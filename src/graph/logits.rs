@@ -7,10 +7,11 @@ use crate::engine::{ops, Activation, Layout, Matrix, Outcome, Shape, Tensor, Var
 impl Pass<'_> {
     /// What the head in place makes of the rows that it reads: logits.
     pub(super) fn head(&self, mut x: Matrix, layout: &Layout) -> Outcome<Matrix> {
+        assert!(!self.layers.head.is_empty(), "a task is in place");
         for layer in &self.layers.head {
-            if let Some(site) = layer.dropout {
+            if let Some(place) = layer.dropout {
                 let probability = self.graph.config.classifier_dropout;
-                x = self.drop(x, layout, probability, site)?;
+                x = self.drop(x, layout, probability, place)?;
             }
             x = match &layer.kind {
                 HeadKind::Norm(norm) => self.norm(norm, &x)?,

@@ -49,15 +49,18 @@ impl Value {
         Value::Matrix(Elements::Stored(Arc::new(stored)), Arc::default())
     }
 
-    /// The same with elements on the device.
+    /// A parameter of its own that begins with the same elements, on the device.
     ///
     /// # Errors
     /// What the device reports.
-    pub(super) fn held(mut self) -> Outcome<Self> {
-        if let Value::Matrix(elements, _) = &mut self {
-            elements.held()?;
-        }
-        Ok(self)
+    pub(super) fn copied(&self) -> Outcome<Self> {
+        Ok(match self {
+            Value::Matrix(elements, _) => {
+                let copy = elements.clone().held()?.copied();
+                Value::Matrix(Elements::Held(copy), Arc::default())
+            }
+            Value::Vector(tensor) => Value::Vector(tensor.copied()),
+        })
     }
 
     /// Changes the elements.
@@ -118,27 +121,28 @@ pub type Tensors = BTreeMap<String, (Vec<f32>, Vec<usize>)>;
 /// The same, where they lie if the host can see them there.
 pub type Views<'a> = BTreeMap<String, (Cow<'a, [f32]>, Vec<usize>)>;
 
-/// Backbones in memory, for graphs that share them.
+/// Backbones in memory by their devices and directories, for graphs that share them.
 #[derive(Default)]
-pub struct Backbones(Mutex<BTreeMap<PathBuf, Arc<Store>>>);
+pub struct Backbones(Mutex<BTreeMap<(String, PathBuf), Arc<Store>>>);
 
 impl Backbones {
     /// That of a plan, loaded where it is not there yet.
     pub(super) fn get(
         &self,
         plan: &Plan,
+        device: &Device,
         load: impl FnOnce() -> Result<Store, Problem>,
     ) -> Result<Arc<Store>, Problem> {
         if plan.backbone.random {
             return load().map(Arc::new);
         }
         let mut loaded = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let directory = &plan.backbone.directory;
-        if let Some(base) = loaded.get(directory) {
+        let key = (format!("{device:?}"), plan.backbone.directory.clone());
+        if let Some(base) = loaded.get(&key) {
             return Ok(base.clone());
         }
         let base = Arc::new(load()?);
-        loaded.insert(directory.clone(), base.clone());
+        loaded.insert(key, base.clone());
         Ok(base)
     }
 }

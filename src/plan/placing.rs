@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::build::Builder;
 use super::selection::Modules;
 use super::{BackbonePlan, Change, DeltaPlan, Origin, TaskPlan};
-use crate::backbone::{language_model_parameters, Module, Tree};
+use crate::backbone::{language_model_parameters, Config, Module, Tree};
 use crate::delta::{gate, Method, Preposition};
 use crate::diagnostic::Problem;
 use crate::settings::synonyms;
@@ -21,7 +21,15 @@ impl<'a> Builder<'a> {
     ) -> Vec<DeltaPlan> {
         let tree = Tree::new(&backbone.config);
         let head = match tasks.values().any(TaskPlan::uses_language_model) {
-            true => language_model_parameters(&backbone.config),
+            true => {
+                // Where it is not known what it has, what it may have can be chosen.
+                let may_have = !self.knows_head.get();
+                let config = &backbone.config;
+                language_model_parameters(&Config {
+                    has_head_weight: config.has_head_weight || may_have,
+                    ..config.clone()
+                })
+            }
             false => Vec::new(),
         };
         let modules = Modules {

@@ -257,8 +257,8 @@ impl Modules<'_> {
             Segment::Last(name, count) => {
                 let count = self.scope.amount(count)?;
                 let stacks = self.config.stacks();
-                let is_named = matches!(done.last(), Some(Segment::Name(_)));
-                if stacks.len() > 1 && !is_named {
+                let is_any = matches!(done[..], [Segment::AnyDepth | Segment::AnyName]);
+                if stacks.len() > 1 && is_any {
                     // The last ones of each stack, which may be of other heights.
                     return stacks.iter().try_for_each(|stack| {
                         let mut path = done.clone();
@@ -307,9 +307,12 @@ impl Modules<'_> {
 
     /// The number of blocks below a path: those of its stack, or of the taller one where both are meant.
     fn layers_below(&self, parent: &[Segment]) -> usize {
-        let is_named = |stack: &&Stack| match parent.last() {
-            Some(Segment::Name(name)) => stack.path.strip_suffix('.') == Some(name),
-            _ => false,
+        let is_named = |stack: &&Stack| {
+            let is_its = |segment: &Segment| match segment {
+                Segment::Name(name) => stack.path.strip_suffix('.') == Some(name),
+                _ => false,
+            };
+            parent.iter().any(is_its)
         };
         let stacks = self.config.stacks();
         let named = stacks.iter().find(is_named);

@@ -1,7 +1,6 @@
 //! The text of a pipeline on its way to a plan.
 
 use std::path::{Component, Path, PathBuf};
-use std::sync::OnceLock;
 
 use super::origin::origin_hash;
 use super::{check_backbone, check_data, has_head_weight, unknown_keys, Integrity};
@@ -29,8 +28,6 @@ pub struct Source {
     pub confined: Option<Confined>,
     /// Whether of the backbone its `config.json` alone is read, and of other runs nothing.
     pub config_only: bool,
-    /// A backbone of the hub whose weights were asked for, and are not here.
-    pub unfetched: OnceLock<String>,
 }
 
 /// Where a pipeline may read that a script has added to, or set params of.
@@ -97,7 +94,6 @@ impl Source {
             integrity: Integrity::Checked,
             confined: None,
             config_only: false,
-            unfetched: OnceLock::new(),
         })
     }
 
@@ -143,22 +139,12 @@ impl Source {
     /// # Errors
     /// See [`Source::checked_plan`] and [`fetch_weights`].
     pub fn runnable_plan(&self) -> Result<Checked, Problems> {
-        let plan = self.plan();
-        // A plan may have mistakes in it for want of the weights.
-        let (location, span) = match (plan, self.unfetched.get()) {
-            (Ok(plan), _) if !plan.backbone.random => {
-                (plan.backbone.location, Some(plan.backbone.span))
-            }
-            (_, Some(location)) => (location.clone(), None),
-            (plan, None) => return plan.and_then(|_| self.checked_plan(usize::MAX)),
-        };
-        fetch_weights(&location).map_err(|problem| {
-            let problem = match span {
-                Some(span) => problem.or_at(span),
-                None => problem,
-            };
-            self.locate(vec![problem])
-        })?;
+        let plan = self.plan()?;
+        if !plan.backbone.random {
+            let span = plan.backbone.span;
+            fetch_weights(&plan.backbone.location)
+                .map_err(|problem| self.locate(vec![problem.or_at(span)]))?;
+        }
         self.checked_plan(usize::MAX)
     }
 
@@ -209,7 +195,6 @@ impl Surroundings for Source {
         // Weights that were not fetched yet say nothing: a run fetches them and plans again.
         let is_hub = backbone.location.starts_with("hf:");
         if is_hub && Checkpoint::open_directory(&backbone.directory).is_err() {
-            self.unfetched.get_or_init(|| backbone.location.clone());
             return Ok(None);
         }
         has_head_weight(&backbone.config, &backbone.directory).map(Some)

@@ -61,7 +61,7 @@ pub fn value_and_gradients_with(
     op: &Op,
     factors: &dyn Fn(usize) -> Vec<f32>,
 ) -> (Vec<f32>, Vec<Vec<f32>>) {
-    let trace = Trace::new();
+    let trace = Trace::on();
     let matrices = inputs.matrices.iter();
     let matrices: Vec<_> = matrices
         .map(|(values, shape)| Tensor::new(device, values.clone(), *shape).unwrap())

@@ -277,7 +277,7 @@ proptest! {
         let of_all = inputs(rows);
         let scale = 1.0 / (width as f32).sqrt();
         let shape = AttentionShape { heads, key_value_heads, scale, causal, prefix };
-        let dropout = drop.then_some(Dropout { probability: 0.3, site: 5 });
+        let dropout = drop.then_some(Dropout { probability: 0.3, place: 5 });
         let bias = |m: &[Matrix]| is_biased.then(|| m[3].clone());
         let attending = Attending { queries: &queries, rows: None, keys: &keys };
         compare(
@@ -346,7 +346,7 @@ proptest! {
             vectors: vec![random.values(columns, 1.0)],
         };
         let layout = layout(&lengths);
-        let dropout = Dropout { probability: 0.4, site: 9 };
+        let dropout = Dropout { probability: 0.4, place: 9 };
         let indices: Vec<usize> = (0..rows + 2).map(|i| (i * 7) % rows).collect();
         let all: [&Op; 13] = [
             &|m, _| ops::add(own(&m[0]), &m[1]).unwrap(),

@@ -208,7 +208,7 @@ mod tests {
         builder.build().expect("threads")
     }
 
-    /// On vector and on tile registers, with several parts of the depth and a last panel that is not full.
+    /// On vector and, where the processor has them, on tile registers, with several parts of the depth and a last panel that is not full.
     #[test]
     fn helpers_change_no_bit() {
         let (rows, depth, columns) = (203, 800, 1000);

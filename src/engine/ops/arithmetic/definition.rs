@@ -39,3 +39,8 @@ pub(super) fn add_row<D: Home>(
     let shape = *x.shape();
     x.try_add(row.try_broadcast_like::<_, Axis<0>>(&shape)?)
 }
+
+/// See [`super::reciprocal`].
+pub(super) fn reciprocal<S: Shape, D: Home>(x: Defined<S, D>) -> Made<Defined<S, D>, D> {
+    x.try_recip()
+}

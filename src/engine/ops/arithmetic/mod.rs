@@ -90,3 +90,11 @@ pub fn add_row(x: Matrix, row: &Vector) -> Outcome<Matrix> {
         }
     }
 }
+
+/// `1 / x`, element by element.
+///
+/// # Errors
+/// What the device reports.
+pub fn reciprocal<S: Shape>(x: &Variable<S>) -> Outcome<Variable<S>> {
+    define!(x.device(), |x| definition::reciprocal(x))
+}

@@ -252,7 +252,7 @@ impl Heads {
     /// Applies the dropout's factors to the weights of one head.
     fn drop(&self, weights: &mut [f32], head: Head) {
         let Some(dropout) = self.dropout else { return };
-        let noise = Noise::new(self.queries.key(head.sequence), dropout.site);
+        let noise = Noise::new(self.queries.key(head.sequence), dropout.place);
         let mut factors = vec![0.0; head.keys];
         for (i, row) in weights.chunks_exact_mut(head.keys.max(1)).enumerate() {
             let position = head.index * head.length + self.places[head.row + i];

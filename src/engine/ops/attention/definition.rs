@@ -134,7 +134,8 @@ fn of_rows<D: Home>(
         .map(|sources| attention(&select_rows(q, sources)?))
         .collect::<Result<_, _>>()?;
     match mixed.is_empty() {
-        true => Ok(q.clone()),
+        // A tensor of its own.
+        true => q.clone().try_mul(1.0),
         false => select_rows(&join_rows(&mixed)?, &chosen),
     }
 }
@@ -184,7 +185,7 @@ fn attention_dropout(attending: Attending, shape: AttentionShape, dropout: Dropo
     let mut factors = vec![0.0; queries.sequences() * shape.heads * longest * columns];
     for (sequence, (own, keys)) in queries.ranges().zip(keys.ranges()).enumerate() {
         let length = own.len();
-        let noise = Noise::new(queries.key(sequence), dropout.site);
+        let noise = Noise::new(queries.key(sequence), dropout.place);
         for head in 0..shape.heads {
             for from in 0..length {
                 let start = ((sequence * shape.heads + head) * longest + from) * columns;

@@ -27,7 +27,7 @@ fn drop_rows(values: &mut [f32], columns: usize, layout: &Layout, dropout: Dropo
         .ranges()
         .enumerate()
         .flat_map(|(sequence, range)| {
-            let noise = Noise::new(layout.key(sequence), dropout.site);
+            let noise = Noise::new(layout.key(sequence), dropout.place);
             (0..range.len()).map(move |position| (noise, position))
         })
         .collect();

@@ -22,7 +22,7 @@ pub(super) fn dropout<D: Home>(
 fn factors(layout: &Layout, dropout: Dropout, columns: usize) -> Vec<f32> {
     let mut factors = vec![0.0; layout.rows() * columns];
     for (index, range) in layout.ranges().enumerate() {
-        let noise = Noise::new(layout.key(index), dropout.site);
+        let noise = Noise::new(layout.key(index), dropout.place);
         for (position, row) in range.enumerate() {
             let factors = &mut factors[row * columns..(row + 1) * columns];
             noise.dropout_row(position, dropout.probability, factors);

@@ -13,7 +13,7 @@ pub struct Dropout {
     /// The probability with which an element becomes zero, in `[0, 1)`.
     pub probability: f32,
     /// A number of its own for each place, so that no two places share their noise.
-    pub site: u32,
+    pub place: u32,
 }
 
 /// Sets elements to zero with the dropout's probability and scales the others up

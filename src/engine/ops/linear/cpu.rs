@@ -4,7 +4,8 @@ use crate::engine::cpu::deferred::{Contribution, Deferred};
 use crate::engine::cpu::elementwise::add_to;
 use crate::engine::cpu::products::{multiply, View};
 use crate::engine::gradient::output;
-use crate::engine::{profile, Elements, Matrix, Precision, Trace, Vector, Weight};
+use crate::engine::tape::Deferrals;
+use crate::engine::{profile, Elements, Matrix, Precision, Vector, Weight};
 
 /// See [`super::linear`].
 pub(super) fn linear(x: &Matrix, weight: &Weight, bias: Option<&Vector>) -> Matrix {
@@ -39,9 +40,9 @@ pub(super) fn linear(x: &Matrix, weight: &Weight, bias: Option<&Vector>) -> Matr
                 upstream.chunks_exact(out).for_each(|row| add_to(sum, row));
             });
         }
-        if let (Some((trace, parameter)), Some(x)) = (deferring, &kept_x) {
+        if let (Some((deferrals, parameter)), Some(x)) = (deferring, &kept_x) {
             let input = x.clone();
-            trace.defer(Deferred {
+            deferrals.borrow_mut().push(Deferred {
                 parameter,
                 contribution: Contribution::Product { upstream, input },
             });
@@ -71,11 +72,11 @@ pub(super) fn linear_transposed(x: &Matrix, weight: &Weight) -> Matrix {
     })
 }
 
-/// Where a weight's gradient is left to be computed, and the weight's id.
-fn deferring(weight: &Weight) -> Option<(Trace, u64)> {
+/// Where what is added to a weight's gradient is left to be computed, and the weight's id.
+fn deferring(weight: &Weight) -> Option<(Deferrals, u64)> {
     let Elements::Held(tensor) = &weight.elements else {
         return None;
     };
-    let is_deferred = weight.trace.defers(tensor.id());
-    is_deferred.then(|| (weight.trace.clone(), tensor.id()))
+    let deferrals = weight.trace.deferrals(tensor.id())?;
+    Some((deferrals, tensor.id()))
 }

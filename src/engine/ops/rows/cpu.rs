@@ -21,11 +21,11 @@ pub(super) fn select_rows(table: &Matrix, indices: &[usize]) -> Matrix {
         false => Vec::new(),
     };
     let (trace, parameter) = (table.trace(), table.value.id());
-    let deferring = trace.defers(parameter).then(|| trace.clone());
+    let deferring = trace.deferrals(parameter);
     output(values, (indices.len(), columns), trace, move |upstream| {
-        if let Some(trace) = deferring {
+        if let Some(deferrals) = deferring {
             let indices = kept;
-            trace.defer(Deferred {
+            deferrals.borrow_mut().push(Deferred {
                 parameter,
                 contribution: Contribution::Rows { indices, upstream },
             });

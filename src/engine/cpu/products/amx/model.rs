@@ -41,22 +41,26 @@ fn add_int8(sums: &mut TileRegister, left: &TileRegister, right: &TileRegister) 
     }
 }
 
-/// `tdpbf16ps`: to each of 16 by 16 sums in f32, 16 times two products of bfloat16s.
+/// `tdpbf16ps`: to each of 16 by 16 sums in f32, 16 times two products of bfloat16s, which are summed apart, then together,
+/// and added last. What is below the smallest normal number counts as 0.
 fn add_bf16(sums: &mut TileRegister, left: &TileRegister, right: &TileRegister) {
+    let flushed = |x: f32| if x.is_subnormal() { 0.0 } else { x };
     let halves = |bytes: [u8; 4]| {
         let bits = u32::from_le_bytes(bytes);
-        [bits << 16, bits & 0xffff_0000].map(f32::from_bits)
+        [bits << 16, bits & 0xffff_0000].map(|bits| flushed(f32::from_bits(bits)))
     };
     for row in 0..ROWS {
         for column in 0..ROWS {
-            let mut sum = f32::from_le_bytes(four(sums, row, column));
+            let mut products = [0.0f32; 2];
             for depth in 0..ROWS {
-                let (a, b) = (
-                    halves(four(left, row, depth)),
-                    halves(four(right, depth, column)),
-                );
-                sum = a[1].mul_add(b[1], a[0].mul_add(b[0], sum));
+                let pair = (four(left, row, depth), four(right, depth, column));
+                let pairs = halves(pair.0).into_iter().zip(halves(pair.1));
+                for (sum, (a, b)) in products.iter_mut().zip(pairs) {
+                    *sum = flushed(a.mul_add(b, *sum));
+                }
             }
+            let before = flushed(f32::from_le_bytes(four(sums, row, column)));
+            let sum = flushed(before + flushed(products[0] + products[1]));
             set_four(sums, row, column, sum.to_le_bytes());
         }
     }
@@ -145,4 +149,42 @@ impl Model {
             }
         }
     }
+}
+
+/// What the processor's registers make of the same tiles, bit for bit.
+#[test]
+#[ignore = "needs a processor with AMX"]
+fn the_model_is_the_processor_on_amx() {
+    use super::registers::Registers;
+    let mut seed = 0;
+    let mut tiles = |is_bytes: bool| -> [TileRegister; 3] {
+        std::array::from_fn(|_| {
+            let mut tile = TileRegister::ZEROS;
+            for pair in tile.0.iter_mut().flat_map(|row| row.chunks_exact_mut(2)) {
+                seed += 1;
+                let random = crate::engine::mix(seed);
+                let value = half::bf16::from_f32((random % 1000) as f32 / 500.0 - 1.0);
+                pair.copy_from_slice(&match is_bytes {
+                    true => [random as u8, (random >> 8) as u8],
+                    false => value.to_bits().to_le_bytes(),
+                });
+            }
+            tile
+        })
+    };
+    let (split, rounded) = ([tiles(true), tiles(true)], [tiles(false), tiles(false)]);
+    // SAFETY: there are three tiles at each place, and the test is for processors that have the registers.
+    let run = |registers: &mut Registers| unsafe {
+        let mut sums = [[TileRegister::ZEROS; SUMS]; 2];
+        registers.clear();
+        registers.add_split(split[0].as_ptr(), split[1].as_ptr());
+        registers.store(&mut sums[0]);
+        registers.clear();
+        registers.add_rounded(&rounded[0][0], &rounded[0][1], rounded[1].as_ptr());
+        registers.store(&mut sums[1]);
+        sums.map(|sums| sums.map(|tile| tile.0))
+    };
+    // SAFETY: as above; they are this thread's.
+    let found = run(&mut unsafe { Registers::new() });
+    assert!(found == run(&mut Registers::Model(Box::default())));
 }
