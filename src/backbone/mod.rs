@@ -4,6 +4,7 @@
 //! graph. It knows nothing of deltas or training.
 
 mod architecture;
+mod checks;
 mod config;
 pub mod family;
 mod keys;

@@ -12,8 +12,7 @@ use super::arguments::{
 use super::{show, Ended};
 use crate::diagnostic::{Problem, Problems};
 use crate::disk;
-use crate::engine::cpu::{measure_limits, measure_rate};
-use crate::engine::Device;
+use crate::engine::{measure_limits, measure_rate, Device};
 use crate::graph::this_machine;
 use crate::plan::{Change, DeltaPlan, Plan, StagePlan};
 use crate::report::{against_precision, describe, Progress};

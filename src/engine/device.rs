@@ -47,6 +47,17 @@ impl Device {
         }
     }
 
+    /// How many groups of a model of such a width go forward at once, of as many as there are threads: of a wide one,
+    /// some go forward, and keep more and more, while others go back, and keep less and less; a narrow one takes less
+    /// memory than that takes time.
+    pub fn groups_at_once(&self, width: usize) -> usize {
+        let threads = rayon::current_num_threads();
+        match cpu::is_wide(width) {
+            true => threads.div_ceil(2),
+            false => threads,
+        }
+    }
+
     /// Whether it is worth it to leave out the keys and values of a sequence where a single row asks.
     pub fn absorbs_keys(&self) -> bool {
         matches!(self, Device::Cpu)

@@ -4,7 +4,7 @@
 //! files, and what uses it knows nothing of processors, kernels or threads: where a tensor lies is known at run time
 //! ([`Device`]).
 
-pub mod cpu;
+mod cpu;
 #[cfg(feature = "dfdx-cuda")]
 mod cuda;
 mod definition;
@@ -18,7 +18,8 @@ mod tape;
 mod tensor;
 mod weight;
 
-pub use cpu::Deferred;
+pub(crate) use cpu::Semaphore;
+pub use cpu::{copies_of_a_weight, measure_limits, measure_rate, uses_amx, Deferred, Limits};
 pub use device::{Device, Error, Outcome};
 pub use layout::Layout;
 pub use noise::mix;

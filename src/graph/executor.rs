@@ -7,16 +7,15 @@ use rayon::prelude::*;
 use super::{device_problem, Batch, Graph};
 use crate::delta::ParameterId;
 use crate::diagnostic::Problem;
-use crate::engine::cpu::{self, Semaphore};
-use crate::engine::Deferred;
+use crate::engine::{self, Deferred, Device, Semaphore};
 use crate::plan::Machine;
 
 /// This machine, with so many threads, as costs depend on it.
 pub fn this_machine(threads: usize) -> Machine {
     Machine {
         threads,
-        group_rows: cpu::GROUP_ROWS,
-        copies_of_a_weight: cpu::copies_of_a_weight,
+        group_rows: Device::Cpu.group_rows(),
+        copies_of_a_weight: engine::copies_of_a_weight,
     }
 }
 
@@ -38,14 +37,9 @@ impl Graph {
         // they are summed in the order of the groups, so the result does not depend on that number.
         let threads = rayon::current_num_threads();
         let (most, at_once) = match self.active.deferred.is_empty() {
-            // Of a wide model some go forward, and keep more and more, while others go back, and keep less and
-            // less; a narrow one takes less memory than that takes time.
             true => (
                 (HELD_GRADIENTS / self.trained_count().max(1)).max(threads),
-                match cpu::is_wide(self.config.hidden) {
-                    true => threads.div_ceil(2),
-                    false => threads,
-                },
+                self.device.groups_at_once(self.config.hidden),
             ),
             // Each group holds its activations until its parts are added.
             false => (threads, threads),

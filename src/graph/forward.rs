@@ -11,10 +11,9 @@ use super::optimizations::read_rows::{read_layout, read_rows};
 use super::rotary::positions;
 use super::{Batch, CachedActivations, Graph, Targets, Value};
 use crate::backbone::Positions;
-use crate::engine::cpu::Semaphore;
 use crate::engine::{
-    ops, Angles, Attending, Dropout, Layout, Matrix, Outcome, Precision, Scalar, Tensor, Trace,
-    Vector, Weight,
+    ops, Angles, Attending, Dropout, Layout, Matrix, Outcome, Precision, Scalar, Semaphore, Tensor,
+    Trace, Vector, Weight,
 };
 
 /// One forward pass. With a live trace, what is trained is recorded.

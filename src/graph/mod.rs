@@ -27,8 +27,7 @@ use crate::backbone::family::{Family, Head};
 use crate::backbone::{head_parameters, Architecture, Config, NormPlace, Parameter, Site, Tree};
 use crate::delta::{Method, ParameterId};
 use crate::diagnostic::Problem;
-use crate::engine::cpu::Semaphore;
-use crate::engine::{backward, Deferred, Device, Outcome, Precision, Trace};
+use crate::engine::{backward, Deferred, Device, Outcome, Precision, Semaphore, Trace};
 use crate::plan::TaskPlan;
 
 pub use batch::{Batch, CachedActivations, DecoderRows, Targets};

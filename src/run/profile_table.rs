@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use super::Profile;
-use crate::engine::cpu::Limits;
 use crate::engine::profile::{Op, Spent};
+use crate::engine::Limits;
 use crate::report::Table;
 use crate::text::bytes;
 

@@ -1,8 +1,7 @@
 //! Products in f32 by those of bytes, where the processor multiplies these in tiles (AMX).
 
 use super::Optimization;
-use crate::engine::cpu::uses_amx;
-use crate::engine::Precision;
+use crate::engine::{uses_amx, Precision};
 
 pub(super) const OPTIMIZATION: Optimization = Optimization {
     name: "products in f32 on AMX",
