@@ -12,7 +12,7 @@ use deltarun::engine::Device;
 use deltarun::graph::Tensors;
 use deltarun::peft::import;
 use deltarun::plan::TaskKind;
-use deltarun::run::{open_run, Integrity, Loaded};
+use deltarun::run::{open_run, Integrity, Loaded, Reads};
 use serde_json::{json, Value};
 
 const CASES: [(&str, &str); 26] = [
@@ -49,7 +49,7 @@ fn open(adapter: &Path, backbone: &Path) -> Result<Loaded, Problem> {
     open_run(
         adapter,
         Some(&backbone),
-        None,
+        Reads::default(),
         Integrity::Checked,
         Device::Cpu,
     )
@@ -272,9 +272,15 @@ fn pickles_and_missing_backbones_have_a_way_out() {
         .help
         .unwrap()
         .contains("torch.load('adapter_model.bin'"));
-    let problem = open_run(&directory, None, None, Integrity::Checked, Device::Cpu)
-        .err()
-        .unwrap();
+    let problem = open_run(
+        &directory,
+        None,
+        Reads::default(),
+        Integrity::Checked,
+        Device::Cpu,
+    )
+    .err()
+    .unwrap();
     assert!(problem.help.unwrap().contains("--backbone"));
     // PEFT does not look into subfolders either, but says nothing of them.
     let problem = open(place.path(), &fixture("bert_a")).err().unwrap();

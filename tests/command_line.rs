@@ -61,6 +61,20 @@ fn a_run_leaves_what_eval_predict_and_merge_accept() {
         "--input",
         "input.jsonl",
     ]);
+    for option in ["--text", "--source-prefix"] {
+        let message = place.fail(
+            2,
+            &[
+                "predict",
+                "runs/small",
+                option,
+                "text",
+                "--input",
+                "input.jsonl",
+            ],
+        );
+        assert!(message.contains(option), "{message}");
+    }
     place.succeed(&["merge", "runs/small", "merged"]);
     assert!(
         place.path("merged/model.safetensors").exists()
@@ -383,6 +397,36 @@ fn a_backbone_of_the_hub_is_taken_from_the_local_cache() {
     for file in ["small.delta", "cloze.delta"] {
         assert!(run(&[file, "--quiet"]).status.success(), "{file}");
     }
+}
+
+/// PEFT stores no text before sources: an adapter's README has it, and `eval` is told it.
+#[test]
+fn an_adapter_of_a_task_with_a_prefix_is_told_it() {
+    let place = Place::new();
+    let backbone = concat!(env!("CARGO_MANIFEST_DIR"), "/pipelines/architectures/t5");
+    let text = format!(
+        r#"
+        backbone "{backbone}" {{ max_length = 32 }}
+        data {{ train = tsv("train.tsv"), dev = tsv("dev.tsv") }}
+        task seq2seq {{ source = text, target = label, prefix = "good : " }}
+        reparam delta = lora {{ rank = 2 }} on **.attn.q
+        stage tune {{ train = [delta], steps = 4, batch = 8, optimizer = adamw {{ lr = 1e-3 }} }}
+        "#
+    );
+    place.write("t5.delta", text.as_bytes());
+    place.succeed(&["t5.delta", "--quiet", "--out", "run"]);
+    let readme = std::fs::read_to_string(place.path("run/peft/README.md")).unwrap();
+    assert!(readme.contains("begin with `good : `"), "{readme}");
+    let loss = |arguments: &[&str]| {
+        let common = ["--data", "dev.tsv", "--format", "json"];
+        let text = place.succeed(&[&["eval"], arguments, &common].concat());
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        json["metrics"]["loss"].as_f64().unwrap()
+    };
+    let adapter = ["run/peft", "--backbone", backbone, "--text", "text,label"];
+    let told = loss(&[&adapter[..], &["--source-prefix", "good : "]].concat());
+    assert!((loss(&["run"]) - told).abs() < 1e-5);
+    assert!((loss(&adapter) - told).abs() > 1e-3);
 }
 
 /// What is trained in a decoder alone, or above it, is evaluated as it is trained: nothing begins in the middle of two

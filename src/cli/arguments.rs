@@ -258,6 +258,9 @@ pub struct SourceOptions {
     /// For an adapter: the columns, or keys, with the texts
     #[arg(long, value_delimiter = ',', value_name = "COLUMN,...")]
     pub text: Option<Vec<String>>,
+    /// For an adapter of an encoder and a decoder: what stands before every source
+    #[arg(long, value_name = "TEXT")]
+    pub source_prefix: Option<String>,
     #[command(flatten)]
     pub device: DeviceOptions,
     #[command(flatten)]

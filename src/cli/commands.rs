@@ -17,7 +17,8 @@ use crate::graph::this_machine;
 use crate::plan::{Change, DeltaPlan, Plan, StagePlan};
 use crate::report::{against_precision, describe, Progress};
 use crate::run::{
-    open_run, read_text, Checked, Ended as RunEnded, Integrity, Loaded, Source, ROWS_AT_EACH_END,
+    open_run, read_text, Checked, Ended as RunEnded, Integrity, Loaded, Reads, Source,
+    ROWS_AT_EACH_END,
 };
 use crate::settings::Overrides;
 use crate::terminal::{self, print, say};
@@ -392,11 +393,14 @@ fn run_on(
 
 /// Reads the run that `eval` and `predict` ask.
 pub(super) fn open_source(source: &SourceOptions, device: Device) -> Result<Loaded, Problem> {
-    let (backbone, text) = (source.backbone.as_deref(), source.text.as_deref());
+    let reads = Reads {
+        columns: source.text.as_deref(),
+        source_prefix: source.source_prefix.as_deref(),
+    };
     open_run(
         &source.run,
-        backbone,
-        text,
+        source.backbone.as_deref(),
+        reads,
         source.integrity.integrity(),
         device,
     )
@@ -409,7 +413,13 @@ pub(super) fn merge(
     backbone: Option<&str>,
     integrity: Integrity,
 ) -> Result<Ended, Problems> {
-    let loaded = open_run(directory, backbone, None, integrity, Device::Cpu)?;
+    let loaded = open_run(
+        directory,
+        backbone,
+        Reads::default(),
+        integrity,
+        Device::Cpu,
+    )?;
     run::merge(&loaded.plan, &loaded.graph, out)?;
     print(&format!("{}\n", out.display()));
     Ok(Ended::Done)
@@ -420,7 +430,7 @@ pub(super) fn combine(options: &CombineOptions) -> Result<Ended, Problems> {
         open_run(
             run,
             options.backbone.as_deref(),
-            None,
+            Reads::default(),
             options.integrity.integrity(),
             Device::Cpu,
         )

@@ -19,10 +19,27 @@ pub struct Loaded {
     pub graph: Graph,
 }
 
+/// What an adapter reads, which it does not store.
+#[derive(Clone, Copy, Default)]
+pub struct Reads<'a> {
+    /// The columns of texts.
+    pub columns: Option<&'a [String]>,
+    /// What stands before every source.
+    pub source_prefix: Option<&'a str>,
+}
+
+impl Reads<'_> {
+    /// The command line's options that say it.
+    fn options(&self) -> impl Iterator<Item = &'static str> {
+        let columns = self.columns.map(|_| "--text");
+        let prefix = self.source_prefix.map(|_| "--source-prefix");
+        columns.into_iter().chain(prefix)
+    }
+}
+
 /// Opens the directory of a run, or of an adapter that PEFT saved.
 ///
-/// `backbone` overrides where the backbone is; `text` names the columns of texts for an adapter,
-/// which does not store them.
+/// `backbone` overrides where the backbone is; `reads` says what an adapter does not store.
 ///
 /// # Errors
 /// Neither a run nor an adapter; another backbone than the one that was trained on; tensors that do
@@ -30,14 +47,18 @@ pub struct Loaded {
 pub fn open_run(
     directory: &Path,
     backbone: Option<&str>,
-    text: Option<&[String]>,
+    reads: Reads,
     integrity: Integrity,
     device: Device,
 ) -> Result<Loaded, Problem> {
     if directory.join("plan.yaml").exists() {
+        if let Some(option) = reads.options().next() {
+            let message = format!("`{option}` is for adapters, and a run knows what it reads");
+            return Err(Problem::new("delta::run::reads", message).help("leave it out"));
+        }
         open_own(directory, backbone, integrity, device)
     } else if directory.join("adapter_config.json").exists() {
-        open_adapter(directory, backbone, text, device)
+        open_adapter(directory, backbone, reads, device)
     } else {
         let message = format!("`{}` is neither a run nor an adapter", directory.display());
         let problem = Problem::new("delta::run::not_a_run", message);
@@ -86,7 +107,7 @@ fn open_own(
 fn open_adapter(
     directory: &Path,
     backbone: Option<&str>,
-    text: Option<&[String]>,
+    reads: Reads,
     device: Device,
 ) -> Result<Loaded, Problem> {
     let stated = || -> Option<String> {
@@ -118,8 +139,8 @@ fn open_adapter(
         _ => &["text"],
     };
     let usual = || usual.iter().map(|name| (*name).to_owned()).collect();
-    let columns = text.map_or_else(usual, <[String]>::to_vec);
-    let task = match imported.is_language_model {
+    let columns = reads.columns.map_or_else(usual, <[String]>::to_vec);
+    let mut task = match imported.is_language_model {
         true => language_model_task(columns, &config)?,
         false => {
             let outputs = imported.outputs.or_else(|| stored_outputs(&base, &config));
@@ -133,6 +154,13 @@ fn open_adapter(
             adapter_task(&base, outputs, columns)
         }
     };
+    if let Some(prefix) = reads.source_prefix {
+        if task.kind != TaskKind::Seq2seq {
+            let message = "`--source-prefix` is for adapters of an encoder and a decoder";
+            return Err(Problem::new("delta::run::reads", message).help("leave it out"));
+        }
+        task.source_prefix = prefix.to_owned();
+    }
     let mut plan = Plan {
         name: "adapter".to_owned(),
         seed: 0,

@@ -45,7 +45,7 @@ pub use directory::Directory;
 pub use examples::{check_data, Loader};
 pub use finished::{FinishedRun, Integrity};
 pub use heads::{check_backbone, head_origins, unknown_keys};
-pub use load::{open_run, Loaded};
+pub use load::{open_run, Loaded, Reads};
 pub use log::Log;
 pub use manifest::Manifest;
 pub use merge::merge;

@@ -16,7 +16,7 @@ use crate::graph::this_machine;
 use crate::graph::{label_order, reordered, Graph, Tensors};
 use crate::plan::{Plan, TaskPlan};
 use crate::report::describe;
-use crate::run::{head_origins, merge, open_run, FinishedRun, Loaded, Loader, Log, Source};
+use crate::run::{head_origins, merge, open_run, FinishedRun, Loaded, Loader, Log, Reads, Source};
 use crate::train::evaluate;
 
 /// A pipeline, not yet read.
@@ -290,7 +290,7 @@ fn merged(run: &mut Run) -> Outcome<String> {
         let loaded: Loaded = open_run(
             &run.directory,
             None,
-            None,
+            Reads::default(),
             run.source.integrity,
             Device::Cpu,
         )?;
@@ -321,7 +321,7 @@ fn evaluate_on_set(run: &Run, set: &str) -> Outcome<f64> {
     let loaded: Loaded = open_run(
         &run.directory,
         None,
-        None,
+        Reads::default(),
         run.source.integrity,
         Device::Cpu,
     )
