@@ -256,34 +256,33 @@ impl Modules<'_> {
             }
             Segment::Last(name, count) => {
                 let count = self.scope.amount(count)?;
-                let stacks = self.config.stacks();
-                let is_any = matches!(done[..], [Segment::AnyDepth | Segment::AnyName]);
-                if stacks.len() > 1 && is_any {
-                    // The last ones of each stack, which may be of other heights.
-                    return stacks.iter().try_for_each(|stack| {
-                        let mut path = done.clone();
-                        path.pop_if(|segment| *segment == Segment::AnyName);
-                        path.push(Segment::Name(stack.path.trim_end_matches('.').to_owned()));
-                        let layers = stack.blocks.len();
-                        let first = layers.checked_sub(count);
-                        let first =
-                            first.ok_or_else(|| self.out_of_range(name, &path, selector))?;
-                        let numbers = (first, layers);
-                        self.numbered(name, numbers, &path, selector, |segments| {
-                            let path = [path.as_slice(), &segments].concat();
-                            self.expand_path(rest, path, selector, out)
-                        })
-                    });
+                for (parent, layers) in self.stacks_below(&done) {
+                    let first = layers.checked_sub(count);
+                    let first = first.ok_or_else(|| self.out_of_range(name, &parent, selector))?;
+                    self.numbered(name, (first, layers), &parent, selector, |segments| {
+                        let path = [parent.as_slice(), &segments].concat();
+                        self.expand_path(rest, path, selector, out)
+                    })?;
                 }
-                let layers = self.layers_below(&done);
-                if count > layers {
-                    return Err(self.out_of_range(name, &done, selector));
-                }
-                let range = (layers - count, layers);
-                self.numbered(name, range, &done, selector, |path| next(path, out))
+                Ok(())
             }
             other => next(vec![other.clone()], out),
         }
+    }
+
+    /// The paths of the stacks that a path leads to, and their blocks: of each by its name behind `**` or `*`, as they
+    /// may be of other heights.
+    fn stacks_below(&self, path: &[Segment]) -> Vec<(Vec<Segment>, usize)> {
+        let stacks = self.config.stacks();
+        let is_any = matches!(path, [Segment::AnyDepth | Segment::AnyName]);
+        if stacks.len() == 1 || !is_any {
+            return vec![(path.to_vec(), self.layers_below(path))];
+        }
+        let named = |stack: &Stack| {
+            let name = Segment::Name(stack.path.trim_end_matches('.').to_owned());
+            (vec![name], stack.blocks.len())
+        };
+        stacks.iter().map(named).collect()
     }
 
     fn numbered(
