@@ -105,6 +105,7 @@ fn linear_and_norms(cases: &mut Cases) {
     cases.case("linear", &|m, v| {
         ops::linear(&m[0], &m[1].clone().into(), Some(&v[0])).unwrap()
     });
+    // As it is defined, with a gradient for the weight, which it has none of where that is frozen.
     cases.case("linear_transposed", &|m, _| {
         ops::matmul(&m[0], &m[1]).unwrap()
     });

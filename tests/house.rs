@@ -113,7 +113,7 @@ fn methods_and_safetensors_have_one_home() {
     }
 }
 
-/// Paths are resolved when layers are made (`graph/layers.rs`): a pass makes none, and looks nothing up by one.
+/// Paths are resolved when layers are made (`graph/layers.rs`): a pass makes none.
 #[test]
 fn a_forward_pass_makes_no_paths() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/graph");

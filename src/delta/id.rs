@@ -12,7 +12,7 @@ pub struct ParameterId {
     path: Arc<str>,
     owner: Owner,
     /// Where its name begins in the path.
-    name: usize,
+    name_start: usize,
 }
 
 /// Whose a parameter is.
@@ -56,7 +56,7 @@ impl ParameterId {
         ParameterId {
             path: format!("{module}.{name}").into(),
             owner,
-            name: module.len() + 1,
+            name_start: module.len() + 1,
         }
     }
 
@@ -67,12 +67,12 @@ impl ParameterId {
 
     /// Its name at its site, or in its delta or head.
     pub fn name(&self) -> &str {
-        &self.path[self.name..]
+        &self.path[self.name_start..]
     }
 
     /// What stands before its name: `DELTA.SITE`.
     pub fn module(&self) -> &str {
-        &self.path[..self.name - 1]
+        &self.path[..self.name_start - 1]
     }
 
     /// The delta that it belongs to, if it is no head's.

@@ -13,8 +13,9 @@ use super::definition::Flat;
 #[derive(Clone, Debug)]
 pub struct OnCard<T>(T);
 
-// SAFETY: the driver lets any thread use the handle of a stream, and whatever dfdx does with a card or a tensor on it
-// is done within `alone`, by one thread at a time.
+// SAFETY: the driver lets any thread use the handle of a stream, and kernels are launched, and elements copied, within
+// `with_card_lock`. A tensor that is dropped outside of it is freed by the driver, or goes into dfdx's cache, which has a
+// lock of its own.
 unsafe impl Send for OnCard<Cuda> {}
 unsafe impl Sync for OnCard<Cuda> {}
 unsafe impl Send for OnCard<Flat<Cuda>> {}
@@ -38,8 +39,8 @@ impl<T> Deref for OnCard<T> {
     }
 }
 
-/// Does `work` while no other thread uses a card; one may be within another.
-pub(super) fn alone<T>(work: impl FnOnce() -> T) -> T {
+/// Does `work` while no other thread uses a card. The lock is reentrant: one may be within another.
+pub(super) fn with_card_lock<T>(work: impl FnOnce() -> T) -> T {
     static CARD: Mutex<()> = Mutex::new(());
     thread_local! {
         static IS_HELD: Cell<bool> = const { Cell::new(false) };
@@ -48,8 +49,13 @@ pub(super) fn alone<T>(work: impl FnOnce() -> T) -> T {
         return work();
     }
     let _held = CARD.lock().unwrap_or_else(PoisonError::into_inner);
+    struct Release;
+    impl Drop for Release {
+        fn drop(&mut self) {
+            IS_HELD.set(false);
+        }
+    }
     IS_HELD.set(true);
-    let result = work();
-    IS_HELD.set(false);
-    result
+    let _release = Release;
+    work()
 }

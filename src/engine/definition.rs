@@ -26,15 +26,15 @@ use super::{Device, Outcome, Tensor, Trace};
 /// The elements of a tensor of ours.
 pub(super) type Flat<D> = dfdx::prelude::Tensor<(usize,), f32, D>;
 /// A tensor of a definition.
-pub(super) type Defined<S, D> = dfdx::prelude::Tensor<S, f32, D, Recorder<D>>;
+pub(super) type DfdxTensor<S, D> = dfdx::prelude::Tensor<S, f32, D, Recorder<D>>;
 /// An activation or a weight of a definition.
-pub(super) type DefinedMatrix<D> = Defined<(usize, usize), D>;
+pub(super) type DfdxMatrix<D> = DfdxTensor<(usize, usize), D>;
 /// A vector of a definition.
-pub(super) type DefinedVector<D> = Defined<(usize,), D>;
+pub(super) type DfdxVector<D> = DfdxTensor<(usize,), D>;
 /// What a definition makes, or what dfdx reports.
-pub(super) type Made<T, D> = Result<T, <D as dfdx::prelude::HasErr>::Err>;
+pub(super) type DfdxResult<T, D> = Result<T, <D as dfdx::prelude::HasErr>::Err>;
 
-type BackwardOp<D> = Box<dyn FnOnce(&mut Gradients<f32, D>) -> Made<(), D>>;
+type BackwardOp<D> = Box<dyn FnOnce(&mut Gradients<f32, D>) -> DfdxResult<(), D>>;
 
 /// A tape of dfdx's kind that tensors share, so that one may be used several times: dfdx's own belongs to one tensor,
 /// and who forgets to hand it on loses its gradients.
@@ -45,7 +45,7 @@ type Numbered<D> = (u64, BackwardOp<D>);
 
 impl<D: dfdx::prelude::Storage<f32>> Recorder<D> {
     /// Runs what was recorded backwards from a sum.
-    fn backward(sum: Defined<(), D>) -> Made<Gradients<f32, D>, D>
+    fn backward(sum: DfdxTensor<(), D>) -> DfdxResult<Gradients<f32, D>, D>
     where
         D: dfdx::tensor_ops::Device<f32>,
     {
@@ -105,16 +105,16 @@ impl<D: dfdx::prelude::Storage<f32>> Tape<f32, D> for Recorder<D> {
 }
 
 /// A device of dfdx that definitions run on.
-pub(super) trait Home: dfdx::tensor_ops::Device<f32> {
+pub(super) trait DfdxDevice: dfdx::tensor_ops::Device<f32> {
     /// That of a device of ours.
     fn of(device: &Device) -> &Self;
     /// Elements as dfdx has them: where they lie, but for those of the CPU's kernels, which are copied.
-    fn flat(storage: &Storage) -> Outcome<Flat<Self>>;
+    fn from_storage(storage: &Storage) -> Outcome<Flat<Self>>;
     /// Elements as a device of ours has them.
-    fn storage(flat: Flat<Self>, device: &Device) -> Storage;
+    fn into_storage(flat: Flat<Self>, device: &Device) -> Storage;
 
     /// Does `work` while no other thread uses the device, where that matters to dfdx.
-    fn alone<T>(work: impl FnOnce() -> T) -> T {
+    fn locked<T>(work: impl FnOnce() -> T) -> T {
         work()
     }
 
@@ -122,17 +122,17 @@ pub(super) trait Home: dfdx::tensor_ops::Device<f32> {
     fn flat_of(device: &Device, values: Vec<f32>) -> Outcome<Flat<Self>> {
         let length = (values.len(),);
         let flat = || Self::of(device).try_tensor_from_vec(values, length);
-        Self::alone(flat).map_err(Error::of)
+        Self::locked(flat).map_err(Error::of)
     }
 }
 
-impl Home for Cpu {
+impl DfdxDevice for Cpu {
     fn of(_: &Device) -> &Self {
         static CPU: LazyLock<Cpu> = LazyLock::new(Cpu::default);
         &CPU
     }
 
-    fn flat(storage: &Storage) -> Outcome<Flat<Cpu>> {
+    fn from_storage(storage: &Storage) -> Outcome<Flat<Cpu>> {
         match storage {
             Storage::Cpu(values) => Cpu::flat_of(&Device::Cpu, values.to_vec()),
             Storage::DfdxCpu(flat) => Ok(flat.clone()),
@@ -141,7 +141,7 @@ impl Home for Cpu {
         }
     }
 
-    fn storage(flat: Flat<Cpu>, device: &Device) -> Storage {
+    fn into_storage(flat: Flat<Cpu>, device: &Device) -> Storage {
         match device {
             Device::Cpu => Storage::Cpu(Arc::new(flat.as_vec())),
             _ => Storage::DfdxCpu(flat),
@@ -150,7 +150,7 @@ impl Home for Cpu {
 }
 
 #[cfg(feature = "dfdx-cuda")]
-impl Home for dfdx::tensor::Cuda {
+impl DfdxDevice for dfdx::tensor::Cuda {
     fn of(device: &Device) -> &Self {
         match device {
             Device::DfdxCuda(cuda) => cuda,
@@ -158,19 +158,19 @@ impl Home for dfdx::tensor::Cuda {
         }
     }
 
-    fn flat(storage: &Storage) -> Outcome<Flat<Self>> {
+    fn from_storage(storage: &Storage) -> Outcome<Flat<Self>> {
         match storage {
             Storage::DfdxCuda(flat) => Ok(flat.clone().into_inner()),
             _ => unreachable!("operands lie on one device"),
         }
     }
 
-    fn storage(flat: Flat<Self>, _: &Device) -> Storage {
+    fn into_storage(flat: Flat<Self>, _: &Device) -> Storage {
         Storage::DfdxCuda(OnCard::new(flat))
     }
 
-    fn alone<T>(work: impl FnOnce() -> T) -> T {
-        super::cuda::alone(work)
+    fn locked<T>(work: impl FnOnce() -> T) -> T {
+        super::cuda::with_card_lock(work)
     }
 }
 
@@ -183,23 +183,24 @@ impl Storage {
             }
             #[cfg(feature = "dfdx-cuda")]
             (Storage::DfdxCuda(x), Storage::DfdxCuda(y)) => {
-                let sum = super::cuda::alone(|| x.into_inner().try_add(y.into_inner()));
+                let sum = super::cuda::with_card_lock(|| x.into_inner().try_add(y.into_inner()));
                 sum.map(|sum| Storage::DfdxCuda(OnCard::new(sum)))
                     .map_err(Error::of)
             }
-            (x, y) => {
-                let mut sum = x.into_vec();
-                add_to(&mut sum, &y.into_vec());
+            (Storage::Cpu(x), Storage::Cpu(y)) => {
+                let mut sum = Storage::Cpu(x).into_vec();
+                add_to(&mut sum, &y);
                 Ok(Storage::Cpu(Arc::new(sum)))
             }
+            _ => unreachable!("operands lie on one device"),
         }
     }
 }
 
-type ReadGradient<D> = Box<dyn Fn(&mut Gradients<f32, D>) -> Made<Flat<D>, D>>;
+type ReadGradient<D> = Box<dyn Fn(&mut Gradients<f32, D>) -> DfdxResult<Flat<D>, D>>;
 
 /// One use of a definition.
-pub(super) struct Call<D: Home> {
+pub(super) struct Invocation<D: DfdxDevice> {
     device: Device,
     tape: Recorder<D>,
     trace: Trace,
@@ -209,9 +210,9 @@ pub(super) struct Call<D: Home> {
     inputs: Vec<(Slot, ReadGradient<D>)>,
 }
 
-impl<D: Home> Call<D> {
+impl<D: DfdxDevice> Invocation<D> {
     pub(super) fn new(device: &Device) -> Self {
-        Call {
+        Invocation {
             device: device.clone(),
             tape: Recorder::default(),
             trace: Trace::off(),
@@ -220,8 +221,8 @@ impl<D: Home> Call<D> {
         }
     }
 
-    fn input<S: Shape>(&mut self, x: &Variable<S>) -> Outcome<Defined<S, D>> {
-        let mut flat = D::flat(&x.value.storage)?;
+    fn input<S: Shape>(&mut self, x: &Variable<S>) -> Outcome<DfdxTensor<S, D>> {
+        let mut flat = D::from_storage(&x.value.storage)?;
         if self.seen.contains(&x.value.id()) {
             // dfdx takes two inputs of one operation for two tensors.
             flat = flat.try_mul(1.0).map_err(Error::of)?;
@@ -241,15 +242,18 @@ impl<D: Home> Call<D> {
     }
 
     /// The result of the definition as a variable.
-    pub(super) fn finish<S: Shape>(self, result: Made<Defined<S, D>, D>) -> Outcome<Variable<S>> {
+    pub(super) fn finish<S: Shape>(
+        self,
+        result: DfdxResult<DfdxTensor<S, D>, D>,
+    ) -> Outcome<Variable<S>> {
         let result = result.map_err(Error::of)?;
         let shape = *result.shape();
         let length = (shape.num_elements(),);
         let flat = result.try_reshape_like(&length).map_err(Error::of)?;
         let (plain, tape) = flat.split_tape();
-        let value = Tensor::of(D::storage(plain.clone(), &self.device), shape);
+        let value = Tensor::of(D::into_storage(plain.clone(), &self.device), shape);
         let slot = Slot::new(length.0);
-        let Call {
+        let Invocation {
             inputs,
             trace,
             device,
@@ -261,15 +265,15 @@ impl<D: Home> Call<D> {
                 let Some(upstream) = own.take_storage() else {
                     return Ok(());
                 };
-                D::alone(|| {
-                    let upstream = D::flat(&upstream)?;
+                D::locked(|| {
+                    let upstream = D::from_storage(&upstream)?;
                     let weighted = plain.put_tape(tape).try_mul(upstream);
                     let sum = weighted.and_then(SumTo::try_sum::<(), Axis<0>>);
                     let gradients = sum.and_then(Recorder::backward);
                     let mut gradients = gradients.map_err(Error::of)?;
                     for (slot, read) in inputs {
                         let gradient = read(&mut gradients).map_err(Error::of)?;
-                        slot.add_storage(D::storage(gradient, &device))?;
+                        slot.add_storage(D::into_storage(gradient, &device))?;
                     }
                     Ok(())
                 })
@@ -282,56 +286,64 @@ impl<D: Home> Call<D> {
 /// What a definition is called with.
 pub(super) trait Input {
     /// The same as dfdx has it.
-    type On<D: Home>;
-    fn on<D: Home>(self, call: &mut Call<D>) -> Outcome<Self::On<D>>;
+    type On<D: DfdxDevice>;
+    fn on<D: DfdxDevice>(self, call: &mut Invocation<D>) -> Outcome<Self::On<D>>;
 }
 
 impl<S: Shape> Input for &Variable<S> {
-    type On<D: Home> = Defined<S, D>;
+    type On<D: DfdxDevice> = DfdxTensor<S, D>;
 
-    fn on<D: Home>(self, call: &mut Call<D>) -> Outcome<Defined<S, D>> {
+    fn on<D: DfdxDevice>(self, call: &mut Invocation<D>) -> Outcome<DfdxTensor<S, D>> {
         call.input(self)
     }
 }
 
-impl<T: Input> Input for Option<T> {
-    type On<D: Home> = Option<T::On<D>>;
+impl<S: Shape> Input for Variable<S> {
+    type On<D: DfdxDevice> = DfdxTensor<S, D>;
 
-    fn on<D: Home>(self, call: &mut Call<D>) -> Outcome<Option<T::On<D>>> {
+    fn on<D: DfdxDevice>(self, call: &mut Invocation<D>) -> Outcome<DfdxTensor<S, D>> {
+        call.input(&self)
+    }
+}
+
+impl<T: Input> Input for Option<T> {
+    type On<D: DfdxDevice> = Option<T::On<D>>;
+
+    fn on<D: DfdxDevice>(self, call: &mut Invocation<D>) -> Outcome<Option<T::On<D>>> {
         self.map(|input| input.on(call)).transpose()
     }
 }
 
 impl<S: Shape> Input for &[Variable<S>] {
-    type On<D: Home> = Vec<Defined<S, D>>;
+    type On<D: DfdxDevice> = Vec<DfdxTensor<S, D>>;
 
-    fn on<D: Home>(self, call: &mut Call<D>) -> Outcome<Vec<Defined<S, D>>> {
+    fn on<D: DfdxDevice>(self, call: &mut Invocation<D>) -> Outcome<Vec<DfdxTensor<S, D>>> {
         self.iter().map(|input| call.input(input)).collect()
     }
 }
 
-/// Runs a definition on the device of its inputs: `define!(x.device(), |x, bias| definition::add(&x, &bias))`.
-macro_rules! define {
+/// Runs a definition on the device of its inputs: `run_definition!(x.device(), |x, bias| definition::add(&x, &bias))`.
+macro_rules! run_definition {
     ($device:expr, |$($input:ident),+| $definition:expr) => {
         match &$device {
             device @ (Device::Cpu | Device::DfdxCpu) => {
-                define!(dfdx::tensor::Cpu, device, |$($input),+| $definition)
+                run_definition!(dfdx::tensor::Cpu, device, |$($input),+| $definition)
             }
             #[cfg(feature = "dfdx-cuda")]
             device @ Device::DfdxCuda(_) => {
-                define!(dfdx::tensor::Cuda, device, |$($input),+| $definition)
+                run_definition!(dfdx::tensor::Cuda, device, |$($input),+| $definition)
             }
         }
     };
     ($home:ty, $device:expr, |$($input:ident),+| $definition:expr) => {
-        <$home as $crate::engine::definition::Home>::alone(|| {
-            let mut call = $crate::engine::definition::Call::<$home>::new($device);
+        <$home as $crate::engine::definition::DfdxDevice>::locked(|| {
+            let mut call = $crate::engine::definition::Invocation::<$home>::new($device);
             $(let $input = $crate::engine::definition::Input::on($input, &mut call)?;)+
             call.finish($definition)
         })
     };
 }
-pub(super) use define;
+pub(super) use run_definition;
 
 #[cfg(test)]
 mod tests {
@@ -346,7 +358,7 @@ mod tests {
         let trace = Trace::on();
         let traced = x.on(&trace);
         let y = |x: &Variable<(usize, usize)>| -> Outcome<Variable<(usize, usize)>> {
-            define!(x.device(), |x| x.try_softmax::<dfdx::shapes::Axis<1>>())
+            run_definition!(x.device(), |x| x.try_softmax::<dfdx::shapes::Axis<1>>())
         };
         let g = [2.0, -1.0, 0.5];
         let factors = Tensor::new(&Device::Cpu, g.to_vec(), (1, 3)).unwrap();

@@ -47,9 +47,8 @@ impl Device {
         }
     }
 
-    /// How many groups of a model of such a width go forward at once, of as many as there are threads: of a wide one,
-    /// some go forward, and keep more and more, while others go back, and keep less and less; a narrow one takes less
-    /// memory than that takes time.
+    /// How many groups of a model of such a width go forward at once: half as many as threads for a wide one, which
+    /// halves the activations that are kept; as many as threads for a narrow one, where that would take longer.
     pub fn groups_at_once(&self, width: usize) -> usize {
         let threads = rayon::current_num_threads();
         match cpu::is_wide(width) {

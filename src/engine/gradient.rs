@@ -123,7 +123,7 @@ pub(super) fn normalized(input: &Matrix) -> Option<Rc<Normalized>> {
 
 /// What a kernel of the CPU made. With a live `trace`, `backward` is recorded; it is given the gradient of the result,
 /// unless nothing flowed into that.
-pub(super) fn output<S: Shape>(
+pub(super) fn record_kernel<S: Shape>(
     values: Vec<f32>,
     shape: S,
     trace: Trace,

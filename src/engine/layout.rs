@@ -1,7 +1,7 @@
 //! Which rows of an activation make up which sequence.
 
 /// Activations are `(rows, hidden)`, with the sequences of a batch one after the other and no
-/// padding. Only embeddings, attention and dropout look at the layout.
+/// padding. What is done with single rows does not look at the layout.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Layout {
     /// `starts[i]..starts[i + 1]` are the rows of sequence `i`.

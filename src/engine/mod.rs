@@ -1,8 +1,8 @@
 //! Tensors, the tape, and every operation that a transformer and its deltas need.
 //!
 //! In: elements, and what is to be computed of them. Out: elements and gradients. It knows nothing of modules, plans or
-//! files, and what uses it knows nothing of processors, kernels or threads: where a tensor lies is known at run time
-//! ([`Device`]).
+//! files, and what uses it names no kernel: where a tensor lies is known at run time ([`Device`]), which also says how the
+//! groups of a batch share it.
 
 mod cpu;
 #[cfg(feature = "dfdx-cuda")]

@@ -8,7 +8,7 @@ use dfdx::prelude::Shape;
 
 #[cfg(feature = "dfdx-cuda")]
 use super::cuda::OnCard;
-use super::definition::{Flat, Home};
+use super::definition::{DfdxDevice, Flat};
 use super::tape::Variable;
 use super::{Device, Outcome, Trace};
 
@@ -175,7 +175,7 @@ impl Storage {
             Storage::Cpu(values) => Cow::Borrowed(values),
             Storage::DfdxCpu(flat) => Cow::Owned(flat.as_vec()),
             #[cfg(feature = "dfdx-cuda")]
-            Storage::DfdxCuda(flat) => Cow::Owned(super::cuda::alone(|| flat.as_vec())),
+            Storage::DfdxCuda(flat) => Cow::Owned(super::cuda::with_card_lock(|| flat.as_vec())),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::optimizations::absorbed_keys;
+use super::optimizations::{absorbed_keys, is_gated_at_the_top};
 use super::{Active, Graph, Placed, Value, LARGE};
 use crate::delta::ParameterId;
 use crate::diagnostic::Problem;
@@ -68,6 +68,7 @@ impl Graph {
             }
         }
         active.deferred = self.deferred(&active);
+        active.is_gated_at_the_top = is_gated_at_the_top(plan, stage);
         active.absorbs_keys =
             [false, true].map(|drops| absorbed_keys::check(plan, stage, drops).is_ok());
         self.active = active;

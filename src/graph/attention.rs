@@ -21,9 +21,9 @@ impl Pass<'_> {
         let [q, k, v] = match layer.fused.is_empty() {
             true => {
                 let q = self.linear(&layer.q, asking, own)?;
-                let mixes = self.graph.device().absorbs_keys()
+                let is_absorbed = self.graph.device().absorbs_keys()
                     && self.graph.active.absorbs_keys[usize::from(self.is_training())];
-                if let (true, Some(rows)) = (mixes, attending.rows) {
+                if let (true, Some(rows)) = (is_absorbed, attending.rows) {
                     return self.attend_absorbed(layer, &q, x, attending.keys, (rows, causal));
                 }
                 let [k, v] = [&layer.k, &layer.v].map(|part| self.linear(part, x, attending.keys));

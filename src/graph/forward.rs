@@ -178,7 +178,7 @@ impl<'g> Pass<'g> {
         let blocks = &self.layers.blocks;
         let count = blocks.len();
         // A gate reads all rows of a sequence.
-        let (early, late) = match self.layers.is_gated_at_the_top {
+        let (early, late) = match self.graph.active.is_gated_at_the_top {
             true => (None, read),
             false => (read, None),
         };

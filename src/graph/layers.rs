@@ -17,8 +17,6 @@ pub(super) struct Layers {
     pub stacks: Vec<StackLayers>,
     /// Those of all stacks.
     pub blocks: Vec<Block>,
-    /// Whether a gate in the last block reads all rows.
-    pub is_gated_at_the_top: bool,
     pub head: Vec<HeadLayer>,
     /// Which rows the head reads.
     pub reads: Reads,
@@ -40,7 +38,7 @@ pub(super) struct Handle {
     pub is_trained: bool,
 }
 
-/// Where activations are dropped: a number of its own for each place.
+/// Where activations are dropped, as a hash of its path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct DropoutPlace(pub u32);
 
@@ -205,20 +203,10 @@ impl Graph {
                 deltas: self.delta_layers(EMBEDDINGS),
             },
             stacks: stacks.iter().map(of_stack).collect(),
-            is_gated_at_the_top: self.is_gated(stacks.last().expect("a stack")),
             blocks: paths.map(|path| self.block(&path)).collect(),
             head: steps.iter().map(|step| self.head_layer(step)).collect(),
             reads: head.unwrap_or(&self.family.heads.classify).reads,
         }
-    }
-
-    /// Whether something is gated in the last block of a stack.
-    fn is_gated(&self, stack: &Stack) -> bool {
-        let last = stack.block_paths().last().unwrap_or_default() + ".";
-        let mut sites = self.active.sites.iter();
-        sites.any(|(site, placed)| {
-            site.starts_with(&last) && placed.iter().any(|placed| placed.is_gated)
-        })
     }
 
     fn block(&self, path: &str) -> Block {
@@ -413,11 +401,15 @@ mod tests {
                 .flatten()
             {
                 places.extend([attention.dropout, attention.around.dropout]);
-                deltas.extend([&attention.q, &attention.v].map(|linear| &linear.deltas));
+                let Attention { q, k, v, o, .. } = attention;
+                deltas.extend([q, k, v, o].map(|linear| &linear.deltas));
+                deltas.extend([&attention.fused, &attention.around.deltas]);
             }
             let ff = &block.feed_forward;
             places.extend([ff.dropout, ff.around.dropout]);
-            deltas.push(&ff.down.deltas);
+            let linears = [Some(&ff.up), Some(&ff.down), ff.gate.as_ref()];
+            deltas.extend(linears.into_iter().flatten().map(|linear| &linear.deltas));
+            deltas.push(&ff.around.deltas);
         }
         places.extend(deltas.into_iter().flatten().map(|delta| delta.dropout));
         places.into_iter().map(|place| place.0).collect()
@@ -429,7 +421,7 @@ mod tests {
         for fixture in ["bert_a", "gpt2", "llama_a", "t5_v1_1"] {
             let layers = layers_of(
                 fixture,
-                "reparam one = lora { dropout = 0.1 } on **.{q,v}\n\
+                "reparam one = lora { dropout = 0.1 } on **.{q,k,v,o,up}\n\
                  reparam two = lora { dropout = 0.1 } on **.{v,down}",
             );
             let mut all = places(&layers);

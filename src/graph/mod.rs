@@ -78,7 +78,9 @@ struct Active {
     /// Those of them that are large and that only products and look-ups read.
     deferred: BTreeSet<usize>,
     task: Option<TaskPlan>,
-    /// Whether the last attention mixes its inputs: in a pass without dropout, and in one with it.
+    /// Whether a gate in the last block reads all rows.
+    is_gated_at_the_top: bool,
+    /// Whether the last attention is absorbed (`optimizations/absorbed_keys.rs`), without dropout and with it.
     absorbs_keys: [bool; 2],
 }
 

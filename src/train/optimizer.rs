@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use multiversion::multiversion;
 use rayon::prelude::*;
 
+use crate::delta::ParameterId;
 use crate::plan::Optimizer;
 
 /// What an optimizer remembers of one parameter.
@@ -142,7 +143,7 @@ fn sum_of_squares(values: &[f32]) -> f64 {
 }
 
 /// Scales all gradients down so that their norm is at most `limit`; returns the norm before.
-pub fn clip<K: Ord>(gradients: &mut BTreeMap<K, Vec<f32>>, limit: Option<f32>) -> f32 {
+pub fn clip(gradients: &mut BTreeMap<ParameterId, Vec<f32>>, limit: Option<f32>) -> f32 {
     let square = |values: &Vec<f32>| -> f64 {
         // Chunk by chunk, and then in their order, so that threads change nothing.
         let chunks: Vec<f64> = values.par_chunks(CHUNK).map(sum_of_squares).collect();

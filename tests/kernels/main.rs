@@ -42,7 +42,7 @@ fn results_that_are_used_several_times() {
 
 /// At 0, which random values all but never are, the formulas that dfdx differentiates have their kinks.
 #[test]
-fn slopes_at_zero() {
+fn derivatives_at_zero() {
     use Activation::*;
     let inputs = Inputs {
         matrices: vec![(vec![0.0, -0.0], (1, 2))],

@@ -37,8 +37,8 @@ impl Semaphore {
 
     /// Waits until a group may keep another block: as long as the result lives.
     ///
-    /// It ends: of those that wait, each keeps less than a model has, which is too little for the limit; the others go
-    /// on, as who has a group below its own, on the same thread, does not wait.
+    /// It ends: a group that waits keeps fewer blocks than a model has, so that those that wait stay below `most`
+    /// together; and a group that another one on the same thread waits for does not wait itself (`DEPTH`).
     pub(crate) fn acquire(self: &Arc<Self>) -> Permit {
         while self.held.load(Relaxed) >= self.most && DEPTH.get() == 1 {
             // Not another group: its memory would come on top.
@@ -82,9 +82,9 @@ impl<'a, T: Sync, R: Send + Sync, W: Fn(&T, &mut dyn FnMut()) -> R + Sync> Group
         WAITING.fetch_add(1, Relaxed);
         scope.spawn(move |scope| {
             WAITING.fetch_sub(1, Relaxed);
-            let mut is_passed_on = false;
+            let mut has_started_next = false;
             let mut start_next = || {
-                if !std::mem::replace(&mut is_passed_on, true) {
+                if !std::mem::replace(&mut has_started_next, true) {
                     self.next(scope);
                 }
             };

@@ -42,7 +42,7 @@ fn blocks_below(plan: &Plan, first: usize) -> String {
 }
 
 /// Whether a delta in the last block is gated.
-fn is_gated_at_the_top(plan: &Plan, stage: usize) -> bool {
+pub(super) fn is_gated_at_the_top(plan: &Plan, stage: usize) -> bool {
     let last = plan.backbone.config.block_paths().pop().unwrap_or_default() + ".";
     let is_there = |delta: &&DeltaPlan| match &delta.change {
         Change::Method { sites, .. } => sites.iter().any(|site| site.starts_with(&last)),

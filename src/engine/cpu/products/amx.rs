@@ -21,7 +21,7 @@ use self::registers::{Encoding, Side, TileRegister, ROWS};
 use self::rounded::Rounded;
 use self::split_int8::SplitInt8;
 use super::packed::Packed;
-use super::tile::{result, Mode, Output, PANEL};
+use super::tile::{result, Destination, Mode, PANEL};
 use super::view::View;
 use crate::engine::{profile, Precision};
 
@@ -162,7 +162,7 @@ impl TiledOperand<'_> {
     pub(super) fn multiply_add(&self, out: &mut [f32], a: View) {
         let (_, columns) = self.shape();
         assert_eq!(out.len(), a.rows * columns, "product of tiles: out");
-        let place = Output::new(out, columns, Mode::Add);
+        let place = Destination::new(out, columns, Mode::Add);
         // SAFETY: `out` has all rows.
         unsafe { self.multiply(place, a) }
     }
@@ -170,7 +170,7 @@ impl TiledOperand<'_> {
     /// # Safety
     /// At the place are `a.rows` rows of as many columns as this has, which nobody else has meanwhile, and which may be
     /// without a value unless they are added to.
-    unsafe fn multiply(&self, place: Output, a: View) {
+    unsafe fn multiply(&self, place: Destination, a: View) {
         let ((depth, columns), rows) = (self.shape(), a.rows);
         // With no depth the elements would stay without a value.
         assert!(

@@ -19,7 +19,7 @@ use crate::engine::{Elements, Precision};
 pub use self::amx::pays as uses_amx;
 pub(in crate::engine) use self::operand::{multiply_add_once, PackedOperand};
 pub(in crate::engine) use self::packed::Packed;
-pub(in crate::engine) use self::tile::{exchange, Mode, Output};
+pub(in crate::engine) use self::tile::{exchange, Destination, Mode};
 pub(in crate::engine) use self::view::{multiply, View};
 
 /// How often a frozen weight whose smaller side is `least_side` lies in memory, counted in its size in f32, where a

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::super::helpers::share;
 use super::packed::Packed;
-use super::tile::{result, slices, Kernels, Mode, Output, Pieces, Tile, MOST_ROWS, PANEL};
+use super::tile::{result, slices, Destination, Kernels, Mode, Pieces, Tile, MOST_ROWS, PANEL};
 use super::view::{multiply, View};
 use crate::engine::profile;
 
@@ -104,21 +104,21 @@ impl<'a> PackedOperand<'a> {
     pub(in crate::engine) fn multiply_add(&self, out: &mut [f32], stride: usize, a: View) {
         self.check(out.len(), stride, &a);
         // SAFETY: `check` has made sure that all rows lie in `out`.
-        unsafe { self.multiply(Output::new(out, stride, Mode::Add), a) }
+        unsafe { self.multiply(Destination::new(out, stride, Mode::Add), a) }
     }
 
     /// `out ← a b`, else as [`PackedOperand::multiply_add`].
     pub(in crate::engine) fn multiply_into(&self, out: &mut [f32], stride: usize, a: View) {
         self.check(out.len(), stride, &a);
         // SAFETY: `check` has made sure that all rows lie in `out`.
-        unsafe { self.multiply(Output::new(out, stride, Mode::Set), a) }
+        unsafe { self.multiply(Destination::new(out, stride, Mode::Set), a) }
     }
 
     /// Writes `a b` at a place.
     ///
     /// # Safety
     /// It has `a.rows` rows of as many columns as this, which nobody else has meanwhile.
-    pub(in crate::engine) unsafe fn multiply_at(&self, place: Output, a: View) {
+    pub(in crate::engine) unsafe fn multiply_at(&self, place: Destination, a: View) {
         assert!(a.columns == self.shape().0 && a.fits());
         self.multiply(place, a);
     }
@@ -154,7 +154,7 @@ impl<'a> PackedOperand<'a> {
     /// # Safety
     /// `a` fits and has `depth` columns. At the place are `a.rows` rows of `columns` elements, which may be
     /// without a value unless they are added to. A bias has `columns` elements.
-    unsafe fn multiply(&self, place: Output, a: View) {
+    unsafe fn multiply(&self, place: Destination, a: View) {
         let ((depth, columns), rows) = (self.shape(), a.rows);
         profile::product(rows, depth, columns);
         let Some(kernels) = Kernels::of_this_processor().filter(|_| depth > 0) else {
@@ -172,7 +172,7 @@ impl<'a> PackedOperand<'a> {
         &self,
         kernels: Kernels,
         panels: Range<usize>,
-        place: Output,
+        place: Destination,
         a: View,
     ) {
         let (depth, columns) = self.shape();
@@ -217,7 +217,7 @@ impl<'a> PackedOperand<'a> {
     }
 
     /// As [`PackedOperand::multiply`], for processors without a kernel of ours.
-    unsafe fn multiply_portably(&self, Output { out, stride, mode }: Output, a: View) {
+    unsafe fn multiply_portably(&self, Destination { out, stride, mode }: Destination, a: View) {
         let ((depth, columns), rows) = (self.shape(), a.rows);
         for row in 0..rows {
             let out = out.add(row * stride);
@@ -247,7 +247,7 @@ pub(in crate::engine) fn multiply_add_once(out: &mut [f32], a: View, b: &[f32], 
     const PACKING: usize = 32;
     assert!(a.fits() && a.rows * columns <= out.len() && a.columns * columns <= b.len());
     let least = LEAST_SHARED.div_ceil(((a.rows + PACKING) * a.columns * PANEL).max(1));
-    let place = Output::new(out, columns, Mode::Add);
+    let place = Destination::new(out, columns, Mode::Add);
     share(0..columns.div_ceil(PANEL), least, &|panels| {
         let mut panel = Packed::default();
         for first in panels.map(|number| number * PANEL) {
@@ -342,7 +342,7 @@ mod tests {
             let mut found = vec![0.0; rows * columns];
             let (a, place) = (
                 View::new(&a, depth),
-                Output::new(&mut found, columns, Mode::Set),
+                Destination::new(&mut found, columns, Mode::Set),
             );
             // SAFETY: the place has as many rows of as many columns as the product.
             unsafe { transpose.plain().t().multiply_portably(place, a) };
@@ -417,7 +417,7 @@ mod tests {
             unsafe {
                 packed
                     .plain()
-                    .multiply_portably(Output::new(out, packed.columns, Mode::Add), rows)
+                    .multiply_portably(Destination::new(out, packed.columns, Mode::Add), rows)
             };
         });
     }

@@ -51,7 +51,7 @@ impl Mode {
 
 /// Where a result is written.
 #[derive(Clone, Copy)]
-pub(in crate::engine) struct Output {
+pub(in crate::engine) struct Destination {
     pub(in crate::engine) out: *mut f32,
     /// Elements from one row to the next.
     pub(in crate::engine) stride: usize,
@@ -59,20 +59,20 @@ pub(in crate::engine) struct Output {
 }
 
 // SAFETY: pointers alone; who writes through them sees to it that no two threads write the same elements.
-unsafe impl Send for Output {}
-unsafe impl Sync for Output {}
+unsafe impl Send for Destination {}
+unsafe impl Sync for Destination {}
 
-impl Output {
+impl Destination {
     pub(in crate::engine) fn new(out: &mut [f32], stride: usize, mode: Mode) -> Self {
         let out = out.as_mut_ptr();
-        Output { out, stride, mode }
+        Destination { out, stride, mode }
     }
 
     /// The place so many elements on. A bias is no part of it.
     pub(in crate::engine) fn at(self, elements: usize) -> Self {
         debug_assert!(!matches!(self.mode, Mode::Bias(_)));
         let out = self.out.wrapping_add(elements);
-        Output { out, ..self }
+        Destination { out, ..self }
     }
 
     /// The panel of a result of `columns` that begins at a row and a column.
@@ -96,13 +96,13 @@ pub(in crate::engine) unsafe fn result(
     rows: usize,
     columns: usize,
     bias: Option<&[f32]>,
-    write: impl FnOnce(Output),
+    write: impl FnOnce(Destination),
 ) -> Vec<f32> {
     let count = rows * columns;
     let mut out = room;
     out.clear();
     out.reserve_exact(count);
-    write(Output {
+    write(Destination {
         out: out.as_mut_ptr(),
         stride: columns,
         mode: Mode::result(bias, columns),

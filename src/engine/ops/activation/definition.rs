@@ -2,14 +2,14 @@
 
 use dfdx::prelude::*;
 
-use crate::engine::definition::{DefinedMatrix, Home, Made};
+use crate::engine::definition::{DfdxDevice, DfdxMatrix, DfdxResult};
 use crate::engine::Activation;
 
 /// See [`super::activate`].
-pub(super) fn activate<D: Home>(
-    x: &DefinedMatrix<D>,
+pub(super) fn activate<D: DfdxDevice>(
+    x: &DfdxMatrix<D>,
     activation: Activation,
-) -> Made<DefinedMatrix<D>, D> {
+) -> DfdxResult<DfdxMatrix<D>, D> {
     match activation {
         Activation::Gelu => gelu(x),
         Activation::GeluTanh => {
@@ -31,7 +31,7 @@ pub(super) fn activate<D: Home>(
 /// `x Φ(x) = max(x, 0) − ½ |x| erfc(|x| / √2)`, with erfc by Abramowitz and Stegun 7.1.26
 /// (absolute error 1.5e-7), and max(x, 0) as ½ (x + |x|): dfdx takes the derivatives of `relu` and `abs` at 0
 /// as 0, so this one has Φ(0) = ½ there. dfdx's own `accurate_gelu` has a wrong derivative.
-fn gelu<D: Home>(x: &DefinedMatrix<D>) -> Made<DefinedMatrix<D>, D> {
+fn gelu<D: DfdxDevice>(x: &DfdxMatrix<D>) -> DfdxResult<DfdxMatrix<D>, D> {
     let [p, a] = ERFC;
     let size = x.clone().try_abs()?;
     let z = size.clone().try_mul(std::f32::consts::FRAC_1_SQRT_2)?;

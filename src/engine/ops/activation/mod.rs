@@ -3,7 +3,7 @@
 mod cpu;
 mod definition;
 
-use super::super::definition::define;
+use super::super::definition::run_definition;
 use super::super::profile::{self, Op};
 use super::super::{Device, Matrix, Outcome};
 
@@ -52,9 +52,6 @@ pub fn activate(x: Matrix, activation: Activation) -> Outcome<Matrix> {
             let kernel = || cpu::activate(x, activation);
             Ok(profile::forward(Op::Activation, count, kernel))
         }
-        device => {
-            let x = &x;
-            define!(device, |x| definition::activate(&x, activation))
-        }
+        device => run_definition!(device, |x| definition::activate(&x, activation)),
     }
 }

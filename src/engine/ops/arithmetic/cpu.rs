@@ -5,7 +5,7 @@ use multiversion::multiversion;
 
 use crate::engine::cpu::elementwise::{add_product, add_to, multiply_by, scale_by};
 use crate::engine::cpu::helpers::share_elements;
-use crate::engine::gradient::{output, InPlace};
+use crate::engine::gradient::{record_kernel, InPlace};
 use crate::engine::{Matrix, Variable, Vector};
 
 /// See [`super::add`].
@@ -27,7 +27,7 @@ pub(super) fn add(x: Matrix, y: &Matrix) -> Matrix {
 pub(super) fn scale<S: Shape>(x: &Variable<S>, factor: f32) -> Variable<S> {
     let values = x.data().iter().map(|x| factor * x).collect();
     let x_slot = x.slot();
-    output(values, x.shape(), x.trace(), move |mut upstream| {
+    record_kernel(values, x.shape(), x.trace(), move |mut upstream| {
         if let Some(slot) = &x_slot {
             scale_by(&mut upstream, factor);
             slot.add(upstream);
@@ -44,7 +44,7 @@ pub(super) fn multiply<S: Shape>(x: &Variable<S>, y: &Variable<S>) -> Variable<S
     let kept_x = y_slot.is_some().then(|| x.value.clone());
     let kept_y = x_slot.is_some().then(|| y.value.clone());
     let trace = x.trace().or(&y.trace());
-    output(values, x.shape(), trace, move |upstream| {
+    record_kernel(values, x.shape(), trace, move |upstream| {
         for (slot, other) in [(&x_slot, &kept_y), (&y_slot, &kept_x)] {
             if let (Some(slot), Some(other)) = (slot, other) {
                 let mut gradient = upstream.clone();
@@ -64,7 +64,7 @@ pub(super) fn scale_columns(x: &Matrix, factors: &Vector) -> Matrix {
     let kept_x = factor_slot.is_some().then(|| x.value.clone());
     let trace = x.trace().or(&factors.trace());
     let factors = factors.value.clone();
-    output(values, x.shape(), trace, move |upstream| {
+    record_kernel(values, x.shape(), trace, move |upstream| {
         if let Some(slot) = &x_slot {
             slot.add_in_place(|sum| add_scaled_rows(sum, &upstream, factors.data()));
         }

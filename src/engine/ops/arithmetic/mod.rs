@@ -5,7 +5,7 @@ mod definition;
 
 use dfdx::prelude::Shape;
 
-use super::super::definition::define;
+use super::super::definition::run_definition;
 use super::super::profile::{self, Op};
 use super::super::{Device, Matrix, Outcome, Variable, Vector};
 
@@ -20,10 +20,7 @@ pub fn add(x: Matrix, y: &Matrix) -> Outcome<Matrix> {
             let count = x.count() + y.count();
             Ok(profile::forward(Op::Add, count, || cpu::add(x, y)))
         }
-        device => {
-            let x = &x;
-            define!(device, |x, y| definition::add(x, y))
-        }
+        device => run_definition!(device, |x, y| definition::add(x, y)),
     }
 }
 
@@ -37,7 +34,7 @@ pub fn scale<S: Shape>(x: &Variable<S>, factor: f32) -> Outcome<Variable<S>> {
             let kernel = || cpu::scale(x, factor);
             Ok(profile::forward(Op::Add, x.count(), kernel))
         }
-        device => define!(device, |x| definition::scale(x, factor)),
+        device => run_definition!(device, |x| definition::scale(x, factor)),
     }
 }
 
@@ -53,7 +50,7 @@ pub fn multiply<S: Shape>(x: &Variable<S>, y: &Variable<S>) -> Outcome<Variable<
             let kernel = || cpu::multiply(x, y);
             Ok(profile::forward(Op::Multiply, count, kernel))
         }
-        device => define!(device, |x, y| definition::multiply(x, y)),
+        device => run_definition!(device, |x, y| definition::multiply(x, y)),
     }
 }
 
@@ -69,7 +66,7 @@ pub fn scale_columns(x: &Matrix, factors: &Vector) -> Outcome<Matrix> {
             let kernel = || cpu::scale_columns(x, factors);
             Ok(profile::forward(Op::Multiply, x.count(), kernel))
         }
-        device => define!(device, |x, factors| definition::scale_columns(x, factors)),
+        device => run_definition!(device, |x, factors| definition::scale_columns(x, factors)),
     }
 }
 
@@ -84,10 +81,7 @@ pub fn add_row(x: Matrix, row: &Vector) -> Outcome<Matrix> {
             let count = x.count();
             Ok(profile::forward(Op::Add, count, || cpu::add_row(x, row)))
         }
-        device => {
-            let x = &x;
-            define!(device, |x, row| definition::add_row(x, row))
-        }
+        device => run_definition!(device, |x, row| definition::add_row(x, row)),
     }
 }
 
@@ -96,5 +90,5 @@ pub fn add_row(x: Matrix, row: &Vector) -> Outcome<Matrix> {
 /// # Errors
 /// What the device reports.
 pub fn reciprocal<S: Shape>(x: &Variable<S>) -> Outcome<Variable<S>> {
-    define!(x.device(), |x| definition::reciprocal(x))
+    run_definition!(x.device(), |x| definition::reciprocal(x))
 }

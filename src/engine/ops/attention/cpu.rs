@@ -9,8 +9,8 @@ use crate::engine::cpu::helpers::share_items;
 use crate::engine::cpu::is_wide;
 use crate::engine::cpu::lanes::{join_lanes, sum_lanes, LANES};
 use crate::engine::cpu::math::exp;
-use crate::engine::cpu::products::{Mode, Output, Packed, View};
-use crate::engine::gradient::{output, Slot};
+use crate::engine::cpu::products::{Destination, Mode, Packed, View};
+use crate::engine::gradient::{record_kernel, Slot};
 use crate::engine::noise::Noise;
 use crate::engine::{profile, Dropout, Layout, Matrix};
 
@@ -48,7 +48,7 @@ pub(super) fn attention(
     // Of all heads where the backward pass needs them, of one at a time elsewhere.
     let mut kept = vec![Vec::new(); heads.len()];
     let mut values = vec![0.0; rows * hidden];
-    let place = Output::new(&mut values, hidden, Mode::Set);
+    let place = Destination::new(&mut values, hidden, Mode::Set);
     let inputs = [q, k, v].map(Matrix::data);
     let [q_data, k_data, v_data] = inputs;
     share_items(
@@ -76,7 +76,7 @@ pub(super) fn attention(
     }
     let slots = [q.slot(), k.slot(), v.slot(), bias.and_then(Matrix::slot)];
     let [q, k, v] = [q, k, v].map(|x| x.value.clone());
-    output(values, (rows, hidden), joined, move |upstream| {
+    record_kernel(values, (rows, hidden), joined, move |upstream| {
         let kept = is_kept.then_some(kept.as_slice());
         let inputs = [q.data(), k.data(), v.data()];
         plan.backward(inputs, &upstream, kept, &slots);
@@ -290,7 +290,7 @@ impl Heads {
         let strides = [hidden, self.keys_stride(), self.keys_stride()];
         let [dq, dk, dv] = std::array::from_fn(|number| {
             let values = gradients[number].as_mut();
-            values.map(|values| Output::new(values, strides[number], Mode::Set))
+            values.map(|values| Destination::new(values, strides[number], Mode::Set))
         });
         let heads = self.heads();
         let group = self.group();
@@ -306,7 +306,7 @@ impl Heads {
                 dscores,
             } = buffers;
             // The first head of a group writes the gradients of its keys and values, the others add to them.
-            let shared = |place: Output| Output {
+            let shared = |place: Destination| Destination {
                 mode: match number % group {
                     0 => Mode::Set,
                     _ => Mode::Add,

@@ -2,21 +2,20 @@
 
 use dfdx::prelude::*;
 
-use crate::engine::definition::{DefinedMatrix, Home, Made};
+use crate::engine::definition::{DfdxDevice, DfdxMatrix, DfdxResult};
 use crate::engine::noise::Noise;
 use crate::engine::ops::rows::definition::{columns, join_columns, join_rows, select_rows};
 use crate::engine::{Attending, AttentionShape, Dropout, Layout};
 
 /// See [`super::attention`].
-pub(super) fn attention<D: Home>(
-    [q, k, v]: [&DefinedMatrix<D>; 3],
+pub(super) fn attention<D: DfdxDevice>(
+    [q, k, v]: [&DfdxMatrix<D>; 3],
     attending: Attending,
     shape: AttentionShape,
-    bias: Option<&DefinedMatrix<D>>,
+    bias: Option<&DfdxMatrix<D>>,
     dropout: Option<Dropout>,
-) -> Made<DefinedMatrix<D>, D> {
-    let of_all =
-        |q: &DefinedMatrix<D>| attention_of_all([q, k, v], attending, shape, bias, dropout);
+) -> DfdxResult<DfdxMatrix<D>, D> {
+    let of_all = |q: &DfdxMatrix<D>| attention_of_all([q, k, v], attending, shape, bias, dropout);
     match attending.rows {
         None => of_all(q),
         Some(rows) => of_rows(q, rows, attending.queries.rows(), of_all),
@@ -24,13 +23,13 @@ pub(super) fn attention<D: Home>(
 }
 
 /// That of all rows. The packed rows are gathered into a rectangle, masked, and gathered back.
-fn attention_of_all<D: Home>(
-    [q, k, v]: [&DefinedMatrix<D>; 3],
+fn attention_of_all<D: DfdxDevice>(
+    [q, k, v]: [&DfdxMatrix<D>; 3],
     attending: Attending,
     shape: AttentionShape,
-    bias: Option<&DefinedMatrix<D>>,
+    bias: Option<&DfdxMatrix<D>>,
     dropout: Option<Dropout>,
-) -> Made<DefinedMatrix<D>, D> {
+) -> DfdxResult<DfdxMatrix<D>, D> {
     let (rows, hidden) = *q.shape();
     let layout = attending.queries;
     assert_eq!(rows, layout.rows(), "attention: rows and layout disagree");
@@ -46,7 +45,7 @@ fn attention_of_all<D: Home>(
 
     // Heads that share keys and values get a copy each.
     let group = heads / shape.key_value_heads;
-    let shared = |x: &DefinedMatrix<D>| match group {
+    let shared = |x: &DfdxMatrix<D>| match group {
         1 => Ok(x.clone()),
         _ => {
             let of_head = |head: usize| {
@@ -57,7 +56,7 @@ fn attention_of_all<D: Home>(
             join_columns(&copies?)
         }
     };
-    let split = |x: &DefinedMatrix<D>, layout: &Layout| -> Made<_, D> {
+    let split = |x: &DfdxMatrix<D>, layout: &Layout| -> DfdxResult<_, D> {
         select_rows(x, &padded_rows(layout))?
             .try_reshape_like(&(batch, layout.longest(), heads, width))?
             .try_permute::<_, Axes4<0, 2, 1, 3>>() // (batch, heads, longest, width)
@@ -106,12 +105,12 @@ fn attention_of_all<D: Home>(
 
 /// That of some rows out of that of `all` rows, of which those that are not asked for see some other row of `q` in
 /// their place, and are left out.
-fn of_rows<D: Home>(
-    q: &DefinedMatrix<D>,
+fn of_rows<D: DfdxDevice>(
+    q: &DfdxMatrix<D>,
     queries: &[usize],
     all: usize,
-    attention: impl Fn(&DefinedMatrix<D>) -> Made<DefinedMatrix<D>, D>,
-) -> Made<DefinedMatrix<D>, D> {
+    attention: impl Fn(&DfdxMatrix<D>) -> DfdxResult<DfdxMatrix<D>, D>,
+) -> DfdxResult<DfdxMatrix<D>, D> {
     assert_eq!(
         q.shape().0,
         queries.len(),
@@ -129,7 +128,7 @@ fn of_rows<D: Home>(
         rounds[round][*row] = place;
         chosen.push(round * all + row);
     }
-    let mixed: Vec<DefinedMatrix<D>> = rounds
+    let mixed: Vec<DfdxMatrix<D>> = rounds
         .iter()
         .map(|sources| attention(&select_rows(q, sources)?))
         .collect::<Result<_, _>>()?;

@@ -3,7 +3,7 @@
 mod cpu;
 mod definition;
 
-use super::super::definition::define;
+use super::super::definition::run_definition;
 use super::super::profile::{self, Op};
 use super::super::{Device, Dropout, Layout, Matrix, Outcome};
 
@@ -68,7 +68,7 @@ pub fn attention(
             let kernel = || cpu::attention([q, k, v], attending, shape, bias, dropout);
             Ok(profile::forward(Op::Attention, count, kernel))
         }
-        device => define!(device, |q, k, v, bias| definition::attention(
+        device => run_definition!(device, |q, k, v, bias| definition::attention(
             [&q, &k, &v],
             attending,
             shape,

@@ -2,16 +2,16 @@
 
 use dfdx::prelude::*;
 
-use crate::engine::definition::{DefinedMatrix, Home, Made};
+use crate::engine::definition::{DfdxDevice, DfdxMatrix, DfdxResult};
 use crate::engine::noise::Noise;
 use crate::engine::{Dropout, Layout};
 
 /// See [`super::dropout`].
-pub(super) fn dropout<D: Home>(
-    x: &DefinedMatrix<D>,
+pub(super) fn dropout<D: DfdxDevice>(
+    x: &DfdxMatrix<D>,
     layout: &Layout,
     dropout: Dropout,
-) -> Made<DefinedMatrix<D>, D> {
+) -> DfdxResult<DfdxMatrix<D>, D> {
     let shape = *x.shape();
     let factors = factors(layout, dropout, shape.1);
     x.clone()

@@ -3,7 +3,7 @@
 mod cpu;
 mod definition;
 
-use super::super::definition::define;
+use super::super::definition::run_definition;
 use super::super::profile::{self, Op};
 use super::super::{Device, Layout, Matrix, Outcome};
 
@@ -12,7 +12,7 @@ use super::super::{Device, Layout, Matrix, Outcome};
 pub struct Dropout {
     /// The probability with which an element becomes zero, in `[0, 1)`.
     pub probability: f32,
-    /// A number of its own for each place, so that no two places share their noise.
+    /// A number that tells places apart, so that they do not share their noise.
     pub place: u32,
 }
 
@@ -28,9 +28,6 @@ pub fn dropout(x: Matrix, layout: &Layout, dropout: Dropout) -> Outcome<Matrix> 
             let kernel = || cpu::dropout(x, layout, dropout);
             Ok(profile::forward(Op::Dropout, count, kernel))
         }
-        device => {
-            let x = &x;
-            define!(device, |x| definition::dropout(&x, layout, dropout))
-        }
+        device => run_definition!(device, |x| definition::dropout(&x, layout, dropout)),
     }
 }

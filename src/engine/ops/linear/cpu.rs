@@ -3,7 +3,7 @@
 use crate::engine::cpu::deferred::{Contribution, Deferred};
 use crate::engine::cpu::elementwise::add_to;
 use crate::engine::cpu::products::{multiply, View};
-use crate::engine::gradient::output;
+use crate::engine::gradient::record_kernel;
 use crate::engine::tape::Deferrals;
 use crate::engine::{profile, Elements, Matrix, Precision, Vector, Weight};
 
@@ -29,7 +29,7 @@ pub(super) fn linear(x: &Matrix, weight: &Weight, bias: Option<&Vector>) -> Matr
     let kept_x = (!is_frozen).then(|| x.value.clone());
     profile::kept(if is_frozen { 0 } else { rows * input });
     let deferring = deferring(weight);
-    output(values, (rows, out), trace, move |upstream| {
+    record_kernel(values, (rows, out), trace, move |upstream| {
         let dy = View::strided(&upstream, rows, out, out);
         if let Some(slot) = &x_slot {
             let operand = prepared.backward(precision, &elements);
@@ -63,7 +63,7 @@ pub(super) fn linear_transposed(x: &Matrix, weight: &Weight) -> Matrix {
     let operand = prepared.backward(precision, &elements);
     let values = operand.product(view, None); // (rows, in)
     let x_slot = x.slot();
-    output(values, (rows, input), x.trace(), move |upstream| {
+    record_kernel(values, (rows, input), x.trace(), move |upstream| {
         let dy = View::strided(&upstream, rows, input, input);
         if let Some(slot) = &x_slot {
             let operand = prepared.forward(precision, &elements);

@@ -2,16 +2,16 @@
 
 use dfdx::prelude::*;
 
-use crate::engine::definition::{define, DefinedMatrix, DefinedVector, Home, Made};
+use crate::engine::definition::{run_definition, DfdxDevice, DfdxMatrix, DfdxResult, DfdxVector};
 use crate::engine::gradient::Slot;
 use crate::engine::{ops, Device, Matrix, Outcome, Tensor};
 
 /// See [`super::linear`].
-pub(super) fn linear<D: Home>(
-    x: DefinedMatrix<D>,
-    weight: DefinedMatrix<D>,
-    bias: Option<DefinedVector<D>>,
-) -> Made<DefinedMatrix<D>, D> {
+pub(super) fn linear<D: DfdxDevice>(
+    x: DfdxMatrix<D>,
+    weight: DfdxMatrix<D>,
+    bias: Option<DfdxVector<D>>,
+) -> DfdxResult<DfdxMatrix<D>, D> {
     let shape = (x.shape().0, weight.shape().0);
     let product = x.try_matmul(weight.try_permute::<_, Axes2<1, 0>>()?)?;
     match bias {
@@ -24,7 +24,7 @@ pub(super) fn linear<D: Home>(
 /// two.
 pub(super) fn of_frozen(x: &Matrix, weight: &Matrix) -> Outcome<Matrix> {
     let plain = &x.detached();
-    let product = define!(x.device(), |plain, weight| linear(plain, weight, None))?;
+    let product = run_definition!(x.device(), |plain, weight| linear(plain, weight, None))?;
     let Some(x_slot) = x.slot() else {
         return Ok(product);
     };

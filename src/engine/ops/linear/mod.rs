@@ -3,7 +3,7 @@
 mod cpu;
 mod definition;
 
-use super::super::definition::define;
+use super::super::definition::run_definition;
 use super::super::profile::{self, Op};
 use super::super::{Device, Matrix, Outcome, Vector, Weight};
 
@@ -24,7 +24,7 @@ pub fn linear(x: &Matrix, weight: &Weight, bias: Option<&Vector>) -> Outcome<Mat
     }
     let matrix = &weight.matrix()?;
     if weight.is_traced() {
-        return define!(x.device(), |x, matrix, bias| definition::linear(
+        return run_definition!(x.device(), |x, matrix, bias| definition::linear(
             x, matrix, bias
         ));
     }

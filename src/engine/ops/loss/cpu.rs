@@ -1,6 +1,6 @@
 //! On the CPU: cross-entropy with its softmax inside.
 
-use crate::engine::gradient::output;
+use crate::engine::gradient::record_kernel;
 use crate::engine::{profile, Matrix, Scalar};
 
 /// See [`super::cross_entropy`].
@@ -27,7 +27,7 @@ pub(super) fn cross_entropy(logits: &Matrix, labels: &[usize], total: usize) -> 
     profile::kept(logits_slot.as_ref().map_or(0, |_| softmax.len()));
     let scale = 1.0 / total as f64;
     let values = vec![(loss * scale) as f32];
-    output(values, (), logits.trace(), move |upstream| {
+    record_kernel(values, (), logits.trace(), move |upstream| {
         let Some(slot) = &logits_slot else { return };
         let factor = upstream[0] * scale as f32;
         let mut gradient = softmax;

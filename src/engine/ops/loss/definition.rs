@@ -2,14 +2,14 @@
 
 use dfdx::prelude::*;
 
-use crate::engine::definition::{Defined, DefinedMatrix, Home, Made};
+use crate::engine::definition::{DfdxDevice, DfdxMatrix, DfdxResult, DfdxTensor};
 
 /// See [`super::cross_entropy`].
-pub(super) fn cross_entropy<D: Home>(
-    logits: &DefinedMatrix<D>,
+pub(super) fn cross_entropy<D: DfdxDevice>(
+    logits: &DfdxMatrix<D>,
     labels: &[usize],
     total: usize,
-) -> Made<Defined<(), D>, D> {
+) -> DfdxResult<DfdxTensor<(), D>, D> {
     let (rows, classes) = *logits.shape();
     let device = logits.device().clone();
     let (values, trace) = logits.clone().split_tape();
@@ -35,11 +35,11 @@ pub(super) fn cross_entropy<D: Home>(
 }
 
 /// See [`super::squared_error`].
-pub(super) fn squared_error<D: Home>(
-    predicted: &DefinedMatrix<D>,
+pub(super) fn squared_error<D: DfdxDevice>(
+    predicted: &DfdxMatrix<D>,
     targets: &[f32],
     total: usize,
-) -> Made<Defined<(), D>, D> {
+) -> DfdxResult<DfdxTensor<(), D>, D> {
     let shape = *predicted.shape();
     let targets = predicted
         .device()

@@ -3,7 +3,7 @@
 mod cpu;
 mod definition;
 
-use super::super::definition::define;
+use super::super::definition::run_definition;
 use super::super::profile::{self, Op};
 use super::super::{Device, Matrix, Outcome, Scalar};
 
@@ -24,7 +24,7 @@ pub fn cross_entropy(logits: &Matrix, labels: &[usize], total: usize) -> Outcome
             let kernel = || cpu::cross_entropy(logits, labels, total);
             Ok(profile::forward(Op::Loss, logits.count(), kernel))
         }
-        device => define!(device, |logits| definition::cross_entropy(
+        device => run_definition!(device, |logits| definition::cross_entropy(
             &logits, labels, total
         )),
     }
@@ -41,7 +41,7 @@ pub fn squared_error(predicted: &Matrix, targets: &[f32], total: usize) -> Outco
         shape,
         "squared error: one column expected"
     );
-    define!(predicted.device(), |predicted| definition::squared_error(
+    run_definition!(predicted.device(), |predicted| definition::squared_error(
         &predicted, targets, total
     ))
 }

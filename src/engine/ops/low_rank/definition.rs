@@ -2,16 +2,16 @@
 
 use dfdx::prelude::*;
 
-use crate::engine::definition::{DefinedMatrix, Home, Made};
+use crate::engine::definition::{DfdxDevice, DfdxMatrix, DfdxResult};
 
 /// See [`super::add_low_rank`].
-pub(super) fn add_low_rank<D: Home>(
-    y: DefinedMatrix<D>,
-    x: DefinedMatrix<D>,
-    a: DefinedMatrix<D>,
-    b: DefinedMatrix<D>,
+pub(super) fn add_low_rank<D: DfdxDevice>(
+    y: DfdxMatrix<D>,
+    x: DfdxMatrix<D>,
+    a: DfdxMatrix<D>,
+    b: DfdxMatrix<D>,
     scale: f32,
-) -> Made<DefinedMatrix<D>, D> {
+) -> DfdxResult<DfdxMatrix<D>, D> {
     let low = x.try_matmul(a.try_permute::<_, Axes2<1, 0>>()?)?; // (rows, rank)
     let low = low.try_mul(scale)?;
     let change = low.try_matmul(b.try_permute::<_, Axes2<1, 0>>()?)?; // (rows, out)

@@ -3,7 +3,7 @@
 mod cpu;
 mod definition;
 
-use super::super::definition::define;
+use super::super::definition::run_definition;
 use super::super::profile::{self, Op};
 use super::super::{Device, Matrix, Outcome, Weight};
 
@@ -28,7 +28,7 @@ pub fn add_low_rank(y: Matrix, x: &Matrix, a: &Weight, b: &Weight, scale: f32) -
         }
         device => {
             let (y, a, b) = (&y, &a.matrix()?, &b.matrix()?);
-            define!(device, |y, x, a, b| definition::add_low_rank(
+            run_definition!(device, |y, x, a, b| definition::add_low_rank(
                 y, x, a, b, scale
             ))
         }

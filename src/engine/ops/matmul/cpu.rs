@@ -1,7 +1,7 @@
 //! On the CPU.
 
 use crate::engine::cpu::products::{multiply, View};
-use crate::engine::gradient::output;
+use crate::engine::gradient::record_kernel;
 use crate::engine::{profile, Matrix};
 
 /// See [`super::matmul`].
@@ -17,7 +17,7 @@ pub(super) fn matmul(x: &Matrix, y: &Matrix) -> Matrix {
     let kept = [&kept_x, &kept_y].into_iter().flatten();
     profile::kept(kept.map(|kept| kept.count()).sum());
     let trace = x.trace().or(&y.trace());
-    output(values, (n, m), trace, move |upstream| {
+    record_kernel(values, (n, m), trace, move |upstream| {
         let dy = View::new(&upstream, m);
         if let (Some(slot), Some(y)) = (&x_slot, &kept_y) {
             let y = View::new(y.data(), m).t();

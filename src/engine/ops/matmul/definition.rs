@@ -2,21 +2,21 @@
 
 use dfdx::prelude::*;
 
-use crate::engine::definition::{DefinedMatrix, Home, Made};
+use crate::engine::definition::{DfdxDevice, DfdxMatrix, DfdxResult};
 
 /// See [`super::matmul`].
-pub(super) fn matmul<D: Home>(
-    x: DefinedMatrix<D>,
-    y: DefinedMatrix<D>,
-) -> Made<DefinedMatrix<D>, D> {
+pub(super) fn matmul<D: DfdxDevice>(
+    x: DfdxMatrix<D>,
+    y: DfdxMatrix<D>,
+) -> DfdxResult<DfdxMatrix<D>, D> {
     x.try_matmul(y)
 }
 
 /// See [`super::kronecker`]: an outer product of all elements, put in order.
-pub(super) fn kronecker<D: Home>(
-    x: &DefinedMatrix<D>,
-    y: &DefinedMatrix<D>,
-) -> Made<DefinedMatrix<D>, D> {
+pub(super) fn kronecker<D: DfdxDevice>(
+    x: &DfdxMatrix<D>,
+    y: &DfdxMatrix<D>,
+) -> DfdxResult<DfdxMatrix<D>, D> {
     let ((l, m), (k, n)) = (*x.shape(), *y.shape());
     let column = x.clone().try_reshape_like(&(l * m, 1))?;
     let row = y.clone().try_reshape_like(&(1, k * n))?;

@@ -3,7 +3,7 @@
 mod cpu;
 mod definition;
 
-use super::super::definition::define;
+use super::super::definition::run_definition;
 use super::super::profile::{self, Op};
 use super::super::{Device, Matrix, Outcome};
 
@@ -18,7 +18,7 @@ pub fn matmul(x: &Matrix, y: &Matrix) -> Outcome<Matrix> {
             let count = x.count() + y.count();
             Ok(profile::forward(Op::Matmul, count, || cpu::matmul(x, y)))
         }
-        device => define!(device, |x, y| definition::matmul(x, y)),
+        device => run_definition!(device, |x, y| definition::matmul(x, y)),
     }
 }
 
@@ -27,5 +27,5 @@ pub fn matmul(x: &Matrix, y: &Matrix) -> Outcome<Matrix> {
 /// # Errors
 /// What the device reports.
 pub fn kronecker(x: &Matrix, y: &Matrix) -> Outcome<Matrix> {
-    define!(x.device(), |x, y| definition::kronecker(&x, &y))
+    run_definition!(x.device(), |x, y| definition::kronecker(&x, &y))
 }

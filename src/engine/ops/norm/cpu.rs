@@ -10,7 +10,7 @@ use crate::engine::cpu::elementwise::{add_product, add_to};
 use crate::engine::cpu::helpers::{rows_of_a_part, share_items};
 use crate::engine::cpu::lanes::sum_lanes;
 use crate::engine::cpu::products::{multiply_add_once, View};
-use crate::engine::gradient::{output, set_normalized};
+use crate::engine::gradient::{record_kernel, set_normalized};
 use crate::engine::{profile, Matrix, Tensor, Vector};
 
 /// See [`super::layer_norm`], which has a bias, and [`super::rms_norm`], which has none.
@@ -39,7 +39,7 @@ pub(super) fn norm(x: &Matrix, weight: &Vector, bias: Option<&Vector>, epsilon: 
         bias,
     });
     let kept = normalized.clone();
-    let result = output(values, (rows, hidden), trace, move |mut upstream| {
+    let result = record_kernel(values, (rows, hidden), trace, move |mut upstream| {
         let Normalized { normal, weight, .. } = &*normalized;
         let rows = || {
             let rows = upstream.chunks_exact(hidden);

@@ -2,15 +2,15 @@
 
 use dfdx::prelude::*;
 
-use crate::engine::definition::{DefinedMatrix, DefinedVector, Home, Made};
+use crate::engine::definition::{DfdxDevice, DfdxMatrix, DfdxResult, DfdxVector};
 
 /// See [`super::layer_norm`].
-pub(super) fn layer_norm<D: Home>(
-    x: &DefinedMatrix<D>,
-    weight: &DefinedVector<D>,
-    bias: &DefinedVector<D>,
+pub(super) fn layer_norm<D: DfdxDevice>(
+    x: &DfdxMatrix<D>,
+    weight: &DfdxVector<D>,
+    bias: &DfdxVector<D>,
     epsilon: f32,
-) -> Made<DefinedMatrix<D>, D> {
+) -> DfdxResult<DfdxMatrix<D>, D> {
     let shape = *x.shape();
     let mean = x.clone().try_mean::<_, Axis<1>>()?; // (rows)
     let centered = x
@@ -25,11 +25,11 @@ pub(super) fn layer_norm<D: Home>(
 }
 
 /// See [`super::rms_norm`].
-pub(super) fn rms_norm<D: Home>(
-    x: &DefinedMatrix<D>,
-    weight: &DefinedVector<D>,
+pub(super) fn rms_norm<D: DfdxDevice>(
+    x: &DfdxMatrix<D>,
+    weight: &DfdxVector<D>,
     epsilon: f32,
-) -> Made<DefinedMatrix<D>, D> {
+) -> DfdxResult<DfdxMatrix<D>, D> {
     let shape = *x.shape();
     let square = x.clone().try_square()?.try_mean::<_, Axis<1>>()?; // (rows)
     let inverse = square.try_add(epsilon)?.try_sqrt()?.try_recip()?;
@@ -39,6 +39,6 @@ pub(super) fn rms_norm<D: Home>(
 }
 
 /// See [`super::row_norms`].
-pub(super) fn row_norms<D: Home>(x: DefinedMatrix<D>) -> Made<DefinedVector<D>, D> {
+pub(super) fn row_norms<D: DfdxDevice>(x: DfdxMatrix<D>) -> DfdxResult<DfdxVector<D>, D> {
     x.try_square()?.try_sum::<(usize,), Axis<1>>()?.try_sqrt()
 }

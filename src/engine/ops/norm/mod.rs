@@ -3,7 +3,7 @@
 mod cpu;
 mod definition;
 
-use super::super::definition::define;
+use super::super::definition::run_definition;
 use super::super::profile::{self, Op};
 use super::super::{Device, Matrix, Outcome, Vector};
 
@@ -20,7 +20,7 @@ pub fn layer_norm(x: &Matrix, weight: &Vector, bias: &Vector, epsilon: f32) -> O
             let kernel = || cpu::norm(x, weight, Some(bias), epsilon);
             Ok(profile::forward(Op::Norm, x.count(), kernel))
         }
-        device => define!(device, |x, weight, bias| definition::layer_norm(
+        device => run_definition!(device, |x, weight, bias| definition::layer_norm(
             &x, &weight, &bias, epsilon
         )),
     }
@@ -37,7 +37,7 @@ pub fn rms_norm(x: &Matrix, weight: &Vector, epsilon: f32) -> Outcome<Matrix> {
             let kernel = || cpu::norm(x, weight, None, epsilon);
             Ok(profile::forward(Op::Norm, x.count(), kernel))
         }
-        device => define!(device, |x, weight| definition::rms_norm(
+        device => run_definition!(device, |x, weight| definition::rms_norm(
             &x, &weight, epsilon
         )),
     }
@@ -49,5 +49,5 @@ pub fn rms_norm(x: &Matrix, weight: &Vector, epsilon: f32) -> Outcome<Matrix> {
 /// What the device reports.
 pub fn row_norms(x: &Matrix) -> Outcome<Vector> {
     let x = &x.detached();
-    define!(x.device(), |x| definition::row_norms(x))
+    run_definition!(x.device(), |x| definition::row_norms(x))
 }

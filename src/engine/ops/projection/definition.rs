@@ -2,16 +2,16 @@
 
 use dfdx::prelude::*;
 
-use crate::engine::definition::{DefinedMatrix, Home, Made, Recorder};
+use crate::engine::definition::{DfdxDevice, DfdxMatrix, DfdxResult, Recorder};
 use crate::engine::ops::rows::definition::{join_columns, select_rows};
 use crate::engine::Fastfood;
 
 /// See [`super::project`]: all blocks at once, H as a matrix.
-pub(super) fn project<D: Home>(
-    z: &DefinedMatrix<D>,
+pub(super) fn project<D: DfdxDevice>(
+    z: &DfdxMatrix<D>,
     projection: Fastfood,
     shape: (usize, usize),
-) -> Made<DefinedMatrix<D>, D> {
+) -> DfdxResult<DfdxMatrix<D>, D> {
     let device = z.device().clone();
     let width = projection.width();
     let (mut signs, mut order, mut gaussians) = (Vec::new(), Vec::new(), Vec::new());
@@ -21,7 +21,7 @@ pub(super) fn project<D: Home>(
         gaussians.extend(block.gaussians);
     }
     let blocks = (signs.len() / width, width);
-    let all = |rows: DefinedMatrix<D>| rows.try_reshape_like(&(blocks.0 * width, 1));
+    let all = |rows: DfdxMatrix<D>| rows.try_reshape_like(&(blocks.0 * width, 1));
     let hadamard = (0..width * width).map(|i| match ((i / width) & (i % width)).count_ones() % 2 {
         0 => 1.0,
         _ => -1.0,

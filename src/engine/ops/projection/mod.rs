@@ -4,7 +4,7 @@ mod cpu;
 mod definition;
 mod fastfood;
 
-use super::super::definition::define;
+use super::super::definition::run_definition;
 use super::super::profile::{self, Op};
 use super::super::{Device, Matrix, Outcome};
 
@@ -24,6 +24,6 @@ pub fn project(z: &Matrix, projection: Fastfood, shape: (usize, usize)) -> Outco
             let kernel = || cpu::project(z, projection, shape);
             Ok(profile::forward(Op::Projection, z.count(), kernel))
         }
-        device => define!(device, |z| definition::project(&z, projection, shape)),
+        device => run_definition!(device, |z| definition::project(&z, projection, shape)),
     }
 }

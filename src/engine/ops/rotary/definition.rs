@@ -2,15 +2,15 @@
 
 use dfdx::prelude::*;
 
-use crate::engine::definition::{DefinedMatrix, Home, Made};
+use crate::engine::definition::{DfdxDevice, DfdxMatrix, DfdxResult};
 use crate::engine::Angles;
 
 /// See [`super::rotary`]: `x ⊙ cos + rotate_half(x) ⊙ sin`, where a matrix rotates the halves of every head.
-pub(super) fn rotary<D: Home>(
-    x: &DefinedMatrix<D>,
+pub(super) fn rotary<D: DfdxDevice>(
+    x: &DfdxMatrix<D>,
     positions: &[usize],
     angles: &Angles,
-) -> Made<DefinedMatrix<D>, D> {
+) -> DfdxResult<DfdxMatrix<D>, D> {
     let (shape, width) = (*x.shape(), angles.width());
     let heads = (shape.0 * (shape.1 / width), width);
     let table = |part: fn(&(f32, f32)) -> f32| {

@@ -6,7 +6,7 @@ mod definition;
 
 use std::sync::Arc;
 
-use super::super::definition::define;
+use super::super::definition::run_definition;
 use super::super::profile::{self, Op};
 use super::super::{Device, Matrix, Outcome};
 
@@ -31,9 +31,6 @@ pub fn rotary(x: Matrix, positions: &[usize], angles: &Arc<Angles>) -> Outcome<M
             let kernel = || cpu::rotary(x, positions, angles);
             Ok(profile::forward(Op::Rotary, count, kernel))
         }
-        device => {
-            let x = &x;
-            define!(device, |x| definition::rotary(&x, positions, angles))
-        }
+        device => run_definition!(device, |x| definition::rotary(&x, positions, angles)),
     }
 }

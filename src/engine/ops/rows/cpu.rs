@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::engine::cpu::deferred::{Contribution, Deferred};
 use crate::engine::cpu::elementwise::add_to;
-use crate::engine::gradient::output;
+use crate::engine::gradient::record_kernel;
 use crate::engine::{Matrix, Stored, Tensor, Trace};
 
 /// See [`super::select_rows`].
@@ -22,7 +22,7 @@ pub(super) fn select_rows(table: &Matrix, indices: &[usize]) -> Matrix {
     };
     let (trace, parameter) = (table.trace(), table.value.id());
     let deferring = trace.deferrals(parameter);
-    output(values, (indices.len(), columns), trace, move |upstream| {
+    record_kernel(values, (indices.len(), columns), trace, move |upstream| {
         if let Some(deferrals) = deferring {
             let indices = kept;
             deferrals.borrow_mut().push(Deferred {
@@ -66,7 +66,7 @@ pub(super) fn columns(x: &Matrix, range: Range<usize>) -> Matrix {
         values.extend_from_slice(&row[range.clone()]);
     }
     let x_slot = x.slot();
-    output(values, (rows, count), x.trace(), move |upstream| {
+    record_kernel(values, (rows, count), x.trace(), move |upstream| {
         if let Some(slot) = &x_slot {
             slot.add_in_place(|gradient| {
                 let rows = gradient.chunks_exact_mut(width);
@@ -96,7 +96,7 @@ pub(super) fn join_columns(parts: &[Matrix]) -> Matrix {
         }
     }
     let slots: Vec<_> = parts.iter().map(Matrix::slot).collect();
-    output(values, (rows, width), joined(parts), move |upstream| {
+    record_kernel(values, (rows, width), joined(parts), move |upstream| {
         let mut start = 0;
         for (slot, part) in slots.iter().zip(&widths) {
             if let Some(slot) = slot {
@@ -115,7 +115,7 @@ pub(super) fn join_rows(parts: &[Matrix]) -> Matrix {
     let values: Vec<f32> = parts.iter().flat_map(Matrix::data).copied().collect();
     let shape = (parts.iter().map(|part| part.shape().0).sum(), columns);
     let slots: Vec<_> = parts.iter().map(|p| (p.slot(), p.count())).collect();
-    output(values, shape, joined(parts), move |upstream| {
+    record_kernel(values, shape, joined(parts), move |upstream| {
         let mut start = 0;
         for (slot, count) in &slots {
             if let Some(slot) = slot {

@@ -2,13 +2,13 @@
 
 use dfdx::prelude::*;
 
-use crate::engine::definition::{DefinedMatrix, Home, Made};
+use crate::engine::definition::{DfdxDevice, DfdxMatrix, DfdxResult};
 
 /// See [`super::select_rows`].
-pub(in crate::engine) fn select_rows<D: Home>(
-    table: &DefinedMatrix<D>,
+pub(in crate::engine) fn select_rows<D: DfdxDevice>(
+    table: &DfdxMatrix<D>,
     indices: &[usize],
-) -> Made<DefinedMatrix<D>, D> {
+) -> DfdxResult<DfdxMatrix<D>, D> {
     let device = table.device().clone();
     let indices = device.try_tensor_from_vec(indices.to_vec(), (indices.len(),))?;
     table.clone().try_gather(indices)
@@ -16,10 +16,10 @@ pub(in crate::engine) fn select_rows<D: Home>(
 
 /// See [`super::columns`]: rows of the transpose. dfdx's own `slice` would overwrite what else flows back into
 /// `x`, where it has to add to it.
-pub(in crate::engine) fn columns<D: Home>(
-    x: &DefinedMatrix<D>,
+pub(in crate::engine) fn columns<D: DfdxDevice>(
+    x: &DfdxMatrix<D>,
     range: std::ops::Range<usize>,
-) -> Made<DefinedMatrix<D>, D> {
+) -> DfdxResult<DfdxMatrix<D>, D> {
     let shape = (x.shape().0, range.len());
     let transposed = x.clone().try_permute::<_, Axes2<1, 0>>()?;
     select_rows(&transposed, &range.collect::<Vec<_>>())?
@@ -28,10 +28,10 @@ pub(in crate::engine) fn columns<D: Home>(
 }
 
 /// See [`super::join_columns`]: the parts' transposes are stacked, and the whole is transposed.
-pub(in crate::engine) fn join_columns<D: Home>(
-    parts: &[DefinedMatrix<D>],
-) -> Made<DefinedMatrix<D>, D> {
-    let transposed = |part: &DefinedMatrix<D>| part.clone().try_permute::<_, Axes2<1, 0>>();
+pub(in crate::engine) fn join_columns<D: DfdxDevice>(
+    parts: &[DfdxMatrix<D>],
+) -> DfdxResult<DfdxMatrix<D>, D> {
+    let transposed = |part: &DfdxMatrix<D>| part.clone().try_permute::<_, Axes2<1, 0>>();
     let (first, rest) = parts.split_first().expect("there is a part to join");
     let mut joined = transposed(first)?;
     for part in rest {
@@ -44,9 +44,9 @@ pub(in crate::engine) fn join_columns<D: Home>(
 }
 
 /// See [`super::join_rows`].
-pub(in crate::engine) fn join_rows<D: Home>(
-    parts: &[DefinedMatrix<D>],
-) -> Made<DefinedMatrix<D>, D> {
+pub(in crate::engine) fn join_rows<D: DfdxDevice>(
+    parts: &[DfdxMatrix<D>],
+) -> DfdxResult<DfdxMatrix<D>, D> {
     let (first, rest) = parts.split_first().expect("there is a part to join");
     let mut joined = first.clone();
     for part in rest {

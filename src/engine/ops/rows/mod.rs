@@ -5,7 +5,7 @@ pub(in crate::engine) mod definition;
 
 use std::ops::Range;
 
-use super::super::definition::define;
+use super::super::definition::run_definition;
 use super::super::profile::{self, Op};
 use super::super::{Device, Elements, Matrix, Outcome, Weight};
 
@@ -20,7 +20,7 @@ pub fn select_rows(table: &Matrix, indices: &[usize]) -> Outcome<Matrix> {
             let kernel = || cpu::select_rows(table, indices);
             Ok(profile::forward(Op::Rows, count, kernel))
         }
-        device => define!(device, |table| definition::select_rows(&table, indices)),
+        device => run_definition!(device, |table| definition::select_rows(&table, indices)),
     }
 }
 
@@ -49,7 +49,7 @@ pub fn columns(x: &Matrix, range: Range<usize>) -> Outcome<Matrix> {
             let kernel = || cpu::columns(x, range);
             Ok(profile::forward(Op::Rows, x.count(), kernel))
         }
-        device => define!(device, |x| definition::columns(&x, range)),
+        device => run_definition!(device, |x| definition::columns(&x, range)),
     }
 }
 
@@ -64,7 +64,7 @@ pub fn join_columns(parts: &[Matrix]) -> Outcome<Matrix> {
             let kernel = || cpu::join_columns(parts);
             Ok(profile::forward(Op::Rows, count, kernel))
         }
-        device => define!(device, |parts| definition::join_columns(&parts)),
+        device => run_definition!(device, |parts| definition::join_columns(&parts)),
     }
 }
 
@@ -82,6 +82,6 @@ pub fn join_rows(parts: &[Matrix]) -> Outcome<Matrix> {
             let kernel = || cpu::join_rows(parts);
             Ok(profile::forward(Op::Rows, count, kernel))
         }
-        device => define!(device, |parts| definition::join_rows(&parts)),
+        device => run_definition!(device, |parts| definition::join_rows(&parts)),
     }
 }

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::super::super::helpers::{share, share_items};
 use super::super::tile::x86::ask_for_rows;
-use super::super::tile::{prefetch, Mode, Output, Target, LINE, PANEL};
+use super::super::tile::{prefetch, Destination, Mode, Target, LINE, PANEL};
 use super::super::view::View;
 use super::registers::{Encoding, Registers, Side, TileRegister, ROWS};
 use super::split_int8::SplitInt8;
@@ -45,7 +45,7 @@ thread_local! {
 /// # Safety
 /// The registers are available; `a` has as many columns as `b` has depth, one after the other; at the place are
 /// `a.rows` rows of as many columns as `b` has, which nobody else has meanwhile. `b` was written in this form.
-pub(super) unsafe fn multiply<F: Encoding>(place: Output, a: View, b: TiledOperand) {
+pub(super) unsafe fn multiply<F: Encoding>(place: Destination, a: View, b: TiledOperand) {
     // Taken, not borrowed: who waits for a helper may help another.
     let mut left = LEFT.take();
     let parts = a.columns.div_ceil(F::MOST_DEPTH);
@@ -66,7 +66,7 @@ pub(super) unsafe fn multiply<F: Encoding>(place: Output, a: View, b: TiledOpera
             };
             let mode = if first == 0 { place.mode } else { Mode::Add };
             // SAFETY: a part of what the caller vouches for.
-            unsafe { part.multiply(Output { out, mode, ..place }, &mut left) };
+            unsafe { part.multiply(Destination { out, mode, ..place }, &mut left) };
         }
     }
     LEFT.set(left);
@@ -86,7 +86,7 @@ impl<F: Encoding> Part<'_, F> {
 
     /// # Safety
     /// As of [`multiply`].
-    unsafe fn multiply(&self, place: Output, left: &mut Written) {
+    unsafe fn multiply(&self, place: Destination, left: &mut Written) {
         // Asked for while the rows are written.
         if !self.b.is_transposed {
             (0..Self::STRIPS)
@@ -177,7 +177,7 @@ impl<F: Encoding> Part<'_, F> {
         &self,
         mut registers: Registers,
         panels: Range<usize>,
-        place: Output,
+        place: Destination,
         left: Side,
     ) {
         let last = panels.end.saturating_sub(1);
@@ -198,7 +198,7 @@ impl<F: Encoding> Part<'_, F> {
         &self,
         mut registers: Registers,
         panels: Range<usize>,
-        place: Output,
+        place: Destination,
         left: Side,
         made: &mut [Vec<TileRegister>; 2],
     ) {
@@ -278,7 +278,7 @@ impl<F: Encoding> Part<'_, F> {
         &self,
         registers: &mut Registers,
         panel: usize,
-        place: Output,
+        place: Destination,
         left: Side,
         right: impl Fn(usize) -> (Side<'b>, Lines),
         mut beside: impl FnMut(usize, usize, usize),
