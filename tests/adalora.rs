@@ -41,7 +41,7 @@ fn graph_at_the_start(expected: &Expected) -> Graph {
         tensors.get_mut(&ours).unwrap().0 = expected.read(&theirs);
     }
     let backbone = Checkpoint::open(&[directory.join("model.safetensors")]).unwrap();
-    for (parameter, key) in graph.head_keys() {
+    for (parameter, key) in graph.head_ids() {
         tensors.insert(
             key.to_string(),
             backbone.read(&parameter.source.name).unwrap(),

@@ -275,7 +275,7 @@ fn our_keys(graph: &Graph, prefix: &str) -> BTreeMap<String, String> {
         keys.insert(format!("{site}.lora_{name}.weight"), id.to_string());
         keys.insert(format!("{site}.lora_embedding_{name}"), id.to_string());
     }
-    for (parameter, key) in graph.head_keys() {
+    for (parameter, key) in graph.head_ids() {
         keys.insert(parameter.source.name, key.to_string());
     }
     keys

@@ -113,7 +113,7 @@ fn stored(plan: &Plan, graph: &Graph) -> BTreeMap<String, Stored> {
             }
         }
     }
-    for (parameter, key) in graph.head_keys() {
+    for (parameter, key) in graph.head_ids() {
         let name = format!("base_model.model.{}", parameter.source.full_name(prefix));
         stored.insert(
             key.to_string(),

@@ -6,7 +6,7 @@ use super::optimizations::{absorbed_keys, is_gated_at_the_top};
 use super::{Active, Graph, Placed, Value, LARGE};
 use crate::delta::ParameterId;
 use crate::diagnostic::Problem;
-use crate::plan::{Change, Plan};
+use crate::plan::{Change, Plan, TaskPlan};
 
 impl Graph {
     /// Puts in place what a stage has in place, and trains what it trains. For the index one past
@@ -16,18 +16,7 @@ impl Graph {
     /// The task's head is neither in the checkpoint nor trained by any stage so far.
     pub fn activate(&mut self, plan: &Plan, stage: usize) -> Result<(), Problem> {
         let current = plan.stages.get(stage);
-        let (task_name, task) = match current {
-            Some(stage) => plan
-                .tasks
-                .get_key_value(&stage.task)
-                .map(|(n, t)| (n.as_str(), t)),
-            None => plan.final_task(),
-        }
-        .ok_or_else(|| {
-            Problem::new("delta::graph::no_task", "the pipeline has no task")
-                .help("add a `task` block")
-        })?;
-        self.check_head(plan, stage, task_name)?;
+        let (task_name, task) = self.checked_task(plan, stage)?;
         let mut active = Active {
             prefix_tokens: plan.prefix_tokens(stage),
             task: Some(task.clone()),
@@ -106,6 +95,35 @@ impl Graph {
             .map(|(_, index)| *index)
             .filter(|index| active.trained.contains(index))
             .collect()
+    }
+
+    /// Whether every stage can be activated.
+    ///
+    /// # Errors
+    /// See [`Graph::activate`].
+    pub fn check_heads(&self, plan: &Plan) -> Result<(), Problem> {
+        (0..=plan.stages.len()).try_for_each(|stage| self.checked_task(plan, stage).map(drop))
+    }
+
+    /// The task of a stage, whose head is not one that was only drawn.
+    fn checked_task<'p>(
+        &self,
+        plan: &'p Plan,
+        stage: usize,
+    ) -> Result<(&'p str, &'p TaskPlan), Problem> {
+        let task = match plan.stages.get(stage) {
+            Some(stage) => plan
+                .tasks
+                .get_key_value(&stage.task)
+                .map(|(name, task)| (name.as_str(), task)),
+            None => plan.final_task(),
+        };
+        let (name, task) = task.ok_or_else(|| {
+            Problem::new("delta::graph::no_task", "the pipeline has no task")
+                .help("add a `task` block")
+        })?;
+        self.check_head(plan, stage, name)?;
+        Ok((name, task))
     }
 
     fn check_head(&self, plan: &Plan, stage: usize, task: &str) -> Result<(), Problem> {

@@ -249,7 +249,7 @@ impl Graph {
     }
 
     /// The parameters of the head in place.
-    pub fn head_keys(&self) -> Vec<(Parameter, ParameterId)> {
+    pub fn head_ids(&self) -> Vec<(Parameter, ParameterId)> {
         let Some(task) = self.task() else {
             return Vec::new();
         };

@@ -49,7 +49,7 @@ pub fn export(plan: &Plan, graph: &Graph, directory: &Path) -> Result<(), Proble
         plan.stages.is_empty() || stages.any(|stage| stage.train_head && stage.task == name)
     };
     let is_saved = task.is_some_and(|(name, _)| !is_language_model || is_trained(name));
-    for (parameter, key) in graph.head_keys().into_iter().filter(|_| is_saved) {
+    for (parameter, key) in graph.head_ids().into_iter().filter(|_| is_saved) {
         let name = parameter.source.full_name(prefix);
         let values = graph.tensor(key.path()).unwrap_or_default();
         let tensor = (values, parameter.shape.clone());
@@ -127,7 +127,7 @@ fn targets(graph: &Graph, plan: &Plan, names: &BTreeSet<String>) -> Vec<String> 
         .map(|module| module_name(prefix, &module.checkpoint_name))
         .chain(
             graph
-                .head_keys()
+                .head_ids()
                 .iter()
                 .map(|(p, _)| p.source.name.trim_end_matches(".weight").to_owned()),
         )

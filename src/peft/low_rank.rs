@@ -65,9 +65,8 @@ fn adapters(plan: &Plan, graph: &Graph) -> BTreeMap<String, Adapter> {
         };
         for module in sites.iter().filter_map(|site| graph.tree().module(site)) {
             let tensor = |name: &str| {
-                graph
-                    .tensor(&format!("{}.{}.{name}", delta.name, module.path))
-                    .unwrap_or_default()
+                let values = graph.delta_tensor(&delta.name, &module.path, name);
+                values.unwrap_or_default()
             };
             let adapter = Adapter::new(lora, module, &tensor);
             let (first_row, rows) = place_in_checkpoint(module);

@@ -179,7 +179,7 @@ fn check(runs: &[Loaded], combination: &Combination) -> Result<(), Problem> {
     };
     let first = &runs[0];
     let shapes = |run: &Loaded| -> Vec<Vec<usize>> {
-        let keys = run.graph.head_keys();
+        let keys = run.graph.head_ids();
         keys.into_iter()
             .map(|(parameter, _)| parameter.shape)
             .collect()
@@ -262,14 +262,14 @@ fn head(runs: &[Loaded], weights: &[f32]) -> Tensors {
     let total: f32 = weights.iter().sum();
     let mut tensors = Tensors::new();
     for (run, weight) in runs.iter().zip(weights) {
-        let first = runs[0].graph.head_keys();
+        let first = runs[0].graph.head_ids();
         let order = order(&runs[0], run).unwrap_or_default();
         let has_rows = |path: &str| {
             run.graph
                 .task()
                 .is_some_and(|t| run.graph.is_output(t, path))
         };
-        for ((_, key), (parameter, own)) in first.into_iter().zip(run.graph.head_keys()) {
+        for ((_, key), (parameter, own)) in first.into_iter().zip(run.graph.head_ids()) {
             let mut values = run.graph.tensor(own.path()).unwrap_or_default();
             if has_rows(&parameter.path) && !order.is_empty() {
                 values = reordered(&values, &order);

@@ -166,7 +166,7 @@ fn merged_tensors(plan: &Plan, graph: &Graph) -> Result<Tensors, Problem> {
             }
         }
     }
-    for (parameter, key) in graph.head_keys() {
+    for (parameter, key) in graph.head_ids() {
         if let Some(values) = graph.tensor(key.path()) {
             add(&parameter, values);
         }

@@ -132,7 +132,7 @@ pub fn run(
         .map_err(|problem| problem.or_at(plan.backbone.span))?;
     let manifest = Manifest::new(plan, source)?;
     origin::load_origins(plan, &manifest, &mut graph, integrity)?;
-    (0..=plan.stages.len()).try_for_each(|stage| graph.activate(plan, stage))?;
+    graph.check_heads(plan)?;
     // From here on there is nothing left of the input that could be wrong.
     directory.begin(&manifest, plan, source, integrity)?;
     let state = directory.resume()?.unwrap_or_default();

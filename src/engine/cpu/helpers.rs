@@ -186,10 +186,10 @@ pub(in crate::engine) fn share_elements(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn pool(threads: usize) -> rayon::ThreadPool {
+    pub(in crate::engine::cpu) fn pool(threads: usize) -> rayon::ThreadPool {
         let builder = rayon::ThreadPoolBuilder::new().num_threads(threads);
         builder.build().expect("threads")
     }

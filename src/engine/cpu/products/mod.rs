@@ -200,15 +200,12 @@ fn once<T>(weight: &Elements, read: impl FnOnce(&[f32]) -> T) -> T {
 
 #[cfg(test)]
 mod tests {
+    use super::super::helpers::tests::pool;
     use super::amx::Tiled;
     use super::*;
 
-    fn pool(threads: usize) -> rayon::ThreadPool {
-        let builder = rayon::ThreadPoolBuilder::new().num_threads(threads);
-        builder.build().expect("threads")
-    }
-
-    /// On vector and, where the processor has them, on tile registers, with several parts of the depth and a last panel that is not full.
+    /// On vector and, where the processor has them, on tile registers, with several parts of the depth and a last panel
+    /// that is not full.
     #[test]
     fn helpers_change_no_bit() {
         let (rows, depth, columns) = (203, 800, 1000);
