@@ -24,9 +24,9 @@ pub mod data;
 pub mod delta;
 pub mod diagnostic;
 pub mod disk;
-pub mod engine;
 pub mod graph;
 pub mod memory;
+pub mod pattern;
 pub mod peft;
 pub mod plan;
 pub mod report;
@@ -37,3 +37,5 @@ pub mod syntax;
 pub mod terminal;
 pub mod text;
 pub mod train;
+
+pub use deltarun_engine as engine;

@@ -98,7 +98,7 @@ fn a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint() {
     let sound = "stage sound {\n    train = [low_rank, head]\n    steps = 2\n    optimizer = adamw { lr = 1e-3 }\n}\n\nstage tune";
     place.write("small.delta", text.replace("stage tune", sound).as_bytes());
     let message = place.fail(1, &["small.delta", "--quiet"]);
-    let message = fancy_regex::Regex::new(r"step \d+: the loss is \S+,")
+    let message = regex::Regex::new(r"step \d+: the loss is \S+,")
         .unwrap()
         .replace(&message, "step N: the loss is X,")
         .into_owned();

@@ -49,7 +49,7 @@ fn every_experiment_of_the_study_runs_and_leaves_a_page() {
 
 const GRID: &str = r#"
 let runs = [];
-for point in grid(#{ lr: [1e-3, 3e-3], seed: [1, 2] }) { runs.push(pipeline("grid.delta").with(point)); }
+for point in grid(#{ lr: [1e-3, 3e-3], seed: [1, 2] }) { runs.push(pipeline("grid.delta").set(point)); }
 let rows = [];
 for run in run_all(runs) { rows.push(#{ lr: run.params["lr"], accuracy: run.value, steps: run.steps }); }
 let page = page("Grid");
@@ -148,19 +148,19 @@ const BAD: [(&str, &str); 21] = [
     ("page_outside", "page(\"x\").save(\"../x.html\");"),
     (
         "unknown_param_of_a_pipeline",
-        "let p = pipeline(\"small.delta\");\np.with(#{ rnak: 3 }).run();",
+        "let p = pipeline(\"small.delta\");\np.set(#{ rnak: 3 }).run();",
     ),
     (
         "field_that_the_data_lacks",
-        "pipeline(\"cloze.delta\").with(#{ template: \"{txt} {mask} .\" }).run();",
+        "pipeline(\"cloze.delta\").set(#{ template: \"{txt} {mask} .\" }).run();",
     ),
     (
         "word_of_two_tokens",
-        "pipeline(\"cloze.delta\").with(#{ word: \"superb charming\" }).run();",
+        "pipeline(\"cloze.delta\").set(#{ word: \"superb charming\" }).run();",
     ),
     (
         "template_without_a_mask",
-        "pipeline(\"cloze.delta\").with(#{ template: \"{text} .\" }).run();",
+        "pipeline(\"cloze.delta\").set(#{ template: \"{text} .\" }).run();",
     ),
     (
         "rows_without_a_column",

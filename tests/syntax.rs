@@ -36,7 +36,7 @@ fn pipelines() -> Vec<(String, String)> {
 /// The tree without its places.
 fn without_places(text: &str) -> String {
     let tree = format!("{:?}", parse(text).expect("it parses"));
-    fancy_regex::Regex::new(r"Span \{ start: \d+, end: \d+ \}")
+    regex::Regex::new(r"Span \{ start: \d+, end: \d+ \}")
         .unwrap()
         .replace_all(&tree, "")
         .into_owned()

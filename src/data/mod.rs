@@ -6,6 +6,7 @@
 //!
 //! [`Batch`]: crate::graph::Batch
 
+mod added_tokens;
 mod batch;
 mod examples;
 mod rows;

@@ -27,6 +27,7 @@ use tokenizers::{
     TruncationDirection,
 };
 
+use super::added_tokens;
 use crate::diagnostic::Problem;
 
 /// What is left to know of a tokenizer.
@@ -39,7 +40,7 @@ pub(super) struct TokenizerConfig {
 
 /// A tokenizer's class in transformers, as far as it matters here.
 #[derive(Clone, Copy, PartialEq)]
-enum Class {
+pub(super) enum Class {
     Bert,
     Roberta,
     Gpt2,
@@ -62,7 +63,32 @@ impl Class {
             _ => Class::AsStored,
         }
     }
+
+    /// The text that the class gives a special token where no file states one.
+    pub fn special_token(self, name: &str) -> Option<&'static str> {
+        Some(match (self, name) {
+            (Class::Bert, "unk_token") => "[UNK]",
+            (Class::Bert, "sep_token") => "[SEP]",
+            (Class::Bert, "pad_token") => "[PAD]",
+            (Class::Bert, "cls_token") => "[CLS]",
+            (Class::Bert, "mask_token") => "[MASK]",
+            (Class::Roberta, "bos_token" | "cls_token") => "<s>",
+            (Class::Roberta, "eos_token" | "sep_token") => "</s>",
+            (Class::Roberta, "mask_token") => "<mask>",
+            (Class::Roberta | Class::T5, "pad_token") => "<pad>",
+            (Class::Roberta | Class::Llama | Class::T5, "unk_token") => "<unk>",
+            (Class::Llama, "bos_token") => "<s>",
+            (Class::Llama | Class::T5, "eos_token") => "</s>",
+            (Class::Gpt2, "unk_token" | "bos_token" | "eos_token") => "<|endoftext|>",
+            (Class::Qwen2, "unk_token" | "eos_token" | "pad_token") => "<|endoftext|>",
+            _ => return None,
+        })
+    }
 }
+
+/// Types of models for which transformers takes the class of the model whatever the files state: many of those on the
+/// hub state another (`MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS`).
+const STATED_WRONGLY: [&str; 1] = ["qwen2"];
 
 /// The class that transformers takes for a model that names none.
 fn class_of_model(model_type: &str) -> &'static str {
@@ -78,7 +104,7 @@ fn class_of_model(model_type: &str) -> &'static str {
 }
 
 /// Reads a JSON file of a backbone; nothing where there is none.
-fn read(directory: &Path, name: &str) -> Result<Value, Problem> {
+pub(super) fn read(directory: &Path, name: &str) -> Result<Value, Problem> {
     let path = directory.join(name);
     let unreadable = |e: &dyn std::fmt::Display| {
         let message = format!("`{}` cannot be read: {e}", path.display());
@@ -100,10 +126,13 @@ impl TokenizerConfig {
         let json = read(directory, "tokenizer_config.json")?;
         let model = read(directory, "config.json")?;
         let stated = json["tokenizer_class"].as_str();
-        let name = match stated.or(model["tokenizer_class"].as_str()) {
-            Some(name) => name.trim_end_matches("Fast").to_owned(),
-            None => class_of_model(model["model_type"].as_str().unwrap_or_default()).to_owned(),
-        };
+        let stated = stated.or(model["tokenizer_class"].as_str());
+        let model_type = model["model_type"].as_str().unwrap_or_default();
+        let name = match stated {
+            Some(name) if !STATED_WRONGLY.contains(&model_type) => name.trim_end_matches("Fast"),
+            _ => class_of_model(model_type),
+        }
+        .to_owned();
         let class = Class::of(&name);
         let passes_types = matches!(name.as_str(), "BertTokenizer" | "ElectraTokenizer");
         // A class builds on a model of its own kind; with another one `tokenizer.json` is all there is.
@@ -118,6 +147,9 @@ impl TokenizerConfig {
         let settings = Settings { json: &json };
         settings.refuse_what_splits()?;
         rebuild(class, &settings, tokenizer)?;
+        added_tokens::add(directory, class, &json, tokenizer)?;
+        frame(class, &settings, tokenizer)?;
+        refuse_drawn_tokens(tokenizer)?;
         let stored = tokenizer.get_truncation().map(|stored| stored.direction);
         let direction = match settings.word("truncation_side", ["left", "right"])? {
             Some("left") => TruncationDirection::Left,
@@ -150,15 +182,29 @@ fn is_of_bytes(tokenizer: &Tokenizer) -> bool {
 /// How Qwen2 cuts a text into words.
 const QWEN2_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// Gives a tokenizer the parts that its class builds itself.
+/// Gives a tokenizer the parts that its class builds itself, and takes away the tokens that `tokenizer.json` adds.
 fn rebuild(class: Class, settings: &Settings, tokenizer: &mut Tokenizer) -> Result<(), Problem> {
-    let special = |name: &str, default: &str| {
-        let content = settings.token(name).unwrap_or(default.to_owned());
-        let id = tokenizer.token_to_id(&content);
-        id.map(|id| (content, id))
-    };
-    match class {
-        Class::AsStored => {}
+    if class == Class::AsStored {
+        return Ok(());
+    }
+    let mut model = tokenizer.get_model().clone();
+    match (class, &mut model) {
+        (Class::Llama, ModelWrapper::BPE(model)) => {
+            (model.fuse_unk, model.byte_fallback) = (true, true);
+            (model.unk_token, model.dropout, model.ignore_merges) = (None, None, false);
+        }
+        (_, ModelWrapper::BPE(model)) => model.dropout = None,
+        (Class::T5, ModelWrapper::Unigram(stored)) => {
+            let pieces = stored.iter().cloned().collect();
+            *stored = Unigram::from(pieces, Some(2), false).map_err(unusable)?;
+        }
+        _ => {}
+    }
+    let mut fresh = Tokenizer::new(model);
+    fresh.with_decoder(tokenizer.get_decoder().cloned());
+    fresh.with_post_processor(tokenizer.get_post_processor().cloned());
+    let (normalizer, words): (Option<NormalizerWrapper>, PreTokenizerWrapper) = match class {
+        Class::AsStored => return Ok(()),
         Class::Llama => {
             let scheme = match (
                 settings.switch("add_prefix_space")?.unwrap_or(true),
@@ -168,39 +214,58 @@ fn rebuild(class: Class, settings: &Settings, tokenizer: &mut Tokenizer) -> Resu
                 (true, true) => PrependScheme::Always,
                 (true, false) => PrependScheme::First,
             };
-            if let ModelWrapper::BPE(model) = tokenizer.get_model() {
-                let mut model = model.clone();
-                (model.fuse_unk, model.byte_fallback) = (true, true);
-                (model.unk_token, model.dropout, model.ignore_merges) = (None, None, false);
-                tokenizer.with_model(model);
-            }
-            tokenizer.with_normalizer(None::<NormalizerWrapper>);
-            tokenizer.with_pre_tokenizer(Some(Metaspace::new('▁', scheme, false)));
+            (None, Metaspace::new('▁', scheme, false).into())
         }
         Class::Qwen2 => {
-            let prefix = settings.switch("add_prefix_space")?.unwrap_or(false);
             let pattern = SplitPattern::Regex(QWEN2_WORDS.to_owned());
             let words = Split::new(pattern, SplitDelimiterBehavior::Isolated, false)
                 .map_err(Problem::internal)?;
             let bytes = ByteLevel::default()
-                .add_prefix_space(prefix)
+                .add_prefix_space(settings.prefix()?)
                 .use_regex(false);
-            tokenizer.with_normalizer(Some(NFC));
-            tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![words.into(), bytes.into()])));
+            let words = Sequence::new(vec![words.into(), bytes.into()]);
+            (Some(NFC.into()), words.into())
         }
         Class::T5 => {
-            let end = special("eos_token", "</s>");
-            let (_, end) = end.ok_or_else(|| unusable("it has no end of a text"))?;
-            if let ModelWrapper::Unigram(model) = tokenizer.get_model() {
-                let pieces = model.iter().cloned().collect();
-                let model = Unigram::from(pieces, Some(2), false).map_err(unusable)?;
-                tokenizer.with_model(model);
-            }
-            let normalizer = tokenizer.get_normalizer().and_then(precompiled);
-            tokenizer.with_normalizer(normalizer);
             let words = Metaspace::new('▁', PrependScheme::Always, true);
             let words = Sequence::new(vec![WhitespaceSplit.into(), words.into()]);
-            tokenizer.with_pre_tokenizer(Some(words));
+            (
+                tokenizer.get_normalizer().and_then(precompiled),
+                words.into(),
+            )
+        }
+        Class::Bert => {
+            let normalizer = BertNormalizer::new(
+                true,
+                settings.switch("tokenize_chinese_chars")?.unwrap_or(true),
+                settings.switch("strip_accents")?,
+                settings.switch("do_lower_case")?.unwrap_or(true),
+            );
+            (Some(normalizer.into()), BertPreTokenizer.into())
+        }
+        Class::Roberta | Class::Gpt2 => {
+            let words = ByteLevel::default().add_prefix_space(settings.prefix()?);
+            (None, words.into())
+        }
+    };
+    fresh.with_normalizer(normalizer).map_err(unusable)?;
+    fresh.with_pre_tokenizer(Some(words));
+    *tokenizer = fresh;
+    Ok(())
+}
+
+/// Gives a tokenizer what its class puts around texts. Its special tokens have their ids by then.
+fn frame(class: Class, settings: &Settings, tokenizer: &mut Tokenizer) -> Result<(), Problem> {
+    let special = |name: &str| {
+        let stated = settings.token(name);
+        let content = stated.or_else(|| class.special_token(name).map(str::to_owned))?;
+        let id = tokenizer.token_to_id(&content)?;
+        Some((content, id))
+    };
+    match class {
+        Class::T5 => {
+            let end = special("eos_token");
+            let (_, end) = end.ok_or_else(|| unusable("it has no end of a text"))?;
             let frame = TemplateProcessing::builder()
                 .try_single("$A </s>")
                 .and_then(|frame| frame.try_pair("$A </s> $B </s>"))
@@ -211,35 +276,37 @@ fn rebuild(class: Class, settings: &Settings, tokenizer: &mut Tokenizer) -> Resu
             tokenizer.with_post_processor(Some(frame));
         }
         Class::Bert => {
-            let ends = special("sep_token", "[SEP]").zip(special("cls_token", "[CLS]"));
-            let normalizer = BertNormalizer::new(
-                true,
-                settings.switch("tokenize_chinese_chars")?.unwrap_or(true),
-                settings.switch("strip_accents")?,
-                settings.switch("do_lower_case")?.unwrap_or(true),
-            );
-            tokenizer.with_normalizer(Some(normalizer));
-            tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
-            if let Some((sep, cls)) = ends {
+            if let Some((sep, cls)) = special("sep_token").zip(special("cls_token")) {
                 tokenizer.with_post_processor(Some(BertProcessing::new(sep, cls)));
             }
         }
-        Class::Roberta | Class::Gpt2 => {
-            let prefix = settings.switch("add_prefix_space")?.unwrap_or(false);
-            let ends = special("sep_token", "</s>").zip(special("cls_token", "<s>"));
-            tokenizer.with_normalizer(None::<NormalizerWrapper>);
-            tokenizer.with_pre_tokenizer(Some(ByteLevel::default().add_prefix_space(prefix)));
-            if let (Class::Roberta, Some((sep, cls))) = (class, ends) {
-                let processing = RobertaProcessing::new(sep, cls).add_prefix_space(prefix);
+        Class::Roberta => {
+            if let Some((sep, cls)) = special("sep_token").zip(special("cls_token")) {
+                let processing = RobertaProcessing::new(sep, cls);
+                let processing = processing.add_prefix_space(settings.prefix()?);
                 tokenizer.with_post_processor(Some(processing));
             }
         }
+        Class::Gpt2 | Class::Llama | Class::Qwen2 | Class::AsStored => {}
     }
     Ok(())
 }
 
+/// A BPE's `dropout` draws other tokens each time: of a text that is predicted, too.
+fn refuse_drawn_tokens(tokenizer: &Tokenizer) -> Result<(), Problem> {
+    match tokenizer.get_model() {
+        ModelWrapper::BPE(model) if model.dropout.is_some_and(|share| share > 0.0) => {
+            let message =
+                "`tokenizer.json` sets `dropout`, with which a text has other tokens each time";
+            Err(Problem::new("delta::data::tokenizer", message)
+                .help("set `dropout` of the `model` in `tokenizer.json` to `null`"))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn unusable(reason: impl std::fmt::Display) -> Problem {
-    let message = format!("`tokenizer.json` cannot be made into a T5Tokenizer: {reason}");
+    let message = format!("`tokenizer.json` cannot be used as its class uses it: {reason}");
     Problem::new("delta::data::tokenizer", message).help("give the tokenizer of this backbone")
 }
 
@@ -273,6 +340,11 @@ impl Settings<'_> {
             Value::Bool(on) => Ok(Some(*on)),
             _ => Err(self.wrong(key, "`true` or `false`")),
         }
+    }
+
+    /// Whether a text begins as if a space stood before it.
+    fn prefix(&self) -> Result<bool, Problem> {
+        Ok(self.switch("add_prefix_space")?.unwrap_or(false))
     }
 
     /// One of two words.

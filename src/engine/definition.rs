@@ -336,9 +336,9 @@ macro_rules! run_definition {
         }
     };
     ($home:ty, $device:expr, |$($input:ident),+| $definition:expr) => {
-        <$home as $crate::engine::definition::DfdxDevice>::locked(|| {
-            let mut call = $crate::engine::definition::Invocation::<$home>::new($device);
-            $(let $input = $crate::engine::definition::Input::on($input, &mut call)?;)+
+        <$home as $crate::definition::DfdxDevice>::locked(|| {
+            let mut call = $crate::definition::Invocation::<$home>::new($device);
+            $(let $input = $crate::definition::Input::on($input, &mut call)?;)+
             call.finish($definition)
         })
     };
@@ -348,7 +348,7 @@ pub(super) use run_definition;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::backward;
+    use crate::backward;
 
     /// dfdx's softmax begins with a tape of its own half-way. `Σ g ⊙ softmax(x)` has the gradient
     /// `s ⊙ (g − Σ g ⊙ s)`.
@@ -364,7 +364,7 @@ mod tests {
         let factors = Tensor::new(&Device::Cpu, g.to_vec(), (1, 3)).unwrap();
         let softmax = y(&traced).unwrap();
         let s = softmax.read();
-        let sum = crate::engine::ops::multiply(&softmax, &factors.constant()).unwrap();
+        let sum = crate::ops::multiply(&softmax, &factors.constant()).unwrap();
         let gradient = backward(sum).unwrap().take(&x);
         let along: f32 = s.iter().zip(g).map(|(s, g)| s * g).sum();
         for (i, found) in gradient.iter().enumerate() {

@@ -3,6 +3,7 @@
 //! In: elements, and what is to be computed of them. Out: elements and gradients. It knows nothing of modules, plans or
 //! files, and what uses it names no kernel: where a tensor lies is known at run time ([`Device`]), which also says how the
 //! groups of a batch share it.
+#![warn(missing_docs)]
 
 mod cpu;
 #[cfg(feature = "dfdx-cuda")]
@@ -14,16 +15,19 @@ mod layout;
 mod noise;
 pub mod ops;
 pub mod profile;
+mod svd;
 mod tape;
 mod tensor;
 mod weight;
 
-pub(crate) use cpu::Semaphore;
-pub use cpu::{copies_of_a_weight, measure_limits, measure_rate, uses_amx, Deferred, Limits};
+pub use cpu::{
+    copies_of_a_weight, measure_limits, measure_rate, uses_amx, Deferred, Limits, Semaphore,
+};
 pub use device::{Device, Error, Outcome};
 pub use layout::Layout;
 pub use noise::mix;
 pub use ops::{Activation, Angles, Attending, AttentionShape, Dropout, Fastfood};
+pub use svd::Svd;
 pub use tape::{backward, Gradients, Trace, Variable};
 pub use tensor::Tensor;
 pub use weight::{Elements, Precision, Stored, Weight, WeightSource};

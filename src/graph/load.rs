@@ -5,13 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::init::Initializer;
-use super::{
-    device_problem, reordered, Active, Added, Backbones, Graph, HeadOrigin, Store, Svd, Value,
-};
+use super::{device_problem, reordered, Active, Added, Backbones, Graph, HeadOrigin, Store, Value};
 use crate::backbone::{Architecture, Checkpoint, Module, Parameter, Positions, Tree};
 use crate::delta::{Init, NewParameter, ParameterId};
 use crate::diagnostic::Problem;
-use crate::engine::Device;
+use crate::engine::{Device, Svd};
 use crate::plan::{Change, Plan, TaskPlan};
 
 impl Graph {
@@ -296,10 +294,8 @@ impl Origin {
                 let norm = |row: &[f32]| row.iter().map(|w| w * w).sum::<f32>().sqrt();
                 Some(rows.map(norm).collect())
             }
-            Init::PrincipalRows { scale } => Some(self.svd()?.rows(parameter.shape[0], scale)),
-            Init::PrincipalColumns { scale } => {
-                Some(self.svd()?.columns(parameter.shape[1], scale))
-            }
+            Init::PrincipalRows { scale } => Some(self.svd(parameter.shape[0])?.rows(scale)),
+            Init::PrincipalColumns { scale } => Some(self.svd(parameter.shape[1])?.columns(scale)),
             _ => None,
         })
     }
@@ -308,8 +304,9 @@ impl Origin {
         self.weight.get_or_init(&self.read)
     }
 
-    fn svd(&self) -> Result<&Svd, Problem> {
-        let decompose = || Svd::of(self.weight(), self.columns);
+    /// The parameters of a module that begin so have one rank.
+    fn svd(&self, rank: usize) -> Result<&Svd, Problem> {
+        let decompose = || Svd::of(self.weight(), self.columns, rank);
         let svd = self.svd.get_or_init(decompose).as_ref();
         svd.ok_or_else(|| {
             let message = format!(

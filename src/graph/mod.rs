@@ -18,7 +18,6 @@ pub mod optimizations;
 mod rotary;
 mod site;
 mod store;
-mod svd;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -36,7 +35,6 @@ pub use forward::Pass;
 pub use heads::{label_order, reordered, HeadOrigin};
 use layers::Layers;
 pub use store::{Added, Backbones, Store, Tensors, Value, Views};
-pub(crate) use svd::Svd;
 
 /// The executable graph of one plan.
 pub struct Graph {

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use fancy_regex::Regex;
 use serde_json::Value;
 
 use super::export::PROMPT_PREFIX;
@@ -16,6 +15,7 @@ use crate::backbone::{head_parameters, Checkpoint, Config, Module, Parameter, Si
 use crate::delta::{transposed, Method, PeftAdapter, PeftConfig, PeftModule};
 use crate::diagnostic::{Problem, Span};
 use crate::graph::Tensors;
+use crate::pattern::Pattern;
 use crate::plan::{Change, DeltaPlan};
 
 /// What an adapter's directory holds.
@@ -291,7 +291,7 @@ fn settings_of(adapter: &PeftConfig, module: &Module, name: &str, family: &Famil
 fn is_feedforward(modules: Option<&Value>, name: &str, family: &Family) -> bool {
     match modules {
         None | Some(Value::Null) => name.ends_with(&family.peft_feedforward),
-        Some(Value::String(pattern)) => is_match(&format!("(?:{pattern})$"), name),
+        Some(Value::String(pattern)) => is_whole(pattern, name),
         Some(modules) => {
             let mut ends = modules.as_array().into_iter().flatten();
             ends.any(|end| end.as_str().is_some_and(|end| name.ends_with(end)))
@@ -304,7 +304,7 @@ fn pattern(patterns: Option<&Value>, name: &str) -> Option<f64> {
     patterns?
         .as_object()?
         .iter()
-        .find(|(pattern, _)| is_match(&format!(r"(.*\.)?({pattern})$"), name))
+        .find(|(pattern, _)| is_whole(&format!(r"(.*\.)?({pattern})"), name))
         .and_then(|(_, value)| value.as_f64())
 }
 
@@ -314,9 +314,9 @@ fn kept_ranks(patterns: Option<&Value>, name: &str) -> Option<f64> {
     Some(kept.iter().filter(|kept| **kept == true).count() as f64)
 }
 
-fn is_match(pattern: &str, name: &str) -> bool {
-    let anchored = Regex::new(&format!("^(?:{pattern})"));
-    anchored.is_ok_and(|regex| regex.is_match(name).unwrap_or(false))
+/// Whether an expression matches a whole name (`re.fullmatch`).
+fn is_whole(expression: &str, name: &str) -> bool {
+    Pattern::new(expression).is_ok_and(|pattern| pattern.matches_whole(name))
 }
 
 /// The modules that `target_modules` names, with their full names.
@@ -356,7 +356,7 @@ fn target_sites<'t>(
 fn is_saved(saved: &[String], name: &str) -> bool {
     saved
         .iter()
-        .any(|saved| is_match(&format!(r"(.*\.)?(?:{saved})($|\..*)"), name))
+        .any(|saved| is_whole(&format!(r"(.*\.)?(?:{saved})($|\..*)"), name))
 }
 
 /// The tensors of an adapter's directory.
@@ -381,7 +381,7 @@ fn open_tensors(directory: &Path) -> Result<Checkpoint, Problem> {
 pub(super) fn names(targets: &Value, name: &str) -> bool {
     match targets {
         Value::String(text) if text.eq_ignore_ascii_case("all-linear") => true,
-        Value::String(text) => is_match(&format!("(?:{text})$"), name),
+        Value::String(text) => is_whole(text, name),
         Value::Array(items) => items.iter().filter_map(Value::as_str).any(|item| {
             name == item
                 || name

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use fancy_regex::Regex;
 use serde_json::Value;
 
 use super::import::problem;
 use crate::delta::PeftConfig;
 use crate::diagnostic::Problem;
+use crate::pattern::Pattern;
 
 /// The blocks that `layers_to_transform` leaves, as PEFT reads it (`tuners_utils.check_target_module_exists`).
 pub(super) struct Layers {
@@ -52,9 +52,9 @@ impl Layers {
             .as_array()
             .is_some_and(|items| items.iter().any(|item| item == name));
         let number = match self.patterns.as_slice() {
-            [] => block_number(r"^.*?\.[^.]*\.(\d+)\.", name),
+            [] => block_number(r".*?\.[^.]*\.(\d+)\.", name),
             patterns => patterns.iter().find_map(|pattern| {
-                block_number(&format!(r"^(?:|.*?\.)(?:{pattern})\.(\d+)\."), name)
+                block_number(&format!(r"(?:|.*?\.)(?:{pattern})\.(\d+)\."), name)
             }),
         };
         is_whole || number.is_some_and(|number| numbers.contains(&number))
@@ -63,6 +63,6 @@ impl Layers {
 
 /// The number of a block in a module's name.
 fn block_number(pattern: &str, name: &str) -> Option<i64> {
-    let found = Regex::new(pattern).ok()?.captures(name).ok()??;
-    found.get(found.len() - 1)?.as_str().parse().ok()
+    let pattern = Pattern::new(pattern).ok()?;
+    pattern.last_group(name)?.parse().ok()
 }

@@ -199,7 +199,7 @@ fn settings(plan: &Plan, adapters: &BTreeMap<String, Adapter>) -> Map<String, Va
     let mut ranks = Map::new();
     let mut alphas = Map::new();
     for (name, adapter) in adapters {
-        let pattern = fancy_regex::escape(name).into_owned();
+        let pattern = regex::escape(name);
         if adapter.rank != rank {
             ranks.insert(pattern.clone(), json!(adapter.rank));
         }

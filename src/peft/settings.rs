@@ -4,7 +4,6 @@
 use std::path::Path;
 use std::sync::OnceLock;
 
-use fancy_regex::Regex;
 use indexmap::IndexMap;
 use serde::Deserialize;
 use serde_json::Value;
@@ -14,6 +13,7 @@ use crate::backbone::family::Dimension;
 use crate::backbone::Config;
 use crate::delta::PeftConfig;
 use crate::diagnostic::Problem;
+use crate::pattern::Pattern;
 use crate::text::{list, quoted_list};
 
 /// What may stand under a key.
@@ -291,7 +291,7 @@ fn patterns(items: &serde_json::Map<String, Value>) -> Result<(), Refusal> {
                 help,
             ));
         }
-        if Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$")).is_err() {
+        if Pattern::new(pattern).is_err() {
             let help = "write a name or a regular expression".to_owned();
             return Err((
                 format!("has `{pattern}`, which is no regular expression"),

@@ -12,8 +12,8 @@ use super::{Directory, Integrity, Loaded, Manifest};
 use crate::backbone::{Checkpoint, Module, Site};
 use crate::delta::{transposed, Folded, Lora, LoraInit, PeftAdapter, Scaling};
 use crate::diagnostic::{Problem, Span};
-use crate::engine::Device;
-use crate::graph::{label_order, reordered, Graph, Svd, Tensors};
+use crate::engine::{Device, Svd};
+use crate::graph::{label_order, reordered, Graph, Tensors};
 use crate::plan::{Change, DeltaPlan, Plan};
 
 /// How runs are combined.
@@ -114,11 +114,11 @@ pub fn combined(runs: &[Loaded], combination: &Combination) -> Result<(Plan, Ten
         let present = pairs.filter_map(|(weight, change)| Some((*weight, change?.values)));
         let sum = combination.apply(present.collect(), &module.path);
         let columns = module.input;
-        let singular = Svd::of(&sum, columns).ok_or_else(|| {
+        let singular = Svd::of(&sum, columns, rank).ok_or_else(|| {
             let message = format!("the LoRAs at `{}` are not finite", module.path);
             Problem::new("delta::run::combine", message).help("train them again")
         })?;
-        let (rows, columns) = (singular.rows(rank, 1.0), singular.columns(rank, 1.0));
+        let (rows, columns) = (singular.rows(1.0), singular.columns(1.0));
         let (a, b) = match module.site {
             Site::Embedding => (columns, transposed(&rows, module.input)),
             _ => (rows, columns),

@@ -1,6 +1,6 @@
 //! What goes wrong in a script, as a problem with its place there.
 
-use rhai::{Dynamic, EvalAltResult, Position};
+use rhai::{Dynamic, EvalAltResult, ParseErrorType, Position};
 
 use crate::diagnostic::{Problem, Problems, Span};
 use crate::text::did_you_mean;
@@ -50,6 +50,10 @@ pub(super) fn problems(name: &str, text: &str, error: &EvalAltResult) -> Problem
             vec![Problem::new("delta::script::property", message)
                 .help("look at the spelling, or ask with `\"name\" in map`")]
         }
+        EvalAltResult::ErrorParsing(ParseErrorType::Reserved(word), _) if word == "with" => {
+            let message = "rhai reserves the word `with`, which was a function of earlier versions";
+            vec![Problem::new("delta::script::with", message).help("write `pipeline.set(#{ ... })`")]
+        }
         EvalAltResult::ErrorDotExpr(text, _) => vec![no_property(text)],
         other => vec![
             Problem::new("delta::script::rhai", in_words(&sentence(other)))
@@ -91,10 +95,10 @@ const FUNCTIONS: [&str; 27] = [
     "run_alone",
     "run_seeds",
     "save",
+    "set",
     "subsets",
     "table",
     "text",
-    "with",
 ];
 
 /// What can be asked of a run.

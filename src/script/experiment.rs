@@ -47,7 +47,7 @@ pub(super) fn register(engine: &mut Engine, session: &Rc<Session>) {
             own.source(&file).map(Pipeline).map_err(thrown)
         },
     );
-    engine.register_fn("with", with);
+    engine.register_fn("set", set);
     engine.register_fn("add", |pipeline: &mut Pipeline, text: ImmutableString| {
         let mut longer = pipeline.clone();
         longer.0.text.push('\n');
@@ -82,7 +82,7 @@ fn register_running(engine: &mut Engine, session: &Rc<Session>) {
         move |pipeline: &mut Pipeline, seeds: Array| -> Outcome<Array> {
             let mut seeded = |seed: &Dynamic| -> Outcome<Source> {
                 let seed = Map::from([("seed".into(), seed.clone())]);
-                Ok(with(pipeline, seed)?.0)
+                Ok(set(pipeline, seed)?.0)
             };
             let sources = seeds.iter().map(&mut seeded).collect::<Outcome<Vec<_>>>()?;
             let runs = run_all(&own, &sources)?;
@@ -136,7 +136,7 @@ fn run_all(session: &Session, sources: &[Source]) -> Outcome<Vec<Finished>> {
 }
 
 /// The same pipeline with these params.
-fn with(pipeline: &mut Pipeline, params: Map) -> Outcome<Pipeline> {
+fn set(pipeline: &mut Pipeline, params: Map) -> Outcome<Pipeline> {
     let mut set = pipeline.clone();
     for (key, value) in params {
         let is_plain = value.is_int() || value.is_float() || value.is_string() || value.is_bool();

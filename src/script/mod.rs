@@ -16,7 +16,7 @@ use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
 
 use rhai::module_resolvers::DummyModuleResolver;
-use rhai::{Engine, EvalAltResult, Scope, Token};
+use rhai::{Engine, EvalAltResult, Scope};
 
 use crate::diagnostic::Problems;
 use crate::run::{read_text, Integrity};
@@ -103,12 +103,6 @@ fn engine(session: &Rc<Session>) -> Engine {
     engine.set_max_map_size(100_000);
     engine.disable_symbol("eval");
     engine.on_print(|text| print(&format!("{text}\n")));
-    // `with` is a word that rhai reserves and has no use for.
-    #[allow(deprecated)] // rhai marks it volatile, not obsolete
-    engine.on_parse_token(|token, _, _| match token {
-        Token::Reserved(word) if word.as_str() == "with" => Token::Identifier(word),
-        other => other,
-    });
     let own = session.clone();
     engine.on_progress(move |_| {
         (own.is_interrupted() || own.has_taken_too_long()).then_some(rhai::Dynamic::UNIT)

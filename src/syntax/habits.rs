@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use fancy_regex::Regex;
+use regex::Regex;
 
 use crate::diagnostic::{Problem, Span};
 
@@ -90,12 +90,12 @@ const HABITS: [Habit; 20] = [
         help: "write `task $1 { ... }`, or `task NAME = $1 { ... }`",
     },
     Habit {
-        pattern: r"\b(backbone)[ \t]+(?=[^\s\x22{]*[/.-])([^\s\x22{]+)",
+        pattern: r"\b(backbone)[ \t]+([^\s\x22{/.-]*[/.-][^\s\x22{]*)",
         message: "a path stands in quotes",
         help: "write `backbone \"$2\"`",
     },
     Habit {
-        pattern: r"\b(tsv|csv|jsonl|text)\((?![\s\x22])([^\s\x22,()=]*[./][^\s\x22,()=]*)\)",
+        pattern: r"\b(tsv|csv|jsonl|text)\(([^\s\x22,()=]*[./][^\s\x22,()=]*)\)",
         message: "a path stands in quotes",
         help: "write `$1(\"$2\")`",
     },
@@ -128,7 +128,7 @@ pub(super) fn find(text: &str, code: &[bool]) -> Vec<Problem> {
     });
     let mut found: Vec<Problem> = Vec::new();
     for (habit, pattern) in HABITS.iter().zip(patterns) {
-        for captures in pattern.captures_iter(text).take(MOST).flatten() {
+        for captures in pattern.captures_iter(text).take(MOST) {
             let Some(whole) = captures.get(0) else {
                 continue;
             };

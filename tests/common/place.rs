@@ -108,7 +108,7 @@ impl Place {
             .map(str::trim_end)
             .collect::<Vec<_>>()
             .join("\n");
-        let joined = fancy_regex::Regex::new(r"\n  │ +|\n {8}")
+        let joined = regex::Regex::new(r"\n  │ +|\n {8}")
             .unwrap()
             .replace_all(&text, " ")
             .into_owned();

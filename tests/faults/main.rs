@@ -9,6 +9,7 @@ mod place;
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use place::{Place, PIPELINE};
@@ -31,7 +32,13 @@ fn place() -> Place {
     place
 }
 
+/// Compiled once for all tests, which run side by side.
 fn shim() -> PathBuf {
+    static SHIM: OnceLock<PathBuf> = OnceLock::new();
+    SHIM.get_or_init(compile_shim).clone()
+}
+
+fn compile_shim() -> PathBuf {
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
     let library = folder.join(format!("faults_shim_{}.so", std::process::id()));
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/faults/shim.c");

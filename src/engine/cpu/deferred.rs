@@ -6,16 +6,16 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::products::{self, exchange, Packed, View, WeightForm};
-use crate::engine::{Precision, Tensor};
+use crate::{Precision, Tensor};
 
 /// What one operation adds to the gradient of a parameter `(out, in)`.
 pub struct Deferred {
     /// The parameter's id, see [`Tensor::id`].
     pub parameter: u64,
-    pub(in crate::engine) contribution: Contribution,
+    pub(crate) contribution: Contribution,
 }
 
-pub(in crate::engine) enum Contribution {
+pub(crate) enum Contribution {
     /// `dyᵀ x`: `dy (rows, out)`, `x (rows, in)`.
     Product {
         upstream: Vec<f32>,

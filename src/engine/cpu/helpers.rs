@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use rayon::prelude::*;
 use rayon::{Scope, Yield};
 
-use crate::engine::profile;
+use crate::profile;
 
 /// Groups that a thread may take. While there are any, who waits for a helper might begin one, and be late for
 /// its own.
@@ -23,14 +23,14 @@ thread_local! {
 
 /// A semaphore on the activations that groups keep for their backward passes: it lets none run ahead of the others, and
 /// counts by blocks. Who waits for a permit helps the others until they have given theirs back.
-pub(crate) struct Semaphore {
+pub struct Semaphore {
     held: AtomicUsize,
     most: usize,
 }
 
 impl Semaphore {
     /// `most` is at least the blocks of a model, times the groups that go forward at once.
-    pub(crate) fn new(most: usize) -> Arc<Self> {
+    pub fn new(most: usize) -> Arc<Self> {
         let held = AtomicUsize::new(0);
         Arc::new(Semaphore { held, most })
     }
@@ -39,7 +39,7 @@ impl Semaphore {
     ///
     /// It ends: a group that waits keeps fewer blocks than a model has, so that those that wait stay below `most`
     /// together; and a group that another one on the same thread waits for does not wait itself (`DEPTH`).
-    pub(crate) fn acquire(self: &Arc<Self>) -> Permit {
+    pub fn acquire(self: &Arc<Self>) -> Permit {
         while self.held.load(Relaxed) >= self.most && DEPTH.get() == 1 {
             // Not another group: its memory would come on top.
             let has_helped =
@@ -54,7 +54,7 @@ impl Semaphore {
 }
 
 /// The activations of one block, which a group keeps as long as this lives.
-pub(crate) struct Permit(Arc<Semaphore>);
+pub struct Permit(Arc<Semaphore>);
 
 impl Drop for Permit {
     fn drop(&mut self) {
@@ -126,11 +126,7 @@ fn has_helpers() -> bool {
 
 /// Does `work` for all `places`, in parts of at least `least` places that other threads may take. It is to do
 /// the same whatever the parts are.
-pub(in crate::engine) fn share(
-    places: Range<usize>,
-    least: usize,
-    work: &(impl Fn(Range<usize>) + Sync),
-) {
+pub(crate) fn share(places: Range<usize>, least: usize, work: &(impl Fn(Range<usize>) + Sync)) {
     if places.len() < 2 * least.max(1) || !has_helpers() {
         return work(places);
     }
@@ -149,7 +145,7 @@ pub(in crate::engine) fn share(
 }
 
 /// Does `work` for all items, some of which other threads may take; `buffers` are made once for a thread's.
-pub(in crate::engine) fn share_items<I: IndexedParallelIterator, B>(
+pub(crate) fn share_items<I: IndexedParallelIterator, B>(
     items: I,
     buffers: impl Fn() -> B + Send + Sync,
     work: impl Fn(&mut B, I::Item) + Send + Sync,
@@ -167,15 +163,15 @@ pub(in crate::engine) fn share_items<I: IndexedParallelIterator, B>(
 }
 
 /// Elements of a part that other threads may take: some microseconds.
-pub(in crate::engine) const PART: usize = 1 << 13;
+pub(crate) const PART: usize = 1 << 13;
 
 /// Whole rows of about [`PART`] elements.
-pub(in crate::engine) fn rows_of_a_part(columns: usize) -> usize {
+pub(crate) fn rows_of_a_part(columns: usize) -> usize {
     (PART / columns.max(1)).max(1)
 }
 
 /// Applies `change` to all elements, beside those of `others`, part by part.
-pub(in crate::engine) fn share_elements(
+pub(crate) fn share_elements(
     values: &mut [f32],
     others: &[f32],
     change: impl Fn(&mut [f32], &[f32]) + Send + Sync,
@@ -189,7 +185,7 @@ pub(in crate::engine) fn share_elements(
 pub(super) mod tests {
     use super::*;
 
-    pub(in crate::engine::cpu) fn pool(threads: usize) -> rayon::ThreadPool {
+    pub(in crate::cpu) fn pool(threads: usize) -> rayon::ThreadPool {
         let builder = rayon::ThreadPoolBuilder::new().num_threads(threads);
         builder.build().expect("threads")
     }

@@ -1,13 +1,13 @@
 //! exp, erf and tanh as short polynomials without branches, which the compiler vectorizes. `mul_add` is
 //! one instruction on ARM and on x86 with AVX2; on older processors it is right but slow.
 
-use crate::engine::ops::ERFC;
+use crate::ops::ERFC;
 
 /// `eˣ` to about 1 unit in the last place (Cephes' polynomial). Below −87.3 it is 1.2e-38 or
 /// less, above 88.7 it is 3.4e38; NaN stays NaN.
 #[inline(always)]
 #[allow(clippy::manual_clamp)] // `clamp` keeps a NaN too, but does not vectorize as well.
-pub(in crate::engine) fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     let x = if x < -87.336_54 { -87.336_54 } else { x };
     let x = if x > 88.722_83 { 88.722_83 } else { x };
     const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³: adding it rounds to an integer
@@ -35,7 +35,7 @@ fn power_of_two(n: i32) -> f32 {
 
 /// GELU and its derivative: `x Φ(x)` and `Φ(x) + x φ(x)`.
 #[inline(always)]
-pub(in crate::engine) fn gelu(x: f32) -> (f32, f32) {
+pub(crate) fn gelu(x: f32) -> (f32, f32) {
     let [p, a] = ERFC;
     let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
     let t = 1.0 / p[0].mul_add(z, 1.0);
@@ -58,7 +58,7 @@ pub(in crate::engine) fn gelu(x: f32) -> (f32, f32) {
 
 /// The hyperbolic tangent, by `1 − 2 / (e²ˣ + 1)` and a series near zero.
 #[inline(always)]
-pub(in crate::engine) fn tanh(x: f32) -> f32 {
+pub(crate) fn tanh(x: f32) -> f32 {
     let size = x.abs();
     let large = 1.0 - 2.0 / (exp(2.0 * size) + 1.0);
     let s = x * x;
@@ -73,7 +73,7 @@ pub(in crate::engine) fn tanh(x: f32) -> f32 {
 
 /// GELU with tanh, and its derivative.
 #[inline(always)]
-pub(in crate::engine) fn gelu_tanh(x: f32) -> (f32, f32) {
+pub(crate) fn gelu_tanh(x: f32) -> (f32, f32) {
     const SCALE: f32 = 0.797_884_6; // √(2/π)
     let t = tanh(SCALE * (x + 0.044_715 * x * x * x));
     let inner = SCALE * (1.0 + 3.0 * 0.044_715 * x * x);
@@ -85,14 +85,14 @@ pub(in crate::engine) fn gelu_tanh(x: f32) -> (f32, f32) {
 
 /// Swish and its derivative: `x σ(x)` and `σ(x) (1 + x (1 − σ(x)))`.
 #[inline(always)]
-pub(in crate::engine) fn swish(x: f32) -> (f32, f32) {
+pub(crate) fn swish(x: f32) -> (f32, f32) {
     let (sigmoid, _) = sigmoid(x);
     (x * sigmoid, sigmoid * (1.0 + x * (1.0 - sigmoid)))
 }
 
 /// σ and its derivative: `1 / (1 + exp(−x))` and `σ(x) (1 − σ(x))`.
 #[inline(always)]
-pub(in crate::engine) fn sigmoid(x: f32) -> (f32, f32) {
+pub(crate) fn sigmoid(x: f32) -> (f32, f32) {
     let sigmoid = 1.0 / (1.0 + exp(-x));
     (sigmoid, sigmoid * (1.0 - sigmoid))
 }

@@ -19,7 +19,7 @@ use super::Precision;
 
 pub use deferred::Deferred;
 pub(super) use helpers::map_groups;
-pub(crate) use helpers::Semaphore;
+pub use helpers::Semaphore;
 pub use products::{copies_of_a_weight, uses_amx};
 
 /// Rows of a group of sequences.

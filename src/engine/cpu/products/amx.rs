@@ -23,7 +23,7 @@ use self::split_int8::SplitInt8;
 use super::packed::Packed;
 use super::tile::{result, Destination, Mode, PANEL};
 use super::view::View;
-use crate::engine::{profile, Precision};
+use crate::{profile, Precision};
 
 /// Depth and columns from which on products on tile registers are faster.
 const LEAST_SIDE: usize = 192;
@@ -35,7 +35,7 @@ pub fn pays(depth: usize, columns: usize) -> bool {
 }
 
 /// A matrix in tiles: panel after panel, strip after strip of it, block after block of the depth.
-pub(in crate::engine) struct Tiled {
+pub(crate) struct Tiled {
     depth: usize,
     columns: usize,
     precision: Precision,
@@ -118,7 +118,7 @@ impl Tiled {
 /// A matrix in tiles, or its transpose: whose tiles are made panel by panel as they are needed, so that a weight lies
 /// in memory once for both directions.
 #[derive(Clone, Copy)]
-pub(in crate::engine) struct TiledOperand<'a> {
+pub(crate) struct TiledOperand<'a> {
     tiled: &'a Tiled,
     is_transposed: bool,
 }
@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     fn value(seed: usize) -> f32 {
-        (crate::engine::mix(seed as u64) >> 40) as f32 / 16_777_216.0 - 0.5
+        (crate::mix(seed as u64) >> 40) as f32 / 16_777_216.0 - 0.5
     }
 
     /// About the normal distribution: the largest of many is several times the usual one.

@@ -6,7 +6,7 @@ use multiversion::multiversion;
 use super::operand::PackedOperand;
 use super::tile::{result, Mode, Target, MOST_ROWS, PANEL};
 use super::view::View;
-use crate::engine::profile;
+use crate::profile;
 
 /// Whether this processor has such products.
 pub(super) fn is_available() -> bool {
@@ -22,7 +22,7 @@ pub(super) fn is_available() -> bool {
 
 /// A matrix `(depth, columns)` of rounded elements, panel after panel of 32 columns: the elements of two
 /// rows that stand in one column lie side by side.
-pub(in crate::engine) struct HalfPacked {
+pub(crate) struct HalfPacked {
     depth: usize,
     columns: usize,
     panels: Vec<u16>,
@@ -202,8 +202,7 @@ pub(super) mod tests {
         shapes: &[(usize, usize, usize)],
         product: impl Fn(Packed, View, &[f32], &mut [f32]) -> Vec<f32>,
     ) {
-        let value =
-            |seed: usize| (crate::engine::mix(seed as u64) >> 40) as f32 / 16_777_216.0 - 0.5;
+        let value = |seed: usize| (crate::mix(seed as u64) >> 40) as f32 / 16_777_216.0 - 0.5;
         let exact = |x: f32| f64::from(half::bf16::from_f32(x).to_f32());
         for &(rows, depth, columns) in shapes {
             let mut a: Vec<f32> = (0..rows * depth).map(value).collect();

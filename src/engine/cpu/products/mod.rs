@@ -13,14 +13,14 @@ use std::sync::OnceLock;
 
 use self::half::HalfPacked;
 use super::is_wide;
-use crate::engine::gradient::Slot;
-use crate::engine::{Elements, Precision};
+use crate::gradient::Slot;
+use crate::{Elements, Precision};
 
 pub use self::amx::pays as uses_amx;
-pub(in crate::engine) use self::operand::{multiply_add_once, PackedOperand};
-pub(in crate::engine) use self::packed::Packed;
-pub(in crate::engine) use self::tile::{exchange, Destination, Mode};
-pub(in crate::engine) use self::view::{multiply, View};
+pub(crate) use self::operand::{multiply_add_once, PackedOperand};
+pub(crate) use self::packed::Packed;
+pub(crate) use self::tile::{exchange, Destination, Mode};
+pub(crate) use self::view::{multiply, View};
 
 /// How often a frozen weight whose smaller side is `least_side` lies in memory, counted in its size in f32, where a
 /// gradient passes through it and where none does.
@@ -60,11 +60,7 @@ impl Forms {
 
 impl Prepared {
     /// `Wᵀ (in, out)`.
-    pub(in crate::engine) fn forward(
-        &self,
-        precision: Precision,
-        weight: &Elements,
-    ) -> Operand<'_> {
+    pub(crate) fn forward(&self, precision: Precision, weight: &Elements) -> Operand<'_> {
         let (out, input) = weight.shape();
         let pack = || match weight {
             Elements::Stored(stored) if stored.source().has_rows() => {
@@ -79,11 +75,7 @@ impl Prepared {
     }
 
     /// `W (out, in)`.
-    pub(in crate::engine) fn backward(
-        &self,
-        precision: Precision,
-        weight: &Elements,
-    ) -> Operand<'_> {
+    pub(crate) fn backward(&self, precision: Precision, weight: &Elements) -> Operand<'_> {
         let (out, input) = weight.shape();
         if precision == Precision::F32 && is_wide(out.min(input)) {
             return self.forward(precision, weight).t();
@@ -95,7 +87,7 @@ impl Prepared {
 }
 
 /// A matrix as this processor multiplies with it.
-pub(in crate::engine) enum WeightForm {
+pub(crate) enum WeightForm {
     Packed(Packed),
     Half(HalfPacked),
     Tiled(amx::Tiled),
@@ -103,7 +95,7 @@ pub(in crate::engine) enum WeightForm {
 
 impl WeightForm {
     /// That of a packed matrix in a precision.
-    pub(in crate::engine) fn new(precision: Precision, packed: Packed) -> Self {
+    pub(crate) fn new(precision: Precision, packed: Packed) -> Self {
         let (depth, columns) = packed.plain().shape();
         let is_tiled = match precision {
             Precision::F32 => amx::pays(depth, columns),
@@ -116,7 +108,7 @@ impl WeightForm {
         }
     }
 
-    pub(in crate::engine) fn operand(&self) -> Operand<'_> {
+    pub(crate) fn operand(&self) -> Operand<'_> {
         match self {
             WeightForm::Packed(packed) => Operand::Plain(packed.plain()),
             WeightForm::Half(packed) => Operand::Half(packed),
@@ -126,18 +118,18 @@ impl WeightForm {
 }
 
 /// Whether this processor has AMX's tile registers.
-pub(in crate::engine) fn has_amx() -> bool {
+pub(crate) fn has_amx() -> bool {
     amx::is_available()
 }
 
 /// Whether this processor has products of a precision.
-pub(in crate::engine) fn has(precision: Precision) -> bool {
+pub(crate) fn has(precision: Precision) -> bool {
     precision == Precision::F32 || half::is_available() || amx::is_available()
 }
 
 /// A matrix to multiply with.
 #[derive(Clone, Copy)]
-pub(in crate::engine) enum Operand<'a> {
+pub(crate) enum Operand<'a> {
     Plain(PackedOperand<'a>),
     Half(&'a HalfPacked),
     Tiled(amx::TiledOperand<'a>),
@@ -154,7 +146,7 @@ impl Operand<'_> {
     }
 
     /// Whether the elements of a row of `a` have to lie one after the other, or had better.
-    pub(in crate::engine) fn takes_rows(self) -> bool {
+    pub(crate) fn takes_rows(self) -> bool {
         match self {
             Operand::Plain(_) => false,
             Operand::Half(_) | Operand::Tiled(_) => true,
@@ -162,7 +154,7 @@ impl Operand<'_> {
     }
 
     /// `a b`, and `bias` added to each row.
-    pub(in crate::engine) fn product(self, a: View, bias: Option<&[f32]>) -> Vec<f32> {
+    pub(crate) fn product(self, a: View, bias: Option<&[f32]>) -> Vec<f32> {
         match self {
             Operand::Plain(b) => b.product(a, bias),
             Operand::Half(b) => b.product(a, bias),
@@ -171,7 +163,7 @@ impl Operand<'_> {
     }
 
     /// `out ← out + a b`, `out (rows, columns)`.
-    pub(in crate::engine) fn multiply_add(self, out: &mut [f32], a: View) {
+    pub(crate) fn multiply_add(self, out: &mut [f32], a: View) {
         match self {
             Operand::Plain(b) => b.multiply_add(out, b.shape().1, a),
             Operand::Half(b) => b.multiply_add(out, a),
@@ -180,7 +172,7 @@ impl Operand<'_> {
     }
 
     /// Adds `a b` to a gradient `(rows, columns)`.
-    pub(in crate::engine) fn add_product(self, a: View, slot: &Slot) {
+    pub(crate) fn add_product(self, a: View, slot: &Slot) {
         let make = || self.product(a, None);
         slot.make_or_add(make, |sum| self.multiply_add(sum, a));
     }

@@ -7,7 +7,7 @@ use super::super::helpers::share;
 use super::packed::Packed;
 use super::tile::{result, slices, Destination, Kernels, Mode, Pieces, Tile, MOST_ROWS, PANEL};
 use super::view::{multiply, View};
-use crate::engine::profile;
+use crate::profile;
 
 /// Multiplications from which on a part of a product is worth another thread's time: some 50 microseconds.
 const LEAST_SHARED: usize = 1 << 21;
@@ -20,14 +20,14 @@ thread_local! {
 /// A packed matrix, or its transpose: that is made panel by panel as it is needed, so that a weight lies in
 /// memory once for both directions.
 #[derive(Clone, Copy)]
-pub(in crate::engine) struct PackedOperand<'a> {
+pub(crate) struct PackedOperand<'a> {
     packed: &'a Packed,
     is_transposed: bool,
 }
 
 impl<'a> PackedOperand<'a> {
     /// The matrix as it is.
-    pub(in crate::engine) fn new(packed: &'a Packed) -> Self {
+    pub(crate) fn new(packed: &'a Packed) -> Self {
         PackedOperand {
             packed,
             is_transposed: false,
@@ -35,7 +35,7 @@ impl<'a> PackedOperand<'a> {
     }
 
     /// The transpose.
-    pub(in crate::engine) fn t(self) -> Self {
+    pub(crate) fn t(self) -> Self {
         let is_transposed = !self.is_transposed;
         PackedOperand {
             is_transposed,
@@ -44,7 +44,7 @@ impl<'a> PackedOperand<'a> {
     }
 
     /// `(depth, columns)`
-    pub(in crate::engine) fn shape(&self) -> (usize, usize) {
+    pub(crate) fn shape(&self) -> (usize, usize) {
         let Packed { depth, columns, .. } = *self.packed;
         match self.is_transposed {
             false => (depth, columns),
@@ -53,7 +53,7 @@ impl<'a> PackedOperand<'a> {
     }
 
     /// Elements that [`PackedOperand::panel`] needs room for, for so many rows.
-    pub(in crate::engine) fn room(&self, rows: usize) -> usize {
+    pub(crate) fn room(&self, rows: usize) -> usize {
         if self.is_transposed {
             rows * PANEL
         } else {
@@ -62,7 +62,7 @@ impl<'a> PackedOperand<'a> {
     }
 
     /// Rows `rows` of a panel, `(rows, 32)`: where they lie, or in `room`.
-    pub(in crate::engine) fn panel<'b>(
+    pub(crate) fn panel<'b>(
         &self,
         number: usize,
         rows: Range<usize>,
@@ -79,7 +79,7 @@ impl<'a> PackedOperand<'a> {
     }
 
     /// What those are read from.
-    pub(in crate::engine) fn pieces(&self, number: usize, rows: Range<usize>) -> Pieces {
+    pub(crate) fn pieces(&self, number: usize, rows: Range<usize>) -> Pieces {
         if !self.is_transposed {
             return Pieces {
                 first: self.packed.panel(number)[rows.start * PANEL..].as_ptr(),
@@ -101,14 +101,14 @@ impl<'a> PackedOperand<'a> {
 
     /// `out ← out + a b` where this is `b`; `a` has its depth as its columns, and the rows of `out`
     /// are `stride` elements apart.
-    pub(in crate::engine) fn multiply_add(&self, out: &mut [f32], stride: usize, a: View) {
+    pub(crate) fn multiply_add(&self, out: &mut [f32], stride: usize, a: View) {
         self.check(out.len(), stride, &a);
         // SAFETY: `check` has made sure that all rows lie in `out`.
         unsafe { self.multiply(Destination::new(out, stride, Mode::Add), a) }
     }
 
     /// `out ← a b`, else as [`PackedOperand::multiply_add`].
-    pub(in crate::engine) fn multiply_into(&self, out: &mut [f32], stride: usize, a: View) {
+    pub(crate) fn multiply_into(&self, out: &mut [f32], stride: usize, a: View) {
         self.check(out.len(), stride, &a);
         // SAFETY: `check` has made sure that all rows lie in `out`.
         unsafe { self.multiply(Destination::new(out, stride, Mode::Set), a) }
@@ -118,23 +118,18 @@ impl<'a> PackedOperand<'a> {
     ///
     /// # Safety
     /// It has `a.rows` rows of as many columns as this, which nobody else has meanwhile.
-    pub(in crate::engine) unsafe fn multiply_at(&self, place: Destination, a: View) {
+    pub(crate) unsafe fn multiply_at(&self, place: Destination, a: View) {
         assert!(a.columns == self.shape().0 && a.fits());
         self.multiply(place, a);
     }
 
     /// `a b (rows, columns)`, and `bias (columns)` added to each row.
-    pub(in crate::engine) fn product(&self, a: View, bias: Option<&[f32]>) -> Vec<f32> {
+    pub(crate) fn product(&self, a: View, bias: Option<&[f32]>) -> Vec<f32> {
         self.product_in(Vec::new(), a, bias)
     }
 
     /// The same, written where `room` was if that is enough.
-    pub(in crate::engine) fn product_in(
-        &self,
-        room: Vec<f32>,
-        a: View,
-        bias: Option<&[f32]>,
-    ) -> Vec<f32> {
+    pub(crate) fn product_in(&self, room: Vec<f32>, a: View, bias: Option<&[f32]>) -> Vec<f32> {
         let (_, columns) = self.shape();
         self.check(a.rows * columns, columns, &a);
         // SAFETY: `check` has made sure that each element is written, and that there are no more.
@@ -242,7 +237,7 @@ impl<'a> PackedOperand<'a> {
 
 /// `out ← out + a b` for `b (depth, columns)`, which is multiplied with this once: a panel at a time is packed,
 /// and stays in the first cache.
-pub(in crate::engine) fn multiply_add_once(out: &mut [f32], a: View, b: &[f32], columns: usize) {
+pub(crate) fn multiply_add_once(out: &mut [f32], a: View, b: &[f32], columns: usize) {
     /// An element is packed in the time of so many multiplications.
     const PACKING: usize = 32;
     assert!(a.fits() && a.rows * columns <= out.len() && a.columns * columns <= b.len());
@@ -268,7 +263,7 @@ mod tests {
     fn check(kernel: impl Fn(&Packed, &mut [f32], &[f32])) {
         let mut seed = 1u64;
         let mut next = || {
-            seed = crate::engine::mix(seed);
+            seed = crate::mix(seed);
             (seed >> 40) as f32 / 16_777_216.0 - 0.5
         };
         for (rows, depth, columns) in [
@@ -331,7 +326,7 @@ mod tests {
     #[test]
     fn transposes_change_no_bit() {
         for (rows, depth, columns) in [(1, 1, 1), (13, 40, 33), (7, 3, 70), (128, 450, 333)] {
-            let value = |i: usize| (crate::engine::mix(i as u64) >> 40) as f32 / 16_777_216.0;
+            let value = |i: usize| (crate::mix(i as u64) >> 40) as f32 / 16_777_216.0;
             let a: Vec<f32> = (0..rows * depth).map(value).collect();
             let b: Vec<f32> = (0..depth * columns).map(|i| value(!i)).collect();
             let plain = Packed::rows(&b, columns, depth, columns);

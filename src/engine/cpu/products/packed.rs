@@ -9,33 +9,23 @@ use super::tile::{from_line, transpose, LINE, PANEL};
 /// A matrix `(depth, columns)`, panel after panel: the 32 elements of a row of a panel lie side by
 /// side, zeros where the last panel is not full.
 #[derive(Default)]
-pub(in crate::engine) struct Packed {
-    pub(in crate::engine) depth: usize,
-    pub(in crate::engine) columns: usize,
+pub(crate) struct Packed {
+    pub(crate) depth: usize,
+    pub(crate) columns: usize,
     /// From the first line on, see [`from_line`].
     buffer: Vec<f32>,
 }
 
 impl Packed {
     /// Packs `depth` rows of `columns` elements that are `stride` elements apart.
-    pub(in crate::engine) fn rows(
-        data: &[f32],
-        stride: usize,
-        depth: usize,
-        columns: usize,
-    ) -> Self {
+    pub(crate) fn rows(data: &[f32], stride: usize, depth: usize, columns: usize) -> Self {
         let mut packed = Packed::default();
         packed.pack_rows(data, stride, depth, columns);
         packed
     }
 
     /// Packs the transpose of `columns` rows of `depth` elements that are `stride` elements apart.
-    pub(in crate::engine) fn transposed(
-        data: &[f32],
-        stride: usize,
-        depth: usize,
-        columns: usize,
-    ) -> Self {
+    pub(crate) fn transposed(data: &[f32], stride: usize, depth: usize, columns: usize) -> Self {
         let mut packed = Packed::default();
         packed.pack_transposed(data, stride, depth, columns);
         packed
@@ -43,7 +33,7 @@ impl Packed {
 
     /// [`Packed::transposed`] of a matrix of which `read` appends a range of elements, row by row: no more than a few
     /// rows of it are in memory beside the result.
-    pub(in crate::engine) fn transposed_by(
+    pub(crate) fn transposed_by(
         read: impl Fn(Range<usize>, &mut Vec<f32>),
         depth: usize,
         columns: usize,
@@ -64,13 +54,7 @@ impl Packed {
     }
 
     /// [`Packed::rows`] in the place of what is there.
-    pub(in crate::engine) fn pack_rows(
-        &mut self,
-        data: &[f32],
-        stride: usize,
-        depth: usize,
-        columns: usize,
-    ) {
+    pub(crate) fn pack_rows(&mut self, data: &[f32], stride: usize, depth: usize, columns: usize) {
         self.resize(depth, columns);
         let distance = self.distance();
         let panels = self.panels_mut().chunks_exact_mut(distance.max(1));
@@ -91,7 +75,7 @@ impl Packed {
     }
 
     /// [`Packed::transposed`] in the place of what is there.
-    pub(in crate::engine) fn pack_transposed(
+    pub(crate) fn pack_transposed(
         &mut self,
         data: &[f32],
         stride: usize,
@@ -119,7 +103,7 @@ impl Packed {
 
     /// Elements from one panel to the next. The panels of the transpose are read across all of them, a block
     /// from each: at an even distance, few places of the second-level cache would have to hold them all.
-    pub(in crate::engine) fn distance(&self) -> usize {
+    pub(crate) fn distance(&self) -> usize {
         const HALF_BLOCK: usize = PANEL * PANEL / 2;
         let length = self.depth * PANEL;
         match length.is_multiple_of(4 * HALF_BLOCK) {
@@ -128,7 +112,7 @@ impl Packed {
         }
     }
 
-    pub(in crate::engine) fn panels(&self) -> &[f32] {
+    pub(crate) fn panels(&self) -> &[f32] {
         &self.buffer[from_line(&self.buffer)..][..self.length()]
     }
 
@@ -138,17 +122,17 @@ impl Packed {
     }
 
     /// The `(depth, 32)` elements of a panel.
-    pub(in crate::engine) fn panel(&self, number: usize) -> &[f32] {
+    pub(crate) fn panel(&self, number: usize) -> &[f32] {
         &self.panels()[number * self.distance()..][..self.depth * PANEL]
     }
 
     /// This as a factor.
-    pub(in crate::engine) fn plain(&self) -> PackedOperand<'_> {
+    pub(crate) fn plain(&self) -> PackedOperand<'_> {
         PackedOperand::new(self)
     }
 
     /// Rows `rows` of a panel of the transpose.
-    pub(in crate::engine) fn transpose(&self, number: usize, rows: Range<usize>, out: &mut [f32]) {
+    pub(crate) fn transpose(&self, number: usize, rows: Range<usize>, out: &mut [f32]) {
         let first = number * PANEL;
         let count = PANEL.min(self.depth - first);
         let mut row = rows.start;

@@ -3,23 +3,23 @@
 #[cfg(target_arch = "x86_64")]
 mod register;
 #[cfg(target_arch = "x86_64")]
-pub(in crate::engine) mod x86;
+pub(crate) mod x86;
 
 /// Columns of a panel: two registers of AVX-512, four of AVX2.
-pub(in crate::engine) const PANEL: usize = 32;
+pub(crate) const PANEL: usize = 32;
 
 /// Elements of a cache line: a register of AVX-512.
-pub(in crate::engine) const LINE: usize = 16;
+pub(crate) const LINE: usize = 16;
 
 /// Where the first line of a buffer begins, at most [`LINE`] elements on. Panels begin there: each register
 /// that is loaded across two lines would count as two.
-pub(in crate::engine) fn from_line(buffer: &[f32]) -> usize {
+pub(crate) fn from_line(buffer: &[f32]) -> usize {
     buffer.as_ptr().align_offset(4 * LINE).min(LINE)
 }
 
 /// What becomes of the elements of a result.
 #[derive(Clone, Copy)]
-pub(in crate::engine) enum Mode {
+pub(crate) enum Mode {
     /// `out ← out + a b`
     Add,
     /// `out ← a b`
@@ -30,7 +30,7 @@ pub(in crate::engine) enum Mode {
 
 impl Mode {
     /// Of a result of its own with `columns` columns.
-    pub(in crate::engine) fn result(bias: Option<&[f32]>, columns: usize) -> Self {
+    pub(crate) fn result(bias: Option<&[f32]>, columns: usize) -> Self {
         match bias {
             Some(bias) => {
                 assert_eq!(bias.len(), columns, "product: bias and columns disagree");
@@ -41,7 +41,7 @@ impl Mode {
     }
 
     /// The same from column `first` on.
-    pub(in crate::engine) fn at_column(self, first: usize) -> Self {
+    pub(crate) fn at_column(self, first: usize) -> Self {
         match self {
             Mode::Bias(bias) => Mode::Bias(bias.wrapping_add(first)),
             other => other,
@@ -51,11 +51,11 @@ impl Mode {
 
 /// Where a result is written.
 #[derive(Clone, Copy)]
-pub(in crate::engine) struct Destination {
-    pub(in crate::engine) out: *mut f32,
+pub(crate) struct Destination {
+    pub(crate) out: *mut f32,
     /// Elements from one row to the next.
-    pub(in crate::engine) stride: usize,
-    pub(in crate::engine) mode: Mode,
+    pub(crate) stride: usize,
+    pub(crate) mode: Mode,
 }
 
 // SAFETY: pointers alone; who writes through them sees to it that no two threads write the same elements.
@@ -63,20 +63,20 @@ unsafe impl Send for Destination {}
 unsafe impl Sync for Destination {}
 
 impl Destination {
-    pub(in crate::engine) fn new(out: &mut [f32], stride: usize, mode: Mode) -> Self {
+    pub(crate) fn new(out: &mut [f32], stride: usize, mode: Mode) -> Self {
         let out = out.as_mut_ptr();
         Destination { out, stride, mode }
     }
 
     /// The place so many elements on. A bias is no part of it.
-    pub(in crate::engine) fn at(self, elements: usize) -> Self {
+    pub(crate) fn at(self, elements: usize) -> Self {
         debug_assert!(!matches!(self.mode, Mode::Bias(_)));
         let out = self.out.wrapping_add(elements);
         Destination { out, ..self }
     }
 
     /// The panel of a result of `columns` that begins at a row and a column.
-    pub(in crate::engine) fn target(self, row: usize, first: usize, columns: usize) -> Target {
+    pub(crate) fn target(self, row: usize, first: usize, columns: usize) -> Target {
         Target {
             out: self.out.wrapping_add(row * self.stride + first),
             stride: self.stride,
@@ -91,7 +91,7 @@ impl Destination {
 ///
 /// # Safety
 /// Each element at the place is written.
-pub(in crate::engine) unsafe fn result(
+pub(crate) unsafe fn result(
     room: Vec<f32>,
     rows: usize,
     columns: usize,
@@ -114,7 +114,7 @@ pub(in crate::engine) unsafe fn result(
 
 /// `panel[p * 32 + j] ← data[j * stride + p]` for `p` below `depth` and `j` below `count`; zero for the
 /// other `j` of a panel.
-pub(in crate::engine) fn transpose(
+pub(crate) fn transpose(
     data: &[f32],
     stride: usize,
     depth: usize,
@@ -129,7 +129,7 @@ pub(in crate::engine) fn transpose(
 }
 
 /// `out[p * out_stride + j] ← data[j * stride + p]` for `p` below `depth` and `j` below `count`.
-pub(in crate::engine) fn exchange(
+pub(crate) fn exchange(
     data: &[f32],
     stride: usize,
     (depth, count): (usize, usize),
@@ -169,27 +169,27 @@ pub(in crate::engine) fn exchange(
 }
 
 /// Rows of a tile at most.
-pub(in crate::engine) const MOST_ROWS: usize = 12;
+pub(crate) const MOST_ROWS: usize = 12;
 
 /// What one call of [`Kernels::rows`] works on.
 #[derive(Clone, Copy)]
-pub(in crate::engine) struct Tile {
-    pub(in crate::engine) depth: usize,
-    pub(in crate::engine) a: *const f32,
-    pub(in crate::engine) a_strides: (usize, usize),
-    pub(in crate::engine) panel: *const f32,
+pub(crate) struct Tile {
+    pub(crate) depth: usize,
+    pub(crate) a: *const f32,
+    pub(crate) a_strides: (usize, usize),
+    pub(crate) panel: *const f32,
     /// What is prefetched meanwhile: [`coming_elements`] from here on.
-    pub(in crate::engine) coming: *const f32,
+    pub(crate) coming: *const f32,
     /// Where the sums go.
-    pub(in crate::engine) target: Target,
+    pub(crate) target: Target,
 }
 
 /// Elements between the slices of a buffer: rows whose distance is a multiple of 1024 elements share a few
 /// places of the first-level cache.
-pub(in crate::engine) const GAP: usize = 272;
+pub(crate) const GAP: usize = 272;
 
 /// `COUNT` slices of `length` elements in a buffer, with gaps between them, the first at a line.
-pub(in crate::engine) fn slices<const COUNT: usize>(
+pub(crate) fn slices<const COUNT: usize>(
     buffer: &mut Vec<f32>,
     length: usize,
 ) -> [&mut [f32]; COUNT] {
@@ -216,18 +216,18 @@ fn coming_elements(depth: usize) -> usize {
 
 /// What will be needed soon and is to be brought into the second-level cache meanwhile. It is never read here.
 #[derive(Clone, Copy)]
-pub(in crate::engine) struct Pieces {
-    pub(in crate::engine) first: *const f32,
-    pub(in crate::engine) count: usize,
+pub(crate) struct Pieces {
+    pub(crate) first: *const f32,
+    pub(crate) count: usize,
     /// Elements of each.
-    pub(in crate::engine) length: usize,
+    pub(crate) length: usize,
     /// Elements from one to the next.
-    pub(in crate::engine) stride: usize,
+    pub(crate) stride: usize,
 }
 
 impl Pieces {
     /// Where to prefetch [`coming_elements`] beside one product of `depth` after the other.
-    pub(in crate::engine) fn places(self, depth: usize) -> Places {
+    pub(crate) fn places(self, depth: usize) -> Places {
         let step = coming_elements(depth).max(LINE);
         Places {
             pieces: self,
@@ -238,7 +238,7 @@ impl Pieces {
 }
 
 /// Places in [`Pieces`], one after the other.
-pub(in crate::engine) struct Places {
+pub(crate) struct Places {
     /// Those that are left.
     pieces: Pieces,
     step: usize,
@@ -264,7 +264,7 @@ impl Iterator for Places {
 
 /// Asks for the line of a place, for the second-level cache.
 #[inline(always)]
-pub(in crate::engine) fn prefetch(place: *const f32) {
+pub(crate) fn prefetch(place: *const f32) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T1};
@@ -277,25 +277,25 @@ pub(in crate::engine) fn prefetch(place: *const f32) {
 
 /// The part of a result that a tile's sums are written to.
 #[derive(Clone, Copy)]
-pub(in crate::engine) struct Target {
-    pub(in crate::engine) out: *mut f32,
+pub(crate) struct Target {
+    pub(crate) out: *mut f32,
     /// Elements from one row to the next.
-    pub(in crate::engine) stride: usize,
+    pub(crate) stride: usize,
     /// Columns, at most those of a panel.
-    pub(in crate::engine) width: usize,
-    pub(in crate::engine) mode: Mode,
+    pub(crate) width: usize,
+    pub(crate) mode: Mode,
 }
 
 /// What a processor multiplies with.
 #[derive(Clone, Copy)]
-pub(in crate::engine) struct Kernels {
+pub(crate) struct Kernels {
     /// Writes the products of 1 to 12 rows and a panel.
-    pub(in crate::engine) rows: unsafe fn(&Tile, usize),
+    pub(crate) rows: unsafe fn(&Tile, usize),
 }
 
 impl Kernels {
     /// Those of this processor, if there are any for it.
-    pub(in crate::engine) fn of_this_processor() -> Option<Self> {
+    pub(crate) fn of_this_processor() -> Option<Self> {
         #[cfg(target_arch = "x86_64")]
         {
             if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") {
@@ -311,7 +311,7 @@ impl Kernels {
 
 impl Tile {
     /// What is left of it from a row and a column on.
-    pub(in crate::engine) fn at(self, row: usize, column: usize) -> Self {
+    pub(crate) fn at(self, row: usize, column: usize) -> Self {
         Tile {
             a: self.a.wrapping_add(row * self.a_strides.0),
             panel: self.panel.wrapping_add(column),
@@ -323,7 +323,7 @@ impl Tile {
 
 impl Target {
     /// What is left of it from a row and a column on.
-    pub(in crate::engine) fn at(self, row: usize, column: usize) -> Self {
+    pub(crate) fn at(self, row: usize, column: usize) -> Self {
         Target {
             out: self.out.wrapping_add(row * self.stride + column),
             width: self.width.saturating_sub(column),

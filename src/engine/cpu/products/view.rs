@@ -2,31 +2,26 @@
 
 use gemm::Parallelism;
 
-use crate::engine::profile;
+use crate::profile;
 
 /// A matrix in a slice: `rows × columns`, element `(i, j)` at `i · row_stride + j · column_stride`.
 #[derive(Clone, Copy)]
-pub(in crate::engine) struct View<'a> {
-    pub(in crate::engine) data: &'a [f32],
-    pub(in crate::engine) rows: usize,
-    pub(in crate::engine) columns: usize,
-    pub(in crate::engine) strides: (usize, usize),
+pub(crate) struct View<'a> {
+    pub(crate) data: &'a [f32],
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+    pub(crate) strides: (usize, usize),
 }
 
 impl<'a> View<'a> {
     /// A whole row-major matrix of `columns` columns.
-    pub(in crate::engine) fn new(data: &'a [f32], columns: usize) -> Self {
+    pub(crate) fn new(data: &'a [f32], columns: usize) -> Self {
         let rows = data.len() / columns.max(1);
         View::strided(data, rows, columns, columns)
     }
 
     /// `rows` rows of `columns` elements, `stride` elements apart.
-    pub(in crate::engine) fn strided(
-        data: &'a [f32],
-        rows: usize,
-        columns: usize,
-        stride: usize,
-    ) -> Self {
+    pub(crate) fn strided(data: &'a [f32], rows: usize, columns: usize, stride: usize) -> Self {
         View {
             data,
             rows,
@@ -36,7 +31,7 @@ impl<'a> View<'a> {
     }
 
     /// The transpose, without moving anything.
-    pub(in crate::engine) fn t(self) -> Self {
+    pub(crate) fn t(self) -> Self {
         View {
             rows: self.columns,
             columns: self.rows,
@@ -46,7 +41,7 @@ impl<'a> View<'a> {
     }
 
     /// Whether all elements lie within the slice.
-    pub(in crate::engine) fn fits(&self) -> bool {
+    pub(crate) fn fits(&self) -> bool {
         self.rows == 0
             || self.columns == 0
             || (self.rows - 1) * self.strides.0 + (self.columns - 1) * self.strides.1
@@ -56,7 +51,7 @@ impl<'a> View<'a> {
 
 /// `out ← scale · a b`, or `out ← out + scale · a b`; `out` is row-major with rows `stride` apart.
 /// Single-threaded: the groups of a batch are what runs in parallel.
-pub(in crate::engine) fn multiply(
+pub(crate) fn multiply(
     out: &mut [f32],
     stride: usize,
     a: View,

@@ -7,11 +7,11 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::Activation;
-use crate::engine::cpu::elementwise::multiply_by;
-use crate::engine::cpu::helpers::{share_elements, share_items, PART};
-use crate::engine::cpu::math::{gelu, gelu_tanh, sigmoid, swish, tanh};
-use crate::engine::gradient::InPlace;
-use crate::engine::{profile, Matrix, Trace};
+use crate::cpu::elementwise::multiply_by;
+use crate::cpu::helpers::{share_elements, share_items, PART};
+use crate::cpu::math::{gelu, gelu_tanh, sigmoid, swish, tanh};
+use crate::gradient::InPlace;
+use crate::{profile, Matrix, Trace};
 
 /// See [`super::activate`].
 pub(super) fn activate(x: Matrix, activation: Activation) -> Matrix {

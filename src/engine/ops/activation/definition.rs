@@ -2,8 +2,8 @@
 
 use dfdx::prelude::*;
 
-use crate::engine::definition::{DfdxDevice, DfdxMatrix, DfdxResult};
-use crate::engine::Activation;
+use crate::definition::{DfdxDevice, DfdxMatrix, DfdxResult};
+use crate::Activation;
 
 /// See [`super::activate`].
 pub(super) fn activate<D: DfdxDevice>(
@@ -48,7 +48,7 @@ fn gelu<D: DfdxDevice>(x: &DfdxMatrix<D>) -> DfdxResult<DfdxMatrix<D>, D> {
 }
 
 /// Abramowitz and Stegun 7.1.26: p, and the polynomial's coefficients a₁ … a₅.
-pub(in crate::engine) const ERFC: [[f32; 5]; 2] = [
+pub(crate) const ERFC: [[f32; 5]; 2] = [
     [0.327_591_1, 0.0, 0.0, 0.0, 0.0],
     [
         0.254_829_6,

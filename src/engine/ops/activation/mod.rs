@@ -7,7 +7,7 @@ use super::super::definition::run_definition;
 use super::super::profile::{self, Op};
 use super::super::{Device, Matrix, Outcome};
 
-pub(in crate::engine) use definition::ERFC;
+pub(crate) use definition::ERFC;
 
 /// An element-wise non-linearity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

@@ -3,10 +3,10 @@
 use dfdx::prelude::Shape;
 use multiversion::multiversion;
 
-use crate::engine::cpu::elementwise::{add_product, add_to, multiply_by, scale_by};
-use crate::engine::cpu::helpers::share_elements;
-use crate::engine::gradient::{record_kernel, InPlace};
-use crate::engine::{Matrix, Variable, Vector};
+use crate::cpu::elementwise::{add_product, add_to, multiply_by, scale_by};
+use crate::cpu::helpers::share_elements;
+use crate::gradient::{record_kernel, InPlace};
+use crate::{Matrix, Variable, Vector};
 
 /// See [`super::add`].
 pub(super) fn add(x: Matrix, y: &Matrix) -> Matrix {

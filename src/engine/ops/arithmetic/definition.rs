@@ -2,7 +2,7 @@
 
 use dfdx::prelude::*;
 
-use crate::engine::definition::{DfdxDevice, DfdxMatrix, DfdxResult, DfdxTensor, DfdxVector};
+use crate::definition::{DfdxDevice, DfdxMatrix, DfdxResult, DfdxTensor, DfdxVector};
 
 /// See [`super::add`].
 pub(super) fn add<S: Shape, D: DfdxDevice>(

@@ -5,14 +5,14 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::{Attending, AttentionShape};
-use crate::engine::cpu::helpers::share_items;
-use crate::engine::cpu::is_wide;
-use crate::engine::cpu::lanes::{join_lanes, sum_lanes, LANES};
-use crate::engine::cpu::math::exp;
-use crate::engine::cpu::products::{Destination, Mode, Packed, View};
-use crate::engine::gradient::{record_kernel, Slot};
-use crate::engine::noise::Noise;
-use crate::engine::{profile, Dropout, Layout, Matrix};
+use crate::cpu::helpers::share_items;
+use crate::cpu::is_wide;
+use crate::cpu::lanes::{join_lanes, sum_lanes, LANES};
+use crate::cpu::math::exp;
+use crate::cpu::products::{Destination, Mode, Packed, View};
+use crate::gradient::{record_kernel, Slot};
+use crate::noise::Noise;
+use crate::{profile, Dropout, Layout, Matrix};
 
 /// Keys of a sequence up to which its weights are kept in a model of such a width.
 fn most_kept_keys(hidden: usize) -> usize {

@@ -2,10 +2,10 @@
 
 use dfdx::prelude::*;
 
-use crate::engine::definition::{DfdxDevice, DfdxMatrix, DfdxResult};
-use crate::engine::noise::Noise;
-use crate::engine::ops::rows::definition::{columns, join_columns, join_rows, select_rows};
-use crate::engine::{Attending, AttentionShape, Dropout, Layout};
+use crate::definition::{DfdxDevice, DfdxMatrix, DfdxResult};
+use crate::noise::Noise;
+use crate::ops::rows::definition::{columns, join_columns, join_rows, select_rows};
+use crate::{Attending, AttentionShape, Dropout, Layout};
 
 /// See [`super::attention`].
 pub(super) fn attention<D: DfdxDevice>(

@@ -4,11 +4,11 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::Dropout;
-use crate::engine::cpu::elementwise::multiply_by;
-use crate::engine::cpu::helpers::{rows_of_a_part, share_items};
-use crate::engine::gradient::InPlace;
-use crate::engine::noise::Noise;
-use crate::engine::{Layout, Matrix, Trace};
+use crate::cpu::elementwise::multiply_by;
+use crate::cpu::helpers::{rows_of_a_part, share_items};
+use crate::gradient::InPlace;
+use crate::noise::Noise;
+use crate::{Layout, Matrix, Trace};
 
 /// See [`super::dropout`].
 pub(super) fn dropout(x: Matrix, layout: &Layout, dropout: Dropout) -> Matrix {

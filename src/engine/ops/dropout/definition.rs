@@ -2,9 +2,9 @@
 
 use dfdx::prelude::*;
 
-use crate::engine::definition::{DfdxDevice, DfdxMatrix, DfdxResult};
-use crate::engine::noise::Noise;
-use crate::engine::{Dropout, Layout};
+use crate::definition::{DfdxDevice, DfdxMatrix, DfdxResult};
+use crate::noise::Noise;
+use crate::{Dropout, Layout};
 
 /// See [`super::dropout`].
 pub(super) fn dropout<D: DfdxDevice>(

@@ -1,11 +1,11 @@
 //! On the CPU: products with packed weights.
 
-use crate::engine::cpu::deferred::{Contribution, Deferred};
-use crate::engine::cpu::elementwise::add_to;
-use crate::engine::cpu::products::{multiply, View};
-use crate::engine::gradient::record_kernel;
-use crate::engine::tape::Deferrals;
-use crate::engine::{profile, Elements, Matrix, Precision, Vector, Weight};
+use crate::cpu::deferred::{Contribution, Deferred};
+use crate::cpu::elementwise::add_to;
+use crate::cpu::products::{multiply, View};
+use crate::gradient::record_kernel;
+use crate::tape::Deferrals;
+use crate::{profile, Elements, Matrix, Precision, Vector, Weight};
 
 /// See [`super::linear`].
 pub(super) fn linear(x: &Matrix, weight: &Weight, bias: Option<&Vector>) -> Matrix {

@@ -2,9 +2,9 @@
 
 use dfdx::prelude::*;
 
-use crate::engine::definition::{run_definition, DfdxDevice, DfdxMatrix, DfdxResult, DfdxVector};
-use crate::engine::gradient::Slot;
-use crate::engine::{ops, Device, Matrix, Outcome, Tensor};
+use crate::definition::{run_definition, DfdxDevice, DfdxMatrix, DfdxResult, DfdxVector};
+use crate::gradient::Slot;
+use crate::{ops, Device, Matrix, Outcome, Tensor};
 
 /// See [`super::linear`].
 pub(super) fn linear<D: DfdxDevice>(

@@ -1,7 +1,7 @@
 //! On the CPU: cross-entropy with its softmax inside.
 
-use crate::engine::gradient::record_kernel;
-use crate::engine::{profile, Matrix, Scalar};
+use crate::gradient::record_kernel;
+use crate::{profile, Matrix, Scalar};
 
 /// See [`super::cross_entropy`].
 pub(super) fn cross_entropy(logits: &Matrix, labels: &[usize], total: usize) -> Scalar {

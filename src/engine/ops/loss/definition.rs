@@ -2,7 +2,7 @@
 
 use dfdx::prelude::*;
 
-use crate::engine::definition::{DfdxDevice, DfdxMatrix, DfdxResult, DfdxTensor};
+use crate::definition::{DfdxDevice, DfdxMatrix, DfdxResult, DfdxTensor};
 
 /// See [`super::cross_entropy`].
 pub(super) fn cross_entropy<D: DfdxDevice>(

@@ -2,11 +2,11 @@
 
 use std::rc::Rc;
 
-use crate::engine::cpu::elementwise::scale_by;
-use crate::engine::cpu::products::{multiply_add_once, View};
-use crate::engine::gradient::{normalized, InPlace};
-use crate::engine::ops::norm::Normalized;
-use crate::engine::{profile, Matrix, Precision, Tensor, Weight};
+use crate::cpu::elementwise::scale_by;
+use crate::cpu::products::{multiply_add_once, View};
+use crate::gradient::{normalized, InPlace};
+use crate::ops::norm::Normalized;
+use crate::{profile, Matrix, Precision, Tensor, Weight};
 
 /// What the gradient of A needs of x, `(rows, in)`.
 enum Input {

@@ -2,7 +2,7 @@
 
 use dfdx::prelude::*;
 
-use crate::engine::definition::{DfdxDevice, DfdxMatrix, DfdxResult};
+use crate::definition::{DfdxDevice, DfdxMatrix, DfdxResult};
 
 /// See [`super::add_low_rank`].
 pub(super) fn add_low_rank<D: DfdxDevice>(

@@ -1,8 +1,8 @@
 //! On the CPU.
 
-use crate::engine::cpu::products::{multiply, View};
-use crate::engine::gradient::record_kernel;
-use crate::engine::{profile, Matrix};
+use crate::cpu::products::{multiply, View};
+use crate::gradient::record_kernel;
+use crate::{profile, Matrix};
 
 /// See [`super::matmul`].
 pub(super) fn matmul(x: &Matrix, y: &Matrix) -> Matrix {

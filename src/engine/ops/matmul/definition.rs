@@ -2,7 +2,7 @@
 
 use dfdx::prelude::*;
 
-use crate::engine::definition::{DfdxDevice, DfdxMatrix, DfdxResult};
+use crate::definition::{DfdxDevice, DfdxMatrix, DfdxResult};
 
 /// See [`super::matmul`].
 pub(super) fn matmul<D: DfdxDevice>(

@@ -6,12 +6,12 @@ use std::rc::Rc;
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use crate::engine::cpu::elementwise::{add_product, add_to};
-use crate::engine::cpu::helpers::{rows_of_a_part, share_items};
-use crate::engine::cpu::lanes::sum_lanes;
-use crate::engine::cpu::products::{multiply_add_once, View};
-use crate::engine::gradient::{record_kernel, set_normalized};
-use crate::engine::{profile, Matrix, Tensor, Vector};
+use crate::cpu::elementwise::{add_product, add_to};
+use crate::cpu::helpers::{rows_of_a_part, share_items};
+use crate::cpu::lanes::sum_lanes;
+use crate::cpu::products::{multiply_add_once, View};
+use crate::gradient::{record_kernel, set_normalized};
+use crate::{profile, Matrix, Tensor, Vector};
 
 /// See [`super::layer_norm`], which has a bias, and [`super::rms_norm`], which has none.
 pub(super) fn norm(x: &Matrix, weight: &Vector, bias: Option<&Vector>, epsilon: f32) -> Matrix {
@@ -117,7 +117,7 @@ fn backward_all(
 }
 
 /// Rows that are `normal ⊙ weight + bias`, as the backward pass of a norm keeps them.
-pub(in crate::engine) struct Normalized {
+pub(crate) struct Normalized {
     /// `(rows, hidden)`
     normal: Vec<f32>,
     weight: Tensor<(usize,)>,
@@ -127,7 +127,7 @@ pub(in crate::engine) struct Normalized {
 impl Normalized {
     /// `sum ← sum + aᵀ x` for these rows x: `sum (rank, hidden)`, `a (rows, rank)`. As `aᵀ x` is
     /// `(aᵀ normal) ⊙ weight + (aᵀ 1) biasᵀ`, they need not be made again.
-    pub(in crate::engine) fn add_product(&self, sum: &mut [f32], a: &[f32], rank: usize) {
+    pub(crate) fn add_product(&self, sum: &mut [f32], a: &[f32], rank: usize) {
         let (weight, bias) = (self.weight.data(), &self.bias);
         let hidden = weight.len();
         let mut products = vec![0.0; rank * hidden];

@@ -2,7 +2,7 @@
 
 use dfdx::prelude::*;
 
-use crate::engine::definition::{DfdxDevice, DfdxMatrix, DfdxResult, DfdxVector};
+use crate::definition::{DfdxDevice, DfdxMatrix, DfdxResult, DfdxVector};
 
 /// See [`super::layer_norm`].
 pub(super) fn layer_norm<D: DfdxDevice>(

@@ -7,7 +7,7 @@ use super::super::definition::run_definition;
 use super::super::profile::{self, Op};
 use super::super::{Device, Matrix, Outcome, Vector};
 
-pub(in crate::engine) use cpu::Normalized;
+pub(crate) use cpu::Normalized;
 
 /// Normalizes each row to mean 0 and variance 1, then `weight ⊙ x + bias`
 /// (Ba et al., arXiv 1607.06450).

@@ -1,8 +1,8 @@
 //! On the CPU, without a matrix.
 
 use super::Fastfood;
-use crate::engine::gradient::record_kernel;
-use crate::engine::Matrix;
+use crate::gradient::record_kernel;
+use crate::Matrix;
 
 /// See [`super::project`].
 pub(super) fn project(z: &Matrix, projection: Fastfood, shape: (usize, usize)) -> Matrix {

@@ -2,9 +2,9 @@
 
 use dfdx::prelude::*;
 
-use crate::engine::definition::{DfdxDevice, DfdxMatrix, DfdxResult, Recorder};
-use crate::engine::ops::rows::definition::{join_columns, select_rows};
-use crate::engine::Fastfood;
+use crate::definition::{DfdxDevice, DfdxMatrix, DfdxResult, Recorder};
+use crate::ops::rows::definition::{join_columns, select_rows};
+use crate::Fastfood;
 
 /// See [`super::project`]: all blocks at once, H as a matrix.
 pub(super) fn project<D: DfdxDevice>(

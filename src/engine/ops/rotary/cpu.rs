@@ -5,9 +5,9 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::Angles;
-use crate::engine::cpu::helpers::{rows_of_a_part, share_items};
-use crate::engine::gradient::InPlace;
-use crate::engine::{Matrix, Trace};
+use crate::cpu::helpers::{rows_of_a_part, share_items};
+use crate::gradient::InPlace;
+use crate::{Matrix, Trace};
 
 /// See [`super::rotary`].
 pub(super) fn rotary(x: Matrix, positions: &[usize], angles: &Arc<Angles>) -> Matrix {

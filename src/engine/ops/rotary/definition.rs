@@ -2,8 +2,8 @@
 
 use dfdx::prelude::*;
 
-use crate::engine::definition::{DfdxDevice, DfdxMatrix, DfdxResult};
-use crate::engine::Angles;
+use crate::definition::{DfdxDevice, DfdxMatrix, DfdxResult};
+use crate::Angles;
 
 /// See [`super::rotary`]: `x ⊙ cos + rotate_half(x) ⊙ sin`, where a matrix rotates the halves of every head.
 pub(super) fn rotary<D: DfdxDevice>(

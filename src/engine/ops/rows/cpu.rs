@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use crate::engine::cpu::deferred::{Contribution, Deferred};
-use crate::engine::cpu::elementwise::add_to;
-use crate::engine::gradient::record_kernel;
-use crate::engine::{Matrix, Stored, Tensor, Trace};
+use crate::cpu::deferred::{Contribution, Deferred};
+use crate::cpu::elementwise::add_to;
+use crate::gradient::record_kernel;
+use crate::{Matrix, Stored, Tensor, Trace};
 
 /// See [`super::select_rows`].
 pub(super) fn select_rows(table: &Matrix, indices: &[usize]) -> Matrix {

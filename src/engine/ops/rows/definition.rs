@@ -2,10 +2,10 @@
 
 use dfdx::prelude::*;
 
-use crate::engine::definition::{DfdxDevice, DfdxMatrix, DfdxResult};
+use crate::definition::{DfdxDevice, DfdxMatrix, DfdxResult};
 
 /// See [`super::select_rows`].
-pub(in crate::engine) fn select_rows<D: DfdxDevice>(
+pub(crate) fn select_rows<D: DfdxDevice>(
     table: &DfdxMatrix<D>,
     indices: &[usize],
 ) -> DfdxResult<DfdxMatrix<D>, D> {
@@ -16,7 +16,7 @@ pub(in crate::engine) fn select_rows<D: DfdxDevice>(
 
 /// See [`super::columns`]: rows of the transpose. dfdx's own `slice` would overwrite what else flows back into
 /// `x`, where it has to add to it.
-pub(in crate::engine) fn columns<D: DfdxDevice>(
+pub(crate) fn columns<D: DfdxDevice>(
     x: &DfdxMatrix<D>,
     range: std::ops::Range<usize>,
 ) -> DfdxResult<DfdxMatrix<D>, D> {
@@ -28,9 +28,7 @@ pub(in crate::engine) fn columns<D: DfdxDevice>(
 }
 
 /// See [`super::join_columns`]: the parts' transposes are stacked, and the whole is transposed.
-pub(in crate::engine) fn join_columns<D: DfdxDevice>(
-    parts: &[DfdxMatrix<D>],
-) -> DfdxResult<DfdxMatrix<D>, D> {
+pub(crate) fn join_columns<D: DfdxDevice>(parts: &[DfdxMatrix<D>]) -> DfdxResult<DfdxMatrix<D>, D> {
     let transposed = |part: &DfdxMatrix<D>| part.clone().try_permute::<_, Axes2<1, 0>>();
     let (first, rest) = parts.split_first().expect("there is a part to join");
     let mut joined = transposed(first)?;
@@ -44,9 +42,7 @@ pub(in crate::engine) fn join_columns<D: DfdxDevice>(
 }
 
 /// See [`super::join_rows`].
-pub(in crate::engine) fn join_rows<D: DfdxDevice>(
-    parts: &[DfdxMatrix<D>],
-) -> DfdxResult<DfdxMatrix<D>, D> {
+pub(crate) fn join_rows<D: DfdxDevice>(parts: &[DfdxMatrix<D>]) -> DfdxResult<DfdxMatrix<D>, D> {
     let (first, rest) = parts.split_first().expect("there is a part to join");
     let mut joined = first.clone();
     for part in rest {

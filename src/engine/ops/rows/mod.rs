@@ -1,7 +1,7 @@
 //! Rows and columns, chosen and joined.
 
 mod cpu;
-pub(in crate::engine) mod definition;
+pub(crate) mod definition;
 
 use std::ops::Range;
 

@@ -2,7 +2,7 @@
 
 use super::packed::Packed;
 use super::view::View;
-use crate::engine::Precision;
+use crate::Precision;
 
 pub(super) fn is_available() -> bool {
     false
@@ -18,7 +18,7 @@ pub fn pays(_depth: usize, _columns: usize) -> bool {
 pub(super) enum Tiled {}
 
 /// There is none.
-pub(in crate::engine) type TiledOperand<'a> = &'a Tiled;
+pub(crate) type TiledOperand<'a> = &'a Tiled;
 
 impl Tiled {
     pub(super) fn new(_: &Packed, _: Precision) -> Self {

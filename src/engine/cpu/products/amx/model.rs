@@ -162,7 +162,7 @@ fn the_model_is_the_processor_on_amx() {
             let mut tile = TileRegister::ZEROS;
             for pair in tile.0.iter_mut().flat_map(|row| row.chunks_exact_mut(2)) {
                 seed += 1;
-                let random = crate::engine::mix(seed);
+                let random = crate::mix(seed);
                 let value = half::bf16::from_f32((random % 1000) as f32 / 500.0 - 1.0);
                 pair.copy_from_slice(&match is_bytes {
                     true => [random as u8, (random >> 8) as u8],
