@@ -1,5 +1,5 @@
-//! Files that are replaced as a whole: at every moment a reader finds the old content or the new one,
-//! also after a kill, a full disk or a power cut.
+//! Files that are replaced as a whole. At every moment a reader finds the old content or the new one, even after a
+//! kill, a full disk or a power cut.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
@@ -11,11 +11,11 @@ use tempfile::{Builder, NamedTempFile};
 use crate::diagnostic::Problem;
 use crate::text::hexadecimal;
 
-/// How temporary names end. No two are the same, and none is a name that a user would choose.
+/// The suffix of temporary names. No two of these names are the same, and none is one that a user would choose.
 const TEMPORARY: &str = ".deltarun-tmp";
 
-/// A file that gets its name when it is complete; until then it has a temporary one in the same directory,
-/// and is removed if it is given up.
+/// A file that gets its name when it is complete. Until then it has a temporary name in the same directory, and it is
+/// removed if it is dropped.
 pub struct Pending {
     file: NamedTempFile,
     path: PathBuf,
@@ -32,7 +32,7 @@ impl Pending {
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
-            // As any new file: what the process's mask leaves of it.
+            // The permissions of any new file: those that the process's umask leaves.
             builder.permissions(std::fs::Permissions::from_mode(0o666));
         }
         Ok(Pending {
@@ -41,12 +41,12 @@ impl Pending {
         })
     }
 
-    /// Where it is until it is complete, for those who write by name.
+    /// The path until the file is complete, for code that writes to a path.
     pub fn temporary(&self) -> &Path {
         self.file.path()
     }
 
-    /// Brings it to the disk and gives it its name, in place of the file that had it.
+    /// Flushes the file to disk and gives it its name, in place of the file that had it.
     ///
     /// # Errors
     /// What the system reports; the old file is then as it was.
@@ -54,7 +54,7 @@ impl Pending {
         self.file.as_file().sync_all()?;
         let temporary = self.file.into_temp_path();
         std::fs::rename(&temporary, &self.path)?;
-        // It has its name: there is nothing left to remove.
+        // The file was renamed, so there is no temporary file left to remove.
         let _ = temporary.keep();
         sync_directory(parent(&self.path))
     }
@@ -80,7 +80,7 @@ pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     file.complete()
 }
 
-/// Brings the names in a directory to the disk.
+/// Flushes the entries of a directory to disk.
 ///
 /// # Errors
 /// What the system reports.
@@ -92,16 +92,16 @@ pub fn sync_directory(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes what a process that was killed left of files that were not complete.
+/// Removes the incomplete files that a killed process left.
 pub fn remove_temporary(directory: &Path) {
     let names = std::fs::read_dir(directory).into_iter().flatten().flatten();
     for entry in names.filter(|entry| is_temporary(&entry.path())) {
-        // Nobody reads it: a failure to remove it harms nothing.
+        // Nothing reads these files, so a failure to remove one does no harm.
         let _ = std::fs::remove_file(entry.path());
     }
 }
 
-/// Whether a file was never completed.
+/// Whether a file has a temporary name, and so was never completed.
 pub fn is_temporary(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default();
     name.to_string_lossy().ends_with(TEMPORARY)
@@ -131,7 +131,7 @@ pub fn parent(path: &Path) -> &Path {
     }
 }
 
-/// A failure to do with a path what `verb` says: "written".
+/// The problem that `path` could not be `verb`, such as "written".
 pub fn failed(verb: &str, path: &Path, error: &io::Error) -> Problem {
     let message = format!("`{}` could not be {verb}: {error}", path.display());
     let is_full = matches!(

@@ -1,21 +1,20 @@
 //! deltarun: a small declarative language for delta tuning, and the interpreter that runs it.
 //!
-//! A pipeline goes through these steps, each a folder with one door:
+//! A pipeline goes through these steps. Each step is a folder with one entry point:
 //!
-//! 1. [`syntax::parse`]: text becomes a tree in which every node has its place.
-//! 2. [`plan::plan`]: names are resolved against the backbone's dimensions ([`backbone::read_config`]),
-//!    settings are typed, everything is checked. A [`plan::Plan`] is plain data.
-//! 3. [`data::Examples::read`]: files of examples become tokens.
-//! 4. [`graph::Graph::load`]: the plan and the backbone's weights become something that runs, on the
-//!    tensors and operations of [`engine`], with the methods of [`delta`] at their sites.
-//! 5. [`train::train`]: stages of steps.
-//! 6. [`run::run`]: all of that, and a directory with the results; [`peft`] writes and reads PEFT's
-//!    format.
-//!
+//! 1. [`syntax::parse`] turns text into a tree in which every node knows its place in the text.
+//! 2. [`plan::plan`] resolves names against the backbone's dimensions ([`backbone::read_config`]), types
+//!    settings and checks everything. A [`plan::Plan`] is plain data.
+//! 3. [`data::Examples::read`] turns files of examples into tokens.
+//! 4. [`graph::Graph::load`] turns the plan and the backbone's weights into an executable graph. It runs on
+//!    the tensors and operations of [`engine`], with the methods of [`delta`] at their sites.
+//! 5. [`train::train`] runs the stages, step by step.
+//! 6. [`run::run`] runs all of these steps and writes a directory with the results. [`peft`] writes and
+//!    reads PEFT's format.
 //!
 //! [`script::run`] runs an experiment: a rhai script over pipelines.
 //!
-//! What is wrong at any step is a [`diagnostic::Problem`]; [`cli`] and [`report`] show it.
+//! Every step reports errors as [`diagnostic::Problem`]s, which [`cli`] and [`report`] show.
 #![warn(missing_docs)]
 
 pub mod backbone;

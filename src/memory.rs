@@ -1,32 +1,31 @@
-//! The memory of the process. Activations and gradients of many sizes come and go with every step: they are to
-//! lie close together, their pages are not to be given back in between, and huge pages spare the processor
-//! look-ups of addresses. glibc's allocator does all that when it is told to; elsewhere the system's is used
-//! as it is.
+//! The memory allocator of the process. Every step allocates and frees activations and gradients of many sizes. They
+//! should be close together, and their pages should not be given back in between. Huge pages save the processor address
+//! look-ups. glibc's allocator does all that when it is configured so; on other systems the allocator is used as it is.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
-/// The system's allocator, whose large buffers begin at a cache line.
+/// The system's allocator, with large buffers aligned to cache lines.
 pub struct Allocator;
 
-/// Bytes from which on a buffer is large.
+/// The least size of a large buffer, in bytes.
 const LARGE: usize = 64 << 10;
 
-/// Bytes that a large buffer begins at a multiple of, a cache line: registers that are stored across two lines
-/// would count as two.
+/// The alignment of large buffers, in bytes: a cache line. Storing a register across two lines costs as much as two
+/// stores.
 const LINE: usize = 64;
 
-/// The layout of a large buffer with room before it: at a multiple of 16 bytes, as the system gives it anyway, there
-/// are at least as many up to the next line.
+/// The layout of a large buffer with room to align it; `None` for other buffers. The system aligns it to 16 bytes
+/// anyway, so there are at least 16 bytes before the next line, in which the distance is written.
 fn with_room(layout: Layout) -> Option<Layout> {
     let is_large = layout.size() >= LARGE && layout.align() <= LINE;
     let size = layout.size().checked_add(LINE).filter(|_| is_large)?;
     Layout::from_size_align(size, 16).ok()
 }
 
-/// The first line of a buffer from [`with_room`], with its distance written before it.
+/// The first line boundary in a buffer from [`with_room`]. Its distance from `start` is written before it.
 ///
 /// # Safety
-/// `start` has that room, or is null.
+/// `start` was allocated with a layout of [`with_room`], or is null.
 unsafe fn first_line(start: *mut u8) -> *mut u8 {
     if start.is_null() {
         return start;
@@ -38,7 +37,7 @@ unsafe fn first_line(start: *mut u8) -> *mut u8 {
     place
 }
 
-// SAFETY: the system's allocator does it all; a large buffer lies within one of its own.
+// SAFETY: every buffer comes from the system's allocator. A large buffer lies within a larger one from it.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         match with_room(layout) {
@@ -78,12 +77,12 @@ unsafe impl GlobalAlloc for Allocator {
     }
 }
 
-/// Prepares the process for training. To be called before there is another thread.
+/// Prepares the process for training. Must be called before there is another thread.
 pub fn prepare() {
     heap::prepare();
 }
 
-/// Gives the pages of freed buffers back to the system, where its allocator is glibc's.
+/// Gives the pages of freed buffers back to the system. Does nothing unless the allocator is glibc's.
 pub fn release() {
     heap::release();
 }
@@ -94,17 +93,17 @@ mod heap {
 
     use libc::{M_ARENA_MAX, M_MMAP_MAX, M_TOP_PAD, M_TRIM_THRESHOLD};
 
-    /// Bytes that the heap grows by beside what is needed: whole huge pages. They take no memory before they
-    /// are touched.
+    /// The number of bytes by which the heap grows beyond what is needed: whole huge pages. They take no memory until
+    /// they are touched.
     const GROWTH: i32 = 64 << 20;
 
-    /// Up to where the heap was to have huge pages. Zero: nowhere.
+    /// The address up to which huge pages have been requested for the heap; 0 before [`prepare`].
     static ADVISED: AtomicUsize = AtomicUsize::new(0);
 
-    /// One heap for all threads and sizes, whose pages stay: a page that was given back costs a fault, and
-    /// zeros, when it is touched again.
+    /// Uses one heap for all threads and sizes, and keeps its pages: a page that was given back costs a page fault, and
+    /// is zeroed, when it is touched again.
     pub(super) fn prepare() {
-        // SAFETY: sets numbers of the allocator's.
+        // SAFETY: this only sets parameters of the allocator.
         unsafe {
             libc::mallopt(M_ARENA_MAX, 1);
             libc::mallopt(M_MMAP_MAX, 0);
@@ -114,13 +113,13 @@ mod heap {
         ADVISED.store(end(), Relaxed);
     }
 
-    /// The end of the heap, as the allocator's own pages have it.
+    /// The end of the heap: the program break.
     fn end() -> usize {
-        // SAFETY: asks alone; nothing grows.
+        // SAFETY: this only reads the program break; the heap does not grow.
         unsafe { libc::sbrk(0) as usize }
     }
 
-    /// Asks for them where the heap has grown.
+    /// Requests huge pages for the part by which the heap has grown.
     pub(super) fn ask_for_huge_pages() {
         let advised = ADVISED.load(Relaxed);
         if advised == 0 {
@@ -128,15 +127,15 @@ mod heap {
         }
         let end = end();
         if end > advised {
-            // SAFETY: advice about the process's own heap, which changes nothing that is read or written. It is
-            // of pages: the heap's end is one's.
+            // SAFETY: this is advice about the process's own heap, which changes nothing that is read or written. The
+            // range is whole pages, because the heap ends at a page boundary.
             unsafe { libc::madvise(advised as *mut _, end - advised, libc::MADV_HUGEPAGE) };
             ADVISED.store(end, Relaxed);
         }
     }
 
     pub(super) fn release() {
-        // SAFETY: gives back what nobody holds.
+        // SAFETY: this gives back only memory that no buffer uses.
         unsafe { libc::malloc_trim(0) };
     }
 }
@@ -154,8 +153,8 @@ mod heap {
 mod tests {
     use super::*;
 
-    /// Around the size from which on a buffer is large: where it begins, what it holds after it has grown and
-    /// shrunk, and zeros where they were asked for.
+    /// For sizes around [`LARGE`]: buffers begin at lines, keep what they hold when they grow and shrink, and are
+    /// zeroed on request.
     #[test]
     fn buffers_begin_at_lines_and_keep_what_they_hold() {
         for size in [1, LARGE - 1, LARGE, LARGE + 1, 3 * LARGE] {

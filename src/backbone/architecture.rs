@@ -1,4 +1,4 @@
-//! What a transformer computes, typed: what its family's description says, completed by `config.json`.
+//! The computations of a transformer, as types. They come from the family's description and `config.json`.
 
 use std::ops::Range;
 
@@ -8,35 +8,35 @@ use super::config::Config;
 use super::rotary::Rotary;
 use crate::engine::Activation;
 
-/// What a transformer computes.
+/// The computations of a transformer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Architecture {
     /// Its norms.
     pub norm: Norm,
-    /// Where it knows the order of tokens from.
+    /// How it represents the order of tokens.
     pub positions: Positions,
     /// The attentions of its blocks.
     pub attention: Attention,
     /// The feed-forwards of its blocks.
     pub feed_forward: FeedForward,
-    /// What its blocks make up, in the order of the forward pass: one stack, or an encoder and a decoder.
+    /// Its stacks of blocks, in the order of the forward pass: a single stack, or an encoder and a decoder.
     pub stacks: Vec<Stack>,
-    /// What hidden states are multiplied by before a language model's head.
+    /// The factor of hidden states before the output layer of a language-model head.
     pub logit_scale: f32,
-    /// Dropout behind the last norm of a stack.
+    /// Dropout after the last norm of a stack.
     pub last_dropout: f32,
 }
 
-/// Blocks, one above the other.
+/// A sequence of blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stack {
-    /// What stands before the paths of its modules: nothing, `encoder.` or `decoder.`.
+    /// The prefix of its modules' paths: empty, `encoder.` or `decoder.`.
     pub path: &'static str,
-    /// The numbers of its blocks among those of all stacks.
+    /// The numbers of its blocks, counted over all stacks.
     pub blocks: Range<usize>,
-    /// Whether a position sees only itself and what is before it.
+    /// Whether a position attends only to itself and earlier positions.
     pub is_causal: bool,
-    /// Whether its blocks attend to what the encoder makes of its text.
+    /// Whether its blocks also attend to the encoder's output.
     pub reads_encoder: bool,
 }
 
@@ -78,35 +78,35 @@ pub enum NormPlace {
     Pre,
 }
 
-/// Where a transformer knows the order of tokens from.
+/// How a transformer represents the order of tokens.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Positions {
-    /// An embedding of each position is added to that of its token.
+    /// Adds an embedding of the position to that of the token.
     Learned {
         /// The number of a sequence's first position.
         first: usize,
     },
-    /// Queries and keys are turned by angles that grow with the position.
+    /// Rotates queries and keys by angles that grow with the position.
     Rotary(Rotary),
-    /// Scores have a bias by the distance of the key, the same in all blocks of a stack.
+    /// Adds a bias to each score by the distance of the key. All blocks of a stack share the biases.
     Distances(Distances),
 }
 
-/// Biases of scores by the distance of the key, of which far ones share one
+/// Biases of scores by the distance of the key. Long distances share a bias
 /// (Raffel et al., arXiv 1910.10683, section 2.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Distances {
-    /// Biases that each head has.
+    /// The number of biases of each head.
     pub buckets: usize,
-    /// The distance from which on all keys have the same.
+    /// All keys at this distance or farther share one bias.
     pub longest: usize,
 }
 
 impl Distances {
-    /// Whether there are as many buckets as it takes.
+    /// Checks that the number of buckets fits the longest distance.
     ///
     /// # Errors
-    /// One sentence.
+    /// One sentence that says why it does not.
     pub(super) fn check(&self) -> Result<(), String> {
         let Distances { buckets, longest } = *self;
         match buckets >= 4 && buckets.is_multiple_of(2) && longest > buckets / 2 {
@@ -117,9 +117,9 @@ impl Distances {
         }
     }
 
-    /// The bias of a key `distance` positions behind the query, among those of a head: each of the first half of
-    /// distances has its own, the others share theirs on a logarithmic scale. Where a position sees both sides,
-    /// half of them are of keys behind it.
+    /// The number, among a head's biases, of the bias for a key `distance` positions after the query (before it if
+    /// negative). The first half of the biases stand for one distance each. The others stand for ranges of distances
+    /// that grow logarithmically. If a position sees both sides, half of all biases are for keys after it.
     pub fn bucket(&self, distance: isize, sees_both_sides: bool) -> usize {
         let (buckets, first) = match sees_both_sides {
             true if distance > 0 => (self.buckets / 2, self.buckets / 2),
@@ -134,7 +134,7 @@ impl Distances {
         if far < exact {
             return first + far;
         }
-        // In f32, as transformers computes it: where it is a whole number, rounding decides.
+        // We compute in f32 like transformers, because at the bounds of a range rounding decides.
         let octaves = (self.longest as f64 / exact as f64).ln() as f32;
         let shared = (far as f32 / exact as f32).ln() / octaves * (buckets - exact) as f32;
         first + (exact + shared as usize).min(buckets - 1)
@@ -146,14 +146,14 @@ impl Distances {
 pub struct Attention {
     /// Heads of the queries.
     pub heads: usize,
-    /// Heads of keys and values, of which each serves as many heads of the queries
+    /// Heads of keys and values. Each serves the same number of query heads
     /// (grouped-query attention: Ainslie et al., arXiv 2305.13245).
     pub key_value_heads: usize,
     /// Columns of a head.
     pub width: usize,
-    /// What scores are multiplied by before the softmax.
+    /// The factor of scores before the softmax.
     pub scale: f32,
-    /// Dropout of the weights.
+    /// Dropout of the attention weights.
     pub dropout: f32,
 }
 
@@ -179,7 +179,7 @@ pub enum FeedForwardKind {
 }
 
 impl Architecture {
-    /// That of a backbone with these dimensions.
+    /// The architecture of a backbone with these dimensions.
     pub fn new(config: &Config) -> Self {
         let family = config.family();
         let width = config.head_width();
@@ -220,11 +220,11 @@ impl Architecture {
         }
     }
 
-    /// Why keys and values of a query alone in its sequence cannot be left out, where they cannot: that
-    /// rests on scores that are linear in what the keys are made of, with keys of a head's own.
+    /// Checks that attention from a single query of a sequence can do without keys and values. It can if scores
+    /// are linear in the input of the keys, and if every head has keys of its own.
     ///
     /// # Errors
-    /// Why, in a phrase.
+    /// The reason it cannot, as a phrase.
     pub fn absorbs_keys(&self) -> Result<(), String> {
         match (&self.positions, &self.attention) {
             (Positions::Rotary(_), _) => Err("rotary embeddings turn the keys".to_owned()),

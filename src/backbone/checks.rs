@@ -1,16 +1,16 @@
-//! Whether the dimensions of a `config.json` go together.
+//! Checks that the dimensions of a `config.json` are consistent.
 
 use super::config::{Config, LARGEST};
 use super::family::families;
 
-/// Blocks of a stack at most: far more than any model has, and few enough to list.
+/// The most blocks of a stack: far more than any model has, but few enough to list.
 const MOST_BLOCKS: usize = 1 << 12;
 
 impl Config {
-    /// Whether the dimensions go together.
+    /// Checks that the dimensions are consistent.
     ///
     /// # Errors
-    /// One sentence about those that do not.
+    /// One sentence about the first inconsistency.
     pub fn check(&self) -> Result<(), String> {
         if families().iter().all(|family| family.name != self.family) {
             return Err(format!("there is no family `{}`", self.family));

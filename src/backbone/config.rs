@@ -17,37 +17,37 @@ pub struct Config {
     pub family: String,
     /// Width of the hidden state.
     pub hidden: usize,
-    /// Number of blocks: of the encoder where there is a decoder, too.
+    /// Number of blocks; the encoder's if there is also a decoder.
     pub layers: usize,
-    /// Number of blocks of the decoder, where the family has an encoder and a decoder.
+    /// Number of blocks of the decoder, if the family has an encoder and a decoder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decoder_layers: Option<usize>,
     /// Attention heads in each block.
     pub heads: usize,
-    /// Heads of keys and values, where they are fewer than those of the queries.
+    /// Heads of keys and values, if there are fewer of them than of queries.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_value_heads: Option<usize>,
-    /// Columns of a head, where they are not the hidden width over the heads.
+    /// Columns of a head, if they are not `hidden / heads`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head_width: Option<usize>,
     /// Width inside the feed-forward.
     pub inner: usize,
     /// Entries of the word embedding.
     pub vocabulary: usize,
-    /// Positions that there are: entries of the position embedding, where the family has one.
+    /// Number of positions. These are the entries of the position embedding, if the family has one.
     pub positions: usize,
-    /// The biases of scores by distance, where the family has them.
+    /// The biases of scores by distance, if the family has them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub distances: Option<Distances>,
-    /// Its rotary embeddings, where the family has them.
+    /// The rotary embeddings, if the family has them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotary: Option<Rotary>,
-    /// Entries of the token-type embedding; 0 where the family has none.
+    /// Entries of the token-type embedding; 0 if the family has none.
     pub types: usize,
-    /// Whether the linear layers of attentions have biases, where `config.json` says it.
+    /// Whether the linear layers of attentions have biases, in families where `config.json` decides that.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub attention_bias: bool,
-    /// The same of feed-forwards.
+    /// Whether the linear layers of feed-forwards have biases, in families where `config.json` decides that.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub feed_forward_bias: bool,
     /// ε of every norm.
@@ -64,35 +64,36 @@ pub struct Config {
     /// Dropout inside a feed-forward, before its last layer.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub inner_dropout: f32,
-    /// Dropout behind the last norm.
+    /// Dropout after the last norm.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub last_dropout: f32,
     /// Dropout before a classifier.
     pub classifier_dropout: f32,
-    /// Standard deviation of freshly drawn weights, or what it is multiplied by where it depends on their shape.
+    /// Standard deviation of fresh weights, or its factor if it depends on their shapes.
     pub initializer_range: f32,
-    /// Dropout behind the embeddings; that of hidden states in plans of version 0.1.0, which did not tell them apart.
+    /// Dropout after the embeddings. Plans of version 0.1.0 lack it, because they used the dropout of hidden states.
     #[serde(default)]
     pub embedding_dropout: Option<f32>,
-    /// The number of the token that fills up sequences, where there is one.
+    /// The number of the padding token, if there is one.
     #[serde(default)]
     pub pad_token: Option<u32>,
-    /// The number of the token that a decoder's sequences begin with, where the family has one.
+    /// The number of the token with which a decoder's sequences begin, if the family has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_token: Option<u32>,
-    /// The number of the token that texts end with, where the classifier reads off that.
+    /// The number of the token with which texts end, if the classifier reads its row.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end_token: Option<u32>,
-    /// The labels of the checkpoint's head in the order of its outputs, where they have names.
+    /// The labels of the checkpoint's head in the order of its outputs, if they have names.
     #[serde(default)]
     pub labels: Option<Vec<String>>,
     /// Whether `config.json` says that a language-model head has a weight of its own instead of the word embedding.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_untied: bool,
-    /// Whether a language-model head reads hidden states times the root of 1 over their width.
+    /// Whether a language-model head divides hidden states by the square root of their width.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub scales_logits: bool,
-    /// Whether the checkpoint has one that is another than the word embedding, whatever `config.json` says.
+    /// Whether the checkpoint has a language-model head weight other than the word embedding, although `config.json`
+    /// ties them.
     #[serde(
         default,
         alias = "has_decoder",
@@ -105,8 +106,8 @@ impl Config {
     /// Reads a `config.json`.
     ///
     /// # Errors
-    /// One sentence: not JSON, an unsupported family, a missing or impossible dimension, a key under whose value
-    /// the family computes something else than we do.
+    /// One sentence: the text is not JSON, the family is not supported, a dimension is missing or impossible, or
+    /// with the value of some key the family computes something that we do not.
     pub fn parse(text: &str) -> Result<Self, String> {
         let json = read_json(text)?;
         let family = find_family(&json)?;
@@ -180,8 +181,8 @@ impl Config {
         Ok(config)
     }
 
-    /// The keys of a `config.json` that its family's description does not know: those that a version of
-    /// transformers later than the description writes.
+    /// The keys of a `config.json` that its family's description does not cover. A version of transformers
+    /// later than the description may write such keys.
     pub fn unknown_keys(text: &str) -> Vec<String> {
         let Ok(json) = read_json(text) else {
             return Vec::new();
@@ -217,10 +218,10 @@ impl Config {
         }
     }
 
-    /// Whether a decoder's sequences can begin.
+    /// Checks that a decoder's sequences have a token to begin with.
     ///
     /// # Errors
-    /// One sentence, where there is a decoder and no token to begin with.
+    /// One sentence, if there is a decoder but no start token.
     pub fn check_start(&self) -> Result<(), String> {
         match (self.decoder_layers, self.start_token) {
             (Some(_), None) => Err("its `config.json` has no `decoder_start_token_id`, the token that the decoder's texts begin with".to_owned()),
@@ -228,7 +229,7 @@ impl Config {
         }
     }
 
-    /// What blocks make up, in the order of the forward pass.
+    /// The stacks of blocks, in the order of the forward pass.
     pub fn stacks(&self) -> Vec<Stack> {
         match self.decoder_layers {
             None => vec![Stack {
@@ -254,7 +255,7 @@ impl Config {
         }
     }
 
-    /// Blocks of all stacks.
+    /// The number of blocks of all stacks together.
     pub fn block_count(&self) -> usize {
         self.layers + self.decoder_layers.unwrap_or(0)
     }
@@ -265,7 +266,7 @@ impl Config {
         stacks.flat_map(|stack| stack.block_paths()).collect()
     }
 
-    /// The number, in the order of the forward pass, of the block that a path lies in.
+    /// The number of the block that contains a path, in the order of the forward pass; `None` if no block does.
     pub fn block_of(&self, path: &str) -> Option<usize> {
         let stacks = self.stacks();
         let below = |stack: &Stack| {
@@ -277,8 +278,8 @@ impl Config {
         Some(first + rest.split('.').next()?.parse::<usize>().ok()?)
     }
 
-    /// The number of the first block that reads what a module makes, itself included; the number of blocks behind the
-    /// last one.
+    /// The number of the first block that uses the module or parameter at a path. That is the block that contains it,
+    /// or else the first block after it. Past the last block, it is the number of blocks.
     pub fn reader_of(&self, path: &str) -> usize {
         let stacks = self.stacks();
         let stack = stacks.iter().find(|stack| path.starts_with(stack.path));
@@ -295,7 +296,7 @@ impl Config {
         }
     }
 
-    /// The dropout behind the embeddings.
+    /// The dropout after the embeddings.
     pub fn embedding_dropout(&self) -> f32 {
         self.embedding_dropout.unwrap_or(self.dropout)
     }
@@ -342,7 +343,7 @@ impl Config {
 /// The name of an activation, and whether it stands for a gated feed-forward.
 fn activation_of<'n>(family: &Family, name: &'n str) -> (&'n str, bool) {
     match name.strip_prefix("gated-") {
-        // transformers' `gelu` is another than the one that T5's authors mean.
+        // T5's authors mean another GELU than transformers' `gelu`.
         Some("gelu") if family.feed_forward == FeedForwardEntry::Named => ("gelu_new", true),
         Some(gated) if family.feed_forward == FeedForwardEntry::Named => (gated, true),
         _ => (name, false),
@@ -361,7 +362,7 @@ fn distances(keys: &Keys, stated: &ConfigKeys) -> Result<Option<Distances>, Stri
 }
 
 fn initializer_range(keys: &Keys, stated: &ConfigKeys) -> Result<f32, String> {
-    // transformers takes a range of 0 as if it were absent.
+    // transformers treats a range of 0 as absent.
     const USUAL: f32 = 0.02;
     match (&stated.initializer_range, &stated.initializer_factor) {
         (Some(key), _) => keys.fraction(key).map(|range| match range {
@@ -403,11 +404,11 @@ fn is_zero(value: &f32) -> bool {
     *value == 0.0
 }
 
-/// Far above any real dimension, and every product of two is within a `usize`.
+/// The largest dimension that we accept: far above any real one, but a product of two fits into a `usize`.
 pub(super) const LARGEST: usize = 1 << 24;
 
-/// The names of a head's outputs: those of `id2label`, unless `num_labels` says another number of them, in which
-/// case transformers takes none of them, or they are the `LABEL_0` and so on that it makes up.
+/// The names of a head's outputs, from `id2label`. If `num_labels` is another number, transformers ignores the names,
+/// and so do we. We also ignore the names `LABEL_0` and so on, which transformers makes up.
 fn labels(json: &Value) -> Option<Vec<String>> {
     let map = json.get("id2label")?.as_object()?;
     if json
@@ -431,7 +432,7 @@ fn read_json(text: &str) -> Result<Value, String> {
     crate::text::json(text).map_err(|e| format!("it is not JSON: {e}"))
 }
 
-/// Whether every key that the family cannot honour has the value under which it changes nothing.
+/// Checks that every key in the family's `only` has a supported value.
 fn check_only(json: &Value, family: &Family) -> Result<(), String> {
     for (key, allowed) in &family.only {
         let found = match json.get(key) {
@@ -443,7 +444,7 @@ fn check_only(json: &Value, family: &Family) -> Result<(), String> {
             _ => allowed == found,
         };
         let is_allowed = |found: &Value| allowed.iter().any(|allowed| is_same(allowed, found));
-        // A list is as good as what is in it: a value for each block.
+        // A list has a value for each block, so each of them must be supported.
         let is_list = |found: &Value| match found.as_array() {
             Some(items) => !items.is_empty() && items.iter().all(is_allowed),
             None => false,

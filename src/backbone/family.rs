@@ -1,4 +1,4 @@
-//! A backbone family: what a transformer of this kind is made of, as data.
+//! Backbone families: the parts of a kind of transformer, described as data.
 
 use std::sync::OnceLock;
 
@@ -15,37 +15,37 @@ pub struct Family {
     pub name: String,
     /// Values of `model_type` in `config.json` that belong to it.
     pub model_types: Vec<String>,
-    /// What stands before the backbone's names in a checkpoint that has a head.
+    /// The prefix of the backbone's names in a checkpoint that has a head.
     pub base_model_prefix: String,
-    /// What the names of transformers' classes begin with.
+    /// The beginning of the names of transformers' classes.
     pub architecture: String,
     /// Which key of `config.json` holds which dimension or setting.
     pub config: ConfigKeys,
-    /// Keys of `config.json` that change nothing of what is computed, beside those of every family.
+    /// Keys of `config.json` that do not change the computation, in addition to those of every family.
     #[serde(default)]
     pub neutral: Vec<String>,
-    /// Keys of `config.json` with the only values under which the family computes what is described here, beside
-    /// those of every family.
+    /// Keys of `config.json` with their only supported values, in addition to those of every family. With another
+    /// value, the model would compute something that this description does not cover.
     #[serde(default)]
     pub only: IndexMap<String, Vec<serde_json::Value>>,
-    /// Whether a position sees only what is before it.
+    /// Whether a position attends only to itself and earlier positions.
     pub causal: bool,
-    /// What its norms are, and where.
+    /// The kind and the place of its norms.
     pub norm: NormEntry,
-    /// Whether scores are divided by the root of a head's width.
+    /// Whether scores are divided by the square root of a head's width.
     #[serde(default = "yes")]
     pub scaled_attention: bool,
     /// The parts of its feed-forwards.
     #[serde(default)]
     pub feed_forward: FeedForwardEntry,
-    /// Whether positions are counted from the padding token's number on, and padding has none.
+    /// Whether the first position has the padding token's number plus 1. Padding itself takes no position.
     #[serde(default)]
     pub positions_follow_padding: bool,
-    /// The module tree, in the order of the forward pass; `N` in a name stands for the number of the block.
+    /// The module tree, in the order of the forward pass. `N` in a name stands for the number of the block.
     pub modules: IndexMap<String, ModuleEntry>,
-    /// How the names of modules end whose inputs PEFT's (IA)³ scales where an adapter does not say it.
+    /// The end of the names of those modules whose input PEFT's (IA)³ scales, unless an adapter lists them itself.
     pub peft_feedforward: String,
-    /// What can be read off the last hidden state.
+    /// The heads that can read the last hidden state.
     pub heads: Heads,
 }
 
@@ -56,54 +56,54 @@ pub struct Family {
 pub struct ConfigKeys {
     pub hidden: Key,
     pub layers: Key,
-    /// Of a family with an encoder and a decoder, whose `layers` are the encoder's; as many where it is not there.
+    /// For a family with an encoder and a decoder; `layers` is then the encoder's number. Default: equal to `layers`.
     pub decoder_layers: Option<Key>,
     pub heads: Key,
-    /// As many as there are heads where it is not there.
+    /// Default: equal to `heads`.
     pub key_value_heads: Option<Key>,
-    /// The hidden width over the heads where it is not there.
+    /// Default: the hidden width divided by `heads`.
     pub head_width: Option<Key>,
-    /// Without a default: four times the hidden width.
+    /// If the description has no default: four times the hidden width.
     pub inner: Key,
     pub vocabulary: Key,
-    /// Of a family that knows positions only up to a last one.
+    /// For a family with a fixed number of positions.
     pub positions: Option<Key>,
-    /// Of a family whose scores have a bias by the distance of a key.
+    /// For a family whose scores have a bias by the distance of the key.
     pub distance_buckets: Option<Key>,
     pub longest_distance: Option<Key>,
-    /// Of a family with rotary embeddings; it then has `rope_scaling` and `rope_parameters` as well.
+    /// For a family with rotary embeddings. Such a family also has the keys `rope_scaling` and `rope_parameters`.
     pub rope_theta: Option<Key>,
     pub attention_bias: Option<Key>,
     pub feed_forward_bias: Option<Key>,
     pub types: Option<Key>,
     pub norm_epsilon: Key,
     pub activation: Key,
-    /// That of feed-forwards where it is there, whatever `activation` says, and whether they are gated.
+    /// The activation of feed-forwards, and whether they are gated. If present, these two keys override `activation`.
     pub inner_activation: Option<Key>,
     pub gated: Option<Key>,
-    /// 0 where the family has none.
+    /// 0 if the family has no such key.
     pub dropout: Option<Key>,
-    /// That of hidden states where it is not there.
+    /// Default: the dropout of hidden states.
     pub embedding_dropout: Option<Key>,
     pub attention_dropout: Key,
-    /// 0 where the family has none.
+    /// 0 if the family has no such key.
     pub inner_dropout: Option<Key>,
-    /// 0 where the family has none.
+    /// 0 if the family has no such key.
     pub last_dropout: Option<Key>,
-    /// That of hidden states where it is not there.
+    /// Default: the dropout of hidden states.
     pub classifier_dropout: Option<Key>,
-    /// The deviation of fresh weights that have no `fan`.
+    /// The standard deviation of fresh weights that have no `fan`.
     pub initializer_range: Option<Key>,
-    /// Times the deviation of fresh weights that have a `fan`.
+    /// A factor of the standard deviation of fresh weights that have a `fan`.
     pub initializer_factor: Option<Key>,
     pub pad_token: Key,
-    /// What a decoder's sequences begin with.
+    /// The token with which a decoder's sequences begin.
     pub start_token: Option<Key>,
-    /// What texts end with, where the classifier reads off that.
+    /// The token with which texts end, if the classifier reads its row.
     pub end_token: Option<Key>,
-    /// Whether a language model's head has the word embedding for its weight; it has where there is no such key.
+    /// Whether a language-model head has the word embedding as its weight. Without this key, it has.
     pub tied: Option<Key>,
-    /// Whether a language model's head reads hidden states times the root of 1 over their width.
+    /// Whether a language-model head divides hidden states by the square root of their width.
     pub scaled_logits: Option<Key>,
 }
 
@@ -158,16 +158,18 @@ pub struct Key {
     /// Other names that transformers knows it by.
     #[serde(default)]
     pub also: Vec<String>,
-    /// A key whose value transformers takes where it is absent.
+    /// Another key, whose value transformers uses if this one is absent.
     #[serde(default)]
     pub otherwise: Option<String>,
-    /// What transformers takes where it is absent; where there is none, it must be there.
+    /// The value that transformers uses if the key is absent. A key without it is required, unless its field has a
+    /// default of its own.
     #[serde(default)]
     pub default: Option<serde_json::Value>,
 }
 
 impl Family {
-    /// Whether a key of `config.json` is honoured, changes nothing, or is held to the values that change nothing.
+    /// Whether the description covers a key of `config.json`: we read it, it changes nothing, or we accept only its
+    /// harmless values.
     pub fn knows(&self, key: &str) -> bool {
         let is_named = |known: &&Key| {
             let others = known.also.iter().chain(&known.otherwise);
@@ -196,7 +198,7 @@ pub struct NormEntry {
     pub place: NormPlace,
 }
 
-/// What a family says of its feed-forwards.
+/// Which feed-forwards of a family are gated.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum FeedForwardEntry {
@@ -205,7 +207,7 @@ pub enum FeedForwardEntry {
     Plain,
     /// All are gated.
     Gated,
-    /// They are gated where the name of the activation begins with `gated-`.
+    /// They are gated if the name of the activation begins with `gated-`.
     Named,
 }
 
@@ -213,37 +215,37 @@ fn yes() -> bool {
     true
 }
 
-/// What a module with parameters of its own is.
+/// The kind of a module that has parameters of its own.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// `weight (out, in)`, and mostly `bias (out)`.
+    /// `weight (out, in)`, and usually `bias (out)`.
     Linear,
-    /// `weight (hidden)`, and mostly `bias (hidden)`.
+    /// `weight (hidden)`, and usually `bias (hidden)`.
     Norm,
     /// `weight (entries, hidden)`.
     Embedding,
-    /// A `bias (out)` of its own beside the weight of an embedding.
+    /// The weight of an embedding, with a `bias (out)` of its own.
     Tied,
 }
 
-/// A dimension that shapes are written in.
+/// A dimension in the shapes of a description.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)]
 pub enum Dimension {
     Hidden,
-    /// All heads of the queries.
+    /// Width of all query heads together.
     Queries,
-    /// All heads of the keys, or of the values.
+    /// Width of all key heads together, or of all value heads.
     Keys,
-    /// A head.
+    /// Width of one head.
     Head,
     Heads,
     Inner,
     Vocabulary,
     Positions,
-    /// Distances that have a bias of their own.
+    /// Number of biases by distance.
     Buckets,
     Types,
     Labels,
@@ -255,16 +257,17 @@ pub enum Dimension {
 pub struct ModuleEntry {
     /// What it is.
     pub kind: Kind,
-    /// Its name in a checkpoint, without the family's prefix; none where there is no such module without a gate.
+    /// Its name in a checkpoint, without the family's prefix. Absent if only gated feed-forwards have the module.
     #[serde(default)]
     pub name: Option<String>,
-    /// Its name where feed-forwards are gated, if it is another.
+    /// Its name if feed-forwards are gated and the name then differs.
     #[serde(default)]
     pub gated: Option<String>,
-    /// Modules that have the same weight in a checkpoint, if they are there: transformers reads those, and we read one.
+    /// Modules that may have a copy of the weight in a checkpoint. transformers reads these copies. We read only one
+    /// weight, so they must be equal.
     #[serde(default)]
     pub copies: Vec<String>,
-    /// The shape of its weight (of its bias, where it has only that).
+    /// The shape of its weight, or of its bias if it has no weight.
     pub shape: Vec<Dimension>,
     /// Whether it has a bias.
     #[serde(default)]
@@ -272,13 +275,14 @@ pub struct ModuleEntry {
     /// Whether the checkpoint stores the weight as `(in, out)`.
     #[serde(default)]
     pub transposed: bool,
-    /// Which of `parts` equal parts of a fused weight's outputs this is.
+    /// Its place among the `parts` equal parts of a fused weight's outputs, from 0.
     #[serde(default)]
     pub part: usize,
     /// How many modules share the fused weight.
     #[serde(default = "one")]
     pub parts: usize,
-    /// Fresh weights have the deviation of the root of 1 over the product of these; absent: the backbone's.
+    /// Fresh weights have the backbone's standard deviation, divided by the square root of the product of these. If
+    /// absent, nothing is divided.
     #[serde(default)]
     pub fan: Option<Vec<Dimension>>,
 }
@@ -287,14 +291,14 @@ pub struct ModuleEntry {
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub enum Bias {
-    /// It has.
+    /// It has one.
     #[default]
     Yes,
-    /// It has not.
+    /// It has none.
     No,
-    /// It has where `attention_bias` is on.
+    /// It has one if `attention_bias` is on.
     Attention,
-    /// It has where `feed_forward_bias` is on.
+    /// It has one if `feed_forward_bias` is on.
     FeedForward,
 }
 
@@ -308,16 +312,16 @@ fn one() -> usize {
 pub struct Heads {
     /// Classification and regression.
     pub classify: Head,
-    /// The language-model head of a family that sees both sides of a position.
+    /// The language-model head of a family whose positions see both sides.
     pub masked_lm: Option<Head>,
-    /// The language-model head of a family that sees only what is before a position.
+    /// The language-model head of a causal family.
     pub causal_lm: Option<Head>,
     /// The language-model head of a family with an encoder and a decoder.
     pub seq2seq: Option<Head>,
 }
 
 impl Heads {
-    /// That of a language model, or of a classifier.
+    /// The language-model head or the classifier.
     pub fn of(&self, is_language_model: bool) -> Option<&Head> {
         match is_language_model {
             true => self.language_model(),
@@ -336,9 +340,9 @@ impl Heads {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Head {
-    /// How transformers' class ends that has it.
+    /// The end of the name of transformers' class with this head.
     pub class: String,
-    /// What stands before the backbone's names in a checkpoint with this head, if not the family's.
+    /// The prefix of the backbone's names in a checkpoint with this head, if it is not the family's.
     pub base_model_prefix: Option<String>,
     /// The rows of the last hidden state that it reads.
     pub reads: Reads,
@@ -356,7 +360,7 @@ pub enum Reads {
     Last,
     /// The rows of masked tokens.
     Masked,
-    /// Every row with another behind it, to predict that one.
+    /// Every row that has a next row, to predict the next row's token.
     Next,
 }
 
@@ -366,9 +370,9 @@ pub enum Reads {
 pub struct HeadStep {
     /// The module's path.
     pub module: String,
-    /// What it is; absent where the module is the backbone's.
+    /// Its kind; absent if the module belongs to the backbone.
     pub kind: Option<Kind>,
-    /// Its name in a checkpoint, complete.
+    /// Its full name in a checkpoint.
     pub name: Option<String>,
     /// The shape of its weight.
     #[serde(default)]
@@ -381,7 +385,7 @@ pub struct HeadStep {
     pub bias: Bias,
     /// The embedding whose weight a `tied` step multiplies by.
     pub weight: Option<String>,
-    /// The step's name in a checkpoint that has a weight of its own for it.
+    /// The step's name in a checkpoint that stores an untied weight for it.
     pub untied: Option<String>,
     /// Applied to the step's result: an activation's name, or `config` for the backbone's own.
     pub activation: Option<String>,
@@ -399,7 +403,7 @@ const FAMILIES: [&str; 6] = [
     include_str!("families/t5.yaml"),
 ];
 
-/// What holds of the `config.json` of every family.
+/// Entries that hold for the `config.json` of every family.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Every {

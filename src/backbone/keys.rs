@@ -1,20 +1,20 @@
-//! The values of a `config.json`, by the keys that a family's description names.
+//! Reads the values of a `config.json` by the keys that a family's description names.
 
 use serde_json::Value;
 
 use super::config::LARGEST;
 use super::family::Key;
 
-/// The keys of a `config.json`, by the names that transformers knows them by.
+/// A `config.json`, whose keys are looked up under all names that transformers accepts.
 pub(super) struct Keys<'a>(pub(super) &'a Value);
 
 impl Keys<'_> {
-    /// The value of a key; `null` is as good as absent.
+    /// The value of a key. `null` counts as absent.
     pub(super) fn find<'k>(&'k self, key: &'k Key) -> Result<Option<&'k Value>, String> {
         Ok(self.find_named(key)?.map(|(_, value)| value))
     }
 
-    /// The same with the name that it stands under.
+    /// The value of a key, with the name under which the file has it.
     fn find_named<'k>(&'k self, key: &'k Key) -> Result<Option<(&'k str, &'k Value)>, String> {
         let mut found: Option<(&str, &Value)> = None;
         for name in std::iter::once(&key.key).chain(&key.also) {
@@ -31,7 +31,7 @@ impl Keys<'_> {
         Ok(found)
     }
 
-    /// The value of a key, or transformers' default, and the name that it stands under.
+    /// The value of a key or else transformers' default, with the name under which the file has it.
     fn value<'k>(&'k self, key: &'k Key) -> Result<(&'k str, &'k Value), String> {
         let otherwise = || {
             let name = key.otherwise.as_ref()?;
@@ -90,7 +90,7 @@ impl Keys<'_> {
         let Some((name, value)) = self.find_named(key)?.or(default) else {
             return Ok(None);
         };
-        // One that ends texts may be a list of those that do.
+        // `eos_token_id` may be a list of all tokens that end texts.
         let one = match value.as_array().map(Vec::as_slice) {
             Some([one]) => one,
             _ => value,
@@ -103,7 +103,7 @@ impl Keys<'_> {
         }
     }
 
-    /// A share, or another where there is no such key.
+    /// A number from 0 to 1, or `otherwise` if the key is absent.
     pub(super) fn fraction_or(&self, key: &Option<Key>, otherwise: f32) -> Result<f32, String> {
         match key {
             Some(key) if self.find(key)?.is_some() || key.default.is_some() => self.fraction(key),
@@ -111,7 +111,8 @@ impl Keys<'_> {
         }
     }
 
-    /// A count where there is one; `null` asks for what follows from other dimensions, whatever the default is.
+    /// A count, if there is one. An explicit `null` means that the count follows from other dimensions, even if the key
+    /// has a default.
     pub(super) fn some_count(&self, key: &Option<Key>) -> Result<Option<usize>, String> {
         match key {
             Some(key) if self.find(key)?.is_some() => self.count(key).map(Some),
@@ -122,12 +123,12 @@ impl Keys<'_> {
         }
     }
 
-    /// A token where there is one.
+    /// A token, if there is one.
     pub(super) fn some_token(&self, key: &Option<Key>) -> Result<Option<u32>, String> {
         key.as_ref().map_or(Ok(None), |key| self.token(key))
     }
 
-    /// A switch, or another where there is no such key.
+    /// A switch, or `otherwise` if the key is absent.
     pub(super) fn switch_or(&self, key: &Option<Key>, otherwise: bool) -> Result<bool, String> {
         match key {
             Some(key) if self.value(key).is_ok() => self.switch(key),
@@ -135,7 +136,7 @@ impl Keys<'_> {
         }
     }
 
-    /// A text where there is one.
+    /// A text, if there is one.
     pub(super) fn some_text(&self, key: &Option<Key>) -> Result<Option<String>, String> {
         match key {
             Some(key) if self.find(key)?.is_some() => self.text(key).map(Some),

@@ -1,4 +1,4 @@
-//! A file in memory as far as it is read: mapped, or by pieces.
+//! Weights in files, read through a memory map or piece by piece.
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -12,7 +12,7 @@ use safetensors::Dtype;
 
 use crate::engine::WeightSource;
 
-/// A mapped file, which also gives pieces of it without mapping them.
+/// A mapped file from which pieces can also be read without touching the map.
 pub(super) struct MappedFile {
     pub(super) path: PathBuf,
     file: File,
@@ -29,13 +29,13 @@ impl MappedFile {
         Ok(MappedFile { path, file, map })
     }
 
-    /// All of it.
+    /// All bytes of the file.
     pub(super) fn bytes(&self) -> &[u8] {
         &self.map
     }
 
-    /// Reads the bytes from `start` on into `buffer`. What lies around them stays where it is: touching one byte
-    /// of the map would bring in up to 2 MB (a page of Linux's page cache).
+    /// Reads the bytes from `start` on into `buffer`. Does so without the map, because touching one byte of the map
+    /// would bring in up to 2 MB (a page of Linux's page cache).
     fn read(&self, start: usize, buffer: &mut [u8]) {
         #[cfg(unix)]
         {
@@ -47,14 +47,14 @@ impl MappedFile {
         buffer.copy_from_slice(&self.map[start..start + buffer.len()]);
     }
 
-    /// Lets the system take back the memory of what was read. It would sooner or later, but what is
-    /// mapped counts as this process's memory until then.
+    /// Lets the system take back the memory of bytes that have been read. The system would do so sooner or later,
+    /// but until then they count as this process's memory.
     pub(super) fn release(&self, range: Range<usize>) {
         #[cfg(unix)]
         {
             let advice = memmap2::UncheckedAdvice::DontNeed;
-            // SAFETY: the map is read-only and of a file, so pages that are given up are read again from
-            // that file when they are next touched. A refusal changes nothing.
+            // SAFETY: the map is read-only and backed by a file, so the system reads released pages from that
+            // file again when they are next touched. If the call fails, nothing changes.
             let _ = unsafe {
                 self.map
                     .unchecked_advise_range(advice, range.start, range.len())
@@ -63,15 +63,15 @@ impl MappedFile {
     }
 }
 
-/// How a file has the elements of a weight.
+/// How a file stores the elements of a weight.
 #[derive(Clone, Copy)]
 pub(super) struct Stored {
     pub(super) dtype: Dtype,
     /// `(out, in)`
     pub(super) shape: (usize, usize),
-    /// Whether the file has them as `(in, out)`.
+    /// Whether the file stores them as `(in, out)`.
     pub(super) transposed: bool,
-    /// Which of `parts` equal parts of the outputs they are.
+    /// The weight's place among the `parts` equal parts of the tensor's outputs, from 0.
     pub(super) part: usize,
     pub(super) parts: usize,
 }
@@ -79,13 +79,13 @@ pub(super) struct Stored {
 /// A weight in a mapped file, or a part of one.
 pub struct Mapped {
     file: Arc<MappedFile>,
-    /// The whole tensor, in bytes.
+    /// The byte range of the whole tensor.
     range: Range<usize>,
     stored: Stored,
 }
 
 impl Mapped {
-    /// The weight whose tensor is at these bytes; nothing where its elements are of a type that is not known.
+    /// The weight whose tensor is at these bytes; `None` if the type is not supported or the length does not fit.
     pub(super) fn new(file: &Arc<MappedFile>, range: Range<usize>, stored: Stored) -> Option<Self> {
         let (out, input) = stored.shape;
         let is_whole = width_of(stored.dtype)? * out * input * stored.parts == range.len();
@@ -106,19 +106,21 @@ impl Mapped {
         width_of(self.stored.dtype).unwrap_or(1)
     }
 
-    /// The bytes of the elements from `start` on in the whole tensor.
+    /// The bytes of a range of elements of the whole tensor.
     fn bytes(&self, elements: Range<usize>) -> &[u8] {
         let (start, width) = (self.range.start, self.width());
         &self.file.bytes()[start + elements.start * width..start + elements.end * width]
     }
 
-    /// The elements of the part, which lie one after the other, in the whole tensor.
+    /// The range of this part's elements in the whole tensor. Only in a tensor that is not transposed are they
+    /// contiguous.
     fn own(&self) -> Range<usize> {
         let count = self.count();
         self.stored.part * count..(self.stored.part + 1) * count
     }
 
-    /// The elements of a part of a transposed tensor, in our order: block by block, which stay in the caches.
+    /// The elements of a part of a transposed tensor, row by row as `(out, in)`. Goes block by block, so that a block
+    /// stays in the caches.
     fn transposed(&self) -> Vec<f32> {
         const BLOCK: usize = 32;
         let (out, input) = self.stored.shape;
@@ -192,7 +194,7 @@ impl WeightSource for Mapped {
     }
 }
 
-/// Bytes of an element, of the types that can be read.
+/// Bytes of an element; `None` if the type is not supported.
 pub(super) fn width_of(dtype: Dtype) -> Option<usize> {
     match dtype {
         Dtype::F64 => Some(8),
@@ -202,7 +204,7 @@ pub(super) fn width_of(dtype: Dtype) -> Option<usize> {
     }
 }
 
-/// Appends elements as f32; those of a type that cannot be read are none.
+/// Appends elements as f32. Appends nothing if the type is not supported.
 pub(super) fn convert(dtype: Dtype, bytes: &[u8], values: &mut Vec<f32>) {
     match dtype {
         Dtype::F32 => extend(bytes, values, f32::from_le_bytes),

@@ -1,7 +1,7 @@
 //! Pre-trained backbones: families described as data, the module tree, the loading of weights.
 //!
 //! In: a Hugging Face directory. Out: a [`Config`] and a [`Tree`] for the plan, tensors for the
-//! graph. It knows nothing of deltas or training.
+//! graph. This module knows nothing of deltas or training.
 
 mod architecture;
 mod checks;
@@ -27,6 +27,6 @@ pub use tree::{
 pub use weights::Checkpoint;
 pub use written::write_tensors;
 
-/// The files of a backbone that are read, but for its weights.
+/// The files of a backbone that we read in addition to its weights.
 pub const FILES_BESIDE_WEIGHTS: [&str; 3] =
     ["config.json", "tokenizer.json", "tokenizer_config.json"];

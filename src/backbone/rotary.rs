@@ -6,7 +6,7 @@ use std::f64::consts::PI;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// What a `config.json` says of rotary embeddings.
+/// The rotary embeddings of a `config.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rotary {
     /// The base of the frequencies.
@@ -20,21 +20,22 @@ pub struct Rotary {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RopeScaling {
-    /// None. transformers' `dynamic` is none, too, up to `max_position_embeddings`, and no text is longer here.
+    /// No change. transformers' `dynamic` also changes nothing for texts up to `max_position_embeddings`, and ours are
+    /// never longer.
     #[default]
     Default,
-    /// All of them divided by a factor.
+    /// Divides all frequencies by a factor.
     Linear {
         /// The factor.
         factor: f64,
     },
-    /// Low ones divided by a factor, high ones left as they are (Llama 3.1).
+    /// Divides low frequencies by a factor and keeps high ones (Llama 3.1).
     Llama3 {
         /// The factor.
         factor: f64,
-        /// Frequencies with so few turns within `original` positions are low.
+        /// Frequencies with at most this many turns within `original` positions are low.
         low: f64,
-        /// Those with so many are high.
+        /// Frequencies with at least this many turns are high.
         high: f64,
         /// The positions that the model was first trained for.
         original: f64,
@@ -43,13 +44,14 @@ pub enum RopeScaling {
     Yarn {
         /// The factor.
         factor: f64,
-        /// Turns within `original` positions, from which on nothing is changed, and below which all is.
+        /// Numbers of turns within `original` positions: frequencies with at least the first number stay unchanged, and
+        /// those with at most the second are divided by the whole factor.
         beta: (f64, f64),
-        /// Whether the first and last changed dimension are rounded outwards.
+        /// Whether the first and last dimensions of the transition are rounded outwards.
         truncate: bool,
         /// The positions that the model was first trained for.
         original: f64,
-        /// What cosines and sines are multiplied by.
+        /// The factor of cosines and sines.
         attention_factor: f64,
     },
 }
@@ -58,13 +60,13 @@ impl Rotary {
     /// Reads `rope_parameters`, as transformers 5 writes it, or `rope_theta` and `rope_scaling`, as 4 did.
     ///
     /// # Errors
-    /// One sentence: another kind of scaling, a key that is not known, a number that is missing.
+    /// One sentence: the kind of scaling is not supported, a key is unknown, or a number is missing or wrong.
     pub fn parse(json: &Value, theta: f64, positions: usize) -> Result<Self, String> {
         let is_stated = |key: &&str| match json.get(*key) {
             None | Some(Value::Null) => false,
             Some(value) => *value != Value::Object(Map::new()),
         };
-        // As in transformers, the older name counts where both are there.
+        // As in transformers, the older name takes precedence if both are present.
         let stated = ["rope_scaling", "rope_parameters"]
             .into_iter()
             .find(is_stated);
@@ -89,8 +91,8 @@ impl Rotary {
         Ok(Rotary { theta, scaling })
     }
 
-    /// The angle by which a position turns each pair of a head of `width` columns, `(width / 2)`, and what cosines
-    /// and sines are multiplied by.
+    /// The frequency of each pair of columns in a head of `width` columns, `(width / 2)`, in radians per position;
+    /// and the factor of cosines and sines.
     pub fn frequencies(&self, width: usize) -> (Vec<f32>, f32) {
         let plain = |pair: usize| self.theta.powf(-(2.0 * pair as f64) / width as f64);
         let pairs = 0..width / 2;
@@ -145,7 +147,8 @@ impl Rotary {
 struct RopeKeys<'a> {
     name: &'a str,
     map: &'a Map<String, Value>,
-    /// What `config.json` says beside them: as in transformers, it counts before what they say.
+    /// `original_max_position_embeddings` in `config.json` itself. As in transformers, it takes precedence over the
+    /// value in `map`.
     original: Option<&'a Value>,
 }
 
@@ -226,7 +229,7 @@ impl RopeKeys<'_> {
         };
         Ok(RopeScaling::Yarn {
             factor,
-            // transformers takes a 0 as if it were absent.
+            // transformers treats 0 as absent.
             beta: (
                 self.positive("beta_fast")?.unwrap_or(32.0),
                 self.positive("beta_slow")?.unwrap_or(1.0),
@@ -256,7 +259,7 @@ impl RopeKeys<'_> {
         }
     }
 
-    /// A number; nothing where it is 0.
+    /// A number; `None` if it is 0 or absent.
     fn positive(&self, key: &str) -> Result<Option<f64>, String> {
         Ok(self.number(key)?.filter(|number| *number > 0.0))
     }

@@ -1,4 +1,4 @@
-//! Where a backbone is: a directory, or a repository of the Hugging Face hub.
+//! Finds a backbone in a directory or in a repository of the Hugging Face hub.
 
 use std::path::{Path, PathBuf};
 
@@ -8,12 +8,12 @@ use super::Config;
 use crate::diagnostic::Problem;
 use crate::terminal::note;
 
-/// The directory of a backbone. `hf:organisation/name` is looked up in the local cache of the hub;
-/// what is not there yet of `config.json`, `tokenizer.json` and `tokenizer_config.json` is downloaded. Anything else is a path
-/// relative to `base`.
+/// Finds the directory of a backbone. `hf:organisation/name` is looked up in the local cache of the hub. Of
+/// `config.json`, `tokenizer.json` and `tokenizer_config.json`, the missing files are downloaded. Any other name is a
+/// path relative to `base`.
 ///
 /// # Errors
-/// A download that failed.
+/// A download failed.
 pub fn locate(name: &str, base: &Path) -> Result<PathBuf, Problem> {
     let Some(repository) = name.strip_prefix("hf:") else {
         return Ok(base.join(name));
@@ -21,7 +21,7 @@ pub fn locate(name: &str, base: &Path) -> Result<PathBuf, Problem> {
     let get = repository_files(repository)?;
     get("tokenizer.json")?;
     if let Err(problem) = get("tokenizer_config.json") {
-        // Not every repository has one; what it says counts where it is there.
+        // Not every repository has this file, so we report only failures other than 404.
         if !problem.message.contains("404") {
             note(&format!(
                 "`tokenizer_config.json` is taken for absent: {}",
@@ -32,10 +32,10 @@ pub fn locate(name: &str, base: &Path) -> Result<PathBuf, Problem> {
     locate_config(name, base)
 }
 
-/// The same, of which nothing but `config.json` is downloaded.
+/// Like [`locate`], but downloads only `config.json`.
 ///
 /// # Errors
-/// A download that failed.
+/// A download failed.
 pub fn locate_config(name: &str, base: &Path) -> Result<PathBuf, Problem> {
     let Some(repository) = name.strip_prefix("hf:") else {
         return Ok(base.join(name));
@@ -44,11 +44,11 @@ pub fn locate_config(name: &str, base: &Path) -> Result<PathBuf, Problem> {
     Ok(config.parent().map(Path::to_path_buf).unwrap_or_default())
 }
 
-/// Downloads what the local cache does not have yet of the weights of `hf:organisation/name`, into the
-/// directory that [`locate`] gave. Does nothing for other names.
+/// Downloads the weights of `hf:organisation/name` into the directory that [`locate`] gave, unless the local
+/// cache already has them. Does nothing for other names.
 ///
 /// # Errors
-/// A download that failed.
+/// A download failed.
 pub fn fetch_weights(name: &str) -> Result<(), Problem> {
     let Some(repository) = name.strip_prefix("hf:") else {
         return Ok(());
@@ -69,7 +69,7 @@ pub fn fetch_weights(name: &str) -> Result<(), Problem> {
         .try_for_each(|shard| get(shard).map(drop))
 }
 
-/// Gets files of a repository of the hub, from the local cache where they are there.
+/// A function that gets a file of a hub repository, from the local cache if it is there.
 fn repository_files(
     repository: &str,
 ) -> Result<impl Fn(&str) -> Result<PathBuf, Problem> + use<'_>, Problem> {

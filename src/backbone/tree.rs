@@ -1,4 +1,4 @@
-//! The module tree that every family shows: paths, kinds, parameters and their shapes.
+//! The module tree, which is alike for all families: paths, kinds, parameters and their shapes.
 
 use std::collections::HashSet;
 
@@ -6,12 +6,12 @@ use super::architecture::{FeedForwardKind, Stack};
 use super::config::Config;
 use super::family::{Bias, Dimension, Head, HeadStep, Kind, ModuleEntry};
 
-/// What a node of the tree is, for those who want to place a delta on it.
+/// The kind of a node of the tree, which decides which deltas can be placed on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Site {
     /// A linear layer.
     Linear,
-    /// Several linear layers that a checkpoint stores as one; only its own name matches it.
+    /// Several linear layers that a checkpoint stores as one. A wildcard does not match it, only its own name does.
     Fused,
     /// A norm.
     Norm,
@@ -19,7 +19,7 @@ pub enum Site {
     Embedding,
     /// An attention as a whole, before its residual sum.
     Attention,
-    /// A decoder's attention to what the encoder made, as a whole.
+    /// A decoder's attention to the encoder's output, as a whole.
     CrossAttention,
     /// A feed-forward as a whole, before its residual sum.
     FeedForward,
@@ -30,7 +30,7 @@ pub enum Site {
 }
 
 impl Site {
-    /// What a person calls it.
+    /// The site in words, for messages.
     pub fn describe(self) -> &'static str {
         match self {
             Site::Linear => "a linear layer",
@@ -55,9 +55,9 @@ pub struct Module {
     pub site: Site,
     /// Its name in a checkpoint without the family's prefix; empty for groups.
     pub checkpoint_name: String,
-    /// Width of what goes in (linear) or of an entry (embedding).
+    /// Width of the input (linear) or of an entry (embedding).
     pub input: usize,
-    /// Width of what comes out (linear), or the number of entries (embedding).
+    /// Width of the output (linear), or number of entries (embedding).
     pub output: usize,
     /// Width of the keys, and of the values, of an attention; 0 elsewhere.
     pub keys: usize,
@@ -74,7 +74,8 @@ pub struct Parameter {
     pub shape: Vec<usize>,
     /// Where it is in a checkpoint.
     pub source: CheckpointTensor,
-    /// Fresh weights have the deviation of the root of 1 over this, times the backbone's; absent: the backbone's.
+    /// Fresh weights have the backbone's standard deviation, divided by the square root of this. If absent, nothing is
+    /// divided.
     pub fan: Option<usize>,
 }
 
@@ -90,24 +91,24 @@ impl Parameter {
 pub struct CheckpointTensor {
     /// The tensor's name, without the family's prefix.
     pub name: String,
-    /// A name that is taken before it where there is such a tensor.
+    /// A name that takes precedence over `name`, if there is such a tensor.
     pub preferred: Option<String>,
-    /// A name that is taken where there is no tensor of its own.
+    /// A name to use instead if there is no tensor `name`.
     pub fallback: Option<String>,
-    /// Tensors that hold the same where they are there.
+    /// Tensors that must equal this one, if the checkpoint has them.
     pub copies: Vec<String>,
-    /// Whether the family's prefix may stand before the name.
+    /// Whether the name may have the family's prefix.
     pub prefixed: bool,
     /// Whether the checkpoint has it as `(in, out)`.
     pub transposed: bool,
-    /// Which of `parts` equal parts of the outputs it is.
+    /// Its place among the `parts` equal parts of the outputs, from 0.
     pub part: usize,
     /// How many modules share the tensor.
     pub parts: usize,
 }
 
 impl CheckpointTensor {
-    /// The tensor's name as a checkpoint of a model with a head has it.
+    /// The tensor's name in a checkpoint of a model with a head.
     pub fn full_name(&self, prefix: &str) -> String {
         match self.prefixed {
             true => format!("{prefix}{}", self.name),
@@ -182,7 +183,7 @@ pub fn head_parameters(config: &Config, head: &Head, labels: usize) -> Vec<Param
         .collect()
 }
 
-/// The parameters of the family's language-model head; none where it has no such head.
+/// The parameters of the family's language-model head; empty if it has no such head.
 pub fn language_model_parameters(config: &Config) -> Vec<Parameter> {
     match config.family().heads.language_model() {
         Some(head) => head_parameters(config, head, 0),
@@ -190,7 +191,7 @@ pub fn language_model_parameters(config: &Config) -> Vec<Parameter> {
     }
 }
 
-/// The name of a module in a checkpoint, where there is such a module.
+/// The name of a module in a checkpoint; `None` if this backbone has no such module.
 fn name_of<'e>(config: &Config, entry: &'e ModuleEntry) -> Option<&'e str> {
     let gated = entry
         .gated
@@ -233,14 +234,14 @@ fn head_module(config: &Config, step: &HeadStep, labels: usize) -> Option<Module
         for parameter in &mut module.parameters {
             let leaf = parameter.path.rsplit('.').next().unwrap_or_default();
             let tied = std::mem::replace(&mut parameter.source.name, format!("{name}.{leaf}"));
-            // Where `config.json` ties them, the bias above the decoder is the decoder's, too.
+            // If `config.json` ties the head, the decoder's bias may be stored only in the module above it.
             parameter.source.fallback = (leaf == "bias" && !config.is_untied).then_some(tied);
         }
     }
     let untied = step.untied.as_ref().filter(|_| !config.is_head_own());
     for parameter in &mut module.parameters {
         parameter.source.prefixed = false;
-        // As transformers has it, the bias beside the decoder counts before the one above it.
+        // As in transformers, the decoder's own bias takes precedence over the one in the module above it.
         parameter.source.preferred = untied.map(|name| format!("{name}.bias"));
     }
     Some(module)
@@ -336,7 +337,7 @@ fn add_groups(
     }
 }
 
-/// A tied embedding is read from the head's decoder where the checkpoint has that alone.
+/// Lets a tied embedding be read from the head's decoder, for checkpoints that have only the decoder's weight.
 fn add_head_weight(modules: &mut [Module], config: &Config) {
     let head = config.family().heads.language_model();
     let step = head.and_then(|head| head.steps.last());

@@ -1,4 +1,4 @@
-//! Reading of safetensors: one file or an index of shards, in f64, f32, f16 or bf16.
+//! Reads safetensors: one file or an index of shards, in f64, f32, f16 or bf16.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::diagnostic::Problem;
 use crate::engine::WeightSource;
 use crate::text::quoted_list;
 
-/// Tensors on disk, mapped into memory: nothing is read before it is asked for.
+/// Tensors on disk, mapped into memory. The system reads their bytes only when they are used.
 pub struct Checkpoint {
     files: Vec<Arc<MappedFile>>,
     /// Name → file, start of that file's data, description.
@@ -97,7 +97,7 @@ impl Checkpoint {
         names
     }
 
-    /// A text that was stored beside the tensors of the first file.
+    /// A text from the metadata of the first file.
     pub fn metadata(&self, key: &str) -> Option<String> {
         let file = self.files.first()?;
         let (_, metadata) = SafeTensors::read_metadata(file.bytes()).ok()?;
@@ -119,7 +119,7 @@ impl Checkpoint {
     /// A tensor's elements as f32, and its shape.
     ///
     /// # Errors
-    /// No tensor of that name, or one of a type that is not f64, f32, f16 or bf16.
+    /// There is no tensor of that name, or its type is not f64, f32, f16 or bf16.
     pub fn read(&self, name: &str) -> Result<(Vec<f32>, Vec<usize>), Problem> {
         let (number, start, info) = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
         let file = &self.files[*number];
@@ -153,8 +153,8 @@ impl Checkpoint {
         Problem::new("delta::weights::missing_tensor", missing).help(help)
     }
 
-    /// The name under which a parameter is stored here, with or without the family's prefix, and
-    /// with the names that old BERT checkpoints use for norms.
+    /// The name under which this checkpoint stores a parameter. Tries names with and without the family's
+    /// prefix, and the names that old BERT checkpoints use for norms.
     pub fn find(&self, parameter: &Parameter, prefix: &str) -> Option<String> {
         let name = &parameter.source.name;
         let old = name
@@ -180,19 +180,19 @@ impl Checkpoint {
             .find(|name| self.has(name))
     }
 
-    /// A parameter's elements in our orientation, its part of a fused tensor cut out.
+    /// A parameter's elements, row by row as `(out, in)`. Of a fused tensor, gives only the parameter's part.
     ///
     /// # Errors
-    /// It is not there, or has another shape than the configuration says.
+    /// The tensor is missing, or its shape does not match the configuration.
     pub fn load(&self, parameter: &Parameter, prefix: &str) -> Result<Vec<f32>, Problem> {
         let stored = self.stored(parameter, prefix)?;
         Ok(stored.elements().into_owned())
     }
 
-    /// The name of a parameter's tensor, which has the shape that the parameter asks for.
+    /// The name of a parameter's tensor, after a check of the tensor's shape and copies.
     ///
     /// # Errors
-    /// It is not there, or has another shape.
+    /// The tensor is missing, has another shape, or differs from one of its copies.
     pub fn checked(&self, parameter: &Parameter, prefix: &str) -> Result<String, Problem> {
         let source = &parameter.source;
         let name = self
@@ -215,7 +215,7 @@ impl Checkpoint {
         Err(Problem::new("delta::weights::wrong_shape", message).help(help))
     }
 
-    /// Whether the copies of a tensor that are here are equal to it: what reads them reads the one tensor.
+    /// Checks that the copies of a tensor are equal to it, because we read only the one tensor.
     fn check_copies(
         &self,
         name: &str,
@@ -248,7 +248,7 @@ impl Checkpoint {
         }
     }
 
-    /// A parameter's elements, to be read when they are needed.
+    /// A parameter whose elements are read on demand.
     ///
     /// # Errors
     /// See [`Checkpoint::load`].
@@ -268,7 +268,7 @@ impl Checkpoint {
             .ok_or_else(|| self.unreadable(&name, *number, info))
     }
 
-    /// A hash of the files' names and contents, as hexadecimal text.
+    /// The SHA-256 hash of the contents of all files, as hexadecimal text.
     pub fn hash(&self) -> String {
         use sha2::{Digest, Sha256};
         let mut hasher = Sha256::new();
@@ -282,7 +282,7 @@ impl Checkpoint {
     }
 }
 
-/// Bytes of a file that are in memory at once while it is read from one end to the other.
+/// The most bytes of a file that are in memory at once while we hash it.
 const PIECE: usize = 8 << 20;
 
 #[cfg(test)]
@@ -290,8 +290,8 @@ mod tests {
     use super::*;
     use crate::backbone::{read_config, Tree};
 
-    /// What is read of a parameter is its part of what is in the file, also after its pages were given back, and what is
-    /// given of a range of it.
+    /// A mapped parameter must have the elements of its part of the file, also after its pages were released. A range
+    /// of it must have the matching elements.
     #[test]
     fn mapped_elements_are_those_of_the_file() {
         for fixture in ["bert_a", "gpt2"] {

@@ -1,4 +1,4 @@
-//! Tensors written as safetensors.
+//! Writes tensors as safetensors.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ use crate::disk::{self, Pending};
 /// Writes tensors in the safetensors format, with text metadata.
 ///
 /// # Errors
-/// The file cannot be written.
+/// A tensor has a number that is not finite, or the file cannot be written.
 pub fn write_tensors<V: AsRef<[f32]>>(
     path: &Path,
     tensors: &BTreeMap<String, (V, Vec<usize>)>,
@@ -45,7 +45,7 @@ pub fn write_tensors<V: AsRef<[f32]>>(
     file.complete().map_err(|e| failed(&e))
 }
 
-/// A tensor that becomes bytes when its turn has come.
+/// A tensor that is converted to bytes only when it is written, to save memory.
 struct Stored<'a> {
     values: &'a [f32],
     shape: &'a [usize],

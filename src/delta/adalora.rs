@@ -1,7 +1,6 @@
-//! AdaLoRA: `y = W x + b + s · B (E ⊙ (A x))` with `s = alpha / rank`. While it is trained, A and B
-//! are kept near orthogonal, and the least important of all modules' ranks are set to zero, until
-//! `target_rank` of them are left on average (Zhang et al., arXiv 2303.10512, eq. 3 and 4 and
-//! algorithm 1).
+//! AdaLoRA: `y = W x + b + s · B (E ⊙ (A x))` with `s = alpha / rank`. In training, a penalty keeps A and B
+//! nearly orthogonal. The least important ranks of all modules are set to zero, until each module has
+//! `target_rank` ranks left on average (Zhang et al., arXiv 2303.10512, eq. 3 and 4 and algorithm 1).
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -17,33 +16,33 @@ use crate::settings::Fields;
 /// Settings of AdaLoRA; the defaults are PEFT's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdaLora {
-    /// Ranks of a module at first; 12.
+    /// Initial rank of each module. Default: 12.
     pub rank: usize,
-    /// Ranks that are left of a module, on average; 8.
+    /// Average rank of a module at the end. Default: 8.
     pub target_rank: usize,
-    /// The scaling's numerator; 16 as for LoRA.
+    /// The scaling's numerator. Default: 16, as for our LoRA.
     pub alpha: f32,
-    /// Dropout of what A reads; 0.
+    /// Dropout of A's input. Default: 0.
     pub dropout: f32,
-    /// Steps before the first ranks go; 0.
+    /// Steps before the first ranks are removed. Default: 0.
     pub warmup: usize,
-    /// Steps at the end in which no rank goes; 0.
+    /// Steps at the end in which no ranks are removed. Default: 0.
     pub last: usize,
-    /// Steps between two choices; 1.
+    /// Steps from one choice of ranks to the next. Default: 1.
     pub interval: usize,
-    /// Share of the last sensitivity and uncertainty that is kept; 0.85 each.
+    /// Decay rates of the running means of sensitivity and uncertainty. Default: 0.85 each.
     pub betas: (f32, f32),
-    /// Weight of the penalty `mean ‖P Pᵀ − I‖` over all A and B; 0.5.
+    /// Weight of the penalty `mean ‖P Pᵀ − I‖` over all A and B. Default: 0.5.
     pub orthogonal: f32,
 }
 
 impl AdaLora {
-    /// s; what is added to the rank is PEFT's.
+    /// s. As in PEFT, a small number is added to the rank.
     fn scale(&self) -> f32 {
         self.alpha / (self.rank as f32 + 1e-5)
     }
 
-    /// The ranks of `modules` modules that may be left after a step, if it is one that chooses.
+    /// The number of ranks that all `modules` modules together may keep after a step; `None` if the step removes none.
     fn budget(&self, step: &Step, modules: usize) -> Option<usize> {
         let (first, target) = (self.rank * modules, self.target_rank * modules);
         let end = step.steps.saturating_sub(self.last);
@@ -59,7 +58,7 @@ impl AdaLora {
         is_due.then_some((excess + target as f64) as usize)
     }
 
-    /// Smooths `|p ∂p|` and how much it varies (eq. 8 to 10).
+    /// Updates the running means of the sensitivity `|p ∂p|` and of its uncertainty (eq. 8 to 10).
     fn remember(&self, step: &mut Step) {
         for (key, values) in &step.values {
             let Some(gradient) = step.gradients.get(key) else {
@@ -85,8 +84,8 @@ impl AdaLora {
         }
     }
 
-    /// How important each rank of a module is (eq. 7): that of its E and the means of its row of A
-    /// and its column of B.
+    /// The importance of each rank of a module (eq. 7): the score of its element of E, plus the mean scores
+    /// of its row of A and of its column of B.
     fn importance(&self, step: &Step, module: &str) -> Vec<f64> {
         let scores = |name: &str| -> Vec<f64> {
             let memory = |kind: &str| step.memory.get(&format!("{kind} {module}.{name}"));
@@ -127,7 +126,7 @@ impl AdaLora {
         self.apply(step, modules);
     }
 
-    /// Sets to zero what was not kept.
+    /// Sets the elements of E to zero for all ranks that were not kept.
     fn apply(&self, step: &mut Step, modules: &[String]) {
         for module in modules {
             let kept = step.memory.get(&format!("{KEPT} {module}"));
@@ -142,7 +141,7 @@ impl AdaLora {
     }
 }
 
-/// Kinds of memory.
+/// Prefixes of the keys in [`Step::memory`].
 const SENSITIVITY: &str = "sensitivity";
 const UNCERTAINTY: &str = "uncertainty";
 const KEPT: &str = "kept";
@@ -162,7 +161,7 @@ impl OnHost for AdaLora {
         let count = step.values.keys().filter(|id| is_factor(id)).count() as f32;
         let mut sum = 0.0;
         for (id, values) in step.values.iter().filter(|(id, _)| is_factor(id)) {
-            // P has its ranks in rows: A as it is, B transposed.
+            // P has one row per rank: it is A, or B transposed.
             let is_a = id.name() == "A";
             let rows = match is_a {
                 true => values.clone(),
@@ -279,7 +278,7 @@ impl DeltaMethod for AdaLora {
         true
     }
 
-    /// With all ranks: those that went are zeros of E, and PEFT computes the same.
+    /// Exports all ranks. A removed rank has a zero in E, so PEFT computes the same result.
     fn peft(&self) -> Option<PeftForm> {
         Some(PeftForm {
             tensors: &[("A", "lora_A"), ("B", "lora_B"), ("E", "lora_E")],
@@ -302,7 +301,7 @@ impl DeltaMethod for AdaLora {
         })
     }
 
-    /// E is a column there.
+    /// PEFT stores E as a column.
     fn peft_tensor(&self, _: &Module, parameter: &NewParameter) -> Option<PeftTensor> {
         let mut stored = self.peft()?.tensor(parameter)?;
         if parameter.name == "E" {
@@ -311,7 +310,7 @@ impl DeltaMethod for AdaLora {
         Some(stored)
     }
 
-    /// The scaling stays that of the initial rank where ranks were taken out.
+    /// If PEFT removed ranks, it still scales by the initial rank. We adjust `alpha` so that s stays the same.
     fn from_peft(config: &PeftConfig, module: &PeftModule) -> Option<Self> {
         if !is_kind(config, Self::PEFT_KIND) {
             return None;

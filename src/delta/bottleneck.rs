@@ -1,17 +1,17 @@
-//! What adapters have in common: `U f(D x)`, a projection to a narrow width and back.
+//! The common part of adapters: `U f(D x)`, a projection to a narrow width and back.
 
 use super::{At, Init, NewParameter};
 use crate::backbone::Module;
 use crate::engine::{ops, Activation, Matrix, Outcome};
 use crate::settings::Fields;
 
-/// The width inside, a fraction of the hidden width where it is not set.
+/// Reads the inner width. The default is `hidden / reduction`.
 pub(super) fn width(fields: &Fields, hidden: usize, reduction: usize) -> usize {
     let default = (hidden / reduction).max(1);
     fields.count("bottleneck", 1..=1_000_000).unwrap_or(default)
 }
 
-/// f.
+/// Reads f.
 pub(super) fn activation(fields: &Fields, default: Activation) -> Activation {
     let activations = [
         ("swish", Activation::Swish),
@@ -22,7 +22,7 @@ pub(super) fn activation(fields: &Fields, default: Activation) -> Activation {
     fields.choice("activation", &activations).unwrap_or(default)
 }
 
-/// What is wrong with a width at a module.
+/// Checks that an inner width does not exceed the module's output width.
 pub(super) fn check(width: usize, module: &Module) -> Result<(), String> {
     match width > module.output {
         true => Err(format!(
@@ -33,7 +33,7 @@ pub(super) fn check(width: usize, module: &Module) -> Result<(), String> {
     }
 }
 
-/// The parameters of D and U, biases at 0.
+/// The parameters of D and U, with biases at 0.
 pub(super) fn parameters(hidden: usize, width: usize, down: Init, up: Init) -> Vec<NewParameter> {
     vec![
         NewParameter::new("down.weight", [width, hidden], down),

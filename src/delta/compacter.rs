@@ -1,6 +1,6 @@
-//! Compacter (Karimi Mahabadi et al., arXiv 2106.04647, eq. 4 to 6): a bottleneck adapter behind a
-//! sub-layer whose weights are `W = Σᵢ Aᵢ ⊗ (sᵢ tᵢ)`, with the small `Aᵢ (n, n)` shared by all of
-//! the delta's modules.
+//! Compacter (Karimi Mahabadi et al., arXiv 2106.04647, eq. 4 to 6): a bottleneck adapter after a
+//! sub-layer. The adapter's weights are `W = Σᵢ Aᵢ ⊗ (sᵢ tᵢ)`, and all of the delta's modules share the small
+//! `Aᵢ (n, n)`.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,18 +12,18 @@ use crate::settings::Fields;
 /// Settings of Compacter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Compacter {
-    /// Width inside the adapter; a 32nd of the hidden width, as in AdapterHub.
+    /// Width inside the adapter. Default: a 32nd of the hidden width, as in AdapterHub.
     pub bottleneck: usize,
-    /// n, the number of Kronecker products in a sum; 4, as in the paper.
+    /// n, the number of Kronecker products in the sum. Default: 4, as in the paper.
     pub terms: usize,
-    /// Rank of `sᵢ tᵢ`; 1, as in the paper.
+    /// Rank of `sᵢ tᵢ`. Default: 1, as in the paper.
     pub rank: usize,
-    /// f; gelu, as in AdapterHub.
+    /// f. Default: gelu, as in AdapterHub.
     pub activation: Activation,
 }
 
 impl Compacter {
-    /// `W (out, in)` from the shared rules and the factors `s`, `t`.
+    /// Computes `W (out, in)` from the shared `rules` and the factors `s` and `t`.
     fn weight(&self, at: &At, [s, t]: [&str; 2]) -> Outcome<Matrix> {
         let (rules, s, t) = (at.matrix("rules")?, at.matrix(s)?, at.matrix(t)?);
         let out = s.shape().0;

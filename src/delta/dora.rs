@@ -1,5 +1,5 @@
-//! DoRA: `y = m / ‖W + s B A‖ ⊙ (W + s B A) x + b`, the norms taken row by row and without a
-//! gradient (Liu et al., arXiv 2402.09353, eq. 5 and section 4.3).
+//! DoRA: `y = m / ‖W + s B A‖ ⊙ (W + s B A) x + b`. The norm is taken of each row, and no gradient flows
+//! through it (Liu et al., arXiv 2402.09353, eq. 5 and section 4.3).
 
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +14,7 @@ use crate::settings::Fields;
 /// Settings of DoRA.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Dora {
-    /// The direction's change.
+    /// The low-rank change of the direction.
     #[serde(flatten)]
     pub low_rank: Lora,
 }
@@ -68,7 +68,7 @@ impl DeltaMethod for Dora {
         let Some(bias) = at.values.module_bias() else {
             return ops::scale_columns(&sum, &factors);
         };
-        // The bias is not scaled: it is taken out and put back.
+        // `y` includes the bias, which DoRA does not scale: subtract it first and add it again afterwards.
         let sum = ops::add_row(sum, &ops::scale(&bias, -1.0)?)?;
         ops::add_row(ops::scale_columns(&sum, &factors)?, &bias)
     }

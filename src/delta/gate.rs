@@ -1,11 +1,11 @@
-//! Gates (UniPELT: Mao et al., arXiv 2110.07577, section 3.2): what a delta changes is weighed by
+//! Gates (UniPELT: Mao et al., arXiv 2110.07577, section 3.2). A gate multiplies a delta's change by
 //! `G = mean over the tokens of σ(W x + b)`, one number for each sequence and module.
 
 use super::{At, Init, NewParameter, Preposition};
 use crate::backbone::{Module, Site};
 use crate::engine::{ops, Activation, Layout, Matrix, Outcome, Tensor};
 
-/// The parameters of a gate at a module; fresh as in AdapterHub.
+/// The parameters of a gate at a module, with the initial values of AdapterHub.
 pub(crate) fn parameters(module: &Module, method: Preposition) -> Vec<NewParameter> {
     let width = match method {
         Preposition::After => module.output,
@@ -17,7 +17,7 @@ pub(crate) fn parameters(module: &Module, method: Preposition) -> Vec<NewParamet
     ]
 }
 
-/// Whether a gate can stand at a module: inside a block, where whole sequences are at hand.
+/// Whether a module can be gated. A gate needs whole sequences, which only modules inside a block have.
 pub(crate) fn accepts(module: &Module) -> bool {
     let is_site = matches!(
         module.site,

@@ -1,5 +1,5 @@
-//! The bottleneck adapter of Houlsby et al., arXiv 1902.00751 (section 2.1): behind a sub-layer and
-//! before its residual sum, `y + U f(D y)`.
+//! The bottleneck adapter of Houlsby et al., arXiv 1902.00751 (section 2.1): `y + U f(D y)`, after a
+//! sub-layer and before its residual sum.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,14 +11,14 @@ use crate::settings::Fields;
 /// Settings of the Houlsby adapter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Houlsby {
-    /// Width inside the adapter; a sixteenth of the hidden width, as in AdapterHub.
+    /// Width inside the adapter. Default: a sixteenth of the hidden width, as in AdapterHub.
     pub bottleneck: usize,
-    /// f; swish, as in AdapterHub.
+    /// f. Default: swish, as in AdapterHub.
     pub activation: Activation,
 }
 
-/// Standard deviation of fresh weights, as in AdapterHub: so small that the adapter begins as
-/// nearly nothing.
+/// Initial weights, as in AdapterHub. The standard deviation is so small that a fresh adapter changes
+/// almost nothing.
 pub(super) const INIT: Init = Init::Normal(0.02);
 
 impl DeltaMethod for Houlsby {

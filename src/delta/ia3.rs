@@ -1,5 +1,5 @@
-//! (IA)³: learned factors on what keys and values give and on what the feed-forward's second layer
-//! reads (Liu et al., arXiv 2205.05638, section 3.3): `l ⊙ (W x + b)`, or `W (l ⊙ x) + b`.
+//! (IA)³: learned factors scale the outputs of the key and value layers, `l ⊙ (W x + b)`, and the input
+//! of the feed-forward's second layer, `W (l ⊙ x) + b` (Liu et al., arXiv 2205.05638, section 3.3).
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -15,24 +15,24 @@ use crate::settings::Fields;
 /// Settings of (IA)³.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ia3 {
-    /// What the factors are on; as in the paper where it is not set.
+    /// What the factors scale. Default: as in the paper.
     pub on: Scaled,
 }
 
-/// What factors are on.
+/// What the factors scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Scaled {
-    /// What the feed-forward's second layer reads, and what all others give.
+    /// The input of the feed-forward's second layer, and the output of every other module.
     Usual,
-    /// What modules read.
+    /// The input of every module.
     Input,
-    /// What modules give.
+    /// The output of every module.
     Output,
 }
 
 impl Ia3 {
-    /// Whether the factors are on what the module at this path reads.
+    /// Whether the factors scale the input of the module at this path.
     fn scales_input(&self, path: &str) -> bool {
         match self.on {
             Scaled::Usual => path.ends_with(".ff.down"),
@@ -114,7 +114,7 @@ impl DeltaMethod for Ia3 {
         })
     }
 
-    /// PEFT has columns, or rows where it scales what a module reads.
+    /// PEFT stores the factors as a column, or as a row if they scale the module's input.
     fn peft_tensor(&self, module: &Module, parameter: &NewParameter) -> Option<PeftTensor> {
         let count = parameter.count();
         Some(PeftTensor {

@@ -1,12 +1,12 @@
-//! What a parameter is.
+//! Identifies the parameters of deltas and heads.
 
 use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::fmt;
 use std::sync::Arc;
 
-/// A parameter that a pipeline has beside its backbone's own: which delta or head it belongs to, and its name there.
-/// It is shown, stored and ordered as its dotted path.
+/// Identifies a parameter of a delta or a head by its owner and its name there. We show, store and order ids by their
+/// dotted paths.
 #[derive(Clone, Debug)]
 pub struct ParameterId {
     path: Arc<str>,
@@ -15,15 +15,15 @@ pub struct ParameterId {
     name_start: usize,
 }
 
-/// Whose a parameter is.
+/// The owner of a parameter.
 #[derive(Clone, Debug)]
 enum Owner {
-    /// A delta's, at one of its sites or for all of them.
+    /// A delta. Without a site, all sites share the parameter.
     Delta {
         name: Arc<str>,
         site: Option<Arc<str>>,
     },
-    /// The head's of a task.
+    /// The head of a task.
     Head,
 }
 
@@ -38,7 +38,8 @@ impl ParameterId {
         ParameterId::of(&module, name, owner)
     }
 
-    /// `DELTA.NAME`: one that all sites of a delta share, or what it unfreezes, whose name is a path of the backbone.
+    /// `DELTA.NAME`: a parameter that all sites of a delta share, or one that the delta unfreezes. An unfrozen
+    /// parameter has its path in the backbone as its name.
     pub fn of_delta(delta: &str, name: &str) -> Self {
         let owner = Owner::Delta {
             name: delta.into(),
@@ -70,12 +71,12 @@ impl ParameterId {
         &self.path[self.name_start..]
     }
 
-    /// What stands before its name: `DELTA.SITE`.
+    /// The path without the name, such as `DELTA.SITE`.
     pub fn module(&self) -> &str {
         &self.path[..self.name_start - 1]
     }
 
-    /// The delta that it belongs to, if it is no head's.
+    /// The delta that it belongs to, unless it belongs to a head.
     pub fn delta(&self) -> Option<&str> {
         match &self.owner {
             Owner::Delta { name, .. } => Some(name),

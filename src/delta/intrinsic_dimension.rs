@@ -1,7 +1,7 @@
-//! Intrinsic dimension: `y = (W + P z) x + b` with one small `z` for all modules and a projection P
-//! of each module, drawn from the seed and never trained (DID: Li et al., arXiv 1804.08838, eq. 2;
-//! Aghajanyan et al., arXiv 2012.13255, section 3). With `structure_aware = on`, `W + λ P z` with a
-//! λ of each module (SAID: section 3.1 there; their code has one for each weight, too).
+//! Intrinsic dimension: `y = (W + P z) x + b`. All modules share one small `z`. Each module has its own
+//! projection P, which is drawn from the seed and never trained (DID: Li et al., arXiv 1804.08838, eq. 2;
+//! Aghajanyan et al., arXiv 2012.13255, section 3). With `structure_aware = on`, each module also has a λ:
+//! `W + λ P z` (SAID: section 3.1 there; their code also has one λ for each weight).
 
 use serde::{Deserialize, Serialize};
 
@@ -13,14 +13,14 @@ use crate::settings::Fields;
 /// Settings of intrinsic dimension.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct IntrinsicDimension {
-    /// Numbers in z.
+    /// Length of z.
     pub dimension: usize,
     /// Whether each module has a λ.
     pub structure_aware: bool,
 }
 
 impl IntrinsicDimension {
-    /// The module's projection; its seed is a parameter, so that it stays with the delta.
+    /// The module's projection. Its seed is a parameter, so that it is saved with the delta.
     fn projection(&self, seed: &[f32], length: usize) -> Fastfood {
         let bits = seed.iter().map(|part| u64::from(part.to_bits()));
         Fastfood {

@@ -1,6 +1,6 @@
-//! The enum of all methods, written from the list in `mod.rs`.
+//! The enum of all methods, generated from the list in `mod.rs`.
 
-/// Writes the enum of all methods and the calls that go to each.
+/// Generates the enum of all methods and forwards every call to the method in it.
 macro_rules! methods {
     ($($file:ident::$method:ident,)*) => {
         /// A method with its settings.
@@ -35,7 +35,7 @@ macro_rules! methods {
                 match self { $(Method::$method(_) => $file::$method::NAME,)* }
             }
 
-            /// How it stands to its modules.
+            /// See [`DeltaMethod::PREPOSITION`].
             pub fn preposition(&self) -> Preposition {
                 match self { $(Method::$method(_) => $file::$method::PREPOSITION,)* }
             }
@@ -99,7 +99,7 @@ macro_rules! methods {
             /// See [`DeltaMethod::input`].
             ///
             /// # Errors
-            /// What the device reports.
+            /// The device fails, for example for want of memory.
             pub fn input(
                 &self,
                 at: &At,
@@ -111,7 +111,7 @@ macro_rules! methods {
             /// See [`DeltaMethod::forward`].
             ///
             /// # Errors
-            /// What the device reports.
+            /// The device fails, for example for want of memory.
             pub fn forward(
                 &self,
                 at: &At,
@@ -124,7 +124,7 @@ macro_rules! methods {
             /// See [`DeltaMethod::look_up`].
             ///
             /// # Errors
-            /// What the device reports.
+            /// The device fails, for example for want of memory.
             pub fn look_up(
                 &self,
                 at: &At,
@@ -137,7 +137,7 @@ macro_rules! methods {
             /// See [`DeltaMethod::prefix`].
             ///
             /// # Errors
-            /// What the device reports.
+            /// The device fails, for example for want of memory.
             pub fn prefix(
                 &self,
                 at: &At,
@@ -148,7 +148,7 @@ macro_rules! methods {
             /// See [`DeltaMethod::prompt`].
             ///
             /// # Errors
-            /// What the device reports.
+            /// The device fails, for example for want of memory.
             pub fn prompt(&self, at: &At) -> Outcome<Option<Matrix>> {
                 match self { $(Method::$method(method) => method.prompt(at),)* }
             }

@@ -16,9 +16,9 @@ use crate::settings::Fields;
 /// Settings of LoHa.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Loha {
-    /// Rank of each of the two products; 8 as in PEFT.
+    /// Rank of each of the two products. Default: 8, as in PEFT.
     pub rank: usize,
-    /// The scaling's numerator; 8 as in PEFT.
+    /// The scaling's numerator. Default: 8, as in PEFT.
     pub alpha: f32,
 }
 

@@ -1,5 +1,5 @@
-//! LoKr: `ΔW = s · W₁ ⊗ W₂` with `s = alpha / rank`, and `W₂ = B A` where that is smaller (Yeh et
-//! al., arXiv 2309.14859, section 3.2; dimensions are divided as PEFT's LoKr divides them).
+//! LoKr: `ΔW = s · W₁ ⊗ W₂` with `s = alpha / rank`, and `W₂ = B A` if that is smaller (Yeh et al.,
+//! arXiv 2309.14859, section 3.2). Dimensions are split into factors as in PEFT's LoKr.
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -17,13 +17,13 @@ use crate::settings::Fields;
 /// Settings of LoKr.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Lokr {
-    /// Rank of W₂; 8 as in PEFT.
+    /// Rank of W₂. Default: 8, as in PEFT.
     pub rank: usize,
-    /// The scaling's numerator; 8 as in PEFT.
+    /// The scaling's numerator. Default: 8, as in PEFT.
     pub alpha: f32,
 }
 
-/// The two factors of `size` that are nearest to each other, the smaller first.
+/// Splits `size` into the two factors that are closest to each other. The smaller comes first.
 fn factors(size: usize) -> (usize, usize) {
     let mut small = (size as f64).sqrt() as usize;
     while !size.is_multiple_of(small) {
@@ -47,7 +47,7 @@ impl Shapes {
         Shapes { l, m, k, n }
     }
 
-    /// Whether W₂ is a product of two.
+    /// Whether W₂ is stored as a product of two matrices.
     fn is_divided(&self, rank: usize) -> bool {
         2 * rank < self.k.max(self.n)
     }

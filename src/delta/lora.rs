@@ -2,7 +2,7 @@
 //! (Hu et al., arXiv 2106.09685, eq. 3), or `s = alpha / √rank` (rsLoRA: Kalajdzievski,
 //! arXiv 2312.03732, section 3). With `init = pissa`, A and B begin as A₀ and B₀, the principal
 //! singular vectors of W, and `y = (W − s · B₀ A₀) x + b + s · B A x` (Meng et al.,
-//! arXiv 2404.02948, eq. 2 to 5). At an embedding table, `E + s · A Bᵀ`.
+//! arXiv 2404.02948, eq. 2 to 5). An embedding table E becomes `E + s · A Bᵀ`.
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -18,16 +18,16 @@ use crate::settings::Fields;
 /// Settings of LoRA.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Lora {
-    /// Columns of B and rows of A; 8 as in OpenDelta and PEFT.
+    /// Columns of B and rows of A. Default: 8, as in OpenDelta and PEFT.
     pub rank: usize,
-    /// The scaling's numerator; 16 as in OpenDelta.
+    /// The scaling's numerator. Default: 16, as in OpenDelta.
     pub alpha: f32,
-    /// The scaling's denominator; the rank, as in the paper.
+    /// The scaling's denominator. Default: the rank, as in the paper.
     #[serde(default)]
     pub scaling: Scaling,
-    /// Dropout of what A reads; 0 as in PEFT.
+    /// Dropout of A's input. Default: 0, as in PEFT.
     pub dropout: f32,
-    /// How A and B begin; as in the paper.
+    /// Initial values of A and B. Default: as in the paper.
     #[serde(default)]
     pub init: LoraInit,
 }
@@ -43,19 +43,19 @@ pub enum Scaling {
     RankStabilized,
 }
 
-/// How A and B begin.
+/// Initial values of A and B.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LoraInit {
     /// A at random, B at zero.
     #[default]
     Standard,
-    /// As principal singular vectors, which are taken out of the weight.
+    /// Principal singular vectors of the weight, from which their product is subtracted.
     Pissa,
 }
 
 impl Scaling {
-    /// s
+    /// The factor s for this `alpha` and `rank`.
     pub fn of(self, alpha: f32, rank: usize) -> f32 {
         match self {
             Scaling::Standard => alpha / rank as f32,
@@ -65,7 +65,7 @@ impl Scaling {
 }
 
 impl Lora {
-    /// Everything but the init.
+    /// Reads all settings except `init`.
     pub(super) fn read_settings(fields: &Fields) -> Self {
         let scalings = [
             ("standard", Scaling::Standard),
@@ -80,12 +80,12 @@ impl Lora {
         }
     }
 
-    /// s
+    /// The factor s.
     pub fn scale(&self) -> f32 {
         self.scaling.of(self.alpha, self.rank)
     }
 
-    /// The rank of what it adds to a weight.
+    /// The rank of its change to a weight. It doubles for PiSSA, which also subtracts `s · B₀ A₀`.
     pub fn full_rank(&self) -> usize {
         match self.init {
             LoraInit::Standard => self.rank,
@@ -99,7 +99,7 @@ impl Lora {
         ops::add_low_rank(y, &x, &at.weight("A"), &at.weight("B"), self.scale())
     }
 
-    /// `s · B A (out, in)`, less what it began as where that was taken out of the weight.
+    /// The change to a weight: `s · B A (out, in)`, or `s · (B A − B₀ A₀)` for PiSSA.
     pub(super) fn product(&self, module: &Module, tensor: &dyn Fn(&str) -> Vec<f32>) -> Vec<f32> {
         let mut change = product(&tensor("B"), &tensor("A"), module.input, self.scale());
         if self.init == LoraInit::Pissa {
@@ -112,7 +112,7 @@ impl Lora {
     }
 }
 
-/// A₀ and B₀ of PiSSA.
+/// The names of PiSSA's A₀ and B₀.
 pub(crate) const INITIAL: [&str; 2] = ["A_initial", "B_initial"];
 
 /// `scale · B A` of `B (out, rank)` and `A (rank, input)`, on the host.
@@ -271,7 +271,7 @@ impl DeltaMethod for Lora {
             },
             dropout: 0.0,
             init: match init {
-                // At an embedding table PEFT begins every kind plainly.
+                // PEFT initializes an embedding table in the standard way, whatever this setting says.
                 Some("pissa") if !module.is_embedding => LoraInit::Pissa,
                 _ => LoraInit::Standard,
             },
@@ -279,7 +279,7 @@ impl DeltaMethod for Lora {
     }
 }
 
-/// A matrix of `columns` columns with rows and columns exchanged.
+/// Transposes a matrix with `columns` columns.
 pub(crate) fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
     let rows = values.len() / columns.max(1);
     let places = (0..columns).flat_map(|column| (0..rows).map(move |row| (row, column)));
@@ -288,7 +288,7 @@ pub(crate) fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
         .collect()
 }
 
-/// What is wrong with a rank at a linear layer.
+/// Checks that a rank does not exceed the smaller dimension of a linear layer.
 pub(super) fn check_rank(rank: usize, module: &Module) -> Result<(), String> {
     let (input, output) = (module.input, module.output);
     match rank > input.min(output) {

@@ -1,5 +1,5 @@
-//! The low-rank adapter of OpenDelta (`LowRankAdapterModel`): a bottleneck adapter behind a
-//! sub-layer, `y + U f(D y)`, whose D and U are each a product of two low-rank factors and a bias.
+//! The low-rank adapter of OpenDelta (`LowRankAdapterModel`): a bottleneck adapter after a sub-layer,
+//! `y + U f(D y)`. D and U each have a product of two low-rank factors as their weight, and a bias.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,11 +11,11 @@ use crate::settings::Fields;
 /// Settings of the low-rank adapter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LowRankAdapter {
-    /// Width inside the adapter; a 32nd of the hidden width, as in OpenDelta.
+    /// Width inside the adapter. Default: a 32nd of the hidden width, as in OpenDelta.
     pub bottleneck: usize,
-    /// Rank of D and U; 1, as in OpenDelta.
+    /// Rank of D and U. Default: 1, as in OpenDelta.
     pub rank: usize,
-    /// f; gelu, as in OpenDelta.
+    /// f. Default: gelu, as in OpenDelta.
     pub activation: Activation,
 }
 

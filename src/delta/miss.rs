@@ -1,5 +1,5 @@
-//! MiSS (formerly Bone): `y = W x + b + Dᵀ S x`, where S sums what is read over every `rank`-th
-//! column, so that D is all that is stored (Kang and Yin, arXiv 2409.15371, section 3).
+//! MiSS (formerly Bone): `y = W x + b + Dᵀ S x`. The fixed S sums every `rank`-th column of the input, so
+//! only D is stored (Kang and Yin, arXiv 2409.15371, section 3).
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -15,9 +15,9 @@ use crate::settings::Fields;
 /// Settings of MiSS.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Miss {
-    /// Rows of D; 64 as in PEFT.
+    /// Rows of D. Default: 64, as in PEFT.
     pub rank: usize,
-    /// Dropout of what S reads; 0 as in PEFT.
+    /// Dropout of S's input. Default: 0, as in PEFT.
     pub dropout: f32,
 }
 
@@ -90,7 +90,7 @@ impl DeltaMethod for Miss {
     }
 
     fn from_peft(config: &PeftConfig, module: &PeftModule) -> Option<Self> {
-        // "bat" and "mini" have other blocks.
+        // PEFT's variants "bat" and "mini" have other blocks, which we do not support.
         let is_plain = !config
             .get("init_weights")
             .is_some_and(|init| init.is_string());

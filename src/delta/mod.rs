@@ -1,8 +1,8 @@
-//! The methods of delta tuning, one file each: its settings, where it may sit, its parameters and
-//! their init, its forward pass in engine operations, its form in PEFT.
+//! The methods of delta tuning, one file each. A file has the method's settings, its possible sites,
+//! its parameters and their initialization, its forward pass in engine operations, and its form in PEFT.
 //!
-//! In: typed settings, activations. Out: parameters to train, activations. It knows nothing of
-//! training. A new method is a file beside [`lora`] and a line in the list below.
+//! In: typed settings, activations. Out: parameters to train, activations. Methods know nothing of
+//! training. To add a method, add a file beside [`lora`] and a line to the list below.
 
 mod adalora;
 mod bottleneck;
@@ -67,34 +67,34 @@ list::methods! {
     p_tuning::PTuning,
 }
 
-/// What a method is. What a method does not do has a default.
+/// A method of delta tuning. Everything optional has a default implementation.
 pub trait DeltaMethod: Sized {
     /// Its name in the language.
     const NAME: &'static str;
-    /// How it stands to its modules.
+    /// Its position relative to its modules: on, after, beside or before them.
     const PREPOSITION: Preposition;
     /// The paper that it is from.
     const PAPER: &'static str;
-    /// Where it can sit, as advice: "choose linear layers, such as `block.*.attn.{q,v}`".
+    /// Advice on where to place it: "choose linear layers, such as `block.*.attn.{q,v}`".
     const SITES: &'static str;
 
-    /// What PEFT calls it (`peft_type`), for a method that sits at linear layers or embedding tables
-    /// and has a [`peft`](DeltaMethod::peft) form.
+    /// Its `peft_type` in PEFT, for a method that sits at linear layers or embedding tables and has a
+    /// [`peft`](DeltaMethod::peft) form.
     const PEFT_KIND: Option<&'static str> = None;
 
-    /// Whether a gate can weigh what it changes: not what it does to embeddings or to inputs.
+    /// Whether a gate can scale its change. A change of embeddings or of a module's input cannot be gated.
     const CAN_BE_GATED: bool = true;
 
-    /// Reads its settings from a block; what is wrong is reported through `fields`.
+    /// Reads its settings from a block, and reports mistakes through `fields`.
     fn read(fields: &Fields, config: &Config) -> Self;
 
-    /// Whether it can sit there.
+    /// Whether it can be placed at this kind of site.
     fn accepts(site: Site) -> bool;
 
-    /// What is wrong with these settings on this module, in one sentence.
+    /// Checks these settings against a module.
     ///
     /// # Errors
-    /// The sentence.
+    /// One sentence that says what is wrong.
     fn check(&self, _module: &Module) -> Result<(), String> {
         Ok(())
     }
@@ -107,78 +107,78 @@ pub trait DeltaMethod: Sized {
         Vec::new()
     }
 
-    /// Texts in its settings whose tokens it needs; they are looked up before anything runs.
+    /// Texts in its settings whose tokens it needs. Planning looks these tokens up.
     fn texts(&self) -> Vec<&str> {
         Vec::new()
     }
 
-    /// Takes the tokens of its [`texts`](DeltaMethod::texts), each at least one.
+    /// Takes the tokens of its [`texts`](DeltaMethod::texts), in the same order. Every text has at least one token.
     ///
     /// # Errors
-    /// What is wrong with them, in one sentence.
+    /// One sentence that says what is wrong with them.
     fn set_tokens(&mut self, _tokens: Vec<Vec<usize>>) -> Result<(), String> {
         Ok(())
     }
 
-    /// The number of rows that it puts before every sequence, or before its keys. They take places
-    /// of the position table.
+    /// The number of rows that it puts before every sequence or before every sequence's keys. Each takes a
+    /// position.
     fn tokens(&self) -> usize {
         0
     }
 
-    /// What the module reads, `x (rows, in)`, with the delta.
+    /// Changes the module's input, `x (rows, in)`.
     ///
     /// # Errors
-    /// What the device reports.
+    /// The device fails, for example for want of memory.
     fn input(&self, _at: &At, x: Matrix) -> Outcome<Matrix> {
         Ok(x)
     }
 
-    /// The module's result with the delta: `x (rows, in)` is what the module reads, `y (rows, out)`
-    /// what it gives, deltas that stand earlier in the file included.
+    /// Changes the module's output, `y (rows, out)`, to which deltas earlier in the file have already been
+    /// applied. `x (rows, in)` is the module's input.
     ///
     /// # Errors
-    /// What the device reports.
+    /// The device fails, for example for want of memory.
     fn forward(&self, _at: &At, _x: &Matrix, y: Matrix) -> Outcome<Matrix> {
         Ok(y)
     }
 
-    /// What an embedding table gives with the delta: `y (rows, width)` are its rows `indices`.
+    /// Changes rows looked up in an embedding table: `y (rows, width)`, the table's rows `indices`.
     ///
     /// # Errors
-    /// What the device reports.
+    /// The device fails, for example for want of memory.
     fn look_up(&self, _at: &At, _indices: &[usize], y: Matrix) -> Outcome<Matrix> {
         Ok(y)
     }
 
-    /// Keys and values, `(tokens, hidden)` each, that an attention sees before its own.
+    /// Keys and values, `(tokens, hidden)` each, that an attention puts before every sequence's own.
     ///
     /// # Errors
-    /// What the device reports.
+    /// The device fails, for example for want of memory.
     fn prefix(&self, _at: &At) -> Outcome<Option<[Matrix; 2]>> {
         Ok(None)
     }
 
-    /// Embeddings, `(tokens, hidden)`, that stand before those of every sequence.
+    /// Embeddings, `(tokens, hidden)`, that are put before or inside every sequence.
     ///
     /// # Errors
-    /// What the device reports.
+    /// The device fails, for example for want of memory.
     fn prompt(&self, _at: &At) -> Outcome<Option<Matrix>> {
         Ok(None)
     }
 
-    /// The probability of a dropout of its own, which is drawn anew in every step.
+    /// The probability of the method's own dropout, whose mask is drawn anew in every step.
     fn dropout(&self) -> f32 {
         0.0
     }
 
-    /// What it does on the host in every step of a stage that trains it.
+    /// The part of the method that runs on the host in every step of a stage that trains it, if there is one.
     fn on_host(&self) -> Option<&dyn OnHost> {
         None
     }
 
-    /// Folds the delta into a linear layer or an embedding table, where that can be done; `tensor` gives a parameter's
-    /// elements. Returns whether it was done.
+    /// Folds the delta into the weights of a linear layer or an embedding table. `tensor` gives the elements of the
+    /// delta's parameter of that name. Returns false, and changes nothing, if the method cannot be folded.
     fn fold(
         &self,
         _module: &Module,
@@ -188,7 +188,7 @@ pub trait DeltaMethod: Sized {
         false
     }
 
-    /// The kind of PEFT's adapters that holds it.
+    /// The kind of PEFT adapter that can hold it.
     fn peft_adapter(&self) -> PeftAdapter<'_> {
         match self.peft() {
             Some(_) => PeftAdapter::Tensors,
@@ -196,8 +196,8 @@ pub trait DeltaMethod: Sized {
         }
     }
 
-    /// Of a method that has a setting in PEFT which lists some of its modules: the setting, and whether a module is
-    /// in it.
+    /// The PEFT setting that lists some of the method's modules, and whether it lists this module; `None` if the
+    /// method has no such setting.
     fn peft_list(&self, _module: &Module) -> Option<(&'static str, bool)> {
         None
     }
@@ -207,8 +207,8 @@ pub trait DeltaMethod: Sized {
         None
     }
 
-    /// How PEFT stores one of its parameters at a module: as ours, under the suffix that
-    /// [`peft`](DeltaMethod::peft) has for it.
+    /// How PEFT stores one of its parameters at a module. By default PEFT stores it as we do, under the
+    /// suffix that [`peft`](DeltaMethod::peft) has for it.
     fn peft_tensor(&self, _module: &Module, parameter: &NewParameter) -> Option<PeftTensor> {
         self.peft()?.tensor(parameter)
     }
@@ -219,42 +219,42 @@ pub trait DeltaMethod: Sized {
     }
 }
 
-/// What a method does on the host in every step of a stage that trains it.
+/// The part of a method that runs on the host in every step of a stage that trains it.
 pub trait OnHost {
-    /// What is wrong with a stage of so many steps, in one sentence.
+    /// Checks the settings against a stage of `steps` steps.
     ///
     /// # Errors
-    /// The sentence.
+    /// One sentence that says what is wrong.
     fn check_steps(&self, steps: usize) -> Result<(), String>;
 
-    /// Adds the gradient of a penalty on its parameters to the gradients, and gives the penalty,
-    /// which is a part of the loss.
+    /// Adds the gradient of a penalty on its parameters to the gradients. Returns the penalty, which is
+    /// part of the loss.
     ///
     /// # Errors
-    /// What the device reports.
+    /// The device fails, for example for want of memory.
     fn penalty(&self, step: &mut Step) -> Outcome<f32>;
 
-    /// Changes its parameters after the optimizer did.
+    /// Changes its parameters after the optimizer's step.
     fn allocate(&self, step: &mut Step);
 }
 
-/// A delta in a step of a stage that trains it, on the host.
+/// The state of a delta on the host, in one training step.
 pub struct Step<'a> {
-    /// The step, from 1.
+    /// The number of the step, from 1.
     pub number: usize,
     /// The steps of the stage.
     pub steps: usize,
     /// The delta's trained parameters.
     pub values: BTreeMap<ParameterId, Vec<f32>>,
-    /// Their gradients, and those of others.
+    /// The gradients of these parameters, and those of all other trained ones.
     pub gradients: &'a mut BTreeMap<ParameterId, Vec<f32>>,
-    /// Where they are computed.
+    /// The device for products.
     pub device: &'a Device,
-    /// What is to be known in the next step.
+    /// Values that the method keeps from one step to the next, under keys of its own.
     pub memory: &'a mut BTreeMap<String, Vec<f32>>,
 }
 
-/// What a PEFT configuration says of one module, patterns applied.
+/// The settings of a PEFT configuration for one module, with its patterns applied.
 pub struct PeftModule {
     /// `r`
     pub rank: usize,
@@ -272,7 +272,7 @@ pub type PeftConfig = serde_json::Map<String, serde_json::Value>;
 /// A kind of PEFT's adapters.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum PeftAdapter<'m> {
-    /// Low-rank products; several at a module become one.
+    /// Low-rank products. Several at one module are merged into one.
     LowRank(&'m Lora),
     /// Rows of an embedding table, alone or beside low-rank products.
     Rows(&'m TrainableTokens),
@@ -280,24 +280,24 @@ pub enum PeftAdapter<'m> {
     Prompt,
     /// Keys and values before those of attentions.
     Prefix,
-    /// Tensors at modules, one after the other, by the names that [`DeltaMethod::peft`] has for them.
+    /// Tensors at modules, each under the name that [`DeltaMethod::peft`] has for it.
     Tensors,
-    /// PEFT has none.
+    /// PEFT has no adapter for the method.
     None,
 }
 
 /// How PEFT stores a method.
 pub struct PeftForm {
-    /// The tensors of a site: our name, and PEFT's suffix.
+    /// The tensors of a site: our name and PEFT's suffix of each.
     pub tensors: &'static [(&'static str, &'static str)],
-    /// The tensors that sites share.
+    /// The tensors that all sites share: our name and PEFT's suffix of each.
     pub shared: &'static [(&'static str, &'static str)],
     /// The settings in `adapter_config.json`.
     pub settings: serde_json::Value,
 }
 
 impl PeftForm {
-    /// A parameter as it is, under its suffix.
+    /// A parameter that PEFT stores unchanged, under its suffix.
     fn tensor(&self, parameter: &NewParameter) -> Option<PeftTensor> {
         let found = self
             .tensors
@@ -313,11 +313,11 @@ impl PeftForm {
 
 /// How PEFT stores one parameter.
 pub struct PeftTensor {
-    /// What stands behind the module's name.
+    /// The part of the tensor's name after the module's name.
     pub suffix: &'static str,
     /// Its shape there.
     pub shape: Vec<usize>,
-    /// Whether rows and columns are exchanged.
+    /// Whether PEFT stores it transposed.
     pub is_transposed: bool,
 }
 
@@ -326,7 +326,7 @@ fn is_kind(config: &PeftConfig, kind: Option<&str>) -> bool {
     config.get("peft_type").and_then(|value| value.as_str()) == kind
 }
 
-/// A switch of a PEFT configuration; off where it is absent.
+/// Whether a switch of a PEFT configuration is on. An absent switch is off.
 fn is_on(config: &PeftConfig, key: &str) -> bool {
     config.get(key).and_then(|value| value.as_bool()) == Some(true)
 }
@@ -351,17 +351,17 @@ impl Folded {
     }
 }
 
-/// What a method sees of the graph at one site.
+/// A method's view of the graph at one site.
 pub struct At<'a> {
-    /// The values that the delta and its module have.
+    /// The parameters of the delta and its module.
     pub values: &'a dyn Values,
     /// Which rows make up which sequence.
     pub layout: &'a Layout,
-    /// The sub-layer's residual, where the site is one.
+    /// The sub-layer's residual, if the site is a sub-layer.
     pub residual: Option<&'a Matrix>,
 }
 
-/// Parameters and places of one site.
+/// The parameters, norm and dropout of one site.
 pub trait Values {
     /// A parameter `(out, in)` of the site, or one that the delta's sites share.
     fn weight(&self, name: &str) -> Weight;
@@ -373,15 +373,15 @@ pub trait Values {
     fn module_weight(&self) -> Weight;
     /// The module's own bias, `(out)`.
     fn module_bias(&self) -> Option<Vector>;
-    /// The layer norm behind the residual sum, where the family has one there.
+    /// Applies the norm after the residual sum. Pre-norm families have none there, and `sum` stays as it is.
     ///
     /// # Errors
-    /// What the device reports.
+    /// The device fails, for example for want of memory.
     fn norm(&self, sum: &Matrix) -> Outcome<Matrix>;
     /// Dropout, active in training only.
     ///
     /// # Errors
-    /// What the device reports.
+    /// The device fails, for example for want of memory.
     fn dropout(&self, x: &Matrix, layout: &Layout, probability: f32) -> Outcome<Matrix>;
 }
 
@@ -391,10 +391,10 @@ impl At<'_> {
         self.values.weight(name)
     }
 
-    /// The same as a tensor.
+    /// Like [`At::weight`], but as a tensor.
     ///
     /// # Errors
-    /// What the device reports.
+    /// The device fails, for example for want of memory.
     pub fn matrix(&self, name: &str) -> Outcome<Matrix> {
         self.values.weight(name).matrix()
     }
@@ -407,7 +407,7 @@ impl At<'_> {
     /// `W x + b` with the parameters of these names.
     ///
     /// # Errors
-    /// What the device reports.
+    /// The device fails, for example for want of memory.
     pub fn linear(&self, [weight, bias]: [&str; 2], x: &Matrix) -> Outcome<Matrix> {
         ops::linear(x, &self.weight(weight), Some(&self.vector(bias)))
     }
@@ -415,7 +415,7 @@ impl At<'_> {
     /// Dropout, active in training only.
     ///
     /// # Errors
-    /// What the device reports.
+    /// The device fails, for example for want of memory.
     pub fn dropout(&self, x: &Matrix, probability: f32) -> Outcome<Matrix> {
         self.values.dropout(x, self.layout, probability)
     }

@@ -1,4 +1,4 @@
-//! P-tuning (Liu et al., arXiv 2103.10385, section 3.2): a prompt that comes out of an encoder. The
+//! P-tuning (Liu et al., arXiv 2103.10385, section 3.2): an encoder computes the prompt. The
 //! encoder is PEFT's MLP: `P = W₃ f(W₂ f(W₁ E + b₁) + b₂) + b₃` with relu.
 
 use serde::{Deserialize, Serialize};
@@ -11,9 +11,9 @@ use crate::settings::Fields;
 /// Settings of P-tuning.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PTuning {
-    /// Rows of P; 20 as in PEFT's examples.
+    /// Rows of P. Default: 20, as in PEFT's examples.
     pub tokens: usize,
-    /// Width inside the encoder; the hidden width, as in PEFT.
+    /// Width inside the encoder. Default: the hidden width, as in PEFT.
     pub hidden: usize,
 }
 

@@ -1,6 +1,6 @@
-//! The parallel adapter of He et al., arXiv 2110.04366 (table 1): beside a sub-layer, it reads what
-//! the sub-layer reads: `y + s · U f(D x)`. With a prefix of 30 tokens on every attention, and it on
-//! every feed-forward, it is their mix-and-match adapter (MAM).
+//! The parallel adapter of He et al., arXiv 2110.04366 (table 1). It sits beside a sub-layer and reads
+//! the same input: `y + s · U f(D x)`. A parallel adapter on every feed-forward, together with a prefix of
+//! 30 tokens on every attention, is their mix-and-match adapter (MAM).
 
 use serde::{Deserialize, Serialize};
 
@@ -12,11 +12,11 @@ use crate::settings::Fields;
 /// Settings of the parallel adapter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Parallel {
-    /// Width inside the adapter; half the hidden width, as in AdapterHub.
+    /// Width inside the adapter. Default: half the hidden width, as in AdapterHub.
     pub bottleneck: usize,
-    /// f; relu, as in AdapterHub.
+    /// f. Default: relu, as in AdapterHub.
     pub activation: Activation,
-    /// s; 4, as in the paper.
+    /// s. Default: 4, as in the paper.
     pub scale: f32,
 }
 

@@ -1,4 +1,4 @@
-//! Parameters that deltas add, and how they begin.
+//! Parameters that deltas add, and their initial values.
 
 /// A parameter that a delta adds.
 #[derive(Clone, Debug, PartialEq)]
@@ -7,9 +7,9 @@ pub struct NewParameter {
     pub name: &'static str,
     /// `(out, in)`, or `(out)`.
     pub shape: Vec<usize>,
-    /// How it begins.
+    /// Its initial values.
     pub init: Init,
-    /// Whether it stays as it begins.
+    /// Whether it keeps its initial values in training.
     pub is_frozen: bool,
 }
 
@@ -24,7 +24,7 @@ impl NewParameter {
         }
     }
 
-    /// The same, never trained.
+    /// The same parameter, but never trained.
     pub fn frozen(self) -> Self {
         NewParameter {
             is_frozen: true,
@@ -38,10 +38,10 @@ impl NewParameter {
     }
 }
 
-/// How a new parameter begins.
+/// The initial values of a new parameter.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Init {
-    /// All of this value.
+    /// This value in every element.
     Constant(f32),
     /// A normal distribution of mean 0 and this standard deviation.
     Normal(f32),
@@ -49,18 +49,18 @@ pub enum Init {
     Uniform(f32),
     /// The Euclidean norms of the rows of the module's own weight.
     RowNorms,
-    /// Rows of the word embeddings, drawn without preference.
+    /// Rows of the word embeddings, drawn uniformly.
     Vocabulary,
-    /// These rows of the word embeddings, from the first again where there are too few.
+    /// These rows of the word embeddings, repeated from the first if there are too few.
     Rows(Vec<usize>),
-    /// `√(S / scale) Vᵀ (rank, in)` of the module's own weight `U S Vᵀ`, the largest singular values.
+    /// `√(S / scale) Vᵀ (rank, in)` of the module's own weight `U S Vᵀ`, for the largest singular values.
     PrincipalRows {
-        /// What the product of rows and columns is multiplied with later.
+        /// The factor by which the product of columns and rows is multiplied later.
         scale: f32,
     },
     /// `U √(S / scale) (out, rank)`
     PrincipalColumns {
-        /// See above.
+        /// See [`Init::PrincipalRows`].
         scale: f32,
     },
 }

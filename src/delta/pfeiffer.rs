@@ -1,6 +1,6 @@
-//! The adapter of Pfeiffer et al., arXiv 2005.00247 (section 3.2.2, appendix A), as AdapterHub has
-//! it: behind the feed-forward alone; it reads the normed residual sum, `a = U f(D LN(y + x))`, and
-//! its result joins the sum: `LN(y + a + x)`.
+//! The adapter of Pfeiffer et al., arXiv 2005.00247 (section 3.2.2, appendix A), as in AdapterHub. It
+//! sits only after the feed-forward. It reads the normalized residual sum, `a = U f(D LN(y + x))`, and
+//! adds its result to the sum: `LN(y + a + x)`.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,9 +12,9 @@ use crate::settings::Fields;
 /// Settings of the Pfeiffer adapter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Pfeiffer {
-    /// Width inside the adapter; a sixteenth of the hidden width, as in AdapterHub.
+    /// Width inside the adapter. Default: a sixteenth of the hidden width, as in AdapterHub.
     pub bottleneck: usize,
-    /// f; relu, as in AdapterHub.
+    /// f. Default: relu, as in AdapterHub.
     pub activation: Activation,
 }
 

@@ -1,7 +1,7 @@
 //! Prefix tuning: `softmax(q [P_K; K]ᵀ / √d) [P_V; V]` in each attention (Li and Liang,
-//! arXiv 2101.00190, section 4). With `hidden` set, P comes out of an MLP that all attentions share
-//! but for its last layer: `P = U tanh(D E + b) + c`. Without it, and with a linear head, it is
-//! P-tuning v2 (Liu et al., arXiv 2110.07602).
+//! arXiv 2101.00190, section 4). With `hidden` set, an MLP computes P: `P = U tanh(D E + b) + c`. All
+//! attentions share the MLP except for its last layer. Without `hidden`, and with a linear head, the method
+//! is P-tuning v2 (Liu et al., arXiv 2110.07602).
 
 use serde::{Deserialize, Serialize};
 
@@ -13,13 +13,13 @@ use crate::settings::Fields;
 /// Settings of prefix tuning.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Prefix {
-    /// Rows of P_K and P_V; 30 as in AdapterHub.
+    /// Rows of P_K and P_V. Default: 30, as in AdapterHub.
     pub tokens: usize,
-    /// Width inside the MLP; without it there is none.
+    /// Width inside the MLP. Default: no MLP.
     pub hidden: Option<usize>,
 }
 
-/// How PEFT's embeddings begin: PyTorch's default.
+/// Initial values of embeddings in PEFT: PyTorch's default.
 const EMBEDDING: Init = Init::Normal(1.0);
 
 impl DeltaMethod for Prefix {

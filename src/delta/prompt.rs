@@ -1,4 +1,4 @@
-//! Prompt tuning: `[P; E(x)]` at the input alone (Lester et al., arXiv 2104.08691, section 2).
+//! Prompt tuning: `[P; E(x)]`, only at the input (Lester et al., arXiv 2104.08691, section 2).
 
 use serde::{Deserialize, Serialize};
 
@@ -11,21 +11,21 @@ use crate::syntax::ast::Value;
 /// Settings of prompt tuning.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Prompt {
-    /// Rows of P; 10 as in the delta-tuning study.
+    /// Rows of P. Default: 10, as in the delta-tuning study.
     pub tokens: usize,
-    /// How P begins; rows of the vocabulary, which the paper found better than noise.
+    /// Initial values of P. Default: rows of the vocabulary, which the paper found better than noise.
     pub init: PromptInit,
 }
 
-/// How a prompt begins.
+/// Initial values of a prompt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PromptInit {
-    /// Embeddings of words drawn from the seed.
+    /// Rows of the word embeddings, drawn from the seed.
     Vocabulary,
     /// A standard normal distribution.
     Random,
-    /// Embeddings of a text's tokens, from the first again where the prompt is longer.
+    /// Embeddings of a text's tokens, repeated from the first if the prompt is longer.
     Text {
         /// The text.
         text: String,

@@ -1,5 +1,5 @@
-//! Rows of an embedding table that are trained, the others staying as they are: `trainable_tokens`
-//! of PEFT, for words that the backbone does not know well.
+//! Trains some rows of an embedding table and keeps the others, like `trainable_tokens` of PEFT. This is
+//! for words that the backbone does not know well.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,9 +11,9 @@ use crate::settings::Fields;
 /// Settings of trainable tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainableTokens {
-    /// Words, as they stand behind a space; all the tokens of each are trained.
+    /// Words, tokenized as after a space. All tokens of each word are trained.
     pub words: Vec<String>,
-    /// The rows that are trained: tokens by their numbers, those of the words among them.
+    /// The trained rows, as token numbers. They include the tokens of `words` once planning has looked them up.
     pub tokens: Vec<usize>,
 }
 
@@ -75,7 +75,8 @@ impl DeltaMethod for TrainableTokens {
     }
 
     fn look_up(&self, at: &At, indices: &[usize], y: Matrix) -> Outcome<Matrix> {
-        // The trained rows stand behind those of the table: each row takes the one that counts.
+        // Append the trained rows to `y`. Then each row of the result is the trained row of its token if there is
+        // one, else its row of `y`.
         let place = |index: &usize| self.tokens.iter().position(|token| token == index);
         let chosen = indices.iter().enumerate().map(|(row, index)| {
             let trained = place(index).map(|place| indices.len() + place);

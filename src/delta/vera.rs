@@ -1,5 +1,5 @@
-//! VeRA: `y = W x + b + λ_b ⊙ B (λ_d ⊙ A x)` with A and B drawn from the seed, never trained, and
-//! shared by all of the delta's modules (Kopiczko et al., arXiv 2310.11454, eq. 2).
+//! VeRA: `y = W x + b + λ_b ⊙ B (λ_d ⊙ A x)`. A and B are drawn from the seed and never trained, and all
+//! of the delta's modules share them (Kopiczko et al., arXiv 2310.11454, eq. 2).
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -15,13 +15,13 @@ use crate::settings::Fields;
 /// Settings of VeRA.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Vera {
-    /// Rows of A and columns of B; 256 as in PEFT.
+    /// Rows of A and columns of B. Default: 256, as in PEFT.
     pub rank: usize,
-    /// Dropout of what A reads; 0 as in PEFT.
+    /// Dropout of A's input. Default: 0, as in PEFT.
     pub dropout: f32,
 }
 
-/// Where λ_d begins, as in PEFT and the paper's appendix.
+/// Initial value of λ_d, as in PEFT and the paper's appendix.
 const D_INITIAL: f32 = 0.1;
 
 /// Kaiming with a gain of √2, as PEFT draws the projections.
@@ -54,7 +54,7 @@ impl DeltaMethod for Vera {
         ]
     }
 
-    /// A and B for the widest of the modules; the others take the first columns and rows.
+    /// A and B, large enough for the widest module. A narrower module uses their first columns and rows.
     fn shared(&self, modules: &[&Module]) -> Vec<NewParameter> {
         let widest = |width: fn(&Module) -> usize| modules.iter().map(|m| width(m)).max();
         let input = widest(|module| module.input).unwrap_or(1);

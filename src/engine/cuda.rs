@@ -1,4 +1,4 @@
-//! Cards by way of dfdx.
+//! CUDA cards, driven through dfdx.
 
 use std::cell::Cell;
 use std::ops::Deref;
@@ -8,14 +8,14 @@ use dfdx::tensor::Cuda;
 
 use super::definition::Flat;
 
-/// A card, or a tensor on it, that threads may hand to each other. dfdx does not say so of either, as the handle of a
-/// stream is a raw pointer.
+/// Makes a card, or a tensor on it, `Send` and `Sync`. dfdx makes neither so, because the handle of a CUDA stream is a
+/// raw pointer.
 #[derive(Clone, Debug)]
 pub struct OnCard<T>(T);
 
-// SAFETY: the driver lets any thread use the handle of a stream, and kernels are launched, and elements copied, within
-// `with_card_lock`. A tensor that is dropped outside of it is freed by the driver, or goes into dfdx's cache, which has a
-// lock of its own.
+// SAFETY: the driver lets any thread use the handle of a stream. Kernels are launched and elements copied only under
+// `with_card_lock`. A tensor that is dropped outside the lock is freed by the driver or enters dfdx's cache, which has
+// its own lock.
 unsafe impl Send for OnCard<Cuda> {}
 unsafe impl Sync for OnCard<Cuda> {}
 unsafe impl Send for OnCard<Flat<Cuda>> {}
@@ -39,7 +39,7 @@ impl<T> Deref for OnCard<T> {
     }
 }
 
-/// Does `work` while no other thread uses a card. The lock is reentrant: one may be within another.
+/// Runs `work` while no other thread uses a card. The lock is reentrant, so `work` may take it again.
 pub(super) fn with_card_lock<T>(work: impl FnOnce() -> T) -> T {
     static CARD: Mutex<()> = Mutex::new(());
     thread_local! {

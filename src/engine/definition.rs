@@ -1,7 +1,7 @@
-//! How an operation's definition in dfdx becomes an operation of ours.
+//! Turns the dfdx definition of an operation into an operation of this engine.
 //!
-//! A definition takes and gives dfdx tensors that share a [`Recorder`], on any device of dfdx. Its gradient for an
-//! upstream `g` is dfdx's of `Σ g ⊙ y`.
+//! A definition takes and returns dfdx tensors that share a [`Recorder`], and it runs on any dfdx device. Its gradient
+//! for an upstream gradient `g` is the one that dfdx computes for the scalar `Σ g ⊙ y`.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -23,28 +23,28 @@ use super::tape::Variable;
 use super::tensor::Storage;
 use super::{Device, Outcome, Tensor, Trace};
 
-/// The elements of a tensor of ours.
+/// The elements of one of our tensors, as a dfdx vector.
 pub(super) type Flat<D> = dfdx::prelude::Tensor<(usize,), f32, D>;
-/// A tensor of a definition.
+/// A tensor inside a definition.
 pub(super) type DfdxTensor<S, D> = dfdx::prelude::Tensor<S, f32, D, Recorder<D>>;
-/// An activation or a weight of a definition.
+/// An activation or a weight inside a definition.
 pub(super) type DfdxMatrix<D> = DfdxTensor<(usize, usize), D>;
-/// A vector of a definition.
+/// A vector inside a definition.
 pub(super) type DfdxVector<D> = DfdxTensor<(usize,), D>;
-/// What a definition makes, or what dfdx reports.
+/// The result of a definition, or dfdx's error.
 pub(super) type DfdxResult<T, D> = Result<T, <D as dfdx::prelude::HasErr>::Err>;
 
 type BackwardOp<D> = Box<dyn FnOnce(&mut Gradients<f32, D>) -> DfdxResult<(), D>>;
 
-/// A tape of dfdx's kind that tensors share, so that one may be used several times: dfdx's own belongs to one tensor,
-/// and who forgets to hand it on loses its gradients.
+/// A dfdx tape that several tensors share, so that a definition may use a tensor more than once. dfdx's own tape
+/// belongs to a single tensor, and code that forgets to pass it on loses the gradients.
 pub(super) struct Recorder<D: dfdx::prelude::Storage<f32>>(Rc<RefCell<Vec<Numbered<D>>>>);
 
-/// With its place in the order of the forward pass.
+/// A backward operation with its position in the order of the forward pass.
 type Numbered<D> = (u64, BackwardOp<D>);
 
 impl<D: dfdx::prelude::Storage<f32>> Recorder<D> {
-    /// Runs what was recorded backwards from a sum.
+    /// Runs the recorded operations backwards from `sum`.
     fn backward(sum: DfdxTensor<(), D>) -> DfdxResult<Gradients<f32, D>, D>
     where
         D: dfdx::tensor_ops::Device<f32>,
@@ -53,7 +53,7 @@ impl<D: dfdx::prelude::Storage<f32>> Recorder<D> {
         let mut gradients = Gradients::leaky();
         let device = sum.device().clone();
         device.try_fill_with_ones(gradients.get_or_alloc_mut(&sum)?)?;
-        // Those of tapes that were joined stand one tape behind the other.
+        // Merging appends one tape's operations to the other's, so their forward order has to be restored.
         let mut operations = tape.0.take();
         operations.sort_by_key(|(number, _)| *number);
         for (_, operation) in operations.into_iter().rev() {
@@ -69,7 +69,7 @@ impl<D: dfdx::prelude::Storage<f32>> Clone for Recorder<D> {
     }
 }
 
-/// Some operations of dfdx begin with a tape of their own, and join it with that of their input later.
+/// Some dfdx operations start with an empty tape and merge it with their input's tape later.
 impl<D: dfdx::prelude::Storage<f32>> Default for Recorder<D> {
     fn default() -> Self {
         Recorder(Rc::default())
@@ -104,16 +104,16 @@ impl<D: dfdx::prelude::Storage<f32>> Tape<f32, D> for Recorder<D> {
     }
 }
 
-/// A device of dfdx that definitions run on.
+/// A dfdx device that definitions run on.
 pub(super) trait DfdxDevice: dfdx::tensor_ops::Device<f32> {
-    /// That of a device of ours.
+    /// The dfdx device behind one of our devices.
     fn of(device: &Device) -> &Self;
-    /// Elements as dfdx has them: where they lie, but for those of the CPU's kernels, which are copied.
+    /// Our elements as a dfdx vector: shared if dfdx already holds them, copied if the CPU's kernels do.
     fn from_storage(storage: &Storage) -> Outcome<Flat<Self>>;
-    /// Elements as a device of ours has them.
+    /// dfdx's elements as the storage of our `device`.
     fn into_storage(flat: Flat<Self>, device: &Device) -> Storage;
 
-    /// Does `work` while no other thread uses the device, where that matters to dfdx.
+    /// Runs `work`, alone on the device if dfdx needs that (on a CUDA card).
     fn locked<T>(work: impl FnOnce() -> T) -> T {
         work()
     }
@@ -175,7 +175,7 @@ impl DfdxDevice for dfdx::tensor::Cuda {
 }
 
 impl Storage {
-    /// The sum of two of one device.
+    /// The sum of two storages on the same device.
     pub(super) fn plus(self, other: Storage) -> Outcome<Storage> {
         match (self, other) {
             (Storage::DfdxCpu(x), Storage::DfdxCpu(y)) => {
@@ -199,14 +199,14 @@ impl Storage {
 
 type ReadGradient<D> = Box<dyn Fn(&mut Gradients<f32, D>) -> DfdxResult<Flat<D>, D>>;
 
-/// One use of a definition.
+/// One call of a definition.
 pub(super) struct Invocation<D: DfdxDevice> {
     device: Device,
     tape: Recorder<D>,
     trace: Trace,
-    /// The inputs so far.
+    /// The ids of the inputs so far.
     seen: Vec<u64>,
-    /// What needs a gradient, and how to read it.
+    /// The slot of each input that needs a gradient, and how to read that gradient from dfdx's.
     inputs: Vec<(Slot, ReadGradient<D>)>,
 }
 
@@ -224,7 +224,7 @@ impl<D: DfdxDevice> Invocation<D> {
     fn input<S: Shape>(&mut self, x: &Variable<S>) -> Outcome<DfdxTensor<S, D>> {
         let mut flat = D::from_storage(&x.value.storage)?;
         if self.seen.contains(&x.value.id()) {
-            // dfdx takes two inputs of one operation for two tensors.
+            // dfdx assumes that the inputs of an operation are different tensors, so a repeated input is copied.
             flat = flat.try_mul(1.0).map_err(Error::of)?;
         }
         self.seen.push(x.value.id());
@@ -241,7 +241,7 @@ impl<D: DfdxDevice> Invocation<D> {
         Ok(own.put_tape(self.tape.clone()))
     }
 
-    /// The result of the definition as a variable.
+    /// Turns the result of the definition into a variable and records its backward pass.
     pub(super) fn finish<S: Shape>(
         self,
         result: DfdxResult<DfdxTensor<S, D>, D>,
@@ -283,9 +283,9 @@ impl<D: DfdxDevice> Invocation<D> {
     }
 }
 
-/// What a definition is called with.
+/// An argument of a definition.
 pub(super) trait Input {
-    /// The same as dfdx has it.
+    /// The argument in dfdx's tensors on `D`.
     type On<D: DfdxDevice>;
     fn on<D: DfdxDevice>(self, call: &mut Invocation<D>) -> Outcome<Self::On<D>>;
 }
@@ -350,8 +350,8 @@ mod tests {
     use super::*;
     use crate::backward;
 
-    /// dfdx's softmax begins with a tape of its own half-way. `Σ g ⊙ softmax(x)` has the gradient
-    /// `s ⊙ (g − Σ g ⊙ s)`.
+    /// dfdx's softmax starts a tape of its own half-way. The gradient of `Σ g ⊙ softmax(x)` has to be `s ⊙ (g − Σ g ⊙
+    /// s)`.
     #[test]
     fn tapes_that_dfdx_begins_half_way_are_joined() {
         let x = Tensor::new(&Device::Cpu, vec![0.3, -1.2, 0.9], (1, 3)).unwrap();

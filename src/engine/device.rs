@@ -1,4 +1,4 @@
-//! Where tensors lie, and what is computed there.
+//! The devices that hold tensors and compute with them.
 
 use super::cpu;
 #[cfg(feature = "dfdx-cuda")]
@@ -8,18 +8,18 @@ use super::Precision;
 /// A device, chosen at run time.
 #[derive(Clone, Debug, Default)]
 pub enum Device {
-    /// The CPU, with kernels of our own; an operation without one runs its definition.
+    /// The CPU with this engine's kernels. An operation without a kernel runs its dfdx definition.
     #[default]
     Cpu,
-    /// The CPU, with dfdx's tensors: every operation is computed as it is defined.
+    /// The CPU with dfdx's tensors. Every operation runs its dfdx definition.
     DfdxCpu,
-    /// A CUDA card, with dfdx's tensors.
+    /// A CUDA card with dfdx's tensors. Every operation runs its dfdx definition.
     #[cfg(feature = "dfdx-cuda")]
     DfdxCuda(OnCard<dfdx::tensor::Cuda>),
 }
 
 impl Device {
-    /// The CUDA card of a number.
+    /// The CUDA card with this number, from 0.
     ///
     /// # Errors
     /// What the driver reports.
@@ -29,7 +29,7 @@ impl Device {
         Ok(Device::DfdxCuda(OnCard::new(card)))
     }
 
-    /// Whether it has, on this machine, products of this precision.
+    /// Whether this device, on this machine, computes products in this precision.
     pub fn has(&self, precision: Precision) -> bool {
         match self {
             Device::Cpu => cpu::has(precision),
@@ -37,8 +37,8 @@ impl Device {
         }
     }
 
-    /// How many rows a group of sequences should have. A constant of the device, never of the
-    /// number of threads: the order in which gradients are summed depends on it.
+    /// The number of rows that a group of sequences should have. It depends on the device, never on the number of
+    /// threads: it determines the order in which gradients are summed, and so the bits of the result.
     pub fn group_rows(&self) -> usize {
         match self {
             Device::Cpu | Device::DfdxCpu => cpu::GROUP_ROWS,
@@ -47,8 +47,9 @@ impl Device {
         }
     }
 
-    /// How many groups of a model of such a width go forward at once: half as many as threads for a wide one, which
-    /// halves the activations that are kept; as many as threads for a narrow one, where that would take longer.
+    /// How many groups may be in their forward pass at once, for a model of this width. A wide model gets half as many
+    /// groups as threads, which halves the activations that are kept. A narrow model gets as many as threads, because
+    /// fewer would take longer.
     pub fn groups_at_once(&self, width: usize) -> usize {
         let threads = rayon::current_num_threads();
         match cpu::is_wide(width) {
@@ -57,20 +58,20 @@ impl Device {
         }
     }
 
-    /// Whether it is worth it to leave out the keys and values of a sequence where a single row asks.
+    /// Whether attention with a single query row per sequence should avoid computing keys and values, see
+    /// `graph/optimizations/absorbed_keys.rs`.
     pub fn absorbs_keys(&self) -> bool {
         matches!(self, Device::Cpu)
     }
 
-    /// Whether it can leave the gradients of large parameters to be computed after a pass, see
-    /// [`cpu::Deferred`].
+    /// Whether the gradients of large parameters can be computed after the pass, see [`cpu::Deferred`].
     pub fn defers_gradients(&self) -> bool {
         matches!(self, Device::Cpu)
     }
 
-    /// Applies `work` to every group and gives the results in order; its own operations are parallel, or the groups
-    /// are, never both. At most `at_once` groups are begun until one of them calls `work`'s last argument, or ends:
-    /// then the next may begin.
+    /// Applies `work` to every group and returns the results in order. On a CPU the groups run in parallel. On a CUDA
+    /// card they run one after the other, and each operation is parallel. At most `at_once` groups begin at first; the
+    /// next may begin when a group calls the last argument of `work`, or ends.
     pub fn map_groups<T: Sync, R: Send + Sync>(
         &self,
         groups: &[T],
@@ -85,7 +86,7 @@ impl Device {
     }
 }
 
-/// What a device reports.
+/// An error that a device reports, such as running out of memory.
 #[derive(Debug, Clone)]
 pub struct Error(String);
 
@@ -103,5 +104,5 @@ impl std::fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// A result, or what the device reports.
+/// A result, or the device's error.
 pub type Outcome<T> = Result<T, Error>;

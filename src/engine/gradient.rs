@@ -1,5 +1,5 @@
-//! Gradients on their way back: each is made by the first operation that has something to add, and most get nothing
-//! else.
+//! Gradients during the backward pass. The first operation that contributes to a gradient allocates it, so no buffer is
+//! cleared first. Most gradients get a single contribution.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -15,16 +15,18 @@ use super::tape::Variable;
 use super::tensor::Storage;
 use super::{Matrix, Outcome, Tensor, Trace};
 
-/// Where the gradient of one tensor belongs, between the backward passes of what uses it and its own.
+/// Holds the gradient of one tensor: the operations that use the tensor add to it in their backward passes, and the
+/// operation that made the tensor takes it in its own.
 #[derive(Clone)]
 pub(super) struct Slot(Rc<Buffer>);
 
 struct Buffer {
-    /// Elements.
+    /// The number of elements.
     length: usize,
-    /// Nothing while nothing was added.
+    /// `None` until something is added.
     gradient: RefCell<Option<Storage>>,
-    /// The tensor in a form that is kept anyway, so that who needs it later need not keep it too.
+    /// The tensor in the form that its norm keeps anyway, so that an operation that needs the tensor later keeps no
+    /// second copy.
     normalized: RefCell<Option<Rc<Normalized>>>,
 }
 
@@ -37,7 +39,7 @@ impl Slot {
         }))
     }
 
-    /// Takes the gradient out: nothing where nothing was added to it.
+    /// Takes the gradient out; `None` if nothing was added to it.
     pub(super) fn take_storage(&self) -> Option<Storage> {
         self.0.gradient.take()
     }
@@ -52,7 +54,7 @@ impl Slot {
         Ok(())
     }
 
-    /// Takes the gradient of a tensor on the CPU: empty where nothing was added to it.
+    /// Takes the gradient of a tensor on the CPU; empty if nothing was added to it.
     pub(super) fn take(&self) -> Vec<f32> {
         let gradient = self.take_storage();
         gradient.map(Storage::into_vec).unwrap_or_default()
@@ -68,7 +70,7 @@ impl Slot {
         self.0.gradient.replace(Some(gradient));
     }
 
-    /// Adds `values`.
+    /// Adds `values` to the gradient of a tensor on the CPU.
     pub(super) fn add(&self, values: Vec<f32>) {
         let mut gradient = self.take();
         if gradient.is_empty() {
@@ -80,7 +82,7 @@ impl Slot {
         self.put(gradient);
     }
 
-    /// Makes the gradient, or adds to what there is of it.
+    /// Sets the gradient to `make()` if there is none yet; otherwise calls `add` on it.
     pub(super) fn make_or_add(
         &self,
         make: impl FnOnce() -> Vec<f32>,
@@ -97,7 +99,7 @@ impl Slot {
         self.put(gradient);
     }
 
-    /// Adds to the gradient, which is zeros where there was none. It is a slice: its length cannot change.
+    /// Calls `add` on the gradient, which starts as zeros. `add` gets a slice, so it cannot change the length.
     pub(super) fn add_in_place(&self, add: impl FnOnce(&mut [f32])) {
         let mut gradient = self.take();
         gradient.resize(self.0.length, 0.0);
@@ -107,22 +109,22 @@ impl Slot {
     }
 }
 
-/// Notes in which form the elements of `result` are kept.
+/// Notes the normalized rows that the norm keeps of its `result`.
 pub(super) fn set_normalized(result: &Matrix, rows: Rc<Normalized>) {
     if let Some(slot) = result.slot() {
         slot.0.normalized.replace(Some(rows));
     }
 }
 
-/// The form in which the elements of `input` are kept, if they are.
+/// The normalized rows that a norm keeps of `input`, if a norm made it and nothing has changed it since.
 pub(super) fn normalized(input: &Matrix) -> Option<Rc<Normalized>> {
     let slot = input.slot()?;
     let form = slot.0.normalized.borrow();
     form.clone()
 }
 
-/// What a kernel of the CPU made. With a live `trace`, `backward` is recorded; it is given the gradient of the result,
-/// unless nothing flowed into that.
+/// Turns the `values` that a CPU kernel made into a variable. With a live `trace`, records `backward`, which gets the
+/// gradient of the result. `backward` does not run if no gradient reached the result.
 pub(super) fn record_kernel<S: Shape>(
     values: Vec<f32>,
     shape: S,
@@ -147,30 +149,30 @@ pub(super) fn record_kernel<S: Shape>(
     Variable::result(result, trace, slot)
 }
 
-/// A tensor on the CPU whose elements are about to be changed where they lie.
+/// A tensor on the CPU whose elements an operation overwrites in place.
 ///
-/// What it was is needed no more, so its result takes over its gradient as well: the backward pass turns the gradient
-/// of the result into that of the input in place. A tensor that has clones keeps its elements and its gradient: the
-/// result is then a new one.
+/// Nothing needs the old elements any more, so the result takes over the input's gradient slot as well: the backward
+/// pass turns the result's gradient into the input's gradient in place. A tensor that has clones keeps its elements and
+/// its gradient; the result is then a new tensor.
 pub(super) struct InPlace<S: Shape> {
     values: Vec<f32>,
     shape: S,
     trace: Trace,
-    /// Where the gradient of the input belongs.
+    /// The slot of the input's gradient, if it has one.
     input: Option<Slot>,
-    /// Where that of the result belongs: the same place, unless the input is in use elsewhere.
+    /// Where the gradient of the result belongs: the input's slot, unless the input is in use elsewhere.
     own: Slot,
 }
 
 impl<S: Shape> InPlace<S> {
-    /// Begins with `x`.
+    /// Takes the elements of `x` if nothing else holds them, and copies them otherwise.
     pub(super) fn new(x: Variable<S>) -> Self {
         let (mut tensor, trace, input) = x.split();
         let shape = tensor.shape();
         let taken = tensor.own_data().map(std::mem::take);
         let own = match (&taken, &input) {
             (Some(_), Some(slot)) => {
-                // The tensor then is not what it was.
+                // The elements are about to change, and the normalized rows would no longer match them.
                 slot.0.normalized.replace(None);
                 slot.clone()
             }
@@ -190,13 +192,13 @@ impl<S: Shape> InPlace<S> {
         self.trace.is_on()
     }
 
-    /// The elements so far.
+    /// The elements, to be overwritten.
     pub(super) fn values(&mut self) -> &mut [f32] {
         &mut self.values
     }
 
-    /// The result. With a live trace of the input or of what has been `added` to it, `backward` is
-    /// recorded: it is given the gradient of the result and leaves that of the input.
+    /// Returns the result. If the input is traced, or the operand that has been `added` to it, records `backward`,
+    /// which turns the result's gradient into the input's gradient in place.
     pub(super) fn finish(
         self,
         added: &Trace,

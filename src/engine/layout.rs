@@ -1,12 +1,12 @@
 //! Which rows of an activation make up which sequence.
 
-/// Activations are `(rows, hidden)`, with the sequences of a batch one after the other and no
-/// padding. What is done with single rows does not look at the layout.
+/// Activations are `(rows, hidden)`, with the sequences of a batch one after the other and no padding. Operations on
+/// single rows need no layout.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Layout {
     /// `starts[i]..starts[i + 1]` are the rows of sequence `i`.
     starts: Vec<usize>,
-    /// One key per sequence, so that what is random does not depend on how a batch is divided.
+    /// One random key per sequence, so that noise does not depend on how a batch is divided.
     keys: Vec<u64>,
 }
 
@@ -54,9 +54,9 @@ impl Layout {
         Layout::new(lengths, self.keys.clone())
     }
 
-    /// For each row of `extended(more)`, where `more` rows that all sequences share stand behind
-    /// `offsets[i]` of sequence `i`'s own (before all of them where `offsets` is empty): where it lies
-    /// when the shared rows are followed by this layout's.
+    /// The rows to gather into the layout `extended(more)` from a matrix that has `more` shared rows, followed by this
+    /// layout's rows. In sequence `i`, the shared rows stand behind the first `offsets[i]` of its own rows, or before
+    /// all of them if `offsets` is empty.
     pub fn extended_rows(&self, more: usize, offsets: &[usize]) -> Vec<usize> {
         let rows = self.ranges().enumerate().flat_map(|(sequence, range)| {
             let middle = range.start + offsets.get(sequence).copied().unwrap_or(0) + more;

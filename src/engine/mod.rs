@@ -1,8 +1,8 @@
 //! Tensors, the tape, and every operation that a transformer and its deltas need.
 //!
-//! In: elements, and what is to be computed of them. Out: elements and gradients. It knows nothing of modules, plans or
-//! files, and what uses it names no kernel: where a tensor lies is known at run time ([`Device`]), which also says how the
-//! groups of a batch share it.
+//! In: elements, and operations on them. Out: elements and gradients. The engine knows nothing of modules, plans or
+//! files, and its users name no kernel. The [`Device`] of a tensor is known at run time; it selects the kernels and
+//! decides how the groups of a batch share it.
 #![warn(missing_docs)]
 
 mod cpu;
@@ -32,7 +32,7 @@ pub use tape::{backward, Gradients, Trace, Variable};
 pub use tensor::Tensor;
 pub use weight::{Elements, Precision, Stored, Weight, WeightSource};
 
-/// What a device keeps of a weight beside it; it is used until the weight changes.
+/// The packed forms that a device keeps beside a weight; they are used until the weight changes.
 pub use cpu::products::Prepared;
 
 /// The number of elements of a tensor in each dimension.
@@ -40,7 +40,7 @@ pub use dfdx::prelude::Shape;
 
 /// An activation `(rows, columns)` or a weight `(out, in)`.
 pub type Matrix = Variable<(usize, usize)>;
-/// A bias, the weight of a norm.
+/// A bias, or the weight of a norm.
 pub type Vector = Variable<(usize,)>;
 /// A loss.
 pub type Scalar = Variable<()>;

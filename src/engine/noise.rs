@@ -1,6 +1,5 @@
-//! Random numbers that are a function of where they are used, so that a run has the same bits
-//! whatever the number of threads, and so that a backward pass can draw its noise again instead
-//! of keeping it.
+//! Random numbers that are a function of the place where they are used. A run therefore has the same bits for every
+//! number of threads, and a backward pass can draw its noise again instead of keeping it.
 
 /// Mixes the bits of a 64-bit value (the finalizer of SplitMix64, Steele et al. 2014).
 pub fn mix(value: u64) -> u64 {
@@ -20,9 +19,9 @@ impl Noise {
         Noise(mix(key ^ mix(u64::from(site))))
     }
 
-    /// Fills `factors` with 0 (with this `probability`) or `1 / (1 - probability)`. Element `j`
-    /// of row `row` depends on nothing but the noise, `row` and `j`: a 32-bit integer hash
-    /// (constants of C. Wellons, "hash prospector", bias 0.17), which the compiler vectorizes.
+    /// Fills `factors` with 0 (with this `probability`) or `1 / (1 - probability)`. Element `j` of row `row` depends
+    /// only on the noise, `row` and `j`, through a 32-bit integer hash (constants of C. Wellons, "hash prospector",
+    /// bias 0.17) that the compiler vectorizes.
     pub fn dropout_row(self, row: usize, probability: f32, factors: &mut [f32]) {
         let start = mix(self.0 ^ row as u64) as u32;
         let threshold = (f64::from(probability) * 4_294_967_296.0) as u32;

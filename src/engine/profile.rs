@@ -1,7 +1,6 @@
-//! Where the time of the CPU's kernels goes, operation by operation: what `deltarun profile` prints.
+//! Measures where the CPU kernels spend their time, by class of operation, for `deltarun profile`.
 //!
-//! Off, it costs one relaxed load for each operation. On, every operation of every thread adds to one
-//! table.
+//! While off, it costs one relaxed load per operation. While on, every operation on every thread adds to one table.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -13,7 +12,7 @@ use std::time::Instant;
 pub enum Op {
     /// Linear layers, frozen and trained.
     Linear,
-    /// Sums of LoRA's kind: two small products.
+    /// Low-rank changes, such as LoRA's: two small products.
     LowRank,
     /// Attention with its softmax.
     Attention,
@@ -31,7 +30,7 @@ pub enum Op {
     Multiply,
     /// Products of two trained matrices.
     Matmul,
-    /// Rows and columns chosen and joined.
+    /// Selecting and joining rows and columns.
     Rows,
     /// Losses.
     Loss,
@@ -40,7 +39,7 @@ pub enum Op {
 }
 
 impl Op {
-    /// All of them, in the order of a table.
+    /// All classes, in the order in which a table lists them.
     pub const ALL: [Op; 13] = [
         Op::Linear,
         Op::LowRank,
@@ -77,7 +76,7 @@ impl Op {
     }
 }
 
-/// What one class of operations took, summed over threads.
+/// The cost of one class of operations, summed over threads.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Spent {
     /// Calls in the forward pass.
@@ -90,7 +89,7 @@ pub struct Spent {
     pub operations: u64,
     /// Bytes of activations that were read and written, forward and backward.
     pub moved: u64,
-    /// Bytes that are kept for the backward pass; what two operations keep counts for each.
+    /// Bytes kept for the backward pass. A buffer that two operations keep counts twice.
     pub kept: u64,
 }
 
@@ -144,7 +143,7 @@ pub fn start() {
     IS_ON.store(true, Relaxed);
 }
 
-/// Ends it: what each class of operations took.
+/// Ends the profile and returns the cost of each class of operations.
 pub fn stop() -> Vec<(Op, Spent)> {
     IS_ON.store(false, Relaxed);
     let seconds = |cell: &AtomicU64| cell.load(Relaxed) as f64 * 1e-9;
@@ -181,7 +180,7 @@ pub(super) fn backward<T>(op: Option<Op>, run: impl FnOnce() -> T) -> T {
     help(op.map(|op| Pass { op, time }), run)
 }
 
-/// Runs a part of a pass that was begun on another thread, or what belongs to none.
+/// Runs a part of `pass`, which was begun on another thread. Without a pass, runs it unmeasured.
 pub(super) fn help<T>(pass: Option<Pass>, run: impl FnOnce() -> T) -> T {
     match pass {
         Some(pass) => timed(pass, run),
@@ -193,7 +192,7 @@ fn timed<T>(pass: Pass, run: impl FnOnce() -> T) -> T {
     if !IS_ON.load(Relaxed) {
         return run();
     }
-    // Who waits for a helper may take a part of another pass meanwhile, and then goes on with its own.
+    // A thread that waits for a helper may run a part of another pass and then return to its own.
     let outer = CURRENT.replace(Some(pass));
     let started = Instant::now();
     let result = run();
@@ -203,12 +202,12 @@ fn timed<T>(pass: Pass, run: impl FnOnce() -> T) -> T {
     result
 }
 
-/// The pass that runs on this thread, while a profile is made.
+/// The pass that runs on this thread, if a profile is on.
 pub(super) fn pass() -> Option<Pass> {
     CURRENT.get()
 }
 
-/// Its operation.
+/// The operation that runs on this thread, if a profile is on.
 pub(super) fn current() -> Option<Op> {
     pass().map(|pass| pass.op)
 }

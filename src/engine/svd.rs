@@ -1,17 +1,17 @@
 //! The largest singular values of a matrix and their vectors.
 //!
-//! Subspace iteration from a random start (Halko, Martinsson and Tropp, arXiv 0909.4061, algorithm 4.4), in which
-//! Chebyshev polynomials of the Gram matrix take the place of its powers (Saad, *Numerical Methods for Large
-//! Eigenvalue Problems*, 2nd ed., section 5.3). A method that begins with a decomposition needs a few directions of a
-//! weight, for which a complete decomposition is many times the work. All in f64, on one thread: the same bits
-//! everywhere.
+//! Subspace iteration from a random start (Halko, Martinsson and Tropp, arXiv 0909.4061, algorithm 4.4), with Chebyshev
+//! polynomials of the Gram matrix in place of its powers (Saad, *Numerical Methods for Large Eigenvalue Problems*, 2nd
+//! ed., section 5.3). Methods that are initialized from a decomposition need only a few directions of a weight, and a
+//! complete decomposition would take many times the work. All arithmetic is in f64 and on one thread, so the result has
+//! the same bits everywhere.
 
 use gemm::{gemm, Parallelism};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
-/// `W ≈ U S Vᵀ`, singular values falling.
+/// A truncated decomposition `W ≈ U S Vᵀ`, with the singular values in descending order.
 pub struct Svd {
     /// `U (rows, rank)`
     left: Columns,
@@ -20,22 +20,23 @@ pub struct Svd {
     right: Columns,
 }
 
-/// Directions that are followed beyond those that are wanted: the more, the faster these converge.
+/// The least number of directions that the iteration follows beyond those that are wanted. More of them make the wanted
+/// ones converge faster.
 const LEAST_EXTRA: usize = 8;
-/// The highest degree of a polynomial between two looks at the residual.
+/// The highest degree of a polynomial between two tests of the residual.
 const HIGHEST_DEGREE: usize = 12;
-/// How much more a polynomial may raise the first direction than the last: beyond 1 / ε, the others would drown in what
-/// rounding leaves of the first.
+/// The largest factor by which a polynomial may amplify the first direction relative to the last. Beyond 1 / ε, the
+/// rounding error of the first direction would swamp the others.
 const MOST_RAISED: f64 = 1e8;
-/// `‖Wᵀ W v - s² v‖` over the largest `s²` at which a pair counts as found.
+/// The largest `‖Wᵀ W v - s² v‖`, relative to the largest `s²`, at which a pair counts as found.
 const TOLERANCE: f64 = 1e-10;
-/// Values that lie so close together that so many polynomials do not tell them apart are as good as equal, and any of
+/// The largest number of polynomials. Singular values that this many do not separate are as good as equal, and any of
 /// their directions is right.
 const MOST_POLYNOMIALS: usize = 200;
 
 impl Svd {
-    /// The `rank` largest singular values of `weight (rows, columns)`, given row by row, and their vectors; as many as
-    /// there are if that is fewer. Nothing if an element is not finite.
+    /// The `rank` largest singular values of `weight (rows, columns)`, given row by row, and their vectors; fewer if
+    /// the shorter side is below `rank`. `None` if an element is not finite.
     pub fn of(weight: &[f32], columns: usize, rank: usize) -> Option<Self> {
         if weight.iter().any(|value| !value.is_finite()) {
             return None;
@@ -51,7 +52,8 @@ impl Svd {
         let rank = rank.min(least);
         let width = (2 * rank).max(rank + LEAST_EXTRA);
         let (left, values, right) = match width >= least {
-            // One-sided rotations of the shorter side's columns are a decomposition by themselves.
+            // The iteration would follow all directions, so one-sided rotations of the shorter side's columns decompose
+            // the matrix directly.
             true if rows < columns => {
                 let (right, values, left) = rotated(weight.transposed());
                 (left, values, right)
@@ -107,7 +109,7 @@ impl Columns {
         &self.data[number * self.rows..(number + 1) * self.rows]
     }
 
-    /// Columns `first` and, behind it, `second`.
+    /// Columns `first` and `second`; `second` is the higher number.
     fn pair(&mut self, first: usize, second: usize) -> (&mut [f64], &mut [f64]) {
         let (before, behind) = self.data.split_at_mut(second * self.rows);
         let first = &mut before[first * self.rows..][..self.rows];
@@ -135,7 +137,7 @@ impl Columns {
         assert_eq!(depth, other.rows);
         let mut data = vec![0.0; rows * other.count];
         let [across, along] = [strides.0 as isize, strides.1 as isize];
-        // SAFETY: each matrix has as many elements as its shape says, and `data` is no other's.
+        // SAFETY: each matrix has as many elements as its shape says, and `data` overlaps neither operand.
         unsafe {
             gemm(
                 rows,
@@ -166,7 +168,8 @@ impl Columns {
         }
     }
 
-    /// Makes columns orthonormal, twice over as once leaves what rounding leaves (Gram and Schmidt).
+    /// Makes the columns orthonormal (Gram and Schmidt). Done twice, because rounding errors leave the columns of a
+    /// single pass not quite orthogonal.
     fn orthonormalize(&mut self) {
         for _ in 0..2 {
             for number in 0..self.count {
@@ -248,7 +251,7 @@ fn rotated(mut matrix: Columns) -> (Columns, Vec<f64>, Columns) {
     (sorted(&matrix, true), values, sorted(&turns, false))
 }
 
-/// The first `rank` triplets of a large matrix, by polynomials of `Wᵀ W` on `width` directions.
+/// The first `rank` singular triplets of a large matrix, by applying polynomials of `Wᵀ W` to `width` directions.
 fn iterated(weight: &Columns, rank: usize, width: usize) -> (Columns, Vec<f64>, Columns) {
     let mut random = ChaCha8Rng::seed_from_u64(0);
     let mut right = Columns {
@@ -261,7 +264,7 @@ fn iterated(weight: &Columns, rank: usize, width: usize) -> (Columns, Vec<f64>, 
     right.orthonormalize();
     let mut tried = 0;
     loop {
-        // The best pairs within the directions so far (Rayleigh and Ritz).
+        // Compute the best pairs within the present directions (Rayleigh and Ritz).
         let image = weight.times(&right, false);
         let (_, squares, turns) = rotated(image.times(&image, true));
         right = right.times(&turns, false);
@@ -288,7 +291,7 @@ fn iterated(weight: &Columns, rank: usize, width: usize) -> (Columns, Vec<f64>, 
     }
 }
 
-/// `T(Wᵀ W) V` for the Chebyshev polynomial that stays within 1 up to the last of the `squares` and grows fast beyond.
+/// `T(Wᵀ W) V` for a Chebyshev polynomial that stays within ±1 up to the last of the `squares` and grows fast beyond.
 /// `back` is `Wᵀ W V`.
 fn raised(weight: &Columns, right: Columns, back: Columns, squares: &[f64]) -> Columns {
     let last = squares[squares.len() - 1].max(f64::EPSILON * squares[0]);
@@ -320,7 +323,7 @@ fn raised(weight: &Columns, right: Columns, back: Columns, squares: &[f64]) -> C
 mod tests {
     use super::*;
 
-    /// `rows × columns` elements with singular values that fall by a factor, from numbers without a pattern.
+    /// A random matrix `(rows, columns)` whose singular values fall by `factor` from one to the next.
     fn matrix(rows: usize, columns: usize, factor: f64) -> Vec<f32> {
         let mut random = ChaCha8Rng::seed_from_u64(7);
         let mut side = |rows: usize, count: usize| {
@@ -343,7 +346,7 @@ mod tests {
         product.data.iter().map(|value| *value as f32).collect()
     }
 
-    /// A matrix that is made of singular values gives them back, and vectors that are orthonormal.
+    /// The decomposition of a matrix with known singular values finds them, with orthonormal vectors.
     #[test]
     fn what_a_matrix_is_made_of_is_found() {
         for (rows, columns, factor) in [

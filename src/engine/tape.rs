@@ -1,4 +1,4 @@
-//! The tape: the backward operations of one pass, noted by what depends on something trained.
+//! The tape: the backward operations of one pass, recorded by every operation that depends on something trained.
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
@@ -12,22 +12,22 @@ use super::{Device, Outcome, Tensor};
 
 type BackwardOp = Box<dyn FnOnce() -> Outcome<()>>;
 
-/// What one pass noted.
+/// The operations and gradients of one pass.
 #[derive(Default)]
 struct Tape {
     /// In the order of the forward pass.
     operations: RefCell<Vec<BackwardOp>>,
-    /// Where the gradients of the pass's leaves belong, by the id of the tensor.
+    /// The gradient slot of each leaf of the pass, by the id of its tensor.
     leaves: RefCell<HashMap<u64, Slot>>,
     /// The ids of parameters whose gradients are computed after the pass.
     deferring: BTreeSet<u64>,
     deferred: Deferrals,
 }
 
-/// Where parts of gradients are left for after the pass.
+/// The parts of gradients that are left for after the pass.
 pub(super) type Deferrals = Rc<RefCell<Vec<Deferred>>>;
 
-/// A cheap handle on a tape, or nothing.
+/// A cheap handle to a tape, or to none.
 #[derive(Clone)]
 pub struct Trace(Option<Rc<Tape>>);
 
@@ -42,8 +42,8 @@ impl Trace {
         Trace::deferring(BTreeSet::new())
     }
 
-    /// The same, where what products and look-ups add to the gradients of some parameters is left to
-    /// [`Trace::take_deferred`]: each known by [`Tensor::id`].
+    /// Like [`Trace::on`], but products and look-ups leave their contributions to the gradients of `parameters`, known
+    /// by [`Tensor::id`], to [`Trace::take_deferred`].
     pub fn deferring(parameters: BTreeSet<u64>) -> Self {
         Trace(Some(Rc::new(Tape {
             deferring: parameters,
@@ -56,42 +56,43 @@ impl Trace {
         self.0.is_some()
     }
 
-    /// The one of two that is live, if one is.
+    /// The first of the two traces that is live, if either is.
     pub(super) fn or(self, other: &Trace) -> Self {
         Trace(self.0.or_else(|| other.0.clone()))
     }
 
-    /// Notes what is to be done when the backward pass comes back to here.
+    /// Records `operation`, to be run when the backward pass reaches this point.
     pub fn record(&self, operation: impl FnOnce() -> Outcome<()> + 'static) {
         if let Some(tape) = &self.0 {
             tape.operations.borrow_mut().push(Box::new(operation));
         }
     }
 
-    /// Where what is added to the gradient of the parameter with this id is left, if that is computed after the pass.
+    /// Where to leave contributions to the gradient of the parameter with this id, if that gradient is computed after
+    /// the pass.
     pub(super) fn deferrals(&self, id: u64) -> Option<Deferrals> {
         let tape = self.0.as_ref()?;
         tape.deferring.contains(&id).then(|| tape.deferred.clone())
     }
 
-    /// What a backward pass left, in its order.
+    /// Takes the contributions that a backward pass left, in its order.
     pub fn take_deferred(&self) -> Vec<Deferred> {
         let tape = self.0.as_ref();
         tape.map(|tape| tape.deferred.take()).unwrap_or_default()
     }
 }
 
-/// A tensor on a tape, or beside it: an activation, a parameter in a pass, a constant.
+/// A tensor that may be on a tape: an activation, a parameter in a pass, or a constant.
 #[derive(Clone)]
 pub struct Variable<S: Shape> {
     pub(super) value: Tensor<S>,
     trace: Trace,
-    /// Where its gradient belongs, where it has one.
+    /// The slot of its gradient, if it has one.
     slot: Option<Slot>,
 }
 
 impl<S: Shape> Variable<S> {
-    /// One that no operation made: all of the same tensor share a gradient.
+    /// A variable that no operation made. All leaves of the same tensor on a tape share a gradient.
     pub(super) fn leaf(value: Tensor<S>, trace: &Trace) -> Self {
         let slot = trace.0.as_ref().map(|tape| {
             let mut leaves = tape.leaves.borrow_mut();
@@ -105,23 +106,23 @@ impl<S: Shape> Variable<S> {
         }
     }
 
-    /// What an operation made. With a live trace, its gradient goes to `slot`.
+    /// The result of an operation. With a live trace, its gradient goes to `slot`.
     pub(super) fn result(value: Tensor<S>, trace: Trace, slot: Slot) -> Self {
         let slot = trace.is_on().then_some(slot);
         Variable { value, trace, slot }
     }
 
-    /// Its parts.
+    /// Splits it into its value, its trace and its slot.
     pub(super) fn split(self) -> (Tensor<S>, Trace, Option<Slot>) {
         (self.value, self.trace, self.slot)
     }
 
-    /// Where operations on it are recorded.
+    /// The tape that records operations on it.
     pub(super) fn trace(&self) -> Trace {
         self.trace.clone()
     }
 
-    /// Where its gradient belongs, if it needs one.
+    /// The slot of its gradient, if it needs one.
     pub(super) fn slot(&self) -> Option<Slot> {
         self.slot.clone()
     }
@@ -136,7 +137,7 @@ impl<S: Shape> Variable<S> {
         self.value.count()
     }
 
-    /// Where it lies.
+    /// The device that holds it.
     pub fn device(&self) -> Device {
         self.value.device()
     }
@@ -146,12 +147,12 @@ impl<S: Shape> Variable<S> {
         self.value.read()
     }
 
-    /// The elements of one on the CPU.
+    /// The elements of a variable on the CPU.
     pub(super) fn data(&self) -> &[f32] {
         self.value.data()
     }
 
-    /// The same elements in another shape of as many.
+    /// The same elements in another shape, with the same number of elements.
     pub fn reshaped<T: Shape>(&self, shape: T) -> Variable<T> {
         Variable {
             value: self.value.reshaped(shape),
@@ -171,7 +172,7 @@ impl<S: Shape> Variable<S> {
 pub struct Gradients(HashMap<u64, Slot>);
 
 impl Gradients {
-    /// Takes that of a parameter, row by row: zeros where nothing flowed into it.
+    /// Takes the gradient of a parameter, row by row; zeros if no gradient reached it.
     pub fn take<S: Shape>(&mut self, parameter: &Tensor<S>) -> Vec<f32> {
         let slot = self.0.remove(&parameter.id());
         let gradient = slot.and_then(|slot| slot.take_storage());
@@ -182,7 +183,7 @@ impl Gradients {
     }
 }
 
-/// Runs the recorded operations backwards from `output`, whose gradient is taken to be ones.
+/// Runs the recorded operations backwards from `output`, starting with a gradient of ones.
 ///
 /// # Errors
 /// What the device reports (out of memory).

@@ -12,7 +12,7 @@ use super::definition::{DfdxDevice, Flat};
 use super::tape::Variable;
 use super::{Device, Outcome, Trace};
 
-/// A tensor of elements in f32, row by row. A clone has the same elements, and is the same tensor to a tape.
+/// A tensor of f32 elements, row by row. A clone shares the elements and is the same tensor to a tape.
 #[derive(Clone)]
 pub struct Tensor<S: Shape> {
     id: u64,
@@ -20,7 +20,7 @@ pub struct Tensor<S: Shape> {
     pub(super) storage: Storage,
 }
 
-/// Elements where they lie. Another number format, or kernels on another device, is another variant.
+/// The elements, on their device. A further number format, or kernels for a further device, would be another variant.
 #[derive(Clone)]
 pub(super) enum Storage {
     Cpu(Arc<Vec<f32>>),
@@ -33,7 +33,7 @@ impl<S: Shape> Tensor<S> {
     /// Moves `values` to a device.
     ///
     /// # Errors
-    /// What the device reports.
+    /// The device fails, for example for want of memory.
     pub fn new(device: &Device, values: Vec<f32>, shape: S) -> Outcome<Self> {
         Storage::new(device, values).map(|storage| Tensor::of(storage, shape))
     }
@@ -48,17 +48,17 @@ impl<S: Shape> Tensor<S> {
         Tensor { id, shape, storage }
     }
 
-    /// A tensor of its own that begins with the same elements.
+    /// A new tensor, with an id of its own, that starts with the same elements.
     pub fn copied(&self) -> Self {
         Tensor::of(self.storage.clone(), self.shape)
     }
 
-    /// A tensor of the CPU.
+    /// A tensor on the CPU.
     pub(super) fn on_cpu(values: Vec<f32>, shape: S) -> Self {
         Tensor::of(Storage::Cpu(Arc::new(values)), shape)
     }
 
-    /// What it is known by, as long as it lives: clones and reshaped ones are the same tensor.
+    /// The id of the tensor. Clones and reshaped tensors share it.
     pub fn id(&self) -> u64 {
         self.id
     }
@@ -73,7 +73,7 @@ impl<S: Shape> Tensor<S> {
         self.storage.len()
     }
 
-    /// Where it lies.
+    /// The device that holds it.
     pub fn device(&self) -> Device {
         match &self.storage {
             Storage::Cpu(_) => Device::Cpu,
@@ -83,7 +83,7 @@ impl<S: Shape> Tensor<S> {
         }
     }
 
-    /// The same elements in another shape of as many.
+    /// The same elements in another shape, with the same number of elements.
     pub fn reshaped<T: Shape>(&self, shape: T) -> Tensor<T> {
         let (id, storage) = (self.id, self.storage.clone());
         assert_eq!(storage.len(), shape.num_elements(), "reshaped: as many");
@@ -95,7 +95,7 @@ impl<S: Shape> Tensor<S> {
         self.view().into_owned()
     }
 
-    /// The same, where they lie if the host can see them there.
+    /// Like [`Tensor::read`], but borrows the elements if the host can access them in place.
     pub fn view(&self) -> Cow<'_, [f32]> {
         self.storage.view()
     }
@@ -108,7 +108,7 @@ impl<S: Shape> Tensor<S> {
         }
     }
 
-    /// The same, to be written, where nothing else holds them.
+    /// The elements of a tensor on the CPU, to be overwritten; `None` if something else holds them.
     pub(super) fn own_data(&mut self) -> Option<&mut Vec<f32>> {
         match &mut self.storage {
             Storage::Cpu(values) => Arc::get_mut(values),
@@ -116,10 +116,10 @@ impl<S: Shape> Tensor<S> {
         }
     }
 
-    /// Changes the elements; it stays the same tensor.
+    /// Changes the elements. The tensor keeps its id.
     ///
     /// # Errors
-    /// What the device reports.
+    /// The device fails, for example for want of memory.
     pub fn update(&mut self, change: impl FnOnce(&mut [f32])) -> Outcome<()> {
         if let Storage::Cpu(values) = &mut self.storage {
             change(Arc::make_mut(values).as_mut_slice());
@@ -131,7 +131,7 @@ impl<S: Shape> Tensor<S> {
         Ok(())
     }
 
-    /// The tensor on a tape: gradients flow to it where `trace` is live.
+    /// The tensor as a leaf of a tape. It gets a gradient if `trace` is live.
     pub fn on(&self, trace: &Trace) -> Variable<S> {
         Variable::leaf(self.clone(), trace)
     }
@@ -179,7 +179,7 @@ impl Storage {
         }
     }
 
-    /// The elements on the host, without a copy where they are there and nothing else holds them.
+    /// The elements on the host. They are moved, not copied, if they are there already and nothing else holds them.
     pub(super) fn into_vec(self) -> Vec<f32> {
         match self {
             Storage::Cpu(values) => Arc::try_unwrap(values).unwrap_or_else(|v| v.to_vec()),

@@ -1,4 +1,4 @@
-//! Weights, and where their elements are.
+//! Weights, with their elements in memory or in a source from which they are read when needed.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -8,18 +8,18 @@ use super::cpu::products::Prepared;
 use super::gradient::Slot;
 use super::{Device, Matrix, Outcome, Tensor, Trace};
 
-/// A weight `(out, in)`, and what the device keeps beside it to multiply faster.
+/// A weight `(out, in)`, with the packed forms that the device keeps to multiply faster.
 pub struct Weight {
     pub(super) elements: Elements,
-    /// Where what is computed with it is recorded: off while it is frozen.
+    /// The tape that records operations with it; off while it is frozen.
     pub(super) trace: Trace,
-    /// Where its gradient belongs, where it has one.
+    /// The slot of its gradient, if it has one.
     pub(super) slot: Option<Slot>,
     pub(super) prepared: Arc<Prepared>,
     pub(super) precision: Precision,
 }
 
-/// How products with a frozen weight are computed. Sums, and all else, are in f32.
+/// How products with a frozen weight are computed. Sums and all other operations are in f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
@@ -31,7 +31,7 @@ pub enum Precision {
 }
 
 impl Weight {
-    /// A parameter on a tape, with what was prepared of the same elements.
+    /// A parameter on a tape, with the packed forms that were prepared from the same elements.
     pub fn new(elements: &Elements, prepared: &Arc<Prepared>, trace: &Trace) -> Self {
         let slot = match elements {
             Elements::Held(tensor) => tensor.on(trace).slot(),
@@ -46,7 +46,7 @@ impl Weight {
         }
     }
 
-    /// Multiplied in this precision while it is frozen.
+    /// The weight, to be multiplied in this precision while it is frozen.
     pub fn in_precision(self, precision: Precision) -> Self {
         Weight { precision, ..self }
     }
@@ -61,10 +61,10 @@ impl Weight {
         self.trace.is_on()
     }
 
-    /// The weight as a tensor, which stays in memory from then on.
+    /// The weight as a tensor. The tensor stays in memory from then on.
     ///
     /// # Errors
-    /// What the device reports.
+    /// The device fails, for example for want of memory.
     pub fn matrix(&self) -> Outcome<Matrix> {
         let tensor = self.elements.tensor()?;
         Ok(match &self.slot {
@@ -92,7 +92,7 @@ impl From<Matrix> for Weight {
 pub enum Elements {
     /// On the device.
     Held(Tensor<(usize, usize)>),
-    /// Elsewhere; they never change.
+    /// In a source from which they can be read; they never change.
     Stored(Arc<Stored>),
 }
 
@@ -105,10 +105,10 @@ impl Elements {
         }
     }
 
-    /// The elements as a tensor, which stays in memory from then on.
+    /// The elements as a tensor. The tensor stays in memory from then on.
     ///
     /// # Errors
-    /// What the device reports.
+    /// The device fails, for example for want of memory.
     pub fn tensor(&self) -> Outcome<Tensor<(usize, usize)>> {
         match self {
             Elements::Held(tensor) => Ok(tensor.clone()),
@@ -116,10 +116,10 @@ impl Elements {
         }
     }
 
-    /// The elements on the device, to be changed; what is stored stays as it is.
+    /// The elements on the device, to be changed. Stored elements are read first; their source is not changed.
     ///
     /// # Errors
-    /// What the device reports.
+    /// The device fails, for example for want of memory.
     pub fn held(&mut self) -> Outcome<&mut Tensor<(usize, usize)>> {
         if let Elements::Stored(stored) = self {
             *self = Elements::Held(stored.read()?);
@@ -131,21 +131,21 @@ impl Elements {
     }
 }
 
-/// Elements that can be read when they are needed, such as in a mapped file.
+/// A source from which elements are read when they are needed, such as a mapped file.
 pub trait WeightSource: Send + Sync {
     /// The number of elements.
     fn count(&self) -> usize;
-    /// The elements, row by row: where they lie, or converted from what is there.
+    /// The elements, row by row: borrowed in place, or converted from the source's format.
     fn elements(&self) -> Cow<'_, [f32]>;
-    /// Whether rows lie one after the other, so that [`WeightSource::append`] takes no more than it gives.
+    /// Whether the source has the elements row by row, so that [`WeightSource::append`] reads no more than it appends.
     fn has_rows(&self) -> bool;
-    /// Appends the elements of `range` to `values`, and brings nothing else into memory.
+    /// Appends the elements of `range` to `values`. Brings nothing else into memory if the source has rows.
     fn append(&self, range: Range<usize>, values: &mut Vec<f32>);
-    /// Says that they have been read for now, so that they need take no memory.
+    /// Tells the source that its elements are not needed for now, so that it may free their memory.
     fn release(&self);
 }
 
-/// A weight that is read from a [`WeightSource`] when it is asked for.
+/// A weight that is read from a [`WeightSource`] on demand.
 pub struct Stored {
     source: Box<dyn WeightSource>,
     shape: (usize, usize),
@@ -154,7 +154,7 @@ pub struct Stored {
 }
 
 impl Stored {
-    /// A weight of `shape`, for a device.
+    /// A weight of `shape` on `device`. Panics if `source` has another number of elements.
     pub fn new(source: Box<dyn WeightSource>, shape: (usize, usize), device: Device) -> Self {
         assert_eq!(
             source.count(),
@@ -174,12 +174,12 @@ impl Stored {
         self.shape
     }
 
-    /// The device that it is for.
+    /// The device that the weight is read to.
     pub(super) fn device(&self) -> &Device {
         &self.device
     }
 
-    /// Where the elements lie.
+    /// The source of the elements.
     pub fn source(&self) -> &dyn WeightSource {
         &*self.source
     }

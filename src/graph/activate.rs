@@ -1,4 +1,4 @@
-//! What a stage has in place, and what of it is trained.
+//! Puts a stage's deltas and head in place, and marks the parameters that it trains.
 
 use std::collections::BTreeSet;
 
@@ -9,8 +9,8 @@ use crate::diagnostic::Problem;
 use crate::plan::{Change, Plan, TaskPlan};
 
 impl Graph {
-    /// Puts in place what a stage has in place, and trains what it trains. For the index one past
-    /// the last stage: what the last stage had, nothing trained.
+    /// Puts a stage's deltas and head in place, and marks the parameters that it trains. The index one past
+    /// the last stage keeps the last stage's deltas and trains nothing.
     ///
     /// # Errors
     /// The task's head is neither in the checkpoint nor trained by any stage so far.
@@ -65,7 +65,7 @@ impl Graph {
         Ok(())
     }
 
-    /// The parameters of a delta that are not kept as they begin.
+    /// Indices of a delta's parameters that training may change.
     pub(super) fn trainable<'a>(&'a self, delta: &'a str) -> impl Iterator<Item = usize> + 'a {
         let ids = self.values.keys().enumerate();
         let own = ids.filter(move |(_, id)| id.delta() == Some(delta));
@@ -73,7 +73,8 @@ impl Graph {
             .map(|(index, _)| index)
     }
 
-    /// The large matrices among what is trained that stand for weights where no method acts.
+    /// Indices of the large trained matrices that replace a weight. No method may act on that weight's module, because
+    /// a method could read the weight other than in a product or look-up.
     fn deferred(&self, active: &Active) -> BTreeSet<usize> {
         if !self.device.defers_gradients() {
             return BTreeSet::new();
@@ -105,7 +106,7 @@ impl Graph {
         (0..=plan.stages.len()).try_for_each(|stage| self.checked_task(plan, stage).map(drop))
     }
 
-    /// The task of a stage, whose head is not one that was only drawn.
+    /// The task of a stage, after a check that its head was loaded or has been trained.
     fn checked_task<'p>(
         &self,
         plan: &'p Plan,

@@ -1,4 +1,4 @@
-//! The attentions of a block: of its rows to themselves, and of a decoder's to what the encoder made.
+//! The attentions of a block: self-attention, and a decoder's cross-attention to the encoder's output.
 
 use super::forward::Pass;
 use super::layers::{Attention, StackLayers};
@@ -6,8 +6,9 @@ use crate::backbone::Positions;
 use crate::engine::{ops, Attending, AttentionShape, Layout, Matrix, Outcome};
 
 impl Pass<'_> {
-    /// Keys and values of the rows `x`, and queries of the rows `asking`, which come with their layout:
-    /// `(asking, hidden)` → `(asking, heads · width)`. Scores are masked to what is before a row, and have a bias.
+    /// Attends from the rows `asking`, given with their layout, to the rows `x`:
+    /// `(asking, hidden)` → `(asking, heads · width)`. `causal` masks the keys after a row, and `bias` is added to
+    /// the scores.
     pub(super) fn attention(
         &self,
         layer: &Attention,
@@ -52,7 +53,7 @@ impl Pass<'_> {
         ops::attention(&q, &k, &v, attending, shape, bias, dropout)
     }
 
-    /// Deltas on a weight that the checkpoint stores fused: they act on q, k and v side by side.
+    /// Applies the deltas on a fused checkpoint weight. They act on q, k and v side by side.
     fn adapt_fused(
         &self,
         layer: &Attention,
@@ -70,8 +71,8 @@ impl Pass<'_> {
         ])
     }
 
-    /// What is added to the scores of a stack's attentions by the distance of the key, where the family has such a
-    /// bias: `(distances, heads)`, for as many as the longest sequence and the prefixes before it take.
+    /// The bias that a stack's attentions add to a score by the distance of the key, if the family has one:
+    /// `(distances, heads)`. It covers all distances within the longest sequence and the prefixes before it.
     pub(super) fn distance_bias(
         &self,
         stack: &StackLayers,
@@ -84,7 +85,7 @@ impl Pass<'_> {
         let positions = (self.graph.active.prefix_tokens + layout.longest()) as isize;
         let bucket = |distance: isize| distances.bucket(distance, !stack.is_causal);
         let buckets: Vec<usize> = (1 - positions..positions).map(bucket).collect();
-        // Not rows of a text, but of a table that all sequences share.
+        // These rows are not a text's, but those of a table that all sequences share.
         let alone = Layout::new([buckets.len()], vec![0]);
         self.look_up(table, &buckets, &alone).map(Some)
     }

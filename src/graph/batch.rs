@@ -1,8 +1,8 @@
-//! What goes into a pass.
+//! The input of a forward pass.
 
 use crate::engine::Layout;
 
-/// Sequences of tokens, packed, and what is to be predicted of them.
+/// Packed sequences of tokens and their targets.
 #[derive(Clone, Debug)]
 pub struct Batch {
     /// Token numbers, `(rows)`.
@@ -11,23 +11,23 @@ pub struct Batch {
     pub types: Vec<usize>,
     /// Which rows make up which sequence.
     pub layout: Layout,
-    /// The row of each sequence off which the word of a cloze is read; else empty.
+    /// For a cloze, the row of each sequence that predicts the label word; else empty.
     pub masks: Vec<usize>,
-    /// The number of each sequence's own rows before those of a prompt; empty where it is 0.
+    /// How many of each sequence's own rows come before the prompt; empty if none do.
     pub soft: Vec<usize>,
-    /// What the decoder of a backbone that has one reads; targets are then of its rows.
+    /// The decoder's input, if the backbone has a decoder. Target rows are then the decoder's rows.
     pub decoder: Option<DecoderRows>,
-    /// What is to be predicted.
+    /// The targets.
     pub targets: Targets,
-    /// The place of each sequence in the whole batch, of which these may be a part.
+    /// The place of each sequence in the whole batch. These sequences may be only one group of it.
     pub places: Vec<usize>,
-    /// What the blocks below the lowest trained site make of it, where that is known already.
+    /// The output of the blocks below the lowest trained site, if an earlier pass computed it.
     pub cached: Option<CachedActivations>,
-    /// The number of predictions in the whole batch, of which this may be a part.
+    /// The number of predictions in the whole batch. Every group divides its loss by this number.
     pub total: usize,
 }
 
-/// Sequences of tokens that a decoder reads, packed.
+/// Packed sequences of tokens for the decoder.
 #[derive(Clone, Debug)]
 pub struct DecoderRows {
     /// Token numbers, `(rows)`.
@@ -36,7 +36,7 @@ pub struct DecoderRows {
     pub layout: Layout,
 }
 
-/// What is to be predicted.
+/// What the head must predict.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Targets {
     /// A label for each sequence.
@@ -47,10 +47,10 @@ pub enum Targets {
     Tokens {
         /// The rows.
         rows: Vec<usize>,
-        /// The tokens that stood there.
+        /// The token to predict at each row.
         tokens: Vec<usize>,
     },
-    /// Nothing is known.
+    /// The targets are unknown.
     None,
 }
 
@@ -59,10 +59,10 @@ pub enum Targets {
 pub struct CachedActivations {
     /// The block that reads them; one past the last if only the head does.
     pub block: usize,
-    /// `(rows, hidden)`: all rows of the layout, or those that the head reads.
+    /// `(rows, hidden)`: all rows of the layout, or only those that the head reads if no block is left to run.
     pub rows: Vec<f32>,
-    /// How many of them belong to each sequence.
+    /// How many of `rows` belong to each sequence.
     pub counts: Vec<usize>,
-    /// Which rows make up which sequence, those of a prompt included.
+    /// Which rows make up which sequence, prompt rows included.
     pub layout: Layout,
 }

@@ -1,4 +1,4 @@
-//! The groups of a batch, one after the other or side by side.
+//! Runs the groups of a batch, one after the other or in parallel.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::diagnostic::Problem;
 use crate::engine::{self, Deferred, Device, Semaphore};
 use crate::plan::Machine;
 
-/// This machine, with so many threads, as costs depend on it.
+/// Describes this machine, with `threads` threads, for cost estimates.
 pub fn this_machine(threads: usize) -> Machine {
     Machine {
         threads,
@@ -19,29 +19,29 @@ pub fn this_machine(threads: usize) -> Machine {
     }
 }
 
-/// Elements of gradients that are held before they are summed.
+/// The most gradient elements that we hold before we sum them.
 const HELD_GRADIENTS: usize = 8 << 20;
 
 /// The loss of a batch and the gradient of everything trained.
 pub type Gradients = (f32, BTreeMap<ParameterId, Vec<f32>>);
 
 impl Graph {
-    /// The mean loss over the groups of a batch, and the gradients.
+    /// The mean loss of a batch, given as groups, and the gradients.
     ///
     /// # Errors
-    /// What the device reports.
+    /// The device fails, for example for want of memory.
     pub fn gradients(&self, groups: &[Batch]) -> Result<Gradients, Problem> {
         let mut loss = 0.0;
         let mut sums: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
-        // So many groups at a time that their gradients take little memory, but as many as can run;
-        // they are summed in the order of the groups, so the result does not depend on that number.
+        // Hold few enough groups that their gradients take little memory, but enough to keep all threads busy.
+        // Gradients are summed in the order of the groups, so this number does not change the result.
         let threads = rayon::current_num_threads();
         let (most, at_once) = match self.active.deferred.is_empty() {
             true => (
                 (HELD_GRADIENTS / self.trained_count().max(1)).max(threads),
                 self.device.groups_at_once(self.config.hidden),
             ),
-            // Each group holds its activations until its parts are added.
+            // A group with deferred gradients holds its activations until we add its parts.
             false => (threads, threads),
         };
         let layers = self.layers().blocks.len();
@@ -76,8 +76,8 @@ impl Graph {
         Ok((loss, named.collect()))
     }
 
-    /// Adds to gradients what their groups left to be computed, of each in the order of the groups; what
-    /// nothing flowed into is zeros.
+    /// Computes the deferred parts of each gradient and adds them to `sums`, in the order of the groups. A
+    /// parameter that no gradient reached gets zeros.
     fn add_parts(
         &self,
         sums: &mut BTreeMap<usize, Vec<f32>>,
@@ -118,16 +118,16 @@ impl Graph {
     /// The logits of every group, `(sequences, labels)` each.
     ///
     /// # Errors
-    /// What the device reports.
+    /// The device fails, for example for want of memory.
     pub fn logits(&self, groups: &[Batch]) -> Result<Vec<Vec<f32>>, Problem> {
         self.map_logits(groups, |_, logits| logits)
     }
 
-    /// What `map` makes of every group and its logits. No more of them are in memory than groups are worked on:
-    /// those over a vocabulary are large.
+    /// Applies `map` to every group and its logits. Logits over a vocabulary are large, so only those of the groups
+    /// in progress are in memory.
     ///
     /// # Errors
-    /// What the device reports.
+    /// The device fails, for example for want of memory.
     pub fn map_logits<R: Send + Sync>(
         &self,
         groups: &[Batch],

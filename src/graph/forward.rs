@@ -16,19 +16,20 @@ use crate::engine::{
     Trace, Vector, Weight,
 };
 
-/// One forward pass. With a live trace, what is trained is recorded.
+/// One forward pass. A live trace records every operation on a trained parameter.
 pub struct Pass<'g> {
     pub(super) graph: &'g Graph,
     pub(super) layers: &'g Layers,
     trace: Trace,
-    /// In training, when dropout is active: how many blocks keep activations for the backward pass.
+    /// Limits how many blocks keep activations for the backward pass. Only a training pass has one, and only a
+    /// training pass applies dropout.
     semaphore: Option<Arc<Semaphore>>,
-    /// Those of rotary embeddings, for the positions of this pass.
+    /// The rotary angles of this pass's positions, computed at first use.
     pub(super) angles: OnceCell<Arc<Angles>>,
 }
 
 impl<'g> Pass<'g> {
-    /// One with dropout, which records what is trained.
+    /// A pass that applies dropout and records operations on trained parameters.
     pub(super) fn training(graph: &'g Graph, trace: Trace, semaphore: &Arc<Semaphore>) -> Self {
         Pass {
             graph,
@@ -39,7 +40,7 @@ impl<'g> Pass<'g> {
         }
     }
 
-    /// One without.
+    /// A pass that applies no dropout and records nothing.
     pub(super) fn inference(graph: &'g Graph) -> Self {
         Pass {
             graph,
@@ -58,7 +59,7 @@ impl<'g> Pass<'g> {
     /// [`Batch::total`].
     ///
     /// # Errors
-    /// What the device reports.
+    /// The device fails, for example for want of memory.
     pub fn loss(&self, batch: &Batch) -> Outcome<Scalar> {
         let logits = self.logits(batch)?;
         match &batch.targets {
@@ -69,10 +70,10 @@ impl<'g> Pass<'g> {
         }
     }
 
-    /// What the head in place says of a batch: `(sequences, labels)`, or `(masked, vocabulary)`.
+    /// The logits of the head in place: `(sequences, labels)`, or `(target rows, vocabulary)` for a language model.
     ///
     /// # Errors
-    /// What the device reports.
+    /// The device fails, for example for want of memory.
     pub fn logits(&self, batch: &Batch) -> Outcome<Matrix> {
         let encoded = self.encode(batch)?;
         let last = self.last_stack();
@@ -101,7 +102,7 @@ impl<'g> Pass<'g> {
         last.expect("an architecture has at least one stack")
     }
 
-    /// What the encoder makes of a batch, where the backbone has one, and its layout.
+    /// The encoder's output and layout; `None` if the backbone has a single stack.
     fn encode(&self, batch: &Batch) -> Outcome<Option<(Matrix, Layout)>> {
         let [encoder, _] = self.layers.stacks.as_slice() else {
             return Ok(None);
@@ -112,7 +113,7 @@ impl<'g> Pass<'g> {
         Ok(Some((x, layout)))
     }
 
-    /// What the last stack begins with: the embeddings of the text, or of what the decoder reads.
+    /// The input of the last stack: the embeddings of the text, or of the decoder's tokens if there is a decoder.
     fn embed_last(&self, batch: &Batch) -> Outcome<(Matrix, Layout)> {
         let Some(decoder) = &batch.decoder else {
             return self.embed(batch);
@@ -124,10 +125,10 @@ impl<'g> Pass<'g> {
         Ok((x, layout))
     }
 
-    /// What the embeddings and the blocks below `block` make of a batch.
+    /// Runs the embeddings and the blocks below `block`. The result can start a later pass.
     ///
     /// # Errors
-    /// What the device reports.
+    /// The device fails, for example for want of memory.
     pub fn below(&self, batch: &Batch, block: usize) -> Outcome<CachedActivations> {
         let (x, layout) = self.embed(batch)?;
         let rows = read_rows(self.layers.reads, batch, &layout);
@@ -145,10 +146,11 @@ impl<'g> Pass<'g> {
         })
     }
 
-    /// The last hidden state of all rows, those of a prompt included: the decoder's where there is one.
+    /// The last hidden state of all rows, prompt rows included: `(rows, hidden)`. If there is a decoder, it is the
+    /// decoder's.
     ///
     /// # Errors
-    /// What the device reports.
+    /// The device fails, for example for want of memory.
     pub fn hidden(&self, batch: &Batch) -> Outcome<Matrix> {
         let encoded = self.encode(batch)?;
         let (x, layout) = self.embed_last(batch)?;
@@ -157,16 +159,16 @@ impl<'g> Pass<'g> {
         self.last_norm(stack, x, &layout)
     }
 
-    /// The last hidden state of the encoder, where the backbone has one.
+    /// The last hidden state of the encoder, `(rows, hidden)`; `None` if the backbone has a single stack.
     ///
     /// # Errors
-    /// What the device reports.
+    /// The device fails, for example for want of memory.
     pub fn encoded(&self, batch: &Batch) -> Outcome<Option<Matrix>> {
         Ok(self.encode(batch)?.map(|(x, _)| x))
     }
 
-    /// Blocks `range` of one stack: the last of the backbone for all rows, or for those that are read; its queries
-    /// and its feed-forward then run on those alone.
+    /// Runs blocks `range` of one stack. If `read` is given, the backbone's last block computes queries and the
+    /// feed-forward for these rows only.
     fn blocks(
         &self,
         range: Range<usize>,
@@ -177,7 +179,7 @@ impl<'g> Pass<'g> {
     ) -> Outcome<Matrix> {
         let blocks = &self.layers.blocks;
         let count = blocks.len();
-        // A gate reads all rows of a sequence.
+        // A gate in the last block reads all rows of a sequence, so we select rows only after that block.
         let (early, late) = match self.graph.active.is_gated_at_the_top {
             true => (None, read),
             false => (read, None),
@@ -209,7 +211,7 @@ impl<'g> Pass<'g> {
         }
     }
 
-    /// The norm behind the last block of a stack, where the family has one, and the dropout behind it.
+    /// Applies the norm after the last block of a stack, if the family has one, and the dropout after it.
     fn last_norm(&self, stack: &StackLayers, x: Matrix, layout: &Layout) -> Outcome<Matrix> {
         let x = match &stack.norm {
             Some(norm) => self.norm(norm, &x)?,
@@ -239,7 +241,7 @@ impl<'g> Pass<'g> {
         if let (Positions::Learned { first }, Some(table)) =
             (&self.graph.architecture.positions, &layers.positions)
         {
-            // A prompt has positions of its own, and so has, as in PEFT, a prefix without rows here.
+            // Prompt rows take positions. As in PEFT, so does a prefix, although it has no rows here.
             let first = first + self.graph.active.prefix_tokens;
             let positions = positions(&layout, first);
             x = ops::add(x, &self.look_up(table, &positions, &layout)?)?;
@@ -293,7 +295,7 @@ impl<'g> Pass<'g> {
         self.close(&ff.around, &input, x, out, layout)
     }
 
-    /// What a sub-layer reads: normalized where the family's norms precede them.
+    /// The input of a sub-layer, which a pre-norm family normalizes.
     fn sub_layer_input(&self, around: &SubLayer, x: &Matrix) -> Outcome<Matrix> {
         match &around.norm {
             Some(norm) if self.graph.pre_norm() => self.norm(norm, x),
@@ -301,7 +303,7 @@ impl<'g> Pass<'g> {
         }
     }
 
-    /// Dropout, the deltas behind the sub-layer, the residual sum, and the norm after it.
+    /// Ends a sub-layer: dropout, the deltas on it, the residual sum, and a post-norm family's norm.
     fn close(
         &self,
         around: &SubLayer,
@@ -386,14 +388,14 @@ impl<'g> Pass<'g> {
     }
 }
 
-/// What a block is given beside its rows.
+/// What a block needs to know about its input rows.
 struct Rows<'a> {
     layout: &'a Layout,
-    /// Those of its rows that go on behind its attention; all where none are named.
+    /// The rows that go on after the attention; `None` for all rows.
     read: Option<&'a [usize]>,
-    /// What the encoder made, and its layout, where the block is a decoder's.
+    /// For a decoder's block, the encoder's output and its layout.
     encoded: Option<&'a (Matrix, Layout)>,
     is_causal: bool,
-    /// What is added to the scores of its attention by the distance of the key.
+    /// The bias of the attention scores by the distance of the key.
     bias: Option<&'a Matrix>,
 }

@@ -1,4 +1,4 @@
-//! Where the head of a task comes from: the checkpoint, where its labels are the task's, or the seed.
+//! Finds where a task's head comes from: the checkpoint, if it fits the task's labels, or the seed.
 
 use crate::backbone::{head_parameters, Checkpoint, Config};
 use crate::plan::{Label, TaskKind, TaskPlan};
@@ -7,16 +7,18 @@ use crate::text::list;
 /// Where a head comes from.
 #[derive(Clone, Debug, PartialEq)]
 pub enum HeadOrigin {
-    /// The checkpoint's own; for each label, which of its outputs is that label, and how that is known.
+    /// The checkpoint's head. For each label of the task, the list has the output of the head that stands for it
+    /// (empty for a language model's head). The text says how we matched them.
     Checkpoint(Vec<usize>, String),
-    /// The word embeddings': it has no parameter of its own.
+    /// The word embeddings. The head has no parameters of its own.
     Tied,
-    /// Drawn from the seed, and why.
+    /// Drawn from the seed, for this reason.
     Drawn(String),
 }
 
 impl HeadOrigin {
-    /// Where the head of a task comes from on a backbone with these weights; only names and shapes are read.
+    /// Finds the origin of a task's head from the names and shapes in the checkpoint. Without a checkpoint, the
+    /// backbone's weights are random.
     pub fn of(config: &Config, task: &TaskPlan, file: Option<&Checkpoint>) -> Self {
         let family = config.family();
         let Some(file) = file else {
@@ -36,7 +38,7 @@ impl HeadOrigin {
             .map(|step| format!("{}.weight", step.module));
         let parameters = head.map_or(Vec::new(), |head| head_parameters(config, head, outputs));
         let Some(weight) = parameters.iter().find(|p| Some(&p.path) == last.as_ref()) else {
-            // A language model's head has no output of its own: it reads the word embeddings.
+            // This language model's head has no output weight of its own. It uses the word embeddings.
             let is_whole = parameters.iter().all(|p| {
                 p.path.ends_with(".bias") || file.find(p, &family.base_model_prefix).is_some()
             });
@@ -89,7 +91,7 @@ fn by_labels(config: &Config, labels: &[Label]) -> HeadOrigin {
     }
 }
 
-/// For each label the place of the stored one of the same name, where they are the same labels.
+/// For each label, the index of the stored label with the same name, ignoring case; `None` if the two sets differ.
 fn order<'a>(stored: &[String], labels: impl Iterator<Item = &'a String>) -> Option<Vec<usize>> {
     let same = |a: &String, b: &String| a.to_lowercase() == b.to_lowercase();
     let place = |label: &String| stored.iter().position(|stored| same(stored, label));
@@ -99,14 +101,14 @@ fn order<'a>(stored: &[String], labels: impl Iterator<Item = &'a String>) -> Opt
     sorted.into_iter().eq(0..stored.len()).then_some(order)
 }
 
-/// Rows of an output, `(labels, width)` or `(labels)`, in another order.
+/// Reorders the rows of an output weight `(labels, width)` or bias `(labels)`: row `i` becomes row `order[i]`.
 pub fn reordered(values: &[f32], order: &[usize]) -> Vec<f32> {
     let width = values.len() / order.len().max(1);
     let row = |from: &usize| &values[from * width..(from + 1) * width];
     order.iter().flat_map(row).copied().collect()
 }
 
-/// For each of `labels`, the place of the same one in `other`, by name.
+/// For each of `labels`, the index of the label with the same name in `other`; `None` if the two sets differ.
 pub fn label_order(labels: &[Label], other: &[Label]) -> Option<Vec<usize>> {
     let stored: Vec<String> = other.iter().map(|label| label.name.clone()).collect();
     order(&stored, labels.iter().map(|label| &label.name))

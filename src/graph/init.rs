@@ -10,12 +10,12 @@ use sha2::{Digest, Sha256};
 use crate::backbone::Parameter;
 use crate::delta::Init;
 
-/// Where fresh parameters come from.
+/// Draws the initial elements of fresh parameters.
 pub(super) struct Initializer {
     pub seed: u64,
     /// Standard deviation of the backbone's own weights.
     pub deviation: f32,
-    /// Elements of the weights of norms.
+    /// Initial value of every norm weight.
     pub norm: f32,
 }
 
@@ -39,7 +39,7 @@ impl Initializer {
         }
     }
 
-    /// `count` numbers below `end`.
+    /// Draws `count` numbers below `end`, with replacement.
     pub fn choices(&self, key: &str, count: usize, end: usize) -> Vec<usize> {
         let mut random = self.random(key);
         (0..count).map(|_| random.random_range(0..end)).collect()
@@ -52,8 +52,8 @@ impl Initializer {
         ChaCha8Rng::from_seed(hasher.finalize().into())
     }
 
-    /// Elements of a parameter of the backbone or a head, as transformers draws it: weights from a
-    /// normal distribution, biases 0, weights of norms 1, or T5's factor.
+    /// Initial elements of a parameter of the backbone or a head, as in transformers. Weights are normal,
+    /// biases are 0, and norm weights are 1 or T5's `initializer_factor`.
     pub fn parameter(&self, parameter: &Parameter) -> Vec<f32> {
         let is_bias = parameter.path.ends_with(".bias");
         let init = match (is_bias, parameter.shape.len()) {

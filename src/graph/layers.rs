@@ -1,6 +1,8 @@
-//! A stage's plan becomes layers: what a forward pass goes through, each with its parameters, its deltas in the order of
-//! the file, and the places of its dropouts. Paths are resolved here, and not in a pass, where a method asks for its
-//! parameters by their names among the few that its layer has.
+//! Turns a stage's plan into layers, which a forward pass then walks. Each layer has its parameters, its deltas in the
+//! order of the file, and the places of its dropouts.
+//!
+//! We resolve paths here so that a pass does not. Only a method still looks up parameters by name in a pass, among the
+//! few of its layer.
 
 use std::ops::Range;
 
@@ -10,12 +12,12 @@ use crate::backbone::{FeedForwardKind, NormKind, NormPlace, Stack};
 use crate::delta::{Method, ParameterId};
 use crate::engine::Activation;
 
-/// All of a graph, for one stage.
+/// All layers of a graph, for one stage.
 pub(super) struct Layers {
     pub embeddings: Embeddings,
     /// In the order of the forward pass.
     pub stacks: Vec<StackLayers>,
-    /// Those of all stacks.
+    /// The blocks of all stacks, in the order of the forward pass.
     pub blocks: Vec<Block>,
     pub head: Vec<HeadLayer>,
     /// Which rows the head reads.
@@ -25,9 +27,9 @@ pub(super) struct Layers {
 /// Where the value of a parameter is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ParameterIndex {
-    /// Among the backbone's own, which never change.
+    /// Index into the backbone's own parameters, which never change.
     Backbone(usize),
-    /// Among those of deltas and heads.
+    /// Index into the parameters of deltas and heads.
     Added(usize),
 }
 
@@ -38,7 +40,7 @@ pub(super) struct Handle {
     pub is_trained: bool,
 }
 
-/// Where activations are dropped, as a hash of its path.
+/// Identifies a dropout in the model by a hash of its path, so that each dropout draws its own mask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct DropoutPlace(pub u32);
 
@@ -73,10 +75,10 @@ pub(super) struct Embeddings {
     pub word: Table,
     pub types: Option<Table>,
     pub positions: Option<Table>,
-    /// Where norms are behind what they normalize.
+    /// Present in post-norm families.
     pub norm: Option<Norm>,
     pub dropout: DropoutPlace,
-    /// Of what a decoder reads.
+    /// Dropout of the decoder's embeddings.
     pub decoder_dropout: DropoutPlace,
     /// Deltas on the embeddings as a whole: prompts.
     pub deltas: Vec<DeltaLayer>,
@@ -85,26 +87,26 @@ pub(super) struct Embeddings {
 pub(super) struct StackLayers {
     pub blocks: Range<usize>,
     pub is_causal: bool,
-    /// Biases of scores by distance, where the family has them.
+    /// Score biases by the distance between query and key, if the family has them (T5).
     pub distances: Option<Table>,
-    /// Where norms are before what they normalize.
+    /// The norm after the last block, present in pre-norm families.
     pub norm: Option<Norm>,
     pub dropout: DropoutPlace,
 }
 
 pub(super) struct Block {
     pub attention: Attention,
-    /// A decoder's, to what the encoder made.
+    /// A decoder's attention to the encoder's output.
     pub cross: Option<Attention>,
     pub feed_forward: FeedForward,
 }
 
-/// What attentions and feed-forwards have around them.
+/// The norm, dropout and deltas around an attention or a feed-forward.
 pub(super) struct SubLayer {
     pub norm: Option<Norm>,
-    /// Of what it gives.
+    /// Dropout of the sub-layer's output.
     pub dropout: DropoutPlace,
-    /// Deltas on it as a whole.
+    /// Deltas on the sub-layer as a whole.
     pub deltas: Vec<DeltaLayer>,
 }
 
@@ -116,7 +118,7 @@ pub(super) struct Attention {
     pub o: Linear,
     /// Deltas on q, k and v as the checkpoint stores them fused.
     pub fused: Vec<DeltaLayer>,
-    /// Of the weights.
+    /// Dropout of the attention weights.
     pub dropout: DropoutPlace,
 }
 
@@ -125,16 +127,16 @@ pub(super) struct FeedForward {
     pub gate: Option<Linear>,
     pub up: Linear,
     pub down: Linear,
-    /// Of what `down` reads.
+    /// Dropout of `down`'s input.
     pub dropout: DropoutPlace,
 }
 
 /// A step of a head.
 pub(super) struct HeadLayer {
-    /// Of what it reads, where the family drops that.
+    /// Dropout of the step's input, if the family has one.
     pub dropout: Option<DropoutPlace>,
     pub kind: HeadKind,
-    /// Applied to its result.
+    /// Applied to the step's output.
     pub activation: Option<Activation>,
 }
 
@@ -151,21 +153,21 @@ pub(super) enum HeadKind {
 /// A delta at a site.
 pub(super) struct DeltaLayer {
     pub method: Method,
-    /// Whether a gate weighs what it changes.
+    /// Whether a gate scales the delta's change.
     pub is_gated: bool,
     pub site: String,
-    /// Its parameters there, and those that its sites share, by name.
+    /// The delta's parameters at this site and those that all its sites share, by name.
     parameters: Vec<(String, Handle)>,
     pub dropout: DropoutPlace,
-    /// The module's own.
+    /// The weight of the module at the site.
     pub weight: Option<Handle>,
     pub bias: Option<Handle>,
-    /// Behind the residual sum, where norms are there.
+    /// The norm after the residual sum, in post-norm families.
     pub norm: Option<Norm>,
 }
 
 impl DeltaLayer {
-    /// A parameter, of the few that there are.
+    /// The parameter called `name` of this delta.
     pub fn parameter(&self, name: &str) -> Handle {
         let found = self.parameters.iter().find(|(own, _)| own == name);
         let (_, handle) = found.expect("a method reads the parameters that it names");
@@ -174,7 +176,7 @@ impl DeltaLayer {
 }
 
 impl Graph {
-    /// The layers of what is in place.
+    /// Builds the layers of the backbone, head and deltas in place.
     pub(super) fn layers_in_place(&self) -> Layers {
         let stacks = &self.architecture.stacks;
         let paths = stacks.iter().flat_map(Stack::block_paths);
@@ -311,7 +313,7 @@ impl Graph {
         })
     }
 
-    /// The parameter that stands at a path of the backbone or of the head in place, if there is one.
+    /// The parameter that a pass reads at a path: the one in place there if there is one, else the backbone's own.
     fn parameter(&self, path: &str) -> Option<Handle> {
         if let Some(index) = self.active.replaced.get(path) {
             return Some(self.added(*index));
@@ -415,7 +417,7 @@ mod tests {
         places.into_iter().map(|place| place.0).collect()
     }
 
-    /// What is dropped in one place says nothing of what is dropped in another.
+    /// Two dropouts with the same number would draw the same mask.
     #[test]
     fn places_of_dropout_have_numbers_of_their_own() {
         for fixture in ["bert_a", "gpt2", "llama_a", "t5_v1_1"] {

@@ -1,4 +1,4 @@
-//! The weights of a plan, read or drawn: the backbone's, those of heads, and those that deltas add.
+//! Reads or draws the weights of a plan: those of the backbone, the heads and the deltas.
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,7 +21,7 @@ impl Graph {
         Graph::load_beside(plan, device, &Backbones::default())
     }
 
-    /// The same, with the backbone of an earlier graph where it is the same one.
+    /// Like [`Graph::load`], but shares the backbone of an earlier graph if it is the same one.
     ///
     /// # Errors
     /// See [`Graph::load`].
@@ -70,7 +70,7 @@ impl Graph {
             graph.load_head(name, task, checkpoint.as_ref(), &initializer)?;
         }
         graph.add_deltas(plan, &initializer)?;
-        // Sums over all parameters are in the order of their paths.
+        // Sort by path, so that sums over all parameters have a fixed order.
         graph.values.sort_keys();
         graph.layers = Some(graph.layers_in_place());
         Ok(graph)
@@ -117,7 +117,7 @@ impl Graph {
         Ok(base)
     }
 
-    /// The head of a task: from the checkpoint where it has one that fits, drawn otherwise.
+    /// Loads the head of a task from the checkpoint if it has one that fits, and draws it otherwise.
     fn load_head(
         &mut self,
         name: &str,
@@ -136,7 +136,7 @@ impl Graph {
                 None => None,
             };
             let values = stored.unwrap_or_else(|| {
-                // A bias that is not there is zero to transformers, and makes no head a new one.
+                // transformers takes a missing bias as zero, so we do not call such a head fresh.
                 if !parameter.path.ends_with(".bias") {
                     let reason = format!("the checkpoint has no `{}`", parameter.source.name);
                     self.fresh_heads.entry(name.to_owned()).or_insert(reason);
@@ -152,8 +152,8 @@ impl Graph {
         Ok(())
     }
 
-    /// A parameter of a head as the checkpoint has it, its outputs in the order of the task's labels; nothing where
-    /// it is to be drawn.
+    /// A head's parameter from the checkpoint, with outputs in the order of the task's labels; `None` if it must be
+    /// drawn.
     fn stored_head(
         &self,
         parameter: &Parameter,
@@ -189,8 +189,8 @@ impl Graph {
             match &delta.change {
                 Change::Unfreeze { parameters } => {
                     for path in parameters {
-                        // A pooler that the checkpoint lacks is the head's, not the delta's; the
-                        // language-model head is the same for all tasks.
+                        // A pooler that the checkpoint lacks belongs to the head, not to the delta. All
+                        // language-model tasks begin with the same head, so we take the first one's.
                         let of_head = || {
                             let mut tasks = plan.tasks.iter();
                             let (task, _) = tasks.find(|(_, task)| task.uses_language_model())?;
@@ -265,7 +265,7 @@ impl Graph {
     }
 }
 
-/// A module's own weight, where a parameter may begin as something made of it.
+/// A module's own weight, from which some methods derive initial values.
 struct Origin {
     path: String,
     weight: OnceCell<Vec<f32>>,
@@ -286,7 +286,7 @@ impl Origin {
         }
     }
 
-    /// How a parameter begins, if it begins as something made of the weight.
+    /// The initial elements of a parameter, if they derive from the weight; else `None`.
     fn values(&self, parameter: &NewParameter) -> Result<Option<Vec<f32>>, Problem> {
         Ok(match parameter.init {
             Init::RowNorms => {

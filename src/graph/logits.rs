@@ -1,11 +1,11 @@
-//! From the rows that a head reads to logits.
+//! Computes logits from the rows that the head reads.
 
 use super::forward::Pass;
 use super::layers::{Handle, HeadKind};
 use crate::engine::{ops, Activation, Layout, Matrix, Outcome, Shape, Tensor, Variable, Weight};
 
 impl Pass<'_> {
-    /// What the head in place makes of the rows that it reads: logits.
+    /// Runs the head in place on the rows that it reads, `(rows, hidden)`, and returns their logits.
     pub(super) fn head(&self, mut x: Matrix, layout: &Layout) -> Outcome<Matrix> {
         assert!(!self.layers.head.is_empty(), "a task is in place");
         for layer in &self.layers.head {
@@ -27,7 +27,8 @@ impl Pass<'_> {
         Ok(x)
     }
 
-    /// Logits over the vocabulary, or what a cloze makes of those of its label words.
+    /// Logits over the vocabulary, `(rows, vocabulary)`. For a cloze, computes only the logits of its label words,
+    /// and returns one per label or, for a regression, the number between them.
     fn vocabulary(&self, weight: Handle, bias: Option<Handle>, x: &Matrix) -> Outcome<Matrix> {
         let weight = self.weight(weight);
         let bias = bias.map(|bias| self.vector(bias));
@@ -59,7 +60,7 @@ impl Pass<'_> {
         }
     }
 
-    /// `(words, tokens)`: times the logits of all words' tokens, the mean of each word's.
+    /// The `(words, tokens)` matrix that averages the logits of each word's tokens.
     fn means(&self, words: &[Vec<usize>]) -> Outcome<Weight> {
         let all: usize = words.iter().map(Vec::len).sum();
         let mut means = vec![0.0; words.len() * all];
@@ -71,7 +72,7 @@ impl Pass<'_> {
         Ok(self.constant(means, (words.len(), all))?.into())
     }
 
-    /// The number between two that the logits of their words make likely: `(rows, 2)` → `(rows, 1)`.
+    /// Interpolates from `low` to `high` by the probability of the second word: `(rows, 2)` → `(rows, 1)`.
     fn interpolate(&self, logits: &Matrix, (low, high): (f32, f32)) -> Outcome<Matrix> {
         let signs = self.constant(vec![-1.0, 1.0], (1, 2))?.into();
         let share = ops::activate(ops::linear(logits, &signs, None)?, Activation::Sigmoid)?;
@@ -79,7 +80,7 @@ impl Pass<'_> {
         ops::add_row(ops::scale(&share, high - low)?, &lowest)
     }
 
-    /// Values that nothing trains.
+    /// Puts constant values on the pass's device.
     pub(super) fn constant<S: Shape>(&self, values: Vec<f32>, shape: S) -> Outcome<Variable<S>> {
         Tensor::new(self.graph.device(), values, shape).map(Tensor::constant)
     }

@@ -1,8 +1,8 @@
-//! A plan and weights become something that runs: the transformer interpreter, with the deltas at
+//! Turns a plan and weights into an executable graph: the transformer interpreter, with the deltas at
 //! their sites.
 //!
-//! In: a plan and a backbone's weights. Out: hidden states, logits, losses and gradients. It
-//! knows no files of examples and no text.
+//! In: a plan and a backbone's weights. Out: hidden states, logits, losses and gradients. The graph
+//! knows neither example files nor text.
 
 mod activate;
 mod attention;
@@ -41,53 +41,54 @@ pub struct Graph {
     device: Device,
     config: Config,
     family: &'static Family,
-    /// What the backbone computes.
+    /// The computations of the backbone.
     architecture: Architecture,
-    /// Of rotary embeddings: what turns each pair of columns from one position to the next, and the factor of
+    /// For rotary embeddings: the frequency of each pair of columns, in radians per position, and the factor of
     /// cosines and sines.
     frequencies: Option<(Vec<f32>, f32)>,
     tree: Tree,
-    /// How products with the backbone's own weights are computed.
+    /// The precision of products with the backbone's own weights.
     precision: Precision,
     /// The backbone's own weights. They never change.
     base: Arc<Store>,
     /// Parameters of deltas and heads.
     values: Added,
-    /// Heads that were drawn, by task, and why.
+    /// By task, the reason its head was drawn from the seed instead of loaded.
     fresh_heads: BTreeMap<String, String>,
-    /// Those of them that stay as they begin when their delta is trained.
+    /// The parameters in `values` that stay at their initial values when their delta is trained.
     constants: BTreeSet<ParameterId>,
     active: Active,
-    /// Made of what is in place.
+    /// Built from `active`.
     layers: Option<Layers>,
 }
 
-/// What is in place and what is trained at the moment.
+/// What the current stage has in place and what it trains.
 #[derive(Default)]
 struct Active {
-    /// A path of the backbone or the head → the place of the parameter whose value stands there instead.
+    /// Path in the backbone or the head → index in `values` of the parameter that a pass reads there.
     replaced: HashMap<String, usize>,
     /// A site's path → the deltas there, in the order of the file.
     sites: HashMap<String, Vec<Placed>>,
-    /// Keys and values that deltas put before every sequence's own: they take the first positions.
+    /// How many keys and values deltas put before every sequence's own. They take the first positions.
     prefix_tokens: usize,
-    /// Places of what gets gradients.
+    /// Indices in `values` of the parameters that get gradients.
     trained: BTreeSet<usize>,
-    /// Those of them that are large and that only products and look-ups read.
+    /// The large ones of `trained` that only products and look-ups read. Their gradients are deferred.
     deferred: BTreeSet<usize>,
     task: Option<TaskPlan>,
     /// Whether a gate in the last block reads all rows.
     is_gated_at_the_top: bool,
-    /// Whether the last attention is absorbed (`optimizations/absorbed_keys.rs`), without dropout and with it.
+    /// Whether the last attention runs as in `optimizations/absorbed_keys.rs`: in a pass without dropout, and in one
+    /// with it.
     absorbs_keys: [bool; 2],
 }
 
 /// What the sequences of one group add to the gradients of a batch.
 struct GroupGradients {
     loss: f32,
-    /// With the place of the parameter.
+    /// Complete gradients, each with the index of its parameter.
     whole: Vec<(usize, Vec<f32>)>,
-    /// What is still to be computed, in the order of the backward pass.
+    /// Deferred parts of gradients, in the order of the backward pass.
     parts: Vec<(usize, Deferred)>,
 }
 
@@ -97,14 +98,14 @@ pub struct Placed {
     pub delta: String,
     /// Its method.
     pub method: Method,
-    /// Whether a gate weighs what it changes.
+    /// Whether a gate scales the delta's change.
     pub is_gated: bool,
 }
 
-/// Elements from which on a gradient is not held for each group.
+/// Parameters with at least this many elements get deferred gradients, which no group holds whole.
 const LARGE: usize = 1 << 15;
 
-/// What a device reports, for the user.
+/// Turns a device's error into a problem for the user.
 pub fn device_problem(error: impl std::fmt::Display) -> Problem {
     Problem::failure(
         "delta::engine::device",
@@ -121,7 +122,7 @@ impl Graph {
         matches!(rest, Some(".weight" | ".bias")) && !task.uses_language_model()
     }
 
-    /// The path of the table whose weight is that of the head in place as well.
+    /// The path of the table whose weight the head in place uses; `None` if the head has its own.
     pub fn tied_table(&self) -> Option<&str> {
         let step = self.head(self.task()?)?.steps.last()?;
         let table = step.weight.as_deref();
@@ -149,7 +150,7 @@ impl Graph {
             .collect()
     }
 
-    /// Takes the heads as they are for trained: their values came from elsewhere.
+    /// Treats all heads as trained, because their values came from another run or file.
     pub fn adopt_heads(&mut self) {
         self.fresh_heads.clear();
     }
@@ -183,7 +184,7 @@ impl Graph {
             .collect()
     }
 
-    /// The same without a copy where the device is the host.
+    /// Like [`Graph::tensors`], but without a copy if the device is the host.
     pub fn views(&self) -> Views<'_> {
         self.values
             .iter()
@@ -191,7 +192,7 @@ impl Graph {
             .collect()
     }
 
-    /// Those of them that get gradients.
+    /// The parameters that get gradients, on the host.
     pub fn trained_tensors(&self) -> Tensors {
         let trained = self.trained_values();
         trained
@@ -204,7 +205,7 @@ impl Graph {
         places.filter_map(|index| self.values.get_index(*index))
     }
 
-    /// The elements of those of them that belong to a delta.
+    /// The elements of a delta's parameters that get gradients.
     pub fn trained_values_of(&self, delta: &str) -> BTreeMap<ParameterId, Vec<f32>> {
         self.trained_values()
             .filter(|(id, _)| id.delta() == Some(delta))
@@ -225,7 +226,7 @@ impl Graph {
         found.map(Value::read)
     }
 
-    /// One weight as the forward pass sees it, deltas that unfreeze it included.
+    /// One weight as the forward pass reads it: the trained copy if a delta unfreezes it.
     pub fn effective(&self, path: &str) -> Option<Vec<f32>> {
         let replaced = self.active.replaced.get(path);
         let replaced = replaced.map(|index| &self.values[*index]);
@@ -264,7 +265,7 @@ impl Graph {
     /// Replaces parameters of deltas and heads.
     ///
     /// # Errors
-    /// A key that there is not, or another shape.
+    /// A key that the graph does not have, or a shape that differs.
     pub fn set(&mut self, tensors: Tensors) -> Result<(), Problem> {
         for (key, (values, shape)) in tensors {
             match self.values.get(key.as_str()) {
@@ -291,10 +292,10 @@ impl Graph {
         Ok(())
     }
 
-    /// Moves every trained parameter: `step` is given its elements and its gradient.
+    /// Updates every parameter that has a gradient. `step` gets its elements and its gradient.
     ///
     /// # Errors
-    /// What the device reports.
+    /// The device fails, for example for want of memory.
     pub fn update(
         &mut self,
         gradients: &BTreeMap<ParameterId, Vec<f32>>,

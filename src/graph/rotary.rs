@@ -1,4 +1,4 @@
-//! Positions of rows, and the queries and keys that rotary embeddings turn by them.
+//! Positions of rows, and the rotation of queries and keys by them (rotary embeddings).
 
 use std::sync::Arc;
 
@@ -6,8 +6,8 @@ use super::forward::Pass;
 use crate::engine::{ops, Angles, Layout, Matrix, Outcome};
 
 impl Pass<'_> {
-    /// Queries and keys turned by the angles of their positions, where the family has rotary embeddings; `q` is of
-    /// the rows `queries` where they are given.
+    /// Rotates queries and keys by the angles of their positions, if the family has rotary embeddings. `queries`
+    /// lists the rows that `q` has; without it, `q` has all rows of the layout.
     pub(super) fn rotary(
         &self,
         [q, k]: [Matrix; 2],
@@ -17,7 +17,7 @@ impl Pass<'_> {
         let Some((frequencies, factor)) = &self.graph.frequencies else {
             return Ok([q, k]);
         };
-        // As in PEFT, a prefix before the keys takes the first positions, and is not turned.
+        // As in PEFT, a prefix takes the first positions and its keys are not rotated.
         let first = self.graph.active.prefix_tokens;
         let angles = self.angles.get_or_init(|| {
             let positions = first + layout.longest();

@@ -1,4 +1,4 @@
-//! The deltas at their sites: their part of the forward pass.
+//! Applies deltas at their sites in the forward pass.
 
 use super::forward::Pass;
 use super::layers::{DeltaLayer, Table};
@@ -7,19 +7,19 @@ use crate::delta::{gate, At, Preposition, Values};
 use crate::engine::{ops, Layout, Matrix, Outcome, Vector, Weight};
 
 impl Graph {
-    /// The prompts in place, `(tokens, hidden)`, on the host; what encoders make of them included.
+    /// The prompts in place, after their encoders if they have any: `(tokens, hidden)`, on the host.
     ///
     /// # Errors
-    /// What the device reports.
+    /// The device fails, for example for want of memory.
     pub fn prompt(&self) -> Outcome<Vec<f32>> {
         let prompt = self.inference().prompts(&Layout::new([], vec![]))?;
         Ok(prompt.map(|prompt| prompt.read()).unwrap_or_default())
     }
 
-    /// The prefixes in place at an attention: keys and values, `(tokens, hidden)` each.
+    /// The prefixes in place at an attention: keys and values, `(tokens, hidden)` each; empty if there are none.
     ///
     /// # Errors
-    /// What the device reports.
+    /// The device fails, for example for want of memory.
     pub fn prefix(&self, path: &str) -> Outcome<Vec<Vec<f32>>> {
         let pass = self.inference();
         let deltas = self.delta_layers(path);
@@ -36,7 +36,7 @@ impl Graph {
 }
 
 impl Pass<'_> {
-    /// What a module reads, with the deltas at it.
+    /// Applies the deltas at a module to its input.
     pub(super) fn adapt_input(
         &self,
         deltas: &[DeltaLayer],
@@ -49,7 +49,7 @@ impl Pass<'_> {
         Ok(x)
     }
 
-    /// Rows of an embedding table, with the deltas at it.
+    /// Looks up rows of an embedding table and applies the deltas at it.
     pub(super) fn look_up(
         &self,
         table: &Table,
@@ -64,7 +64,7 @@ impl Pass<'_> {
         Ok(y)
     }
 
-    /// What a module gives, with the deltas at it, in the order of the file.
+    /// Applies the deltas at a module to its output, in the order of the file.
     pub(super) fn adapt(
         &self,
         deltas: &[DeltaLayer],
@@ -76,7 +76,7 @@ impl Pass<'_> {
         for delta in deltas {
             let site = self.at(delta);
             let at = site.at(layout, residual);
-            // Only a gate needs what there was before: without it, the method may change it in place.
+            // Only a gate needs the old `y`. Without a second reference, the method may change `y` in place.
             let before = delta.is_gated.then(|| y.clone());
             y = delta.method.forward(&at, x, y)?;
             if let Some(before) = before {
@@ -92,8 +92,8 @@ impl Pass<'_> {
         Ok(y)
     }
 
-    /// Keys and values with the prefixes at an attention before those of every sequence, and the
-    /// number of rows that came before each; `x` is what the attention reads.
+    /// Puts the prefixes at an attention before the keys and values of every sequence. Also returns how many
+    /// rows each sequence gained. `x` is the attention's input.
     pub(super) fn prefixed(
         &self,
         deltas: &[DeltaLayer],
@@ -105,7 +105,7 @@ impl Pass<'_> {
         if prefixes.is_empty() {
             return Ok(([k, v], 0));
         }
-        // Where each row lies when all prefixes are followed by the sequences' own rows.
+        // Indices into a matrix that has the rows of all prefixes first, and then the sequences' own rows.
         let count = prefixes.iter().map(|prefix| prefix.tokens).sum();
         let own: usize = prefixes.iter().map(|prefix| prefix.rows[0].shape().0).sum();
         let mut rows = Vec::with_capacity(layout.rows() + count * layout.sequences());
@@ -131,7 +131,7 @@ impl Pass<'_> {
         Ok(([extend(0, k)?, extend(1, v)?], count))
     }
 
-    /// The prefixes at an attention; those that are gated for each sequence where `x` is given.
+    /// The prefixes at an attention. If `x` is given, a gated prefix gets rows of its own for each sequence.
     fn prefixes(
         &self,
         deltas: &[DeltaLayer],
@@ -167,7 +167,7 @@ impl Pass<'_> {
         Ok(prefixes)
     }
 
-    /// The prompts before every sequence, `(tokens, hidden)`, where there are any.
+    /// The rows of all prompts in place, `(tokens, hidden)`, if there are any.
     pub(super) fn prompts(&self, layout: &Layout) -> Outcome<Option<Matrix>> {
         let mut parts = Vec::new();
         for delta in &self.layers.embeddings.deltas {

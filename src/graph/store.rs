@@ -15,7 +15,7 @@ use crate::plan::Plan;
 /// One parameter.
 #[derive(Clone)]
 pub enum Value {
-    /// `(out, in)`, and what the device keeps beside it.
+    /// `(out, in)`, and what the device has prepared from it.
     Matrix(Elements, Arc<Prepared>),
     /// `(out)`
     Vector(Tensor<(usize,)>),
@@ -25,7 +25,7 @@ impl Value {
     /// Moves elements to the device.
     ///
     /// # Errors
-    /// What the device reports.
+    /// The device fails, for example for want of memory.
     pub fn new(device: &Device, values: Vec<f32>, shape: &[usize]) -> Outcome<Self> {
         Ok(match shape {
             [out, input] => {
@@ -39,7 +39,7 @@ impl Value {
         })
     }
 
-    /// A matrix that is read from `source` when it is asked for.
+    /// A matrix that is read from `source` on demand.
     pub(super) fn stored(
         device: &Device,
         source: Box<dyn WeightSource>,
@@ -49,10 +49,10 @@ impl Value {
         Value::Matrix(Elements::Stored(Arc::new(stored)), Arc::default())
     }
 
-    /// A parameter of its own that begins with the same elements, on the device.
+    /// An independent copy on the device, which can be trained.
     ///
     /// # Errors
-    /// What the device reports.
+    /// The device fails, for example for want of memory.
     pub(super) fn copied(&self) -> Outcome<Self> {
         Ok(match self {
             Value::Matrix(elements, _) => {
@@ -66,7 +66,7 @@ impl Value {
     /// Changes the elements.
     ///
     /// # Errors
-    /// What the device reports.
+    /// The device fails, for example for want of memory.
     pub fn update(&mut self, change: impl FnOnce(&mut [f32])) -> Outcome<()> {
         match self {
             Value::Matrix(elements, prepared) => {
@@ -82,7 +82,7 @@ impl Value {
         self.view().into_owned()
     }
 
-    /// The elements where they lie, if the host can see them there.
+    /// The elements, row by row. Borrows them if the host can address them, else copies them.
     pub(super) fn view(&self) -> Cow<'_, [f32]> {
         match self {
             Value::Matrix(Elements::Held(tensor), _) => tensor.view(),
@@ -91,7 +91,7 @@ impl Value {
         }
     }
 
-    /// See [`Tensor::id`]; what is stored elsewhere has none.
+    /// See [`Tensor::id`]. A matrix that is read on demand has no tensor, and so no id.
     pub(super) fn id(&self) -> Option<u64> {
         match self {
             Value::Matrix(Elements::Held(tensor), _) => Some(tensor.id()),
@@ -118,15 +118,15 @@ pub type Added = IndexMap<ParameterId, Value>;
 /// Parameters on the host: elements and shape by key.
 pub type Tensors = BTreeMap<String, (Vec<f32>, Vec<usize>)>;
 
-/// The same, where they lie if the host can see them there.
+/// Like [`Tensors`], but elements are borrowed if the host can address them.
 pub type Views<'a> = BTreeMap<String, (Cow<'a, [f32]>, Vec<usize>)>;
 
-/// Backbones in memory by their devices and directories, for graphs that share them.
+/// Loaded backbones by device and directory, so that several graphs can share one.
 #[derive(Default)]
 pub struct Backbones(Mutex<BTreeMap<(String, PathBuf), Arc<Store>>>);
 
 impl Backbones {
-    /// That of a plan, loaded where it is not there yet.
+    /// The backbone of a plan; `load` reads it if no graph has yet. Random backbones are not shared.
     pub(super) fn get(
         &self,
         plan: &Plan,

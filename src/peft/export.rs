@@ -1,4 +1,4 @@
-//! The deltas and the head of a run, as PEFT would have saved them.
+//! Exports the deltas and the head of a run as PEFT would save them.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -45,7 +45,7 @@ pub fn export(plan: &Plan, graph: &Graph, directory: &Path) -> Result<(), Proble
     // A language model's head is the checkpoint's own, unless a stage trained it.
     let is_trained = |name: &str| {
         let mut stages = plan.stages.iter();
-        // What was combined has no stages, and says nothing of what they trained.
+        // A combined run has no stages, so we cannot tell whether its head was trained.
         plan.stages.is_empty() || stages.any(|stage| stage.train_head && stage.task == name)
     };
     let is_saved = task.is_some_and(|(name, _)| !is_language_model || is_trained(name));
@@ -69,7 +69,7 @@ pub fn export(plan: &Plan, graph: &Graph, directory: &Path) -> Result<(), Proble
     if !is_prompt {
         let targets = match written.targets.is_empty() {
             true => json!(token_rows::NO_TARGETS),
-            // PEFT asks for the names of `feedforward_modules` among them, letter by letter.
+            // PEFT requires that the names in `feedforward_modules` occur here literally.
             false if entries.contains_key("feedforward_modules") => json!(written.targets),
             false => json!(targets(graph, plan, &written.targets)),
         };
@@ -93,10 +93,10 @@ pub fn export(plan: &Plan, graph: &Graph, directory: &Path) -> Result<(), Proble
     write("README.md", &card(plan))
 }
 
-/// What stands before a head's name beside prompts and prefixes.
+/// The prefix of a head's names in an adapter of prompts or prefixes.
 pub(super) const PROMPT_PREFIX: &str = "base_model.";
 
-/// What PEFT is told of the backbone: the hub's name, or the directory.
+/// The backbone as PEFT finds it: its name on the hub, or its directory.
 fn base_name(plan: &Plan) -> String {
     match plan.backbone.location.strip_prefix("hf:") {
         Some(name) => name.to_owned(),
@@ -111,8 +111,8 @@ fn base_name(plan: &Plan) -> String {
     }
 }
 
-/// The last parts of the modules' names where they say exactly the same, else the full names; PEFT
-/// reads both. Sorted: PEFT's own order is that of a set.
+/// The value of `target_modules`: the last parts of the modules' names if they select exactly these modules,
+/// else the full names. PEFT reads both. They are sorted, because PEFT's own order is that of a set.
 fn targets(graph: &Graph, plan: &Plan, names: &BTreeSet<String>) -> Vec<String> {
     let prefix = plan.name_prefix();
     let ending = |name: &str| name.rsplit('.').next().unwrap_or_default().to_owned();
@@ -139,7 +139,7 @@ fn targets(graph: &Graph, plan: &Plan, names: &BTreeSet<String>) -> Vec<String> 
     }
 }
 
-/// A text about a run's adapter, with what its settings cannot say.
+/// The model card of a run's adapter. It also tells what the adapter's settings cannot.
 fn card(plan: &Plan) -> String {
     let prefix = plan
         .final_task()

@@ -1,4 +1,4 @@
-//! Which of PEFT's kinds of adapter holds the deltas of a plan.
+//! Finds the kind of PEFT adapter that can hold the deltas of a plan.
 
 use super::import::WORD_TABLE;
 use super::prompts;
@@ -20,15 +20,15 @@ pub(super) enum Form<'p> {
     Prompt,
 }
 
-/// Why what a plan leaves has no form in PEFT, if it has none.
+/// The reason why PEFT has no form for a plan's final deltas; `None` if it has one.
 pub fn why_not(plan: &Plan) -> Option<String> {
     form(plan).err()
 }
 
-/// The kind of adapter that holds what a plan leaves.
+/// The kind of adapter that can hold a plan's final deltas.
 ///
 /// # Errors
-/// Why there is none.
+/// The reason why there is none.
 pub(super) fn form(plan: &Plan) -> Result<Form<'_>, String> {
     let active = plan.active(plan.stages.len());
     let Some(first) = active.first() else {
@@ -79,7 +79,7 @@ pub(super) fn form(plan: &Plan) -> Result<Form<'_>, String> {
     if all(is_prefix) {
         return check_prefixes(plan, &methods).map(|()| Form::Prefix);
     }
-    // (IA)³ on inputs and on outputs is one method to PEFT: what counts is what PEFT is told.
+    // Compare the settings as PEFT sees them: (IA)³ on inputs and on outputs is one method there.
     let told = |method: &Method| (method.peft_kind(), method.peft().map(|form| form.settings));
     if methods
         .iter()
@@ -94,7 +94,7 @@ pub(super) fn form(plan: &Plan) -> Result<Form<'_>, String> {
     Ok(Form::Tuner(active))
 }
 
-/// What PEFT does not have for an encoder and a decoder.
+/// Refuses deltas that PEFT does not support on a backbone with an encoder and a decoder.
 fn check_stacks(
     plan: &Plan,
     is_language_model: bool,
@@ -117,7 +117,7 @@ fn check_stacks(
     }
 }
 
-/// PEFT has prefixes at all attentions of a stack, of a decoder's where there is one.
+/// Checks that prefixes are exactly where PEFT has them: at all attentions of the last stack.
 fn check_prefixes(plan: &Plan, methods: &[(&Method, &Vec<String>)]) -> Result<(), String> {
     let config = &plan.backbone.config;
     if !prompts::has_own_prefixes(config) {
@@ -140,7 +140,7 @@ fn check_prefixes(plan: &Plan, methods: &[(&Method, &Vec<String>)]) -> Result<()
     }
 }
 
-/// The norms that make up all of these parameters, weight and bias of each.
+/// The norms to which these parameters belong; `None` unless they are exactly all parameters of these norms.
 fn whole_norms(plan: &Plan, parameters: &[&String]) -> Option<Vec<String>> {
     let tree = Tree::new(&plan.backbone.config);
     let norms = tree.modules().iter().filter(|module| {
@@ -160,7 +160,7 @@ fn is_low_rank(method: &Method) -> bool {
     matches!(method.peft_adapter(), PeftAdapter::LowRank(_)) || is_rows(method)
 }
 
-/// Where rows of an embedding table are trained, PEFT has nothing else at it.
+/// Checks that a table with trained rows has no other delta, because PEFT supports only one.
 fn check_rows(methods: &[(&Method, &Vec<String>)]) -> Result<(), String> {
     let rows = methods.iter().filter(|(method, _)| is_rows(method));
     for table in rows.flat_map(|(_, sites)| sites.iter()) {
@@ -186,7 +186,7 @@ fn is_prefix(method: &Method) -> bool {
     method.peft_adapter() == PeftAdapter::Prefix
 }
 
-/// PEFT has one of these at a module, and at whole modules of the checkpoint only.
+/// Checks that every module has only one delta and is a whole module of the checkpoint, as PEFT requires.
 fn check_sites(plan: &Plan, deltas: &[&DeltaPlan]) -> Result<(), String> {
     let tree = Tree::new(&plan.backbone.config);
     let mut seen: Vec<&str> = Vec::new();

@@ -1,4 +1,4 @@
-//! An adapter that PEFT saved becomes deltas and their tensors.
+//! Imports an adapter that PEFT saved as deltas and their tensors.
 
 use std::path::Path;
 
@@ -18,17 +18,17 @@ use crate::graph::Tensors;
 use crate::pattern::Pattern;
 use crate::plan::{Change, DeltaPlan};
 
-/// What an adapter's directory holds.
+/// The contents of an adapter's directory.
 pub struct Imported {
-    /// One delta for each choice of settings that occurs.
+    /// One delta for each different choice of settings.
     pub deltas: Vec<DeltaPlan>,
     /// Tensors by our keys; a head's begin with `task.`.
     pub tensors: Tensors,
-    /// Whether it is one of a language model.
+    /// Whether the adapter is a language model's.
     pub is_language_model: bool,
-    /// The number of labels of the head, where one was saved.
+    /// The number of labels of the head, if the head was saved.
     pub outputs: Option<usize>,
-    /// What PEFT was given as the backbone.
+    /// The backbone's name or path, as PEFT was given it.
     pub backbone: Option<String>,
 }
 
@@ -41,8 +41,8 @@ pub(super) fn problem(directory: &Path, message: impl std::fmt::Display) -> Prob
 /// Reads an adapter's directory for a backbone of these dimensions.
 ///
 /// # Errors
-/// A kind of adapter or a setting that is not supported, or tensors that are missing, extra or
-/// misshapen; each is named.
+/// The kind of adapter or a setting is not supported, or tensors are missing, extra or misshapen. The problem
+/// names them.
 pub fn import(directory: &Path, config: &Config) -> Result<Imported, Problem> {
     let path = directory.join("adapter_config.json");
     let text = std::fs::read_to_string(&path).map_err(|e| {
@@ -93,7 +93,7 @@ pub fn import(directory: &Path, config: &Config) -> Result<Imported, Problem> {
     })
 }
 
-/// Whether an adapter is one of a language model.
+/// Whether an adapter is a language model's. An adapter that cannot be read is not.
 pub fn is_language_model(directory: &Path) -> bool {
     let text = std::fs::read_to_string(directory.join("adapter_config.json")).unwrap_or_default();
     let adapter: PeftConfig = serde_json::from_str(&text).unwrap_or_default();
@@ -101,7 +101,8 @@ pub fn is_language_model(directory: &Path) -> bool {
     matches!(task, Some(settings::CAUSAL_LM | settings::SEQ_2_SEQ_LM))
 }
 
-/// An encoder and a decoder have a table each in PEFT, and here one: what changes only one of them cannot be read.
+/// Refuses an adapter that changes the word table of a backbone with an encoder and a decoder. In PEFT each of them has
+/// a copy of the table, but here they share one.
 fn check_two_tables(
     directory: &Path,
     config: &Config,
@@ -119,14 +120,14 @@ fn check_two_tables(
     Err(problem(directory, message).help(ON_OTHER_MODULES))
 }
 
-/// Merged by PEFT, a change of a table that others read is another model than the adapter.
+/// A suggestion for adapters that change a table which other modules also read. PEFT cannot merge these faithfully.
 const ON_OTHER_MODULES: &str = "train the adapter again on other modules";
 
-/// The table of words, in the module tree.
+/// The path of the word table in the module tree.
 pub(super) const WORD_TABLE: &str = "embeddings.word";
 
-/// Where a table is the head's weight as well, PEFT trains a copy of it for the embeddings alone, or the same rows
-/// of both; here, it is one weight, of which rows are trained for the embeddings alone.
+/// Refuses an adapter that trains a table to which the head is tied. PEFT trains a copy of the table for the embeddings
+/// only, or the same rows of both. Here both share one weight, and trained rows apply to the embeddings only.
 fn check_tied(directory: &Path, head: &Head, deltas: &[DeltaPlan]) -> Result<(), Problem> {
     let table = head.steps.last().and_then(|step| step.weight.as_ref());
     let Some(table) = table else { return Ok(()) };
@@ -145,7 +146,7 @@ fn check_tied(directory: &Path, head: &Head, deltas: &[DeltaPlan]) -> Result<(),
     }
 }
 
-/// The deltas of an adapter at linear layers.
+/// Reads the deltas of an adapter at modules of the backbone.
 fn read_tuner(
     directory: &Path,
     adapter: &PeftConfig,
@@ -171,7 +172,7 @@ fn read_tuner(
     for (module, name) in sites {
         let settings = settings_of(adapter, module, &name, config.family());
         if settings.rank == 0 {
-            // AdaLoRA left nothing of it.
+            // AdaLoRA removed all ranks of this module, so its tensors are empty.
             for (suffix, shape) in [
                 ("lora_A", [0, module.input]),
                 ("lora_B", [module.output, 0]),
@@ -252,7 +253,7 @@ fn read_tensors(
     Ok(())
 }
 
-/// The family's prefix, where the adapter was made on a model with a head.
+/// The family's prefix if the adapter was made for a model with a head, else empty.
 fn key_prefix(file: &Checkpoint, family: &str) -> String {
     let with = format!("{KEY_PREFIX}{family}");
     match file.names().iter().any(|name| name.starts_with(&with)) {
@@ -261,11 +262,11 @@ fn key_prefix(file: &Checkpoint, family: &str) -> String {
     }
 }
 
-/// What the configuration says of one module; PEFT's defaults where it says nothing.
+/// The settings of one module, with PEFT's defaults for absent keys.
 fn settings_of(adapter: &PeftConfig, module: &Module, name: &str, family: &Family) -> PeftModule {
     let number = |key: &str| adapter.get(key).and_then(Value::as_f64);
     let kind = adapter.get("peft_type").and_then(Value::as_str);
-    // The other kinds have no patterns, or do not read those that they have.
+    // The other kinds have no patterns, or ignore them.
     let has_patterns = matches!(kind, Some("LORA" | "LOHA" | "LOKR"));
     let by_pattern = |key: &str| pattern(adapter.get(key).filter(|_| has_patterns), name);
     let (initial, default) = match kind {
@@ -287,7 +288,7 @@ fn settings_of(adapter: &PeftConfig, module: &Module, name: &str, family: &Famil
     }
 }
 
-/// Whether (IA)³ scales what a module reads. PEFT compares the ends of names without a look at their parts.
+/// Whether (IA)³ scales a module's input. PEFT compares the ends of names as plain text, not part by part.
 fn is_feedforward(modules: Option<&Value>, name: &str, family: &Family) -> bool {
     match modules {
         None | Some(Value::Null) => name.ends_with(&family.peft_feedforward),
@@ -299,7 +300,7 @@ fn is_feedforward(modules: Option<&Value>, name: &str, family: &Family) -> bool 
     }
 }
 
-/// The value of the first pattern that a module's name ends with, as PEFT looks it up.
+/// The value of the first pattern that matches the end of a module's name, as in PEFT.
 fn pattern(patterns: Option<&Value>, name: &str) -> Option<f64> {
     patterns?
         .as_object()?
@@ -308,7 +309,7 @@ fn pattern(patterns: Option<&Value>, name: &str) -> Option<f64> {
         .and_then(|(_, value)| value.as_f64())
 }
 
-/// The number of ranks that AdaLoRA left of a module.
+/// The number of ranks that AdaLoRA kept of a module.
 fn kept_ranks(patterns: Option<&Value>, name: &str) -> Option<f64> {
     let kept = patterns?.get(format!("{name}.lora_E"))?.as_array()?;
     Some(kept.iter().filter(|kept| **kept == true).count() as f64)
@@ -376,8 +377,8 @@ fn open_tensors(directory: &Path) -> Result<Checkpoint, Problem> {
     Checkpoint::open(&[path])
 }
 
-/// Whether `target_modules` or `exclude_modules` names a module: a text is a regular expression for
-/// the whole name, a list holds full names or their endings.
+/// Whether `target_modules` or `exclude_modules` names a module. A text is a regular expression for the whole
+/// name. A list has full names or their endings.
 pub(super) fn names(targets: &Value, name: &str) -> bool {
     match targets {
         Value::String(text) if text.eq_ignore_ascii_case("all-linear") => true,
@@ -392,14 +393,15 @@ pub(super) fn names(targets: &Value, name: &str) -> bool {
     }
 }
 
-/// What `modules_to_save` says.
+/// The names in `modules_to_save`.
 fn saved_modules(adapter: &PeftConfig) -> Vec<String> {
     let saved = adapter.get("modules_to_save").and_then(Value::as_array);
     let names = saved.into_iter().flatten().filter_map(Value::as_str);
     names.map(str::to_owned).collect()
 }
 
-/// The saved head: our parameters whose module is among the saved ones.
+/// Reads those parameters of the head whose module was saved. Returns the number of outputs of the head, if its weight
+/// was saved.
 fn read_head(
     head: &Head,
     saved: &[String],

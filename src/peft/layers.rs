@@ -1,4 +1,4 @@
-//! The blocks that an adapter is on.
+//! The blocks to which an adapter is restricted.
 
 use std::path::Path;
 
@@ -9,11 +9,11 @@ use crate::delta::PeftConfig;
 use crate::diagnostic::Problem;
 use crate::pattern::Pattern;
 
-/// The blocks that `layers_to_transform` leaves, as PEFT reads it (`tuners_utils.check_target_module_exists`).
+/// The blocks that `layers_to_transform` selects, as in PEFT (`tuners_utils.check_target_module_exists`).
 pub(super) struct Layers {
-    /// Nothing where all are meant.
+    /// `None` for all blocks.
     numbers: Option<Vec<i64>>,
-    /// What stands before the number of a block; any name where there is none.
+    /// Patterns of the name before a block's number. Without patterns, any name matches.
     patterns: Vec<String>,
 }
 
@@ -43,7 +43,7 @@ impl Layers {
         Ok(Layers { numbers, patterns })
     }
 
-    /// Whether a module that is named is in one of the blocks; one that is named in full is meant in any case.
+    /// Whether a module of `target_modules` is in one of the blocks. A module named in full is always included.
     pub(super) fn have(&self, name: &str, targets: &Value) -> bool {
         let Some(numbers) = &self.numbers else {
             return true;

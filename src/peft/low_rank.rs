@@ -1,5 +1,5 @@
-//! LoRAs as PEFT stores them. Several at one module, or on parts of a fused one, become one LoRA of
-//! their ranks' sum.
+//! Exports LoRAs in PEFT's form. Several at one module, or on parts of a fused one, are joined into one
+//! LoRA, whose rank is the sum of theirs.
 
 use std::collections::BTreeMap;
 
@@ -45,14 +45,14 @@ struct Adapter {
     a: Vec<f32>,
     /// `(out, rank)`
     b: Vec<f32>,
-    /// Its width, or for an embedding table the number of entries.
+    /// Width of the module's input; for an embedding table, the number of entries.
     input: usize,
     output: usize,
     is_embedding: bool,
 }
 
-/// The LoRAs in place, by the name of the module that PEFT knows. Several at one module, or on
-/// parts of a fused one, become one LoRA of their ranks' sum.
+/// The LoRAs in place, by PEFT's name of their module. Several at one module, or on parts of a fused one,
+/// are joined.
 fn adapters(plan: &Plan, graph: &Graph) -> BTreeMap<String, Adapter> {
     let prefix = plan.name_prefix();
     let mut parts: BTreeMap<String, Vec<(Adapter, usize, usize)>> = BTreeMap::new();
@@ -92,8 +92,8 @@ fn adapters(plan: &Plan, graph: &Graph) -> BTreeMap<String, Adapter> {
 }
 
 impl Adapter {
-    /// As PEFT has it. PiSSA's A₀ and B₀ are subtracted, as ranks of their own: that is how PEFT
-    /// converts it to a LoRA of the backbone as it is.
+    /// Converts a LoRA to PEFT's form. For PiSSA, further ranks subtract `B₀ A₀`. PEFT converts PiSSA in the
+    /// same way to a plain LoRA of the unchanged backbone.
     fn new(lora: &Lora, module: &Module, tensor: &dyn Fn(&str) -> Vec<f32>) -> Self {
         let is_embedding = module.site == Site::Embedding;
         let (input, output) = match is_embedding {
@@ -125,7 +125,7 @@ impl Adapter {
             });
             adapter.b = joined.collect();
             adapter.rank *= 2;
-            // So that the scaling stays what it was.
+            // The rank has doubled, so change alpha to keep the scaling.
             adapter.alpha = match lora.scaling {
                 Scaling::Standard => 2.0 * lora.alpha,
                 Scaling::RankStabilized => 2.0f32.sqrt() * lora.alpha,
@@ -138,7 +138,7 @@ impl Adapter {
         self.scaling.of(self.alpha, self.rank)
     }
 
-    /// The same with `alpha / rank` as its scaling.
+    /// The same LoRA, with `alpha / rank` as its scaling.
     fn standard(mut self) -> Self {
         if self.scaling != Scaling::Standard {
             self.alpha = self.scale() * self.rank as f32;
@@ -160,7 +160,7 @@ fn place_in_checkpoint(module: &Module) -> (usize, usize) {
     }
 }
 
-/// Several LoRAs as one: A stacked, B side by side with the scalings folded in, so that
+/// Joins several LoRAs into one. Stacks the A, puts the B side by side, and folds the scalings into B, so that
 /// `alpha = rank`.
 fn join(mut parts: Vec<(Adapter, usize, usize)>) -> Adapter {
     if parts.len() == 1 && parts[0].0.output == parts[0].2 {
@@ -193,7 +193,7 @@ fn join(mut parts: Vec<(Adapter, usize, usize)>) -> Adapter {
     joined
 }
 
-/// `adapter_config.json` of LoRAs: the most common rank and alpha, and the modules that have others.
+/// `adapter_config.json` of LoRAs: the most common rank and alpha, and patterns for modules with others.
 fn settings(plan: &Plan, adapters: &BTreeMap<String, Adapter>) -> Map<String, Value> {
     let (rank, alpha) = most_common(adapters);
     let mut ranks = Map::new();

@@ -1,7 +1,7 @@
 //! PEFT's format on disk: `adapter_config.json` and `adapter_model.safetensors`, read and written.
 //!
-//! Reading is stricter than PEFT's own, which warns of missing tensors and drops extra ones in
-//! silence: here every tensor must be the one that the configuration asks for.
+//! We read more strictly than PEFT, which only warns of missing tensors and silently drops extra ones.
+//! Here a file must have exactly the tensors that its configuration asks for.
 
 mod export;
 mod form;
@@ -25,10 +25,10 @@ pub use export::export;
 pub use form::why_not;
 pub use import::{import, is_language_model, Imported};
 
-/// What stands before every name in an adapter's file.
+/// The prefix of modules' names in an adapter's file.
 const KEY_PREFIX: &str = "base_model.model.";
 
-/// The name of a module as PEFT sees it, without its own prefix.
+/// The name of a module as PEFT sees it, without PEFT's own prefix.
 fn module_name(prefix: &str, checkpoint_name: &str) -> String {
     format!("{prefix}{checkpoint_name}")
 }
@@ -38,6 +38,6 @@ fn module_name(prefix: &str, checkpoint_name: &str) -> String {
 struct Written {
     settings: PeftConfig,
     tensors: Tensors,
-    /// The modules at which there is one.
+    /// The names of the modules that have a delta.
     targets: BTreeSet<String>,
 }

@@ -1,4 +1,4 @@
-//! Layer norms that were trained whole, as PEFT's `LN_TUNING` stores them: a copy of each.
+//! Fully trained layer norms in the form of PEFT's `LN_TUNING`: a copy of each norm.
 
 use serde_json::json;
 
@@ -13,7 +13,7 @@ use crate::plan::{Change, DeltaPlan, Plan};
 /// `peft_type`
 pub(super) const KIND: &str = "LN_TUNING";
 
-/// The name of the one delta that is read.
+/// The name of the delta that `read` gives.
 const DELTA: &str = "norms";
 
 fn suffix(path: &str) -> String {
@@ -21,7 +21,7 @@ fn suffix(path: &str) -> String {
     format!("ln_tuning_layers.{leaf}")
 }
 
-/// The norms at these paths.
+/// Exports the norms at these paths.
 pub(super) fn write(plan: &Plan, graph: &Graph, paths: &[String]) -> Written {
     let prefix = plan.name_prefix();
     let mut written = Written::default();
@@ -40,7 +40,7 @@ pub(super) fn write(plan: &Plan, graph: &Graph, paths: &[String]) -> Written {
     written
 }
 
-/// The delta and its tensors.
+/// Reads the delta and its tensors.
 pub(super) fn read(
     norms: &[(&Module, String)],
     reader: &mut Reader,

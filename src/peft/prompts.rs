@@ -1,4 +1,4 @@
-//! Prompts and prefixes as PEFT stores them: one matrix, the encoder that made it left out.
+//! Prompts and prefixes in PEFT's form: one matrix, without the encoder that computed it.
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ use crate::plan::{Change, DeltaPlan, Plan, SHORTEST};
 /// The key of the one tensor.
 pub(super) const KEY: &str = "prompt_embeddings";
 
-/// Prompts: `(tokens, hidden)`.
+/// Exports all prompts as one matrix, `(tokens, hidden)`.
 pub(super) fn prompt(plan: &Plan, graph: &Graph) -> Result<Written, Problem> {
     let prompt = graph.prompt().map_err(device_problem)?;
     let config = &plan.backbone.config;
@@ -27,7 +27,8 @@ pub(super) fn prompt(plan: &Plan, graph: &Graph) -> Result<Written, Problem> {
     Ok(written(settings, prompt, config.hidden))
 }
 
-/// Prefixes: `(tokens, 2 · layers · width of the keys)`, in a row the keys and the values of each layer.
+/// Exports all prefixes as one matrix, `(tokens, 2 · layers · width of the keys)`. Each row has the keys and the values
+/// of every layer.
 pub(super) fn prefix(plan: &Plan, graph: &Graph) -> Result<Written, Problem> {
     let config = &plan.backbone.config;
     let sites = prefix_sites(config);
@@ -51,7 +52,7 @@ pub(super) fn prefix(plan: &Plan, graph: &Graph) -> Result<Written, Problem> {
     }
     let shape = (config.key_value_heads(), width);
     let mut settings = settings(plan, tokens, shape, "PREFIX_TUNING");
-    // Without a second part, PEFT takes the cross attentions for filled ones.
+    // If this is 1 for a model with a decoder, PEFT treats the cross-attentions as already filled.
     settings.insert(
         "num_transformer_submodules".into(),
         json!(config.stacks().len()),
@@ -61,7 +62,7 @@ pub(super) fn prefix(plan: &Plan, graph: &Graph) -> Result<Written, Problem> {
     Ok(written(settings, values, parts.len() * width))
 }
 
-/// Where PEFT has prefixes: at the attentions of all blocks, of a decoder's where there is one.
+/// The attentions at which PEFT has prefixes: those of all blocks, or of the decoder's blocks if there is a decoder.
 pub(super) fn prefix_sites(config: &Config) -> Vec<String> {
     let stacks = config.stacks();
     let blocks = stacks
@@ -71,9 +72,9 @@ pub(super) fn prefix_sites(config: &Config) -> Vec<String> {
     blocks.map(|block| format!("{block}.attn")).collect()
 }
 
-/// Where in a row the keys and values of one of these sites are. Of a decoder PEFT deals the row out twice in a
-/// row, two pairs to a block, of which the second is for cross attention and is dropped (`PeftModel.get_prompt`):
-/// block `i` gets pair `2 i`, counted around.
+/// The place in a row of the keys and values of site `number`, counted in pairs. For a decoder, PEFT repeats the row
+/// and deals out two pairs to each block. The second pair is for cross-attention and is dropped
+/// (`PeftModel.get_prompt`). So block `i` gets pair `2 i`, modulo the number of blocks.
 fn prefix_slot(config: &Config, number: usize) -> usize {
     match config.decoder_layers {
         Some(layers) => 2 * number % layers,
@@ -81,12 +82,12 @@ fn prefix_slot(config: &Config, number: usize) -> usize {
     }
 }
 
-/// Whether PEFT has a prefix of its own for each of these sites.
+/// Whether PEFT has a separate prefix for each of these sites. A decoder with an even number of blocks has not.
 pub(super) fn has_own_prefixes(config: &Config) -> bool {
     config.decoder_layers.is_none_or(|layers| layers % 2 == 1)
 }
 
-/// What PEFT calls prompts and prefixes.
+/// PEFT's names for prompts and prefixes.
 pub(super) const KINDS: [&str; 3] = ["PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING"];
 
 /// Whether a configuration is of a prompt or a prefix.
@@ -95,7 +96,7 @@ pub(super) fn is_prompt(adapter: &PeftConfig) -> bool {
     kind.is_some_and(|kind| KINDS.contains(&kind))
 }
 
-/// The delta and its tensors.
+/// Reads the delta and its tensors.
 pub(super) fn read(
     directory: &Path,
     adapter: &PeftConfig,
@@ -138,7 +139,7 @@ pub(super) fn read(
             (Method::from(Prefix { tokens, hidden }), sites)
         }
         _ => {
-            // Of a model with an encoder and a decoder PEFT may keep as many rows again, and reads the first ones.
+            // For an encoder and a decoder, PEFT may store twice as many rows, but reads only the first half.
             let parts = adapter
                 .get("num_transformer_submodules")
                 .and_then(Value::as_u64);

@@ -1,4 +1,4 @@
-//! Tensors taken out of an adapter's file, every one of them accounted for.
+//! Reads tensors from an adapter's file and accounts for every one of them.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use crate::diagnostic::Problem;
 use crate::graph::Tensors;
 use crate::text::quoted_list;
 
-/// Takes tensors out of an adapter's file and notes which were asked for.
+/// Reads tensors from an adapter's file and records which were expected.
 pub(super) struct Reader<'a> {
     directory: &'a Path,
     pub(super) file: &'a Checkpoint,
@@ -36,7 +36,8 @@ impl<'a> Reader<'a> {
         )
     }
 
-    /// Takes the tensor `stored` for our `key`; its elements are in our order, whatever its shape.
+    /// Reads the tensor `stored` as our tensor `key`. Its elements must be in our order already, even if its shape is
+    /// another.
     pub(super) fn take(
         &mut self,
         stored: &str,
@@ -69,7 +70,7 @@ impl<'a> Reader<'a> {
         Ok(self.file.read(stored)?.0)
     }
 
-    /// The name of a tensor in the file, which may have PEFT's name of the adapter in it: `lora_A.default.weight`.
+    /// The name of a tensor in the file, which may contain PEFT's name of the adapter: `lora_A.default.weight`.
     fn name_of(&self, stored: &str) -> String {
         let (module, leaf) = stored.rsplit_once('.').unwrap_or((stored, ""));
         let others = [
@@ -82,7 +83,7 @@ impl<'a> Reader<'a> {
             .unwrap_or(stored.to_owned())
     }
 
-    /// Whether there is such a tensor.
+    /// Whether the file has such a tensor.
     pub(super) fn has(&self, stored: &str) -> bool {
         self.file.has(&self.name_of(stored))
     }
@@ -92,14 +93,14 @@ impl<'a> Reader<'a> {
         self.expected.contains(&self.name_of(stored))
     }
 
-    /// Leaves tensors out that say nothing more.
+    /// Accepts redundant tensors without reading them.
     pub(super) fn pass_over(&mut self, is_known: impl Fn(&str) -> bool) {
         let names = self.file.names().into_iter();
         let known = names.filter(|name| is_known(name)).map(str::to_owned);
         self.expected.extend(known.collect::<Vec<_>>());
     }
 
-    /// Makes sure that nothing is left over.
+    /// Checks that the file has no unexpected tensor.
     pub(super) fn check_extra(&self) -> Result<(), Problem> {
         let names = self.file.names();
         let extra: Vec<&str> = names

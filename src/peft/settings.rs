@@ -1,5 +1,6 @@
-//! Which keys of an `adapter_config.json` are read, which may be passed over, and which are refused: `settings.yaml`,
-//! made from PEFT's configuration classes. Nothing that it does not list is passed over unless it says "off".
+//! Checks the keys of an `adapter_config.json`. `settings.yaml`, made from PEFT's configuration classes, says which
+//! keys are read, which may be ignored, and which are refused. We ignore a key that it does not list only if the value
+//! means "off".
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -16,13 +17,13 @@ use crate::diagnostic::Problem;
 use crate::pattern::Pattern;
 use crate::text::{list, quoted_list};
 
-/// What may stand under a key.
+/// The values that a key may have.
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Rule {
-    /// Anything: it changes nothing of what a saved adapter computes.
+    /// Any value: the key does not change what a saved adapter computes.
     Passed,
-    /// Anything: read elsewhere.
+    /// Any value: the key is read elsewhere.
     Any,
     /// A whole number above 0.
     Count,
@@ -36,23 +37,23 @@ enum Rule {
     Layers,
     /// Numbers by patterns of names.
     Patterns,
-    /// Which ranks AdaLoRA kept, by names.
+    /// The ranks that AdaLoRA kept, by names.
     Ranks,
-    /// How a LoRA began.
+    /// How a LoRA was initialized.
     Init,
-    /// `none`, `all`, or the adapted layers' alone.
+    /// Which biases are trained: `none`, `all`, or only those of the adapted layers.
     Bias,
     /// Rows of the word embeddings.
     Tokens,
-    /// A kind of task of PEFT's.
+    /// One of PEFT's kinds of task.
     Task,
-    /// The backbone's blocks, and its width.
+    /// `Blocks` and `Width` are the backbone's number of blocks and its width.
     Blocks,
     Width,
-    /// Its heads of keys and values, and the width of all of them.
+    /// The backbone's heads of keys and values, and (`KeyWidth`) the width of all of them.
     KeyValueHeads,
     KeyWidth,
-    /// Its stacks, and parts of a prompt, of which the first is read.
+    /// The backbone's number of stacks. `Prompts` also accepts 1, because only the first part of a prompt is read.
     Stacks,
     Prompts,
     /// Only these values.
@@ -62,10 +63,10 @@ enum Rule {
 /// PEFT's name of a causal language model's task.
 pub(super) const CAUSAL_LM: &str = "CAUSAL_LM";
 
-/// The task of an adapter of a model with an encoder and a decoder.
+/// PEFT's name of the task of a model with an encoder and a decoder.
 pub(super) const SEQ_2_SEQ_LM: &str = "SEQ_2_SEQ_LM";
 
-/// What PEFT calls the task of a language model of this family.
+/// PEFT's name of the language-model task of this family.
 pub(super) fn language_model_task(config: &Config) -> &'static str {
     match config.family().heads.seq2seq {
         Some(_) => SEQ_2_SEQ_LM,
@@ -84,20 +85,20 @@ fn rules() -> &'static Rules {
     })
 }
 
-/// A way out that works for adapters that change no table which others read, too: PEFT itself folds them into the
-/// weights.
+/// A suggestion for adapters that we cannot read: PEFT itself folds them into the weights. It does not help if the
+/// adapter changes a table that other modules also read.
 pub(super) const MERGE_IN_PYTHON: &str = "fold it in Python: `PeftModel.from_pretrained(model, DIR).merge_and_unload().save_pretrained(OUT)`, and use OUT as the backbone";
 
-/// The kinds of adapter that are read.
+/// The kinds of adapter that we can read.
 pub(super) fn kinds() -> impl Iterator<Item = &'static str> {
     let all = rules().keys().map(String::as_str);
     all.filter(|kind| *kind != "every")
 }
 
-/// Whether every key of a configuration is one that is read or may be passed over.
+/// Checks that every key of a configuration is one that we read or may ignore.
 ///
 /// # Errors
-/// The first that is not, by its name, with its own reason.
+/// The first key that is not, with the reason.
 pub(super) fn check(
     directory: &Path,
     adapter: &PeftConfig,
@@ -128,7 +129,7 @@ pub(super) fn check(
     Ok(())
 }
 
-/// A value at which a key that nobody knows may be passed over.
+/// Whether a value means "off", so that we may ignore its unknown key.
 fn is_off(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
@@ -217,7 +218,7 @@ fn check_value(key: &str, value: &Value, rule: &Rule, config: &Config) -> Result
     }
 }
 
-/// A number that must be the backbone's.
+/// Checks that a number is the backbone's.
 fn same(value: &Value, own: usize, what: &str) -> Result<(), Refusal> {
     if value.is_null() || *value == own {
         return Ok(());
@@ -257,8 +258,8 @@ fn only(key: &str, value: &Value, allowed: &[Value]) -> Result<(), Refusal> {
     Err((why, help.to_owned()))
 }
 
-/// How a LoRA began. What begins beside the backbone's own weights is a plain LoRA; what took something out of them
-/// needs what it took.
+/// Checks how a LoRA was initialized. If that left the backbone's weights unchanged, it is a plain LoRA. If it changed
+/// the weights, we must know the change: we can compute PiSSA's, but not the others.
 fn init(value: &Value) -> Result<(), Refusal> {
     let text = match value {
         Value::Null | Value::Bool(_) => return Ok(()),

@@ -1,4 +1,4 @@
-//! Trained rows of the word embeddings: in PEFT a setting of a LoRA, which may have no other module.
+//! Trained rows of the word embeddings. In PEFT they are a setting of a LoRA adapter, which may have no other module.
 
 use std::path::Path;
 
@@ -18,20 +18,20 @@ use crate::plan::{Change, DeltaPlan, Plan};
 /// The setting that lists the rows.
 pub(super) const SETTING: &str = "trainable_token_indices";
 
-/// What PEFT calls `target_modules` that are to match nothing.
+/// PEFT's value of `target_modules` that matches nothing.
 pub(super) const NO_TARGETS: &str = "dummy-target-modules";
 
 const SUFFIX: &str = "token_adapter.trainable_tokens_delta";
-/// `peft_type` of an adapter that is nothing else.
+/// `peft_type` of an adapter that only trains rows.
 pub(super) const KIND: &str = "TRAINABLE_TOKENS";
 
-/// What stands behind the table's name in such an adapter.
+/// The suffix of the table's name in such an adapter.
 const SUFFIX_ALONE: &str = "trainable_tokens_delta";
 
 const TABLE: &str = "embeddings.word";
 const DELTA: &str = "trainable_tokens";
 
-/// Adds the rows that a plan trains to what its LoRAs are written as.
+/// Adds the rows that a plan trains to the export of its LoRAs.
 pub(super) fn write(plan: &Plan, graph: &Graph, written: &mut Written) {
     let Some(table) = graph.tree().module(TABLE) else {
         return;
@@ -55,7 +55,7 @@ pub(super) fn write(plan: &Plan, graph: &Graph, written: &mut Written) {
     }
 }
 
-/// The delta that the setting describes, if it is there.
+/// Reads the delta that the setting describes, if the setting is present.
 pub(super) fn read(
     directory: &Path,
     setting: Option<&Value>,
@@ -86,7 +86,7 @@ pub(super) fn read(
     read_rows(tokens, table, &site_key(&name, SUFFIX), reader).map(Some)
 }
 
-/// The rows of an adapter that is nothing else.
+/// Reads the delta of an adapter that only trains rows.
 pub(super) fn read_alone(
     directory: &Path,
     adapter: &PeftConfig,

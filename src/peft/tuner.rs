@@ -1,4 +1,4 @@
-//! Methods at linear layers, LoRA aside, as PEFT stores them: one tensor after the other, by name.
+//! Exports methods at linear layers, other than LoRA, in PEFT's form: each tensor under its own name.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::delta::transposed;
 use crate::graph::Graph;
 use crate::plan::{Change, DeltaPlan, Plan};
 
-/// What stands before the tensors that all sites share.
+/// The prefix of tensors that all sites share.
 const SHARED_PREFIX: &str = "base_model.";
 
 /// The key of a site's tensor.

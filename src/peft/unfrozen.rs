@@ -1,4 +1,4 @@
-//! Weights of the backbone itself that an adapter replaces.
+//! Reads the weights of the backbone itself that an adapter replaces.
 
 use serde_json::Value;
 
@@ -10,8 +10,8 @@ use crate::delta::{transposed, PeftConfig};
 use crate::diagnostic::{Problem, Span};
 use crate::plan::{Change, DeltaPlan};
 
-/// Weights of the backbone itself that an adapter replaces: biases (`bias`), and modules of `modules_to_save` that
-/// are no head.
+/// Reads the weights of the backbone itself that an adapter replaces: biases (`bias`), and modules in
+/// `modules_to_save` that do not belong to the head.
 pub(super) fn read(
     adapter: &PeftConfig,
     (head, saved): (&Head, &[String]),
@@ -34,7 +34,7 @@ pub(super) fn read(
         .collect();
     for module in tree.modules() {
         let name = module_name(prefix, &module.checkpoint_name);
-        // PEFT copies a module with all that is below it, and compares ends without a look at parts of names.
+        // PEFT copies a module with everything below it. It compares the ends of names as plain text, not part by part.
         let ends = name
             .match_indices('.')
             .map(|(dot, _)| dot)
@@ -75,7 +75,7 @@ pub(super) fn read(
             parameters.push(parameter.path.clone());
         }
     }
-    // What PEFT writes of the head beside the head itself.
+    // With `bias = all`, PEFT writes further copies of the head's tensors, which we need not read.
     let copies = [".original_module.", ".modules_to_save."];
     reader.pass_over(|name| bias == "all" && copies.iter().any(|copy| name.contains(copy)));
     Ok((!parameters.is_empty()).then(|| DeltaPlan {

@@ -1,4 +1,4 @@
-//! The conductor of planning: statement by statement, going on past every mistake.
+//! The driver of planning. It goes through the file statement by statement and continues after every mistake.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -15,13 +15,13 @@ use crate::settings::{Fields, Problems};
 use crate::settings::{Overrides, Scope};
 use crate::syntax::ast::{Block, Name, Pipeline, Spanned, Statement, Value};
 
-/// Checks a file against its backbone, and looks up what it needs of its surroundings: a plan is not changed
-/// afterwards.
+/// Checks a file against its backbone, and looks up everything the plan needs in the surroundings. A plan does not
+/// change afterwards.
 ///
-/// `base` is the directory that paths in the file are relative to.
+/// Paths in the file are relative to the directory `base`.
 ///
 /// # Errors
-/// All mistakes of the file, each with its places and a way out.
+/// All mistakes of the file, each with its places and a suggestion.
 pub fn plan(
     pipeline: &Pipeline,
     overrides: &Overrides,
@@ -50,7 +50,7 @@ pub fn plan(
     }
 }
 
-/// The seed: the param of that name, or 42 as in Hugging Face's Trainer.
+/// The param `seed`, or 42 as in Hugging Face's Trainer.
 fn seed(scope: &Scope, problems: &Problems) -> u64 {
     let span = scope.declaration("seed").unwrap_or_default();
     let word = Spanned::new(Value::Word("seed".to_owned()), span);
@@ -71,18 +71,18 @@ fn seed(scope: &Scope, problems: &Problems) -> u64 {
     }
 }
 
-/// What planning goes through the file with.
+/// The state of planning one file.
 pub(super) struct Builder<'a> {
     pipeline: &'a Pipeline,
     pub(super) base: &'a Path,
     pub(super) scope: &'a Scope,
     problems: &'a Problems,
     pub(super) seed: u64,
-    /// Whether it is known what parameters a language model's head has.
+    /// Whether we know which parameters the language-model head has.
     pub(super) knows_head: Cell<bool>,
 }
 
-/// Whether a delta cannot have a name, because paths of a backbone or a head begin with it.
+/// Whether a name is reserved. Paths of a backbone or a head begin with it, so a delta cannot have it.
 fn is_reserved(name: &str) -> bool {
     let first = |path: &str| path.split('.').next() == Some(name);
     let is_in = |family: &Family| {
@@ -117,7 +117,7 @@ impl<'a> Builder<'a> {
         let stages = self.stages(&known);
         let backbone = backbone?;
         let mut deltas = self.deltas(&backbone, &tasks);
-        // A file with mistakes in it may name what is not to be read.
+        // A file with mistakes may name the wrong files, so we read nothing for it.
         if self.problems.borrow().is_empty() {
             self.look_up_words(&backbone, &mut tasks, &mut deltas, surroundings);
             self.look_up_origins(&mut deltas, surroundings);
@@ -141,7 +141,7 @@ impl<'a> Builder<'a> {
         Some(plan)
     }
 
-    /// The hash of what finished runs left of deltas that begin from it.
+    /// Looks up the hash of the finished run from which each delta with an origin starts.
     fn look_up_origins(&self, deltas: &mut [DeltaPlan], surroundings: &dyn Surroundings) {
         for delta in deltas {
             let Some(origin) = &delta.origin else {
@@ -159,7 +159,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// The one statement of a kind that a file may have once.
+    /// Finds the statement of a kind that a file may have once, and reports any further ones.
     fn once<T>(&self, what: &str, find: impl Fn(&'a Statement) -> Option<T>) -> Option<(T, Span)> {
         let mut found: Option<(T, Span)> = None;
         for statement in self.statements() {

@@ -1,4 +1,4 @@
-//! Templates and label words: a classification, or a number, read off the language-model head.
+//! Cloze tasks: a template and label words, with which the language-model head predicts a label or a number.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,12 +16,12 @@ pub struct Cloze {
     pub template: Vec<Piece>,
     /// The word of each label, in the order of the labels.
     pub words: Vec<String>,
-    /// The tokens of each; empty until the tokenizer was asked.
+    /// The tokens of each word; empty until planning looks them up in the tokenizer.
     pub tokens: Vec<Vec<usize>>,
-    /// Whether a word may be several tokens: the mean of their logits then stands for it.
+    /// Whether a word may have several tokens. Its logit is then the mean of theirs.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub takes_mean: bool,
-    /// What the first and the last word stand for, where a number between them is asked.
+    /// For a regression, the numbers that the first and the last word stand for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub range: Option<(f32, f32)>,
     /// The place of the words.
@@ -29,7 +29,7 @@ pub struct Cloze {
 }
 
 impl Cloze {
-    /// The columns that the template names, each once, in its order.
+    /// The columns that the template names, each once, in the order of the template.
     pub fn columns(&self) -> Vec<String> {
         let mut columns: Vec<String> = Vec::new();
         for piece in &self.template {

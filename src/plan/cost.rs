@@ -1,10 +1,10 @@
-//! What a stage costs, estimated from shapes alone.
+//! Estimates the cost of a stage from shapes alone.
 
 use super::{Change, Plan, StagePlan};
 use crate::backbone::family::{Dimension, FeedForwardKind};
 use crate::backbone::{head_parameters, language_model_parameters, Tree};
 
-/// What a stage trains and needs.
+/// The estimated cost of a stage.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Cost {
     /// Parameters that the stage trains.
@@ -19,15 +19,15 @@ pub struct Cost {
     pub first_trained_block: usize,
 }
 
-/// What costs depend on of a machine.
+/// The properties of a machine that determine costs.
 #[derive(Clone, Copy)]
 pub struct Machine {
-    /// Groups of sequences that are worked on at once.
+    /// Groups of sequences that run at the same time.
     pub threads: usize,
     /// Rows of a group.
     pub group_rows: usize,
-    /// How often a frozen weight whose smaller side is so long lies in memory, counted in its size in f32, where a
-    /// gradient passes through it and where none does.
+    /// Memory of a frozen weight, in multiples of its size in f32. The arguments are the length of its smaller side,
+    /// and whether a gradient passes through it.
     pub copies_of_a_weight: fn(usize, bool) -> f64,
 }
 
@@ -54,8 +54,8 @@ impl Plan {
 
         let rows = stage.batch * stage.accumulate * tokens;
         let rows_in_flight = rows.min(machine.threads * machine.group_rows.max(tokens));
-        // Queries, keys and values, normalized rows, what LoRA reads, and derivatives; where weights are trained, the
-        // inputs of their products as well.
+        // The backward pass needs queries, keys, values, normalized rows, LoRA's inputs, and derivatives. If weights
+        // are trained, it also needs the inputs of their products.
         let trained_outputs = self.trained_outputs(stage, &tree);
         let inputs = match trained_outputs {
             0 => 0,
@@ -63,7 +63,7 @@ impl Plan {
         };
         let [queries, keys] = [Dimension::Queries, Dimension::Keys].map(|d| config.size(d, 0));
         let projected = 3 * config.hidden + queries + 2 * keys;
-        // A gate keeps both factors beside the derivatives.
+        // A gated feed-forward also keeps both factors of its product.
         let inner = match config.feed_forward() {
             FeedForwardKind::Plain => config.inner,
             FeedForwardKind::Gated => 3 * config.inner,
@@ -80,7 +80,7 @@ impl Plan {
                 None => {}
             }
         }
-        // Beside what is trained lie its gradient and AdamW's two means.
+        // Each trained element also has a gradient and AdamW's two means: hence `4 * trained`.
         let packed = [(traced, true), (below, false)].map(|(weights, is_passed)| {
             weights as f64 * ((machine.copies_of_a_weight)(config.hidden, is_passed) - 1.0)
         });
@@ -92,7 +92,7 @@ impl Plan {
             + rows * trained_outputs;
 
         let attention = 2 * tokens * queries;
-        // A decoder attends twice.
+        // A decoder's block also has cross-attention.
         let attentions =
             |blocks: usize| (blocks + blocks.min(config.decoder_layers.unwrap_or(0))) * attention;
         let forward = below + traced + attentions(blocks);
@@ -107,8 +107,8 @@ impl Plan {
         }
     }
 
-    /// Outputs of the blocks' weights that a stage trains: their gradients are kept for all rows of a step,
-    /// until those of the weights are made of them.
+    /// Total output width of the block weights that a stage unfreezes. Gradients of these outputs are kept for all
+    /// rows of a step, until the gradients of the weights are computed from them.
     fn trained_outputs(&self, stage: &StagePlan, tree: &Tree) -> usize {
         let is_trained = |path: &String| {
             self.deltas.iter().any(|delta| {
@@ -124,8 +124,8 @@ impl Plan {
             .sum()
     }
 
-    /// The first block with something trained in or below it, which all of a stage's passes have in
-    /// common.
+    /// The first block with something trained in or below it, in stage number `index`. The number of blocks if there
+    /// is none.
     pub fn first_trained_block(&self, index: usize) -> usize {
         self.lowest_trained_block(&self.stages[index])
     }

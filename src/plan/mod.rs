@@ -1,7 +1,7 @@
-//! Names resolved, settings typed, everything checked, costs estimated.
+//! Planning: resolves names, types settings, checks everything and estimates costs.
 //!
-//! In: a syntax tree and the backbone's dimensions. Out: a [`Plan`], plain data that can be printed,
-//! stored and hashed, or every mistake of the file. It knows no weights, tensors or devices.
+//! In: a syntax tree and the backbone's dimensions. Out: a [`Plan`], which is plain data that can be
+//! printed, stored and hashed; or every mistake of the file. Planning knows no weights, tensors or devices.
 
 mod build;
 mod cloze;
@@ -35,7 +35,7 @@ pub use stage::{Interval, Keep, Length, Optimizer, Schedule, ScheduleShape, Stag
 pub use surroundings::{Surroundings, Words};
 pub use template::{Edit, Piece};
 
-/// The fewest tokens after which a text can be cut: one, and the two that stand around it.
+/// The smallest `max_length`: one token of text and the two special tokens around it.
 pub const SHORTEST: usize = 3;
 
 /// A pipeline that is known to be consistent with its backbone.
@@ -43,7 +43,7 @@ pub const SHORTEST: usize = 3;
 pub struct Plan {
     /// The pipeline's name.
     pub name: String,
-    /// What everything random is drawn from.
+    /// The seed of everything random.
     pub seed: u64,
     /// The params and their values.
     pub params: BTreeMap<String, String>,
@@ -60,7 +60,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The task of the last stage, or the only one there is: what a finished run is asked to do.
+    /// The task that a finished run does: the last stage's, or without stages the first by name.
     pub fn final_task(&self) -> Option<(&str, &TaskPlan)> {
         let name = match self.stages.last() {
             Some(stage) => stage.task.as_str(),
@@ -71,7 +71,7 @@ impl Plan {
             .map(|(name, task)| (name.as_str(), task))
     }
 
-    /// What stands before the backbone's names in a checkpoint with the head of the final task.
+    /// The prefix of the backbone's tensor names in a checkpoint that has the head of the final task.
     pub fn name_prefix(&self) -> &str {
         let family = self.backbone.config.family();
         let task = self.final_task();
@@ -80,7 +80,7 @@ impl Plan {
         own.unwrap_or(&family.base_model_prefix)
     }
 
-    /// The data set of the last stage, or the only one there is.
+    /// The data set of the last stage, or without stages the first by name.
     pub fn final_data(&self) -> Option<&DataPlan> {
         match self.stages.last() {
             Some(stage) => self.data.get(&stage.data),
@@ -88,9 +88,9 @@ impl Plan {
         }
     }
 
-    /// The deltas that are in place during a stage: its own, those of earlier stages and those that
-    /// come from other runs, less those that it does without. After the last stage, `stages.len()`,
-    /// what the last stage had.
+    /// The deltas in place during stage number `stage`: those that it or an earlier stage trains, and those
+    /// that come from other runs, without those in its `without` list. `stages.len()` means after the last
+    /// stage, where the last stage's deltas stay in place. Without stages, all deltas are in place.
     pub fn active(&self, stage: usize) -> Vec<&DeltaPlan> {
         let last = stage.min(self.stages.len().saturating_sub(1));
         let Some(current) = self.stages.get(last) else {
@@ -105,7 +105,7 @@ impl Plan {
         in_place.filter(is_wanted).collect()
     }
 
-    /// The deltas that a stage trains and that do something on the host.
+    /// The deltas that a stage trains and whose method has a part that runs on the host.
     pub fn trained_on_host(&self, stage: &StagePlan) -> Vec<&DeltaPlan> {
         let trained = self
             .deltas
@@ -114,12 +114,12 @@ impl Plan {
         trained.filter(|delta| delta.on_host().is_some()).collect()
     }
 
-    /// The positions that deltas in place take during a stage.
+    /// The number of positions that the deltas in place during a stage take.
     pub fn tokens(&self, stage: usize) -> usize {
         self.tokens_of(stage, |_| true)
     }
 
-    /// Those of them that are taken by keys and values alone.
+    /// The number of positions that prefixes take: they have keys and values, but no rows.
     pub fn prefix_tokens(&self, stage: usize) -> usize {
         self.tokens_of(stage, |method| method.accepts(Site::Attention))
     }
@@ -136,17 +136,17 @@ impl Plan {
 /// The backbone of a plan.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BackbonePlan {
-    /// What the file says.
+    /// The backbone's name or path in the file.
     pub location: String,
-    /// Where it is.
+    /// The directory of the checkpoint.
     pub directory: PathBuf,
-    /// Its dimensions, dropout as the file wants it.
+    /// Its dimensions, with dropout as set in the file.
     pub config: Config,
-    /// Tokens after which a text is cut.
+    /// The number of tokens after which a text is cut.
     pub max_length: usize,
     /// Whether the weights are drawn from the seed instead of read.
     pub random: bool,
-    /// How products with frozen weights are computed.
+    /// The precision of products with frozen weights.
     #[serde(default)]
     pub precision: Precision,
     /// The place of the statement.
@@ -156,11 +156,11 @@ pub struct BackbonePlan {
 /// A data set of a plan.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DataPlan {
-    /// What stages train on.
+    /// The file that stages train on.
     pub train: Option<FilePlan>,
-    /// What stages are evaluated on.
+    /// The file that stages are evaluated on.
     pub dev: Option<FilePlan>,
-    /// What is only looked at in the end.
+    /// The file that is evaluated only at the end of the run.
     pub test: Option<FilePlan>,
 }
 
@@ -169,11 +169,11 @@ pub struct DataPlan {
 pub struct FilePlan {
     /// How it is read.
     pub format: FileFormat,
-    /// Where it is.
+    /// Its path.
     pub path: PathBuf,
-    /// Names of the columns, where the file has no header.
+    /// Names of the columns, if the file has no header.
     pub columns: Option<Vec<String>>,
-    /// Which of its examples are used, where not all are.
+    /// Which examples are used; `None` for all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub few: Option<Few>,
     /// The place of the path.
@@ -185,9 +185,9 @@ pub struct FilePlan {
 pub struct Few {
     /// Examples of each label.
     pub per_class: usize,
-    /// Examples of each label that are left to another set, in the order that is drawn.
+    /// Examples of each label that are skipped first, because another set uses them.
     pub skipped: usize,
-    /// What the order is drawn from.
+    /// The seed of the order in which examples are taken.
     pub seed: u64,
 }
 
@@ -199,30 +199,30 @@ pub enum FileFormat {
     Tsv,
     /// Commas between columns, quotes where needed.
     Csv,
-    /// A JSON object to a line.
+    /// One JSON object per line.
     Jsonl,
-    /// A text to a line; its one column is `text`.
+    /// One text per line, in a single column `text`.
     Text,
 }
 
 /// A task of a plan.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TaskPlan {
-    /// What is asked.
+    /// The kind of prediction.
     pub kind: TaskKind,
     /// One or two columns with texts.
     pub text: Vec<String>,
     /// The column with the label.
     pub label: String,
-    /// What the column may hold, and what it means, in the order of the logits.
+    /// The values of the label column and their names, in the order of the logits.
     pub labels: Vec<Label>,
-    /// What `evaluate` computes and `keep = best` compares.
+    /// The metric that `evaluate` computes and `keep = best` compares.
     pub metric: Metric,
-    /// How labels are read off the language-model head, instead of a classifier.
+    /// The template and words with which the language-model head predicts labels; `None` for a classifier.
     pub cloze: Option<Cloze>,
     /// The share of tokens that are masked, for a masked language model.
     pub mask: f32,
-    /// Of a sequence-to-sequence task: what stands before every source.
+    /// For a sequence-to-sequence task, the text before every source.
     #[serde(default, rename = "prefix", skip_serializing_if = "String::is_empty")]
     pub source_prefix: String,
     /// The place of the statement.
@@ -244,7 +244,7 @@ impl TaskPlan {
     }
 }
 
-/// What a task asks.
+/// The kind of prediction that a task asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TaskKind {
@@ -254,14 +254,14 @@ pub enum TaskKind {
     Regress,
     /// The tokens that were masked.
     MaskedLm,
-    /// The token after each.
+    /// The token after each token.
     CausalLm,
-    /// Another text, given one: each of its tokens from those before it.
+    /// A target text for a source text: each target token, given the source and the target tokens before it.
     Seq2seq,
 }
 
 impl TaskKind {
-    /// Whether it asks for tokens of the text itself.
+    /// Whether the task predicts tokens instead of labels or numbers.
     pub fn is_language_model(self) -> bool {
         matches!(
             self,
@@ -270,16 +270,16 @@ impl TaskKind {
     }
 }
 
-/// A label: as the data has it, and its name.
+/// A label: its value in the data and its name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Label {
-    /// As the data has it.
+    /// Its value in the label column.
     pub value: String,
     /// Its name in results.
     pub name: String,
 }
 
-/// A measure of how good predictions are.
+/// A measure of the quality of predictions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)]
@@ -289,7 +289,7 @@ pub enum Metric {
     Matthews,
     Pearson,
     Spearman,
-    /// Mean cross-entropy; the only one of which less is better.
+    /// Mean loss per prediction. This is the only metric of which less is better.
     Loss,
 }
 
@@ -322,17 +322,17 @@ pub struct DeltaPlan {
     pub name: String,
     /// What it does.
     pub change: Change,
-    /// Whether a gate weighs what it changes.
+    /// Whether a gate scales its change.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_gated: bool,
-    /// The run from which its parameters begin, if not as its method begins.
+    /// The run from which its initial parameters come; `None` if the method initializes them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
     /// The place of the statement.
     pub span: Span,
 }
 
-/// A finished run from which a delta begins.
+/// A finished run from which a delta's initial parameters come.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Origin {
     /// Its directory.
@@ -344,7 +344,7 @@ pub struct Origin {
 }
 
 impl DeltaPlan {
-    /// The parameters that it adds at a module, its gate's among them.
+    /// The parameters that it adds at a module, including its gate's.
     pub fn parameters(&self, module: &Module) -> Vec<NewParameter> {
         let Change::Method { method, .. } = &self.change else {
             return Vec::new();
@@ -364,7 +364,7 @@ impl DeltaPlan {
         }
     }
 
-    /// What its method does on the host, if it does.
+    /// The part of its method that runs on the host, if there is one.
     pub fn on_host(&self) -> Option<&dyn OnHost> {
         match &self.change {
             Change::Method { method, .. } => method.on_host(),

@@ -1,4 +1,4 @@
-//! Deltas: methods with their settings, placed on modules.
+//! Reads deltas: methods with their settings, placed on modules, and unfrozen parameters.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,7 +22,8 @@ impl<'a> Builder<'a> {
         let tree = Tree::new(&backbone.config);
         let head = match tasks.values().any(TaskPlan::uses_language_model) {
             true => {
-                // Where it is not known what it has, what it may have can be chosen.
+                // Without the checkpoint we cannot tell whether the head is untied, so allow selectors to name
+                // its possible weight.
                 let may_have = !self.knows_head.get();
                 let config = &backbone.config;
                 language_model_parameters(&Config {
@@ -61,7 +62,7 @@ impl<'a> Builder<'a> {
         deltas
     }
 
-    /// Takes parameters back from every `unfreeze` that stands earlier in the file.
+    /// Removes the selected parameters from every earlier `unfreeze` of the file.
     fn freeze(&self, selection: &Selection, modules: &Modules, deltas: &mut [DeltaPlan]) {
         let frozen: BTreeSet<String> = match modules.parameters(selection) {
             Ok(parameters) => parameters
@@ -137,7 +138,7 @@ impl<'a> Builder<'a> {
         match known {
             Some((_, right)) if *right == place.preposition => {}
             wrong => {
-                // What its settings use is used.
+                // Mark the params in its settings as used, so that we do not report them as well.
                 fields.all().iter().for_each(|setting| {
                     self.scope.resolve(&setting.value);
                 });
@@ -180,7 +181,7 @@ impl<'a> Builder<'a> {
         })
     }
 
-    /// `from "runs/x"`; what is there is looked at later.
+    /// Reads `from "runs/x"`. `look_up_origins` looks at the run itself later.
     fn origin(&self, run: Option<&Spanned<Value>>) -> Option<Origin> {
         let value = self.scope.resolve(run?);
         let Value::Text(path) = &value.node else {

@@ -1,4 +1,4 @@
-//! Selectors against the module tree.
+//! Matches selectors against the module tree.
 
 use rand::seq::IndexedRandom;
 use rand::SeedableRng;
@@ -10,16 +10,16 @@ use crate::settings::Scope;
 use crate::syntax::ast::{Pattern, Segment, Selection, Selector};
 use crate::text::{counted, did_you_mean, quoted_list};
 
-/// A backbone as selectors see it.
+/// The modules and parameters that selectors can name.
 pub struct Modules<'a> {
     /// The module tree.
     pub tree: &'a Tree,
-    /// Parameters of a language-model head, which a selector reaches by their own path alone: `**`
-    /// is the backbone.
+    /// Parameters of the language-model head. A selector must name the head explicitly, because `**` means
+    /// the backbone only.
     pub head: &'a [Parameter],
     /// The dimensions.
     pub config: &'a Config,
-    /// What the file calls the backbone.
+    /// The backbone's name or path in the file, for messages.
     pub location: &'a str,
     /// The params, for numbers in selectors.
     pub scope: &'a Scope,
@@ -27,17 +27,17 @@ pub struct Modules<'a> {
     pub seed: u64,
 }
 
-/// Parts that a path may have. A real one has five.
+/// The most parts that a path may have. Real paths have at most five.
 const LONGEST_PATH: usize = 32;
 
-/// Choices in one selector (`{a,b}`) may multiply to this many patterns.
+/// The most patterns that the choices (`{a,b}`) of one selector may multiply to.
 const MOST_PATTERNS: usize = 4096;
 
 impl Modules<'_> {
     /// The modules that a selection names, in the order of the tree.
     ///
     /// # Errors
-    /// An alternative that matches nothing, or a number that is not the expected one.
+    /// An alternative matches nothing, or the number of matches is not the one after `expect`.
     pub fn modules(&self, selection: &Selection) -> Result<Vec<&Module>, Problem> {
         let all: Vec<&Module> = self.tree.modules().iter().collect();
         self.select(
@@ -55,7 +55,7 @@ impl Modules<'_> {
         )
     }
 
-    /// The parameters that a selection names: themselves, or all below a module.
+    /// The parameters that a selection names, either directly or by a module above them.
     ///
     /// # Errors
     /// As for [`Modules::modules`].
@@ -94,8 +94,8 @@ impl Modules<'_> {
             && (module.site == Site::Fused || !fused_exists())
     }
 
-    /// Whether a checkpoint's name is the quoted one, with or without the family's prefix; `*`
-    /// stands for one part of the name.
+    /// Whether a name in the checkpoint is the quoted one, which may have the family's prefix. `*` in the
+    /// quoted name stands for one part.
     fn is_called(&self, name: &str, quoted: &str) -> bool {
         let prefix = &self.config.family().base_model_prefix;
         let same = |quoted: &str| {
@@ -191,7 +191,7 @@ impl Modules<'_> {
         Ok(chosen)
     }
 
-    /// A selector as patterns without choices and ranges: each must match something.
+    /// Expands a selector into patterns without choices and ranges. The caller requires that each match something.
     fn expand(&self, selector: &Selector) -> Result<Vec<Pattern>, Problem> {
         let path = match &selector.pattern {
             Pattern::Checkpoint(_) => return Ok(vec![selector.pattern.clone()]),
@@ -228,7 +228,7 @@ impl Modules<'_> {
         let next = |more: Vec<Segment>, out: &mut Vec<Vec<Segment>>| {
             let mut done = done.clone();
             for segment in more {
-                // `**.**` says the same as `**`.
+                // `**.**` means the same as `**`, but would cost more to match.
                 if segment != Segment::AnyDepth || done.last() != Some(&Segment::AnyDepth) {
                     done.push(segment);
                 }
@@ -270,8 +270,8 @@ impl Modules<'_> {
         }
     }
 
-    /// The paths of the stacks that a path leads to, and their blocks: of each by its name behind `**` or `*`, as they
-    /// may be of other heights.
+    /// The paths of the stacks that a path leads to, with their numbers of blocks. `**` and `*` lead to each stack by
+    /// its name, because an encoder and a decoder may have different numbers of blocks.
     fn stacks_below(&self, path: &[Segment]) -> Vec<(Vec<Segment>, usize)> {
         let stacks = self.config.stacks();
         let is_any = matches!(path, [Segment::AnyDepth | Segment::AnyName]);
@@ -304,7 +304,7 @@ impl Modules<'_> {
         })
     }
 
-    /// The number of blocks below a path: those of its stack, or of the taller one where both are meant.
+    /// The number of blocks in the stack that a path names, or in the taller stack if it names none.
     fn layers_below(&self, parent: &[Segment]) -> usize {
         let is_named = |stack: &&Stack| {
             let is_its = |segment: &Segment| match segment {
@@ -357,7 +357,8 @@ impl Modules<'_> {
         problem.help(self.nearest(path))
     }
 
-    /// The longest beginning of a pattern that matches something, and what is below it.
+    /// A suggestion for a pattern without a match: finds its longest beginning that matches something, and lists the
+    /// nodes below that.
     fn nearest(&self, path: &[Segment]) -> String {
         let nodes: Vec<&str> = self
             .tree
@@ -419,7 +420,7 @@ impl Modules<'_> {
     }
 }
 
-/// A path and everything above it.
+/// A path and all its ancestors, from the top.
 fn ancestors(path: &str) -> impl Iterator<Item = &str> {
     let ends = path
         .match_indices('.')

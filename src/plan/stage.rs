@@ -14,35 +14,35 @@ pub struct StagePlan {
     pub train: Vec<String>,
     /// Whether it trains the task's head.
     pub train_head: bool,
-    /// Deltas of earlier stages that are not in place.
+    /// Deltas of earlier stages that this stage takes out.
     pub without: Vec<String>,
     /// The name of its data set.
     pub data: String,
     /// The name of its task.
     pub task: String,
-    /// How long it goes on.
+    /// How long it runs.
     pub length: Length,
     /// Examples in a batch.
     pub batch: usize,
-    /// Batches whose gradients make one step.
+    /// The number of batches whose gradients make one optimizer step.
     pub accumulate: usize,
-    /// How parameters follow gradients.
+    /// The optimizer and its settings.
     pub optimizer: Optimizer,
-    /// The learning rate over the steps.
+    /// How the learning rate changes over the steps.
     pub schedule: Schedule,
-    /// The largest norm that the gradient of a step may have.
+    /// The norm to which the gradient of a step is clipped; `None` for no clipping.
     pub clip: Option<f32>,
     /// How often the dev set is evaluated.
     pub evaluate: Interval,
-    /// Which of the evaluated states the stage leaves.
+    /// Which of the evaluated states the stage keeps at its end.
     pub keep: Keep,
-    /// Evaluations without a better metric after which it stops.
+    /// The stage stops after this many evaluations in a row without a better metric.
     pub patience: Option<usize>,
     /// The place of the statement.
     pub span: Span,
 }
 
-/// How long a stage goes on.
+/// How long a stage runs.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)]
@@ -51,7 +51,7 @@ pub enum Length {
     Epochs(f64),
 }
 
-/// Every so many steps or epochs.
+/// An interval: every `count` steps or epochs.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Interval {
@@ -59,7 +59,7 @@ pub struct Interval {
     pub unit: Unit,
 }
 
-/// How parameters follow gradients.
+/// An optimizer and its settings.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Optimizer {
@@ -67,9 +67,9 @@ pub enum Optimizer {
     AdamW {
         /// Learning rate.
         lr: f32,
-        /// Decay of the running mean and of the running square.
+        /// Decay rates of the running mean of gradients and of the running mean of their squares.
         betas: (f32, f32),
-        /// Added to the root of the running square.
+        /// Added to the square root of the running mean of squares.
         epsilon: f32,
         /// Decoupled weight decay.
         weight_decay: f32,
@@ -78,7 +78,7 @@ pub enum Optimizer {
     Sgd {
         /// Learning rate.
         lr: f32,
-        /// Share of the last step that is kept.
+        /// Factor of the previous step's update in this step's update.
         momentum: f32,
         /// Weight decay, added to the gradient.
         weight_decay: f32,
@@ -94,24 +94,24 @@ impl Optimizer {
     }
 }
 
-/// The learning rate over the steps of a stage.
+/// How the learning rate changes over the steps of a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Schedule {
-    /// What follows the warm-up.
+    /// The course of the rate after the warm-up.
     pub shape: ScheduleShape,
     /// The warm-up, from 0 to the full rate.
     pub warmup: Warmup,
 }
 
-/// What follows the warm-up.
+/// The course of the learning rate after the warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ScheduleShape {
-    /// The full rate to the end.
+    /// Stays at the full rate to the end.
     Constant,
-    /// A straight line to 0 at the end.
+    /// Falls in a straight line to 0 at the end.
     Linear,
-    /// Half a cosine to 0 at the end.
+    /// Falls along half a cosine to 0 at the end.
     Cosine,
 }
 
@@ -124,7 +124,7 @@ pub enum Warmup {
     Fraction(f32),
 }
 
-/// Which state a stage leaves.
+/// Which state a stage keeps at its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Keep {

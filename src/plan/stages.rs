@@ -1,4 +1,4 @@
-//! Stages: what is trained, on what, for how long, and how.
+//! Reads `stage` blocks: what to train, on which data, for how long, and how.
 
 use super::{Interval, Keep, Length, Optimizer, Schedule, ScheduleShape, StagePlan, Unit, Warmup};
 use crate::diagnostic::Problem;
@@ -7,7 +7,7 @@ use crate::settings::Fields;
 use crate::syntax::ast::{Block, Name, Spanned, Value};
 use crate::text::{did_you_mean, quoted_list};
 
-/// What a stage may name.
+/// The names that a stage may use.
 pub(super) struct Known<'a> {
     /// All deltas of the file.
     pub deltas: &'a [String],
@@ -91,7 +91,7 @@ fn check_deltas(fields: &Fields, names: &[Spanned<String>], known: &Known) {
     }
 }
 
-/// The data set or task that a stage names, or the one without a name.
+/// The data set or task that a stage names, or else the unnamed one.
 fn named(fields: &Fields, key: &'static str, known: &[String]) -> String {
     match fields.name(key) {
         Some(name) => {
@@ -153,7 +153,7 @@ fn length(fields: &Fields) -> Length {
     }
 }
 
-/// A word with an optional block: its name and the block's settings.
+/// Reads a word with an optional block, and returns the word and the block's settings.
 fn record<'a>(
     fields: &Fields<'a>,
     key: &'static str,
@@ -205,7 +205,7 @@ fn record<'a>(
     None
 }
 
-/// The optimizer; defaults are PyTorch's, but no weight decay, as in Hugging Face's Trainer.
+/// Reads the optimizer. Defaults are PyTorch's, except that weight decay is 0 as in Hugging Face's Trainer.
 fn optimizer(fields: &Fields) -> Optimizer {
     let default = Optimizer::AdamW {
         lr: 1e-3,
@@ -247,7 +247,7 @@ fn optimizer(fields: &Fields) -> Optimizer {
     optimizer
 }
 
-/// The schedule; linear without warm-up, as in Hugging Face's Trainer.
+/// Reads the schedule. The default is linear without warm-up, as in Hugging Face's Trainer.
 fn schedule(fields: &Fields) -> Schedule {
     let shapes = [
         ("linear", ScheduleShape::Linear),
@@ -284,7 +284,7 @@ fn schedule(fields: &Fields) -> Schedule {
     schedule
 }
 
-/// The gradient's largest norm; 1, as in Hugging Face's Trainer.
+/// Reads the gradient's largest norm. The default is 1, as in Hugging Face's Trainer.
 fn clip(fields: &Fields) -> Option<f32> {
     match fields.value("clip").map(|value| value.node) {
         None => Some(1.0),

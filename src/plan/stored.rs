@@ -1,4 +1,5 @@
-//! A plan as text: written for the record of a run, read back as something that anybody may have changed.
+//! Writes a plan as text for the record of a run, and reads it back. Anybody may have changed the text, so reading
+//! checks it.
 
 use serde_yaml::Value;
 use sha2::{Digest, Sha256};
@@ -7,17 +8,18 @@ use super::{Change, DeltaPlan, Plan};
 use crate::backbone::{Module, Tree};
 use crate::text::{counted, hexadecimal};
 
-/// Elements that a parameter may have: above any real one, and a product of two dimensions of it fits.
+/// The most elements that a parameter may have: more than any real one, but few enough that a product of two such
+/// numbers does not overflow.
 const MOST_ELEMENTS: usize = 1 << 32;
 
-/// Differences that a message names.
+/// The most differences that a message names.
 const MOST_DIFFERENCES: usize = 3;
 
 impl Plan {
     /// The plan as YAML, without tags, so that any YAML reader can read it.
     ///
     /// # Errors
-    /// A bug of ours only: every part of a plan can be written.
+    /// Only a bug in deltarun: every part of a plan can be written.
     pub fn to_yaml(&self) -> Result<String, serde_yaml::Error> {
         let mut text = Vec::new();
         let mut serializer = serde_yaml::Serializer::new(&mut text);
@@ -28,7 +30,7 @@ impl Plan {
     /// Reads what [`Plan::to_yaml`] wrote.
     ///
     /// # Errors
-    /// The text is no plan, or one that no file could have given: in one sentence.
+    /// One sentence: the text is no plan, or it is a plan that no pipeline file can give.
     pub fn from_yaml(text: &str) -> Result<Self, String> {
         let value: Value = crate::text::yaml(text)?;
         if let Some(place) = not_finite(&value) {
@@ -41,7 +43,7 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Whether a plan from outside fits together as one that was made from a file does.
+    /// Checks that a plan read from text is as consistent as one made from a pipeline file.
     fn check_stored(&self) -> Result<(), String> {
         self.backbone.config.check()?;
         let longest = self.backbone.config.longest();
@@ -83,7 +85,7 @@ impl Plan {
         Ok(())
     }
 
-    /// A hash of everything that determines the run's result: two files that mean the same have the same.
+    /// A hash of everything that determines the run's result. Two files with the same meaning have the same hash.
     pub fn hash(&self) -> String {
         let text = self
             .meaning()
@@ -91,14 +93,14 @@ impl Plan {
         hexadecimal(&Sha256::digest(text.unwrap_or_default()))
     }
 
-    /// What the plan says, without places in the file and names for the reader.
+    /// The meaning of the plan: its YAML without places in the file, params and the backbone's location.
     fn meaning(&self) -> Result<Value, serde_yaml::Error> {
         let mut value = serde_yaml::from_str(&self.to_yaml()?)?;
         strip(&mut value);
         Ok(value)
     }
 
-    /// What another plan, as [`Plan::to_yaml`] wrote it, has elsewhere: the first few places, in words.
+    /// The first few differences from another plan, as [`Plan::to_yaml`] wrote it, in words.
     pub fn differences(&self, other: &str) -> Vec<String> {
         let (Ok(own), Ok(mut other)) = (self.meaning(), crate::text::yaml(other)) else {
             return Vec::new();
@@ -146,7 +148,7 @@ fn check_delta(delta: &DeltaPlan, tree: &Tree) -> Result<(), String> {
     Ok(())
 }
 
-/// The key of a number that is not finite.
+/// The key of the first number that is not finite.
 fn not_finite(value: &Value) -> Option<String> {
     match value {
         Value::Mapping(map) => map.iter().find_map(|(key, value)| match value {
@@ -165,7 +167,7 @@ fn not_finite(value: &Value) -> Option<String> {
     }
 }
 
-/// Takes out what says where something stands or how it is said, and not what is done.
+/// Removes the parts that do not change what a run does: places in the file, params and the backbone's location.
 fn strip(plan: &mut Value) {
     if let Some(plan) = plan.as_mapping_mut() {
         plan.remove("params");
@@ -176,7 +178,8 @@ fn strip(plan: &mut Value) {
     strip_spans(plan);
 }
 
-/// A data set or a task may be called `span`, too: what is taken out has a start and an end alone.
+/// Removes all spans. A data set or a task may also have the name `span`, so we remove only a `span` that has exactly
+/// a `start` and an `end`.
 fn strip_spans(value: &mut Value) {
     match value {
         Value::Mapping(map) => {
@@ -234,7 +237,7 @@ fn brief(value: &Value) -> String {
         Value::Null => "not there".to_owned(),
         Value::Sequence(items) => counted(items.len(), "entry").replace("entrys", "entries"),
         Value::Mapping(_) => "something else".to_owned(),
-        // Fractions are kept in 32 bits: more digits would say nothing.
+        // The plan keeps fractions in 32 bits, so further digits would be noise.
         Value::Number(number) if number.is_f64() => {
             (number.as_f64().unwrap_or_default() as f32).to_string()
         }

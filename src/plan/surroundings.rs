@@ -1,4 +1,4 @@
-//! What planning asks of what lies around a file.
+//! The interface through which planning looks at a pipeline file's surroundings.
 
 use std::path::PathBuf;
 
@@ -6,41 +6,43 @@ use super::{BackbonePlan, Cloze, DeltaPlan, Origin};
 use crate::backbone::Config;
 use crate::diagnostic::Problem;
 
-/// What lies around a file: its backbone, the backbone's tokenizer, finished runs. Whoever has only the dimensions of
-/// a backbone is asked for nothing else; the plan then lacks what they do not have, and cannot be run.
+/// The surroundings of a pipeline file: its backbone, the backbone's tokenizer, and finished runs.
+///
+/// Only [`Surroundings::backbone`] is required. If the other methods keep their defaults, the plan can be checked and
+/// shown, but it lacks tokens and hashes and cannot be run.
 pub trait Surroundings {
-    /// The directory and the dimensions of a backbone, by what the file calls it.
+    /// Finds the directory and the dimensions of a backbone by its name or path in the file.
     ///
     /// # Errors
-    /// There is none, or it is not known.
+    /// There is no such backbone, or its dimensions cannot be found.
     fn backbone(&self, location: &str) -> Result<(PathBuf, Config), Problem>;
 
-    /// What a pipeline without a name is called.
+    /// The name of a pipeline that has no `pipeline` statement.
     fn name(&self) -> &str {
         "pipeline"
     }
 
-    /// Whether the checkpoint has a language model's head of its own, whatever `config.json` says; nothing where that
-    /// is not known.
+    /// Whether the checkpoint has an untied weight for its language-model head although `config.json` ties the head;
+    /// `None` if we cannot tell.
     ///
     /// # Errors
-    /// It has less than `config.json` says.
+    /// The checkpoint lacks a weight that `config.json` promises.
     fn has_head_weight(&self, backbone: &BackbonePlan) -> Result<Option<bool>, Problem> {
         Ok(Some(backbone.config.has_head_weight))
     }
 
-    /// The backbone's tokenizer.
+    /// The backbone's tokenizer; `None` if these surroundings have none.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// The tokenizer cannot be read.
     fn tokenizer(&self, _: &BackbonePlan) -> Result<Option<Box<dyn Words>>, Problem> {
         Ok(None)
     }
 
-    /// The hash of what a finished run left of a delta, which begins from it.
+    /// The hash of the finished run's file from which a delta starts.
     ///
     /// # Errors
-    /// It is no finished run, or has no such delta.
+    /// The directory is no finished run, or the run has no such delta.
     fn origin(&self, _: &DeltaPlan, _: &Origin) -> Result<String, Problem> {
         Ok(String::new())
     }
@@ -52,12 +54,12 @@ impl<F: Fn(&str) -> Result<(PathBuf, Config), Problem>> Surroundings for F {
     }
 }
 
-/// What a tokenizer makes of words.
+/// The part of a tokenizer that planning needs.
 pub trait Words {
     /// The tokens of a label word.
     ///
     /// # Errors
-    /// It is not one token, and the cloze takes no mean of several.
+    /// The word is not a single token, and the cloze does not average several.
     fn word(&self, word: &str, cloze: &Cloze) -> Result<Vec<usize>, Problem>;
 
     /// The tokens of a text in a delta's settings.

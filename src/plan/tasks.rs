@@ -1,4 +1,4 @@
-//! Data sets and tasks.
+//! Reads `data` and `task` blocks.
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ pub(super) fn data(fields: &Fields, base: &Path, seed: u64) -> DataPlan {
         test: file(fields, "test", base, seed),
     };
     fields.finish();
-    // A few of the same file for training and for evaluation are different ones.
+    // If `train` and `dev` take a few examples of the same file, they must not share any, so `dev` skips `train`'s.
     let train = plan
         .train
         .as_ref()
@@ -51,7 +51,7 @@ fn file(fields: &Fields, key: &'static str, base: &Path, seed: u64) -> Option<Fi
     }
 }
 
-/// `few(tsv("train.tsv"), 16)`: that many examples of each label; `seed = N` draws others.
+/// Reads `few(tsv("train.tsv"), 16)`: 16 examples of each label. `seed = N` draws other examples.
 fn few(
     fields: &Fields,
     value: &Spanned<Value>,
@@ -268,8 +268,8 @@ fn masked_share(fields: &Fields) -> Option<f32> {
     }
 }
 
-/// A number between two, read off how likely the word of the higher one is (Gao et al., LM-BFF,
-/// arXiv 2012.15723, section 3): `low + (high − low) · P(high)`.
+/// Reads a regression by cloze. It predicts `low + (high − low) · P(high)`, with the probability of the word for
+/// `high` (Gao et al., LM-BFF, arXiv 2012.15723, section 3).
 fn interpolation(fields: &Fields) -> Option<Cloze> {
     let ends = ["low", "high"].map(|name| Label {
         value: name.to_owned(),

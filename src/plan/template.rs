@@ -1,4 +1,4 @@
-//! Templates: a text with a gap, piece by piece.
+//! Parses templates: texts with a gap, as lists of pieces.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,29 +14,29 @@ pub enum Piece {
     Field {
         /// The column.
         column: String,
-        /// What is done to its text, in this order.
+        /// The edits to its text, in order.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         edits: Vec<Edit>,
     },
     /// The mask.
     Mask,
-    /// Where soft tokens stand, if there are any.
+    /// The place of the soft tokens of a prompt, if there are any.
     Soft,
     /// The tokenizer's first token: `[CLS]`, `<s>`.
     Cls,
-    /// The token that it puts behind a text: `[SEP]`, `</s>`.
+    /// The token that the tokenizer puts after a text: `[SEP]`, `</s>`.
     Sep,
-    /// What follows has this token type.
+    /// Starts a segment: all following pieces have this token type.
     Segment(u8),
 }
 
-/// What is done to a column's text.
+/// An edit to a column's text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Edit {
-    /// The last character is dropped.
+    /// Drops the last character.
     DropLast,
-    /// The first letter is written in lower case.
+    /// Lower-cases the first letter.
     LowerFirst,
 }
 
@@ -46,7 +46,7 @@ impl Edit {
         ("lower_first", Edit::LowerFirst),
     ];
 
-    /// The text, changed.
+    /// Applies the edit to a text.
     pub fn apply(self, text: &str) -> String {
         let mut characters = text.chars();
         match self {
@@ -63,11 +63,11 @@ impl Edit {
 }
 
 impl Piece {
-    /// The pieces of a template; one of them is the mask.
+    /// Parses a template into pieces. Exactly one piece is the mask.
     ///
     /// # Errors
-    /// One sentence and a way out: a brace without its partner, empty braces, an edit or segment
-    /// that there is not, not exactly one mask, soft tokens in two places.
+    /// A sentence and a suggestion: for an unmatched brace, empty braces, an unknown edit or segment, no
+    /// mask or several, or soft tokens in two places.
     pub fn parse(text: &str) -> Result<Vec<Piece>, (String, String)> {
         let example = "write columns and one mask in braces: \"{sentence} It was {mask}.\"";
         let wrong = |message: &str| (message.to_owned(), example.to_owned());

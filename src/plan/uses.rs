@@ -1,4 +1,4 @@
-//! What is declared must be used.
+//! Checks that everything declared is used, and that every stage and task can work.
 
 use super::build::Builder;
 use super::{Change, Piece, Plan, StagePlan, TaskKind, TaskPlan, SHORTEST};
@@ -7,8 +7,8 @@ use crate::diagnostic::Problem;
 use crate::syntax::ast::Statement;
 
 impl Builder<'_> {
-    /// Tokens that texts may have: prompts and prefixes take positions, so texts are cut earlier, unless the file
-    /// says where.
+    /// The number of tokens after which texts are cut. Prompts and prefixes take positions, so we cut texts earlier if
+    /// the file does not set `max_length`. Reports positions that do not suffice.
     pub(super) fn room(&self, plan: &Plan) -> usize {
         let tokens = (0..=plan.stages.len())
             .map(|stage| plan.tokens(stage))
@@ -49,7 +49,7 @@ impl Builder<'_> {
         backbone.max_length
     }
 
-    /// Reports what no stage uses, and what a stage uses and cannot have.
+    /// Reports declarations that no stage uses, and stages that use what they cannot have.
     pub(super) fn check_use(&self, plan: &Plan) {
         for delta in &plan.deltas {
             let mut stages = plan.stages.iter();
@@ -127,7 +127,7 @@ impl Builder<'_> {
         self.check_named_use(plan);
     }
 
-    /// Whether a decoder's texts can begin.
+    /// Reports a decoder without a start token, because its texts could not begin.
     fn check_start(&self, plan: &Plan) {
         if let Err(message) = plan.backbone.config.check_start() {
             let message = format!("`{}`: {message}", plan.backbone.location);
@@ -137,7 +137,7 @@ impl Builder<'_> {
         }
     }
 
-    /// Whether the backbone can do what a task asks.
+    /// Reports a task that the backbone's family cannot do.
     fn check_task(&self, plan: &Plan, task: &TaskPlan) {
         let family = plan.backbone.config.family();
         let (name, heads) = (&family.name, &family.heads);
@@ -175,8 +175,8 @@ impl Builder<'_> {
         }
     }
 
-    /// Whether a stage trains something: the head of a language model that is tied to the word embeddings has no
-    /// parameter of its own.
+    /// Reports a stage that trains nothing. A language-model head that is tied to the word embeddings has no
+    /// parameter of its own, so `train = [head]` alone may train nothing.
     fn check_trained(&self, plan: &Plan, stage: &StagePlan) {
         let config = &plan.backbone.config;
         let task = plan.tasks.get(&stage.task);
@@ -216,7 +216,7 @@ impl Builder<'_> {
         }
     }
 
-    /// A part of the language-model head that is a delta cannot also be trained as the head.
+    /// Reports a stage that trains the whole language-model head while a delta already unfreezes part of it.
     fn check_unfrozen_head(&self, plan: &Plan, stage: &StagePlan) {
         let is_model = |task: &TaskPlan| task.uses_language_model();
         if !stage.train_head || !plan.tasks.get(&stage.task).is_some_and(is_model) {
@@ -243,7 +243,7 @@ impl Builder<'_> {
         }
     }
 
-    /// Data sets and tasks with names of their own must be named by a stage.
+    /// Reports named data sets and tasks that no stage names.
     fn check_named_use(&self, plan: &Plan) {
         if plan.stages.is_empty() {
             return;

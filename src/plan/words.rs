@@ -1,4 +1,4 @@
-//! The tokens of label words and of texts in the settings of deltas.
+//! Looks up the tokens of label words and of texts in the settings of deltas.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use super::{BackbonePlan, Change, Cloze, DeltaPlan, TaskPlan};
 use crate::diagnostic::Problem;
 
 impl Builder<'_> {
-    /// Looks up all that planning needs the tokenizer for, so it is not read where there is nothing.
+    /// Looks up all tokens that the plan needs. Reads the tokenizer only if there are any.
     pub(super) fn look_up_words(
         &self,
         backbone: &BackbonePlan,

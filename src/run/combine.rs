@@ -1,5 +1,5 @@
-//! Several runs with LoRAs become one: the weighted sum of what each adds to a weight, TIES
-//! (Yadav et al., arXiv 2306.01708, section 4) or DARE (Yu et al., arXiv 2311.03099, section 3).
+//! Combines several runs with LoRAs into one: by the weighted sum of their changes to each weight, by TIES
+//! (Yadav et al., arXiv 2306.01708, section 4) or by DARE (Yu et al., arXiv 2311.03099, section 3).
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,27 +19,27 @@ use crate::plan::{Change, DeltaPlan, Plan};
 /// How runs are combined.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Combination {
-    /// What is done with the changes of each weight.
+    /// How the changes of each weight are combined.
     pub rule: Rule,
-    /// How much each run counts; without it, `1 / runs`, and for TIES 1, whose mean is its own.
+    /// The weight of each run. Default: `1 / runs`, but 1 for TIES, which takes the mean itself.
     pub weights: Option<Vec<f32>>,
     /// The share of a change's elements that TIES and DARE keep, above 0, at most 1.
     pub density: f32,
-    /// The rank of the result; without it, the sum of the ranks for the average, which is then exact,
-    /// and the largest rank otherwise.
+    /// The rank of the result. Default for the average: the sum of the ranks, which makes the average exact.
+    /// Default for the other rules: the largest rank.
     pub rank: Option<usize>,
-    /// What DARE draws from.
+    /// The seed of DARE.
     pub seed: u64,
 }
 
-/// What is done with the changes of each weight.
+/// How the changes of each weight are combined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
     /// Their weighted sum.
     Average,
-    /// The largest elements of each, where their signs agree with the sum's, averaged.
+    /// The largest elements of each change, averaged over those whose sign agrees with the sum's.
     Ties,
-    /// The weighted sum of random elements of each, scaled up.
+    /// The weighted sum of random elements of each change, scaled up.
     Dare,
 }
 
@@ -56,14 +56,14 @@ impl std::str::FromStr for Rule {
     }
 }
 
-/// What the deltas that are left are called.
+/// The name of a combined run, and the beginning of its deltas' names.
 const DELTA: &str = "combined";
 
 /// Combines runs into a run directory `out`.
 ///
 /// # Errors
-/// Runs that do not go together, deltas other than LoRAs, settings out of range; a file cannot be
-/// written.
+/// The runs have different backbones or heads, a delta is not a LoRA, a setting is out of range, or a file
+/// cannot be written.
 pub fn combine(
     runs: &[Loaded],
     combination: &Combination,
@@ -97,7 +97,7 @@ pub fn combined(runs: &[Loaded], combination: &Combination) -> Result<(Plan, Ten
         vec![even; runs.len()]
     });
     let mut tensors = head(runs, &weights);
-    // Modules by their rank: one delta for each.
+    // Modules by rank. The result has one delta for each rank.
     let mut deltas: BTreeMap<usize, Vec<String>> = BTreeMap::new();
     for module in runs[0].graph.tree().modules() {
         let changes: Vec<Option<Ranked>> = runs.iter().map(|run| change(run, module)).collect();
@@ -216,7 +216,7 @@ fn check(runs: &[Loaded], combination: &Combination) -> Result<(), Problem> {
     Ok(())
 }
 
-/// For each label of `first`, the place of the same one in `run`, where both answer the same question.
+/// For each label of `first`, the index of the same label in `run`; `None` if their tasks or labels differ.
 fn order(first: &Loaded, run: &Loaded) -> Option<Vec<usize>> {
     let ((_, first), (_, other)) = (first.plan.final_task()?, run.plan.final_task()?);
     let is_same =
@@ -224,14 +224,14 @@ fn order(first: &Loaded, run: &Loaded) -> Option<Vec<usize>> {
     is_same.then(|| label_order(&first.labels, &other.labels))?
 }
 
-/// What LoRAs add to a weight.
+/// The change of a weight by LoRAs, and its rank.
 struct Ranked {
     /// `(out, in)`, or `(entries, width)`.
     values: Vec<f32>,
     rank: usize,
 }
 
-/// What a run adds to a module's weight, if it has a LoRA there.
+/// A run's change to a module's weight, if it has a LoRA there.
 fn change(run: &Loaded, module: &Module) -> Option<Ranked> {
     let zeros = vec![0.0; module.input * module.output];
     let mut layer = Folded {
@@ -257,7 +257,7 @@ fn change(run: &Loaded, module: &Module) -> Option<Ranked> {
     })
 }
 
-/// The heads' weighted mean.
+/// The weighted mean of the heads, with outputs in the order of the first run's labels.
 fn head(runs: &[Loaded], weights: &[f32]) -> Tensors {
     let total: f32 = weights.iter().sum();
     let mut tensors = Tensors::new();
@@ -284,7 +284,7 @@ fn head(runs: &[Loaded], weights: &[f32]) -> Tensors {
 }
 
 impl Combination {
-    /// Whether the settings fit so many runs.
+    /// Checks the settings for this number of runs.
     fn check(&self, runs: usize) -> Result<(), Problem> {
         if runs < 2 {
             return problem("one run is nothing to combine".into(), "give two or more");
@@ -305,7 +305,7 @@ impl Combination {
             let message = format!("a weight is {weight}");
             return problem(message, "give finite numbers");
         }
-        // Heads are averaged: what a weight is of must be a share of something.
+        // Heads are averaged with weights divided by their sum, so the sum must not be 0.
         let total: f32 = weights.clone().sum();
         let largest = weights.fold(0.0f32, |most, weight| most.max(weight.abs()));
         if self.weights.is_some() && total.abs() <= 1e-6 * largest {
@@ -315,7 +315,7 @@ impl Combination {
         Ok(())
     }
 
-    /// One change out of those of several runs, each with its weight.
+    /// Combines the changes of several runs, each given with its weight.
     fn apply(&self, mut changes: Vec<(f32, Vec<f32>)>, path: &str) -> Vec<f32> {
         match self.rule {
             Rule::Average => sum(&changes),

@@ -1,8 +1,8 @@
-//! The directory of a run that is under way.
+//! The directory of an unfinished run.
 //!
-//! `OUT.partial` is whole at every moment: files are replaced, never changed, and the one that says what a
-//! file belongs to is written last. A run begins when its manifest is there, and is finished when
-//! `OUT.partial` is renamed to `OUT`; the checkpoint goes after that.
+//! `OUT.partial` is consistent at every moment. Files are replaced as a whole, never changed in place, and a
+//! file that describes others is written after them. A run has begun once its manifest exists. It is finished
+//! once `OUT.partial` is renamed to `OUT`. Only then the checkpoint is removed.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
@@ -21,22 +21,22 @@ use crate::train::{load, save, Snapshot, State};
 
 const CHECKPOINT: &str = "checkpoint.safetensors";
 const LOCK: &str = "lock";
-/// What the record of a finished run does not list.
+/// Files that the record of a finished run does not list.
 const NOT_RESULTS: [&str; 3] = [CHECKPOINT, LOCK, Manifest::FILE];
 
-/// The directory of a run that is under way, held by this process alone.
+/// The directory of an unfinished run, locked by this process.
 pub struct Directory {
     out: PathBuf,
     partial: PathBuf,
-    /// Its lock is held while it is open.
+    /// Holds the lock while it is open.
     _lock: File,
 }
 
 impl Directory {
-    /// Makes sure that there is no `out` yet.
+    /// Checks that `out` does not exist yet.
     ///
     /// # Errors
-    /// There is.
+    /// It exists.
     pub fn check(out: &Path) -> Result<(), Problem> {
         if out.symlink_metadata().is_err() {
             return Ok(());
@@ -46,15 +46,15 @@ impl Directory {
             .help("give another one with `--out DIR`, or remove it"))
     }
 
-    /// Makes `OUT.partial`, unless it is there, and takes hold of it.
+    /// Creates `OUT.partial` if it does not exist, and locks it.
     ///
     /// # Errors
-    /// There is an `OUT`; another process holds `OUT.partial`; it is no directory of a run.
+    /// `OUT` exists; another process has locked `OUT.partial`; `OUT.partial` is not a run's directory.
     pub fn claim(out: &Path) -> Result<Self, Problem> {
         Directory::check(out)?;
         let partial = partial(out);
         std::fs::create_dir_all(&partial).map_err(|e| failed("made", &partial, &e))?;
-        // What is not ours is refused before anything is touched.
+        // Refuse a foreign directory before touching anything in it.
         check_own(&partial)?;
         let lock = lock(&partial)?;
         let directory = Directory {
@@ -62,13 +62,13 @@ impl Directory {
             partial,
             _lock: lock,
         };
-        // Another process may have finished the run between the look at `OUT` and the lock.
+        // Another process may have finished the run between our first check of `OUT` and the lock.
         Directory::check(out)?;
         disk::remove_temporary(&directory.partial);
         Ok(directory)
     }
 
-    /// Begins the run, or takes up the one that was left unfinished.
+    /// Begins the run, or continues the unfinished one.
     ///
     /// # Errors
     /// `OUT.partial` belongs to another plan, other input or another version of the program.
@@ -88,12 +88,12 @@ impl Directory {
             .map_err(|e| failed("made", &self.partial, &e))
     }
 
-    /// Whether the directory holds a run and not what was cut off before there was one.
+    /// Whether a run has begun here. If not, the directory has at most the remains of an interrupted start.
     fn has_begun(&self) -> bool {
         self.partial.join(Manifest::FILE).exists()
     }
 
-    /// Whether the unfinished run is the one that is asked for.
+    /// Checks that the unfinished run has the same plan and input, and was begun by the same version.
     fn check_same(
         &self,
         manifest: &Manifest,
@@ -150,7 +150,7 @@ impl Directory {
         Ok(())
     }
 
-    /// Where the run is while it is under way.
+    /// The directory while the run is unfinished: `OUT.partial`.
     pub fn partial(&self) -> &Path {
         &self.partial
     }
@@ -165,24 +165,24 @@ impl Directory {
         self.write("plan.yaml", &plan.to_yaml().map_err(Problem::internal)?)
     }
 
-    /// The state that an interrupted run saved.
+    /// The state that an interrupted run saved, if it saved one.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// The state cannot be read.
     pub fn resume(&self) -> Result<Option<State>, Problem> {
         let path = self.partial.join(CHECKPOINT);
         path.exists().then(|| load(&path)).transpose()
     }
 
-    /// Saves a state in place of the last one.
+    /// Replaces the saved state.
     ///
     /// # Errors
-    /// It cannot be written; the last one is then whole.
+    /// The state cannot be written. The previous one is then intact.
     pub fn save(&self, state: &Snapshot) -> Result<(), Problem> {
         save(state, &self.partial.join(CHECKPOINT))
     }
 
-    /// The log, cut to what it held when the state was saved.
+    /// Opens the log, cut to its length in bytes when the state was saved.
     ///
     /// # Errors
     /// It cannot be opened.
@@ -190,7 +190,7 @@ impl Directory {
         Log::open(&self.partial.join(Log::FILE), length)
     }
 
-    /// Writes the results and gives the directory its name.
+    /// Writes the results and renames the directory to `OUT`.
     ///
     /// # Errors
     /// A file cannot be written.
@@ -202,7 +202,7 @@ impl Directory {
         summary: Option<&Summary>,
         manifest: &Manifest,
     ) -> Result<(), Problem> {
-        // What the record speaks of is what was run, whatever became of the files that the run began with.
+        // Write the plan again, because somebody may have changed the files since the run began.
         self.write_plan(plan, source)?;
         self.write_delta(plan, graph)?;
         if let Some(summary) = summary {
@@ -231,7 +231,7 @@ impl Directory {
         Ok(())
     }
 
-    /// Writes what was trained, in our format and PEFT's.
+    /// Writes deltas and heads in our format, and in PEFT's if PEFT has a form for them.
     fn write_delta(&self, plan: &Plan, graph: &Graph) -> Result<(), Problem> {
         let path = self.partial.join("delta.safetensors");
         write_tensors(&path, &graph.views(), None)?;
@@ -243,7 +243,7 @@ impl Directory {
 }
 
 impl Drop for Directory {
-    /// A directory in which no run began is removed again.
+    /// Removes the directory again if no run has begun in it.
     fn drop(&mut self) {
         if self.partial.exists() && !self.has_begun() {
             for name in [LOCK, "pipeline.delta", "plan.yaml"] {
@@ -254,7 +254,7 @@ impl Drop for Directory {
     }
 }
 
-/// Whether all that lies in a directory without a run was left by a start that was cut off.
+/// Checks that a directory without a run has nothing but the remains of an interrupted start.
 fn check_own(partial: &Path) -> Result<(), Problem> {
     if partial.join(Manifest::FILE).exists() {
         return Ok(());
@@ -284,7 +284,7 @@ fn partial(out: &Path) -> PathBuf {
     out.with_file_name(name)
 }
 
-/// The lock of a directory, for as long as the file is open.
+/// Locks a directory. The lock holds as long as the returned file is open.
 fn lock(partial: &Path) -> Result<File, Problem> {
     let path = partial.join(LOCK);
     let unlocked = |e: &std::io::Error| failed("locked", &path, e);
@@ -320,7 +320,7 @@ fn lock(partial: &Path) -> Result<File, Problem> {
     Ok(file)
 }
 
-/// SHA-256 of the files below a directory, by their path in it.
+/// Adds the SHA-256 hashes of all files below a directory, by their paths in it.
 fn hash_files(
     directory: &Path,
     within: &str,

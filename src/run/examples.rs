@@ -1,4 +1,4 @@
-//! The examples of a plan's stages, each file read once.
+//! Reads the examples of a plan's stages, and each file only once.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use crate::train::Data;
 pub struct Loader {
     encoder: TextEncoder,
     vocabulary: usize,
-    /// By file and task; a task is known by its place.
+    /// Examples by file and task. The task is identified by its place in the pipeline's text.
     read: BTreeMap<(PathBuf, Option<Few>, Span), Arc<Examples>>,
 }
 
@@ -88,7 +88,7 @@ impl Loader {
         Ok(examples)
     }
 
-    /// How tokens are masked for a task.
+    /// How tokens are masked for a task; `None` unless the task is masked language modelling.
     ///
     /// # Errors
     /// The tokenizer has no mask.
@@ -109,18 +109,18 @@ impl Loader {
     }
 }
 
-/// What a look at a plan's data found.
+/// The findings of a check of a plan's data.
 #[derive(Default)]
 pub struct DataCheck {
-    /// Rows that were looked at.
+    /// The number of rows that were checked.
     pub rows: usize,
-    /// What is wrong.
+    /// Mistakes in the data.
     pub problems: Vec<Problem>,
-    /// What is odd.
+    /// Warnings about the data.
     pub warnings: Vec<Problem>,
 }
 
-/// Looks at the first and last `most` rows of every file that a plan reads: encoding, width, labels, numbers, texts.
+/// Checks the first and last `most` rows of every file that a plan reads: encoding, width, labels, numbers and texts.
 pub fn check_data(plan: &Plan, most: usize) -> DataCheck {
     let mut check = DataCheck::default();
     let mut seen: BTreeMap<(PathBuf, Span), Rows> = BTreeMap::new();
@@ -165,7 +165,7 @@ pub fn check_data(plan: &Plan, most: usize) -> DataCheck {
     check
 }
 
-/// The task and the data of each stage; without a stage those that are asked about.
+/// The task and the data of each stage. Without stages, the final task and data.
 fn uses(plan: &Plan) -> Vec<(&TaskPlan, &DataPlan, Option<&StagePlan>)> {
     let of_stage = |stage: &'_ StagePlan| {
         let (task, data) = (plan.tasks.get(&stage.task)?, plan.data.get(&stage.data)?);

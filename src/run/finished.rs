@@ -1,4 +1,4 @@
-//! A finished run, whose files are what the run left.
+//! A finished run. Opening a file of the run checks that the file is unchanged.
 
 use std::path::{Path, PathBuf};
 
@@ -13,13 +13,13 @@ use crate::plan::{BackbonePlan, Plan};
 use crate::terminal::note;
 use crate::text::{hexadecimal, list};
 
-/// Whether files must be what their record says.
+/// Whether files must match their recorded hashes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Integrity {
-    /// A file that changed is refused.
+    /// A changed file is refused.
     #[default]
     Checked,
-    /// The user insists, with `--allow-changed`: a change is said, and taken as it is.
+    /// The user insists, with `--allow-changed`. A changed file is reported and accepted.
     Unchecked,
 }
 
@@ -31,7 +31,7 @@ pub struct FinishedRun {
     integrity: Integrity,
 }
 
-/// A file that is not what its record says.
+/// Reports a file that differs from its record: as an error, or as a note if the user insists.
 pub(super) fn refuse_change(
     integrity: Integrity,
     message: String,
@@ -51,7 +51,7 @@ impl FinishedRun {
     /// Opens a run's directory.
     ///
     /// # Errors
-    /// It has no manifest.
+    /// The directory has no readable manifest.
     pub fn open(directory: &Path, integrity: Integrity) -> Result<Self, Problem> {
         let manifest = Manifest::read(directory)?;
         let run = FinishedRun {
@@ -77,15 +77,15 @@ impl FinishedRun {
         )
     }
 
-    /// What was recorded of it.
+    /// Its record.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
-    /// Where one of its files is, after a look at what it holds.
+    /// The path of one of its files, after a check of the file's hash.
     ///
     /// # Errors
-    /// It is missing, or not what the run left.
+    /// The file is missing or has changed.
     pub fn path(&self, name: &str) -> Result<PathBuf, Problem> {
         let path = self.directory.join(name);
         let hash = disk::hash(&path).map_err(|e| self.unreadable(name, &e))?;
@@ -96,7 +96,7 @@ impl FinishedRun {
     /// The text of one of its files.
     ///
     /// # Errors
-    /// It is missing, or not what the run left.
+    /// The file is missing, has changed, or is not UTF-8.
     pub fn text(&self, name: &str) -> Result<String, Problem> {
         let bytes =
             std::fs::read(self.directory.join(name)).map_err(|e| self.unreadable(name, &e))?;
@@ -148,7 +148,7 @@ impl FinishedRun {
         })
     }
 
-    /// What it came to.
+    /// Its results.
     ///
     /// # Errors
     /// See [`FinishedRun::text`].
@@ -165,10 +165,10 @@ impl FinishedRun {
         Checkpoint::open(&[self.path("delta.safetensors")?])
     }
 
-    /// Whether a backbone is the one that the run was trained on.
+    /// Checks that a backbone is the one that the run was trained on.
     ///
     /// # Errors
-    /// It is not.
+    /// The backbone's weights or files differ, or cannot be read.
     pub fn check_backbone(&self, backbone: &BackbonePlan) -> Result<(), Problem> {
         let directory = &backbone.directory;
         let shown = directory.display();

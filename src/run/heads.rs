@@ -1,4 +1,4 @@
-//! What can be told of a plan's backbone from the names and shapes in its checkpoint.
+//! Checks and describes a plan's backbone by the names and shapes in its checkpoint.
 
 use super::Loader;
 use crate::backbone::{Checkpoint, Config, Tree};
@@ -7,7 +7,7 @@ use crate::graph::HeadOrigin;
 use crate::plan::{Change, DeltaPlan, Plan};
 use crate::text::{counted, quoted_list};
 
-/// Where the head of each task comes from, a sentence each; nothing where the checkpoint is not at hand.
+/// The origin of each task's head, in one sentence each. Empty if the checkpoint cannot be opened.
 pub fn head_origins(plan: &Plan) -> Vec<String> {
     let file = match plan.backbone.random {
         true => None,
@@ -30,8 +30,8 @@ pub fn head_origins(plan: &Plan) -> Vec<String> {
     plan.tasks.iter().map(sentence).collect()
 }
 
-/// What is wrong with the backbone beside its `config.json`: its tokenizer, and names and shapes of its tensors. No
-/// weight is read. Of a backbone from the hub whose weights were not fetched yet the tokenizer alone is looked at.
+/// Checks a backbone's tokenizer, and the names and shapes of its tensors. Reads no weights, except to compare copies.
+/// If the weights of a backbone from the hub have not been fetched yet, checks only the tokenizer.
 pub fn check_backbone(plan: &Plan) -> Vec<Problem> {
     let backbone = &plan.backbone;
     let mut problems: Vec<Problem> = Loader::new(plan).err().into_iter().collect();
@@ -50,7 +50,7 @@ pub fn check_backbone(plan: &Plan) -> Vec<Problem> {
     problems
 }
 
-/// The first tensor that is missing or misshapen: where one is, most are.
+/// The problem of the first missing or misshapen tensor. One is enough, because usually most of them are then wrong.
 fn check_shapes(config: &Config, file: &Checkpoint) -> Option<Problem> {
     let family = config.family();
     let tree = Tree::new(config);
@@ -68,7 +68,7 @@ fn check_shapes(config: &Config, file: &Checkpoint) -> Option<Problem> {
     })
 }
 
-/// Deltas that unfreeze what the checkpoint does not have: a pooler that is then the head's.
+/// Reports deltas that unfreeze only parameters which the checkpoint lacks. A missing pooler belongs to the head.
 fn check_unfrozen(plan: &Plan, file: &Checkpoint) -> Vec<Problem> {
     let prefix = &plan.backbone.config.family().base_model_prefix;
     let tree = Tree::new(&plan.backbone.config);
@@ -82,7 +82,7 @@ fn check_unfrozen(plan: &Plan, file: &Checkpoint) -> Vec<Problem> {
         let Change::Unfreeze { parameters } = &delta.change else {
             return None;
         };
-        // Where all is unfrozen, what is not there is not meant.
+        // A delta that also unfreezes existing parameters, such as all of them, does not mean the missing ones.
         let missing: Vec<&String> = parameters.iter().filter(is_missing).collect();
         let path = missing
             .first()
@@ -97,7 +97,7 @@ fn check_unfrozen(plan: &Plan, file: &Checkpoint) -> Vec<Problem> {
     plan.deltas.iter().filter_map(problem).collect()
 }
 
-/// The keys of `config.json` that nobody knows, as a warning.
+/// A warning about the keys of `config.json` that the family's description does not cover.
 pub fn unknown_keys(plan: &Plan) -> Option<Problem> {
     let path = plan.backbone.directory.join("config.json");
     let text = std::fs::read_to_string(&path).ok()?;

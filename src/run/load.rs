@@ -1,4 +1,4 @@
-//! A finished run, or a backbone with an adapter that PEFT saved, ready to predict.
+//! Opens a finished run, or a backbone with an adapter that PEFT saved, for prediction.
 
 use std::path::{Path, PathBuf};
 
@@ -11,25 +11,25 @@ use crate::graph::{Graph, Tensors};
 use crate::peft;
 use crate::plan::{BackbonePlan, Label, Metric, Plan, TaskKind, TaskPlan};
 
-/// What can predict.
+/// A model that is ready to predict.
 pub struct Loaded {
     /// Its plan.
     pub plan: Plan,
-    /// Its graph, everything in place, nothing trained.
+    /// Its graph, with all deltas and the head in place and nothing trained.
     pub graph: Graph,
 }
 
-/// What an adapter reads, which it does not store.
+/// Settings of an adapter's input, which the adapter does not store.
 #[derive(Clone, Copy, Default)]
 pub struct Reads<'a> {
     /// The columns of texts.
     pub columns: Option<&'a [String]>,
-    /// What stands before every source.
+    /// The text before every source.
     pub source_prefix: Option<&'a str>,
 }
 
 impl Reads<'_> {
-    /// The command line's options that say it.
+    /// The command-line options that gave these settings.
     fn options(&self) -> impl Iterator<Item = &'static str> {
         let columns = self.columns.map(|_| "--text");
         let prefix = self.source_prefix.map(|_| "--source-prefix");
@@ -39,10 +39,10 @@ impl Reads<'_> {
 
 /// Opens the directory of a run, or of an adapter that PEFT saved.
 ///
-/// `backbone` overrides where the backbone is; `reads` says what an adapter does not store.
+/// `backbone` overrides the location of the backbone. `reads` has the settings that an adapter does not store.
 ///
 /// # Errors
-/// Neither a run nor an adapter; another backbone than the one that was trained on; tensors that do
+/// The directory has neither a run nor an adapter; the backbone is not the one that was trained on; tensors do
 /// not fit.
 pub fn open_run(
     directory: &Path,
@@ -84,7 +84,7 @@ fn open_own(
 ) -> Result<Loaded, Problem> {
     let run = FinishedRun::open(directory, integrity)?;
     let mut plan = run.plan()?;
-    // What a run says does not depend on the processor that asks it.
+    // Predict in f32, so that results do not depend on the processor.
     plan.backbone.precision = Precision::F32;
     if let Some(name) = backbone {
         plan.backbone.directory = locate(name, Path::new(""))?;
@@ -188,7 +188,7 @@ fn open_adapter(
     Ok(Loaded { plan, graph })
 }
 
-/// The number of outputs of the head that a backbone's checkpoint has.
+/// The number of outputs of the classification head in a backbone's checkpoint, if there is one.
 fn stored_outputs(backbone: &Path, config: &Config) -> Option<usize> {
     let family = config.family();
     let file = Checkpoint::open_directory(backbone).ok()?;
@@ -199,7 +199,8 @@ fn stored_outputs(backbone: &Path, config: &Config) -> Option<usize> {
     file.shape(&name)?.first().copied()
 }
 
-/// A module that the backbone lacks (BERT's pooler) is the head's: so are an adapter's tensors for it.
+/// Renames an adapter's tensors for a module that the backbone lacks (BERT's pooler), because such a module belongs to
+/// the head.
 fn of_head_where_missing(tensors: Tensors, graph: &Graph) -> Tensors {
     let renamed = |key: String| match key.strip_prefix("unfrozen.") {
         Some(path) if graph.tensor(&key).is_none() => format!("task.{path}"),
@@ -211,7 +212,8 @@ fn of_head_where_missing(tensors: Tensors, graph: &Graph) -> Tensors {
         .collect()
 }
 
-/// Predicting each token of a text from those before it; of the second of two where there is an encoder.
+/// A task that predicts each token of a text from those before it. If there is an encoder, that text is the second of
+/// two.
 fn language_model_task(text: Vec<String>, config: &Config) -> Result<TaskPlan, Problem> {
     let wrong = |message: &str, help: &str| {
         Err(Problem::new("delta::run::columns", message.to_owned()).help(help))
@@ -245,8 +247,8 @@ fn language_model_task(text: Vec<String>, config: &Config) -> Result<TaskPlan, P
     })
 }
 
-/// A classification with the labels that the backbone's `config.json` names, or a regression where
-/// there is one output.
+/// A classification with the labels that the backbone's `config.json` names, or a regression if there is
+/// only one output.
 fn adapter_task(backbone: &Path, outputs: usize, text: Vec<String>) -> TaskPlan {
     let config: PathBuf = backbone.join("config.json");
     let json: serde_json::Value = std::fs::read_to_string(config)

@@ -1,4 +1,4 @@
-//! The log of a run: a JSON object to a line.
+//! The log of a run: one JSON object per line.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
@@ -11,17 +11,17 @@ use crate::disk::failed;
 use crate::terminal::note;
 use crate::train::Event;
 
-/// The log of a run that is under way.
+/// The log of an unfinished run.
 pub struct Log {
     file: BufWriter<File>,
     path: PathBuf,
 }
 
 impl Log {
-    /// Where it lies in a run's directory.
+    /// Its name in a run's directory.
     pub const FILE: &'static str = "log.jsonl";
 
-    /// Opens a log, cut to `length` bytes: what follows belongs to steps that are done again.
+    /// Opens a log and cuts it to `length` bytes. The rest belongs to steps that will run again.
     ///
     /// # Errors
     /// It cannot be opened.
@@ -47,7 +47,7 @@ impl Log {
         })
     }
 
-    /// Writes an event down.
+    /// Writes an event as one line.
     ///
     /// # Errors
     /// It cannot be written.
@@ -80,7 +80,7 @@ impl Log {
         writeln!(self.file, "{line}").map_err(|e| failed("written", &self.path, &e))
     }
 
-    /// Brings it to the disk and gives its length in bytes.
+    /// Flushes the log to the disk and returns its length in bytes.
     ///
     /// # Errors
     /// It cannot be written.

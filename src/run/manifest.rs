@@ -1,4 +1,4 @@
-//! The record of a run: what it was made from, and what it left.
+//! The record of a run: hashes of its input and of its results.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,32 +15,32 @@ use crate::text::hexadecimal;
 /// The version of this program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// SHA-256 of everything that a run was made from and of everything that it left.
+/// SHA-256 hashes of everything that a run read and of everything that it left.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// The version that wrote it.
     pub deltarun: String,
     /// The `.delta` file.
     pub file_hash: String,
-    /// The backbone's weights; empty where they are drawn from the seed.
+    /// The backbone's weights; empty if they are drawn from the seed.
     pub backbone_hash: String,
     /// The backbone's configuration and tokenizer, by name.
     #[serde(default)]
     pub backbone_files: BTreeMap<String, String>,
     /// Each data file, by path.
     pub data_hashes: BTreeMap<String, String>,
-    /// What the plan means: see [`Plan::hash`].
+    /// The meaning of the plan: see [`Plan::hash`].
     pub plan_hash: String,
-    /// The files of a finished run, by name; none while it is under way, and none of version 0.1.0.
+    /// The files of a finished run, by name. Empty for an unfinished run, and for runs of version 0.1.0.
     #[serde(default)]
     pub files: BTreeMap<String, String>,
 }
 
 impl Manifest {
-    /// Where it lies in a run's directory.
+    /// Its name in a run's directory.
     pub const FILE: &'static str = "manifest.yaml";
 
-    /// Hashes what a plan is made from.
+    /// Hashes the input of a plan.
     ///
     /// # Errors
     /// A file cannot be read.
@@ -67,7 +67,7 @@ impl Manifest {
         })
     }
 
-    /// Reads that of a run's directory.
+    /// Reads the record in a run's directory.
     ///
     /// # Errors
     /// It is missing or cannot be read.
@@ -91,7 +91,7 @@ impl Manifest {
         disk::replace(&path, text.as_bytes()).map_err(|e| failed("written", &path, &e))
     }
 
-    /// What of the input is not as it was when `self` was written, in words.
+    /// The parts of the input that have changed since `self` was written, in words.
     pub fn changed_input(&self, now: &Manifest) -> Vec<String> {
         let mut changed = Vec::new();
         if self.backbone_hash != now.backbone_hash {
@@ -105,7 +105,7 @@ impl Manifest {
     }
 }
 
-/// The names under which two records differ.
+/// The names whose hashes differ between two records.
 fn changed_files<'a>(
     then: &'a BTreeMap<String, String>,
     now: &'a BTreeMap<String, String>,
@@ -118,7 +118,7 @@ fn changed_files<'a>(
     gone.chain(other)
 }
 
-/// SHA-256 of the files of a backbone that say how its weights are used and what its tokens are.
+/// SHA-256 hashes of a backbone's configuration and tokenizer files, by name.
 ///
 /// # Errors
 /// A file cannot be read.

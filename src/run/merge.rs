@@ -1,4 +1,4 @@
-//! A run folded into its backbone: a directory that transformers loads without PEFT.
+//! Folds a run into its backbone, and writes a directory that transformers loads without PEFT.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::engine::Layout;
 use crate::graph::{device_problem, Batch, DecoderRows, Graph, Placed, Targets, Tensors};
 use crate::plan::{BackbonePlan, Plan, TaskKind};
 
-/// What a model's directory holds beside its weights and its configuration, and a merged one keeps.
+/// The files of the backbone's directory that a merged model keeps, in addition to its weights and configuration.
 const KEPT: [&str; 11] = [
     "tokenizer.json",
     "tokenizer_config.json",
@@ -29,11 +29,11 @@ const KEPT: [&str; 11] = [
     "generation_config.json",
 ];
 
-/// Writes `config.json`, `model.safetensors` and the tokenizer into `out`, and reads them back before it has that
-/// name: the logits are those of the run.
+/// Writes `config.json`, `model.safetensors` and the tokenizer into `out`. Before the directory gets this name, reads
+/// it back and checks that it gives the logits of the run.
 ///
 /// # Errors
-/// A delta in place cannot be folded; `out` exists; a file cannot be written; what was written gives other logits.
+/// A delta in place cannot be folded; `out` exists; a file cannot be written; the merged model gives other logits.
 pub fn merge(plan: &Plan, graph: &Graph, out: &Path) -> Result<(), Problem> {
     Directory::check(out)?;
     let tensors = merged_tensors(plan, graph)?;
@@ -64,15 +64,16 @@ pub fn merge(plan: &Plan, graph: &Graph, out: &Path) -> Result<(), Problem> {
     }
     check_logits(plan, graph, place.path())?;
     std::fs::rename(place.path(), out).map_err(|e| failed(&e))?;
-    // It has its name: there is nothing left to remove.
+    // The directory was renamed, so there is nothing left to remove.
     let _ = place.keep();
     disk::sync_directory(disk::parent(out)).map_err(|e| failed(&e))
 }
 
-/// The largest difference of logits that folding may make, as a share of the largest of them: it rounds once more.
+/// The largest difference of logits that we accept, relative to the largest logit. Folding rounds once more, so there
+/// is some.
 const MOST_DIFFERENCE: f32 = 1e-3;
 
-/// Whether the model in a directory gives the logits that the run gives.
+/// Checks that the model in a directory gives the same logits as the run.
 fn check_logits(plan: &Plan, graph: &Graph, merged: &Path) -> Result<(), Problem> {
     let Some((name, task)) = plan.final_task() else {
         return Ok(());
@@ -115,7 +116,7 @@ fn check_logits(plan: &Plan, graph: &Graph, merged: &Path) -> Result<(), Problem
     }
 }
 
-/// Four texts of tokens from all over the vocabulary.
+/// A batch of four texts, with tokens from the whole vocabulary.
 fn probe(plan: &Plan) -> Batch {
     let config = &plan.backbone.config;
     let lengths = [1, 5, 9, 16].map(|length: usize| length.min(plan.backbone.max_length));
@@ -143,10 +144,11 @@ fn probe(plan: &Plan) -> Batch {
     }
 }
 
-/// Every weight of the model under its checkpoint name, deltas folded in; what the checkpoint has beside it as it is.
+/// Every weight of the model under its checkpoint name, with deltas folded in. Other tensors of the checkpoint are
+/// copied unchanged.
 fn merged_tensors(plan: &Plan, graph: &Graph) -> Result<Tensors, Problem> {
     let prefix = plan.name_prefix();
-    // By name and part: a module that the backbone lacks and the head brings is there once.
+    // By name and part, so that a module which both the backbone and the head list occurs only once.
     let mut parts: BTreeMap<String, BTreeMap<usize, (Parameter, Vec<f32>)>> = BTreeMap::new();
     let mut add = |parameter: &Parameter, values| {
         let name = parameter.source.full_name(prefix);
@@ -189,7 +191,7 @@ fn merged_tensors(plan: &Plan, graph: &Graph) -> Result<Tensors, Problem> {
             .into_iter()
             .filter(|name| !known.contains(*name))
         {
-            // What is no number of a weight, such as a table of positions, transformers makes itself.
+            // Skip tensors of other types, such as tables of positions, because transformers makes them itself.
             if let (false, Ok(tensor)) = (tensors.contains_key(name), file.read(name)) {
                 tensors.insert(name.to_owned(), tensor);
             }
@@ -198,7 +200,8 @@ fn merged_tensors(plan: &Plan, graph: &Graph) -> Result<Tensors, Problem> {
     Ok(tensors)
 }
 
-/// Where a checkpoint may have copies of what a tied head shares; beside changed ones they would untie it.
+/// Names under which a checkpoint may have copies of a tied head's weights. Unchanged copies next to changed weights
+/// would untie the head, so we leave them out.
 fn tied_copies(plan: &Plan) -> Vec<String> {
     let config = &plan.backbone.config;
     let is_read = plan
@@ -214,7 +217,7 @@ fn tied_copies(plan: &Plan) -> Vec<String> {
     }
 }
 
-/// A module's weight and bias with the deltas at it; nothing where there are none.
+/// A module's weight and bias with its deltas folded in; `None` if it has no deltas.
 fn folded(graph: &Graph, module: &Module) -> Result<Option<Folded>, Problem> {
     let deltas = graph.deltas_at(&module.path);
     if deltas.is_empty() {
@@ -272,7 +275,7 @@ fn folded(graph: &Graph, module: &Module) -> Result<Option<Folded>, Problem> {
     Ok(Some(layer))
 }
 
-/// A tensor as the checkpoint stores it: parts of a fused weight side by side, transposed again.
+/// A tensor as the checkpoint stores it: with the parts of a fused weight joined, and transposed if necessary.
 fn stored(parts: BTreeMap<usize, (Parameter, Vec<f32>)>) -> (Vec<f32>, Vec<usize>) {
     let count = parts.len();
     let mut parts = parts.into_values();
@@ -293,7 +296,7 @@ fn merged_config(plan: &Plan) -> Result<Value, Problem> {
     let path = plan.backbone.directory.join("config.json");
     let text = std::fs::read_to_string(&path).map_err(|e| disk::failed("read", &path, &e))?;
     let mut config: Value = crate::text::json(&text).map_err(Problem::internal)?;
-    // Weights are written in f32; transformers would round them to what this says.
+    // We write weights in f32. transformers would round them to the type named here.
     for key in ["dtype", "torch_dtype"] {
         if config.get(key).is_some_and(|value| !value.is_null()) {
             config[key] = json!("float32");

@@ -1,7 +1,7 @@
 //! One run, from a plan to a directory: examples, graph, training, results.
 //!
-//! A run writes into `NAME.partial` and is renamed to `NAME` when it is complete. What a
-//! `NAME.partial` holds is enough to go on to the same bits.
+//! A run writes into `NAME.partial`, which is renamed to `NAME` when the run is complete. An interrupted run
+//! continues from `NAME.partial` and ends with the same bits.
 
 mod combine;
 mod directory;
@@ -56,44 +56,44 @@ pub use replay::{replay, Compared, Replayed};
 pub use source::{read_text, whole, Checked, Confined, Source, ROWS_AT_EACH_END};
 pub use tying::has_head_weight;
 
-/// What a finished run came to.
+/// The results of a finished run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// The pipeline's name.
     pub name: String,
     /// The metric of the last stage's task.
     pub metric: Metric,
-    /// That metric of a guess that is always the most frequent label of the training data.
+    /// That metric on the dev set when the guess is always the most frequent label of the training data.
     pub majority: Option<f64>,
-    /// Without any training, where the plan has no stage: on the dev set.
+    /// Results on the dev set without any training, if the plan has no stage.
     pub zero_shot: Option<Evaluation>,
-    /// Each stage on its dev set.
+    /// Results of each stage on its dev set.
     pub stages: Vec<StageResult>,
-    /// The last stage's parameters on the test set, where there is one.
+    /// Results of the final parameters on the test set, if there is one.
     pub test: Option<Evaluation>,
-    /// How far logits lie from those in f32, where products are in 16 bits.
+    /// The difference between logits and those in f32, if products are in 16 bits.
     #[serde(default)]
     pub precision_error: Option<PrecisionError>,
-    /// The most memory that the process has had so far, in bytes, where the system tells.
+    /// The peak memory of the process so far, in bytes, if the system reports it.
     #[serde(default)]
     pub peak_memory: Option<u64>,
 }
 
 /// How a run ended.
 pub enum Ended {
-    /// It is complete; here is its directory, and what is odd about it.
+    /// The run is complete: its results, its directory and its warnings.
     Complete(Box<Summary>, PathBuf, Vec<Problem>),
-    /// It was interrupted and can go on; here is where it is.
+    /// The run was interrupted and can continue from this directory.
     Interrupted(PathBuf),
 }
 
-/// What runs of one process have in common.
+/// State that the runs of one process share.
 pub struct Shared {
-    /// Backbones that were read.
+    /// Loaded backbones.
     pub backbones: Backbones,
-    /// What was computed of frozen blocks.
+    /// Cached activations of frozen blocks.
     pub caches: ActivationCaches,
-    /// Whether files of earlier runs must be as they were left.
+    /// Whether files of earlier runs must be unchanged.
     pub integrity: Integrity,
 }
 
@@ -107,7 +107,7 @@ impl Default for Shared {
     }
 }
 
-/// Runs a plan on a device and leaves `out`; what is `shared` is neither read nor computed again.
+/// Runs a plan on a device and writes the directory `out`. Does not load or compute again what `shared` already has.
 ///
 /// # Errors
 /// A mistake in the data, the weights or the output directory; a failure of the device or the disk;
@@ -133,7 +133,7 @@ pub fn run(
     let manifest = Manifest::new(plan, source)?;
     origin::load_origins(plan, &manifest, &mut graph, integrity)?;
     graph.check_heads(plan)?;
-    // From here on there is nothing left of the input that could be wrong.
+    // All input has been checked, so the run may begin.
     directory.begin(&manifest, plan, source, integrity)?;
     let state = directory.resume()?.unwrap_or_default();
     let mut recorder = Recorder {
@@ -203,7 +203,7 @@ pub fn run(
     Ok(Ended::Complete(Box::new(summary), out.to_path_buf(), odd))
 }
 
-/// What Linux says of the process: the line `VmHWM` of `/proc/self/status`, in kB.
+/// The peak memory of the process in bytes, on Linux: the line `VmHWM` of `/proc/self/status`, which is in kB.
 fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status
@@ -213,7 +213,7 @@ fn peak_memory() -> Option<u64> {
     Some(1024 * kilobytes)
 }
 
-/// The metric of a guess that is always the most frequent label of the training data.
+/// The metric on the dev set when the guess is always the most frequent label of the training data.
 fn majority(plan: &Plan, data: Option<&Data>) -> Option<f64> {
     use crate::data::{Examples, Target};
     let (_, task) = plan.final_task()?;
@@ -247,14 +247,14 @@ fn majority(plan: &Plan, data: Option<&Data>) -> Option<f64> {
 }
 
 impl Summary {
-    /// The metric in the end: that of the last stage on its dev set, or without training.
+    /// The final metric on the dev set: the last stage's, or the one without training if there is no stage.
     pub fn value(&self) -> Option<f64> {
         let last = self.stages.last().and_then(|stage| stage.dev.as_ref());
         let evaluation = last.or(self.zero_shot.as_ref());
         evaluation.map(|evaluation| evaluation.get(self.metric))
     }
 
-    /// The table that a run ends with.
+    /// The table that is shown at the end of a run.
     pub fn table(&self) -> String {
         let name = format!("dev {}", self.metric.name());
         let mut table = Table::new(["", name.as_str(), "trained parameters", "steps", "seconds"]);
@@ -298,10 +298,10 @@ impl Summary {
     }
 }
 
-/// Seconds between two checkpoints.
+/// The least time between two checkpoints, unless one is required.
 const SAVE_EVERY: Duration = Duration::from_secs(10);
 
-/// Writes down what happens.
+/// Logs and shows the events of a run, and saves checkpoints.
 struct Recorder<'a> {
     directory: &'a Directory,
     log: Log,

@@ -1,4 +1,4 @@
-//! Deltas that begin as those of a finished run.
+//! Deltas whose initial parameters come from a finished run.
 
 use std::path::Path;
 
@@ -11,10 +11,10 @@ use crate::text::{did_you_mean, quoted_list};
 
 const DELTA: &str = "delta.safetensors";
 
-/// The hash of what a run left of a delta that begins as its one of the same name.
+/// The hash of a run's `delta.safetensors`, from which a delta of the same name takes its initial parameters.
 ///
 /// # Errors
-/// A directory that is no finished run, or one without that delta or with another of that name.
+/// The directory is no finished run, or the run has no such delta, or a different one of that name.
 pub(super) fn origin_hash(
     delta: &DeltaPlan,
     origin: &Origin,
@@ -51,7 +51,7 @@ pub(super) fn origin_hash(
     disk::hash(&file).map_err(|e| wrong(format!("`{shown}` cannot be read: {e}")))
 }
 
-/// The plan of a finished run; nothing where there is none. A run that is under way has a plan, too.
+/// The plan of a finished run; `None` if there is none. An unfinished run also has a plan, so look for the results.
 fn read_plan(run: &Path, integrity: Integrity) -> Result<Option<Plan>, Problem> {
     match run.join(DELTA).exists() && run.join(Manifest::FILE).exists() {
         true => FinishedRun::open(run, integrity)?.plan().map(Some),
@@ -59,10 +59,10 @@ fn read_plan(run: &Path, integrity: Integrity) -> Result<Option<Plan>, Problem> 
     }
 }
 
-/// Gives deltas the parameters that their runs left.
+/// Gives deltas the parameters of the runs from which they start.
 ///
 /// # Errors
-/// A run was trained on another backbone than `manifest` has; a file that cannot be read.
+/// A run was trained on another backbone than the one in `manifest`; a file cannot be read.
 pub(super) fn load_origins(
     plan: &Plan,
     manifest: &Manifest,

@@ -1,4 +1,4 @@
-//! What products of less than 32 bits cost in exactness.
+//! Measures the error from products in less than 32 bits.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,21 +9,21 @@ use crate::graph::Graph;
 use crate::plan::Plan;
 use crate::train::predict;
 
-/// How far logits lie from those that products in f32 give.
+/// The difference between logits and those with products in f32.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PrecisionError {
-    /// The examples that were compared.
+    /// The number of compared examples.
     pub examples: usize,
-    /// The largest difference of a logit.
+    /// The largest absolute difference of a logit.
     pub largest: f32,
-    /// The largest logit, without its sign.
+    /// The largest absolute value of a logit in f32.
     pub logit: f32,
 }
 
-/// Whether the device has what the plan asks for.
+/// Checks that the device supports the plan's precision.
 ///
 /// # Errors
-/// It has not.
+/// It does not.
 pub(super) fn check_precision(plan: &Plan, device: &Device) -> Result<(), Problem> {
     if device.has(plan.backbone.precision) {
         return Ok(());
@@ -34,10 +34,11 @@ pub(super) fn check_precision(plan: &Plan, device: &Device) -> Result<(), Proble
         .help("take `precision = bf16` out; on the CPU, it needs AVX512-BF16"))
 }
 
-/// Examples that are compared, at most.
+/// The most examples that are compared.
 const COMPARED: usize = 64;
 
-/// Compares the graph's logits with those in f32, where it computes others.
+/// Compares the graph's logits with those in f32. Gives `None` if the graph computes in f32 anyway, if its task is a
+/// language model's, or if there are no examples.
 pub(super) fn precision_error(
     plan: &Plan,
     graph: &mut Graph,

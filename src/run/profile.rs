@@ -1,4 +1,4 @@
-//! A few steps of a stage, measured operation by operation.
+//! Measures a few steps of a stage, operation by operation.
 
 use super::Loader;
 use crate::backbone::fetch_weights;
@@ -11,25 +11,25 @@ use crate::train::{
     check_steps, train, ActivationCaches, Event, Position, Snapshot, State, Watcher,
 };
 
-/// What the measured steps of a stage took.
+/// The measurements of a stage's steps.
 pub struct Profile {
     /// The stage.
     pub stage: String,
-    /// The steps that were measured.
+    /// The number of measured steps.
     pub steps: usize,
-    /// Seconds of each.
+    /// Seconds of each step.
     pub seconds: Vec<f64>,
-    /// What each class of operations took in all of them, summed over threads.
+    /// The cost of each class of operations, summed over all steps and threads.
     pub spent: Vec<(Op, Spent)>,
 }
 
-/// Steps that are not measured: weights are packed and buffers allocated in them.
+/// The number of first steps that are not measured, because they pack weights and allocate buffers.
 const SKIPPED: usize = 2;
 
-/// Runs a few steps of stage `index`, deltas as they begin, and leaves nothing behind.
+/// Runs a few steps of stage number `index` with freshly initialized deltas, and writes no files.
 ///
 /// # Errors
-/// What a run reports before its first step; a loss that is not a number.
+/// What a run reports before its first step; a loss that is not a number; a stage with too few steps to measure.
 pub fn profile(plan: &Plan, index: usize, steps: usize) -> Result<Profile, Problem> {
     super::precision::check_precision(plan, &Device::Cpu)?;
     let mut data = Loader::new(plan)?.stages(plan)?;
@@ -79,7 +79,7 @@ pub fn profile(plan: &Plan, index: usize, steps: usize) -> Result<Profile, Probl
     })
 }
 
-/// Measures the steps behind the first ones and stops the training behind the last.
+/// Measures the steps after the first [`SKIPPED`] ones, and stops the training after the last.
 struct Clock {
     last: usize,
     seconds: Vec<f64>,

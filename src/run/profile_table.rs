@@ -1,4 +1,4 @@
-//! Where a step's time and memory go, as a table.
+//! A table of the time and memory that each operation of a step takes.
 
 use std::fmt::Write;
 
@@ -109,7 +109,7 @@ fn row(
         spent.operations as f64 / seconds,
         spent.moved as f64 / seconds,
     );
-    // An operation is bound by products or by memory, whichever it comes nearer to.
+    // An operation may be bound by products or by memory, so show the limit that it comes closer to.
     let of_limit = f64::max(operations / limits.operations, moved / limits.bytes);
     [
         op.name().to_owned(),

@@ -1,4 +1,4 @@
-//! A finished run, run again from what it recorded: the same figures and the same bits, or which are not.
+//! Runs a finished run again from its record, and reports which figures or files differ.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -12,14 +12,14 @@ use crate::disk;
 use crate::engine::Device;
 use crate::report::Progress;
 
-/// One thing that was compared.
+/// One figure or file that was compared.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Compared {
-    /// What it is: `stages.0.dev.metrics.accuracy`, or a file.
+    /// Its name: `stages.0.dev.metrics.accuracy`, or a file's.
     pub name: String,
-    /// What the run recorded.
+    /// The value that the run recorded.
     pub then: String,
-    /// What came out now.
+    /// The value of the replay.
     pub now: String,
 }
 
@@ -32,19 +32,19 @@ impl Compared {
 
 /// How a replay ended.
 pub enum Replayed {
-    /// All that was compared.
+    /// It is complete. These are all comparisons.
     Compared(Vec<Compared>),
-    /// It was interrupted and can go on.
+    /// It was interrupted and can continue.
     Interrupted,
 }
 
-/// What differs from run to run and says nothing of the result.
+/// Measurements that differ from run to run and do not concern the result.
 const MEASURED: [&str; 2] = ["seconds", "peak_memory"];
 
-/// Runs a finished run again, into `out`, and compares what both left.
+/// Runs a finished run again, into `out`, and compares the results of both.
 ///
 /// # Errors
-/// A file of the run, its backbone or its data is not what it was; what [`run`] reports.
+/// A file of the run, its backbone or its data has changed; what [`run`] reports.
 pub fn replay(
     directory: &Path,
     out: &Path,

@@ -1,4 +1,4 @@
-//! The text of a pipeline on its way to a plan.
+//! Turns the text of a pipeline into a checked plan.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -11,7 +11,7 @@ use crate::plan::{plan, BackbonePlan, DeltaPlan, Origin, Plan, Surroundings, Wor
 use crate::settings::Overrides;
 use crate::syntax::parse;
 
-/// The text of a pipeline, what its paths are relative to, and the params that are set from outside.
+/// The text of a pipeline, the directory of its relative paths, and the params set from outside.
 #[derive(Clone, Debug)]
 pub struct Source {
     /// The file, for messages.
@@ -22,33 +22,33 @@ pub struct Source {
     pub base: PathBuf,
     /// Params by name.
     pub overrides: Overrides,
-    /// Whether runs that it begins from must be as they were left.
+    /// Whether the runs from which its deltas start must be unchanged.
     pub integrity: Integrity,
-    /// Where it may read, if a script made it.
+    /// Limits on where it may read, if a script made it.
     pub confined: Option<Confined>,
-    /// Whether of the backbone its `config.json` alone is read, and of other runs nothing.
+    /// Whether to read only `config.json` of the backbone, and nothing of other runs.
     pub config_only: bool,
 }
 
-/// Where a pipeline may read that a script has added to, or set params of.
+/// Limits on where a pipeline may read, if a script has added to it or set its params.
 #[derive(Clone, Debug)]
 pub struct Confined {
-    /// The file's own text: the paths in it are its author's.
+    /// The file's own text. It may read the paths in it, because its author wrote them.
     pub text: String,
-    /// Folders.
+    /// Folders in which it may read everything.
     pub folders: Vec<PathBuf>,
 }
 
 impl Confined {
-    /// Whether a path is in one of the folders, or in the file's own text.
+    /// Checks that a path is in one of the folders or named in the file's own text.
     ///
     /// # Errors
-    /// It is not.
+    /// It is neither.
     fn allow(&self, path: &Path, base: &Path) -> Result<(), Problem> {
         let quoted = crate::syntax::quoted(&self.text).into_iter();
         let mut own = quoted.map(|path| whole(&base.join(path)));
         let place = whole(path);
-        // What is left of them leads out of a folder that is not there.
+        // `whole` resolves `..` only in paths that exist. A remaining `..` could lead out of the folder.
         let leads_back = place.components().any(|part| part == Component::ParentDir);
         let is_in = |folder: &PathBuf| !leads_back && place.starts_with(folder);
         if own.any(|own| own == place) || self.folders.iter().any(is_in) {
@@ -60,7 +60,7 @@ impl Confined {
     }
 }
 
-/// A path without links and dots, as far as it leads to something.
+/// Resolves links and dots in the part of a path that exists.
 pub fn whole(path: &Path) -> PathBuf {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     match (
@@ -97,7 +97,7 @@ impl Source {
         })
     }
 
-    /// Problems in this text.
+    /// Attaches this text to problems, so that they can be shown in it.
     pub fn locate(&self, problems: Vec<Problem>) -> Problems {
         Problems::in_source(&self.name, &self.text, problems)
     }
@@ -105,7 +105,7 @@ impl Source {
     /// Reads, resolves and checks everything but the data.
     ///
     /// # Errors
-    /// All mistakes that there are.
+    /// All mistakes in the pipeline.
     pub fn plan(&self) -> Result<Plan, Problems> {
         let located = |problems| self.locate(problems);
         let pipeline = parse(&self.text).map_err(located)?;
@@ -121,7 +121,7 @@ impl Source {
         Ok(plan)
     }
 
-    /// Whether a file may be read.
+    /// Checks that a file may be read.
     fn allow(&self, path: &Path) -> Result<(), Problem> {
         match &self.confined {
             Some(confined) => confined.allow(path, &self.base),
@@ -129,12 +129,12 @@ impl Source {
         }
     }
 
-    /// What should be known of a plan's backbone, and stops nothing.
+    /// Warnings about a plan's backbone. They do not prevent a run.
     pub fn warnings(&self, plan: &Plan) -> Problems {
         self.locate(unknown_keys(plan).into_iter().collect())
     }
 
-    /// The plan of a run, when nothing of what it reads is wrong. The weights of a backbone from the hub are fetched.
+    /// The plan of a run, after a check of everything it reads. Fetches the weights of a backbone from the hub.
     ///
     /// # Errors
     /// See [`Source::checked_plan`] and [`fetch_weights`].
@@ -148,8 +148,8 @@ impl Source {
         self.checked_plan(usize::MAX)
     }
 
-    /// The plan, when its backbone's tokenizer and tensors, and the first and last `most` rows of its data, are
-    /// what it needs.
+    /// The plan, after a check of its backbone's tokenizer and tensors, and of the first and last `most` rows of its
+    /// data.
     ///
     /// # Errors
     /// See [`Source::plan`], [`check_backbone`] and [`check_data`].
@@ -192,7 +192,7 @@ impl Surroundings for Source {
         if self.config_only {
             return Ok(None);
         }
-        // Weights that were not fetched yet say nothing: a run fetches them and plans again.
+        // We cannot tell before the weights are fetched. A run fetches them and plans again.
         let is_hub = backbone.location.starts_with("hf:");
         if is_hub && Checkpoint::open_directory(&backbone.directory).is_err() {
             return Ok(None);
@@ -219,20 +219,20 @@ impl Surroundings for Source {
     }
 }
 
-/// Rows of a file's beginning and of its end that `check` looks at, unless all are asked for.
+/// The number of rows that `check` reads at each end of a file, unless it is told to read all.
 pub const ROWS_AT_EACH_END: usize = 1000;
 
-/// A plan in which no mistake was found.
+/// A plan that has passed all checks.
 pub struct Checked {
     /// The plan.
     pub plan: Plan,
-    /// What should be known, and stops nothing.
+    /// Warnings, which do not prevent a run.
     pub warnings: Problems,
-    /// Rows of data that were looked at.
+    /// The number of rows of data that were checked.
     pub rows: usize,
 }
 
-/// A text file.
+/// Reads a text file.
 ///
 /// # Errors
 /// It cannot be read, or is not UTF-8.
@@ -254,7 +254,7 @@ pub fn read_text(path: &Path) -> Result<String, Problem> {
 mod tests {
     use super::*;
 
-    /// A folder that is not there may be made, and then leads elsewhere.
+    /// Somebody may create the missing folder later, and then the path leads elsewhere.
     #[test]
     fn a_path_that_leads_back_is_in_no_folder() {
         let folder = std::env::temp_dir().canonicalize().unwrap();

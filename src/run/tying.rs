@@ -1,15 +1,16 @@
-//! Whether a language model's head has a weight of its own: what the checkpoint's tensors say, and `config.json`
-//! only where they leave it open, as transformers 5 decides it (`modeling_utils.py`, `tie_weights`).
+//! Decides whether a language model's head has a weight of its own, as transformers 5 does (`modeling_utils.py`,
+//! `tie_weights`). The checkpoint's tensors decide, and `config.json` only if they leave it open.
 
 use std::path::Path;
 
 use crate::backbone::{Checkpoint, Config, Tree};
 use crate::diagnostic::Problem;
 
-/// Whether the checkpoint of a backbone has a decoder that is another than the word embedding.
+/// Whether a checkpoint has a head weight other than the word embedding although `config.json` ties them. If
+/// `config.json` does not tie them, this is false.
 ///
 /// # Errors
-/// `config.json` has them apart, and the checkpoint has one of them alone.
+/// `config.json` does not tie them, but the checkpoint has only one of them; or the checkpoint cannot be read.
 pub fn has_head_weight(config: &Config, directory: &Path) -> Result<bool, Problem> {
     let family = config.family();
     let step = family
@@ -28,7 +29,7 @@ pub fn has_head_weight(config: &Config, directory: &Path) -> Result<bool, Proble
     };
     let file = Checkpoint::open_directory(directory)?;
     let decoder = format!("{untied}.weight");
-    // The decoder's own name is what the embedding is read from where there is nothing else.
+    // Without an embedding, `find` falls back to the decoder's name, which does not count as an embedding here.
     let embedding = file
         .find(table, &family.base_model_prefix)
         .filter(|name| *name != decoder);

@@ -1,4 +1,4 @@
-//! What is odd about a run, and can only be told once texts are tokens or once it is over.
+//! Warnings that are possible only once texts are tokens, or once a run is over.
 
 use super::Summary;
 use crate::data::Examples;
@@ -6,13 +6,13 @@ use crate::diagnostic::Problem;
 use crate::plan::{Plan, TaskPlan};
 use crate::text::thousands;
 
-/// The share of texts from which on it is said that they are cut.
+/// The share of cut texts from which on we warn.
 const MOST_CUT: f64 = 0.5;
 
-/// Whether most texts of what a stage trains on lose their ends.
+/// Warns if most training texts of a stage are cut.
 pub(super) fn cut_texts(plan: &Plan, examples: &Examples) -> Option<Problem> {
     let longest = plan.backbone.max_length;
-    // A text of just that length may be whole: it is not worth a second look at the tokenizer.
+    // A text of exactly this length may be complete. Asking the tokenizer again would not be worth it.
     let cut = examples
         .all
         .iter()
@@ -30,7 +30,7 @@ pub(super) fn cut_texts(plan: &Plan, examples: &Examples) -> Option<Problem> {
     Some(problem.help("write a larger `max_length` where the backbone has room for it"))
 }
 
-/// Whether the last stage learned nothing: one label alone is predicted, or the most frequent one guessed does as well.
+/// Warns if the last stage learned nothing: it predicts a single label, or is no better than the most frequent label.
 pub(super) fn collapse(plan: &Plan, task: &TaskPlan, summary: &Summary) -> Option<Problem> {
     let last = summary.stages.last()?;
     let is_beaten = |majority: f64| summary.value().is_some_and(|value| value > majority);

@@ -1,4 +1,4 @@
-//! Everything that a run needs to go on to the same bits, in one file that is replaced as a whole.
+//! Checkpoints: everything that a run needs to resume with the same bits, in one file that is replaced as a whole.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -13,21 +13,20 @@ use crate::diagnostic::Problem;
 use crate::graph::{Tensors, Views};
 use crate::text::hexadecimal;
 
-/// How far a run is. Nothing random is in it: whatever is drawn is a function of the seed and the
-/// step.
+/// How far a run has come. It has no random state, because every draw is a function of the seed and the step.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Position {
     /// The stage that is under way.
     pub stage: usize,
-    /// Its steps that are done.
+    /// The number of its steps that are done.
     pub step: usize,
-    /// The best evaluation so far, and the step that had it.
+    /// The best evaluation so far, and its step.
     pub best: Option<(Evaluation, usize)>,
     /// The last evaluation.
     pub last: Option<Evaluation>,
-    /// Evaluations since then.
+    /// The number of evaluations since the best one.
     pub misses: usize,
-    /// What finished stages came to.
+    /// The results of the finished stages.
     pub results: Vec<StageResult>,
     /// The length of the log, in bytes.
     pub log_length: u64,
@@ -42,7 +41,7 @@ pub struct State {
     pub position: Position,
     /// All parameters of deltas and heads.
     pub values: Tensors,
-    /// The optimizer's memory.
+    /// The optimizer's moments, by parameter key.
     pub moments: BTreeMap<String, Moments>,
     /// What deltas remember between steps.
     pub memory: BTreeMap<String, Vec<f32>>,
@@ -50,7 +49,7 @@ pub struct State {
     pub best: Tensors,
 }
 
-/// A [`State`] that lies where training has it.
+/// A [`State`] that borrows its parts from training, without a copy.
 pub struct Snapshot<'a> {
     /// See [`State::position`].
     pub position: Position,
@@ -68,7 +67,7 @@ const POSITION: &str = "position";
 
 const DIGEST: &str = "sha256";
 
-/// Writes a state in place of the one that `path` holds.
+/// Writes a state to `path`, in place of the one that is there.
 ///
 /// # Errors
 /// The file cannot be written.
@@ -106,7 +105,7 @@ pub fn save(state: &Snapshot, path: &Path) -> Result<(), Problem> {
     write_tensors(path, &tensors, Some(metadata))
 }
 
-/// Adds a tensor to the digest that a checkpoint carries of itself.
+/// Adds a tensor to the digest of the content, which a checkpoint carries to detect damage.
 fn add_to(digest: &mut Sha256, name: &str, values: &[f32]) {
     digest.update(name);
     digest.update(bytemuck::cast_slice(values));

@@ -1,4 +1,4 @@
-//! A graph's predictions on examples, and how good they are.
+//! Predictions of a graph on examples, and their metrics.
 
 use std::collections::BTreeMap;
 
@@ -9,14 +9,15 @@ use crate::diagnostic::Problem;
 use crate::graph::{Batch, Graph, Targets};
 use crate::plan::{Metric, TaskKind, TaskPlan};
 
-/// What an evaluation found.
+/// The result of an evaluation.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Evaluation {
     /// The number of examples.
     pub examples: usize,
     /// Metrics by name, the mean loss among them.
     pub metrics: BTreeMap<String, f64>,
-    /// The number of the one label that every example was predicted to be, where the examples have several.
+    /// In a classification, the number of the label that was predicted for every example, unless all examples have that
+    /// label.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub collapsed_to: Option<usize>,
 }
@@ -28,7 +29,7 @@ impl Evaluation {
     }
 }
 
-/// Rows of a device's group at most, where the device itself sets no bound.
+/// The largest number of rows in a group, if the device sets no limit.
 const MOST_ROWS: usize = 8192;
 
 /// Examples in their order, in batches of about as many rows as a group has.
@@ -45,7 +46,7 @@ fn batches(graph: &Graph, examples: &[Example], masking: Option<Masking>) -> Vec
         }
         let members: Vec<&Example> = examples[start..end].iter().collect();
         let places: Vec<usize> = (start..end).collect();
-        // The masks of an evaluation are always the same ones.
+        // The seed is constant, so that every evaluation uses the same masks.
         batches.push(batch(&members, &places, 0, masking));
         start = end;
     }
@@ -55,7 +56,7 @@ fn batches(graph: &Graph, examples: &[Example], masking: Option<Masking>) -> Vec
 /// The logits of every example, in order.
 ///
 /// # Errors
-/// What the device reports.
+/// The device fails, for example for want of memory.
 pub fn predict(graph: &Graph, examples: &[Example]) -> Result<Vec<Vec<f32>>, Problem> {
     predict_with(graph, examples, None)
 }
@@ -81,7 +82,7 @@ fn predict_with(
 /// Evaluates examples whose targets are known.
 ///
 /// # Errors
-/// What the device reports.
+/// The device fails, for example for want of memory.
 pub fn evaluate(
     graph: &Graph,
     examples: &[Example],
@@ -91,7 +92,7 @@ pub fn evaluate(
     evaluate_with(graph, examples, task, masking, None)
 }
 
-/// The same, with what is kept of earlier evaluations of these examples.
+/// [`evaluate`], with the activations that earlier evaluations of these examples kept.
 pub(super) fn evaluate_with(
     graph: &Graph,
     examples: &[Example],
@@ -133,7 +134,7 @@ pub(super) fn evaluate_with(
     Ok(score.finish(examples.len(), task))
 }
 
-/// What logits say of a class.
+/// The prediction from the logits of an example whose class is known.
 struct Guess {
     is_finite: bool,
     /// `−log` of the class's probability.
@@ -155,7 +156,7 @@ impl Guess {
 }
 
 struct Score {
-    /// Whether all logits were.
+    /// Whether all logits were finite.
     is_finite: bool,
     loss: f64,
     predicted: Vec<usize>,
@@ -220,13 +221,13 @@ impl Score {
     }
 }
 
-/// The number of the highest logit, the first where several are.
+/// The index of the highest logit; the first one, if several are equal.
 pub fn highest(logits: &[f32]) -> usize {
     let better = |best: usize, i: usize| if logits[i] > logits[best] { i } else { best };
     (0..logits.len()).fold(0, better)
 }
 
-/// Logits as probabilities.
+/// The probabilities of the logits.
 pub fn softmax(logits: &[f32]) -> Vec<f64> {
     let highest = logits.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
     let powers: Vec<f64> = logits

@@ -1,5 +1,5 @@
-//! The frozen blocks computed once: what the blocks below the lowest trained site make of an example is
-//! the same in every epoch, when nothing random lies among them.
+//! A cache for the frozen blocks. If nothing below the lowest trained site is random, an example gives the same
+//! activations there in every epoch, so they are computed once.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -16,21 +16,20 @@ use crate::graph::optimizations::frozen_blocks;
 use crate::graph::{device_problem, Batch, CachedActivations, Graph};
 use crate::plan::Plan;
 
-/// Bytes of activations that are kept in memory; more of them are kept in a mapped temporary file.
+/// The number of bytes of activations that are kept in memory. Further activations are kept in a mapped temporary file.
 pub const KEPT_IN_MEMORY: usize = 1 << 30;
 
-/// Stores that runs have in common where their plans agree on what is kept.
+/// Caches that runs share if their plans agree on what is kept.
 #[derive(Default)]
 pub struct ActivationCaches(Mutex<BTreeMap<StoreKey, Arc<ActivationCache>>>);
 
-/// What everything that is kept depends on, where no delta has a part in it: the backbone's directory, the
-/// block that reads it, the places of the position table that deltas take, and whether products are in 16
-/// bits.
+/// Everything that the kept activations depend on, if no delta has a part in them: the backbone's directory, the block
+/// that reads them, the places of the position table that deltas take, and whether products are in 16 bits.
 type StoreKey = (PathBuf, usize, usize, bool);
 
 impl ActivationCaches {
-    /// The store of what the blocks below the lowest trained site of a stage make of examples: one that
-    /// earlier runs filled, if what they computed is the same.
+    /// The cache for the blocks below the lowest trained site of a stage. It is shared with earlier runs if they
+    /// compute the same activations.
     pub fn get(&self, plan: &Plan, stage: usize) -> Arc<ActivationCache> {
         let block = plan.first_trained_block(stage);
         if !frozen_blocks::are_shared(plan, stage) {
@@ -46,7 +45,7 @@ impl ActivationCaches {
     }
 }
 
-/// Activations of examples, kept as they are computed. An example is known by its tokens.
+/// Activations of examples, kept as they are computed. The tokens of an example identify it.
 pub struct ActivationCache {
     block: usize,
     kept: Mutex<Entries>,
@@ -54,19 +53,19 @@ pub struct ActivationCache {
 
 struct Entries {
     places: HashMap<Text, Entry>,
-    /// Rows of a prompt before those of each example.
+    /// The number of prompt rows that each example has in addition to its own.
     more: usize,
     elements: Elements,
 }
 
-/// All of an example that a pass without targets reads.
+/// Everything of an example that a pass without targets reads; the key of its entry.
 #[derive(PartialEq, Eq, Hash)]
 struct Text {
     tokens: Vec<usize>,
     types: Vec<usize>,
-    /// The row off which a word is read, if it is.
+    /// The row at which a cloze reads its word, if there is one.
     mask: Option<usize>,
-    /// Its own rows before those of a prompt.
+    /// The number of its own rows that stand before the prompt.
     soft: usize,
 }
 
@@ -81,12 +80,12 @@ fn texts(batch: &Batch) -> Vec<Text> {
 }
 
 impl ActivationCache {
-    /// A store of what `block` reads.
+    /// A cache of the activations that `block` reads.
     pub fn new(block: usize) -> Self {
         ActivationCache::with_room(block, KEPT_IN_MEMORY)
     }
 
-    /// The same with another number of bytes in memory.
+    /// [`ActivationCache::new`] with another number of bytes in memory.
     pub fn with_room(block: usize, bytes: usize) -> Self {
         let elements = Elements {
             room: bytes / 4,
@@ -104,10 +103,10 @@ impl ActivationCache {
         }
     }
 
-    /// Gives each group what the blocks below make of it, computing those that are not there yet.
+    /// Attaches to each group the activations that the block reads, and computes those that are not kept yet.
     ///
     /// # Errors
-    /// What the device reports.
+    /// The device fails, for example for want of memory.
     pub fn attach(&self, graph: &Graph, groups: &mut [Batch]) -> Result<(), Problem> {
         let new: Vec<Batch> = {
             let kept = self.kept();
@@ -117,7 +116,8 @@ impl ActivationCache {
                 .cloned()
                 .collect()
         };
-        // Other runs are not kept waiting meanwhile; what two of them compute is the same.
+        // The lock is not held meanwhile, so that other runs need not wait. If two runs compute the same activations,
+        // they get the same bits.
         let at_once = rayon::current_num_threads();
         let computed = graph.device().map_groups(&new, at_once, |batch, _| {
             let below = graph.inference().below(batch, self.block);
@@ -139,13 +139,13 @@ impl ActivationCache {
 }
 
 impl Entries {
-    /// Whether an example of the group is still to be kept.
+    /// Whether an example of the group is not kept yet, and there may be room for it.
     fn lacks(&self, batch: &Batch) -> bool {
         let mut texts = texts(batch).into_iter();
         !self.elements.is_full && texts.any(|text| !self.places.contains_key(&text))
     }
 
-    /// Keeps what was computed of a group's examples, as far as there is room for it.
+    /// Keeps the activations of a group's examples, while there is room for them.
     fn keep(&mut self, batch: &Batch, below: &CachedActivations) {
         let sequences = batch.layout.sequences().max(1);
         self.more = (below.layout.rows() - batch.layout.rows()) / sequences;
@@ -163,7 +163,7 @@ impl Entries {
         }
     }
 
-    /// What is kept of a group, if all of it is and can be read.
+    /// The kept activations of a group, if all its examples have them and they can be read.
     fn find(&mut self, block: usize, batch: &Batch) -> Option<CachedActivations> {
         let places = texts(batch).into_iter();
         let places: Vec<Entry> = places
@@ -186,20 +186,20 @@ impl Entries {
 #[derive(Clone)]
 struct Entry {
     elements: Range<usize>,
-    /// Its rows.
+    /// The number of its rows.
     count: usize,
 }
 
-/// Elements in memory, and those behind the first `room` of them in a file.
+/// At most `room` elements in memory, and further ones in a file.
 struct Elements {
     room: usize,
     memory: Vec<f32>,
     file: Option<Spilled>,
-    /// Whether the file could not be written: nothing more is then kept, and the rest computed again.
+    /// Whether writing the file failed. Nothing more is then written to it, and what is not kept is computed again.
     is_full: bool,
 }
 
-/// A temporary file that is only added to, mapped as far as it has been read.
+/// A temporary file that only grows, mapped up to the end of what has been read.
 struct Spilled {
     file: File,
     length: usize,
@@ -207,7 +207,7 @@ struct Spilled {
 }
 
 impl Elements {
-    /// Keeps `values`, if there is a place for them: where they are from now on.
+    /// Keeps `values` if there is room, and returns the range at which they are from now on.
     fn write(&mut self, values: &[f32]) -> Option<Range<usize>> {
         let start = self.memory.len();
         if start + values.len() <= self.room {
@@ -238,7 +238,7 @@ impl Elements {
         Ok(start..start + values.len())
     }
 
-    /// Adds the elements of `range` to `rows`; whether they could be read.
+    /// Appends the elements of `range` to `rows`. Returns whether they could be read.
     fn read(&mut self, range: &Range<usize>, rows: &mut Vec<f32>) -> bool {
         if range.end <= self.room {
             rows.extend_from_slice(&self.memory[range.clone()]);

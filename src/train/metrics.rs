@@ -1,15 +1,14 @@
-//! How good predictions are: accuracy, F1, Matthews, Pearson, Spearman, as scikit-learn and SciPy
-//! define them.
+//! Metrics of predictions: accuracy, F1, Matthews, Pearson and Spearman, as scikit-learn and SciPy define them.
 
 use crate::plan::Metric;
 
-/// The share of predictions that are right.
+/// The share of correct predictions.
 pub fn accuracy(predicted: &[usize], labels: &[usize]) -> f64 {
     let right = predicted.iter().zip(labels).filter(|(p, l)| p == l).count();
     right as f64 / labels.len().max(1) as f64
 }
 
-/// F1 of label 1 where there are two labels (as GLUE has it), else the mean over all labels.
+/// F1 of label 1 if there are two labels (as in GLUE), otherwise the mean F1 over all labels.
 pub fn f1(predicted: &[usize], labels: &[usize], classes: usize) -> f64 {
     let of = |class: usize| {
         let count = |test: &dyn Fn(bool, bool) -> bool| {
@@ -73,7 +72,7 @@ pub fn pearson(x: &[f64], y: &[f64]) -> f64 {
     }
 }
 
-/// Spearman's rank correlation, ties at their mean rank.
+/// Spearman's rank correlation; ties get their mean rank. 0 where one side is constant.
 pub fn spearman(x: &[f64], y: &[f64]) -> f64 {
     pearson(&ranks(x), &ranks(y))
 }
@@ -96,7 +95,7 @@ fn ranks(values: &[f64]) -> Vec<f64> {
     ranks
 }
 
-/// All metrics of a classification, the loss apart.
+/// All metrics of a classification, except the loss.
 pub fn classification(predicted: &[usize], labels: &[usize], classes: usize) -> Vec<(Metric, f64)> {
     vec![
         (Metric::Accuracy, accuracy(predicted, labels)),
@@ -105,7 +104,7 @@ pub fn classification(predicted: &[usize], labels: &[usize], classes: usize) -> 
     ]
 }
 
-/// All metrics of a regression, the loss apart.
+/// All metrics of a regression, except the loss.
 pub fn regression(predicted: &[f64], targets: &[f64]) -> Vec<(Metric, f64)> {
     vec![
         (Metric::Pearson, pearson(predicted, targets)),

@@ -1,7 +1,7 @@
 //! Stages: steps, evaluations, checkpoints.
 //!
-//! In: a [`Graph`], a [`Plan`], examples. Out: trained parameters and what was measured. It knows
-//! nothing of the language.
+//! In: a [`Graph`], a [`Plan`], examples. Out: trained parameters and measurements. This module knows nothing of the
+//! language.
 
 mod checkpoint;
 mod evaluate;
@@ -18,18 +18,18 @@ pub use evaluate::{evaluate, highest, predict, softmax, Evaluation};
 pub use frozen::{ActivationCache, ActivationCaches, KEPT_IN_MEMORY};
 pub use stage::{check_steps, train, Data, Event, Watcher};
 
-/// What a stage came to.
+/// The result of a stage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StageResult {
     /// The stage's name.
     pub stage: String,
-    /// Parameters that it trained.
+    /// The number of parameters that it trained.
     pub trained: usize,
-    /// Steps that it took.
+    /// The number of steps that it took.
     pub steps: usize,
-    /// The step whose parameters it left.
+    /// The step whose parameters it kept.
     pub kept_step: usize,
-    /// Those parameters on the dev set.
+    /// The evaluation of those parameters on the dev set.
     pub dev: Option<Evaluation>,
     /// Seconds, evaluations included.
     pub seconds: f64,

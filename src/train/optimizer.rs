@@ -1,5 +1,5 @@
-//! AdamW and SGD on the host. Parameters of deltas are few; the gradients of a step arrive there
-//! anyway, summed over the groups of the batch.
+//! AdamW and SGD, on the host. Deltas have few parameters, and the gradients of a step arrive on the host anyway, where
+//! they are summed over the groups of the batch.
 
 use std::collections::BTreeMap;
 
@@ -76,8 +76,7 @@ impl Stepper {
     }
 }
 
-/// One step of AdamW (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2), in the order of
-/// operations of PyTorch's.
+/// One step of AdamW (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2), with the order of operations of PyTorch.
 struct AdamStep {
     betas: (f32, f32),
     epsilon: f32,
@@ -109,7 +108,7 @@ impl AdamStep {
     }
 }
 
-/// [`AdamStep::apply`] to a chunk.
+/// [`AdamStep::apply`] for one chunk.
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
 fn adam_chunk(
     step: &AdamStep,
@@ -127,7 +126,7 @@ fn adam_chunk(
     }
 }
 
-/// Elements that one thread works on at a time.
+/// The number of elements that one thread works on at a time.
 const CHUNK: usize = 1 << 16;
 
 /// `Σ g²` in independent sums, which the compiler vectorizes, joined at the end.
@@ -145,7 +144,7 @@ fn sum_of_squares(values: &[f32]) -> f64 {
 /// Scales all gradients down so that their norm is at most `limit`; returns the norm before.
 pub fn clip(gradients: &mut BTreeMap<ParameterId, Vec<f32>>, limit: Option<f32>) -> f32 {
     let square = |values: &Vec<f32>| -> f64 {
-        // Chunk by chunk, and then in their order, so that threads change nothing.
+        // Sums each chunk and then adds up the chunks in their order, so that the number of threads changes nothing.
         let chunks: Vec<f64> = values.par_chunks(CHUNK).map(sum_of_squares).collect();
         chunks.iter().sum()
     };

@@ -1,4 +1,4 @@
-//! The training loop of one stage after the other.
+//! The training loop, one stage after the other.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ pub struct Data {
     pub masking: Option<Masking>,
 }
 
-/// Something that happened.
+/// An event of a training run.
 #[allow(missing_docs)]
 pub enum Event<'a> {
     /// A stage begins (or goes on) at this step.
@@ -62,25 +62,25 @@ pub enum Event<'a> {
     },
 }
 
-/// Who is told what happens, and may stop it.
+/// Observes a training run, and may stop it.
 pub trait Watcher {
-    /// Something happened.
+    /// Handles an event.
     ///
     /// # Errors
-    /// It cannot be written down.
+    /// The event cannot be recorded.
     fn event(&mut self, event: Event) -> Result<(), Problem>;
 
-    /// A good moment to save the state; with `must`, the moment to do so.
+    /// Called when the state may be saved; with `must`, it has to be saved.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// The state cannot be written.
     fn save<'s>(&mut self, state: &dyn Fn() -> Snapshot<'s>, must: bool) -> Result<(), Problem>;
 
     /// Whether to stop after this step.
     fn is_interrupted(&self) -> bool;
 }
 
-/// Steps in an epoch of a stage, and in all.
+/// The number of steps in an epoch of a stage, and in the whole stage.
 fn steps(stage: &StagePlan, data: &Data) -> (usize, usize) {
     let per_step = stage.batch * stage.accumulate;
     let of_epoch = data.train.len().div_ceil(per_step).max(1);
@@ -91,11 +91,11 @@ fn steps(stage: &StagePlan, data: &Data) -> (usize, usize) {
     (of_epoch, all)
 }
 
-/// Whether every stage has as many steps as the deltas need that it trains: what can only be told
-/// once the examples are counted.
+/// Checks that every stage has as many steps as the deltas that it trains need. This is known only when the examples
+/// have been counted.
 ///
 /// # Errors
-/// A delta that needs more.
+/// A delta needs more steps than a stage has.
 pub fn check_steps(plan: &Plan, data: &[Data]) -> Result<(), Problem> {
     for (stage, data) in plan.stages.iter().zip(data) {
         let (_, steps) = steps(stage, data);
@@ -113,12 +113,12 @@ pub fn check_steps(plan: &Plan, data: &[Data]) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Trains all stages of a plan, from `state` on; what runs have in common of frozen blocks is in
-/// `caches`. Returns the final state, its values left in the
-/// graph, or nothing when it was interrupted (the state is then saved).
+/// Trains all stages of a plan, starting from `state`. Runs share the activations of frozen blocks through `caches`.
+/// Returns the final state, whose values are left in the graph, or `None` if the run was interrupted; the state has
+/// then been saved.
 ///
 /// # Errors
-/// What the device reports, a loss that is not a number.
+/// The device's error; a loss or gradient that is not a number; an error of the watcher.
 pub fn train(
     plan: &Plan,
     graph: &mut Graph,
@@ -146,17 +146,17 @@ struct Stage<'a> {
     task: &'a TaskPlan,
     data: &'a Data,
     seed: u64,
-    /// Steps in an epoch, and in all.
+    /// The number of steps in an epoch.
     epoch_steps: usize,
     steps: usize,
     stepper: Stepper,
     state: State,
     started: Instant,
     order: (usize, Vec<usize>),
-    /// The trained deltas that do something on the host.
+    /// The trained deltas whose methods also work on the host.
     on_host: Vec<&'a DeltaPlan>,
-    /// What lies below the lowest trained site, and whether it is kept of what the stage trains on and of
-    /// what it is evaluated on.
+    /// The activations below the lowest trained site. `keeps` says whether they are kept for the examples that the
+    /// stage trains on, and for those that it is evaluated on.
     cache: Arc<ActivationCache>,
     keeps: [bool; 2],
 }
@@ -276,7 +276,7 @@ impl<'a> Stage<'a> {
         })
     }
 
-    /// What the methods of trained deltas do on the host.
+    /// Calls `act` for the method of each trained delta that works on the host, and stores the values that it changes.
     fn on_host(
         &mut self,
         step: usize,
@@ -340,7 +340,7 @@ impl<'a> Stage<'a> {
         step.is_multiple_of(interval)
     }
 
-    /// Evaluates the dev set; returns whether patience is at an end.
+    /// Evaluates the dev set. Returns whether patience is exhausted.
     fn evaluate(&mut self, graph: &Graph, watcher: &mut dyn Watcher) -> Result<bool, Problem> {
         let Some(dev) = &self.data.dev else {
             return Ok(false);
@@ -390,7 +390,7 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// Puts the parameters in place that the stage leaves, and makes the state ready for the next.
+    /// Sets the parameters that the stage keeps, and prepares the state for the next stage.
     fn finish(&mut self, graph: &mut Graph, watcher: &mut dyn Watcher) -> Result<(), Problem> {
         let position = &mut self.state.position;
         let steps = position.step;

@@ -1,5 +1,5 @@
-//! Parts of the gradients of large parameters that are computed after the pass: a group would need a
-//! whole matrix for each, where what makes it up is a few rows.
+//! Gradients of large parameters, computed after the pass. During the pass every group would need a whole matrix for
+//! each of them, although the operands of its contribution are only a few rows. So a group keeps the operands instead.
 
 use std::ops::Range;
 
@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::products::{self, exchange, Packed, View, WeightForm};
 use crate::{Precision, Tensor};
 
-/// What one operation adds to the gradient of a parameter `(out, in)`.
+/// The contribution of one operation to the gradient of a parameter `(out, in)`.
 pub struct Deferred {
     /// The parameter's id, see [`Tensor::id`].
     pub parameter: u64,
@@ -21,15 +21,15 @@ pub(crate) enum Contribution {
         upstream: Vec<f32>,
         input: Tensor<(usize, usize)>,
     },
-    /// Rows `indices` of the parameter get those of `dy (indices, in)`.
+    /// Row `i` of `dy (indices, in)`, added to row `indices[i]` of the gradient.
     Rows {
         indices: Vec<usize>,
         upstream: Vec<f32>,
     },
 }
 
-/// Rows of a gradient that one thread computes at a time: twice as many where products are faster, so that what they
-/// are multiplied with is read half as often.
+/// The number of rows of a gradient that one thread computes at a time. With AMX, where products are faster, it is
+/// twice as large, so that the other operand is read half as often.
 fn rows_of_a_block() -> usize {
     if products::has_amx() {
         96
@@ -39,9 +39,9 @@ fn rows_of_a_block() -> usize {
 }
 
 impl Deferred {
-    /// Adds parts to their parameter's whole gradient, `columns` to a row: block by block, each from
-    /// all parts while it lies in the caches. Every element is the sum of a part's rows in their order,
-    /// added part after part: the same whatever the number of threads.
+    /// Adds `parts` to the whole gradient of their parameter, which has `columns` elements per row. A thread adds all
+    /// parts to one block of rows while the block is in its caches. Each element sums the rows of a part in order, part
+    /// after part, so the result is the same for every number of threads.
     pub fn add_all(parts: &[Deferred], gradient: &mut [f32], columns: usize) {
         let out = gradient.len() / columns.max(1);
         let parts: Vec<Ready> = parts.iter().map(|part| part.ready(columns)).collect();
@@ -72,7 +72,7 @@ impl Deferred {
     }
 }
 
-/// A part with its operands as the kernels take them.
+/// A part with its operands in the form that the kernels take.
 enum Ready<'a> {
     Product {
         upstream: &'a [f32],
@@ -88,7 +88,7 @@ enum Ready<'a> {
 }
 
 impl Ready<'_> {
-    /// Adds to `block`, rows `range` of a gradient that has `out` of them.
+    /// Adds this part to `block`, which is rows `range` of a gradient with `out` rows.
     fn add_to(&self, block: &mut [f32], range: Range<usize>, out: usize) {
         match self {
             Ready::Product { upstream, x, rows } => {
@@ -101,7 +101,8 @@ impl Ready<'_> {
                         View::strided(&dy, count, rows, rows)
                     }
                     false => {
-                        // Side by side: a kernel reads them once for each panel, and rows may lie pages apart.
+                        // Copied side by side: a kernel reads these columns once for each panel, and the original rows
+                        // may be pages apart.
                         let places = dy.chunks_exact_mut(count.max(1));
                         for (place, row) in places.zip(upstream.chunks_exact(out.max(1))) {
                             place.copy_from_slice(&row[range.clone()]);

@@ -1,6 +1,6 @@
-//! How groups share the threads. A group may wait until another's forward pass has ended, so that what some keep for
-//! their backward passes grows while that of others shrinks; threads that have no group, meanwhile or at the end of a
-//! batch, help those that have one.
+//! How the groups of a batch share the threads. A group may wait until another group's forward pass has ended, so that
+//! the activations that some groups keep grow while those of others shrink. Threads without a group, meanwhile or at
+//! the end of a batch, help the groups that are running.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -12,36 +12,40 @@ use rayon::{Scope, Yield};
 
 use crate::profile;
 
-/// Groups that a thread may take. While there are any, who waits for a helper might begin one, and be late for
-/// its own.
+/// The number of groups that are ready for a thread to begin. While there are any, a thread that waits for a helper
+/// might begin one of them and be late for its own group.
 static WAITING: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
-    /// Groups that this thread is in: more than one where it took another while it waited for a helper.
+    /// The number of groups that this thread is in: more than one if it began another while it waited for a helper.
     static DEPTH: Cell<usize> = const { Cell::new(0) };
 }
 
-/// A semaphore on the activations that groups keep for their backward passes: it lets none run ahead of the others, and
-/// counts by blocks. Who waits for a permit helps the others until they have given theirs back.
+/// A semaphore that limits the activations that groups keep for their backward passes, so that no group runs far ahead
+/// of the others. One permit stands for the activations of one block. A thread that waits for a permit helps other
+/// groups until they have released theirs.
 pub struct Semaphore {
     held: AtomicUsize,
     most: usize,
 }
 
 impl Semaphore {
-    /// `most` is at least the blocks of a model, times the groups that go forward at once.
+    /// A semaphore with `most` permits. Groups may deadlock unless `most` is at least the number of blocks of the
+    /// model, times the number of groups that may be in their forward pass at once.
     pub fn new(most: usize) -> Arc<Self> {
         let held = AtomicUsize::new(0);
         Arc::new(Semaphore { held, most })
     }
 
-    /// Waits until a group may keep another block: as long as the result lives.
+    /// Waits until the group may keep the activations of another block. The permit is held as long as the result lives.
     ///
-    /// It ends: a group that waits keeps fewer blocks than a model has, so that those that wait stay below `most`
-    /// together; and a group that another one on the same thread waits for does not wait itself (`DEPTH`).
+    /// Deadlock-free: at most `at_once` groups are in their forward pass, and one that waits holds fewer permits than
+    /// the model has blocks, so the waiting groups together hold fewer than `most`. A group that a thread began while
+    /// its outer group waits for a helper never waits for a permit itself (`DEPTH`), because the outer group cannot go
+    /// on before it ends.
     pub fn acquire(self: &Arc<Self>) -> Permit {
         while self.held.load(Relaxed) >= self.most && DEPTH.get() == 1 {
-            // Not another group: its memory would come on top.
+            // Help only while no group is ready to begin: a further group would need memory of its own.
             let has_helped =
                 WAITING.load(Relaxed) == 0 && rayon::yield_now() == Some(Yield::Executed);
             if !has_helped {
@@ -53,7 +57,7 @@ impl Semaphore {
     }
 }
 
-/// The activations of one block, which a group keeps as long as this lives.
+/// The permission to keep the activations of one block. Dropping it gives it back.
 pub struct Permit(Arc<Semaphore>);
 
 impl Drop for Permit {
@@ -62,17 +66,17 @@ impl Drop for Permit {
     }
 }
 
-/// Groups that are worked on in turn.
+/// The groups of one call of [`map_groups`], with their results.
 struct Groups<'a, T, R, W> {
     groups: &'a [T],
     results: &'a [OnceLock<R>],
-    /// Those that were begun, or wait for a thread.
+    /// The number of groups that have begun or are ready to begin.
     begun: &'a AtomicUsize,
     work: &'a W,
 }
 
 impl<'a, T: Sync, R: Send + Sync, W: Fn(&T, &mut dyn FnMut()) -> R + Sync> Groups<'a, T, R, W> {
-    /// Lets a thread begin with the next group, if there is one.
+    /// Makes the next group, if there is one, ready for a thread to begin.
     fn next(&'a self, scope: &Scope<'a>) {
         let number = self.begun.fetch_add(1, Relaxed);
         let (Some(group), Some(result)) = (self.groups.get(number), self.results.get(number))
@@ -97,8 +101,8 @@ impl<'a, T: Sync, R: Send + Sync, W: Fn(&T, &mut dyn FnMut()) -> R + Sync> Group
     }
 }
 
-/// Applies `work` to every group on all threads, and gives the results in order. At most `at_once` groups are begun
-/// until one of them calls its second argument, or ends: then the next may begin.
+/// Applies `work` to every group on all threads and returns the results in order. At most `at_once` groups begin at
+/// first. The next may begin when a group calls the second argument of `work` (its forward pass has ended), or ends.
 pub(crate) fn map_groups<T: Sync, R: Send + Sync>(
     groups: &[T],
     at_once: usize,
@@ -119,13 +123,13 @@ pub(crate) fn map_groups<T: Sync, R: Send + Sync>(
         .collect()
 }
 
-/// Whether other threads may have time.
+/// Whether other threads may be idle.
 fn has_helpers() -> bool {
     WAITING.load(Relaxed) == 0 && rayon::current_thread_index().is_some()
 }
 
-/// Does `work` for all `places`, in parts of at least `least` places that other threads may take. It is to do
-/// the same whatever the parts are.
+/// Runs `work` on all `places`, in parts of at least `least` places that other threads may take. What `work` computes
+/// must not depend on the parts.
 pub(crate) fn share(places: Range<usize>, least: usize, work: &(impl Fn(Range<usize>) + Sync)) {
     if places.len() < 2 * least.max(1) || !has_helpers() {
         return work(places);
@@ -144,7 +148,8 @@ pub(crate) fn share(places: Range<usize>, least: usize, work: &(impl Fn(Range<us
     );
 }
 
-/// Does `work` for all items, some of which other threads may take; `buffers` are made once for a thread's.
+/// Runs `work` on all items, some of which other threads may take. `buffers` is called once for each run of items that
+/// a thread takes.
 pub(crate) fn share_items<I: IndexedParallelIterator, B>(
     items: I,
     buffers: impl Fn() -> B + Send + Sync,
@@ -162,15 +167,15 @@ pub(crate) fn share_items<I: IndexedParallelIterator, B>(
         });
 }
 
-/// Elements of a part that other threads may take: some microseconds.
+/// The number of elements in a part that other threads may take: some microseconds of work.
 pub(crate) const PART: usize = 1 << 13;
 
-/// Whole rows of about [`PART`] elements.
+/// The number of whole rows that make up about [`PART`] elements.
 pub(crate) fn rows_of_a_part(columns: usize) -> usize {
     (PART / columns.max(1)).max(1)
 }
 
-/// Applies `change` to all elements, beside those of `others`, part by part.
+/// Applies `change` to `values` and `others`, part by part.
 pub(crate) fn share_elements(
     values: &mut [f32],
     others: &[f32],
@@ -221,7 +226,8 @@ pub(super) mod tests {
         );
     }
 
-    /// With as many threads as groups, and with more groups at once, one of which may stand in another's place.
+    /// With one forward pass at a time, groups reach the limit and never exceed it. With two, a group that begins while
+    /// another one on its thread waits may exceed it, so only the release of all permits is checked.
     #[test]
     fn groups_keep_no_more_than_they_may() {
         let blocks = 6;

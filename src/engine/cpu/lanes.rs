@@ -1,7 +1,7 @@
 //! Sums in an order that is the same on every instruction set.
 
-/// Independent sums that are joined at the end, so that the order is the same on every instruction
-/// set.
+/// The number of independent partial sums, which are joined at the end. It is fixed, so that the order of the additions
+/// is the same on every instruction set.
 pub(crate) const LANES: usize = 16;
 
 /// `Σ term(x, y)` in lanes.
@@ -19,8 +19,8 @@ pub(crate) fn sum_lanes(x: &[f32], y: &[f32], term: impl Fn(f32, f32) -> f32) ->
     rest + join_lanes(lanes, |a, b| a + b)
 }
 
-/// All lanes as one, half of them at a time: four operations wait for one another, where one lane after
-/// the other would be sixteen.
+/// Joins all lanes into one by halving their number. This makes a chain of four dependent operations, where joining
+/// lane after lane would make one of sixteen.
 #[inline(always)]
 pub(crate) fn join_lanes(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
     for half in [LANES / 2, LANES / 4, LANES / 8, LANES / 16] {

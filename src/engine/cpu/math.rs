@@ -1,10 +1,10 @@
-//! exp, erf and tanh as short polynomials without branches, which the compiler vectorizes. `mul_add` is
-//! one instruction on ARM and on x86 with AVX2; on older processors it is right but slow.
+//! exp, erf and tanh as short polynomials without branches, which the compiler vectorizes. `mul_add` is one instruction
+//! on ARM and on x86 with AVX2; on older processors it is correct but slow.
 
 use crate::ops::ERFC;
 
-/// `eˣ` to about 1 unit in the last place (Cephes' polynomial). Below −87.3 it is 1.2e-38 or
-/// less, above 88.7 it is 3.4e38; NaN stays NaN.
+/// `eˣ` to about 1 unit in the last place (Cephes' polynomial). Below −87.3 the result is at most 1.2e-38; above 88.7
+/// it is 3.4e38. NaN stays NaN.
 #[inline(always)]
 #[allow(clippy::manual_clamp)] // `clamp` keeps a NaN too, but does not vectorize as well.
 pub(crate) fn exp(x: f32) -> f32 {
@@ -21,8 +21,8 @@ pub(crate) fn exp(x: f32) -> f32 {
     p = p.mul_add(r, 1.666_666_5e-1);
     p = p.mul_add(r, 5e-1);
     let value = (p * r).mul_add(r, r) + 1.0;
-    // n as an integer stands in the low bits of the shifted number. 2ⁿ in two factors, so that
-    // n = 128 does not overflow the exponent.
+    // The low bits of `shifted` hold n as an integer. 2ⁿ is applied in two factors, because n = 128 would overflow the
+    // exponent.
     let n = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
     let half = n >> 1;
     value * power_of_two(half) * power_of_two(n.wrapping_sub(half))

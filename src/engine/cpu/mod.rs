@@ -1,8 +1,9 @@
-//! What the kernels of the CPU share: products with packed matrices, loops, threads. A kernel stands with its operation
-//! (`ops/*/cpu.rs`), and is held to its definition, value and gradient, by a property test (`tests/kernels`).
+//! Code that the CPU kernels share: products with packed matrices, loops, threads. Each kernel is in the folder of its
+//! operation (`ops/*/cpu.rs`). Property tests (`tests/kernels`) compare its values and gradients with the operation's
+//! definition.
 //!
-//! A batch is divided into groups of sequences, and the groups run in parallel, which needs no synchronization inside
-//! a step and keeps a group's activations in the caches. Threads without a group take parts of the others' kernels
+//! A batch is divided into groups of sequences, which run in parallel. Groups need no synchronization inside a step,
+//! and the activations of a group stay in the caches. Threads without a group take parts of the others' kernels
 //! ([`helpers`]).
 
 pub(super) mod deferred;
@@ -22,38 +23,38 @@ pub(super) use helpers::map_groups;
 pub use helpers::Semaphore;
 pub use products::{copies_of_a_weight, uses_amx};
 
-/// Rows of a group of sequences.
+/// The number of rows that a group of sequences should have.
 pub const GROUP_ROWS: usize = 256;
 
-/// Whether a model of such a width takes so much memory that it is worth some time: what its weights take grows with
-/// the square of the width.
+/// Whether a model of this width needs so much memory that saving memory is worth some time. The memory of its weights
+/// grows with the square of the width.
 pub fn is_wide(width: usize) -> bool {
     width >= 512
 }
 
-/// Whether this processor has products of a precision.
+/// Whether this processor computes products in this precision.
 pub fn has(precision: Precision) -> bool {
     products::has(precision)
 }
 
-/// What this machine reaches at best on all threads.
+/// The highest rates that this machine reaches on all threads.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Floating-point operations per second in products with a frozen weight.
     pub operations: f64,
-    /// The same by sums of products in f32, where the former are not computed so.
+    /// The rate of plain f32 products, if `operations` was measured with another form of the weight.
     pub sums_in_f32: Option<f64>,
-    /// Bytes per second read and written where they do not fit in the inner caches.
+    /// Bytes per second read and written, for data that does not fit in the inner caches.
     pub bytes: f64,
 }
 
-/// Floating-point operations per second that products with frozen weights reach on all threads, in f32
-/// where this machine has none of the precision; measured for about 30 milliseconds.
+/// Floating-point operations per second that products with frozen weights reach on all threads. Measures f32 if this
+/// machine has no products in `precision`. Takes about 30 milliseconds.
 pub fn measure_rate(precision: Precision) -> f64 {
     product_rate(&form_of(precision))
 }
 
-/// A weight of [`SIZE`] in the form for a precision, or for f32 where this machine has none of the precision.
+/// A square weight of side [`SIZE`] in the form for `precision`, or for f32 if this machine has no products in it.
 fn form_of(precision: Precision) -> WeightForm {
     let precision = match has(precision) {
         true => precision,
@@ -62,14 +63,14 @@ fn form_of(precision: Precision) -> WeightForm {
     WeightForm::new(precision, weight())
 }
 
-/// Rows and columns of the weight by which products are measured.
+/// The number of rows and of columns of the weight that products are measured with.
 const SIZE: usize = 384;
 
 fn weight() -> Packed {
     Packed::rows(&vec![0.5; SIZE * SIZE], SIZE, SIZE, SIZE)
 }
 
-/// The rate of products with a weight of [`SIZE`].
+/// Floating-point operations per second in products with a square weight of side [`SIZE`].
 fn product_rate(weight: &WeightForm) -> f64 {
     const ROWS: usize = 240;
     let x = vec![0.5f32; ROWS * SIZE];
@@ -83,7 +84,8 @@ fn product_rate(weight: &WeightForm) -> f64 {
     })
 }
 
-/// Measures the limits of this machine for products of a precision, for about 60 milliseconds, or 90.
+/// Measures the limits of this machine for products in `precision`. Takes about 60 milliseconds, or 90 if plain f32
+/// products are measured as well.
 pub fn measure_limits(precision: Precision) -> Limits {
     const LENGTH: usize = 1 << 21; // 8 MiB
     let form = form_of(precision);
@@ -102,7 +104,8 @@ pub fn measure_limits(precision: Precision) -> Limits {
     }
 }
 
-/// How much of what `work` counts all threads do in a second: the best of their tries.
+/// Runs `work` on all threads for 30 milliseconds. Returns the sum of the threads' best rates, in what `work` counts
+/// per second.
 fn on_all_threads<W: FnMut() -> usize>(prepare: impl Fn() -> W + Sync) -> f64 {
     let one = |_: usize| {
         let mut work = prepare();

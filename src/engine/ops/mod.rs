@@ -1,7 +1,7 @@
-//! Every operation that a transformer and its deltas need, a folder each: what it computes (`mod.rs`), its definition in
-//! dfdx (`definition.rs`), its kernel for the CPU (`cpu.rs`).
+//! Every operation that a transformer and its deltas need. Each has a folder with its interface (`mod.rs`), its
+//! definition in dfdx (`definition.rs`) and its kernel for the CPU (`cpu.rs`).
 //!
-//! An operation that takes a variable by value may put its result in the variable's place.
+//! An operation that takes a variable by value may overwrite its elements with the result.
 
 mod activation;
 mod arithmetic;

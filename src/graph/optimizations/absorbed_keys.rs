@@ -1,8 +1,8 @@
-//! Attention of a single row of each sequence, which needs the keys and values of no row.
+//! Attention from one query row per sequence, computed without the keys and values of the other rows.
 //!
 //! For one head, `softmax(q (x Wkᵀ + bk)ᵀ) (x Wvᵀ + bv)` is `(softmax((q Wk) xᵀ) x) Wvᵀ + bv`: `q bk` is
-//! the same for all keys, which changes no softmax, and its weights sum to 1. So the rows of `x` are
-//! mixed as they are, once for each head, and values are made of the mixtures alone.
+//! the same for all keys, so the softmax does not change, and the softmax weights sum to 1. Attention
+//! therefore mixes the rows of `x` themselves, once per head, and projects only the mixtures to values.
 
 use super::super::forward::Pass;
 use super::super::layers::Attention;
@@ -20,11 +20,11 @@ pub(super) const OPTIMIZATION: Optimization = Optimization {
     },
 };
 
-/// Whether the last block's attention can mix its inputs instead of values made of all of them, in a
-/// pass with dropout or without, or why it cannot.
+/// Checks that the last block's attention can mix its input rows instead of projecting every row to a
+/// value. `drops` says whether the pass applies dropout.
 ///
 /// # Errors
-/// Why, in a phrase.
+/// The reason it cannot, as a phrase.
 pub fn check(plan: &Plan, index: usize, drops: bool) -> Result<(), String> {
     let task = match plan.stages.get(index) {
         Some(stage) => plan.tasks.get(&stage.task),
@@ -68,8 +68,8 @@ pub fn check(plan: &Plan, index: usize, drops: bool) -> Result<(), String> {
 }
 
 impl Pass<'_> {
-    /// The attention of the rows `asking` of `x (rows, hidden)`, whose queries are
-    /// `q (asking, hidden)`: `(asking, hidden)`.
+    /// Attends from the rows `asking`, with the queries `q (asking, hidden)`, to all rows of
+    /// `x (rows, hidden)`. Returns `(asking, hidden)`.
     pub(in crate::graph) fn attend_absorbed(
         &self,
         layer: &Attention,
@@ -105,7 +105,7 @@ impl Pass<'_> {
         ops::matmul(&self.sums(asking.len())?, &ops::multiply(&values, &own)?)
     }
 
-    /// `(asking · heads, hidden)`: 1 where a column is of the row's head, 0 elsewhere.
+    /// `(asking · heads, hidden)`: 1 where the column belongs to the row's head, 0 elsewhere.
     fn own_columns(&self, asking: usize) -> Outcome<Matrix> {
         let (heads, hidden) = (self.graph.config.heads, self.graph.config.hidden);
         let width = hidden / heads;
@@ -113,7 +113,7 @@ impl Pass<'_> {
         self.ones_where((asking * heads, hidden), is_own)
     }
 
-    /// `(asking, asking · heads)`: 1 where a column is of the row, 0 elsewhere.
+    /// `(asking, asking · heads)`: 1 where the column belongs to a head of the row, 0 elsewhere.
     fn sums(&self, asking: usize) -> Outcome<Matrix> {
         let heads = self.graph.config.heads;
         let columns = asking * heads;

@@ -1,4 +1,4 @@
-//! Products with frozen weights in bfloat16, where the file asks for it.
+//! Products with frozen weights in bfloat16, if the file sets `precision = bf16`.
 
 use super::Optimization;
 use crate::engine::Precision;

@@ -1,5 +1,6 @@
-//! What the blocks below the lowest trained site make of an example is the same in every epoch where nothing is random:
-//! it is computed once and kept (`train/frozen.rs`), and a pass begins there (`Batch::cached`).
+//! The blocks below the lowest trained site give the same activations for an example in every epoch, if nothing in them
+//! is random. `train/frozen.rs` computes these activations once and keeps them, and later passes start from them
+//! (`Batch::cached`).
 
 use super::{blocks_below, Optimization};
 use crate::backbone::Config;
@@ -16,10 +17,10 @@ pub(super) const OPTIMIZATION: Optimization = Optimization {
     },
 };
 
-/// Whether a pass can begin at a block of such a backbone.
+/// Checks that a pass over this backbone can start at a block instead of at the embeddings.
 ///
 /// # Errors
-/// Why not, in a phrase.
+/// The reason it cannot, as a phrase.
 pub fn fits(config: &Config) -> Result<(), String> {
     match config.decoder_layers {
         None => Ok(()),
@@ -27,10 +28,10 @@ pub fn fits(config: &Config) -> Result<(), String> {
     }
 }
 
-/// The block below which a stage computes the same for an example in every epoch, or why it does not.
+/// The lowest block whose output may differ between epochs of a stage. The activations below it can be cached.
 ///
 /// # Errors
-/// Why, in a phrase.
+/// The reason nothing can be cached, as a phrase.
 pub fn check(plan: &Plan, index: usize) -> Result<usize, String> {
     let stage = &plan.stages[index];
     let first = plan.first_trained_block(index);
@@ -64,8 +65,8 @@ pub fn check(plan: &Plan, index: usize) -> Result<usize, String> {
     }
 }
 
-/// Whether what lies below the lowest trained site of a stage is the backbone's alone, read in the same
-/// way by every task: the same in all runs with this backbone.
+/// Whether all runs with this backbone compute the same activations below the lowest trained site of a stage.
+/// They do if no delta acts there, the weights come from a checkpoint, and every task reads these activations alike.
 pub fn are_shared(plan: &Plan, index: usize) -> bool {
     let first = plan.first_trained_block(index);
     let is_below = |path: &String| plan.backbone.config.reader_of(path) < first;

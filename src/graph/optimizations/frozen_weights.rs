@@ -1,5 +1,5 @@
-//! Backwards, a layer whose weight is frozen has one product instead of two: no gradient of the weight (`linear` of the
-//! engine, by the weight's trace).
+//! The backward pass of a layer with a frozen weight takes one matrix product instead of two. The engine's `linear`
+//! skips the gradient of a weight that is not traced.
 
 use super::Optimization;
 use crate::plan::{Change, Plan};

@@ -1,4 +1,4 @@
-//! Products in f32 by those of bytes, where the processor multiplies these in tiles (AMX).
+//! f32 products composed of int8 products, on processors that multiply bytes in tiles (AMX).
 
 use super::Optimization;
 use crate::engine::{uses_amx, Precision};

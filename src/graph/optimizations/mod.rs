@@ -1,5 +1,5 @@
-//! What a graph does not compute, or only once, where others compute it: each in a file that says when it applies, why
-//! it does not, and what is done instead. `deltarun plan` shows just that.
+//! Work that a graph skips, or does only once. Each optimization has its own file, which says when it applies, why it
+//! may not, and what the graph does instead. `deltarun plan` shows this for every stage.
 
 pub mod absorbed_keys;
 mod bf16_products;
@@ -12,7 +12,7 @@ mod untraced_blocks;
 
 use crate::plan::{Change, DeltaPlan, Plan};
 
-/// Something that need not be computed.
+/// An optimization that may apply to a stage.
 pub struct Optimization {
     /// Its name.
     pub name: &'static str,
@@ -20,7 +20,7 @@ pub struct Optimization {
     pub check: fn(&Plan, usize) -> Result<String, String>,
 }
 
-/// All that there are.
+/// Every optimization.
 pub const ALL: [Optimization; 8] = [
     frozen_weights::OPTIMIZATION,
     untraced_blocks::OPTIMIZATION,
@@ -32,7 +32,7 @@ pub const ALL: [Optimization; 8] = [
     packed_rows::OPTIMIZATION,
 ];
 
-/// The blocks below one, for people.
+/// Names the blocks below block `first`, for messages.
 fn blocks_below(plan: &Plan, first: usize) -> String {
     let paths = plan.backbone.config.block_paths();
     match plan.backbone.config.decoder_layers {

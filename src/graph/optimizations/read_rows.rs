@@ -1,5 +1,5 @@
-//! Which rows of a batch a head reads: behind the attention of the last block, the others do not go on (`blocks` and
-//! `block` of the forward pass).
+//! Finds the rows of a batch that the head reads. The forward pass drops all other rows after the attention of the last
+//! block (`Pass::blocks` and `Pass::block`).
 
 use super::super::{Batch, Targets};
 use super::{is_gated_at_the_top, Optimization};
@@ -26,7 +26,7 @@ fn check(plan: &Plan, index: usize) -> Result<String, String> {
 /// The rows that a head reads, in ascending order.
 pub(in crate::graph) fn read_rows(reads: Reads, batch: &Batch, layout: &Layout) -> Vec<usize> {
     match (reads, &batch.targets) {
-        // As in PEFT, the first row is the first of a prompt where there is one.
+        // As in PEFT, the first row belongs to the prompt if there is one.
         (Reads::First, _) => layout.ranges().map(|range| range.start).collect(),
         (Reads::Last, _) => layout.ranges().map(|range| range.end - 1).collect(),
         (Reads::Masked | Reads::Next, targets) => {
@@ -37,7 +37,7 @@ pub(in crate::graph) fn read_rows(reads: Reads, batch: &Batch, layout: &Layout) 
                 _ => (0..batch.layout.rows()).collect(),
             };
             match batch.decoder {
-                // Prompts are before what the encoder reads.
+                // Prompts extend the encoder's input, so the decoder's rows do not move.
                 Some(_) => rows,
                 None => moved_rows(&rows, batch, layout),
             }
@@ -45,8 +45,8 @@ pub(in crate::graph) fn read_rows(reads: Reads, batch: &Batch, layout: &Layout) 
     }
 }
 
-/// The layout of the rows that are read, each a sequence of its own, with the random key of the
-/// sequence and place that it comes from.
+/// The layout of the rows that the head reads. Each row is a sequence of its own, and its random key is
+/// derived from the sequence and position that it comes from.
 pub(in crate::graph) fn read_layout(layout: &Layout, rows: &[usize]) -> Layout {
     let mut keys = Vec::with_capacity(rows.len());
     let ranges: Vec<_> = layout.ranges().collect();
@@ -64,7 +64,7 @@ pub(in crate::graph) fn read_layout(layout: &Layout, rows: &[usize]) -> Layout {
     Layout::new(rows.iter().map(|_| 1), keys)
 }
 
-/// Where rows of a batch lie in `new`, which has as many more rows in each sequence.
+/// Translates row numbers of a batch to row numbers of `new`, which has prompt rows added to each sequence.
 fn moved_rows(rows: &[usize], batch: &Batch, new: &Layout) -> Vec<usize> {
     let old = &batch.layout;
     let more = (new.rows() - old.rows()) / old.sequences().max(1);

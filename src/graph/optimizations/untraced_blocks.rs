@@ -1,5 +1,5 @@
-//! What lies below the lowest trained site runs forward only: a tensor is recorded where something traced goes into it
-//! (`Trace` of the engine), and nothing is traced there.
+//! Blocks below the lowest trained site run forward only. The engine records an operation only if one of its inputs is
+//! traced (`Trace`), and below that site no tensor is.
 
 use super::{blocks_below, Optimization};
 use crate::plan::Plan;

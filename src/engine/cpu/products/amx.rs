@@ -1,12 +1,12 @@
-//! Products on tile registers, where a processor has AMX ([`Registers`](registers::Registers)): in f32 by digits of
-//! whole numbers ([`SplitInt8`]), or with elements that are rounded to bfloat16 ([`Rounded`]).
+//! Products on tile registers, for processors with AMX ([`Registers`](registers::Registers)). Products in f32 are
+//! computed from integer digits ([`SplitInt8`]), those in bf16 from elements rounded to bfloat16 ([`Rounded`]).
 //!
-//! What it gives, on one Xeon (docs/performance.md): a step of LoRA at 32 × 64 in 225 ms where plain sums take 280, of
-//! BERT-base's shape in 981 where they take 1320. It can be taken out: `products/mod.rs` alone knows of it. Its arithmetic
-//! is tested on any processor with AVX-512, on a model of the registers (`model.rs`).
+//! The gain on one Xeon (docs/performance.md): a step of LoRA at 32 × 64 takes 225 ms instead of 280 with plain sums,
+//! and one of BERT-base's shape takes 981 instead of 1320. Only `products/mod.rs` knows of this module, so it can be
+//! removed. Its arithmetic is tested on any processor with AVX-512, on a model of the registers (`model.rs`).
 //!
-//! An element of a result is the sum, in their order, of one product for each part of `depth`, whatever the number of
-//! rows and what they hold.
+//! An element of a result is the sum of one product for each part of `depth`, in their order. It does not depend on the
+//! number of rows, nor on what the other rows hold.
 
 #[cfg(test)]
 mod model;
@@ -25,30 +25,30 @@ use super::tile::{result, Destination, Mode, PANEL};
 use super::view::View;
 use crate::{profile, Precision};
 
-/// Depth and columns from which on products on tile registers are faster.
+/// The least depth and the least number of columns at which products on tile registers are faster.
 const LEAST_SIDE: usize = 192;
 
-/// Whether products of such a depth with so many columns are to be computed so. The number of rows has no say: a
-/// row's result is to be the same beside any others.
+/// Whether products of this depth and number of columns use tile registers. The number of rows does not matter, because
+/// a row's result must be the same whatever rows are beside it.
 pub fn pays(depth: usize, columns: usize) -> bool {
     depth.min(columns) >= LEAST_SIDE && is_available()
 }
 
-/// A matrix in tiles: panel after panel, strip after strip of it, block after block of the depth.
+/// A matrix in tiles: panel after panel, in a panel strip after strip, in a strip block after block of the depth.
 pub(crate) struct Tiled {
     depth: usize,
     columns: usize,
     precision: Precision,
     tiles: Vec<TileRegister>,
-    /// Of each column, to the last panel's end.
+    /// The unit of each column, including the padding of the last panel.
     units: Vec<f32>,
 }
 
 impl Tiled {
-    /// Writes a matrix into tiles, where [`is_available`]; in tests, on a model of the registers.
+    /// Writes a matrix into tiles. Panics unless [`is_available`]; in tests, a model of the registers is enough.
     pub(super) fn new(matrix: &Packed, precision: Precision) -> Self {
         assert!(registers::can_run(), "this processor has no tile registers");
-        // SAFETY: it has.
+        // SAFETY: the processor has the instructions, by the assertion above.
         unsafe {
             match precision {
                 Precision::F32 => Self::in_form::<SplitInt8>(matrix, precision),
@@ -58,7 +58,7 @@ impl Tiled {
     }
 
     /// # Safety
-    /// As of [`Encoding::write_columns`].
+    /// As for [`Encoding::write_columns`].
     unsafe fn in_form<F: Encoding>(matrix: &Packed, precision: Precision) -> Self {
         let Packed { depth, columns, .. } = *matrix;
         let panels = columns.div_ceil(PANEL);
@@ -85,7 +85,7 @@ impl Tiled {
         }
     }
 
-    /// This as a factor.
+    /// This matrix as the right operand of a product.
     pub(super) fn plain(&self) -> TiledOperand<'_> {
         TiledOperand {
             tiled: self,
@@ -93,7 +93,7 @@ impl Tiled {
         }
     }
 
-    /// A strip: so many columns of a panel as are multiplied with at once.
+    /// Strip `number`: the columns of a panel that are multiplied at once.
     fn strip<F: Encoding>(&self, number: usize) -> Side<'_> {
         let tiles = self.depth.div_ceil(F::DEPTH) * F::PIECES * F::SIDE / ROWS;
         Side {
@@ -102,8 +102,8 @@ impl Tiled {
         }
     }
 
-    /// The tiles of a strip's block that has row `row`, and which quarter of the block's depth begins there; zeros beyond
-    /// the last row and the last strip. In f32.
+    /// The tiles of the block of a strip that contains row `row`, and the quarter of the block's depth that begins at
+    /// that row. Zeros beyond the last row and the last strip. Only for f32.
     fn turned(&self, row: usize, strip: usize) -> (&[TileRegister], usize) {
         static NONE: [TileRegister; SplitInt8::PIECES] = [TileRegister::ZEROS; SplitInt8::PIECES];
         let (block, quarter) = (row / SplitInt8::DEPTH, row % SplitInt8::DEPTH / ROWS);
@@ -115,8 +115,8 @@ impl Tiled {
     }
 }
 
-/// A matrix in tiles, or its transpose: whose tiles are made panel by panel as they are needed, so that a weight lies
-/// in memory once for both directions.
+/// A matrix in tiles, or its transpose. The tiles of the transpose are made panel by panel when they are needed, so
+/// that a weight is in memory once for both directions.
 #[derive(Clone, Copy)]
 pub(crate) struct TiledOperand<'a> {
     tiled: &'a Tiled,
@@ -124,7 +124,7 @@ pub(crate) struct TiledOperand<'a> {
 }
 
 impl TiledOperand<'_> {
-    /// The transpose, in f32.
+    /// The transpose; only for f32.
     pub(super) fn t(self) -> Self {
         assert!(self.tiled.precision == Precision::F32);
         let is_transposed = !self.is_transposed;
@@ -143,12 +143,13 @@ impl TiledOperand<'_> {
         }
     }
 
-    /// What the elements of a row are to be multiplied by before: the units of a transpose, whose columns have none.
+    /// The factors by which the elements of each row of `a` are multiplied first. A transpose has the units of the
+    /// original columns here, which are its rows; its own columns have no units.
     fn scales(&self) -> Option<&[f32]> {
         self.is_transposed.then_some(&self.tiled.units)
     }
 
-    /// `a b (rows, columns)`, where this is `b`, and `bias (columns)` added to each row.
+    /// `a b (rows, columns)`, where this is `b`, with `bias (columns)` added to each row.
     pub(super) fn product(&self, a: View, bias: Option<&[f32]>) -> Vec<f32> {
         // SAFETY: each element is written.
         unsafe {
@@ -168,11 +169,11 @@ impl TiledOperand<'_> {
     }
 
     /// # Safety
-    /// At the place are `a.rows` rows of as many columns as this has, which nobody else has meanwhile, and which may be
-    /// without a value unless they are added to.
+    /// `place` has `a.rows` rows of as many columns as this matrix. Nothing else accesses them meanwhile, and they may
+    /// be uninitialized unless they are added to.
     unsafe fn multiply(&self, place: Destination, a: View) {
         let ((depth, columns), rows) = (self.shape(), a.rows);
-        // With no depth the elements would stay without a value.
+        // At depth 0 the result would stay uninitialized.
         assert!(
             depth > 0 && a.columns == depth && a.fits() && a.strides.1 == 1,
             "product of tiles: {rows}x{} by {depth}x{columns}",
@@ -195,20 +196,21 @@ mod tests {
         (crate::mix(seed as u64) >> 40) as f32 / 16_777_216.0 - 0.5
     }
 
-    /// About the normal distribution: the largest of many is several times the usual one.
+    /// About normally distributed: the largest of many values is several times the usual one.
     fn normal(seed: usize) -> f32 {
         (0..12).map(|i| value(12 * seed + i)).sum()
     }
 
-    /// `b (depth, columns)` in tiles, and the transpose of its transpose.
+    /// `b (depth, columns)` in tiles, and its transpose in tiles, to be transposed back.
     fn both_ways(b: &[f32], depth: usize, columns: usize) -> [Tiled; 2] {
         let plain = Packed::rows(b, columns, depth, columns);
         let turned = Packed::transposed(b, columns, columns, depth);
         [&plain, &turned].map(|packed| Tiled::new(packed, Precision::F32))
     }
 
-    /// Beside sums in f64, of which plain sums in f32 are no nearer: rows, depths and columns that are no multiples of a
-    /// tile's, several parts of the depth and of the rows, every way of writing a result, a transpose.
+    /// Against sums in f64, products on tiles have no larger errors than plain sums in f32. Covers rows, depths and
+    /// columns that are no multiples of a tile's, several parts of the depth and of the rows, every mode of writing a
+    /// result, and transposes.
     #[test]
     #[ignore = "needs a processor with AVX-512"]
     fn products_are_as_exact_as_sums_in_f32_on_avx512() {
@@ -265,7 +267,7 @@ mod tests {
         check_rounded(&shapes, |packed, a, bias, added| {
             let tiled = Tiled::new(&packed, Precision::Bf16);
             tiled.plain().multiply_add(added, a);
-            // What is not a number makes its row so, and no other.
+            // A NaN makes its own row NaN, and no other.
             let mut odd = a.data.to_vec();
             odd[0] = f32::NAN;
             let product = tiled.plain().product(View::new(&odd, a.columns), None);
@@ -276,7 +278,7 @@ mod tests {
         });
     }
 
-    /// What a row is multiplied beside changes no bit of it.
+    /// The other rows of a product change no bit of a row's result.
     #[test]
     #[ignore = "needs a processor with AVX-512"]
     fn rows_do_not_depend_on_each_other_on_avx512() {
@@ -296,8 +298,9 @@ mod tests {
         }
     }
 
-    /// Rows and columns of very different sizes, and of zeros: an error is small beside its own row, and beside its own
-    /// column or, by a transpose, beside what the row is multiplied with.
+    /// Rows and columns of very different magnitudes, zeros among them. An error is small relative to its own row of
+    /// `a`. It is also small relative to its own column of `b` or, for a transpose, to the largest element of each row
+    /// of `b`.
     #[test]
     #[ignore = "needs a processor with AVX-512"]
     fn every_row_and_column_has_its_own_size_on_avx512() {

@@ -1,5 +1,5 @@
-//! Products whose operands are rounded to bfloat16, with sums in f32: two products for the price of one
-//! where the processor has AVX512-BF16.
+//! Products whose operands are rounded to bfloat16, with sums in f32. AVX512-BF16 computes two such products in the
+//! time of one in f32.
 
 use multiversion::multiversion;
 
@@ -8,7 +8,7 @@ use super::tile::{result, Mode, Target, MOST_ROWS, PANEL};
 use super::view::View;
 use crate::profile;
 
-/// Whether this processor has such products.
+/// Whether this processor has AVX512-BF16.
 pub(super) fn is_available() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
@@ -20,8 +20,8 @@ pub(super) fn is_available() -> bool {
     }
 }
 
-/// A matrix `(depth, columns)` of rounded elements, panel after panel of 32 columns: the elements of two
-/// rows that stand in one column lie side by side.
+/// A matrix `(depth, columns)` of rounded elements, in panels of 32 columns. Rows are stored in pairs: the two elements
+/// of a pair that are in one column are adjacent.
 pub(crate) struct HalfPacked {
     depth: usize,
     columns: usize,
@@ -68,11 +68,11 @@ impl HalfPacked {
     }
 
     /// # Safety
-    /// `out` has `a.rows` rows of `columns` elements, which may be without a value unless they are added
-    /// to. A bias has `columns` elements.
+    /// `out` has `a.rows` rows of `columns` elements, which may be uninitialized unless they are added to. A bias has
+    /// `columns` elements.
     unsafe fn multiply(&self, out: *mut f32, a: View, mode: Mode) {
         let (depth, columns, rows) = (self.depth, self.columns, a.rows);
-        // With no depth there would be no panel, and the elements would stay without a value.
+        // At depth 0 there would be no panel, and the result would stay uninitialized.
         assert!(
             depth > 0 && a.columns == depth && a.fits() && a.strides.1 == 1,
             "half product: {rows}x{} by {depth}x{columns}",
@@ -101,16 +101,15 @@ impl HalfPacked {
                 },
             };
             for row in (0..rows).step_by(MOST_ROWS) {
-                // The processor has the instructions; the tile has at most the rows that are left, and
-                // a whole panel.
+                // The processor has the instructions. The tile covers at most the remaining rows and a whole panel.
                 multiply_tile(&tile(row), (rows - row).min(MOST_ROWS));
             }
         }
     }
 }
 
-/// The nearest bfloat16, of two the even one; NaN stays NaN. As `half::bf16::from_f32`, in a form that is
-/// vectorized.
+/// Rounds to the nearest bfloat16, ties to even; NaN stays NaN. The same as `half::bf16::from_f32`, in a form that the
+/// compiler vectorizes.
 #[inline(always)]
 fn round(x: f32) -> u16 {
     let bits = x.to_bits();
@@ -119,7 +118,7 @@ fn round(x: f32) -> u16 {
     ((if x.is_nan() { quiet } else { nearest }) >> 16) as u16
 }
 
-/// Rounds a row; what `to` has more is left as it is.
+/// Rounds a row. Further elements of `to` are left as they are.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw", "x86_64+avx2+fma"))]
 fn round_all(from: &[f32], to: &mut [u16]) {
     for (to, from) in to.iter_mut().zip(from) {
@@ -127,7 +126,7 @@ fn round_all(from: &[f32], to: &mut [u16]) {
     }
 }
 
-/// What one call of the kernel works on.
+/// The operands of one call of the kernel.
 struct Bf16Tile {
     pairs: usize,
     a: *const u16,
@@ -196,8 +195,8 @@ pub(super) mod tests {
         }
     }
 
-    /// Holds products of rounded elements to sums in f64, ties among the elements. `product` gives, of a matrix, `a b`
-    /// and the bias, and adds `a b` to what it is given.
+    /// Compares products of rounded elements with sums in f64; ties are among the elements. `product` gets a matrix
+    /// `b`, `a`, a bias and a buffer. It returns `a b` plus the bias and adds `a b` to the buffer.
     pub fn check_rounded(
         shapes: &[(usize, usize, usize)],
         product: impl Fn(Packed, View, &[f32], &mut [f32]) -> Vec<f32>,
@@ -206,7 +205,7 @@ pub(super) mod tests {
         let exact = |x: f32| f64::from(half::bf16::from_f32(x).to_f32());
         for &(rows, depth, columns) in shapes {
             let mut a: Vec<f32> = (0..rows * depth).map(value).collect();
-            // Halfway between two bfloat16, of which one is even.
+            // Halfway between two bfloat16 values, one of which is even.
             a[0] = f32::from_bits(0x3f80_8000);
             a[depth / 2] = f32::from_bits(0xbf81_8000);
             let b: Vec<f32> = (0..depth * columns).map(|i| value(!i)).collect();

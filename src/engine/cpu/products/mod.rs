@@ -1,5 +1,5 @@
-//! Products with weights: a matrix is packed once, in the form that this processor multiplies with fastest, and what an
-//! instruction set needs stays in a file or a folder of its own.
+//! Products with weights. A weight is packed once, in the form that this processor multiplies fastest. The code for an
+//! instruction set is in a file or folder of its own.
 
 #[cfg_attr(not(target_arch = "x86_64"), path = "amx/absent.rs")]
 mod amx;
@@ -22,8 +22,9 @@ pub(crate) use self::packed::Packed;
 pub(crate) use self::tile::{exchange, Destination, Mode};
 pub(crate) use self::view::{multiply, View};
 
-/// How often a frozen weight whose smaller side is `least_side` lies in memory, counted in its size in f32, where a
-/// gradient passes through it and where none does.
+/// The memory that the packed forms of a frozen weight take, as a multiple of its size in f32. `least_side` is the
+/// smaller side of the weight. `is_passed` says whether a gradient passes through it, which needs the other orientation
+/// too.
 pub fn copies_of_a_weight(least_side: usize, is_passed: bool) -> f64 {
     let directions = if is_passed { 2.0 } else { 1.0 };
     let forms = if is_wide(least_side) { 1.0 } else { directions };
@@ -34,15 +35,15 @@ pub fn copies_of_a_weight(least_side: usize, is_passed: bool) -> f64 {
     forms * size
 }
 
-/// A weight, packed for `x Wᵀ` and for `dy W` when either is first needed: a wide one once for both, in half the memory
-/// or less, though `dy W` then takes a tenth longer (Zen 3) or a sixth (AMX).
+/// The packed forms of a weight, for `x Wᵀ` and for `dy W`, each made when it is first needed. In f32 a wide weight is
+/// packed once for both, in half the memory or less; `dy W` then takes a tenth longer (Zen 3) or a sixth (AMX).
 #[derive(Default)]
 pub struct Prepared {
     forward: Forms,
     backward: Forms,
 }
 
-/// A form for each precision.
+/// The form for each precision, once it has been made.
 #[derive(Default)]
 struct Forms {
     f32: OnceLock<WeightForm>,
@@ -59,7 +60,7 @@ impl Forms {
 }
 
 impl Prepared {
-    /// `Wᵀ (in, out)`.
+    /// `Wᵀ (in, out)`, to multiply with in `x Wᵀ`. Packed at the first call.
     pub(crate) fn forward(&self, precision: Precision, weight: &Elements) -> Operand<'_> {
         let (out, input) = weight.shape();
         let pack = || match weight {
@@ -74,7 +75,7 @@ impl Prepared {
             .operand()
     }
 
-    /// `W (out, in)`.
+    /// `W (out, in)`, to multiply with in `dy W`. Packed at the first call.
     pub(crate) fn backward(&self, precision: Precision, weight: &Elements) -> Operand<'_> {
         let (out, input) = weight.shape();
         if precision == Precision::F32 && is_wide(out.min(input)) {
@@ -86,7 +87,7 @@ impl Prepared {
     }
 }
 
-/// A matrix as this processor multiplies with it.
+/// A matrix in the form that this processor multiplies with.
 pub(crate) enum WeightForm {
     Packed(Packed),
     Half(HalfPacked),
@@ -94,7 +95,7 @@ pub(crate) enum WeightForm {
 }
 
 impl WeightForm {
-    /// That of a packed matrix in a precision.
+    /// The form of a packed matrix for products in `precision`.
     pub(crate) fn new(precision: Precision, packed: Packed) -> Self {
         let (depth, columns) = packed.plain().shape();
         let is_tiled = match precision {
@@ -122,7 +123,7 @@ pub(crate) fn has_amx() -> bool {
     amx::is_available()
 }
 
-/// Whether this processor has products of a precision.
+/// Whether this processor computes products in this precision.
 pub(crate) fn has(precision: Precision) -> bool {
     precision == Precision::F32 || half::is_available() || amx::is_available()
 }
@@ -136,7 +137,7 @@ pub(crate) enum Operand<'a> {
 }
 
 impl Operand<'_> {
-    /// The transpose. Rounded forms are made for one direction.
+    /// The transpose. Forms rounded to bfloat16 have none, because they are packed for one direction.
     fn t(self) -> Self {
         match self {
             Operand::Plain(b) => Operand::Plain(b.t()),
@@ -145,7 +146,7 @@ impl Operand<'_> {
         }
     }
 
-    /// Whether the elements of a row of `a` have to lie one after the other, or had better.
+    /// Whether the elements of each row of `a` have to be contiguous.
     pub(crate) fn takes_rows(self) -> bool {
         match self {
             Operand::Plain(_) => false,
@@ -171,14 +172,14 @@ impl Operand<'_> {
         }
     }
 
-    /// Adds `a b` to a gradient `(rows, columns)`.
+    /// Adds `a b` to the gradient `(rows, columns)` in `slot`.
     pub(crate) fn add_product(self, a: View, slot: &Slot) {
         let make = || self.product(a, None);
         slot.make_or_add(make, |sum| self.multiply_add(sum, a));
     }
 }
 
-/// Reads elements that are not needed afterwards.
+/// Calls `read` with the elements, which are not needed afterwards: a stored weight's source may free them.
 fn once<T>(weight: &Elements, read: impl FnOnce(&[f32]) -> T) -> T {
     match weight {
         Elements::Held(tensor) => read(tensor.data()),
@@ -196,8 +197,8 @@ mod tests {
     use super::amx::Tiled;
     use super::*;
 
-    /// On vector and, where the processor has them, on tile registers, with several parts of the depth and a last panel
-    /// that is not full.
+    /// Covers vector registers and, if the processor has them, tile registers, with several parts of the depth and a
+    /// last panel that is not full.
     #[test]
     fn helpers_change_no_bit() {
         let (rows, depth, columns) = (203, 800, 1000);

@@ -9,7 +9,8 @@ use super::tile::{result, slices, Destination, Kernels, Mode, Pieces, Tile, MOST
 use super::view::{multiply, View};
 use crate::profile;
 
-/// Multiplications from which on a part of a product is worth another thread's time: some 50 microseconds.
+/// The least number of multiplications in a part of a product that is worth another thread's time: some 50
+/// microseconds.
 const LEAST_SHARED: usize = 1 << 21;
 
 thread_local! {
@@ -17,7 +18,7 @@ thread_local! {
     static TRANSPOSED: RefCell<Vec<f32>> = RefCell::default();
 }
 
-/// A packed matrix, or its transpose: that is made panel by panel as it is needed, so that a weight lies in
+/// A packed matrix or its transpose. The transpose is made panel by panel when it is needed, so that a weight is in
 /// memory once for both directions.
 #[derive(Clone, Copy)]
 pub(crate) struct PackedOperand<'a> {
@@ -52,7 +53,7 @@ impl<'a> PackedOperand<'a> {
         }
     }
 
-    /// Elements that [`PackedOperand::panel`] needs room for, for so many rows.
+    /// The number of elements of room that [`PackedOperand::panel`] needs for this many rows.
     pub(crate) fn room(&self, rows: usize) -> usize {
         if self.is_transposed {
             rows * PANEL
@@ -61,7 +62,7 @@ impl<'a> PackedOperand<'a> {
         }
     }
 
-    /// Rows `rows` of a panel, `(rows, 32)`: where they lie, or in `room`.
+    /// Rows `rows` of panel `number`, `(rows, 32)`: borrowed in place, or written to `room` for a transpose.
     pub(crate) fn panel<'b>(
         &self,
         number: usize,
@@ -78,7 +79,7 @@ impl<'a> PackedOperand<'a> {
         &self.packed.panel(number)[rows.start * PANEL..rows.end * PANEL]
     }
 
-    /// What those are read from.
+    /// The memory that [`PackedOperand::panel`] reads for these rows, to be prefetched.
     pub(crate) fn pieces(&self, number: usize, rows: Range<usize>) -> Pieces {
         if !self.is_transposed {
             return Pieces {
@@ -88,7 +89,7 @@ impl<'a> PackedOperand<'a> {
                 stride: 0,
             };
         }
-        // Of each panel across, as many rows as this panel has columns.
+        // A panel of the transpose reads, from each packed panel, as many rows as it has columns.
         let (first, last) = (rows.start / PANEL, rows.end.div_ceil(PANEL));
         let row = number * PANEL;
         Pieces {
@@ -99,25 +100,25 @@ impl<'a> PackedOperand<'a> {
         }
     }
 
-    /// `out ← out + a b` where this is `b`; `a` has its depth as its columns, and the rows of `out`
-    /// are `stride` elements apart.
+    /// `out ← out + a b`, where this is `b (depth, columns)` and `a` is `(rows, depth)`. The rows of `out` are `stride`
+    /// elements apart.
     pub(crate) fn multiply_add(&self, out: &mut [f32], stride: usize, a: View) {
         self.check(out.len(), stride, &a);
         // SAFETY: `check` has made sure that all rows lie in `out`.
         unsafe { self.multiply(Destination::new(out, stride, Mode::Add), a) }
     }
 
-    /// `out ← a b`, else as [`PackedOperand::multiply_add`].
+    /// `out ← a b`, with the operands of [`PackedOperand::multiply_add`].
     pub(crate) fn multiply_into(&self, out: &mut [f32], stride: usize, a: View) {
         self.check(out.len(), stride, &a);
         // SAFETY: `check` has made sure that all rows lie in `out`.
         unsafe { self.multiply(Destination::new(out, stride, Mode::Set), a) }
     }
 
-    /// Writes `a b` at a place.
+    /// Writes `a b` to `place`, in its mode.
     ///
     /// # Safety
-    /// It has `a.rows` rows of as many columns as this, which nobody else has meanwhile.
+    /// `place` has `a.rows` rows of as many columns as this matrix, and nothing else accesses them meanwhile.
     pub(crate) unsafe fn multiply_at(&self, place: Destination, a: View) {
         assert!(a.columns == self.shape().0 && a.fits());
         self.multiply(place, a);
@@ -128,7 +129,7 @@ impl<'a> PackedOperand<'a> {
         self.product_in(Vec::new(), a, bias)
     }
 
-    /// The same, written where `room` was if that is enough.
+    /// [`PackedOperand::product`], in the allocation of `room` if that is large enough.
     pub(crate) fn product_in(&self, room: Vec<f32>, a: View, bias: Option<&[f32]>) -> Vec<f32> {
         let (_, columns) = self.shape();
         self.check(a.rows * columns, columns, &a);
@@ -147,8 +148,8 @@ impl<'a> PackedOperand<'a> {
     }
 
     /// # Safety
-    /// `a` fits and has `depth` columns. At the place are `a.rows` rows of `columns` elements, which may be
-    /// without a value unless they are added to. A bias has `columns` elements.
+    /// `a` fits and has `depth` columns. `place` has `a.rows` rows of `columns` elements, which may be uninitialized
+    /// unless they are added to. A bias has `columns` elements.
     unsafe fn multiply(&self, place: Destination, a: View) {
         let ((depth, columns), rows) = (self.shape(), a.rows);
         profile::product(rows, depth, columns);
@@ -159,10 +160,10 @@ impl<'a> PackedOperand<'a> {
         self.multiply_panels(kernels, 0..panels, place, a);
     }
 
-    /// The columns of some panels, each element one sum.
+    /// Computes the columns of some panels. Each element is one sum over the depth, whichever thread computes it.
     ///
     /// # Safety
-    /// As of [`PackedOperand::multiply`]; the processor has the kernel's instructions.
+    /// As for [`PackedOperand::multiply`]; the processor has the kernel's instructions.
     unsafe fn multiply_panels(
         &self,
         kernels: Kernels,
@@ -172,7 +173,7 @@ impl<'a> PackedOperand<'a> {
     ) {
         let (depth, columns) = self.shape();
         let least = |rows: usize| LEAST_SHARED.div_ceil((rows * depth * PANEL).max(1));
-        // Whoever multiplies with the next panel: it is likely the same thread.
+        // The next panel is prefetched here, because this thread most likely multiplies with it too.
         let last = panels.end.saturating_sub(1);
         let work = |panels: Range<usize>, rows: Range<usize>| {
             TRANSPOSED.with_borrow_mut(|buffer| {
@@ -193,8 +194,8 @@ impl<'a> PackedOperand<'a> {
                             coming: places.next().unwrap_or(next.first),
                             ..whole.at(row, 0)
                         };
-                        // The tile has at most the rows of `a` and the result that are left, as many columns
-                        // as there are, and a whole panel.
+                        // The tile covers at most the remaining rows of `a` and of the result, the columns that exist,
+                        // and a whole panel.
                         (kernels.rows)(&tile, (rows.end - row).min(MOST_ROWS));
                     }
                 }
@@ -203,7 +204,7 @@ impl<'a> PackedOperand<'a> {
         if panels.len() > 1 {
             return share(panels, least(a.rows), &|panels| work(panels, 0..a.rows));
         }
-        // A narrow product is divided by its rows.
+        // A product of a single panel is divided by rows instead.
         let tiles = 0..a.rows.div_ceil(MOST_ROWS);
         share(tiles, least(MOST_ROWS), &|tiles| {
             let end = a.rows.min(tiles.end * MOST_ROWS);
@@ -211,7 +212,7 @@ impl<'a> PackedOperand<'a> {
         });
     }
 
-    /// As [`PackedOperand::multiply`], for processors without a kernel of ours.
+    /// [`PackedOperand::multiply`] for processors without a kernel of ours, by the `gemm` crate.
     unsafe fn multiply_portably(&self, Destination { out, stride, mode }: Destination, a: View) {
         let ((depth, columns), rows) = (self.shape(), a.rows);
         for row in 0..rows {
@@ -235,10 +236,10 @@ impl<'a> PackedOperand<'a> {
     }
 }
 
-/// `out ← out + a b` for `b (depth, columns)`, which is multiplied with this once: a panel at a time is packed,
-/// and stays in the first cache.
+/// `out ← out + a b` for a matrix `b (depth, columns)` that is used in this product only. It is packed one panel at a
+/// time, and that panel stays in the first-level cache.
 pub(crate) fn multiply_add_once(out: &mut [f32], a: View, b: &[f32], columns: usize) {
-    /// An element is packed in the time of so many multiplications.
+    /// Packing an element takes as long as this many multiplications.
     const PACKING: usize = 32;
     assert!(a.fits() && a.rows * columns <= out.len() && a.columns * columns <= b.len());
     let least = LEAST_SHARED.div_ceil(((a.rows + PACKING) * a.columns * PANEL).max(1));
@@ -249,7 +250,7 @@ pub(crate) fn multiply_add_once(out: &mut [f32], a: View, b: &[f32], columns: us
             let count = PANEL.min(columns - first);
             panel.pack_rows(&b[first..], columns, a.columns, count);
             let place = place.at(first);
-            // SAFETY: `out` has as many rows of `columns` elements, and these columns are written here alone.
+            // SAFETY: `out` has `a.rows` rows of `columns` elements, and only this thread writes these columns.
             unsafe { panel.plain().multiply(place, a) };
         }
     });
@@ -322,7 +323,7 @@ mod tests {
         });
     }
 
-    /// The same bits by the transpose of the packed transpose.
+    /// Multiplying by the transpose of the packed transpose gives the same bits.
     #[test]
     fn transposes_change_no_bit() {
         for (rows, depth, columns) in [(1, 1, 1), (13, 40, 33), (7, 3, 70), (128, 450, 333)] {
@@ -347,7 +348,7 @@ mod tests {
         }
     }
 
-    /// The same elements by the other ways of writing them.
+    /// All modes of writing a result give the same elements.
     #[test]
     fn results_are_set_added_and_biased() {
         for (rows, depth, columns) in [(1, 1, 1), (13, 7, 33), (26, 5, 8), (3, 0, 40), (0, 4, 4)] {

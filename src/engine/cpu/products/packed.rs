@@ -1,18 +1,18 @@
-//! A matrix that is multiplied with again and again: packed once into panels of 32 columns, so that a product
-//! streams it from the second-level cache.
+//! A matrix for many products, packed once into panels of 32 columns, so that a product streams it from the
+//! second-level cache.
 
 use std::ops::Range;
 
 use super::operand::PackedOperand;
 use super::tile::{from_line, transpose, LINE, PANEL};
 
-/// A matrix `(depth, columns)`, panel after panel: the 32 elements of a row of a panel lie side by
-/// side, zeros where the last panel is not full.
+/// A matrix `(depth, columns)`, panel after panel. The 32 elements of a panel's row are contiguous. The last panel is
+/// padded with zeros.
 #[derive(Default)]
 pub(crate) struct Packed {
     pub(crate) depth: usize,
     pub(crate) columns: usize,
-    /// From the first line on, see [`from_line`].
+    /// Holds the panels from the first cache line boundary on, see [`from_line`].
     buffer: Vec<f32>,
 }
 
@@ -31,8 +31,8 @@ impl Packed {
         packed
     }
 
-    /// [`Packed::transposed`] of a matrix of which `read` appends a range of elements, row by row: no more than a few
-    /// rows of it are in memory beside the result.
+    /// [`Packed::transposed`] of a matrix that `read` supplies, which appends a range of its elements, row by row. At
+    /// most 32 of its rows are in memory beside the result.
     pub(crate) fn transposed_by(
         read: impl Fn(Range<usize>, &mut Vec<f32>),
         depth: usize,
@@ -53,7 +53,7 @@ impl Packed {
         packed
     }
 
-    /// [`Packed::rows`] in the place of what is there.
+    /// [`Packed::rows`] into this buffer, in place of what it held.
     pub(crate) fn pack_rows(&mut self, data: &[f32], stride: usize, depth: usize, columns: usize) {
         self.resize(depth, columns);
         let distance = self.distance();
@@ -64,7 +64,7 @@ impl Packed {
             for (p, row) in panel.chunks_exact_mut(PANEL).take(depth).enumerate() {
                 let start = p * stride + first;
                 if count == PANEL {
-                    // A length that the compiler knows takes no call.
+                    // Copying a length that is known at compile time needs no function call.
                     row.copy_from_slice(&data[start..start + PANEL]);
                 } else {
                     row[..count].copy_from_slice(&data[start..start + count]);
@@ -74,7 +74,7 @@ impl Packed {
         }
     }
 
-    /// [`Packed::transposed`] in the place of what is there.
+    /// [`Packed::transposed`] into this buffer, in place of what it held.
     pub(crate) fn pack_transposed(
         &mut self,
         data: &[f32],
@@ -101,8 +101,9 @@ impl Packed {
         self.columns.div_ceil(PANEL) * self.distance()
     }
 
-    /// Elements from one panel to the next. The panels of the transpose are read across all of them, a block
-    /// from each: at an even distance, few places of the second-level cache would have to hold them all.
+    /// The distance from one panel to the next, in elements. A panel of the transpose is read across all panels, one
+    /// block from each. At a distance that is a multiple of 2048 elements, all these blocks would compete for a few
+    /// sets of the second-level cache; such distances are padded by half a block.
     pub(crate) fn distance(&self) -> usize {
         const HALF_BLOCK: usize = PANEL * PANEL / 2;
         let length = self.depth * PANEL;
@@ -126,12 +127,12 @@ impl Packed {
         &self.panels()[number * self.distance()..][..self.depth * PANEL]
     }
 
-    /// This as a factor.
+    /// This matrix as the right operand of a product.
     pub(crate) fn plain(&self) -> PackedOperand<'_> {
         PackedOperand::new(self)
     }
 
-    /// Rows `rows` of a panel of the transpose.
+    /// Writes rows `rows` of panel `number` of the transpose to `out`, `(rows, 32)`.
     pub(crate) fn transpose(&self, number: usize, rows: Range<usize>, out: &mut [f32]) {
         let first = number * PANEL;
         let count = PANEL.min(self.depth - first);

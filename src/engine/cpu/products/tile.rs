@@ -1,4 +1,4 @@
-//! The inner part of products: some rows of one matrix by a panel of 32 columns of the other.
+//! The micro-kernel of products: some rows of one matrix, times a panel of 32 columns of the other.
 
 #[cfg(target_arch = "x86_64")]
 mod register;
@@ -8,16 +8,16 @@ pub(crate) mod x86;
 /// Columns of a panel: two registers of AVX-512, four of AVX2.
 pub(crate) const PANEL: usize = 32;
 
-/// Elements of a cache line: a register of AVX-512.
+/// The number of elements in a cache line, and in an AVX-512 register.
 pub(crate) const LINE: usize = 16;
 
-/// Where the first line of a buffer begins, at most [`LINE`] elements on. Panels begin there: each register
-/// that is loaded across two lines would count as two.
+/// The index of the first element at a cache line boundary, at most [`LINE`]. Panels begin there, because loading a
+/// register across two lines costs as much as two loads.
 pub(crate) fn from_line(buffer: &[f32]) -> usize {
     buffer.as_ptr().align_offset(4 * LINE).min(LINE)
 }
 
-/// What becomes of the elements of a result.
+/// How a product is written to the elements of a result.
 #[derive(Clone, Copy)]
 pub(crate) enum Mode {
     /// `out ← out + a b`
@@ -29,7 +29,7 @@ pub(crate) enum Mode {
 }
 
 impl Mode {
-    /// Of a result of its own with `columns` columns.
+    /// The mode for a new result with `columns` columns.
     pub(crate) fn result(bias: Option<&[f32]>, columns: usize) -> Self {
         match bias {
             Some(bias) => {
@@ -40,7 +40,7 @@ impl Mode {
         }
     }
 
-    /// The same from column `first` on.
+    /// The mode for the columns from `first` on.
     pub(crate) fn at_column(self, first: usize) -> Self {
         match self {
             Mode::Bias(bias) => Mode::Bias(bias.wrapping_add(first)),
@@ -58,7 +58,8 @@ pub(crate) struct Destination {
     pub(crate) mode: Mode,
 }
 
-// SAFETY: pointers alone; who writes through them sees to it that no two threads write the same elements.
+// SAFETY: these are only pointers. The code that writes through them ensures that no two threads write the same
+// elements.
 unsafe impl Send for Destination {}
 unsafe impl Sync for Destination {}
 
@@ -68,14 +69,15 @@ impl Destination {
         Destination { out, stride, mode }
     }
 
-    /// The place so many elements on. A bias is no part of it.
+    /// The destination this many elements further on. The mode must not be [`Mode::Bias`], which would have to move as
+    /// well.
     pub(crate) fn at(self, elements: usize) -> Self {
         debug_assert!(!matches!(self.mode, Mode::Bias(_)));
         let out = self.out.wrapping_add(elements);
         Destination { out, ..self }
     }
 
-    /// The panel of a result of `columns` that begins at a row and a column.
+    /// The part of a result of `columns` columns that begins at a row and a column and is at most one panel wide.
     pub(crate) fn target(self, row: usize, first: usize, columns: usize) -> Target {
         Target {
             out: self.out.wrapping_add(row * self.stride + first),
@@ -86,11 +88,11 @@ impl Destination {
     }
 }
 
-/// A result `(rows, columns)` of its own, to each row of which `bias (columns)` is added. `write` writes it, where `room`
-/// was if that is enough.
+/// Makes a result `(rows, columns)`, which `write` fills, with `bias (columns)` added to each row. Uses the allocation
+/// of `room` if that is large enough.
 ///
 /// # Safety
-/// Each element at the place is written.
+/// `write` writes every element of its destination.
 pub(crate) unsafe fn result(
     room: Vec<f32>,
     rows: usize,
@@ -168,27 +170,27 @@ pub(crate) fn exchange(
     }
 }
 
-/// Rows of a tile at most.
+/// The largest number of rows in a tile.
 pub(crate) const MOST_ROWS: usize = 12;
 
-/// What one call of [`Kernels::rows`] works on.
+/// The operands of one call of [`Kernels::rows`].
 #[derive(Clone, Copy)]
 pub(crate) struct Tile {
     pub(crate) depth: usize,
     pub(crate) a: *const f32,
     pub(crate) a_strides: (usize, usize),
     pub(crate) panel: *const f32,
-    /// What is prefetched meanwhile: [`coming_elements`] from here on.
+    /// The memory to prefetch meanwhile: [`coming_elements`] from here on.
     pub(crate) coming: *const f32,
     /// Where the sums go.
     pub(crate) target: Target,
 }
 
-/// Elements between the slices of a buffer: rows whose distance is a multiple of 1024 elements share a few
-/// places of the first-level cache.
+/// The gap between the slices of a buffer, in elements. Rows whose distance is a multiple of 1024 elements compete for
+/// a few sets of the first-level cache.
 pub(crate) const GAP: usize = 272;
 
-/// `COUNT` slices of `length` elements in a buffer, with gaps between them, the first at a line.
+/// `COUNT` slices of `length` elements in a buffer, with gaps between them. The first begins at a cache line boundary.
 pub(crate) fn slices<const COUNT: usize>(
     buffer: &mut Vec<f32>,
     length: usize,
@@ -206,27 +208,28 @@ pub(crate) fn slices<const COUNT: usize>(
     })
 }
 
-/// Steps of a product for each line of 16 elements of what is coming that is prefetched.
+/// The number of steps of a product for each cache line of 16 elements that is prefetched.
 const STEPS_PER_LINE: usize = 4;
 
-/// How many elements a kernel prefetches beside a product of `depth`.
+/// The number of elements that a kernel prefetches during a product of this depth.
 fn coming_elements(depth: usize) -> usize {
     depth / STEPS_PER_LINE * LINE
 }
 
-/// What will be needed soon and is to be brought into the second-level cache meanwhile. It is never read here.
+/// Memory that will be needed soon and is prefetched into the second-level cache. It is never read through these
+/// pointers.
 #[derive(Clone, Copy)]
 pub(crate) struct Pieces {
     pub(crate) first: *const f32,
     pub(crate) count: usize,
-    /// Elements of each.
+    /// The number of elements in each piece.
     pub(crate) length: usize,
-    /// Elements from one to the next.
+    /// The distance from one piece to the next, in elements.
     pub(crate) stride: usize,
 }
 
 impl Pieces {
-    /// Where to prefetch [`coming_elements`] beside one product of `depth` after the other.
+    /// The places from which to prefetch [`coming_elements`], one for each of a series of products of this depth.
     pub(crate) fn places(self, depth: usize) -> Places {
         let step = coming_elements(depth).max(LINE);
         Places {
@@ -239,10 +242,10 @@ impl Pieces {
 
 /// Places in [`Pieces`], one after the other.
 pub(crate) struct Places {
-    /// Those that are left.
+    /// The pieces that are left.
     pieces: Pieces,
     step: usize,
-    /// The next place in the first of them.
+    /// The offset of the next place in the first piece.
     offset: usize,
 }
 
@@ -262,7 +265,7 @@ impl Iterator for Places {
     }
 }
 
-/// Asks for the line of a place, for the second-level cache.
+/// Prefetches the cache line of `place` into the second-level cache.
 #[inline(always)]
 pub(crate) fn prefetch(place: *const f32) {
     #[cfg(target_arch = "x86_64")]
@@ -286,7 +289,7 @@ pub(crate) struct Target {
     pub(crate) mode: Mode,
 }
 
-/// What a processor multiplies with.
+/// The micro-kernels for an instruction set.
 #[derive(Clone, Copy)]
 pub(crate) struct Kernels {
     /// Writes the products of 1 to 12 rows and a panel.
@@ -294,7 +297,7 @@ pub(crate) struct Kernels {
 }
 
 impl Kernels {
-    /// Those of this processor, if there are any for it.
+    /// The kernels for this processor, if there are any.
     pub(crate) fn of_this_processor() -> Option<Self> {
         #[cfg(target_arch = "x86_64")]
         {
@@ -310,7 +313,7 @@ impl Kernels {
 }
 
 impl Tile {
-    /// What is left of it from a row and a column on.
+    /// The rest of the tile from a row and a column on.
     pub(crate) fn at(self, row: usize, column: usize) -> Self {
         Tile {
             a: self.a.wrapping_add(row * self.a_strides.0),
@@ -322,7 +325,7 @@ impl Tile {
 }
 
 impl Target {
-    /// What is left of it from a row and a column on.
+    /// The rest of the target from a row and a column on.
     pub(crate) fn at(self, row: usize, column: usize) -> Self {
         Target {
             out: self.out.wrapping_add(row * self.stride + column),

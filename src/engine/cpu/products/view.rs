@@ -30,7 +30,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// The transpose, without moving anything.
+    /// The transpose, by exchanging the strides.
     pub(crate) fn t(self) -> Self {
         View {
             rows: self.columns,
@@ -49,8 +49,8 @@ impl<'a> View<'a> {
     }
 }
 
-/// `out ← scale · a b`, or `out ← out + scale · a b`; `out` is row-major with rows `stride` apart.
-/// Single-threaded: the groups of a batch are what runs in parallel.
+/// `out ← scale · a b`, or `out ← out + scale · a b`; `out` is row-major with rows `stride` apart. Single-threaded,
+/// because the groups of a batch already run in parallel.
 pub(crate) fn multiply(
     out: &mut [f32],
     stride: usize,

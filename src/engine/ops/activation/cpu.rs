@@ -1,5 +1,5 @@
-//! Element-wise non-linearities. The derivative is taken in the forward pass, where its parts are
-//! at hand, so that the backward pass is one multiplication.
+//! Element-wise non-linearities. The forward pass computes the derivative as well, because its parts are at hand; the
+//! backward pass is then one multiplication.
 
 use std::mem::MaybeUninit;
 
@@ -38,8 +38,7 @@ pub(super) fn activate(x: Matrix, activation: Activation) -> Matrix {
     })
 }
 
-/// `values ← f(values)`; all of `derivatives`, of which there are as many, gets the derivatives where they are
-/// asked for.
+/// `values ← f(values)`. If `derivatives` is given, it has as many elements, and all of them are written.
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
 fn apply(activation: Activation, values: &mut [f32], derivatives: Option<&mut [MaybeUninit<f32>]>) {
     match activation {

@@ -1,4 +1,4 @@
-//! What non-linearities mean.
+//! Non-linearities in dfdx operations, the definitions that kernels are compared with.
 
 use dfdx::prelude::*;
 
@@ -28,9 +28,9 @@ pub(super) fn activate<D: DfdxDevice>(
     }
 }
 
-/// `x Φ(x) = max(x, 0) − ½ |x| erfc(|x| / √2)`, with erfc by Abramowitz and Stegun 7.1.26
-/// (absolute error 1.5e-7), and max(x, 0) as ½ (x + |x|): dfdx takes the derivatives of `relu` and `abs` at 0
-/// as 0, so this one has Φ(0) = ½ there. dfdx's own `accurate_gelu` has a wrong derivative.
+/// `x Φ(x) = max(x, 0) − ½ |x| erfc(|x| / √2)`, with erfc by Abramowitz and Stegun 7.1.26 (absolute error 1.5e-7).
+/// max(x, 0) is computed as ½ (x + |x|): dfdx takes the derivatives of `relu` and `abs` at 0 as 0, so this form has the
+/// right derivative Φ(0) = ½ there. dfdx's own `accurate_gelu` has a wrong derivative.
 fn gelu<D: DfdxDevice>(x: &DfdxMatrix<D>) -> DfdxResult<DfdxMatrix<D>, D> {
     let [p, a] = ERFC;
     let size = x.clone().try_abs()?;

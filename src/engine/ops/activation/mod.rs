@@ -44,7 +44,7 @@ impl Activation {
 /// An element-wise non-linearity.
 ///
 /// # Errors
-/// What the device reports.
+/// The device fails, for example for want of memory.
 pub fn activate(x: Matrix, activation: Activation) -> Outcome<Matrix> {
     match x.device() {
         Device::Cpu => {

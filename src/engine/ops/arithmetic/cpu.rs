@@ -1,4 +1,4 @@
-//! On the CPU.
+//! Element-wise sums and products on the CPU.
 
 use dfdx::prelude::Shape;
 use multiversion::multiversion;
@@ -40,7 +40,7 @@ pub(super) fn multiply<S: Shape>(x: &Variable<S>, y: &Variable<S>) -> Variable<S
     let mut values = x.read();
     share_elements(&mut values, y.data(), multiply_by);
     let (x_slot, y_slot) = (x.slot(), y.slot());
-    // Each is needed for the other's gradient.
+    // Each operand is needed for the gradient of the other.
     let kept_x = y_slot.is_some().then(|| x.value.clone());
     let kept_y = x_slot.is_some().then(|| y.value.clone());
     let trace = x.trace().or(&y.trace());

@@ -1,4 +1,4 @@
-//! What sums and products mean, element by element.
+//! Element-wise sums and products in dfdx operations, the definitions that kernels are compared with.
 
 use dfdx::prelude::*;
 

@@ -9,10 +9,10 @@ use super::super::definition::run_definition;
 use super::super::profile::{self, Op};
 use super::super::{Device, Matrix, Outcome, Variable, Vector};
 
-/// `x + y`, of one shape.
+/// `x + y`; both have the same shape.
 ///
 /// # Errors
-/// What the device reports.
+/// The device fails, for example for want of memory.
 pub fn add(x: Matrix, y: &Matrix) -> Outcome<Matrix> {
     assert_eq!(x.shape(), y.shape(), "add: shapes disagree");
     match x.device() {
@@ -27,7 +27,7 @@ pub fn add(x: Matrix, y: &Matrix) -> Outcome<Matrix> {
 /// `factor · x`.
 ///
 /// # Errors
-/// What the device reports.
+/// The device fails, for example for want of memory.
 pub fn scale<S: Shape>(x: &Variable<S>, factor: f32) -> Outcome<Variable<S>> {
     match x.device() {
         Device::Cpu => {
@@ -38,10 +38,10 @@ pub fn scale<S: Shape>(x: &Variable<S>, factor: f32) -> Outcome<Variable<S>> {
     }
 }
 
-/// `x ⊙ y`, of one shape.
+/// `x ⊙ y`; both have the same shape.
 ///
 /// # Errors
-/// What the device reports.
+/// The device fails, for example for want of memory.
 pub fn multiply<S: Shape>(x: &Variable<S>, y: &Variable<S>) -> Outcome<Variable<S>> {
     assert_eq!(x.shape(), y.shape(), "multiply: shapes disagree");
     match x.device() {
@@ -54,10 +54,10 @@ pub fn multiply<S: Shape>(x: &Variable<S>, y: &Variable<S>) -> Outcome<Variable<
     }
 }
 
-/// Every row of `x (rows, columns)` times `factors (columns)`.
+/// Every row of `x (rows, columns)` times `factors (columns)`, element by element.
 ///
 /// # Errors
-/// What the device reports.
+/// The device fails, for example for want of memory.
 pub fn scale_columns(x: &Matrix, factors: &Vector) -> Outcome<Matrix> {
     let columns = x.shape().1;
     assert_eq!(columns, factors.shape().0, "scale columns: shapes disagree");
@@ -73,7 +73,7 @@ pub fn scale_columns(x: &Matrix, factors: &Vector) -> Outcome<Matrix> {
 /// `x (rows, columns)` with `row (columns)` added to each row.
 ///
 /// # Errors
-/// What the device reports.
+/// The device fails, for example for want of memory.
 pub fn add_row(x: Matrix, row: &Vector) -> Outcome<Matrix> {
     assert_eq!(x.shape().1, row.shape().0, "add row: shapes disagree");
     match x.device() {
@@ -88,7 +88,7 @@ pub fn add_row(x: Matrix, row: &Vector) -> Outcome<Matrix> {
 /// `1 / x`, element by element.
 ///
 /// # Errors
-/// What the device reports.
+/// The device fails, for example for want of memory.
 pub fn reciprocal<S: Shape>(x: &Variable<S>) -> Outcome<Variable<S>> {
     run_definition!(x.device(), |x| definition::reciprocal(x))
 }

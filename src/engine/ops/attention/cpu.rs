@@ -1,5 +1,5 @@
-//! On the CPU, with the softmax inside. The weights are kept for the backward pass where they are few, and computed
-//! again where they are many: they are the one thing that grows with the square of the length.
+//! Attention on the CPU, with a fused softmax. The attention weights grow with the square of the sequence length. Short
+//! sequences keep them for the backward pass; for long ones the backward pass computes them again.
 
 use multiversion::multiversion;
 use rayon::prelude::*;
@@ -14,7 +14,7 @@ use crate::gradient::{record_kernel, Slot};
 use crate::noise::Noise;
 use crate::{profile, Dropout, Layout, Matrix};
 
-/// Keys of a sequence up to which its weights are kept in a model of such a width.
+/// The largest number of keys of a sequence whose attention weights are kept, in a model of this width.
 fn most_kept_keys(hidden: usize) -> usize {
     match is_wide(hidden) {
         true => 64,
@@ -45,7 +45,7 @@ pub(super) fn attention(
     }
     let is_kept = joined.is_on() && keys.longest() + shape.prefix <= most_kept_keys(hidden);
     let heads = plan.heads();
-    // Of all heads where the backward pass needs them, of one at a time elsewhere.
+    // The weights of all heads, if the backward pass needs them; otherwise one head at a time has them in a buffer.
     let mut kept = vec![Vec::new(); heads.len()];
     let mut values = vec![0.0; rows * hidden];
     let place = Destination::new(&mut values, hidden, Mode::Set);
@@ -83,14 +83,14 @@ pub(super) fn attention(
     })
 }
 
-/// What forward and backward share.
+/// The parameters that the forward and the backward pass share.
 struct Heads {
     queries: Layout,
     keys: Layout,
     shape: AttentionShape,
     hidden: usize,
     dropout: Option<Dropout>,
-    /// What is added to the scores of each head by the distance of the key, `(heads, distances)`.
+    /// The bias of each head's scores, by the distance of the key: `(heads, distances)`.
     bias: Option<Vec<f32>>,
     /// `starts[i]..starts[i + 1]` are the rows of q that belong to sequence `i`.
     starts: Vec<usize>,
@@ -103,12 +103,12 @@ struct Heads {
 struct Head {
     sequence: usize,
     index: usize,
-    /// The first of its rows of q, and their number.
+    /// Its first row in q. `queries` is the number of its rows there.
     row: usize,
     queries: usize,
     /// Rows of k and v.
     keys: usize,
-    /// Rows of its sequence, of which those of q may be a part.
+    /// The number of rows of its sequence; q may have only some of them.
     length: usize,
     /// Where its first element lies in q.
     start: usize,
@@ -116,7 +116,7 @@ struct Head {
     key_start: usize,
 }
 
-/// What is written anew for each head.
+/// Buffers that are overwritten for each head.
 #[derive(Default)]
 struct Buffers {
     packed: Packed,
@@ -167,7 +167,7 @@ impl Heads {
         self.hidden / self.shape.heads
     }
 
-    /// Heads of the queries for each of keys and values.
+    /// The number of query heads for each head of keys and values.
     fn group(&self) -> usize {
         self.shape.heads / self.shape.key_value_heads
     }
@@ -204,12 +204,12 @@ impl Heads {
             .collect()
     }
 
-    /// The `(queries, width)` part of q, or of something of its shape, that belongs to `head`.
+    /// The `(queries, width)` part of `data` that belongs to `head`. `data` is q or has its shape.
     fn view<'a>(&self, data: &'a [f32], head: Head) -> View<'a> {
         View::strided(&data[head.start..], head.queries, self.width(), self.hidden)
     }
 
-    /// What is added to the scores of a row of q, beginning with its first key: a part of the head's distances.
+    /// The range of the head's distances whose biases are added to the scores of a row of q, from its first key on.
     fn distances(&self, head: Head, row: usize) -> Option<std::ops::Range<usize>> {
         let count = self.bias.as_ref()?.len() / self.shape.heads;
         let first = count / 2 - self.shape.prefix - self.places[head.row + row];
@@ -263,7 +263,7 @@ impl Heads {
         }
     }
 
-    /// The weights of one head as they are dropped: themselves, or what is then in `buffer`.
+    /// The weights of one head after dropout: `weights` itself if there is no dropout, else a copy in `buffer`.
     fn dropped<'a>(&self, weights: &'a [f32], head: Head, buffer: &'a mut Vec<f32>) -> &'a [f32] {
         if self.dropout.is_none() {
             return weights;
@@ -274,7 +274,7 @@ impl Heads {
         buffer
     }
 
-    /// Adds to the gradients of q, k, v and the bias where they are asked for.
+    /// Adds to the gradients of q, k, v and the bias: those that have slots.
     fn backward(
         &self,
         [q, k, v]: [&[f32]; 3],
@@ -294,7 +294,7 @@ impl Heads {
         });
         let heads = self.heads();
         let group = self.group();
-        // Of every head by itself, so that the order in which they are summed is always the same.
+        // Every head has a gradient of its own, so that they are always summed in the same order.
         let of_bias = bias_slot.as_ref().and(self.bias.as_ref());
         let distances = of_bias.map_or(0, |bias| bias.len() / self.shape.heads);
         let mut bias_gradients = vec![vec![0.0; distances]; heads.len()];
@@ -321,11 +321,11 @@ impl Heads {
                 }
             };
             if let Some(dv) = dv {
-                // dv ← weightsᵀ dy, with the weights as they were dropped.
+                // dv ← weightsᵀ dy, with the weights after dropout.
                 let weights = self.dropped(weights, head, dropped);
                 let weights = View::strided(weights, head.queries, head.keys, head.keys);
                 packed.pack_rows(&upstream[head.start..], hidden, head.queries, self.width());
-                // SAFETY: these are the rows and columns of the head in k and v, and below in q or in k and v.
+                // SAFETY: these are the head's rows and columns, here in k and v, below in q, k or v.
                 unsafe { packed.plain().multiply_at(shared(dv), weights.t()) };
             }
             if dq.is_none() && dk.is_none() && bias.is_empty() {
@@ -366,7 +366,7 @@ impl Heads {
         }
     }
 
-    /// The gradient of the bias, `(distances, heads)`, of those of all heads of all sequences.
+    /// The gradient of the bias, `(distances, heads)`: the sum over all heads of all sequences.
     fn sum_biases(&self, heads: &[Head], gradients: &[Vec<f32>], distances: usize) -> Vec<f32> {
         let mut sums = vec![0.0; distances * self.shape.heads];
         for (head, gradient) in heads.iter().zip(gradients) {
@@ -376,7 +376,8 @@ impl Heads {
         sums
     }
 
-    /// Adds the gradient of a head's bias, and makes that of its products out of that of its scores.
+    /// Adds the gradient of a head's scores to the gradient of its bias, then scales it into the gradient of the
+    /// products q kᵀ.
     fn bias_backward(&self, dscores: &mut [f32], head: Head, gradient: &mut [f32]) {
         for (i, dscores) in dscores.chunks_exact_mut(head.keys.max(1)).enumerate() {
             let Some(distances) = self.distances(head, i) else {
@@ -392,8 +393,9 @@ impl Heads {
         }
     }
 
-    /// The gradient of the dropped weights, then of the weights, then of the scores: of the products of queries
-    /// and keys where there is no bias.
+    /// Computes in `dscores` the gradient of the weights after dropout, from it the gradient of the weights, and from
+    /// that the gradient of the scores. Without a bias the last step also applies the scale, which gives the gradient
+    /// of the products q kᵀ.
     fn scores_backward(
         &self,
         packed: &mut Packed,

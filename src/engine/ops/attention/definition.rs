@@ -1,4 +1,4 @@
-//! What attention means.
+//! Attention in dfdx operations, the definition that the kernel is compared with.
 
 use dfdx::prelude::*;
 
@@ -22,7 +22,7 @@ pub(super) fn attention<D: DfdxDevice>(
     }
 }
 
-/// That of all rows. The packed rows are gathered into a rectangle, masked, and gathered back.
+/// Attention of all rows. The packed rows are gathered into a padded rectangle, masked, and gathered back.
 fn attention_of_all<D: DfdxDevice>(
     [q, k, v]: [&DfdxMatrix<D>; 3],
     attending: Attending,
@@ -103,8 +103,8 @@ fn attention_of_all<D: DfdxDevice>(
     select_rows(&mixed, &packed)
 }
 
-/// That of some rows out of that of `all` rows, of which those that are not asked for see some other row of `q` in
-/// their place, and are left out.
+/// Attention of some rows, by the attention of `all` rows. Rows that are not in `queries` take some other row of `q` in
+/// their place, and their results are left out.
 fn of_rows<D: DfdxDevice>(
     q: &DfdxMatrix<D>,
     queries: &[usize],
@@ -116,7 +116,7 @@ fn of_rows<D: DfdxDevice>(
         queries.len(),
         "attention: rows and queries disagree"
     );
-    // A row that occurs several times is asked for in as many rounds.
+    // A row that occurs several times needs as many rounds.
     let mut rounds: Vec<Vec<usize>> = Vec::new();
     let mut chosen = Vec::with_capacity(queries.len());
     for (place, row) in queries.iter().enumerate() {
@@ -133,13 +133,13 @@ fn of_rows<D: DfdxDevice>(
         .map(|sources| attention(&select_rows(q, sources)?))
         .collect::<Result<_, _>>()?;
     match mixed.is_empty() {
-        // A tensor of its own.
+        // A copy, so that the result is a tensor of its own.
         true => q.clone().try_mul(1.0),
         false => select_rows(&join_rows(&mixed)?, &chosen),
     }
 }
 
-/// Where each position of a padded rectangle reads from; any row will do for padding: it is masked.
+/// The row that each position of a padded rectangle reads. Padding may read any row, because it is masked.
 fn padded_rows(layout: &Layout) -> Vec<usize> {
     let longest = layout.longest();
     let rows = layout.ranges();
@@ -147,7 +147,7 @@ fn padded_rows(layout: &Layout) -> Vec<usize> {
         .collect()
 }
 
-/// Which row of a bias of `rows` distances belongs to each pair of a query and a key, `(longest, seen)`.
+/// The row of a bias with `rows` distances for each pair of a query and a key, `(longest, seen)`.
 fn distances(rows: usize, (longest, seen): (usize, usize), shape: AttentionShape) -> Vec<usize> {
     let none = rows / 2 - shape.prefix;
     let of_query = |query: usize| (0..seen).map(move |key| none + key - query);

@@ -12,9 +12,9 @@ use super::super::{Device, Dropout, Layout, Matrix, Outcome};
 pub struct AttentionShape {
     /// Heads of the queries; the columns of `q` are a multiple of it.
     pub heads: usize,
-    /// Heads of keys and values, each for as many heads of the queries, one after the other.
+    /// Heads of keys and values. Each serves the same number of consecutive heads of the queries.
     pub key_value_heads: usize,
-    /// What scores are multiplied by before the softmax.
+    /// The factor on the scores before the softmax.
     pub scale: f32,
     /// Whether a position sees only itself and what is before it.
     pub causal: bool,
@@ -27,15 +27,15 @@ pub struct AttentionShape {
 pub struct Attending<'a> {
     /// The sequences of the queries.
     pub queries: &'a Layout,
-    /// Those of their rows that there are queries of, in ascending order, of which one may occur several times; all
-    /// where none are named.
+    /// The rows of these sequences that `q` has, in ascending order; a row may occur several times. `None` stands for
+    /// all rows.
     pub rows: Option<&'a [usize]>,
-    /// The sequences of keys and values: those of the queries, or as many others (cross attention).
+    /// The sequences of keys and values: those of the queries, or as many others (cross-attention).
     pub keys: &'a Layout,
 }
 
 impl<'a> Attending<'a> {
-    /// Every sequence to itself.
+    /// Self-attention: every sequence attends to itself.
     pub fn within(layout: &'a Layout, rows: Option<&'a [usize]>) -> Self {
         Attending {
             queries: layout,
@@ -45,14 +45,15 @@ impl<'a> Attending<'a> {
     }
 }
 
-/// `softmax(scale · q kᵀ + bias) v` of every sequence and head
-/// (Vaswani et al., arXiv 1706.03762, eq. 1): `q` and the result `(rows, heads · width)`, `k` and `v`
-/// `(rows, key-value heads · width)` with `shape.prefix` rows more for each sequence, before its own.
-/// `bias (2 · positions − 1, heads)` has in its row `positions − 1 + key − query` what is added to the score of
-/// a key by its distance (Raffel et al., arXiv 1910.10683, section 2.1); a prefix takes the first positions.
+/// `softmax(scale · q kᵀ + bias) v` for every sequence and head (Vaswani et al., arXiv 1706.03762, eq. 1). `q` and the
+/// result are `(rows, heads · width)`. `k` and `v` are `(rows, key-value heads · width)`, with `shape.prefix` more rows
+/// for each sequence, before its own.
+///
+/// Row `positions − 1 + key − query` of `bias (2 · positions − 1, heads)` is added to the score of a key, by its
+/// distance from the query (Raffel et al., arXiv 1910.10683, section 2.1). A prefix takes the first positions.
 ///
 /// # Errors
-/// What the device reports.
+/// The device fails, for example for want of memory.
 pub fn attention(
     q: &Matrix,
     k: &Matrix,

@@ -1,4 +1,4 @@
-//! On the CPU, in place; the backward pass draws the noise again.
+//! Dropout on the CPU, in place. The backward pass draws the noise again.
 
 use multiversion::multiversion;
 use rayon::prelude::*;
@@ -21,7 +21,7 @@ pub(super) fn dropout(x: Matrix, layout: &Layout, dropout: Dropout) -> Matrix {
     })
 }
 
-/// `values ← factors ⊙ values`, the factors drawn from the layout's keys.
+/// `values ← factors ⊙ values`, with factors drawn from the layout's keys.
 fn drop_rows(values: &mut [f32], columns: usize, layout: &Layout, dropout: Dropout) {
     let places: Vec<(Noise, usize)> = layout
         .ranges()
@@ -40,7 +40,7 @@ fn drop_rows(values: &mut [f32], columns: usize, layout: &Layout, dropout: Dropo
     );
 }
 
-/// The same for some rows, each with its noise and its position in its sequence.
+/// [`drop_rows`] for some rows, each with its noise and its position in its sequence.
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
 fn drop_part(values: &mut [f32], places: &[(Noise, usize)], probability: f32, factors: &mut [f32]) {
     for (row, (noise, position)) in values.chunks_exact_mut(factors.len().max(1)).zip(places) {

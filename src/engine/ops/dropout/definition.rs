@@ -1,4 +1,4 @@
-//! What dropout means.
+//! Dropout in dfdx operations, the definition that the kernel is compared with.
 
 use dfdx::prelude::*;
 

@@ -16,11 +16,11 @@ pub struct Dropout {
     pub place: u32,
 }
 
-/// Sets elements to zero with the dropout's probability and scales the others up
+/// Sets elements to zero with the dropout's probability and multiplies the others by `1 / (1 − probability)`
 /// (Srivastava et al. 2014).
 ///
 /// # Errors
-/// What the device reports.
+/// The device fails, for example for want of memory.
 pub fn dropout(x: Matrix, layout: &Layout, dropout: Dropout) -> Outcome<Matrix> {
     match x.device() {
         Device::Cpu => {

@@ -1,4 +1,4 @@
-//! On the CPU: products with packed weights.
+//! Linear layers on the CPU, by products with packed weights.
 
 use crate::cpu::deferred::{Contribution, Deferred};
 use crate::cpu::elementwise::add_to;
@@ -72,7 +72,8 @@ pub(super) fn linear_transposed(x: &Matrix, weight: &Weight) -> Matrix {
     })
 }
 
-/// Where what is added to a weight's gradient is left to be computed, and the weight's id.
+/// Where to leave contributions to a weight's gradient, and the weight's id, if the gradient is computed after the
+/// pass.
 fn deferring(weight: &Weight) -> Option<(Deferrals, u64)> {
     let Elements::Held(tensor) = &weight.elements else {
         return None;

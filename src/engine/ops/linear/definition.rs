@@ -1,4 +1,4 @@
-//! What a linear layer means.
+//! The linear layer in dfdx operations, the definition that the kernel is compared with.
 
 use dfdx::prelude::*;
 
@@ -20,8 +20,7 @@ pub(super) fn linear<D: DfdxDevice>(
     }
 }
 
-/// `x Wᵀ` for a weight that gets no gradient: its backward pass is one product, where dfdx's `matmul` always computes
-/// two.
+/// `x Wᵀ` for a weight that gets no gradient. Its backward pass is one product; dfdx's `matmul` always computes two.
 pub(super) fn of_frozen(x: &Matrix, weight: &Matrix) -> Outcome<Matrix> {
     let plain = &x.detached();
     let product = run_definition!(x.device(), |plain, weight| linear(plain, weight, None))?;

@@ -7,11 +7,11 @@ use super::super::definition::run_definition;
 use super::super::profile::{self, Op};
 use super::super::{Device, Matrix, Outcome, Vector, Weight};
 
-/// `x Wᵀ + b`: `x (rows, in)`, `weight (out, in)`, `bias (out)` → `(rows, out)`.
-/// What is not traced gets no gradient.
+/// `x Wᵀ + b`: `x (rows, in)`, `weight (out, in)`, `bias (out)` → `(rows, out)`. Operands that are not traced get no
+/// gradient.
 ///
 /// # Errors
-/// What the device reports.
+/// The device fails, for example for want of memory.
 pub fn linear(x: &Matrix, weight: &Weight, bias: Option<&Vector>) -> Outcome<Matrix> {
     let ((rows, columns), (out, input)) = (x.shape(), weight.shape());
     assert_eq!(
@@ -38,7 +38,7 @@ pub fn linear(x: &Matrix, weight: &Weight, bias: Option<&Vector>) -> Outcome<Mat
 /// `x W` with a frozen weight: `x (rows, out)`, `weight (out, in)` → `(rows, in)`.
 ///
 /// # Errors
-/// What the device reports.
+/// The device fails, for example for want of memory.
 pub fn linear_transposed(x: &Matrix, weight: &Weight) -> Outcome<Matrix> {
     let ((rows, columns), (out, input)) = (x.shape(), weight.shape());
     assert_eq!(

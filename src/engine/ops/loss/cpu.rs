@@ -1,4 +1,4 @@
-//! On the CPU: cross-entropy with its softmax inside.
+//! Cross-entropy on the CPU, with a fused softmax.
 
 use crate::gradient::record_kernel;
 use crate::{profile, Matrix, Scalar};

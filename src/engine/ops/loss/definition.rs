@@ -1,4 +1,4 @@
-//! What losses mean.
+//! Losses in dfdx operations, the definitions that kernels are compared with.
 
 use dfdx::prelude::*;
 

@@ -7,11 +7,11 @@ use super::super::definition::run_definition;
 use super::super::profile::{self, Op};
 use super::super::{Device, Matrix, Outcome, Scalar};
 
-/// `Σ −log softmax(logits)[label] / total` over the rows of `logits (rows, classes)`.
-/// `total` is the number of rows of the whole batch, of which these may be a part.
+/// `Σ −log softmax(logits)[label] / total` over the rows of `logits (rows, classes)`. `total` is the number of rows of
+/// the whole batch; `logits` may be a part of it.
 ///
 /// # Errors
-/// What the device reports.
+/// The device fails, for example for want of memory.
 pub fn cross_entropy(logits: &Matrix, labels: &[usize], total: usize) -> Outcome<Scalar> {
     let rows = logits.shape().0;
     assert_eq!(
@@ -33,7 +33,7 @@ pub fn cross_entropy(logits: &Matrix, labels: &[usize], total: usize) -> Outcome
 /// `Σ (predicted − target)² / total` over the rows of `predicted (rows, 1)`.
 ///
 /// # Errors
-/// What the device reports.
+/// The device fails, for example for want of memory.
 pub fn squared_error(predicted: &Matrix, targets: &[f32], total: usize) -> Outcome<Scalar> {
     let shape = (targets.len(), 1);
     assert_eq!(

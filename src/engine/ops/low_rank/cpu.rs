@@ -1,4 +1,4 @@
-//! On the CPU: two small products, added in place.
+//! LoRA's low-rank change on the CPU: two small products, added in place.
 
 use std::rc::Rc;
 
@@ -8,7 +8,7 @@ use crate::gradient::{normalized, InPlace};
 use crate::ops::norm::Normalized;
 use crate::{profile, Matrix, Precision, Tensor, Weight};
 
-/// What the gradient of A needs of x, `(rows, in)`.
+/// The form in which `x (rows, in)` is kept for the gradient of A.
 enum Input {
     Rows(Tensor<(usize, usize)>),
     Normalized(Rc<Normalized>),
@@ -61,7 +61,7 @@ pub(super) fn add_low_rank(y: Matrix, x: &Matrix, a: &Weight, b: &Weight, scale:
         let [x_slot, a_slot, b_slot] = &slots;
         let dy = View::strided(upstream, rows, out, out);
         if let Some(slot) = b_slot {
-            // dBᵀ = lowᵀ dy: of the two ways to compute it, the one whose rows are wide.
+            // dBᵀ = lowᵀ dy, not dB = dyᵀ low, because its rows are wide.
             let low = View::strided(&low, rows, rank, rank);
             let mut transposed = vec![0.0; rank * out];
             multiply_add_once(&mut transposed, low.t(), upstream, out);

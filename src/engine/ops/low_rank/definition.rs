@@ -1,4 +1,4 @@
-//! What a low-rank change means.
+//! A low-rank change in dfdx operations, the definition that the kernel is compared with.
 
 use dfdx::prelude::*;
 

@@ -1,4 +1,4 @@
-//! What LoRA adds to a linear layer's result.
+//! The low-rank change that LoRA adds to the result of a linear layer.
 
 mod cpu;
 mod definition;
@@ -11,7 +11,7 @@ use super::super::{Device, Matrix, Outcome, Weight};
 /// (Hu et al., arXiv 2106.09685, eq. 3).
 ///
 /// # Errors
-/// What the device reports.
+/// The device fails, for example for want of memory.
 pub fn add_low_rank(y: Matrix, x: &Matrix, a: &Weight, b: &Weight, scale: f32) -> Outcome<Matrix> {
     let ((rows, input), (out, rank)) = (x.shape(), b.shape());
     assert_eq!(y.shape(), (rows, out), "low rank: y and b disagree");

@@ -1,4 +1,4 @@
-//! On the CPU.
+//! Products of two variables on the CPU.
 
 use crate::cpu::products::{multiply, View};
 use crate::gradient::record_kernel;
@@ -11,7 +11,7 @@ pub(super) fn matmul(x: &Matrix, y: &Matrix) -> Matrix {
     let [x_view, y_view] = [View::new(x.data(), k), View::new(y.data(), m)];
     multiply(&mut values, m, x_view, y_view, 1.0, false);
     let (x_slot, y_slot) = (x.slot(), y.slot());
-    // Each is needed for the other's gradient.
+    // Each operand is needed for the gradient of the other.
     let kept_x = y_slot.is_some().then(|| x.value.clone());
     let kept_y = x_slot.is_some().then(|| y.value.clone());
     let kept = [&kept_x, &kept_y].into_iter().flatten();

@@ -1,4 +1,4 @@
-//! What products of two variables mean.
+//! Products of two variables in dfdx operations, the definitions that kernels are compared with.
 
 use dfdx::prelude::*;
 
@@ -12,7 +12,7 @@ pub(super) fn matmul<D: DfdxDevice>(
     x.try_matmul(y)
 }
 
-/// See [`super::kronecker`]: an outer product of all elements, put in order.
+/// See [`super::kronecker`]: the outer product of all elements, reordered.
 pub(super) fn kronecker<D: DfdxDevice>(
     x: &DfdxMatrix<D>,
     y: &DfdxMatrix<D>,

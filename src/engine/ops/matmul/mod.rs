@@ -7,10 +7,10 @@ use super::super::definition::run_definition;
 use super::super::profile::{self, Op};
 use super::super::{Device, Matrix, Outcome};
 
-/// `x y`: `x (n, k)`, `y (k, m)` → `(n, m)`, with a gradient for whichever is traced.
+/// `x y`: `x (n, k)`, `y (k, m)` → `(n, m)`. Each operand that is traced gets a gradient.
 ///
 /// # Errors
-/// What the device reports.
+/// The device fails, for example for want of memory.
 pub fn matmul(x: &Matrix, y: &Matrix) -> Outcome<Matrix> {
     assert_eq!(x.shape().1, y.shape().0, "matmul: shapes disagree");
     match x.device() {
@@ -25,7 +25,7 @@ pub fn matmul(x: &Matrix, y: &Matrix) -> Outcome<Matrix> {
 /// The Kronecker product `x ⊗ y`: `x (l, m)`, `y (k, n)` → `(l k, m n)`.
 ///
 /// # Errors
-/// What the device reports.
+/// The device fails, for example for want of memory.
 pub fn kronecker(x: &Matrix, y: &Matrix) -> Outcome<Matrix> {
     run_definition!(x.device(), |x, y| definition::kronecker(&x, &y))
 }

@@ -1,4 +1,4 @@
-//! On the CPU: one pass over the rows forward, one backward.
+//! Norms on the CPU: one pass over the rows forward, one backward.
 
 use std::mem::MaybeUninit;
 use std::rc::Rc;
@@ -60,8 +60,8 @@ pub(super) fn norm(x: &Matrix, weight: &Vector, bias: Option<&Vector>, epsilon: 
     result
 }
 
-/// [`normalize`] of all rows: the values, and what the backward pass needs: the rows before weight and bias, where
-/// they are asked for, and what each was multiplied by.
+/// [`normalize`] for all rows. Returns the values, the rows before weight and bias (empty unless `keeps`), and the
+/// factor that each row was multiplied by. The backward pass needs the last two.
 fn normalize_all(
     x: &[f32],
     affine: (&[f32], &[f32]),
@@ -95,7 +95,7 @@ fn normalize_all(
     (values, normal, inverse)
 }
 
-/// [`backward`] of all rows.
+/// [`backward`] for all rows.
 fn backward_all(
     dy: &mut [f32],
     normal: &[f32],
@@ -116,7 +116,7 @@ fn backward_all(
     );
 }
 
-/// Rows that are `normal ⊙ weight + bias`, as the backward pass of a norm keeps them.
+/// Rows `normal ⊙ weight + bias`, in the form in which the backward pass of a norm keeps them.
 pub(crate) struct Normalized {
     /// `(rows, hidden)`
     normal: Vec<f32>,
@@ -125,8 +125,8 @@ pub(crate) struct Normalized {
 }
 
 impl Normalized {
-    /// `sum ← sum + aᵀ x` for these rows x: `sum (rank, hidden)`, `a (rows, rank)`. As `aᵀ x` is
-    /// `(aᵀ normal) ⊙ weight + (aᵀ 1) biasᵀ`, they need not be made again.
+    /// `sum ← sum + aᵀ x` for these rows x: `sum (rank, hidden)`, `a (rows, rank)`. `aᵀ x` is computed as `(aᵀ normal)
+    /// ⊙ weight + (aᵀ 1) biasᵀ`, so the rows need not be computed again.
     pub(crate) fn add_product(&self, sum: &mut [f32], a: &[f32], rank: usize) {
         let (weight, bias) = (self.weight.data(), &self.bias);
         let hidden = weight.len();
@@ -147,8 +147,8 @@ impl Normalized {
     }
 }
 
-/// `values ← normal ⊙ weight + bias` with `normal = inverse · (x − mean)` and `inverse = 1 / √(variance + ε)`, row
-/// by row; of rows that are not centered the mean counts as 0. All of `values`, and of `normal` where it is asked for, is written.
+/// `values ← normal ⊙ weight + bias` with `normal = inverse · (x − mean)` and `inverse = 1 / √(variance + ε)`, row by
+/// row. The mean counts as 0 unless `is_centered`. Writes all of `values`, and all of `normal` if it is given.
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
 fn normalize(
     x: &[f32],
@@ -187,8 +187,8 @@ fn normalize(
     }
 }
 
-/// `dy ← inverse · (s − mean(s) − normal · mean(s ⊙ normal))` with `s = dy ⊙ weight`, row by row; `mean(s)` counts
-/// as 0 where rows are not centered.
+/// `dy ← inverse · (s − mean(s) − normal · mean(s ⊙ normal))` with `s = dy ⊙ weight`, row by row. `mean(s)` counts as 0
+/// unless `is_centered`.
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
 fn backward(dy: &mut [f32], normal: &[f32], weight: &[f32], inverse: &[f32], is_centered: bool) {
     let hidden = weight.len();

@@ -1,4 +1,4 @@
-//! What norms mean.
+//! Norms in dfdx operations, the definitions that kernels are compared with.
 
 use dfdx::prelude::*;
 

@@ -9,11 +9,11 @@ use super::super::{Device, Matrix, Outcome, Vector};
 
 pub(crate) use cpu::Normalized;
 
-/// Normalizes each row to mean 0 and variance 1, then `weight ⊙ x + bias`
-/// (Ba et al., arXiv 1607.06450).
+/// Normalizes each row of `x (rows, hidden)` to mean 0 and variance 1, then multiplies it by `weight (hidden)` and adds
+/// `bias (hidden)` (Ba et al., arXiv 1607.06450). `epsilon` is added to the variance.
 ///
 /// # Errors
-/// What the device reports.
+/// The device fails, for example for want of memory.
 pub fn layer_norm(x: &Matrix, weight: &Vector, bias: &Vector, epsilon: f32) -> Outcome<Matrix> {
     match x.device() {
         Device::Cpu => {
@@ -26,11 +26,11 @@ pub fn layer_norm(x: &Matrix, weight: &Vector, bias: &Vector, epsilon: f32) -> O
     }
 }
 
-/// Divides each row by the root of its mean square, then `weight ⊙ x`
-/// (Zhang and Sennrich, arXiv 1910.07467).
+/// Divides each row of `x (rows, hidden)` by the root of its mean square, then multiplies it by `weight (hidden)`
+/// (Zhang and Sennrich, arXiv 1910.07467). `epsilon` is added to the mean square.
 ///
 /// # Errors
-/// What the device reports.
+/// The device fails, for example for want of memory.
 pub fn rms_norm(x: &Matrix, weight: &Vector, epsilon: f32) -> Outcome<Matrix> {
     match x.device() {
         Device::Cpu => {
@@ -46,7 +46,7 @@ pub fn rms_norm(x: &Matrix, weight: &Vector, epsilon: f32) -> Outcome<Matrix> {
 /// The Euclidean norm of every row, without a gradient: `(rows, columns)` → `(rows)`.
 ///
 /// # Errors
-/// What the device reports.
+/// The device fails, for example for want of memory.
 pub fn row_norms(x: &Matrix) -> Outcome<Vector> {
     let x = &x.detached();
     run_definition!(x.device(), |x| definition::row_norms(x))

@@ -1,4 +1,4 @@
-//! On the CPU, without a matrix.
+//! Random projections on the CPU, without a matrix.
 
 use super::Fastfood;
 use crate::gradient::record_kernel;

@@ -1,4 +1,4 @@
-//! What a random projection means.
+//! A random projection in dfdx operations, the definition that the kernel is compared with.
 
 use dfdx::prelude::*;
 
@@ -6,7 +6,7 @@ use crate::definition::{DfdxDevice, DfdxMatrix, DfdxResult, Recorder};
 use crate::ops::rows::definition::{join_columns, select_rows};
 use crate::Fastfood;
 
-/// See [`super::project`]: all blocks at once, H as a matrix.
+/// See [`super::project`]. All blocks are computed at once, with H as a matrix.
 pub(super) fn project<D: DfdxDevice>(
     z: &DfdxMatrix<D>,
     projection: Fastfood,

@@ -1,9 +1,9 @@
 //! Random projections that need no matrix: Fastfood (Le et al. 2013, section 2, eq. 4), as the
 //! studies of intrinsic dimension use it (Li et al., arXiv 1804.08838, section 3).
 //!
-//! `P = [V₁; V₂; …]` with `V = H G Π H B`: B random signs, Π a permutation, G normal, H the
-//! Walsh–Hadamard matrix of `width`, the next power of two above `dimension`. Columns of P have
-//! length 1 (but for the rows of the last block that are cut off).
+//! `P = [V₁; V₂; …]` with `V = H G Π H B`. B has random signs, Π is a permutation, G is normal, and H is the
+//! Walsh–Hadamard matrix of `width`, the least power of two that is at least `dimension`. Columns of P have length 1,
+//! but for the rows that are cut off the last block.
 
 use rand::seq::SliceRandom;
 use rand::{RngCore, SeedableRng};
@@ -13,17 +13,17 @@ use rand_distr::{Distribution, StandardNormal};
 /// A projection from `dimension` to `length` numbers, drawn from a seed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fastfood {
-    /// Numbers that are projected.
+    /// The number of inputs.
     pub dimension: usize,
-    /// Numbers that come of it.
+    /// The number of outputs.
     pub length: usize,
-    /// Where it is drawn from.
+    /// The seed that it is drawn from.
     pub seed: u64,
 }
 
-/// One V.
+/// One block V of P.
 pub(super) struct Block {
-    /// B, `(width)`; zero where nothing is projected.
+    /// B, `(width)`; zeros beyond `dimension`.
     pub signs: Vec<f32>,
     /// Π, `(width)`.
     pub order: Vec<usize>,
@@ -101,7 +101,7 @@ impl Fastfood {
     }
 }
 
-/// `H x` in place, for a power of two of elements.
+/// `x ← H x`. The length of `x` is a power of two.
 fn hadamard(x: &mut [f32]) {
     let mut half = 1;
     while half < x.len() {

@@ -13,7 +13,7 @@ pub use fastfood::Fastfood;
 /// `P z` as a matrix of `shape`: `z (1, dimension)` → `(out, in)`.
 ///
 /// # Errors
-/// What the device reports.
+/// The device fails, for example for want of memory.
 pub fn project(z: &Matrix, projection: Fastfood, shape: (usize, usize)) -> Outcome<Matrix> {
     assert!(
         z.shape() == (1, projection.dimension) && shape.0 * shape.1 == projection.length,

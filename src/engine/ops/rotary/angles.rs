@@ -1,6 +1,6 @@
 //! The angles of rotary position embeddings.
 
-/// Cosines and sines of the angles by which positions turn the pairs of columns of a head.
+/// Cosines and sines of the angles by which each position rotates the pairs of columns of a head.
 #[derive(Debug)]
 pub struct Angles {
     /// Pairs of columns: half the width of a head.
@@ -10,8 +10,8 @@ pub struct Angles {
 }
 
 impl Angles {
-    /// Those of the positions below `positions`, each pair turned by its frequency from one to the next;
-    /// cosines and sines are multiplied by `factor`. As in transformers, angles are rounded to f32.
+    /// The angles of the positions below `positions`: a pair is rotated by its frequency times the position. Cosines
+    /// and sines are multiplied by `factor`. Angles are rounded to f32, as in transformers.
     pub fn new(frequencies: &[f32], factor: f32, positions: usize) -> Self {
         let turn = |angle: f32| (angle.cos() * factor, angle.sin() * factor);
         let rows = (0..positions).flat_map(|position| {

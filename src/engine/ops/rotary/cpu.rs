@@ -1,4 +1,4 @@
-//! Rotary position embeddings, in place; back, by the opposite angles.
+//! Rotary position embeddings on the CPU, in place. The backward pass rotates by the opposite angles.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ pub(super) fn rotary(x: Matrix, positions: &[usize], angles: &Arc<Angles>) -> Ma
     })
 }
 
-/// Turns the rows forwards (`sign` 1) or backwards (−1).
+/// Rotates the rows forwards (`sign` 1) or backwards (−1).
 fn turn(values: &mut [f32], columns: usize, positions: &[usize], angles: &Angles, sign: f32) {
     let part = rows_of_a_part(columns);
     let parts = values

@@ -1,4 +1,4 @@
-//! What rotary position embeddings mean.
+//! Rotary position embeddings in dfdx operations, the definition that the kernel is compared with.
 
 use dfdx::prelude::*;
 

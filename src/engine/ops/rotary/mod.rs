@@ -12,11 +12,11 @@ use super::super::{Device, Matrix, Outcome};
 
 pub use angles::Angles;
 
-/// Turns the columns `j` and `j + width / 2` of every head of `x (rows, heads · width)` by the angle of the
-/// row's position (Su et al., arXiv 2104.09864, in the order of columns of GPT-NeoX).
+/// Rotates the columns `j` and `j + width / 2` of every head of `x (rows, heads · width)` by the angle of the row's
+/// position (Su et al., arXiv 2104.09864, with the order of columns of GPT-NeoX).
 ///
 /// # Errors
-/// What the device reports.
+/// The device fails, for example for want of memory.
 pub fn rotary(x: Matrix, positions: &[usize], angles: &Arc<Angles>) -> Outcome<Matrix> {
     let (rows, columns) = x.shape();
     assert_eq!(rows, positions.len(), "rotary: a position for each row");

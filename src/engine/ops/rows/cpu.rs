@@ -1,4 +1,4 @@
-//! On the CPU.
+//! Selecting and joining rows and columns on the CPU.
 
 use std::ops::Range;
 
@@ -78,7 +78,7 @@ pub(super) fn columns(x: &Matrix, range: Range<usize>) -> Matrix {
     })
 }
 
-/// A trace on which what is made of some parts is recorded.
+/// The trace that records an operation on `parts`: the first live one, if any is.
 fn joined(parts: &[Matrix]) -> Trace {
     let traces = parts.iter().map(Matrix::trace);
     traces.fold(Trace::off(), |joined, trace| joined.or(&trace))

@@ -1,4 +1,4 @@
-//! What choosing and joining of rows and columns means.
+//! Selecting and joining rows and columns in dfdx operations, the definitions that kernels are compared with.
 
 use dfdx::prelude::*;
 
@@ -14,8 +14,8 @@ pub(crate) fn select_rows<D: DfdxDevice>(
     table.clone().try_gather(indices)
 }
 
-/// See [`super::columns`]: rows of the transpose. dfdx's own `slice` would overwrite what else flows back into
-/// `x`, where it has to add to it.
+/// See [`super::columns`]: selects rows of the transpose. dfdx's own `slice` overwrites the gradient of `x`, to which
+/// it has to add.
 pub(crate) fn columns<D: DfdxDevice>(
     x: &DfdxMatrix<D>,
     range: std::ops::Range<usize>,
@@ -27,7 +27,7 @@ pub(crate) fn columns<D: DfdxDevice>(
         .try_reshape_like(&shape)
 }
 
-/// See [`super::join_columns`]: the parts' transposes are stacked, and the whole is transposed.
+/// See [`super::join_columns`]: stacks the transposes of the parts and transposes the whole.
 pub(crate) fn join_columns<D: DfdxDevice>(parts: &[DfdxMatrix<D>]) -> DfdxResult<DfdxMatrix<D>, D> {
     let transposed = |part: &DfdxMatrix<D>| part.clone().try_permute::<_, Axes2<1, 0>>();
     let (first, rest) = parts.split_first().expect("there is a part to join");

@@ -1,4 +1,4 @@
-//! Rows and columns, chosen and joined.
+//! Selecting and joining rows and columns.
 
 mod cpu;
 pub(crate) mod definition;
@@ -12,7 +12,7 @@ use super::super::{Device, Elements, Matrix, Outcome, Weight};
 /// Rows `indices` of `table (n, columns)`; an index may occur several times.
 ///
 /// # Errors
-/// What the device reports.
+/// The device fails, for example for want of memory.
 pub fn select_rows(table: &Matrix, indices: &[usize]) -> Outcome<Matrix> {
     match table.device() {
         Device::Cpu => {
@@ -24,10 +24,10 @@ pub fn select_rows(table: &Matrix, indices: &[usize]) -> Outcome<Matrix> {
     }
 }
 
-/// [`select_rows`] of a weight, which need not be in memory for it on the CPU.
+/// [`select_rows`] of a weight. On the CPU a stored weight need not be in memory for it.
 ///
 /// # Errors
-/// What the device reports.
+/// The device fails, for example for want of memory.
 pub fn look_up(table: &Weight, indices: &[usize]) -> Outcome<Matrix> {
     match &table.elements {
         Elements::Stored(stored) if matches!(stored.device(), Device::Cpu) => {
@@ -39,10 +39,10 @@ pub fn look_up(table: &Weight, indices: &[usize]) -> Outcome<Matrix> {
     }
 }
 
-/// Columns `range` of `x`.
+/// Columns `range` of `x (rows, columns)`.
 ///
 /// # Errors
-/// What the device reports.
+/// The device fails, for example for want of memory.
 pub fn columns(x: &Matrix, range: Range<usize>) -> Outcome<Matrix> {
     match x.device() {
         Device::Cpu => {
@@ -53,10 +53,10 @@ pub fn columns(x: &Matrix, range: Range<usize>) -> Outcome<Matrix> {
     }
 }
 
-/// Matrices of as many rows each, side by side.
+/// Joins matrices with the same number of rows, side by side.
 ///
 /// # Errors
-/// What the device reports.
+/// The device fails, for example for want of memory.
 pub fn join_columns(parts: &[Matrix]) -> Outcome<Matrix> {
     match parts[0].device() {
         Device::Cpu => {
@@ -68,10 +68,10 @@ pub fn join_columns(parts: &[Matrix]) -> Outcome<Matrix> {
     }
 }
 
-/// Matrices of as many columns each, one below the other.
+/// Joins matrices with the same number of columns, one below the other.
 ///
 /// # Errors
-/// What the device reports.
+/// The device fails, for example for want of memory.
 pub fn join_rows(parts: &[Matrix]) -> Outcome<Matrix> {
     if let [one] = parts {
         return Ok(one.clone());

@@ -1,4 +1,4 @@
-//! On processors without tile registers nothing is in tiles.
+//! Stand-ins for architectures without tile registers, where no matrix is in tiles.
 
 use super::packed::Packed;
 use super::view::View;
@@ -8,16 +8,16 @@ pub(super) fn is_available() -> bool {
     false
 }
 
-/// No product is to be computed so.
+/// Always false: no product uses tile registers.
 pub fn pays(_depth: usize, _columns: usize) -> bool {
     false
 }
 
-/// There is none.
+/// A matrix in tiles: a type without values.
 #[derive(Clone, Copy)]
 pub(super) enum Tiled {}
 
-/// There is none.
+/// A matrix in tiles as an operand: there is none.
 pub(crate) type TiledOperand<'a> = &'a Tiled;
 
 impl Tiled {

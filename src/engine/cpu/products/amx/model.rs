@@ -1,9 +1,10 @@
-//! A portable model of the tile registers, by Intel's description of their instructions (Architecture Instruction Set
-//! Extensions Programming Reference, chapter 3): what tests of their arithmetic run on where a processor has none.
+//! A portable model of the tile registers, after Intel's description of their instructions (Architecture Instruction
+//! Set Extensions Programming Reference, chapter 3). Tests of the arithmetic run on it if the processor has no tile
+//! registers.
 
 use super::registers::{TileRegister, ROWS, SUMS};
 
-/// Registers 0 to 3.
+/// Registers 0 to 3, which hold the sums.
 pub(super) struct Model([TileRegister; SUMS]);
 
 impl Default for Model {
@@ -23,7 +24,7 @@ fn set_four(tile: &mut TileRegister, row: usize, column: usize, bytes: [u8; 4]) 
     tile.0[row][4 * column..][..4].copy_from_slice(&bytes);
 }
 
-/// `tdpbssd`: to each of 16 by 16 sums of 32 bits, 16 times four products of signed bytes.
+/// `tdpbssd`: adds 16 times four products of signed bytes to each of 16 by 16 sums of 32 bits.
 fn add_int8(sums: &mut TileRegister, left: &TileRegister, right: &TileRegister) {
     for row in 0..ROWS {
         for column in 0..ROWS {
@@ -41,8 +42,9 @@ fn add_int8(sums: &mut TileRegister, left: &TileRegister, right: &TileRegister) 
     }
 }
 
-/// `tdpbf16ps`: to each of 16 by 16 sums in f32, 16 times two products of bfloat16s, which are summed apart, then together,
-/// and added last. What is below the smallest normal number counts as 0.
+/// `tdpbf16ps`: adds 16 times two products of bfloat16 elements to each of 16 by 16 sums in f32. The first and the
+/// second products are summed separately, then together; the result is added to the register's sum last. Subnormal
+/// numbers count as 0.
 fn add_bf16(sums: &mut TileRegister, left: &TileRegister, right: &TileRegister) {
     let flushed = |x: f32| if x.is_subnormal() { 0.0 } else { x };
     let halves = |bytes: [u8; 4]| {
@@ -76,7 +78,7 @@ impl Model {
     }
 
     /// # Safety
-    /// There are three tiles at both places.
+    /// `left` and `right` each point to three tiles.
     pub(super) unsafe fn add_split(
         &mut self,
         left: *const TileRegister,
@@ -97,7 +99,7 @@ impl Model {
     }
 
     /// # Safety
-    /// There is a tile at the places of rows, and two at that of columns.
+    /// `above` and `below` each point to one tile, `right` to two.
     pub(super) unsafe fn add_rounded(
         &mut self,
         above: *const TileRegister,
@@ -111,7 +113,7 @@ impl Model {
     }
 
     /// # Safety
-    /// There are 16 rows of 32 elements at each place.
+    /// `above` and `below` each point to 16 rows of 32 elements.
     pub(super) unsafe fn load_sums(
         &mut self,
         above: *const f32,
@@ -131,7 +133,7 @@ impl Model {
     }
 
     /// # Safety
-    /// As of [`Model::load_sums`].
+    /// As for [`Model::load_sums`].
     pub(super) unsafe fn store_sums(
         &self,
         above: *mut f32,
@@ -151,7 +153,7 @@ impl Model {
     }
 }
 
-/// What the processor's registers make of the same tiles, bit for bit.
+/// The model gives what the processor's registers give for the same tiles, bit for bit.
 #[test]
 #[ignore = "needs a processor with AMX"]
 fn the_model_is_the_processor_on_amx() {

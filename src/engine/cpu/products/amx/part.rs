@@ -1,4 +1,4 @@
-//! A part of a product: so many rows by so much of the depth as stay in the second-level cache.
+//! The parts of a product: as many rows and as much of the depth as stay in the second-level cache.
 
 use std::arch::x86_64::_MM_HINT_T0;
 use std::cell::RefCell;
@@ -15,20 +15,21 @@ use super::registers::{Encoding, Registers, Side, TileRegister, ROWS};
 use super::split_int8::SplitInt8;
 use super::TiledOperand;
 
-/// Rows that are multiplied at once: with as much of the depth as an [`Encoding`] has at most, their tiles are to stay in
-/// the second-level cache.
+/// The largest number of rows in a part. With the largest depth of an [`Encoding`], their tiles have to stay in the
+/// second-level cache.
 const MOST_ROWS: usize = 256;
 
-/// Panels that are worth another thread's time: the first of a transpose is made beside nothing else.
+/// The least number of panels that is worth another thread's time: the first panel of a transpose is made before any
+/// product, not alongside one.
 const LEAST_SHARED: usize = 6;
 
-/// How many rows are prefetched ahead of the one that is written.
+/// How many rows ahead of the one that is being written are prefetched.
 const ROWS_AHEAD: usize = 4;
 
-/// Parts that a block's tiles are made in: a quarter of the rows of one of them.
+/// The number of shares in which the tiles of a block are made. A share is a quarter of the rows of one tile.
 const SHARES: usize = 4 * SplitInt8::PIECES;
 
-/// Tiles of rows, and the units of their elements.
+/// Rows of the left matrix in tiles, with the units of their elements.
 #[derive(Default)]
 struct Written {
     tiles: Vec<TileRegister>,
@@ -36,17 +37,20 @@ struct Written {
 }
 
 thread_local! {
-    /// The rows: for each 16 of them and each block of the depth, a tile of each piece.
+    /// The rows of the left matrix: a tile for each 16 rows, each block of the depth and each piece.
     static LEFT: RefCell<Written> = RefCell::default();
-    /// The present panel of a transpose, and the next.
+    /// The tiles of the present panel of a transpose, and of the next.
     static MADE: RefCell<[Vec<TileRegister>; 2]> = RefCell::default();
 }
 
+/// Writes `a b` to `place`, part by part.
+///
 /// # Safety
-/// The registers are available; `a` has as many columns as `b` has depth, one after the other; at the place are
-/// `a.rows` rows of as many columns as `b` has, which nobody else has meanwhile. `b` was written in this form.
+/// The registers are available, and `b` was written in form `F`. `a` has as many columns as the depth of `b`, and each
+/// of its rows is contiguous. `place` has `a.rows` rows of as many columns as `b`, and nothing else accesses them
+/// meanwhile.
 pub(super) unsafe fn multiply<F: Encoding>(place: Destination, a: View, b: TiledOperand) {
-    // Taken, not borrowed: who waits for a helper may help another.
+    // Taken, not borrowed: while this thread waits for a helper, it may help another product that needs the buffer.
     let mut left = LEFT.take();
     let parts = a.columns.div_ceil(F::MOST_DEPTH);
     let most = a.columns.div_ceil(parts).next_multiple_of(F::DEPTH);
@@ -65,14 +69,15 @@ pub(super) unsafe fn multiply<F: Encoding>(place: Destination, a: View, b: Tiled
                 form: PhantomData::<F>,
             };
             let mode = if first == 0 { place.mode } else { Mode::Add };
-            // SAFETY: a part of what the caller vouches for.
+            // SAFETY: the part lies within what the caller guarantees.
             unsafe { part.multiply(Destination { out, mode, ..place }, &mut left) };
         }
     }
     LEFT.set(left);
 }
 
-/// Some columns of `a`, times the rows of `b` from `first` on, which is a multiple of [`Encoding::DEPTH`].
+/// The product of some columns of `a` with the rows of `b` from `first` on. `first` is a multiple of
+/// [`Encoding::DEPTH`].
 struct Part<'a, F> {
     a: View<'a>,
     b: TiledOperand<'a>,
@@ -81,13 +86,13 @@ struct Part<'a, F> {
 }
 
 impl<F: Encoding> Part<'_, F> {
-    /// Strips of a panel: what is multiplied with at once.
+    /// The number of strips in a panel. A strip is the columns that are multiplied at once.
     const STRIPS: usize = PANEL / F::SIDE;
 
     /// # Safety
-    /// As of [`multiply`].
+    /// As for [`multiply`].
     unsafe fn multiply(&self, place: Destination, left: &mut Written) {
-        // Asked for while the rows are written.
+        // Prefetches the first panel while the rows are written.
         if !self.b.is_transposed {
             (0..Self::STRIPS)
                 .for_each(|strip| Lines::of(self.strip(strip).tiles).prefetch(usize::MAX));
@@ -95,7 +100,7 @@ impl<F: Encoding> Part<'_, F> {
         let left = self.write_rows(left);
         let panels = self.b.shape().1.div_ceil(PANEL);
         share(0..panels, LEAST_SHARED, &|panels| {
-            // SAFETY: the registers are available, and nothing within uses them too.
+            // SAFETY: the registers are available, and nothing that is called here uses them as well.
             unsafe {
                 let registers = Registers::new();
                 match self.b.is_transposed {
@@ -108,27 +113,27 @@ impl<F: Encoding> Part<'_, F> {
         });
     }
 
-    /// Blocks of its depth.
+    /// The number of blocks in the part's depth.
     fn blocks(&self) -> usize {
         self.a.columns.div_ceil(F::DEPTH)
     }
 
-    /// Tiles of 16 rows.
+    /// The number of tiles that 16 rows take.
     fn tiles(&self) -> usize {
         F::PIECES * self.blocks()
     }
 
-    /// Tiles of a strip.
+    /// The number of tiles that a strip takes.
     fn tiles_of_strip(&self) -> usize {
         self.tiles() * F::SIDE / ROWS
     }
 
-    /// Groups of rows that are multiplied at once.
+    /// The number of groups of rows. A group is the rows that are multiplied at once.
     fn groups(&self) -> usize {
         self.a.rows.div_ceil(F::SIDE)
     }
 
-    /// Its part of a strip of a matrix as it was written.
+    /// The part's tiles of strip `number` of a matrix that is not transposed.
     fn strip(&self, number: usize) -> Side<'_> {
         let strip = self.b.tiled.strip::<F>(number);
         let first = self.first / F::DEPTH * F::PIECES * F::SIDE / ROWS;
@@ -171,7 +176,7 @@ impl<F: Encoding> Part<'_, F> {
     }
 
     /// # Safety
-    /// As of [`multiply`]; the registers are this thread's.
+    /// As for [`multiply`]; the registers are this thread's.
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn by_panels(
         &self,
@@ -192,7 +197,7 @@ impl<F: Encoding> Part<'_, F> {
     }
 
     /// # Safety
-    /// As of [`multiply`]; the registers are this thread's.
+    /// As for [`multiply`]; the registers are this thread's.
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn by_turned_panels(
         &self,
@@ -213,7 +218,7 @@ impl<F: Encoding> Part<'_, F> {
             }
         }
         let last = panels.end.saturating_sub(1);
-        // A division takes as long as a product of tiles.
+        // Computed once, because a division takes as long as a product of tiles.
         let shares: Vec<Range<usize>> = (0..groups)
             .map(|group| group * SHARES / groups..(group + 1) * SHARES / groups)
             .collect();
@@ -230,7 +235,7 @@ impl<F: Encoding> Part<'_, F> {
                 left,
                 right,
                 |strip, group, block| {
-                    // For the next panel.
+                    // Makes tiles of the next panel while the registers are busy.
                     if panel < last {
                         self.turn(panel + 1, strip, block, shares[group].clone(), next);
                     }
@@ -240,8 +245,8 @@ impl<F: Encoding> Part<'_, F> {
         }
     }
 
-    /// Makes some shares of the tiles for a block of a strip of a panel of the transpose, and prefetches what the next
-    /// panel's are made of.
+    /// Makes some shares of the tiles of one block, in a strip of a panel of the transpose. Prefetches what the next
+    /// panel's tiles are made of.
     ///
     /// # Safety
     /// The processor has the instructions.
@@ -268,11 +273,11 @@ impl<F: Encoding> Part<'_, F> {
         }
     }
 
-    /// The product with one panel. `right` gives a strip of it, and what is to be prefetched beside its products, beside
-    /// which `beside` is called with the strip, each group of rows and each block.
+    /// Computes the product with one panel. `right` returns a strip of the panel, and the cache lines to prefetch
+    /// during its products. During these products `beside` is called with the strip, each group of rows and each block.
     ///
     /// # Safety
-    /// As of [`multiply`]; the registers are this thread's.
+    /// As for [`multiply`]; the registers are this thread's.
     #[inline(always)]
     unsafe fn by_panel<'b>(
         &self,
@@ -331,7 +336,7 @@ impl<F: Encoding> Part<'_, F> {
     }
 }
 
-/// Lines of tiles that are to be prefetched.
+/// Cache lines of tiles that are to be prefetched.
 struct Lines {
     first: *const f32,
     count: usize,
@@ -345,7 +350,7 @@ impl Lines {
         }
     }
 
-    /// Asks for the next of them, at most so many.
+    /// Prefetches the next lines, at most `most` of them.
     #[inline(always)]
     fn prefetch(&mut self, most: usize) {
         for _ in 0..most.min(self.count) {
@@ -356,7 +361,7 @@ impl Lines {
     }
 }
 
-/// The 16 rows from `first` on, or those that are left.
+/// The 16 rows from `first` on, or fewer at the end.
 fn rows_of<'a>(a: &View<'a>, first: usize) -> impl Iterator<Item = &'a [f32]> {
     let View {
         data,

@@ -1,6 +1,6 @@
-//! Tile registers (Intel's AMX): sums of 16 rows by 16 columns, to each of which one instruction adds the products of
-//! 64 bytes, as integers or as bfloat16. Rust has no stable names for these instructions, so they are written out. The
-//! compiler never uses tile registers: what is in them stays from one block of instructions to the next.
+//! Tile registers (Intel's AMX) hold sums of 16 rows by 16 columns. One instruction adds the products of 64 bytes to
+//! each sum, as integers or as bfloat16. Rust has no stable intrinsics for these instructions, so they are written in
+//! assembly. The compiler never uses tile registers, so their content survives from one block of assembly to the next.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -14,7 +14,7 @@ pub(super) const ROWS: usize = 16;
 /// Bytes of a row of a tile.
 pub(super) const ROW: usize = 64;
 
-/// What a tile register is loaded from.
+/// The content of a tile register in memory.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub(super) struct TileRegister(pub(super) [[u8; ROW]; ROWS]);
@@ -30,7 +30,7 @@ impl TileRegister {
         _mm512_store_si512(self.0[row].as_mut_ptr().cast(), bytes);
     }
 
-    /// Where a row lies.
+    /// A pointer to a row.
     pub(super) fn line(&self, row: usize) -> *const f32 {
         self.0[row].as_ptr().cast()
     }
@@ -44,26 +44,26 @@ impl TileRegister {
     }
 }
 
-/// How the elements of two matrices are written into tiles, and multiplied there. Tiles of the left matrix have 16 of
-/// its rows, those of the right one 16 columns of a panel.
+/// How the elements of two matrices are written into tiles and multiplied there. A tile of the left matrix has 16 of
+/// its rows; a tile of the right matrix has 16 columns of a panel.
 pub(super) trait Encoding: Sync {
-    /// Elements of a row, or a column, that a tile has room for.
+    /// The number of elements of a row or a column that a tile holds.
     const DEPTH: usize;
 
-    /// Tiles that so many elements of 16 rows take.
+    /// The number of tiles that `DEPTH` elements of 16 rows take.
     const PIECES: usize;
 
-    /// Rows, and columns, that are multiplied at once: one tile's or two tiles'.
+    /// The number of rows, and of columns, that are multiplied at once: one tile's or two tiles'.
     const SIDE: usize;
 
-    /// The largest depth that a row is written in one unit: a multiple of `DEPTH`.
+    /// The largest depth over which a row has a single unit; a multiple of `DEPTH`.
     const MOST_DEPTH: usize;
 
-    /// Writes a row of the left matrix, each element times its scale if there are any, into row `row` of its tiles,
-    /// `PIECES` for each `DEPTH` elements; gives the unit that it is written in.
+    /// Writes a row of the left matrix into row `row` of its tiles, `PIECES` tiles for each `DEPTH` elements. Each
+    /// element is multiplied by its scale first, if there are scales. Returns the unit in which the row is written.
     ///
     /// # Safety
-    /// The registers are available, which every processor has AVX-512 beside.
+    /// The registers are available. Every processor that has them has AVX-512 as well.
     unsafe fn write_row(
         elements: &[f32],
         scales: Option<&[f32]>,
@@ -71,16 +71,17 @@ pub(super) trait Encoding: Sync {
         row: usize,
     ) -> f32;
 
-    /// The units that the columns of a panel of the right matrix, `(depth, 32)`, are to be written in.
+    /// The units in which the columns of a panel of the right matrix, `(depth, 32)`, are written.
     ///
     /// # Safety
-    /// As of [`Encoding::write_row`].
+    /// As for [`Encoding::write_row`].
     unsafe fn units(panel: &[f32]) -> [f32; PANEL];
 
-    /// Writes columns `first` to `first + SIDE` of a block of a panel, `DEPTH` rows of it or fewer, and zeros beyond.
+    /// Writes columns `first` to `first + SIDE` of a block of a panel. The block has at most `DEPTH` rows; rows beyond
+    /// its end are zeros.
     ///
     /// # Safety
-    /// As of [`Encoding::write_row`].
+    /// As for [`Encoding::write_row`].
     unsafe fn write_columns(
         block: &[f32],
         units: &[f32; PANEL],
@@ -88,12 +89,12 @@ pub(super) trait Encoding: Sync {
         tiles: &mut [TileRegister],
     );
 
-    /// `target ← …` the products of up to `SIDE` rows and columns. `beside` is called once for each block of the
-    /// depth, while the registers are at work.
+    /// Writes the products of up to `SIDE` rows and columns to `target`, in its mode. `beside` is called once for each
+    /// block of the depth, while the registers are busy.
     ///
     /// # Safety
-    /// The left tiles, of 16 rows each, have a row for each of the target's, `PIECES` for each block; the right ones
-    /// have its columns, which have units.
+    /// Each left side has the tiles of 16 rows, `PIECES` for each block; together they have a row for each row of the
+    /// target. The right side has tiles and units for the target's columns.
     unsafe fn multiply(
         registers: &mut Registers,
         target: &Target,
@@ -104,7 +105,7 @@ pub(super) trait Encoding: Sync {
     );
 }
 
-/// The 16 elements of a row from `first` on, zeros beyond its end, times their scales.
+/// The 16 elements of a row from `first` on, times their scales. Elements beyond the row's end are zeros.
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(super) unsafe fn load(elements: &[f32], scales: Option<&[f32]>, first: usize) -> __m512 {
@@ -117,14 +118,14 @@ pub(super) unsafe fn load(elements: &[f32], scales: Option<&[f32]>, first: usize
     }
 }
 
-/// Some rows of the left matrix, or columns of the right one, in tiles, and the units that they are written in.
+/// Some rows of the left matrix, or columns of the right one, in tiles, with the units in which they are written.
 #[derive(Clone, Copy)]
 pub(super) struct Side<'a> {
     pub(super) tiles: &'a [TileRegister],
     pub(super) units: &'a [f32],
 }
 
-/// Whether this processor has such registers, and the system lets this process use them.
+/// Whether this processor has tile registers and the system lets this process use them.
 pub(in super::super) fn is_available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     *AVAILABLE.get_or_init(|| {
@@ -135,7 +136,7 @@ pub(in super::super) fn is_available() -> bool {
     })
 }
 
-/// By leaf 7 of `cpuid`: AMX-BF16, AMX-TILE and AMX-INT8.
+/// Whether leaf 7 of `cpuid` reports AMX-BF16, AMX-TILE and AMX-INT8.
 fn has_tiles() -> bool {
     const ALL: u32 = 1 << 22 | 1 << 24 | 1 << 25;
     #[allow(unused_unsafe)] // safe from Rust 1.94 on
@@ -144,12 +145,13 @@ fn has_tiles() -> bool {
     leaf.edx & ALL == ALL
 }
 
-/// Asks Linux for room for the registers' contents, once for all threads (`ARCH_REQ_XCOMP_PERM`).
+/// Asks Linux for permission to use the registers, once for all threads (`ARCH_REQ_XCOMP_PERM`). Linux needs room to
+/// save their contents.
 #[cfg(target_os = "linux")]
 fn is_permitted() -> bool {
     const REQUEST: libc::c_ulong = 0x1023;
     const TILE_DATA: libc::c_ulong = 18;
-    // SAFETY: the call reads and writes no memory of ours; a kernel that does not know it says so.
+    // SAFETY: the call reads and writes no memory of ours. A kernel that does not know it returns an error.
     unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST, TILE_DATA) == 0 }
 }
 
@@ -158,7 +160,7 @@ fn is_permitted() -> bool {
     false
 }
 
-/// What `ldtilecfg` reads.
+/// The operand of `ldtilecfg`.
 #[repr(C, align(64))]
 struct Configuration {
     palette: u8,
@@ -168,16 +170,16 @@ struct Configuration {
     rows: [u8; 16],
 }
 
-/// Registers that have sums: 0 to 3.
+/// The number of registers that hold sums: registers 0 to 3.
 pub(super) const SUMS: usize = 4;
 
-/// Whether what is below can run: on the registers, or in tests on a model of them, which the processor then needs
-/// AVX-512 for.
+/// Whether [`Registers`] can be used: the processor's or, in tests, a model of them, for which the processor still
+/// needs AVX-512.
 pub(super) fn can_run() -> bool {
     is_available() || cfg!(test) && is_x86_feature_detected!("avx512bw")
 }
 
-/// This thread's tile registers, while they are in use: each has 16 rows of 64 bytes.
+/// This thread's tile registers, while they are in use. Each has 16 rows of 64 bytes.
 pub(super) enum Registers {
     /// The processor's.
     Processor,
@@ -187,7 +189,7 @@ pub(super) enum Registers {
 
 impl Registers {
     /// # Safety
-    /// They are available, and nobody else has them on this thread.
+    /// The registers are available, and nothing else uses them on this thread.
     pub(super) unsafe fn new() -> Self {
         const WHOLE: Configuration = Configuration {
             palette: 1,
@@ -220,8 +222,9 @@ impl Registers {
         }
     }
 
-    /// Adds the products of a block in three digits, the first one's tile first: those of both first digits to sum 0, those
-    /// of the next powers of the base to 1, 2 and 3; those of both last ones to none.
+    /// Adds the products of a block in three digits, whose tiles begin with the most significant digit. Products of two
+    /// first digits go to sum 0, those for the next powers of the base to sums 1, 2 and 3. The product of two last
+    /// digits is left out.
     #[inline(always)]
     pub(super) unsafe fn add_split(
         &mut self,
@@ -229,7 +232,7 @@ impl Registers {
         right: *const TileRegister,
     ) {
         match self {
-            // Registers 4 and 5 have rows, 6 and 7 columns.
+            // Registers 4 and 5 hold rows, 6 and 7 hold columns.
             Registers::Processor => asm!(
                 "tileloadd tmm4, [{left} + {stride} + 1024]",
                 "tileloadd tmm6, [{right} + {stride} + 1024]",
@@ -272,7 +275,8 @@ impl Registers {
         }
     }
 
-    /// Loads the sums of 16 rows of 32 elements in f32, `stride` bytes apart, into 0 and 1, and of those below into 2 and 3.
+    /// Loads 16 rows of 32 sums in f32, `stride` bytes apart: from `above` into registers 0 and 1, from `below` into 2
+    /// and 3.
     #[inline(always)]
     pub(super) unsafe fn load_sums(
         &mut self,
@@ -298,7 +302,8 @@ impl Registers {
         }
     }
 
-    /// Adds the products of a block of bfloat16s, of 16 rows and of those below, with two tiles of columns.
+    /// Adds the products of a block of bfloat16 elements: 16 rows in `above` and 16 in `below`, by two tiles of
+    /// columns.
     #[inline(always)]
     pub(super) unsafe fn add_rounded(
         &mut self,
@@ -307,7 +312,7 @@ impl Registers {
         right: *const TileRegister,
     ) {
         match self {
-            // Registers 4 and 5 have rows, 6 and 7 columns.
+            // Registers 4 and 5 hold rows, 6 and 7 hold columns.
             Registers::Processor => asm!(
                 "tileloadd tmm6, [{right} + {stride}]",
                 "tileloadd tmm7, [{right} + {stride} + 1024]",
@@ -354,10 +359,10 @@ impl Registers {
 }
 
 impl Drop for Registers {
-    /// The system need not keep their contents any longer.
+    /// Releases the registers, so that the system need not save their contents any longer.
     fn drop(&mut self) {
         match self {
-            // SAFETY: who made this had them.
+            // SAFETY: the caller of `new` guaranteed that this thread has the registers.
             Registers::Processor => unsafe {
                 asm!("tilerelease", options(nostack, preserves_flags, nomem));
             },

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use super::super::tile::{Mode, Target, PANEL};
 use super::registers::{load, Encoding, Registers, Side, TileRegister, ROWS};
 
-/// Each element is the nearest bfloat16, in units of 1. 32 rows are multiplied by 32 columns at once.
+/// Rounds each element to the nearest bfloat16; all units are 1. 32 rows are multiplied by 32 columns at once.
 pub(super) struct Rounded;
 
 impl Encoding for Rounded {
@@ -67,7 +67,7 @@ impl Encoding for Rounded {
         if rows.is_multiple_of(ROWS) && target.width == PANEL {
             return multiply_whole(registers, target, rows, tiles, right.tiles, beside);
         }
-        // What is not whole goes through a place that is.
+        // A target that is not whole is computed in a whole buffer and copied.
         let mut place = [[0.0f32; PANEL]; 2 * ROWS];
         let width = target.width;
         for (row, sums) in place.iter_mut().enumerate().take(rows) {
@@ -93,7 +93,7 @@ impl Encoding for Rounded {
     }
 }
 
-/// The same for 16 or 32 rows of 32 columns.
+/// [`Encoding::multiply`] for 16 or 32 rows and 32 columns.
 #[inline(always)]
 unsafe fn multiply_whole(
     registers: &mut Registers,
@@ -109,7 +109,7 @@ unsafe fn multiply_whole(
     let base = match target.mode {
         Mode::Set => None,
         Mode::Add => Some((target.out.cast_const(), out_below.cast_const(), stride)),
-        // One row again and again.
+        // A stride of 0 loads the bias into every row.
         Mode::Bias(bias) => Some((bias, bias, 0)),
     };
     match base {
@@ -129,14 +129,14 @@ unsafe fn multiply_whole(
     registers.store_sums(target.out, has_below.then_some(out_below), stride);
 }
 
-/// 16 elements of `x` and of `y`, rounded, in pairs.
+/// Rounds 16 elements of `x` and of `y` and puts them side by side in pairs.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn pairs(x: __m512, y: __m512) -> __m512i {
     _mm512_mask_blend_epi16(0xaaaa_aaaa, _mm512_srli_epi32::<16>(nearest(x)), nearest(y))
 }
 
-/// Bits whose upper halves are the nearest bfloat16, as `half::bf16::from_f32`.
+/// Rounds to the nearest bfloat16, in the upper half of each element's bits, as `half::bf16::from_f32`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn nearest(x: __m512) -> __m512i {

@@ -1,10 +1,10 @@
-//! Products in f32 by integers: each element is split into three of 8 bits (int8, Ozaki's scheme).
+//! Products in f32 by integer arithmetic: each element is split into three digits of 8 bits (int8, Ozaki's scheme).
 //!
-//! The largest element of a row, or of a column, gives the unit that all of it are whole numbers of, of 24 bits: three
-//! digits of 8 bits, of which the products of two elements' are added up without any rounding, for each power of the
-//! base a sum of its own; that of the two last digits, which is below the unit, is left out (Ozaki, Ogita, Oishi, Rump,
-//! "Error-free transformations of matrix multiplication by using fast routines of matrix multiplication", 2012; with
-//! integers Ootomo, Ozaki, Yokota, "DGEMM on integer matrix multiplication unit", 2024).
+//! Each row (or column) is scaled by its largest element to 24-bit fixed point, and each value is split into three int8
+//! digits. The products of digits are added without any rounding, in one sum for each power of the base. The product of
+//! the two last digits is too small to matter and is left out (Ozaki, Ogita, Oishi, Rump, "Error-free transformations
+//! of matrix multiplication by using fast routines of matrix multiplication", 2012; with integers Ootomo, Ozaki,
+//! Yokota, "DGEMM on integer matrix multiplication unit", 2024).
 
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
@@ -12,22 +12,23 @@ use std::mem::MaybeUninit;
 use super::super::tile::{Mode, Target, PANEL};
 use super::registers::{load, Encoding, Registers, Side, TileRegister, ROWS, SUMS};
 
-/// Three digits for each element, in a tile each, the first one's first. 16 rows are multiplied by 16 columns at once.
+/// Three digits for each element, each in a tile of its own, the most significant first. 16 rows are multiplied by 16
+/// columns at once.
 pub(super) struct SplitInt8;
 
-/// What the largest element becomes: three digits of 127 would be a little more.
+/// The integer that the largest element becomes, a little less than three digits of 127.
 const LARGEST: f32 = 8_355_000.0;
 
-/// The unit of a first digit where the largest element is 1.
+/// The value of 1 in the first digit, if the largest element is 1.
 const UNIT: f32 = BASE * BASE / LARGEST;
 
-/// What makes the digits of a number bytes from 0 to 255.
+/// Added to a number, it turns each digit into a byte from 0 to 255.
 const MIDDLE: i32 = 0x80_8080;
 
 /// Base of the digits.
 const BASE: f32 = 256.0;
 
-/// Below it an element has fewer digits, so that no unit is 0.
+/// The least value that counts as the largest element, so that no unit is 0. Elements below it have fewer digits.
 const LEAST: f32 = f32::from_bits(27 << 23);
 
 impl Encoding for SplitInt8 {
@@ -54,7 +55,7 @@ impl Encoding for SplitInt8 {
         let largest = _mm512_max_epi32(_mm512_max_epi32(a, b), _mm512_max_epi32(c, d));
         let unit = f32::from_bits(_mm512_reduce_max_epi32(largest) as u32) * UNIT;
         let factors = _mm512_set1_ps(BASE * BASE / unit);
-        // Of four elements the last digits, the middle ones, the first ones.
+        // Puts the last digits of four elements together, then the middle ones, then the first ones.
         let by_digit = exchange();
         for (block, tiles) in tiles.chunks_exact_mut(Self::PIECES).enumerate() {
             let of = |quarter: usize| {
@@ -155,12 +156,12 @@ impl Encoding for SplitInt8 {
 }
 
 impl SplitInt8 {
-    /// Makes quarter `to_quarter` of the rows of a tile of the transpose, 16 elements deep for 16 columns, from the tile
-    /// that those elements are in: there the columns are quarter `from_quarter` of its depth of 64, and the depth its 16
-    /// columns.
+    /// Makes quarter `to_quarter` of the rows of a tile of the transpose: 16 elements of depth for 16 columns. Reads
+    /// them from the original's tile, where the transpose's columns are quarter `from_quarter` of the depth of 64, and
+    /// the transpose's depth is the 16 columns.
     ///
     /// # Safety
-    /// As of [`Encoding::write_row`].
+    /// As for [`Encoding::write_row`].
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     pub(super) unsafe fn turn(
@@ -171,7 +172,7 @@ impl SplitInt8 {
     ) {
         let of = |four: usize| from.row(4 * four + from_quarter);
         let [a, b, c, d] = [of(0), of(1), of(2), of(3)];
-        // Lanes of 16 bytes are exchanged, then bytes in each.
+        // Transposes lanes of 16 bytes, then the bytes in each lane.
         let low_ab = _mm512_shuffle_i32x4::<0x44>(a, b);
         let low_cd = _mm512_shuffle_i32x4::<0x44>(c, d);
         let high_ab = _mm512_shuffle_i32x4::<0xee>(a, b);
@@ -191,16 +192,16 @@ impl SplitInt8 {
     }
 }
 
-/// Which four elements of a block's depth are in a row of the right tiles, or in as many bytes of a row of the left
-/// ones: those that are written so with the fewest instructions.
+/// Which four elements of a block's depth go into a row of the right tiles, and into four bytes of each row of the left
+/// ones. This order takes the fewest instructions to write.
 fn four_of(row: usize) -> usize {
     row % 4 * 4 + row / 4
 }
 
-/// Writes sums where they belong.
+/// Combines the sums of all powers of the base, multiplies them by the units and writes them to `target`.
 ///
 /// # Safety
-/// As of [`Encoding::multiply`].
+/// As for [`Encoding::multiply`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn write(
@@ -218,7 +219,7 @@ unsafe fn write(
         let last = _mm512_fmadd_ps(sum(3), of_last, sum(2));
         let middle = _mm512_fmadd_ps(last, of_last, sum(1));
         let all = _mm512_fmadd_ps(middle, of_last, sum(0));
-        // One after the other: the product of both units might be none.
+        // Multiplies by one unit after the other, because the product of both might not be a number in f32's range.
         let all = _mm512_mul_ps(all, _mm512_set1_ps(*left));
         let out = target.out.wrapping_add(row * target.stride);
         let result = match target.mode {
@@ -230,7 +231,7 @@ unsafe fn write(
     }
 }
 
-/// The larger of what was found and the amounts of elements, as bits: what is not a number is larger than all that are.
+/// The larger of `found` and the absolute values of the elements, compared as bits. NaN is larger than every number.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn larger(found: __m512i, elements: __m512) -> __m512i {
@@ -239,7 +240,7 @@ fn larger(found: __m512i, elements: __m512) -> __m512i {
     _mm512_max_epi32(found, bits)
 }
 
-/// The whole numbers next to elements times factors, and [`MIDDLE`].
+/// The elements times their factors, plus [`MIDDLE`], rounded to integers.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn numbers(elements: __m512, factors: __m512) -> __m512i {
@@ -247,14 +248,14 @@ fn numbers(elements: __m512, factors: __m512) -> __m512i {
     _mm512_cvtps_epi32(_mm512_fmadd_ps(elements, factors, middle))
 }
 
-/// What exchanges rows and columns of 4 by 4 bytes.
+/// The shuffle that transposes 4 by 4 bytes in each lane.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn exchange() -> __m512i {
     _mm512_set4_epi32(0x0f0b_0703, 0x0e0a_0602, 0x0d09_0501, 0x0c08_0400)
 }
 
-/// Digits from -128 on.
+/// Turns bytes from 0 to 255 into digits from -128 to 127.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn signed(digits: __m512i) -> __m512i {

@@ -2,19 +2,18 @@
 
 use std::arch::x86_64::*;
 
-/// A register of AVX-512 or of AVX2. What is written with it becomes part of the function that calls it,
-/// which has the target features.
+/// A vector register of AVX-512 or AVX2. Its functions are inlined into a caller that has the target features.
 ///
 /// # Safety
-/// Of all functions: the processor has the instructions. Pointers lead to as many elements as are read or
+/// For all functions: the processor has the instructions, and the pointers are valid for the elements that are read or
 /// written.
 pub(in super::super) trait Register: Copy {
-    /// Elements.
+    /// The number of elements in a register.
     const LANES: usize;
 
     unsafe fn splat(value: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
-    /// The first `count` elements, and zeros.
+    /// Loads the first `count` elements; the others are zeros.
     unsafe fn load_first(from: *const f32, count: usize) -> Self;
     unsafe fn store(self, to: *mut f32);
     /// Writes the first `count` elements.

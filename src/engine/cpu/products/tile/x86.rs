@@ -1,4 +1,4 @@
-//! The inner part of products with AVX-512 and with AVX2.
+//! The micro-kernels for AVX-512 and AVX2.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -10,7 +10,7 @@ pub(in super::super) const AVX512: Kernels = Kernels { rows: rows_avx512 };
 
 pub(in super::super) const AVX2: Kernels = Kernels { rows: rows_avx2 };
 
-/// A function for each number of rows.
+/// An array of the instances of a function for each number of rows.
 macro_rules! by_rows {
     ($function:ident: $($rows:literal)*) => {
         [$($function::<$rows>),*]
@@ -20,7 +20,8 @@ macro_rules! by_rows {
     };
 }
 
-/// Two registers of 16 columns, or one, or one of 8, of which two are multiplied at once.
+/// Uses two registers of 16 columns, one of 16, or one of 8, depending on the width of the target. The processor
+/// multiplies two registers of 8 at once.
 #[target_feature(enable = "avx512f,avx512vl")]
 unsafe fn rows_avx512(tile: &Tile, count: usize) {
     #[target_feature(enable = "avx512f,avx512vl")]
@@ -47,10 +48,10 @@ unsafe fn rows_avx512(tile: &Tile, count: usize) {
     kernels[count.clamp(1, MOST_ROWS) - 1](tile);
 }
 
-/// Rows of a tile of 16 columns that the registers of AVX2 hold.
+/// The largest number of rows in a tile of 16 columns whose sums fit in the registers of AVX2.
 pub(super) const MOST_ROWS_AVX2: usize = 6;
 
-/// Two registers of 8 columns, or one.
+/// Uses two registers of 8 columns, or one, depending on the columns that are left.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn rows_avx2(tile: &Tile, count: usize) {
     #[target_feature(enable = "avx2,fma")]
@@ -68,7 +69,7 @@ unsafe fn rows_avx2(tile: &Tile, count: usize) {
             0..=8 => NARROW.as_slice(),
             _ => WIDE.as_slice(),
         };
-        // Parts alike: two of four rows are faster than six and two.
+        // Parts of equal size: two of four rows are faster than one of six and one of two.
         let most = count.div_ceil(count.div_ceil(kernels.len()).max(1));
         for row in (0..count).step_by(most.max(1)) {
             let part = tile.at(row, first);
@@ -100,7 +101,7 @@ unsafe fn multiply<R: Register, const ROWS: usize, const HALVES: usize>(tile: &T
         coming: tile.coming,
         written_next: (HALVES == 2).then_some(&tile.target),
     };
-    // A distance that is known takes no instruction.
+    // A stride that is known at compile time takes no instruction.
     let sums = match tile.a_strides.1 {
         1 => {
             let strides = (tile.a_strides.0, 1);
@@ -111,14 +112,15 @@ unsafe fn multiply<R: Register, const ROWS: usize, const HALVES: usize>(tile: &T
     write(&tile.target, &sums);
 }
 
-/// The first row, the fourth, the seventh and the tenth. The compiler does not see that they are as far
-/// apart as the others: it would compute each row's address anew in each step.
+/// Pointers to the first, fourth, seventh and tenth row, from which the other rows are one or two strides away. The
+/// empty assembly hides from the compiler that these four are equally spaced. Otherwise it would compute each row's
+/// address anew in every step.
 #[inline(always)]
 #[allow(clippy::pointers_in_nomem_asm_block)] // what it points to is not touched
 pub(super) fn every_third_row(a: *const f32, stride: usize) -> [*const f32; MOST_ROWS / 3] {
     std::array::from_fn(|third| {
         let mut row = a.wrapping_add(3 * third * stride);
-        // SAFETY: no instruction at all.
+        // SAFETY: the assembly has no instruction.
         unsafe {
             std::arch::asm!("/* {0} */", inout(reg) row, options(pure, nomem, nostack, preserves_flags));
         }
@@ -126,21 +128,22 @@ pub(super) fn every_third_row(a: *const f32, stride: usize) -> [*const f32; MOST
     })
 }
 
-/// Rows of `a` by a panel.
+/// A product of some rows of `a` with a panel.
 pub(super) struct Product<'a> {
     pub(super) depth: usize,
     pub(super) a: [*const f32; MOST_ROWS / 3],
     pub(super) strides: (usize, usize),
     pub(super) panel: *const f32,
-    /// What is needed next, for the second-level cache: a line beside every [`STEPS_PER_LINE`] steps.
+    /// The memory that is needed next. One of its cache lines is prefetched into the second-level cache every
+    /// [`STEPS_PER_LINE`] steps.
     pub(super) coming: *const f32,
-    /// What will be written next, and is prefetched in the last steps: sooner, and the panel that streams by
-    /// would have displaced it.
+    /// The target that is written next. It is prefetched only in the last steps: before them, the streaming panel would
+    /// evict it again.
     pub(super) written_next: Option<&'a Target>,
 }
 
 impl Product<'_> {
-    /// It becomes part of the kernel that calls it: the sums never leave their registers.
+    /// Adds the product to `sums`. Inlined into the kernel that calls it, so that the sums never leave their registers.
     #[inline(always)]
     pub(super) unsafe fn add_to<R: Register, const ROWS: usize, const HALVES: usize>(
         mut self,
@@ -171,7 +174,7 @@ impl Product<'_> {
         sums
     }
 
-    /// Adds the products of the next columns of the rows and rows of the panel.
+    /// Adds the products of the next `COUNT` columns of the rows with the next `COUNT` rows of the panel.
     #[inline(always)]
     unsafe fn steps<const COUNT: usize, R: Register, const ROWS: usize, const HALVES: usize>(
         &mut self,
@@ -194,7 +197,7 @@ impl Product<'_> {
         self.panel = self.panel.wrapping_add(COUNT * PANEL);
     }
 
-    /// Asks for the next line of the panel that comes.
+    /// Prefetches the next cache line of the coming panel.
     #[inline(always)]
     unsafe fn ask_for_panel(&mut self) {
         _mm_prefetch::<_MM_HINT_T1>(self.coming.cast());
@@ -202,7 +205,7 @@ impl Product<'_> {
     }
 }
 
-/// Asks for some columns of rows of what will be written.
+/// Prefetches the first and the last of `columns` columns in some rows of what will be written.
 #[inline(always)]
 pub(in super::super) unsafe fn ask_for_rows<const HINT: i32>(
     target: &Target,
@@ -216,8 +219,8 @@ pub(in super::super) unsafe fn ask_for_rows<const HINT: i32>(
     }
 }
 
-/// Writes the sums of all rows. What is asked of a target is asked once: between the instructions of a
-/// small product it would cost as much as they do.
+/// Writes the sums of all rows. The width of the target is tested once, here: tests between the instructions of a small
+/// product would cost as much as the product.
 #[inline(always)]
 pub(in super::super) unsafe fn write<R: Register, const ROWS: usize, const HALVES: usize>(
     target: &Target,
@@ -229,8 +232,8 @@ pub(in super::super) unsafe fn write<R: Register, const ROWS: usize, const HALVE
     }
 }
 
-/// [`write`], where the target may be narrower than the sums unless it `IS_WHOLE`: a store of some lanes
-/// takes Zen 3 ten times as long as one of all (measured: 4 to 5 ns and 0.4).
+/// [`write`] for a target that may be narrower than the sums unless it `IS_WHOLE`. Whole targets have code of their
+/// own, because a masked store takes Zen 3 ten times as long as a full one (measured: 4 to 5 ns against 0.4).
 #[inline(always)]
 unsafe fn write_columns<
     R: Register,
@@ -274,18 +277,19 @@ unsafe fn write_columns<
     }
 }
 
-/// Writes a square block of a matrix elsewhere, rows and columns exchanged. Its arguments are where it lies and
-/// the elements from one row to the next, then the same of where it goes.
+/// A function that writes the transpose of a square block. Its arguments are the block and the elements from one of its
+/// rows to the next, then the same for the destination.
 pub(super) type Exchange = unsafe fn(*const f32, usize, *mut f32, usize);
 
-/// The sides of the square blocks that this processor exchanges in registers, the largest first.
+/// The sides of the square blocks that this processor transposes in registers, with the functions for them, the largest
+/// first.
 pub(super) fn blocks() -> impl Iterator<Item = (usize, Exchange)> {
     let wide = is_x86_feature_detected!("avx512f").then_some((16, transpose_16 as Exchange));
     let narrow = is_x86_feature_detected!("avx").then_some((8, transpose_8 as Exchange));
     wide.into_iter().chain(narrow)
 }
 
-/// A block of 16 by 16 elements, rows and columns exchanged.
+/// Transposes a block of 16 by 16 elements.
 #[target_feature(enable = "avx512f")]
 pub(super) unsafe fn transpose_16(
     from: *const f32,
@@ -328,7 +332,7 @@ pub(super) unsafe fn transpose_16(
     }
 }
 
-/// A block of 8 by 8 elements, rows and columns exchanged.
+/// Transposes a block of 8 by 8 elements.
 #[target_feature(enable = "avx")]
 pub(super) unsafe fn transpose_8(
     from: *const f32,
