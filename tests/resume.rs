@@ -38,7 +38,7 @@ fn stop(place: &Place, signal: &str) -> Option<i32> {
     while !log.exists() && std::time::Instant::now() < deadline {
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
-    std::thread::sleep(std::time::Duration::from_millis(700));
+    std::thread::sleep(std::time::Duration::from_millis(300));
     let status = Command::new("kill")
         .args([signal, &child.id().to_string()])
         .status()
@@ -52,11 +52,11 @@ fn stop(place: &Place, signal: &str) -> Option<i32> {
 fn an_interrupted_run_goes_on_to_the_same_bits() {
     let place = Place::new();
     let long = PIPELINE
-        .replace("steps = 12", "steps = 600")
+        .replace("steps = 12", "steps = 1200")
         .replace("pipeline small", "pipeline long");
     let first = long[long.find("stage tune").unwrap()..]
         .replace("stage tune", "stage more")
-        .replace("steps = 600", "steps = 30");
+        .replace("steps = 1200", "steps = 30");
     place.write("long.delta", (long + &first).as_bytes());
     place.succeed(&["long.delta", "--quiet", "--out", "whole"]);
 

@@ -1,4 +1,4 @@
-//! Examples put together: the order of an epoch, batches, and the groups that a device works on.
+//! Puts examples together: the order of an epoch, batches, and the groups that a device runs.
 
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
@@ -17,20 +17,21 @@ pub fn order(count: usize, seed: u64, epoch: usize) -> Vec<usize> {
     order
 }
 
-/// How tokens are masked for a masked language model (Devlin et al., arXiv 1810.04805, section 3.1):
-/// of the chosen ones, 80 % become the mask, 10 % another token, 10 % stay.
+/// How tokens are masked for a masked language model (Devlin et al., arXiv 1810.04805, section 3.1). Of the
+/// chosen tokens, 80 % become the mask, 10 % become a random token, and 10 % stay.
 #[derive(Clone, Copy, Debug)]
 pub struct Masking {
     /// The share of tokens that are chosen; at least one in every text.
     pub share: f32,
     /// The mask's number.
     pub mask_token: u32,
-    /// The number of tokens that there are.
+    /// The number of tokens in the vocabulary.
     pub vocabulary: usize,
 }
 
-/// Divides a batch into groups of whole sequences of about `group_rows` rows, longest first into
-/// the emptiest: a function of the examples alone. `random` is the key of the batch.
+/// Divides a batch into groups of whole sequences, with about `group_rows` rows each. Puts the longest
+/// sequences first, each into the group with the fewest rows. So the groups depend only on the examples.
+/// `random` is the random key of the batch.
 pub fn groups(
     examples: &[&Example],
     random: u64,
@@ -69,8 +70,8 @@ pub fn groups(
     batches
 }
 
-/// Packs examples into one batch; `places` are their places in the whole batch, which decide what
-/// is random about them.
+/// Packs examples into one batch. `places` are their places in the whole batch, which together with `random`
+/// give each example its random key.
 pub fn batch(
     examples: &[&Example],
     places: &[usize],
@@ -150,7 +151,7 @@ pub fn batch(
     }
 }
 
-/// What is to be predicted of examples, unless it is tokens.
+/// The targets of examples; `None` if they are tokens.
 fn targets(examples: &[&Example]) -> Option<Targets> {
     let targets = examples.iter().map(|example| example.target);
     match examples.first().map(|example| example.target) {

@@ -1,4 +1,4 @@
-//! A file's rows as examples of a task.
+//! Turns a file's rows into examples of a task.
 
 use rand::seq::SliceRandom;
 use rand::SeedableRng;
@@ -15,21 +15,21 @@ use crate::text::{did_you_mean, quoted_list};
 pub struct Example {
     /// Its tokens.
     pub text: Encoded,
-    /// Where the backbone has a decoder: the token that its sequences begin with, and those that are to come, each
-    /// from the ones before it.
+    /// The decoder's start token and the tokens after it. A sequence-to-sequence task predicts each of them from
+    /// those before it. Empty if the backbone has no decoder.
     pub decoder: Vec<u32>,
-    /// What is to be predicted.
+    /// The target to predict.
     pub target: Target,
 }
 
 impl Example {
-    /// Rows that it takes of a batch.
+    /// The rows that it takes in a batch, including the decoder's.
     pub fn rows(&self) -> usize {
         self.text.tokens.len() + self.decoder.len().saturating_sub(1)
     }
 }
 
-/// What is to be predicted of one example.
+/// The target of one example.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Target {
     /// The number of a label.
@@ -38,9 +38,9 @@ pub enum Target {
     Number(f32),
     /// The masked tokens.
     MaskedTokens,
-    /// The token after each.
+    /// The token after each token.
     NextTokens,
-    /// Nothing is known.
+    /// The target is unknown.
     None,
 }
 
@@ -109,7 +109,7 @@ impl Examples {
     /// A few examples of each label, in the order of the file.
     ///
     /// # Errors
-    /// The task has no labels, or a label too few examples.
+    /// The task has no labels, or a label has too few examples.
     pub fn few(&self, few: &Few, task: &TaskPlan) -> Result<Self, Problem> {
         let problem = |message: String| Problem::new("delta::data::few", message);
         if task.kind != TaskKind::Classify {
@@ -140,10 +140,10 @@ impl Examples {
         Ok(Examples { all: all.collect() })
     }
 
-    /// Encodes texts whose targets are not known.
+    /// Encodes texts whose targets are unknown.
     ///
     /// # Errors
-    /// What the tokenizer reports; the number of the text comes with the problem where one is to blame.
+    /// What the tokenizer reports, with the index of the text if a single text is to blame.
     pub fn of_texts(
         texts: &[Vec<String>],
         task: &TaskPlan,
@@ -180,8 +180,8 @@ impl Examples {
     }
 }
 
-/// Texts as the task puts them: in its template, or as they are. A problem comes with the number of
-/// its text.
+/// Encodes texts in the task's template, or as they are if there is none. A problem comes with the index of its
+/// text, if a single text is to blame.
 fn encode(
     encoder: &TextEncoder,
     task: &TaskPlan,
@@ -216,7 +216,7 @@ fn encode(
     }
 }
 
-/// Texts that a decoder is to give.
+/// Encodes the target texts of a decoder.
 fn encode_answers(
     encoder: &TextEncoder,
     texts: &[Vec<String>],
@@ -234,14 +234,14 @@ fn encode_answers(
     }
 }
 
-/// The columns that a task reads: its texts, then its label or its target where it has one.
+/// The columns that a task reads: its texts, then its label or target if it has one.
 pub(super) fn wanted(task: &TaskPlan) -> Vec<&str> {
     let has_label = !task.kind.is_language_model() || task.kind == TaskKind::Seq2seq;
     let label = has_label.then_some(&task.label);
     task.text.iter().chain(label).map(String::as_str).collect()
 }
 
-/// The target that a value in a line stands for.
+/// Converts a value in a line to a target.
 pub(super) fn checked_target(
     value: &str,
     line: usize,
@@ -255,7 +255,7 @@ pub(super) fn checked_target(
     })
 }
 
-/// The target that a value stands for, or what is wrong with it and a way out.
+/// Converts a value to a target. The error is a message and a suggestion.
 fn target(value: &str, task: &TaskPlan) -> Result<Target, (String, String)> {
     if task.kind == TaskKind::Seq2seq {
         return Ok(Target::NextTokens);

@@ -1,8 +1,8 @@
-//! Files of examples become batches of tokens.
+//! Turns files of examples into batches of tokens.
 //!
-//! In: the data set and task of a plan, a tokenizer. Out: [`Examples`], and [`Batch`]es of them. It
-//! knows no devices. Everything that is wrong with a file is found before training begins, and named
-//! with its line.
+//! In: the data set and task of a plan, a tokenizer. Out: [`Examples`], and [`Batch`]es of them. This
+//! module knows no devices. It finds all mistakes in a file before training begins, and reports each with
+//! its line.
 //!
 //! [`Batch`]: crate::graph::Batch
 

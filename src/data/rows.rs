@@ -1,4 +1,4 @@
-//! A look at a file's rows before anything runs: what is wrong with them, line by line, and what is odd.
+//! Checks a file's rows before anything runs. Reports mistakes line by line, and warns of what is odd.
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{HashSet, VecDeque};
@@ -10,34 +10,34 @@ use crate::diagnostic::Problem;
 use crate::plan::{FileFormat, FilePlan, TaskKind, TaskPlan};
 use crate::text::{counted, quoted_list};
 
-/// Mistakes of one file that are collected.
+/// The most mistakes that are collected for one file.
 const MOST_MISTAKES: usize = 10;
 
-/// What a file's rows are like.
+/// The findings about a file's rows.
 #[derive(Default)]
 pub struct Rows {
-    /// Those that were looked at.
+    /// The number of rows that were checked.
     pub count: usize,
-    /// What is wrong with them.
+    /// Mistakes in the rows.
     pub problems: Vec<Problem>,
-    /// What is odd about them.
+    /// Warnings about the rows.
     pub warnings: Vec<Problem>,
-    /// A hash of each one's texts.
+    /// A hash of the texts of each row.
     pub texts: HashSet<u64>,
-    /// Rows of each label.
+    /// The number of rows of each label.
     pub labels: Vec<usize>,
     mistakes: usize,
-    /// Whether all rows were looked at.
+    /// Whether all rows were checked.
     is_whole: bool,
-    /// The lines of the first row without a text, and of the first text in quotes.
+    /// The number of rows with an empty text, and the line of the first one. Then the same for texts in quotes.
     empty: (usize, Option<usize>),
     quoted: (usize, Option<usize>),
-    /// The line of the first text that has what looks like other rows in it.
+    /// The same for texts that seem to contain other rows.
     swallowed: (usize, Option<usize>),
 }
 
 impl Rows {
-    /// Looks at a file's first and last `most` rows.
+    /// Checks the first and the last `most` rows of a file.
     pub fn check(file: &FilePlan, task: &TaskPlan, most: usize) -> Self {
         let mut rows = Rows {
             labels: vec![0; task.labels.len()],
@@ -97,7 +97,7 @@ impl Rows {
             *count += 1;
             first.get_or_insert(*line);
         };
-        // A target is a text as well.
+        // The target of such a task is a text as well.
         let read = match task.kind {
             TaskKind::Seq2seq => values.as_slice(),
             _ => texts,
@@ -166,9 +166,9 @@ impl Rows {
         }
     }
 
-    /// What is odd about a file to train on.
+    /// Warns of labels that never occur in a training file.
     pub fn warn_of_training(&mut self, file: &FilePlan, task: &TaskPlan) {
-        // What was not looked at may have the others.
+        // Rows that were not checked may have the other labels.
         if task.kind != TaskKind::Classify || file.few.is_some() || !self.is_whole {
             return;
         }
@@ -198,7 +198,7 @@ impl Rows {
     }
 }
 
-/// What is odd about a file to evaluate on beside one to train on.
+/// Warns of texts that occur both in an evaluation file and in a training file.
 pub fn warn_of_overlap(
     dev: &FilePlan,
     of_dev: &Rows,
@@ -206,7 +206,7 @@ pub fn warn_of_overlap(
     of_train: &Rows,
 ) -> Option<Problem> {
     if dev.path == train.path {
-        // A few of one file for each are different ones; the whole file for both is meant.
+        // `few` draws different examples of one file for each. Using the whole file for both is intended.
         return None;
     }
     let shared = of_dev.texts.intersection(&of_train.texts).count();

@@ -1,4 +1,4 @@
-//! Reading of TSV, CSV, JSON lines and plain text into columns of texts.
+//! Reads TSV, CSV, JSON lines and plain text into columns of texts.
 
 use std::path::Path;
 
@@ -29,14 +29,14 @@ pub(super) fn at_line(
     }
 }
 
-/// A row: its line in the file, from 1, and the values of the columns that were asked for.
+/// A row: its line in the file, from 1, and the values of the wanted columns.
 pub type Row = (usize, Vec<String>);
 
 impl Table {
     /// Reads the columns `wanted` of a file.
     ///
     /// # Errors
-    /// No such file, bytes that are not UTF-8, no such column, a row with another number of columns, no rows.
+    /// The file does not exist, is not UTF-8, or has no rows; a column is missing, or a row has too many or too few.
     pub fn read(file: &FilePlan, wanted: &[&str]) -> Result<Self, Problem> {
         let mut rows = Vec::new();
         let mut wrong = None;
@@ -58,10 +58,10 @@ impl Table {
     }
 }
 
-/// Gives the rows of a file one after the other, each as what it is or what is wrong with it, until `each` says no.
+/// Calls `each` with every row of a file, or with the problem of that row, until `each` returns false.
 ///
 /// # Errors
-/// What is wrong with the file as a whole: see [`Table::read`].
+/// A problem of the file as a whole: see [`Table::read`].
 pub fn visit(
     file: &FilePlan,
     wanted: &[&str],
@@ -85,7 +85,7 @@ pub fn visit(
     }
 }
 
-/// Where the columns that are wanted stand among those of a file.
+/// The indices of the wanted columns among those of a file.
 fn places(file: &FilePlan, columns: &[String], wanted: &[&str]) -> Result<Vec<usize>, Problem> {
     let place = |name: &&str| {
         let mut found = columns
@@ -106,7 +106,7 @@ fn places(file: &FilePlan, columns: &[String], wanted: &[&str]) -> Result<Vec<us
     wanted.iter().map(place).collect()
 }
 
-/// A column that a file does not have; the nearest is named.
+/// The problem of a missing column. It names the nearest column.
 pub(super) fn no_column(file: &FilePlan, columns: &[String], name: &str) -> Problem {
     let known = || columns.iter().map(String::as_str);
     let message = format!("`{}` has no column `{name}`", file.path.display());
@@ -217,7 +217,7 @@ fn tsv(
     wanted: &[&str],
     each: &mut dyn FnMut(Result<Row, Problem>) -> bool,
 ) -> Result<(), Problem> {
-    // A line of tabs alone is a row of empty values.
+    // A line with only tabs is a row of empty values, so we skip only lines without any character.
     let numbered = text
         .lines()
         .enumerate()
@@ -298,8 +298,9 @@ fn csv(
     }
 }
 
-/// The line of a quote that neither opens a value, closes one, nor stands doubled in one: a value that swallows
-/// the lines behind it has one, sooner or later.
+/// The line of the first stray quote: one that neither opens nor closes a value and is not doubled inside one. A value
+/// that swallows the lines after it has such a quote sooner or later. If a value never closes, it is the line where the
+/// value opens.
 fn stray_quote(text: &str) -> Option<usize> {
     let (mut line, mut opened) = (1, 1);
     let mut is_quoted = false;
@@ -323,7 +324,7 @@ fn stray_quote(text: &str) -> Option<usize> {
     is_quoted.then_some(opened)
 }
 
-/// A line as a JSON object.
+/// Parses a line as a JSON object.
 fn object(
     file: &FilePlan,
     number: usize,
@@ -367,11 +368,10 @@ fn jsonl(
     Ok(())
 }
 
-/// A value of an object as a text: a text as it is, a number or a truth value as it is written. What is wrong
-/// otherwise, and a way out.
+/// A value of an object as a text. A number or a boolean is given as it is written.
 ///
 /// # Errors
-/// It is not there, or something else.
+/// A message and a suggestion: the value is missing, null, a list or an object.
 pub fn json_text(
     object: &serde_json::Map<String, serde_json::Value>,
     name: &str,

@@ -1,10 +1,10 @@
-//! What `tokenizer_config.json` says beside `tokenizer.json`, as transformers 5 reads both.
+//! Applies `tokenizer_config.json` to a tokenizer from `tokenizer.json`, as transformers 5 does.
 //!
-//! transformers takes `tokenizer.json` as it is for the class `PreTrainedTokenizerFast` and for those it does not
-//! know. For classes of a model's own it takes vocabulary and merges from there and builds the rest from
+//! transformers uses `tokenizer.json` as it is for the class `PreTrainedTokenizerFast` and for unknown classes. For the
+//! class of a model, it takes only the vocabulary and the merges from `tokenizer.json`, and builds the rest from
 //! `tokenizer_config.json` (`tokenization_bert.py`, `tokenization_roberta.py`, `tokenization_gpt2.py`,
-//! `tokenization_llama.py`, `tokenization_qwen2.py`, `tokenization_t5.py`). Beside a `tokenizer.json`, which says what stands around a text,
-//! it passes over `add_bos_token` and `add_eos_token` (`tokenization_utils_base.py`).
+//! `tokenization_llama.py`, `tokenization_qwen2.py`, `tokenization_t5.py`). It ignores `add_bos_token` and
+//! `add_eos_token`, because `tokenizer.json` already says which tokens surround a text (`tokenization_utils_base.py`).
 
 use std::path::Path;
 
@@ -30,15 +30,15 @@ use tokenizers::{
 use super::added_tokens;
 use crate::diagnostic::Problem;
 
-/// What is left to know of a tokenizer.
+/// The settings that a [`Tokenizer`] does not hold itself.
 pub(super) struct TokenizerConfig {
     /// Which end of a text is cut.
     pub direction: TruncationDirection,
-    /// Whether the model is told which text of a pair a token is of.
+    /// Whether the model gets token types, which tell the texts of a pair apart.
     pub passes_types: bool,
 }
 
-/// A tokenizer's class in transformers, as far as it matters here.
+/// A tokenizer's class in transformers. Classes that we treat alike are one.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Class {
     Bert,
@@ -47,7 +47,7 @@ pub(super) enum Class {
     Llama,
     Qwen2,
     T5,
-    /// `tokenizer.json` as it is.
+    /// Any class that uses `tokenizer.json` as it is.
     AsStored,
 }
 
@@ -90,7 +90,7 @@ impl Class {
 /// hub state another (`MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS`).
 const STATED_WRONGLY: [&str; 1] = ["qwen2"];
 
-/// The class that transformers takes for a model that names none.
+/// The class that transformers uses for a model that names none.
 fn class_of_model(model_type: &str) -> &'static str {
     match model_type {
         "bert" => "BertTokenizer",
@@ -103,7 +103,7 @@ fn class_of_model(model_type: &str) -> &'static str {
     }
 }
 
-/// Reads a JSON file of a backbone; nothing where there is none.
+/// Reads a JSON file of a backbone; null if there is no such file.
 pub(super) fn read(directory: &Path, name: &str) -> Result<Value, Problem> {
     let path = directory.join(name);
     let unreadable = |e: &dyn std::fmt::Display| {
@@ -118,10 +118,10 @@ pub(super) fn read(directory: &Path, name: &str) -> Result<Value, Problem> {
 }
 
 impl TokenizerConfig {
-    /// Reads `tokenizer_config.json` and makes of a tokenizer what transformers makes of it.
+    /// Reads `tokenizer_config.json` and changes a tokenizer as transformers does.
     ///
     /// # Errors
-    /// The file cannot be read, or says something that cannot be honoured.
+    /// The file cannot be read, or has a setting that is not supported.
     pub fn apply(directory: &Path, tokenizer: &mut Tokenizer) -> Result<Self, Problem> {
         let json = read(directory, "tokenizer_config.json")?;
         let model = read(directory, "config.json")?;
@@ -135,10 +135,10 @@ impl TokenizerConfig {
         .to_owned();
         let class = Class::of(&name);
         let passes_types = matches!(name.as_str(), "BertTokenizer" | "ElectraTokenizer");
-        // A class builds on a model of its own kind; with another one `tokenizer.json` is all there is.
+        // A class needs a model of its own kind. With another kind, use `tokenizer.json` as it is.
         let class = match (class, tokenizer.get_model()) {
             (Class::Bert, ModelWrapper::WordPiece(_)) => class,
-            // What is declared to be Llama's and splits bytes is not: transformers sees that, too.
+            // A tokenizer that splits bytes is not Llama's, even if declared so. transformers checks this as well.
             (Class::Llama, ModelWrapper::BPE(_)) if !is_of_bytes(tokenizer) => class,
             (Class::Roberta | Class::Gpt2 | Class::Qwen2, ModelWrapper::BPE(_)) => class,
             (Class::T5, ModelWrapper::Unigram(_)) => class,
@@ -158,7 +158,7 @@ impl TokenizerConfig {
         };
         let passes_types = match json.get("model_input_names").and_then(Value::as_array) {
             Some(names) => names.iter().any(|name| name == "token_type_ids"),
-            // What is BERT's passes them, whatever is taken from `tokenizer.json`.
+            // BERT's class passes token types, even if it uses `tokenizer.json` as it is.
             None => passes_types,
         };
         Ok(TokenizerConfig {
@@ -168,7 +168,7 @@ impl TokenizerConfig {
     }
 }
 
-/// Whether a tokenizer's words are bytes.
+/// Whether a tokenizer splits words into bytes.
 fn is_of_bytes(tokenizer: &Tokenizer) -> bool {
     let words = tokenizer.get_pre_tokenizer();
     let is_bytes = |words: &PreTokenizerWrapper| matches!(words, PreTokenizerWrapper::ByteLevel(_));
@@ -179,7 +179,7 @@ fn is_of_bytes(tokenizer: &Tokenizer) -> bool {
     in_words || matches!(tokenizer.get_decoder(), Some(DecoderWrapper::ByteLevel(_)))
 }
 
-/// How Qwen2 cuts a text into words.
+/// How Qwen2 splits a text into words.
 const QWEN2_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Gives a tokenizer the parts that its class builds itself, and takes away the tokens that `tokenizer.json` adds.
@@ -203,6 +203,9 @@ fn rebuild(class: Class, settings: &Settings, tokenizer: &mut Tokenizer) -> Resu
     let mut fresh = Tokenizer::new(model);
     fresh.with_decoder(tokenizer.get_decoder().cloned());
     fresh.with_post_processor(tokenizer.get_post_processor().cloned());
+    fresh
+        .with_truncation(tokenizer.get_truncation().cloned())
+        .map_err(unusable)?;
     let (normalizer, words): (Option<NormalizerWrapper>, PreTokenizerWrapper) = match class {
         Class::AsStored => return Ok(()),
         Class::Llama => {
@@ -310,7 +313,7 @@ fn unusable(reason: impl std::fmt::Display) -> Problem {
     Problem::new("delta::data::tokenizer", message).help("give the tokenizer of this backbone")
 }
 
-/// The table of characters that SentencePiece was given, which is all that a class keeps of a normalizer.
+/// SentencePiece's precompiled table of characters. T5's class keeps nothing else of a normalizer.
 fn precompiled(normalizer: &NormalizerWrapper) -> Option<NormalizerWrapper> {
     match normalizer {
         NormalizerWrapper::Precompiled(_) => Some(normalizer.clone()),
@@ -333,7 +336,7 @@ impl Settings<'_> {
         Problem::new("delta::data::tokenizer", message).help("give the tokenizer of this backbone")
     }
 
-    /// A switch; nothing where it is absent or null.
+    /// A switch; `None` if it is absent or null.
     fn switch(&self, key: &str) -> Result<Option<bool>, Problem> {
         match &self.json[key] {
             Value::Null => Ok(None),
@@ -347,7 +350,7 @@ impl Settings<'_> {
         Ok(self.switch("add_prefix_space")?.unwrap_or(false))
     }
 
-    /// One of two words.
+    /// One of two words; `None` if the key is absent or null.
     fn word(&self, key: &str, words: [&'static str; 2]) -> Result<Option<&'static str>, Problem> {
         let found = &self.json[key];
         if found.is_null() {
@@ -365,7 +368,7 @@ impl Settings<'_> {
         text.map(str::to_owned)
     }
 
-    /// What would cut special tokens in a text into pieces is not done here.
+    /// Refuses the setting that splits special tokens in a text, because we do not support it.
     fn refuse_what_splits(&self) -> Result<(), Problem> {
         match self.switch("split_special_tokens")? {
             Some(true) => Err(self.wrong(

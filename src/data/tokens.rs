@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
+use rayon::prelude::*;
+use tokenizers::utils::truncation::truncate_encodings;
 use tokenizers::{
-    EncodeInput, Encoding, InputSequence, Token, Tokenizer, TruncationDirection, TruncationParams,
+    Encoding, PostProcessor, Token, Tokenizer, TruncationDirection, TruncationParams,
 };
 
 use super::tokenizer_config::TokenizerConfig;
@@ -13,23 +15,22 @@ use crate::diagnostic::Problem;
 use crate::plan::{Cloze, Edit, Piece, Words};
 use crate::text::quoted_list;
 
-/// Texts to tokens.
+/// Encodes texts as tokens.
 pub struct TextEncoder {
+    /// It cuts nothing.
     tokenizer: Tokenizer,
-    max_length: usize,
-    /// Whether a text that is too long loses its beginning, and not its end.
-    cuts_start: bool,
-    /// Whether the backbone is told which text of a pair a token is of.
+    truncation: TruncationParams,
+    /// Whether the backbone gets token types, which tell the texts of a pair apart.
     passes_types: bool,
     vocabulary: usize,
     /// Entries of the token-type embedding.
     types: usize,
     padding: Padding,
-    /// What a decoder's sequences begin with, where the backbone has one.
+    /// The token with which a decoder's sequences begin, if the backbone has a decoder.
     start_token: Option<u32>,
-    /// What a text ends with, where the classifier reads off that.
+    /// The token with which texts end, if the classifier reads its row.
     end_token: Option<u32>,
-    /// Whether the word of a cloze is read off the token before it, and not off a mask.
+    /// Whether the token before a cloze's word predicts it. Otherwise a mask in its place does.
     is_causal: bool,
 }
 
@@ -38,23 +39,24 @@ pub struct TextEncoder {
 pub struct Encoded {
     /// Token numbers.
     pub tokens: Vec<u32>,
-    /// Token types: 1 for the second text of a pair, where the family tells them apart.
+    /// Token types: 1 for the second text of a pair, if the family tells them apart.
     pub types: Vec<u8>,
     /// Whether a token is one of the tokenizer's own, such as `[CLS]`.
     pub special: Vec<bool>,
-    /// The token off which the word of a cloze is read: its mask, or the last one of the template for
-    /// a family that sees only what is before a position.
+    /// The index of the token that predicts the word of a cloze: the mask, or the last token of the template
+    /// in a causal family.
     pub mask: Option<usize>,
-    /// The number of tokens before soft ones, where a template says where they stand.
+    /// The number of tokens before the soft tokens, if a template says where those stand.
     pub soft: Option<usize>,
 }
 
 impl TextEncoder {
-    /// Reads `tokenizer.json` of a backbone; texts are cut to `max_length` tokens, the longer of a
-    /// pair first.
+    /// Reads `tokenizer.json` of a backbone. Texts are cut to `max_length` tokens. Of a pair, the longer text
+    /// is cut first.
     ///
     /// # Errors
-    /// The file is missing or is not a tokenizer.
+    /// The file is missing or is not a tokenizer, `tokenizer_config.json` is refused, or a decoder has no start
+    /// token.
     pub fn open(directory: &Path, max_length: usize, config: &Config) -> Result<Self, Problem> {
         config.check_start().map_err(|message| {
             let message = format!("`{}`: {message}", directory.display());
@@ -75,19 +77,16 @@ impl TextEncoder {
         };
         let mut tokenizer = Tokenizer::from_file(&path).map_err(unreadable)?;
         let settings = TokenizerConfig::apply(directory, &mut tokenizer)?;
+        tokenizer.with_truncation(None).map_err(unreadable)?;
+        tokenizer.with_padding(None);
         let truncation = TruncationParams {
             max_length,
             direction: settings.direction,
             ..TruncationParams::default()
         };
-        tokenizer
-            .with_truncation(Some(truncation))
-            .map_err(unreadable)?;
-        tokenizer.with_padding(None);
         Ok(TextEncoder {
             tokenizer,
-            max_length,
-            cuts_start: settings.direction == TruncationDirection::Left,
+            truncation,
             passes_types: settings.passes_types,
             vocabulary: config.vocabulary,
             types: config.types,
@@ -98,7 +97,7 @@ impl TextEncoder {
         })
     }
 
-    /// The token that a decoder's sequences begin with, and those of a text; empty where the backbone has no decoder.
+    /// The tokens of a decoder's sequence: the start token, then those of a text. Empty if the backbone has no decoder.
     pub fn decoded(&self, text: &Encoded) -> Vec<u32> {
         match self.start_token {
             Some(start) => [&[start], text.tokens.as_slice()].concat(),
@@ -109,27 +108,72 @@ impl TextEncoder {
     /// Encodes texts, or pairs of texts.
     ///
     /// # Errors
-    /// The tokenizer gives a token that the backbone has no embedding for, or none at all.
+    /// The tokenizer refuses a text, or it gives a token or token type that the backbone has no embedding for.
     pub fn encode(&self, texts: &[Vec<String>]) -> Result<Vec<Encoded>, Problem> {
-        let input = |texts: &Vec<String>| match texts.as_slice() {
-            [first, second] => EncodeInput::Dual(
-                InputSequence::from(first.clone()),
-                InputSequence::from(second.clone()),
-            ),
-            _ => EncodeInput::Single(InputSequence::from(texts.concat())),
+        let one = |texts: &Vec<String>| match texts.as_slice() {
+            [first, second] => self.encode_one(first, Some(second)),
+            texts => self.encode_one(&texts.concat(), None),
         };
-        let inputs: Vec<EncodeInput> = texts.iter().map(input).collect();
-        let encodings = self.tokenizer.encode_batch(inputs, true).map_err(refused)?;
-        let mut encoded: Vec<Encoded> = encodings.iter().map(Encoded::from).collect();
-        if !self.passes_types {
-            encoded.iter_mut().for_each(|text| text.types.fill(0));
-        }
+        let encoded: Vec<Encoded> = texts.par_iter().map(one).collect::<Result<_, _>>()?;
         self.check(&encoded)?;
         Ok(encoded)
     }
 
-    /// Encodes texts in a template. Where the whole is too long, words are cut from the end of the
-    /// longest text, never from the template.
+    /// One text or pair, cut to the longest sequence before the tokenizer's own tokens are put around it.
+    fn encode_one(&self, first: &str, second: Option<&str>) -> Result<Encoded, Problem> {
+        let tokens = |text: &str| {
+            let text = self.long_enough(text)?;
+            self.tokenizer.encode_fast(text, false).map_err(refused)
+        };
+        let (first, second) = (tokens(first)?, second.map(tokens).transpose()?);
+        let own = self.tokenizer.get_post_processor();
+        let own = own.map_or(0, |own| own.added_tokens(second.is_some()));
+        let cut = TruncationParams {
+            max_length: self.max_length().saturating_sub(own),
+            ..self.truncation.clone()
+        };
+        let (first, second) = truncate_encodings(first, second, &cut).map_err(refused)?;
+        let whole = self.tokenizer.post_process(first, second, true);
+        let mut encoded = Encoded::from(&whole.map_err(refused)?);
+        if !self.passes_types {
+            encoded.types.fill(0);
+        }
+        Ok(encoded)
+    }
+
+    /// The part of a long text that has all the tokens that are left after it is cut: what the tokenizer needs to read a
+    /// text is many times the text's own size. Of a pair of texts that are both so long, the parts count as the texts.
+    fn long_enough<'t>(&self, text: &'t str) -> Result<&'t str, Problem> {
+        /// Bytes up to which a text is read whole.
+        const LONG: usize = 16 << 10;
+        /// Tokens beyond those that are left, as the last ones may be others where a word is cut.
+        const MARGIN: usize = 64;
+        let mut size = LONG.max(16 * self.max_length());
+        while size < text.len() {
+            let part = match self.cuts_start() {
+                false => &text[..text.floor_char_boundary(size)],
+                true => &text[text.ceil_char_boundary(text.len() - size)..],
+            };
+            let encoding = self.tokenizer.encode_fast(part, false).map_err(refused)?;
+            if encoding.len() >= self.max_length() + MARGIN {
+                return Ok(part);
+            }
+            size *= 4;
+        }
+        Ok(text)
+    }
+
+    fn max_length(&self) -> usize {
+        self.truncation.max_length
+    }
+
+    /// Whether a text that is too long is cut at its beginning instead of its end.
+    fn cuts_start(&self) -> bool {
+        self.truncation.direction == TruncationDirection::Left
+    }
+
+    /// Encodes texts in a template. If the whole is too long, cuts words from the longest text, never from the
+    /// template. Cuts them from the end, unless the tokenizer truncates on the left.
     ///
     /// # Errors
     /// A text has the mask in it; the template alone is too long; what [`TextEncoder::encode`]
@@ -144,18 +188,17 @@ impl TextEncoder {
             (false, Some(mask)) => Some(mask),
             (false, None) => return Err((None, self.no_mask(cloze))),
         };
-        let mut whole = self.tokenizer.clone();
-        whole
-            .with_truncation(None)
-            .map_err(|e| (None, refused(e)))?;
         let template = Template {
             cloze,
             columns: cloze.columns(),
             mask,
-            tokenizer: &whole,
+            tokenizer: &self.tokenizer,
         };
         let one = |texts: &Vec<String>| -> Result<Encoded, Problem> {
-            let mut texts = texts.clone();
+            let parts = texts.iter().map(|text| self.long_enough(text));
+            let mut texts: Vec<String> = parts
+                .map(|part| part.map(str::to_owned))
+                .collect::<Result<_, _>>()?;
             if let Some((name, _)) = mask.filter(|(name, _)| texts.iter().any(|t| t.contains(name)))
             {
                 let message = format!("the text has `{name}` in it, which the template puts there");
@@ -164,13 +207,13 @@ impl TextEncoder {
             }
             loop {
                 let encoded = template.encode(&texts)?;
-                let excess = encoded.tokens.len().saturating_sub(self.max_length);
+                let excess = encoded.tokens.len().saturating_sub(self.max_length());
                 if excess == 0 {
                     return Ok(encoded);
                 }
                 let longest = texts.iter_mut().max_by_key(|text| text.len());
                 match longest.filter(|text| !text.is_empty()) {
-                    Some(text) if self.cuts_start => cut_first_words(text, excess),
+                    Some(text) if self.cuts_start() => cut_first_words(text, excess),
                     Some(text) => cut_words(text, excess),
                     None => return Err(self.template_too_long(cloze)),
                 }
@@ -199,7 +242,7 @@ impl TextEncoder {
     fn template_too_long(&self, cloze: &Cloze) -> Problem {
         let message = format!(
             "the template alone has more than {} tokens",
-            self.max_length
+            self.max_length()
         );
         Problem::new("delta::data::template_too_long", message)
             .at(cloze.span, "of this task")
@@ -218,8 +261,9 @@ impl TextEncoder {
         }
         let highest = encoded.iter().flat_map(|e| &e.tokens).max();
         if let Some(token) = highest.filter(|token| **token as usize >= self.vocabulary) {
+            let name = self.tokenizer.id_to_token(*token).unwrap_or_default();
             let message = format!(
-                "the tokenizer gives the token {token}, but the backbone has {} word embeddings",
+                "the tokenizer gives the token {token} (`{name}`), but the backbone has {} word embeddings",
                 self.vocabulary
             );
             return Err(Problem::new("delta::data::tokenizer", message)
@@ -265,19 +309,19 @@ fn refused(error: tokenizers::Error) -> Problem {
     .help("look for unusual characters in the data")
 }
 
-/// A template, and what fills and encodes it.
+/// A template, with everything needed to fill and encode it.
 struct Template<'a> {
     cloze: &'a Cloze,
     columns: Vec<String>,
-    /// The tokenizer's mask, where the backbone reads one.
+    /// The tokenizer's mask; `None` for a causal backbone.
     mask: Option<(&'static str, u32)>,
-    /// It cuts nothing.
+    /// A tokenizer without truncation.
     tokenizer: &'a Tokenizer,
 }
 
 impl Template<'_> {
-    /// Puts texts and mask in, and encodes what stands between soft and special tokens as one text.
-    /// A template that names no special token gets the tokenizer's own.
+    /// Fills in the texts and the mask. Encodes everything between two soft or special tokens as one text. If
+    /// the template names no special token, adds the tokenizer's own.
     fn encode(&self, texts: &[String]) -> Result<Encoded, Problem> {
         let mut joined = Encoding::default();
         let mut types = Vec::new();
@@ -285,7 +329,7 @@ impl Template<'_> {
         let end = [Piece::Segment(0)];
         for piece in self.cloze.template.iter().chain(&end) {
             if matches!(piece, Piece::Mask) && self.mask.is_none() {
-                // The word that a causal model is asked for brings the space before it.
+                // The word that a causal model predicts includes the space before it, so remove that space here.
                 text.truncate(text.trim_end_matches(' ').len());
             }
             if let Some(more) = self.text_of(piece, texts) {
@@ -311,7 +355,7 @@ impl Template<'_> {
             joined = processed.map_err(refused)?;
         }
         let mut encoded = Encoded::from(&joined);
-        // The tokenizer's own tokens stand before and behind.
+        // The tokenizer's own tokens may surround ours, so find where ours begin.
         let first = match own.len() {
             0 => 0,
             length => encoded
@@ -331,7 +375,7 @@ impl Template<'_> {
         Ok(encoded)
     }
 
-    /// What a piece adds to the text; nothing where it is none.
+    /// The text that a piece adds; `None` if the piece is not text.
     fn text_of(&self, piece: &Piece, texts: &[String]) -> Option<String> {
         match piece {
             Piece::Text(text) => Some(text.clone()),
@@ -368,11 +412,10 @@ impl Template<'_> {
 }
 
 impl Words for TextEncoder {
-    /// The tokens of a label word, as it stands behind a space: one, unless the cloze takes the mean
-    /// of several.
+    /// The tokens of a label word after a space. There must be one, unless the cloze takes the mean of several.
     ///
     /// # Errors
-    /// It is not one token; its tokens are shown.
+    /// The word is not one token. The problem shows its tokens.
     fn word(&self, word: &str, cloze: &Cloze) -> Result<Vec<usize>, Problem> {
         let encoding = self.plain(word)?;
         let tokens = encoding.get_ids();
@@ -388,7 +431,7 @@ impl Words for TextEncoder {
             .help(way_out))
     }
 
-    /// The tokens of a text as it stands behind a space, without any of the tokenizer's own.
+    /// The tokens of a text after a space, without the tokenizer's own special tokens.
     fn tokens(&self, text: &str) -> Result<Vec<usize>, Problem> {
         let encoded = Encoded::from(&self.plain(text)?);
         let tokens = encoded.tokens.iter().map(|token| *token as usize).collect();
@@ -397,12 +440,12 @@ impl Words for TextEncoder {
     }
 }
 
-/// Where a padding token in a text would change what is computed, though nothing is filled up here.
+/// How a padding token inside a text would change what transformers computes. We add no padding ourselves.
 struct Padding {
     token: Option<u32>,
-    /// It has no position of its own.
+    /// Padding takes no position, so the positions of later tokens would move.
     moves_positions: bool,
-    /// A classifier reads the last token that is none.
+    /// The classifier reads the last token that is not padding.
     is_read_over: bool,
 }
 
@@ -418,7 +461,7 @@ impl Padding {
 }
 
 impl TextEncoder {
-    /// The first text with a padding token in it that would be taken for padding.
+    /// The first text that contains a padding token which transformers would treat as padding, and its problem.
     pub fn padded(&self, encoded: &[Encoded], reads_tokens: bool) -> Option<(usize, Problem)> {
         let Padding {
             token,
@@ -438,7 +481,7 @@ impl TextEncoder {
 }
 
 impl TextEncoder {
-    /// The first text that does not end with the token that a classifier reads off.
+    /// The first text that does not end with the token whose row the classifier reads, and its problem.
     pub fn unended(&self, encoded: &[Encoded]) -> Option<(usize, Problem)> {
         let end = self.end_token?;
         let place = encoded
@@ -454,7 +497,7 @@ impl TextEncoder {
     }
 }
 
-/// Cuts about `count` tokens off the beginning: as many words, or half of a single long word.
+/// Cuts words off the beginning, one for every two tokens of `count`. Of a single long word, cuts half.
 fn cut_first_words(text: &mut String, count: usize) {
     for _ in 0..count.div_ceil(2) {
         let trimmed = text.trim_start();
@@ -470,7 +513,7 @@ fn cut_first_words(text: &mut String, count: usize) {
     }
 }
 
-/// Cuts about `count` tokens off the end: as many words, or half of a single long word.
+/// Cuts words off the end, one for every two tokens of `count`. Of a single long word, cuts half.
 fn cut_words(text: &mut String, count: usize) {
     for _ in 0..count.div_ceil(2) {
         let end = match text.trim_end().rfind(char::is_whitespace) {
