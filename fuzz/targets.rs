@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use deltarun::backbone::{read_config, Checkpoint, Config};
-use deltarun::data::{json_text, Rows, TextEncoder};
+use deltarun::data::{json_text, Extent, Rows, TextEncoder};
 use deltarun::diagnostic::Problems;
 use deltarun::plan::{plan, FileFormat, FilePlan, Piece, Plan, TaskPlan};
 use deltarun::run::{Integrity, Manifest};
@@ -133,7 +133,13 @@ fn table(bytes: &[u8], folder: &Path, format: FileFormat) {
         few: None,
         span: Default::default(),
     };
-    let _ = Rows::check(&file, &task(), 1000);
+    let _ = {
+        let extent = Extent {
+            at_each_end: 1000,
+            encoded: 0,
+        };
+        Rows::check(&file, &task(), extent, None)
+    };
 }
 
 fn task() -> TaskPlan {

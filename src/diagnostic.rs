@@ -83,7 +83,7 @@ impl Problem {
     /// A bug of ours.
     pub fn internal(message: impl fmt::Display) -> Self {
         Problem::failure("delta::internal", format!("internal error: {message}"))
-            .help("this is a bug of deltarun; please report it with the file that caused it")
+            .help("report this bug of deltarun together with the file that caused it")
     }
 
     /// Adds a place.
@@ -166,7 +166,7 @@ impl Problems {
         }
         if self.problems.len() > MOST_SHOWN {
             let more = self.problems.len() - MOST_SHOWN;
-            text.push_str(&format!("\nand {more} more: mend these first\n"));
+            text.push_str(&format!("\nand {more} more: fix these first\n"));
         }
         text
     }

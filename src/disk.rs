@@ -139,8 +139,8 @@ pub fn failed(verb: &str, path: &Path, error: &io::Error) -> Problem {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge
     );
     let help = match is_full {
-        true => "make room on the disk: what was complete before is whole, and the same command goes on from there",
-        false => "check the path, the permissions and the disk; the same command goes on",
+        true => "free space on the disk and run the same command again: it continues from the last complete state",
+        false => "check the path, the permissions and the disk, then run the same command again to continue",
     };
     Problem::failure("delta::run::io", message).help(help)
 }

@@ -65,7 +65,7 @@ const LARGEST_YAML: usize = 16 << 20;
 /// It is not YAML, too large or too deep: in one sentence.
 pub fn yaml(text: &str) -> Result<serde_yaml::Value, String> {
     if text.len() > LARGEST_YAML {
-        return Err(format!("it has more than {}", bytes(LARGEST_YAML)));
+        return Err(format!("it is larger than {}", bytes(LARGEST_YAML)));
     }
     // The parser's time grows with the square of the depth of brackets. Those in a text in quotes open nothing.
     let (mut depth, mut quote) = (0usize, None);
@@ -79,7 +79,7 @@ pub fn yaml(text: &str) -> Result<serde_yaml::Value, String> {
             _ => {}
         }
         if depth > DEEPEST_YAML {
-            return Err(format!("it is nested more than {DEEPEST_YAML} deep"));
+            return Err(format!("it is nested deeper than {DEEPEST_YAML} levels"));
         }
     }
     serde_yaml::from_str(text).map_err(|e| e.to_string())
@@ -106,6 +106,27 @@ pub fn did_you_mean<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) ->
         .filter_map(|candidate| Some((distance(candidate)?, candidate)));
     near.min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
+}
+
+/// A text in lines of at most 80 columns: the first begins with `first`, the others with as many spaces.
+pub fn wrapped(first: &str, text: &str) -> String {
+    const COLUMNS: usize = 80;
+    let indent = " ".repeat(first.chars().count());
+    let mut lines = vec![first.to_owned()];
+    let mut is_empty = true;
+    for word in text.split(' ') {
+        let line = lines
+            .last_mut()
+            .expect("there is a line from the beginning on");
+        let fits = line.chars().count() + usize::from(!is_empty) + word.chars().count() <= COLUMNS;
+        match (is_empty, fits) {
+            (true, _) => line.push_str(word),
+            (false, true) => line.extend([" ", word]),
+            (false, false) => lines.push(format!("{indent}{word}")),
+        }
+        is_empty = false;
+    }
+    lines.join("\n")
 }
 
 /// A number of bytes as a person reads it.

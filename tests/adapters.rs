@@ -7,15 +7,17 @@ use std::path::{Path, PathBuf};
 
 use common::{config, difference, fixture, Expected};
 use deltarun::backbone::{write_tensors, Checkpoint};
+use deltarun::data::{Encoded, Example, Target};
 use deltarun::diagnostic::Problem;
 use deltarun::engine::Device;
 use deltarun::graph::Tensors;
 use deltarun::peft::import;
-use deltarun::plan::TaskKind;
+use deltarun::plan::{Metric, TaskKind};
 use deltarun::run::{open_run, Integrity, Loaded, Reads};
+use deltarun::train::evaluate;
 use serde_json::{json, Value};
 
-const CASES: [(&str, &str); 26] = [
+const CASES: [(&str, &str); 27] = [
     ("layers", "bert_b"),
     ("layers_pattern", "gpt2"),
     ("bias_all", "bert_a"),
@@ -34,6 +36,7 @@ const CASES: [(&str, &str); 26] = [
     ("prefix_grouped", "llama_b"),
     ("prefix_qwen2", "qwen2"),
     ("prompt_qwen2", "qwen2"),
+    ("p_tuning_llama", "llama_b"),
     ("ia3_qwen2", "qwen2"),
     ("t5_prefix", "t5_v1_0"),
     ("t5_prefix_even", "t5_v1_1"),
@@ -80,6 +83,47 @@ fn logits_are_those_of_peft() {
     }
 }
 
+/// PEFT counts the first token behind a prompt, which the prompt's last row predicts, and none without a prompt.
+#[test]
+fn losses_of_causal_models_are_those_of_peft() {
+    let mut cases = 0;
+    for (name, backbone) in CASES {
+        let (adapter, backbone) = (fixture("adapters").join(name), fixture(backbone));
+        let loaded = open(&adapter, &backbone).unwrap();
+        let task = loaded.graph.task().unwrap();
+        if task.kind != TaskKind::CausalLm {
+            continue;
+        }
+        let batch = Expected::open(&backbone).batch(0);
+        let example = |range: std::ops::Range<usize>| Example {
+            text: Encoded {
+                tokens: batch.tokens[range.clone()]
+                    .iter()
+                    .map(|token| *token as u32)
+                    .collect(),
+                types: vec![0; range.len()],
+                special: vec![false; range.len()],
+                mask: None,
+                soft: None,
+            },
+            decoder: Vec::new(),
+            target: Target::NextTokens,
+        };
+        let examples: Vec<Example> = batch.layout.ranges().map(example).collect();
+        let found = evaluate(&loaded.graph, &examples, task, None).unwrap();
+        let (found, of_peft) = (
+            found.get(Metric::Loss),
+            Expected::open(&adapter).read("loss")[0],
+        );
+        assert!(
+            (found - f64::from(of_peft)).abs() < 1e-5,
+            "{name}: {found} for {of_peft}"
+        );
+        cases += 1;
+    }
+    assert_eq!(cases, 6);
+}
+
 /// An adapter's directory whose configuration has other values.
 fn changed(adapter: &Path, changes: &Value) -> (tempfile::TempDir, PathBuf) {
     let place = tempfile::tempdir().unwrap();
@@ -104,7 +148,7 @@ fn what_changes_an_adapter_is_refused_by_its_name() {
         (
             lora.clone(),
             json!({ "use_mora": true }),
-            "`use_mora` is true, which this version does not know",
+            "`use_mora` is true, and deltarun does not know this key",
         ),
         (
             lora.clone(),
@@ -120,22 +164,22 @@ fn what_changes_an_adapter_is_refused_by_its_name() {
         (
             lora.clone(),
             json!({ "lora_bias": true }),
-            "`lora_bias` is true: biases",
+            "`lora_bias` is true: the adapter adds its own biases",
         ),
         (
             lora.clone(),
             json!({ "lora_alpha": "6" }),
-            "`lora_alpha` is \"6\", and not a number",
+            "`lora_alpha` is \"6\", not a number",
         ),
         (
             lora.clone(),
             json!({ "lora_alpha": null }),
-            "`lora_alpha` is null, and not a number",
+            "`lora_alpha` is null, not a number",
         ),
         (
             lora.clone(),
             json!({ "use_dora": "yes" }),
-            "`use_dora` is \"yes\", and not `true` or `false`",
+            "`use_dora` is \"yes\", not `true` or `false`",
         ),
         (lora.clone(), json!({ "r": 0 }), "`r` is 0"),
         (
@@ -171,7 +215,7 @@ fn what_changes_an_adapter_is_refused_by_its_name() {
         (
             lora.clone(),
             json!({ "rank_pattern": { "(": 3 } }),
-            "`rank_pattern` has `(`",
+            "`rank_pattern` contains `(`",
         ),
         (
             lora.clone(),
@@ -201,7 +245,7 @@ fn what_changes_an_adapter_is_refused_by_its_name() {
         (
             methods.join("vera"),
             json!({ "save_projection": false }),
-            "projections were not saved",
+            "lacks its projections",
         ),
         (
             methods.join("adalora"),
@@ -335,7 +379,10 @@ fn numbers_that_fit_no_backbone_are_refused() {
         vec![0.0; backbone.hidden],
         vec![1, backbone.hidden],
     );
-    assert!(message.contains("no token 9999999"), "{message}");
+    assert!(
+        message.contains("token 9999999 is outside the vocabulary"),
+        "{message}"
+    );
     let head = "base_model.model.classifier.weight";
     let saved = json!({ "modules_to_save": ["classifier"] });
     for (values, shape) in [(vec![1.0], vec![]), (vec![], vec![0, backbone.hidden])] {

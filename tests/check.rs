@@ -23,7 +23,7 @@ fn bad_rows_are_found_with_their_lines() {
         (
             "text number 7\tpositive",
             "text number 7\tpositiv",
-            "line 9: the label `positiv` is not named",
+            "line 9: the task does not name the label `positiv`",
         ),
         (
             "text number 7\tpositive",
@@ -38,7 +38,7 @@ fn bad_rows_are_found_with_their_lines() {
         (
             "text\tlabel\n",
             "text\ttext\n",
-            "there are two columns `text`",
+            "has two columns named `text`",
         ),
         ("text\tlabel\n", "label\tlabel\n", "has no column `text`"),
     ] {
@@ -56,7 +56,7 @@ fn bad_rows_are_found_with_their_lines() {
     );
     assert!(place
         .fail(2, &["check", "small.delta"])
-        .contains("line 5001: the label `p`"));
+        .contains("line 5001: the task does not name the label `p`"));
     place.write(
         "train.tsv",
         large
@@ -65,7 +65,7 @@ fn bad_rows_are_found_with_their_lines() {
     );
     place.succeed(&["check", "small.delta"]);
     let message = place.fail(2, &["check", "small.delta", "--all-rows"]);
-    assert!(message.contains("line 2503: the label `p`"), "{message}");
+    assert!(message.contains("line 2503: the task"), "{message}");
     // A run reads all of them before it begins.
     assert!(place
         .fail(2, &["small.delta", "--quiet"])
@@ -94,7 +94,7 @@ fn formats_have_their_own_mistakes() {
         (
             "csv",
             b"text,label,text\na,positive,b\n".to_vec(),
-            "there are two columns `text`",
+            "has two columns named `text`",
         ),
         (
             "csv",
@@ -106,6 +106,11 @@ fn formats_have_their_own_mistakes() {
             "csv",
             b"text\tlabel\na\tpositive\n".to_vec(),
             "read it with `tsv(...)`",
+        ),
+        (
+            "csv",
+            b"text,label\r\n\"a\nb\",positive\r\nc,positive\r\nd,wrong\r\n".to_vec(),
+            "line 5: the task does not name the label `wrong`",
         ),
         ("csv", utf16, "UTF-16"),
         (
@@ -165,10 +170,39 @@ fn what_is_odd_is_said_and_stops_nothing() {
             .map(|p| p["code"].as_str().unwrap().to_owned())
             .collect()
     };
-    let (train, dev) = (rows(0..30), rows(100..110));
+    // Of words that the backbone knows.
+    let words = [
+        "film", "plot", "cast", "hero", "show", "play", "pace", "story", "music", "script",
+    ];
+    let known = |numbers: std::ops::Range<usize>| -> String {
+        let word = |digit: char| words[digit.to_digit(10).unwrap() as usize];
+        let text = |line: &str| match line.rsplit_once(' ') {
+            Some((_, number)) => {
+                let (number, label) = number.split_once('\t').unwrap();
+                let number: Vec<&str> = number.chars().map(word).collect();
+                format!("the {}\t{label}\n", number.join(" "))
+            }
+            None => format!("{line}\n"),
+        };
+        rows(numbers).lines().map(text).collect()
+    };
+    let (train, dev) = (known(0..30), known(100..110));
+    assert_eq!(
+        warnings(PIPELINE, &rows(0..30), &dev),
+        ["delta::data::unknown_tokens"]
+    );
+    assert_eq!(
+        warnings(PIPELINE, &train.replace("the ", "[CLS] the "), &dev),
+        ["delta::data::begun_twice"]
+    );
+    let long = PIPELINE.replace(
+        "batch = 8",
+        "batch = 8\n    schedule = linear { warmup = 500 }",
+    );
+    assert_eq!(warnings(&long, &train, &dev), ["delta::train::warmup"]);
     assert!(warnings(PIPELINE, &train, &dev).is_empty());
     assert_eq!(
-        warnings(PIPELINE, &train, &rows(25..35)),
+        warnings(PIPELINE, &train, &known(25..35)),
         ["delta::data::overlap"]
     );
     assert_eq!(
@@ -189,7 +223,7 @@ fn what_is_odd_is_said_and_stops_nothing() {
     assert_eq!(
         warnings(
             PIPELINE,
-            &(train.clone() + "\"a \"\"b\"\"\"\tpositive\n"),
+            &(train.clone() + "\"the film\"\tpositive\n"),
             &dev
         ),
         ["delta::data::quotes"]
@@ -236,7 +270,7 @@ fn a_run_that_learned_nothing_says_so() {
     assert!(output.status.success(), "{said}");
     assert!(said.contains("delta::train::collapse"), "{said}");
     assert!(
-        said.contains("30 of 30 texts are cut to 4 tokens"),
+        said.contains("truncates 30 of 30 texts to 4 tokens"),
         "{said}"
     );
 }
@@ -305,7 +339,7 @@ fn messages_do_not_grow_faster_than_the_text() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.len() < 4 * text.len(), "{} bytes", said.len());
     assert!(
-        said.contains("more: mend these first") && said.contains("(line "),
+        said.contains("more: fix these first") && said.contains("(line "),
         "{said}"
     );
     place.write("small.delta", &vec![b'a'; 10 << 20]);
@@ -318,7 +352,119 @@ fn messages_do_not_grow_faster_than_the_text() {
         format!("seed: {}1{}", "[".repeat(5000), "]".repeat(5000)).as_bytes(),
     );
     let message = place.fail(2, &["check", "small.delta", "--params", "params.yaml"]);
-    assert!(message.contains("nested more than"), "{message}");
+    assert!(message.contains("nested deeper than"), "{message}");
+}
+
+/// What needs no weight is refused before a run begins, and not after the weights are there.
+#[test]
+fn check_refuses_what_the_run_would() {
+    let place = Place::new();
+    place.write("train.tsv", rows(0..30).as_bytes());
+    let few = |count: &str| {
+        PIPELINE.replace(
+            "tsv(\"train.tsv\")",
+            &format!("few(tsv(\"train.tsv\"), {count})"),
+        )
+    };
+    let regress = few("3")
+        .replace("classify", "regress")
+        .replace("    labels = [negative, positive]\n", "");
+    let adalora = PIPELINE
+        .replace("lora {", "adalora { warmup = 100, last = 100, ")
+        .replace("alpha = 16", "rank = 2");
+    let language = PIPELINE
+        .replace("task classify {\n    text = text\n    label = label\n    labels = [negative, positive]\n}", "task masked_lm { text = text }")
+        .replace("low_rank, head", "low_rank");
+    place.write("empty.tsv", "text\tlabel\n\tpositive\n".as_bytes());
+    let nothing = language.replace("tsv(\"train.tsv\")", "tsv(\"empty.tsv\")");
+    for (text, code) in [
+        (
+            PIPELINE.replace("[low_rank, head]", "[low_rank]"),
+            "delta::graph::untrained_head",
+        ),
+        (few("400"), "delta::data::few"),
+        (regress, "delta::data::few"),
+        (adalora, "delta::train::steps"),
+        (nothing, "delta::data::nothing_to_predict"),
+    ] {
+        place.write("small.delta", text.as_bytes());
+        let message = place.fail(2, &["check", "small.delta"]);
+        assert!(message.contains(code), "{code}: {message}");
+    }
+}
+
+/// Every diagnostic of what runs a plan: `check` finds it, or it cannot, for this reason.
+#[test]
+fn check_finds_what_needs_no_run() {
+    const FOUND: &str = "";
+    const WEIGHTS: &str = "needs the weights' values";
+    const OTHER: &str = "is of another command, or of an adapter";
+    const OUTPUT: &str = "is about the output of a run, which a check has none of";
+    const TRAINING: &str = "is about a loss";
+    const DEVICE: &str = "is about the device that a run computes on";
+    const NOTE: &str = "stops nothing, and a check says it as well or has nothing to say of it";
+    let known = [
+        ("backbone::long", FOUND),
+        ("backbone::unknown_key", FOUND),
+        ("cli::not_utf8", FOUND),
+        ("cli::unreadable", FOUND),
+        ("data::cut", NOTE),
+        ("data::no_dev", FOUND),
+        ("data::no_mask", FOUND),
+        ("engine::device", DEVICE),
+        ("graph::no_task", FOUND),
+        ("graph::singular", WEIGHTS),
+        ("graph::unknown_tensor", OTHER),
+        ("graph::untrained_head", FOUND),
+        ("graph::wrong_shape", OTHER),
+        ("run::cannot_merge", OTHER),
+        ("run::changed", OTHER),
+        ("run::checkpoint", OUTPUT),
+        ("run::columns", OTHER),
+        ("run::combine", OTHER),
+        ("run::exists", OUTPUT),
+        ("run::foreign", OUTPUT),
+        ("run::locked", OUTPUT),
+        ("run::manifest", OTHER),
+        ("run::merged_differs", OTHER),
+        ("run::no_backbone", OTHER),
+        ("run::no_head", OTHER),
+        ("run::not_a_run", OTHER),
+        ("run::origin", FOUND),
+        ("run::other_backbone", WEIGHTS),
+        ("run::other_input", OUTPUT),
+        ("run::other_plan", OUTPUT),
+        ("run::other_version", OUTPUT),
+        ("run::precision", DEVICE),
+        ("run::profile", OTHER),
+        ("run::reads", OTHER),
+        ("run::unreadable", OTHER),
+        ("script::outside", FOUND),
+        ("train::collapse", NOTE),
+        ("train::not_a_number", TRAINING),
+        ("train::not_finite", TRAINING),
+        ("train::steps", FOUND),
+        ("train::warmup", FOUND),
+        ("weights::unfrozen", FOUND),
+        ("weights::untied", FOUND),
+    ];
+    let code = regex::Regex::new(r#""delta::(\w+::\w+)""#).unwrap();
+    let mut found = std::collections::BTreeSet::new();
+    for folder in ["run", "graph", "train"] {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("src")
+            .join(folder);
+        for file in std::fs::read_dir(folder).unwrap().flatten() {
+            let text = std::fs::read_to_string(file.path()).unwrap_or_default();
+            found.extend(code.captures_iter(&text).map(|found| found[1].to_owned()));
+        }
+    }
+    let known: std::collections::BTreeSet<String> =
+        known.iter().map(|(code, _)| (*code).to_owned()).collect();
+    assert_eq!(
+        found, known,
+        "a new diagnostic: does `check` find it, or why not?"
+    );
 }
 
 #[test]

@@ -29,7 +29,11 @@ fn runs() -> Vec<Loaded> {
         let mut imported = import(&adapter, &config(&directory)).unwrap();
         imported.outputs = Some(2);
         let (plan, graph) = imported_graph(&directory, imported);
-        Loaded { plan, graph }
+        Loaded {
+            plan,
+            graph,
+            run: None,
+        }
     };
     ["first", "second"].map(run).into()
 }

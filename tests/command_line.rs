@@ -289,10 +289,10 @@ fn check_says_what_the_backbone_lacks_unless_it_is_to_read_its_config_alone() {
     let text = format!("{PIPELINE}{}", (0..19).map(stage).collect::<String>());
     place.write("small.delta", text.as_bytes());
     let said = place.succeed(&["check", "small.delta", "--config-only"]);
-    assert!(said.contains("not looked at: the tokenizer"), "{said}");
+    assert!(said.contains("not checked: the tokenizer"), "{said}");
     let said = place.succeed(&["plan", "small.delta", "--config-only"]);
     assert!(said.contains("block[0..3].attn.q"), "{said}");
-    assert!(said.contains("not looked at: the tokenizer"), "{said}");
+    assert!(said.contains("not read: the tokenizer"), "{said}");
     // A label word needs the tokenizer, but for what it says of shapes.
     let words = text.replace(
         "task classify {",
@@ -301,7 +301,7 @@ fn check_says_what_the_backbone_lacks_unless_it_is_to_read_its_config_alone() {
     let words = words.replace("    text = text\n", "");
     place.write("words.delta", words.as_bytes());
     let said = place.succeed(&["plan", "words.delta", "--config-only"]);
-    assert!(said.contains("not looked at"), "{said}");
+    assert!(said.contains("not read"), "{said}");
     place.fail(2, &["plan", "words.delta"]);
     let message = place.fail(2, &["check", "small.delta"]);
     for missing in ["tokenizer.json", "model.safetensors"] {

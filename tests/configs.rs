@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 
 use common::fixture;
-use deltarun::backbone::Config;
+use deltarun::backbone::{language_model_parameters, Config, Parameter, Tree};
 use deltarun::engine::Activation;
 use serde_json::{json, Map, Value};
 
@@ -165,7 +165,7 @@ fn values_that_change_the_model_are_refused_by_name() {
         assert!(
             keys.any(|key| error.contains(&format!("`{key}`")))
                 || error.contains("activation")
-                || error.contains("heads of keys and values"),
+                || error.contains("key-value heads"),
             "{more}: {error}"
         );
     }
@@ -261,7 +261,7 @@ fn a_t5_is_read_as_transformers_reads_it() {
         (json!({ "num_layers": 30000 }), "30000 blocks"),
         (
             json!({ "decoder_start_token_id": 61 }),
-            "`decoder_start_token_id` is 61",
+            "`decoder_start_token_id` 61",
         ),
         (json!({ "num_decoder_layers": 0 }), "`num_decoder_layers`"),
         (json!({ "relative_attention_num_buckets": 3 }), "buckets"),
@@ -283,4 +283,33 @@ fn a_t5_is_read_as_transformers_reads_it() {
     // `gated-` means something in T5 alone.
     let error = parse("bert", json!({ "hidden_act": "gated-gelu" })).unwrap_err();
     assert!(error.contains("`gated-gelu`"), "{error}");
+}
+
+/// Configurations as their authors published them, in the spelling of their years, with the number of parameters that
+/// their pages on the hub state.
+#[test]
+fn published_models_are_read_and_have_their_parameters() {
+    let mut cases = 0;
+    for entry in std::fs::read_dir(fixture("published")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().display().to_string();
+        let published: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        let text = published["config"].to_string();
+        let config = Config::parse(&text).unwrap_or_else(|e| panic!("{name}: {e}"));
+        // A T5 1.1 ties its head unless the checkpoint has a weight for it.
+        let has_head_weight = name.starts_with("flan");
+        let config = Config {
+            has_head_weight,
+            ..config
+        };
+        let tree = Tree::new(&config);
+        let own = tree.parameters().map(Parameter::count).sum::<usize>();
+        let head = language_model_parameters(&config);
+        let all = own + head.iter().map(Parameter::count).sum::<usize>();
+        assert_eq!(Some(all as u64), published["parameters"].as_u64(), "{name}");
+        let unknown = Config::unknown_keys(&text);
+        assert!(unknown.is_empty(), "{name}: {unknown:?}");
+        cases += 1;
+    }
+    assert_eq!(cases, 15);
 }

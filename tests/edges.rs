@@ -131,7 +131,7 @@ fn a_head_for_other_labels_is_drawn_and_said() {
             "[sports, politics, weather]",
             "`contradiction`, `entailment` and `neutral`",
         ),
-        ("[entailment, neutral]", "3 outputs, and the task 2"),
+        ("[entailment, neutral]", "3 outputs, but the task needs 2"),
     ] {
         let plan = plan(&directory, &classify(labels));
         let (_, task) = plan.final_task().unwrap();

@@ -56,6 +56,6 @@ fn too_many_are_refused() {
     let message = sets("few(tsv(\"train.tsv\"), 500)", FEW).unwrap_err();
     assert_eq!(
         message,
-        "the label `negative` has 400 examples, and 500 are asked for"
+        "the label `negative` has only 400 of the 500 examples that `few` takes"
     );
 }

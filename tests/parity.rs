@@ -119,9 +119,9 @@ fn language_model(directory: &Path, imported: Option<Imported>) -> (Plan, Graph)
 fn predicting(mut batch: Batch) -> Batch {
     let ranges = batch.layout.ranges();
     let rows: Vec<usize> = ranges
-        .flat_map(|range| range.start..range.end - 1)
+        .flat_map(|range| range.start + 1..range.end)
         .collect();
-    let tokens = rows.iter().map(|row| batch.tokens[row + 1]).collect();
+    let tokens = rows.iter().map(|row| batch.tokens[*row]).collect();
     batch.total = rows.len();
     batch.targets = Targets::Tokens { rows, tokens };
     batch

@@ -55,7 +55,7 @@ fn what_came_before_a_bad_line_is_kept() {
     for (bad, said) in [
         ("{\"text\": null}\n", "line 4: `text` is null"),
         ("{\"text\": [1]}\n", "line 4: `text` is a list"),
-        ("fine\n", "line 4: it is not a JSON object"),
+        ("fine\n", "line 4: the line is not a JSON object"),
         ("{\"txt\": \"fine\"}\n", "line 4: the object has no `text`"),
     ] {
         let (answers, error, code) = predict(&place, &format!("{good}{bad}{good}"));
@@ -161,7 +161,10 @@ fn no_file_is_touched_but_the_output() {
             "./a.jsonl",
         ],
     );
-    assert!(message.contains("is the input and the output"), "{message}");
+    assert!(
+        message.contains("is both the input and the output"),
+        "{message}"
+    );
     assert_eq!(
         fs::read(place.path("a.jsonl")).unwrap(),
         b"{\"text\": \"fine\"}\n"

@@ -112,7 +112,7 @@ impl Distances {
         match buckets >= 4 && buckets.is_multiple_of(2) && longest > buckets / 2 {
             true => Ok(()),
             false => Err(format!(
-                "its {buckets} buckets of distances do not go with a longest of {longest}"
+                "its {buckets} buckets of relative distances do not fit a maximum distance of {longest}"
             )),
         }
     }
@@ -227,10 +227,12 @@ impl Architecture {
     /// The reason it cannot, as a phrase.
     pub fn absorbs_keys(&self) -> Result<(), String> {
         match (&self.positions, &self.attention) {
-            (Positions::Rotary(_), _) => Err("rotary embeddings turn the keys".to_owned()),
-            (Positions::Distances(_), _) => Err("scores have a bias by distance".to_owned()),
+            (Positions::Rotary(_), _) => Err("rotary embeddings rotate the keys".to_owned()),
+            (Positions::Distances(_), _) => {
+                Err("attention scores have a relative position bias".to_owned())
+            }
             (_, attention) if attention.key_value_heads != attention.heads => {
-                Err("heads share their keys and values".to_owned())
+                Err("attention heads share keys and values".to_owned())
             }
             _ => Ok(()),
         }

@@ -34,19 +34,21 @@ impl Config {
             self.classifier_dropout,
         ];
         if shares.iter().any(|share| !(0.0..1.0).contains(share)) {
-            return Err("an epsilon or a dropout of the backbone is not from 0 to 1".to_owned());
+            return Err(
+                "an epsilon or a dropout of the backbone is not between 0 and 1".to_owned(),
+            );
         }
         let stacks = [Some(self.layers), self.decoder_layers];
         let mut heights = stacks.into_iter().flatten();
         if let Some(layers) = heights.find(|layers| !(1..=MOST_BLOCKS).contains(layers)) {
             return Err(format!(
-                "it has {layers} blocks, and 1 to {MOST_BLOCKS} can be"
+                "it has {layers} blocks, but must have 1 to {MOST_BLOCKS}"
             ));
         }
         let is_beyond = |token: u32| token as usize >= self.vocabulary;
         if let Some(token) = self.start_token.filter(|token| is_beyond(*token)) {
             return Err(format!(
-                "its `decoder_start_token_id` is {token}, and it has {} tokens",
+                "its `decoder_start_token_id` {token} is outside its vocabulary of {} tokens",
                 self.vocabulary
             ));
         }
@@ -62,7 +64,7 @@ impl Config {
         let (shared, width) = (self.key_value_heads(), self.head_width());
         if shared == 0 || !self.heads.is_multiple_of(shared) {
             return Err(format!(
-                "its {shared} heads of keys and values do not divide its {} attention heads",
+                "its {shared} key-value heads do not divide its {} attention heads",
                 self.heads
             ));
         }
@@ -71,7 +73,7 @@ impl Config {
         }
         if self.rotary.is_some() && !width.is_multiple_of(2) {
             return Err(format!(
-                "rotary embeddings turn pairs of columns, and its heads are {width} wide"
+                "rotary embeddings need heads of an even width, but its heads are {width} wide"
             ));
         }
         Ok(())

@@ -172,7 +172,7 @@ impl Config {
             scales_logits: keys.switch_or(&stated.scaled_logits, false)?,
             has_head_weight: false,
             labels: labels(&json),
-            pad_token: keys.token(&stated.pad_token)?,
+            pad_token: pad_token(&keys, family)?,
             start_token: keys.some_token(&stated.start_token)?,
             end_token: keys.some_token(&stated.end_token)?,
             family: family.name.clone(),
@@ -224,7 +224,7 @@ impl Config {
     /// One sentence, if there is a decoder but no start token.
     pub fn check_start(&self) -> Result<(), String> {
         match (self.decoder_layers, self.start_token) {
-            (Some(_), None) => Err("its `config.json` has no `decoder_start_token_id`, the token that the decoder's texts begin with".to_owned()),
+            (Some(_), None) => Err("its `config.json` has no `decoder_start_token_id`, the first token of every decoder input".to_owned()),
             _ => Ok(()),
         }
     }
@@ -338,6 +338,15 @@ impl Config {
     pub fn longest(&self) -> usize {
         self.positions.saturating_sub(self.first_position())
     }
+
+    /// The longest sequence that can be computed, in tokens. Rotary embeddings have an angle for every position, those
+    /// beyond the texts of the pre-training included.
+    pub fn limit(&self) -> usize {
+        match self.rotary {
+            Some(_) => LARGEST,
+            None => self.longest(),
+        }
+    }
 }
 
 /// The name of an activation, and whether it stands for a gated feed-forward.
@@ -347,6 +356,19 @@ fn activation_of<'n>(family: &Family, name: &'n str) -> (&'n str, bool) {
         Some("gelu") if family.feed_forward == FeedForwardEntry::Named => ("gelu_new", true),
         Some(gated) if family.feed_forward == FeedForwardEntry::Named => (gated, true),
         _ => (name, false),
+    }
+}
+
+/// The padding token; `None` for -1, unless positions are counted from its id.
+fn pad_token(keys: &Keys, family: &Family) -> Result<Option<u32>, String> {
+    let key = &family.config.pad_token;
+    let token = keys.token(key)?;
+    match (family.positions_follow_padding, token, keys.find(key)?) {
+        (true, None, Some(stated)) => Err(format!(
+            "its `{}` must be a token id, found {stated}",
+            key.key
+        )),
+        _ => Ok(token),
     }
 }
 
@@ -383,12 +405,14 @@ fn find_family(json: &Value) -> Result<&'static Family, String> {
     };
     let Some(model_type) = json["model_type"].as_str() else {
         let supported = quoted_list(names());
-        return Err(format!("it has no `model_type`; supported are {supported}"));
+        return Err(format!(
+            "it has no `model_type`; deltarun supports {supported}"
+        ));
     };
     if !names().any(|name| name == model_type) {
         let hint = did_you_mean(model_type, names()).map(|n| format!("; did you mean `{n}`?"));
         return Err(format!(
-            "the model type `{model_type}` is not supported{}; supported are {}",
+            "the model type `{model_type}` is not supported{}; deltarun supports {}",
             hint.unwrap_or_default(),
             quoted_list(names())
         ));
@@ -452,10 +476,10 @@ fn check_only(json: &Value, family: &Family) -> Result<(), String> {
         if !is_allowed(found) && !is_list(found) {
             let allowed: Vec<String> = allowed.iter().map(|value| format!("`{value}`")).collect();
             let wanted = match allowed.is_empty() {
-                true => "it must not be there".to_owned(),
-                false => format!("only {} is", crate::text::list(&allowed)),
+                true => "the key must be absent".to_owned(),
+                false => format!("deltarun supports only {}", crate::text::list(&allowed)),
             };
-            return Err(format!("its `{key}` {found} is not supported: {wanted}"));
+            return Err(format!("its `{key}` is {found}: {wanted}"));
         }
     }
     Ok(())

@@ -420,10 +420,12 @@ pub fn families() -> &'static [Family] {
         let read = |text: &&str| {
             let mut family: Family = serde_yaml::from_str(text)
                 .expect("a built-in family is well-formed; a test reads them all");
-            family.neutral.extend(every.neutral.iter().cloned());
-            for (key, values) in &every.only {
+            // A family's own word counts before what holds for all.
+            let others = every.only.iter();
+            for (key, values) in others.filter(|(key, _)| !family.neutral.contains(key)) {
                 family.only.entry(key.clone()).or_insert(values.clone());
             }
+            family.neutral.extend(every.neutral.iter().cloned());
             family
         };
         FAMILIES.iter().map(read).collect()

@@ -82,7 +82,7 @@ impl Keys<'_> {
     pub(super) fn text(&self, key: &Key) -> Result<String, String> {
         let (name, value) = self.value(key)?;
         let text = value.as_str().map(str::to_owned);
-        text.ok_or_else(|| format!("its `{name}` must be a text, found {value}"))
+        text.ok_or_else(|| format!("its `{name}` must be a string, found {value}"))
     }
 
     pub(super) fn token(&self, key: &Key) -> Result<Option<u32>, String> {
@@ -95,11 +95,13 @@ impl Keys<'_> {
             Some([one]) => one,
             _ => value,
         };
+        // Llamas that were converted early have -1 for a token that they lack.
+        if one.as_i64() == Some(-1) {
+            return Ok(None);
+        }
         match one.as_u64().and_then(|number| u32::try_from(number).ok()) {
             Some(token) if (token as usize) < LARGEST => Ok(Some(token)),
-            _ => Err(format!(
-                "its `{name}` must be the number of a token, found {value}",
-            )),
+            _ => Err(format!("its `{name}` must be a token id, found {value}",)),
         }
     }
 

@@ -28,5 +28,10 @@ pub use weights::Checkpoint;
 pub use written::write_tensors;
 
 /// The files of a backbone that we read in addition to its weights.
-pub const FILES_BESIDE_WEIGHTS: [&str; 3] =
-    ["config.json", "tokenizer.json", "tokenizer_config.json"];
+pub const FILES_BESIDE_WEIGHTS: [&str; 5] = [
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+];

@@ -177,7 +177,7 @@ impl RopeKeys<'_> {
             ],
             _ => {
                 return Err(format!(
-                    "the rotary scaling `{kind}` of its `{}` is not supported: `default`, `linear`, `dynamic`, `llama3` and `yarn` are",
+                    "the rotary scaling `{kind}` of its `{}` is not one of `default`, `linear`, `dynamic`, `llama3` and `yarn`",
                     self.name
                 ))
             }
@@ -187,7 +187,7 @@ impl RopeKeys<'_> {
             |key: &&String| common.contains(&key.as_str()) || own.contains(&key.as_str());
         if let Some(key) = self.map.keys().find(|key| !is_known(key)) {
             return Err(format!(
-                "the key `{key}` of its `{}` is not one of a rotary scaling `{kind}`",
+                "the key `{key}` of its `{}` does not belong to the rotary scaling `{kind}`",
                 self.name
             ));
         }
@@ -195,9 +195,9 @@ impl RopeKeys<'_> {
             None | Some(1.0) => {}
             Some(share) => {
                 return Err(format!(
-                    "`partial_rotary_factor` of its `{}` is {share}: only `1.0` is supported",
-                    self.name
-                ))
+                "`partial_rotary_factor` of its `{}` is {share}, but deltarun supports only `1.0`",
+                self.name
+            ))
             }
         }
         Ok(match kind {

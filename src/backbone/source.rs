@@ -20,14 +20,23 @@ pub fn locate(name: &str, base: &Path) -> Result<PathBuf, Problem> {
     };
     let get = repository_files(repository)?;
     get("tokenizer.json")?;
-    if let Err(problem) = get("tokenizer_config.json") {
-        // Not every repository has this file, so we report only failures other than 404.
-        if !problem.message.contains("404") {
+    // Not every repository has these files, so we report only failures other than 404.
+    let optional = |file: &str| match get(file) {
+        Err(problem) if !problem.message.contains("404") => {
             note(&format!(
-                "`tokenizer_config.json` is taken for absent: {}",
+                "`{file}` is treated as absent: {}",
                 problem.message
             ));
+            None
         }
+        found => found.ok(),
+    };
+    let config =
+        optional("tokenizer_config.json").and_then(|path| std::fs::read_to_string(path).ok());
+    // Only without this key do the others count.
+    if !config.is_some_and(|text| text.contains("\"added_tokens_decoder\"")) {
+        optional("special_tokens_map.json");
+        optional("added_tokens.json");
     }
     locate_config(name, base)
 }
@@ -74,8 +83,8 @@ fn repository_files(
     repository: &str,
 ) -> Result<impl Fn(&str) -> Result<PathBuf, Problem> + use<'_>, Problem> {
     let failed = move |e: hf_hub::api::sync::ApiError| {
-        let message = format!("`hf:{repository}` could not be fetched from the hub: {e}");
-        let help = "check the name and the network, or give the directory of a downloaded model";
+        let message = format!("`hf:{repository}` could not be downloaded from the Hub: {e}");
+        let help = "check the name and the network, or use the directory of a downloaded model";
         Problem::failure("delta::backbone::download", message).help(help)
     };
     let api = ApiBuilder::from_env().build().map_err(failed)?;
@@ -97,11 +106,11 @@ pub fn read_config(directory: &Path) -> Result<Config, Problem> {
         };
         let name = directory.file_name().unwrap_or_default().to_string_lossy();
         Problem::new("delta::backbone::missing", message)
-            .help(format!("give the directory of a Hugging Face model, relative to the `.delta` file; of a model on the hub write its whole name, `hf:organisation/{name}` or `hf:{name}`"))
+            .help(format!("write the directory of a Hugging Face model, relative to the `.delta` file, or a model on the Hub as `hf:organisation/{name}` or `hf:{name}`"))
     })?;
     Config::parse(&text).map_err(|reason| {
-        let message = format!("`{}` is not a backbone that deltarun knows: {reason}", path.display());
+        let message = format!("deltarun does not support the model of `{}`: {reason}", path.display());
         Problem::new("delta::backbone::config", message)
-            .help("use a backbone of a supported family whose `config.json` asks for nothing else; `docs/architecture.md` says how a family is added")
+            .help("use a model of a supported family with a standard `config.json`; `docs/architecture.md` explains how to add a family")
     })
 }

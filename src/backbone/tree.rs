@@ -35,11 +35,11 @@ impl Site {
         match self {
             Site::Linear => "a linear layer",
             Site::Fused => "a fused linear layer",
-            Site::Norm => "a norm",
+            Site::Norm => "a normalization layer",
             Site::Embedding => "an embedding table",
-            Site::Attention => "an attention",
-            Site::CrossAttention => "a cross attention",
-            Site::FeedForward => "a feed-forward",
+            Site::Attention => "an attention module",
+            Site::CrossAttention => "a cross-attention module",
+            Site::FeedForward => "a feed-forward module",
             Site::Embeddings => "the embeddings",
             Site::Group => "a group of modules",
         }

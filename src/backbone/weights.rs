@@ -16,9 +16,11 @@ use crate::text::quoted_list;
 /// Tensors on disk, mapped into memory. The system reads their bytes only when they are used.
 pub struct Checkpoint {
     files: Vec<Arc<MappedFile>>,
-    /// Name → file, start of that file's data, description.
-    tensors: HashMap<String, (usize, usize, TensorInfo)>,
+    tensors: HashMap<String, Place>,
 }
+
+/// Where a tensor is: the number of its file, the start of that file's data, its description.
+type Place = (usize, usize, TensorInfo);
 
 fn problem(path: &Path, message: impl std::fmt::Display) -> Problem {
     Problem::new(
@@ -45,7 +47,7 @@ impl Checkpoint {
             return Err(problem.help(if has_bin {
                 "convert `pytorch_model.bin`: `AutoModel.from_pretrained(d).save_pretrained(d)` writes safetensors"
             } else {
-                "give the directory of a Hugging Face model: `config.json`, `model.safetensors`, `tokenizer.json`"
+                "use the directory of a Hugging Face model with `config.json`, `model.safetensors` and `tokenizer.json`"
             }));
         }
         let text = std::fs::read_to_string(&index).map_err(|e| problem(&index, e))?;
@@ -73,6 +75,7 @@ impl Checkpoint {
             files: Vec::new(),
             tensors: HashMap::new(),
         };
+        let mut found_twice = Vec::new();
         for path in paths {
             let file = MappedFile::open(path).map_err(|e| problem(path, e))?;
             let (header, metadata) = SafeTensors::read_metadata(file.bytes()).map_err(|e| {
@@ -83,11 +86,28 @@ impl Checkpoint {
             let number = checkpoint.files.len();
             for (name, info) in metadata.tensors() {
                 let place = (number, header + 8, info.clone());
-                checkpoint.tensors.insert(name, place);
+                let earlier = checkpoint.tensors.insert(name.clone(), place);
+                found_twice.extend(earlier.map(|earlier| (name, earlier)));
             }
             checkpoint.files.push(Arc::new(file));
         }
+        for (name, earlier) in found_twice {
+            let later = &checkpoint.tensors[&name];
+            let is_same = (earlier.2.dtype, &earlier.2.shape) == (later.2.dtype, &later.2.shape)
+                && checkpoint.bytes(&earlier) == checkpoint.bytes(later);
+            if !is_same {
+                let other = checkpoint.files[earlier.0].path.display();
+                let message = format!("`{name}` differs from the tensor of that name in `{other}`");
+                return Err(problem(&checkpoint.files[later.0].path, message).help(
+                    "download the model again, or remove the file that does not belong to it",
+                ));
+            }
+        }
         Ok(checkpoint)
+    }
+
+    fn bytes(&self, (number, start, info): &Place) -> &[u8] {
+        &self.files[*number].bytes()[start + info.data_offsets.0..start + info.data_offsets.1]
     }
 
     /// The names of all tensors, sorted.
@@ -121,9 +141,8 @@ impl Checkpoint {
     /// # Errors
     /// There is no tensor of that name, or its type is not f64, f32, f16 or bf16.
     pub fn read(&self, name: &str) -> Result<(Vec<f32>, Vec<usize>), Problem> {
-        let (number, start, info) = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
-        let file = &self.files[*number];
-        let bytes = &file.bytes()[start + info.data_offsets.0..start + info.data_offsets.1];
+        let place = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
+        let ((number, _, info), bytes) = (place, self.bytes(place));
         let width = width_of(info.dtype).ok_or_else(|| self.unreadable(name, *number, info))?;
         let mut values = Vec::with_capacity(bytes.len() / width);
         convert(info.dtype, bytes, &mut values);
@@ -132,7 +151,7 @@ impl Checkpoint {
 
     fn unreadable(&self, name: &str, number: usize, info: &TensorInfo) -> Problem {
         let message = format!(
-            "`{name}` has the type {:?}; f64, f32, f16 or bf16 is needed",
+            "`{name}` has the dtype {:?}, but deltarun reads only f64, f32, f16 and bf16",
             info.dtype
         );
         problem(&self.files[number].path, message)
@@ -209,9 +228,9 @@ impl Checkpoint {
             return Ok(name);
         }
         let message = format!(
-            "tensor `{name}` has the shape {found:?}, but `config.json` asks for {expected:?}"
+            "tensor `{name}` has the shape {found:?}, but `config.json` requires {expected:?}"
         );
-        let help = "give a `config.json` and weights that belong together";
+        let help = "use the `config.json` that was saved with these weights";
         Err(Problem::new("delta::weights::wrong_shape", message).help(help))
     }
 
@@ -226,8 +245,8 @@ impl Checkpoint {
         let names = names.flat_map(|copy| [format!("{prefix}{copy}"), copy.clone()]);
         for copy in names.filter(|copy| self.has(copy)) {
             if !self.are_equal(&copy, name)? {
-                let message = format!("the checkpoint's `{copy}` is another tensor than `{name}`");
-                let help = "give a checkpoint whose encoder and decoder read one table of words";
+                let message = format!("the checkpoint's `{copy}` differs from `{name}`, although both are the word embeddings");
+                let help = "use a checkpoint whose encoder and decoder share their word embeddings";
                 return Err(Problem::new("delta::weights::copies", message).help(help));
             }
         }

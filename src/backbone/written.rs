@@ -24,12 +24,9 @@ pub fn write_tensors<V: AsRef<[f32]>>(
         .iter()
         .find(|(_, (values, _))| !is_finite(values.as_ref()))
     {
-        let message = format!(
-            "`{}` has a number that is not finite, and is not written",
-            key.0
-        );
+        let message = format!("`{}` contains NaN or infinity and was not written", key.0);
         return Err(Problem::failure("delta::run::not_finite", message)
-            .help("look at what it was made of: a loss or a weight that is not finite"));
+            .help("look for NaN or infinity in the loss and in the weights it was made from"));
     }
     let views = tensors.iter().map(|(key, (values, shape))| {
         let values = values.as_ref();

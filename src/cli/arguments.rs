@@ -1,4 +1,4 @@
-//! The arguments, and how they are explained.
+//! The command line's arguments and their help texts.
 
 use std::path::PathBuf;
 
@@ -15,14 +15,14 @@ use crate::run::{Integrity, Rule};
     after_help = "\
 Start here:
   deltarun pipelines/quickstart.delta          train a delta on the built-in example
-  deltarun check FILE.delta                    find mistakes without running anything
-  deltarun plan FILE.delta                     see what would be trained, and what it costs
+  deltarun check FILE.delta                    find every mistake without running anything
+  deltarun plan FILE.delta                     show what would be trained, and its cost
   deltarun eval runs/quickstart                evaluate a finished run
   echo '{\"text\": \"...\"}' | deltarun predict runs/quickstart
 
-A run leaves runs/NAME: the plan, a log, metrics, the delta, and a copy for PEFT.
-The language is explained in docs/language.md.
-Exit codes: 0 success, 1 a failure, 2 a mistake in the input, 130 interrupted."
+A run writes runs/NAME: the plan, a log, metrics, the delta, and a copy for PEFT.
+docs/language.md explains the language.
+Exit codes: 0 success, 1 failure, 2 mistake in the input, 130 interrupted."
 )]
 pub struct Arguments {
     #[command(subcommand)]
@@ -32,7 +32,7 @@ pub struct Arguments {
 }
 
 impl Arguments {
-    /// How what is wrong is to be written.
+    /// The format of error messages.
     pub fn format(&self) -> Format {
         match &self.command {
             Some(Command::Check(options)) => options.format,
@@ -42,7 +42,7 @@ impl Arguments {
         }
     }
 
-    /// The number of threads that was asked for.
+    /// The requested number of threads.
     pub fn threads(&self) -> Option<usize> {
         match &self.command {
             Some(Command::Plan(options)) => options.threads,
@@ -58,13 +58,13 @@ impl Arguments {
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Find every mistake of a pipeline without running it
+    /// Find every mistake in a pipeline without running it
     Check(CheckOptions),
-    /// Show the module tree with what sits where, trained parameters, estimated memory and time
+    /// Show the module tree with its deltas, the trained parameters, and the estimated memory and time
     Plan(PlanOptions),
-    /// Run a few steps and show where their time and memory go, operation by operation
+    /// Run a few steps and show their time and memory, operation by operation
     Profile(ProfileOptions),
-    /// Rewrite files in the one canonical form
+    /// Rewrite files in the canonical form
     Fmt {
         /// `.delta` files
         #[arg(required = true)]
@@ -73,17 +73,17 @@ pub enum Command {
         #[arg(long)]
         check: bool,
     },
-    /// Run a finished run again from what it recorded, and say whether every figure and bit is the same
+    /// Repeat a finished run from its record, and report every figure and bit that differs
     Replay(ReplayOptions),
-    /// Evaluate a finished run, or an adapter saved by PEFT
+    /// Evaluate a finished run or an adapter saved by PEFT
     Eval(EvalOptions),
-    /// Predict with a finished run, or an adapter saved by PEFT: JSON lines in, JSON lines out
+    /// Predict with a finished run or an adapter saved by PEFT: JSON lines in, JSON lines out
     Predict(PredictOptions),
-    /// Make one run of several with LoRAs: their average, TIES or DARE
+    /// Combine several LoRA runs into one, by average, TIES or DARE
     Combine(CombineOptions),
-    /// Fold a run into its backbone: a directory that transformers loads without PEFT
+    /// Merge a run into its backbone: write a directory that transformers loads without PEFT
     Merge {
-        /// The directory that a run left
+        /// The run's directory
         run: PathBuf,
         /// The directory to write
         out: PathBuf,
@@ -97,28 +97,28 @@ pub enum Command {
 
 #[derive(Args)]
 pub struct CombineOptions {
-    /// Directories that runs left, or that PEFT saved LoRAs in
+    /// Directories of runs, or of LoRAs saved by PEFT
     #[arg(required = true, num_args = 2..)]
     pub runs: Vec<PathBuf>,
-    /// `average`, `ties` or `dare`
+    /// The method: `average`, `ties` or `dare`
     #[arg(long, default_value = "average")]
     pub by: Rule,
-    /// How much each run counts; the same for all if absent
+    /// The weight of each run; equal weights by default
     #[arg(long, value_delimiter = ',', value_name = "WEIGHT,...")]
     pub weights: Option<Vec<f32>>,
     /// The share of each change that `ties` and `dare` keep
     #[arg(long, default_value_t = 0.2)]
     pub density: f32,
-    /// The rank of the result; if absent, the sum of the ranks for `average`, else the largest
+    /// The rank of the result; by default the sum of the ranks for `average`, the largest rank otherwise
     #[arg(long)]
     pub rank: Option<usize>,
-    /// What `dare` draws from
+    /// The random seed of `dare`
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// The directory to write
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// The backbone's directory, if it is not where the runs say
+    /// The backbone's directory, if it is not where the runs recorded it
     #[arg(long)]
     pub backbone: Option<String>,
     #[command(flatten)]
@@ -127,26 +127,26 @@ pub struct CombineOptions {
 
 #[derive(Args)]
 pub struct PipelineOptions {
-    /// A pipeline: a `.delta` file; to be run, an experiment, too: a `.rhai` script
+    /// A pipeline (a `.delta` file) or, to run an experiment, a `.rhai` script
     #[arg(value_name = "FILE")]
     pub file: Option<PathBuf>,
-    /// Set a param of the file; several may be set
+    /// Set a param of the file; may be repeated
     #[arg(long = "set", value_name = "NAME=VALUE")]
     pub set: Vec<String>,
     /// Set params from a YAML file
     #[arg(long, value_name = "FILE.yaml")]
     pub params: Option<PathBuf>,
-    /// What everything random is drawn from; the same as `--set seed=N`
+    /// The random seed; the same as `--set seed=N`
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
     #[command(flatten)]
     pub integrity: IntegrityOptions,
 }
 
-/// Whether files of earlier runs must be what those runs left.
+/// Whether files of earlier runs must be unchanged.
 #[derive(Args)]
 pub struct IntegrityOptions {
-    /// Take files of a run, its backbone or its data although they changed since; each is said
+    /// Accept files of a run, its backbone or its data that changed since the run, and report each
     #[arg(long)]
     pub allow_changed: bool,
 }
@@ -160,15 +160,15 @@ impl IntegrityOptions {
     }
 }
 
-/// How a result and what is wrong are written.
+/// The format of results and error messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     /// For people
     #[default]
     Text,
-    /// One JSON object on standard output, mistakes among it
+    /// One JSON object on standard output, including mistakes
     Json,
-    /// Mistakes as annotations of GitHub's workflows
+    /// Mistakes as annotations for GitHub workflows
     Github,
 }
 
@@ -176,13 +176,13 @@ pub enum Format {
 pub struct CheckOptions {
     #[command(flatten)]
     pub pipeline: PipelineOptions,
-    /// Look at every row of the data, not at the first and the last thousand of large files
+    /// Check every row of the data, not only the first and last thousand of large files
     #[arg(long)]
     pub all_rows: bool,
-    /// Read the backbone's `config.json` alone: no tokenizer, no tensors, no data
+    /// Read only the backbone's `config.json`: no tokenizer, no tensors, no data
     #[arg(long, conflicts_with = "all_rows")]
     pub config_only: bool,
-    /// How mistakes are written
+    /// The output format of mistakes
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
 }
@@ -191,13 +191,13 @@ pub struct CheckOptions {
 pub struct PlanOptions {
     #[command(flatten)]
     pub pipeline: PipelineOptions,
-    /// Read the backbone's `config.json` alone: no tokenizer, no tensors
+    /// Read only the backbone's `config.json`: no tokenizer, no tensors
     #[arg(long)]
     pub config_only: bool,
-    /// How the plan is written
+    /// The output format of the plan
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
-    /// Threads to estimate for
+    /// The number of threads to estimate for
     #[arg(long, value_name = "N", value_parser = threads)]
     pub threads: Option<usize>,
 }
@@ -206,23 +206,23 @@ pub struct PlanOptions {
 pub struct ProfileOptions {
     #[command(flatten)]
     pub pipeline: PipelineOptions,
-    /// The stage; the first one if absent
+    /// The stage to profile; the first one by default
     #[arg(long, value_name = "NAME")]
     pub stage: Option<String>,
-    /// Steps to measure
+    /// The number of steps to measure
     #[arg(long, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub steps: u32,
-    /// Threads
+    /// The number of threads
     #[arg(long, value_name = "N", value_parser = threads)]
     pub threads: Option<usize>,
 }
 
 #[derive(Args)]
 pub struct DeviceOptions {
-    /// Where to compute: `cpu`, `cuda` or `cuda:N`; `dfdx-cpu` has no kernels, and is slow: each operation as it is defined
+    /// The device: `cpu`, `cuda` or `cuda:N`; `dfdx-cpu` runs the dfdx definitions without kernels, and is slow
     #[arg(long, default_value = "cpu")]
     pub device: String,
-    /// Threads; the result does not depend on it
+    /// The number of threads; it does not change the result
     #[arg(long, value_name = "N", value_parser = threads)]
     pub threads: Option<usize>,
 }
@@ -231,13 +231,13 @@ pub struct DeviceOptions {
 pub struct RunOptions {
     #[command(flatten)]
     pub pipeline: PipelineOptions,
-    /// For a script: which of its presets of params
+    /// For a script: the preset of its params
     #[arg(long, value_name = "NAME")]
     pub preset: Option<String>,
-    /// For a script: a folder beside its own that what it adds to pipelines may read; several may be given
+    /// For a script: another folder that its additions to pipelines may read from; may be repeated
     #[arg(long, value_name = "DIR")]
     pub allow: Vec<PathBuf>,
-    /// The directory of the run, instead of `runs/NAME`
+    /// The run's directory, instead of `runs/NAME`
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     #[command(flatten)]
@@ -247,18 +247,18 @@ pub struct RunOptions {
     pub quiet: bool,
 }
 
-/// A run to ask.
+/// A run to evaluate or to predict with.
 #[derive(Args)]
 pub struct SourceOptions {
-    /// The directory that a run left, or that PEFT saved an adapter in
+    /// The directory of a run, or of an adapter saved by PEFT
     pub run: PathBuf,
-    /// The backbone's directory, if it is not where the run says
+    /// The backbone's directory, if it is not where the run recorded it
     #[arg(long)]
     pub backbone: Option<String>,
-    /// For an adapter: the columns, or keys, with the texts
+    /// For an adapter: the columns or keys of the texts
     #[arg(long, value_delimiter = ',', value_name = "COLUMN,...")]
     pub text: Option<Vec<String>>,
-    /// For an adapter of an encoder and a decoder: what stands before every source
+    /// For an adapter of an encoder-decoder model: the text before every source
     #[arg(long, value_name = "TEXT")]
     pub source_prefix: Option<String>,
     #[command(flatten)]
@@ -269,9 +269,9 @@ pub struct SourceOptions {
 
 #[derive(Args)]
 pub struct ReplayOptions {
-    /// The directory that a run left
+    /// The run's directory
     pub run: PathBuf,
-    /// Where to run it; without it `RUN.replay`, which is removed when all is the same
+    /// The new run's directory; by default `RUN.replay`, which is removed if everything is the same
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     #[command(flatten)]
@@ -287,10 +287,10 @@ pub struct ReplayOptions {
 pub struct EvalOptions {
     #[command(flatten)]
     pub source: SourceOptions,
-    /// A file to evaluate instead of the run's dev set: `.tsv`, `.csv` or `.jsonl`
+    /// The file to evaluate on instead of the run's dev set: `.tsv`, `.csv` or `.jsonl`
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
-    /// How the metrics are written
+    /// The output format of the metrics
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
 }
@@ -299,20 +299,20 @@ pub struct EvalOptions {
 pub struct PredictOptions {
     #[command(flatten)]
     pub source: SourceOptions,
-    /// JSON lines with the texts; standard input if absent
+    /// JSON lines with the texts; standard input by default
     #[arg(long, value_name = "FILE.jsonl")]
     pub input: Option<PathBuf>,
-    /// Where to write; standard output if absent
+    /// The file to write to; standard output by default
     #[arg(long, value_name = "FILE.jsonl")]
     pub output: Option<PathBuf>,
 }
 
-/// Threads that a process may start: more than any machine has processors.
+/// The most threads that a process may start: more than any machine has processors.
 const MOST_THREADS: usize = 1024;
 
 fn threads(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(threads) if (1..=MOST_THREADS).contains(&threads) => Ok(threads),
-        _ => Err(format!("a whole number from 1 to {MOST_THREADS} is needed")),
+        _ => Err(format!("expected a whole number from 1 to {MOST_THREADS}")),
     }
 }

@@ -22,15 +22,15 @@ use crate::run::{
 };
 use crate::settings::Overrides;
 use crate::terminal::{self, print, say};
-use crate::text::{bytes, counted, quoted_list};
+use crate::text::{bytes, counted, quoted_list, wrapped};
 use crate::{peft, run, script, syntax};
 
 /// Reads a pipeline.
 fn open(options: &PipelineOptions) -> Result<Source, Problems> {
     let Some(path) = &options.file else {
         return Err(
-            Problem::new("delta::cli::no_file", "a `.delta` file is missing")
-                .help("give one")
+            Problem::new("delta::cli::no_file", "the command needs a `.delta` file")
+                .help("name the file after the command")
                 .into(),
         );
     };
@@ -50,7 +50,7 @@ fn overrides(options: &PipelineOptions) -> Result<Overrides, Problem> {
                 "delta::cli::params",
                 format!("`{}`: {message}", path.display()),
             )
-            .help("write one `name: value` to a line")
+            .help("write one `name: value` per line")
         };
         let map: std::collections::BTreeMap<String, serde_yaml::Value> = crate::text::yaml(&text)
             .and_then(|value| serde_yaml::from_value(value).map_err(|e| e.to_string()))
@@ -60,7 +60,11 @@ fn overrides(options: &PipelineOptions) -> Result<Overrides, Problem> {
                 serde_yaml::Value::String(text) => text,
                 serde_yaml::Value::Number(number) => number.to_string(),
                 serde_yaml::Value::Bool(truth) => truth.to_string(),
-                _ => return Err(wrong(format!("`{name}` must be a number or a text"))),
+                _ => {
+                    return Err(wrong(format!(
+                        "`{name}` must be a number, a string or a boolean"
+                    )))
+                }
             };
             all.insert(name, text);
         }
@@ -105,8 +109,8 @@ pub(super) fn check(options: &CheckOptions) -> Result<Ended, Problems> {
         Format::Text => {
             warn(&warnings);
             let looked_at = match rows {
-                Some(rows) => format!("looked at {} of data", counted(rows, "row")),
-                None => format!("not looked at: {NOT_LOOKED_AT}"),
+                Some(rows) => format!("checked {} of data", counted(rows, "row")),
+                None => format!("not checked: {NOT_LOOKED_AT}"),
             };
             print(&format!(
                 "{}: no mistakes found ({looked_at})\n",
@@ -120,7 +124,7 @@ pub(super) fn check(options: &CheckOptions) -> Result<Ended, Problems> {
 
 /// What is not read with `--config-only`.
 const NOT_LOOKED_AT: &str =
-    "the tokenizer, the checkpoint's tensors, the data, and runs that deltas begin from";
+    "the tokenizer, the checkpoint's tensors, the data, and the runs that deltas start from";
 
 /// `deltarun plan`
 pub(super) fn plan(options: &PlanOptions) -> Result<Ended, Problems> {
@@ -141,21 +145,26 @@ pub(super) fn plan(options: &PlanOptions) -> Result<Ended, Problems> {
         return Ok(Ended::Done);
     }
     warn(&warnings);
+    let lengths = match options.config_only {
+        true => Vec::new(),
+        false => run::mean_lengths(&plan),
+    };
     print(&describe(
         &plan,
         &heads,
+        &lengths,
         rayon::current_num_threads(),
         measure_rate,
     ));
     if options.config_only {
-        print(&format!("not looked at: {NOT_LOOKED_AT}\n"));
+        print(&format!("{}\n", wrapped("not read: ", NOT_LOOKED_AT)));
         let has_words = |delta: &&DeltaPlan| match &delta.change {
             Change::Method { method, .. } => !method.texts().is_empty(),
             Change::Unfreeze { .. } => false,
         };
         for delta in plan.deltas.iter().filter(has_words) {
             print(&format!(
-                "not known without the tokenizer: what the words of `{}` stand for, and how many parameters that is\n",
+                "unknown without the tokenizer: the tokens of the words of `{}`, and the number of their parameters\n",
                 delta.name
             ));
         }
@@ -192,7 +201,7 @@ pub(super) fn profile(options: &ProfileOptions) -> Result<Ended, Problems> {
         let problem = Problem::new("delta::cli::stage", message);
         match plan.stages.is_empty() {
             true => problem.help("add a `stage` block: nothing is trained without one"),
-            false => problem.help(format!("the stages are {}", quoted_list(names()))),
+            false => problem.help(format!("choose one of the stages {}", quoted_list(names()))),
         }
     })?;
     let profile = run::profile(&plan, index, options.steps as usize)
@@ -237,7 +246,7 @@ pub(super) fn interruption() -> &'static AtomicBool {
         if INTERRUPTED.swap(true, Ordering::Relaxed) {
             std::process::exit(i32::from(super::INTERRUPTED));
         }
-        say("\nstopping after this step; Ctrl-C again stops at once");
+        say("\nstopping after this step; press Ctrl-C again to stop at once");
     });
     #[cfg(unix)]
     if is_hangup_ignored {
@@ -271,9 +280,9 @@ fn cuda(number: Option<&str>) -> Result<Device, Problem> {
         .parse()
         .map_err(|_| no_device(&format!("cuda:{number}")))?;
     Device::cuda(ordinal).map_err(|e| {
-        let message = format!("the card {number} cannot be used: {e}");
+        let message = format!("CUDA device {number} cannot be used: {e}");
         Problem::failure("delta::cli::cuda", message)
-            .help("look at `nvidia-smi` for the cards there are, or use `--device cpu`")
+            .help("run `nvidia-smi` to list the devices, or use `--device cpu`")
     })
 }
 
@@ -299,7 +308,7 @@ pub(super) fn run(options: &RunOptions) -> Result<Ended, Problems> {
         return run_script(path, options);
     }
     if let Some(preset) = &options.preset {
-        let message = format!("`--preset {preset}` is for scripts");
+        let message = format!("`--preset {preset}` applies only to scripts");
         let problem = Problem::new("delta::cli::preset", message);
         return Err(problem.help("set params with `--set` or `--params`").into());
     }
@@ -322,8 +331,8 @@ pub(super) fn run(options: &RunOptions) -> Result<Ended, Problems> {
 /// `deltarun FILE.rhai`
 fn run_script(path: &Path, options: &RunOptions) -> Result<Ended, Problems> {
     if options.device.device != "cpu" {
-        let problem = Problem::new("delta::cli::device", "scripts run on the CPU");
-        return Err(problem.help("leave `--device` out").into());
+        let problem = Problem::new("delta::cli::device", "scripts run only on the CPU");
+        return Err(problem.help("remove `--device`").into());
     }
     let stem = path.file_stem().unwrap_or_default();
     let default = || Path::new("runs").join(stem);
@@ -339,7 +348,7 @@ fn run_script(path: &Path, options: &RunOptions) -> Result<Ended, Problems> {
     match script::run(path, &options)? {
         script::Ended::Complete => Ok(Ended::Done),
         script::Ended::Interrupted => {
-            say("interrupted; the same command goes on");
+            say("interrupted; run the same command again to continue");
             Ok(Ended::Interrupted)
         }
     }
@@ -370,7 +379,7 @@ fn run_on(
     match ended.map_err(|problem| source.locate(vec![problem]))? {
         RunEnded::Interrupted(partial) => {
             say(&format!(
-                "interrupted; the same command goes on from `{}`",
+                "interrupted; run the same command again to continue from `{}`",
                 partial.display()
             ));
             Ok(Ended::Interrupted)
@@ -383,7 +392,7 @@ fn run_on(
             text += &format!("  delta: {} ({})\n", delta.display(), bytes(size as usize));
             text += &match peft::why_not(plan) {
                 None => format!("  for PEFT: {}\n", out.join("peft").display()),
-                Some(reason) => format!("  not in PEFT's format: {reason}\n"),
+                Some(reason) => format!("  not saved for PEFT: {reason}\n"),
             };
             print(&text);
             Ok(Ended::Done)

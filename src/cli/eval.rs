@@ -30,10 +30,14 @@ fn eval_on(options: &EvalOptions, device: Device) -> Result<Ended, Problems> {
             .final_data()
             .and_then(|data| data.dev.clone().or_else(|| data.test.clone()))
             .ok_or_else(|| {
-                Problem::new("delta::cli::no_data", "the run has no dev set")
-                    .help("give a file with `--data FILE`")
+                Problem::new("delta::cli::no_data", "the run has no dev or test set")
+                    .help("name a file with `--data FILE`")
             })?,
     };
+    if let Some(run) = &loaded.run {
+        run.check_files()?;
+        run.check_data(&file.path)?;
+    }
     let mut loader = Loader::new(plan)?;
     let examples = loader.file(&file, task)?;
     let evaluation =
@@ -70,9 +74,9 @@ fn data_file(path: &Path) -> Result<FilePlan, Problem> {
         Some("jsonl" | "json") => FileFormat::Jsonl,
         Some("txt") => FileFormat::Text,
         _ => {
-            let message = format!("`{}` has no known ending", path.display());
+            let message = format!("`{}` has no known file extension", path.display());
             return Err(Problem::new("delta::cli::data", message)
-                .help("name it `.tsv`, `.csv`, `.jsonl` or `.txt`"));
+                .help("rename it to end in `.tsv`, `.csv`, `.jsonl` or `.txt`"));
         }
     };
     Ok(FilePlan {

@@ -72,12 +72,12 @@ fn unknown_command(word: OsString) -> Option<Problem> {
     let commands = Arguments::command();
     let names = commands.get_subcommands().map(|command| command.get_name());
     let names: Vec<&str> = names.collect();
-    let message = format!("there is no command and no file `{word}`");
+    let message = format!("`{word}` is neither a command nor a file");
     let problem = Problem::new("delta::cli::command", message);
     Some(match did_you_mean(word, names.iter().copied()) {
         Some(near) => problem.help(format!("did you mean `deltarun {near}`?")),
         None => problem.help(format!(
-            "give a `.delta` or `.rhai` file, or a command: {}",
+            "name a `.delta` or `.rhai` file, or one of the commands {}",
             quoted_list(names)
         )),
     })
@@ -100,7 +100,12 @@ fn dispatch(arguments: Arguments) -> Result<Ended, Problems> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .build_global();
-        pool.map_err(|e| Problem::failure("delta::cli::threads", format!("no threads: {e}")))?;
+        pool.map_err(|e| {
+            Problem::failure(
+                "delta::cli::threads",
+                format!("the threads cannot be started: {e}"),
+            )
+        })?;
     }
     match arguments.command {
         Some(Command::Check(options)) => commands::check(&options),
@@ -120,8 +125,11 @@ fn dispatch(arguments: Arguments) -> Result<Ended, Problems> {
         None => match &arguments.run.pipeline.file {
             Some(_) => commands::run(&arguments.run),
             None => {
-                let problem = Problem::new("delta::cli::no_file", "there is nothing to run");
-                Err(problem.help("give a `.delta` file: `deltarun pipelines/quickstart.delta`; `deltarun --help` says more").into())
+                let problem = Problem::new(
+                    "delta::cli::no_file",
+                    "the command line names nothing to run",
+                );
+                Err(problem.help("name a `.delta` file, as in `deltarun pipelines/quickstart.delta`; `deltarun --help` lists the commands").into())
             }
         },
     }

@@ -34,10 +34,9 @@ pub(super) fn predict(options: &PredictOptions) -> Result<Ended, Problems> {
 fn check_apart(input: &Path, output: &Path) -> Result<(), Problem> {
     let (input, found) = (input.canonicalize(), output.canonicalize());
     if matches!((&input, &found), (Ok(input), Ok(output)) if input == output) {
-        let message = format!("`{}` is the input and the output", output.display());
-        return Err(
-            Problem::new("delta::cli::same_file", message).help("give another file for the output")
-        );
+        let message = format!("`{}` is both the input and the output", output.display());
+        return Err(Problem::new("delta::cli::same_file", message)
+            .help("choose another file for the output"));
     }
     Ok(())
 }
@@ -85,7 +84,7 @@ fn read_lines(input: Box<dyn Read + Send>) -> Receiver<Line> {
     std::thread::spawn(move || {
         for (index, text) in BufReader::new(input).lines().enumerate() {
             let number = index + 1;
-            let text = text.map_err(|e| at_line(number, e).help("give UTF-8 text"));
+            let text = text.map_err(|e| at_line(number, e).help("convert the input to UTF-8"));
             let is_last = text.is_err();
             // Nobody waits any more once an answer could not be written.
             if sender.send(Line { number, text }).is_err() || is_last {
@@ -108,7 +107,7 @@ fn answer_all(
         if task.kind.is_language_model() {
             let message = "a language model has no labels to predict";
             return Err(Problem::new("delta::cli::task", message)
-                .help("give a run whose last stage classifies or regresses"));
+                .help("use a run whose last task is `classify` or `regress`"));
         }
         Ok((task, Loader::new(&loaded.plan)?))
     };
@@ -173,7 +172,7 @@ impl Chunk {
         let object: Map<String, Value> = serde_json::from_str(text).map_err(|e| {
             let key = |key: &String| format!("\"{key}\": \"...\"");
             let keys: Vec<String> = task.text.iter().map(key).collect();
-            at_line(number, format!("it is not a JSON object: {e}"))
+            at_line(number, format!("the line is not a JSON object: {e}"))
                 .help(format!("write `{{{}}}`", keys.join(", ")))
         })?;
         let text = |key: &String| {
@@ -224,8 +223,13 @@ fn stopped(at: usize, error: &std::io::Error) -> Stop {
 /// What is said of one text: label, probabilities and raw logits, or a number.
 fn describe(logits: &[f32], task: &TaskPlan, id: &Value) -> Result<Value, Problem> {
     if logits.iter().any(|logit| !logit.is_finite()) {
-        let problem = Problem::failure("delta::cli::not_finite", "a logit is not a finite number");
-        return Err(problem.help("look at the weights of the run and of its backbone"));
+        let problem = Problem::failure(
+            "delta::cli::not_finite",
+            "the model computed a logit that is NaN or infinite",
+        );
+        return Err(
+            problem.help("look for NaN or infinity in the weights of the run and of its backbone")
+        );
     }
     if task.kind == TaskKind::Regress {
         return Ok(json!({ ID: id, "value": logits[0], "logits": logits }));

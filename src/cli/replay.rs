@@ -37,13 +37,13 @@ fn replay_on(options: &ReplayOptions, out: &Path, device: Device) -> Result<Ende
     let compared = match replayed {
         Replayed::Compared(compared) => compared,
         Replayed::Interrupted => {
-            say("interrupted; the same command goes on");
+            say("interrupted; run the same command again to continue");
             return Ok(Ended::Interrupted);
         }
     };
     let mut table = Table::new(["", "then", "now", ""]);
     for one in &compared {
-        let verdict = if one.is_same() { "the same" } else { "other" };
+        let verdict = if one.is_same() { "same" } else { "different" };
         table.row([
             one.name.clone(),
             short(&one.then),
@@ -55,12 +55,12 @@ fn replay_on(options: &ReplayOptions, out: &Path, device: Device) -> Result<Ende
     let others = compared.iter().filter(|one| !one.is_same()).count();
     if others > 0 {
         let message = format!(
-            "{} came out otherwise than the run recorded",
+            "{} came out different from the run's record",
             counted(others, "figure")
         );
         return Err(Problem::failure("delta::run::replay", message)
             .help(format!(
-                "the new run is in `{}`: another processor or version rounds otherwise",
+                "compare the new run in `{}`; another processor or version may round differently",
                 out.display()
             ))
             .into());

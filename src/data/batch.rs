@@ -29,13 +29,22 @@ pub struct Masking {
     pub vocabulary: usize,
 }
 
+/// Which tokens of a text a language model predicts.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Prediction {
+    /// How a masked language model's tokens are chosen.
+    pub masking: Option<Masking>,
+    /// Whether a causal language model predicts the first token as well: behind a prompt, it can.
+    pub predicts_first: bool,
+}
+
 /// Divides a batch into groups of whole sequences, with about `group_rows` rows each. Puts the longest
 /// sequences first, each into the group with the fewest rows. So the groups depend only on the examples.
 /// `random` is the random key of the batch.
 pub fn groups(
     examples: &[&Example],
     random: u64,
-    masking: Option<Masking>,
+    prediction: Prediction,
     group_rows: usize,
 ) -> Vec<Batch> {
     let length = |index: &usize| examples[*index].rows();
@@ -59,7 +68,7 @@ pub fn groups(
                 &members.iter().map(|&i| examples[i]).collect::<Vec<_>>(),
                 &members,
                 random,
-                masking,
+                prediction,
             )
         })
         .collect();
@@ -76,13 +85,17 @@ pub fn batch(
     examples: &[&Example],
     places: &[usize],
     random: u64,
-    masking: Option<Masking>,
+    prediction: Prediction,
 ) -> Batch {
+    let Prediction {
+        masking,
+        predicts_first,
+    } = prediction;
     let key = |place: &usize| mix(random ^ mix(*place as u64));
     let keys: Vec<u64> = places.iter().map(key).collect();
     let mut tokens: Vec<usize> = Vec::new();
     let mut types: Vec<usize> = Vec::new();
-    let (mut rows, mut hidden) = (Vec::new(), Vec::new());
+    let (mut rows, mut predicted) = (Vec::new(), Vec::new());
     let (mut masks, mut soft) = (Vec::new(), Vec::new());
     let mut decoded: Vec<usize> = Vec::new();
     for (example, key) in examples.iter().zip(&keys) {
@@ -98,11 +111,12 @@ pub fn batch(
             decoded.extend_from_slice(read);
             if example.target == Target::NextTokens {
                 rows.extend(start..decoded.len());
-                hidden.extend_from_slice(next);
+                predicted.extend_from_slice(next);
             }
         } else if example.target == Target::NextTokens {
-            rows.extend(start..tokens.len() - 1);
-            hidden.extend_from_slice(&tokens[start + 1..]);
+            let first = start + usize::from(!predicts_first);
+            rows.extend(first..tokens.len());
+            predicted.extend_from_slice(&tokens[first..]);
         }
         if let Some(masking) = masking {
             mask(
@@ -112,7 +126,7 @@ pub fn batch(
                 &mut tokens[start..],
                 |position, token| {
                     rows.push(start + position);
-                    hidden.push(token);
+                    predicted.push(token);
                 },
             );
         }
@@ -127,7 +141,7 @@ pub fn batch(
     );
     let tokens_at = Targets::Tokens {
         rows,
-        tokens: hidden,
+        tokens: predicted,
     };
     let targets = match masking {
         Some(_) => tokens_at,

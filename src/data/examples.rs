@@ -4,7 +4,7 @@ use rand::seq::SliceRandom;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use super::table::{at_line, Table};
+use super::table::{at_line, no_examples, visit, Row};
 use super::tokens::{Encoded, TextEncoder};
 use crate::diagnostic::Problem;
 use crate::plan::{Few, FilePlan, TaskKind, TaskPlan};
@@ -26,6 +26,16 @@ impl Example {
     /// The rows that it takes in a batch, including the decoder's.
     pub fn rows(&self) -> usize {
         self.text.tokens.len() + self.decoder.len().saturating_sub(1)
+    }
+
+    /// The number of tokens that a language model is to predict; 1 for any other target.
+    pub fn predicted(&self) -> usize {
+        match (self.target, self.decoder.is_empty()) {
+            (Target::NextTokens, true) => self.text.tokens.len().saturating_sub(1),
+            (Target::NextTokens, false) => self.decoder.len() - 1,
+            (Target::MaskedTokens, _) => self.text.special.iter().filter(|own| !**own).count(),
+            _ => 1,
+        }
     }
 }
 
@@ -51,6 +61,94 @@ pub struct Examples {
     pub all: Vec<Example>,
 }
 
+/// Rows that are encoded together. A tokenizer needs many times the memory of a text while it reads it.
+pub(super) const ROWS_AT_ONCE: usize = 1024;
+
+/// Rows of a file as examples.
+///
+/// # Errors
+/// The first mistake, and the index of its row if a single row is to blame.
+pub(super) fn read_rows(
+    rows: &[Row],
+    file: &FilePlan,
+    task: &TaskPlan,
+    encoder: &TextEncoder,
+) -> Result<Vec<Example>, (Option<usize>, Problem)> {
+    let at_row = |(index, mut problem): (Option<usize>, Problem)| {
+        if let Some((line, _)) = index.and_then(|index: usize| rows.get(index)) {
+            problem.message = format!(
+                "`{}`, line {line}: {}",
+                file.path.display(),
+                problem.message
+            );
+        }
+        (index, problem.or_at(task.span))
+    };
+    let has_label = wanted(task).len() > task.text.len();
+    let target = |(index, (line, row)): (usize, &Row)| match row.last().filter(|_| has_label) {
+        Some(label) => checked_target(label, *line, file, task).map_err(|p| (Some(index), p)),
+        None if task.kind == TaskKind::CausalLm => Ok(Target::NextTokens),
+        None => Ok(Target::MaskedTokens),
+    };
+    let targets = rows.iter().enumerate().map(target);
+    let targets: Vec<Target> = targets.collect::<Result<_, _>>()?;
+    let columns = |range: std::ops::Range<usize>| -> Vec<Vec<String>> {
+        rows.iter()
+            .map(|(_, row)| row[range.clone()].to_vec())
+            .collect()
+    };
+    let read = task.text.len();
+    let encoded = encode(encoder, task, &columns(0..read)).map_err(at_row)?;
+    let answers = match task.kind {
+        TaskKind::Seq2seq => columns(read..read + 1),
+        _ => Vec::new(),
+    };
+    let answers = encode_answers(encoder, &answers).map_err(at_row)?;
+    let mut answers = answers.into_iter();
+    let example = |(text, target): (Encoded, Target)| Example {
+        decoder: encoder.decoded(answers.next().as_ref().unwrap_or(&text)),
+        text,
+        target,
+    };
+    Ok(encoded.into_iter().zip(targets).map(example).collect())
+}
+
+/// Checks that a file has the examples of each label that `few` takes, by the number of those that it has.
+///
+/// # Errors
+/// The task has no labels, or a label has too few examples.
+pub fn check_few(few: &Few, task: &TaskPlan, counts: &[usize]) -> Result<(), Problem> {
+    let problem = |message: String| Problem::new("delta::data::few", message);
+    if task.kind != TaskKind::Classify {
+        let message = "`few` needs a `classify` task, which has labels".to_owned();
+        return Err(problem(message).help("use the whole file without `few`"));
+    }
+    let end = few.skipped + few.per_class;
+    let lacking = task
+        .labels
+        .iter()
+        .zip(counts)
+        .find(|(_, count)| **count < end);
+    match lacking {
+        None => Ok(()),
+        Some((label, count)) => {
+            let message = format!(
+                "the label `{}` has only {count} of the {end} examples that `few` takes",
+                label.name
+            );
+            Err(problem(message).help("lower the number of examples in `few`"))
+        }
+    }
+}
+
+/// A language model has nothing to learn from texts of one token each.
+pub fn nothing_to_predict(file: &FilePlan) -> Problem {
+    let message = "no text has a token to predict: the first token of a text has none before it";
+    at_line("delta::data::nothing_to_predict", &file.path, 0, message)
+        .at(file.span, "this file")
+        .help("give longer texts, or raise `max_length`")
+}
+
 impl Examples {
     /// Reads and encodes a file.
     ///
@@ -58,52 +156,38 @@ impl Examples {
     /// What [`Table::read`] reports, a missing column, a label that the task does not name, a
     /// target that is not a number, a text without tokens.
     pub fn read(file: &FilePlan, task: &TaskPlan, encoder: &TextEncoder) -> Result<Self, Problem> {
-        let wanted = wanted(task);
-        let table = Table::read(file, &wanted).map_err(|p| p.or_at(task.span))?;
-        let has_label = wanted.len() > task.text.len();
-        let mut targets = Vec::with_capacity(table.rows.len());
-        for (line, row) in &table.rows {
-            let target = match row.last().filter(|_| has_label) {
-                Some(label) => checked_target(label, *line, file, task)?,
-                None if task.kind == TaskKind::CausalLm => Target::NextTokens,
-                None => Target::MaskedTokens,
-            };
-            targets.push(target);
+        let mut all = Vec::new();
+        let mut waiting: Vec<Row> = Vec::new();
+        let mut wrong = None;
+        let mut take = |waiting: &mut Vec<Row>| {
+            let read = read_rows(waiting, file, task, encoder);
+            waiting.clear();
+            match read {
+                Ok(examples) => all.extend(examples),
+                Err((_, problem)) => wrong = Some(problem),
+            }
+            wrong.is_none()
+        };
+        let mut refused = None;
+        visit(file, &wanted(task), &mut |row| match row {
+            Ok(row) => {
+                waiting.push(row);
+                waiting.len() < ROWS_AT_ONCE || take(&mut waiting)
+            }
+            Err(problem) => {
+                refused = Some(problem);
+                false
+            }
+        })
+        .map_err(|problem| problem.or_at(task.span))?;
+        if refused.is_none() {
+            take(&mut waiting);
         }
-        let fields: Vec<Vec<String>> = table
-            .rows
-            .iter()
-            .map(|(_, row)| row[..task.text.len()].to_vec())
-            .collect();
-        let at_row = |(index, mut problem): (Option<usize>, Problem)| {
-            if let Some(index) = index {
-                let (path, line) = (file.path.display(), table.rows[index].0);
-                problem.message = format!("`{path}`, line {line}: {}", problem.message);
-            }
-            problem.or_at(task.span)
-        };
-        let encoded = encode(encoder, task, &fields).map_err(at_row)?;
-        let answers: Vec<Vec<String>> = match task.kind {
-            TaskKind::Seq2seq => {
-                let answers = table
-                    .rows
-                    .iter()
-                    .map(|(_, row)| row[task.text.len()..].to_vec());
-                answers.collect()
-            }
-            _ => Vec::new(),
-        };
-        let answers = encode_answers(encoder, &answers).map_err(at_row)?;
-        let mut answers = answers.into_iter();
-        let all = encoded.into_iter().zip(targets).map(|(text, target)| {
-            let decoder = encoder.decoded(answers.next().as_ref().unwrap_or(&text));
-            Example {
-                text,
-                decoder,
-                target,
-            }
-        });
-        Ok(Examples { all: all.collect() })
+        match wrong.or(refused) {
+            Some(problem) => Err(problem.or_at(task.span)),
+            None if all.is_empty() => Err(no_examples(file)),
+            None => Ok(Examples { all }),
+        }
     }
 
     /// A few examples of each label, in the order of the file.
@@ -111,29 +195,20 @@ impl Examples {
     /// # Errors
     /// The task has no labels, or a label has too few examples.
     pub fn few(&self, few: &Few, task: &TaskPlan) -> Result<Self, Problem> {
-        let problem = |message: String| Problem::new("delta::data::few", message);
-        if task.kind != TaskKind::Classify {
-            let message = "a few examples of each label need a task with labels".to_owned();
-            return Err(problem(message).help("use the whole file"));
+        let mut classes: Vec<Vec<usize>> = vec![Vec::new(); task.labels.len()];
+        for (place, example) in self.all.iter().enumerate() {
+            if let Target::Class(class) = example.target {
+                classes[class].push(place);
+            }
         }
+        let counts: Vec<usize> = classes.iter().map(Vec::len).collect();
+        check_few(few, task, &counts)?;
         let mut chosen = Vec::new();
-        for (class, label) in task.labels.iter().enumerate() {
-            let of_class = self.all.iter().enumerate();
-            let of_class = of_class.filter(|(_, e)| e.target == Target::Class(class));
-            let mut places: Vec<usize> = of_class.map(|(place, _)| place).collect();
+        for (class, mut places) in classes.into_iter().enumerate() {
             let mut random = ChaCha8Rng::seed_from_u64(few.seed);
             random.set_stream(class as u64);
             places.shuffle(&mut random);
-            let end = few.skipped + few.per_class;
-            let Some(part) = places.get(few.skipped..end) else {
-                let message = format!(
-                    "the label `{}` has {} examples, and {end} are asked for",
-                    label.name,
-                    places.len()
-                );
-                return Err(problem(message).help("ask for fewer"));
-            };
-            chosen.extend_from_slice(part);
+            chosen.extend(places.into_iter().skip(few.skipped).take(few.per_class));
         }
         chosen.sort_unstable();
         let all = chosen.into_iter().map(|place| self.all[place].clone());
@@ -209,8 +284,11 @@ fn encode(
     }
     match encoded.iter().position(|text| text.tokens.is_empty()) {
         Some(empty) => {
-            let problem = Problem::new("delta::data::no_tokens", "the text has no tokens");
-            Err((Some(empty), problem.help("remove it, or write something")))
+            let problem = Problem::new(
+                "delta::data::no_tokens",
+                "the tokenizer finds no tokens in the text",
+            );
+            Err((Some(empty), problem.help("remove the text, or fill it in")))
         }
         None => Ok(encoded),
     }
@@ -224,10 +302,13 @@ fn encode_answers(
     let encoded = encoder.encode(texts).map_err(|problem| (None, problem))?;
     match encoded.iter().position(|text| text.tokens.is_empty()) {
         Some(empty) => {
-            let problem = Problem::new("delta::data::no_tokens", "the target has no tokens");
+            let problem = Problem::new(
+                "delta::data::no_tokens",
+                "the tokenizer finds no tokens in the target",
+            );
             Err((
                 Some(empty),
-                problem.help("remove the row, or write something"),
+                problem.help("remove the row, or fill in its target"),
             ))
         }
         None => Ok(encoded),
@@ -291,8 +372,5 @@ fn target(value: &str, task: &TaskPlan) -> Result<Target, (String, String)> {
             quoted_list(known())
         ),
     };
-    Err((
-        format!("the label `{value}` is not named by the task"),
-        help,
-    ))
+    Err((format!("the task does not name the label `{value}`"), help))
 }

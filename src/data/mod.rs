@@ -14,8 +14,8 @@ mod table;
 mod tokenizer_config;
 mod tokens;
 
-pub use batch::{batch, groups, order, Masking};
-pub use examples::{Example, Examples, Target};
-pub use rows::{warn_of_overlap, Rows};
+pub use batch::{batch, groups, order, Masking, Prediction};
+pub use examples::{check_few, nothing_to_predict, Example, Examples, Target};
+pub use rows::{warn_of_overlap, Extent, Rows};
 pub use table::{json_text, Table};
-pub use tokens::TextEncoder;
+pub use tokens::{Encoded, TextEncoder};

@@ -4,8 +4,9 @@ use std::collections::hash_map::DefaultHasher;
 use std::collections::{HashSet, VecDeque};
 use std::hash::{Hash, Hasher};
 
-use super::examples::{checked_target, wanted, Target};
+use super::examples::{checked_target, read_rows, wanted, Target, ROWS_AT_ONCE};
 use super::table::{at_line, no_examples, visit, Row};
+use super::tokens::TextEncoder;
 use crate::diagnostic::Problem;
 use crate::plan::{FileFormat, FilePlan, TaskKind, TaskPlan};
 use crate::text::{counted, quoted_list};
@@ -26,7 +27,13 @@ pub struct Rows {
     pub texts: HashSet<u64>,
     /// The number of rows of each label.
     pub labels: Vec<usize>,
+    /// The number of rows that the file has.
+    pub all: usize,
     mistakes: usize,
+    /// Rows without a mistake that were not encoded yet, and how many more may be.
+    waiting: Vec<Row>,
+    left_to_encode: usize,
+    tokens: Tokens,
     /// Whether all rows were checked.
     is_whole: bool,
     /// The number of rows with an empty text, and the line of the first one. Then the same for texts in quotes.
@@ -36,12 +43,46 @@ pub struct Rows {
     swallowed: (usize, Option<usize>),
 }
 
+/// What the tokenizer makes of rows.
+#[derive(Default)]
+struct Tokens {
+    /// Rows that were encoded, and their tokens.
+    rows: usize,
+    all: usize,
+    /// Tokens that stand for words which the vocabulary lacks.
+    unknown: usize,
+    /// Texts that begin with the token that the tokenizer itself puts before them.
+    begun_twice: usize,
+    /// Tokens to predict.
+    predicted: usize,
+}
+
+/// How many rows of a file a check looks at.
+#[derive(Clone, Copy)]
+pub struct Extent {
+    /// Rows at the file's beginning, and as many at its end.
+    pub at_each_end: usize,
+    /// Rows of these that are encoded at most.
+    pub encoded: usize,
+}
+
 impl Rows {
-    /// Checks the first and the last `most` rows of a file.
-    pub fn check(file: &FilePlan, task: &TaskPlan, most: usize) -> Self {
+    /// Checks rows of a file. Without an encoder, none is encoded.
+    pub fn check(
+        file: &FilePlan,
+        task: &TaskPlan,
+        extent: Extent,
+        encoder: Option<&TextEncoder>,
+    ) -> Self {
         let mut rows = Rows {
             labels: vec![0; task.labels.len()],
+            left_to_encode: encoder.map_or(0, |_| extent.encoded),
             ..Rows::default()
+        };
+        // A few of each label are drawn from all rows.
+        let most = match file.few {
+            Some(_) => usize::MAX,
+            None => extent.at_each_end,
         };
         let mut last: VecDeque<Row> = VecDeque::new();
         let mut seen = 0usize;
@@ -49,7 +90,7 @@ impl Rows {
             seen += 1;
             match row {
                 Err(problem) => rows.mistake(problem),
-                Ok(row) if seen <= most => rows.row(&row, file, task),
+                Ok(row) if seen <= most => rows.row(row, file, task, encoder),
                 Ok(row) => {
                     if last.len() == most {
                         last.pop_front();
@@ -59,7 +100,11 @@ impl Rows {
             }
             true
         });
-        last.iter().for_each(|row| rows.row(row, file, task));
+        for row in last {
+            rows.row(row, file, task, encoder);
+        }
+        rows.encode(file, task, encoder);
+        rows.all = seen;
         rows.is_whole = rows.count + rows.mistakes >= seen;
         match visited {
             Err(problem) if problem.code == "delta::data::column" => {
@@ -73,7 +118,84 @@ impl Rows {
             Ok(()) => {}
         }
         rows.summarize(file);
+        rows.judge_tokens(file, encoder);
         rows
+    }
+
+    /// The mean number of tokens of the rows that were encoded.
+    pub fn mean_length(&self) -> Option<usize> {
+        let Tokens { rows, all, .. } = self.tokens;
+        (rows > 0).then(|| all.div_ceil(rows))
+    }
+
+    /// Encodes the rows that wait, and reports those that the task or the tokenizer refuses.
+    fn encode(&mut self, file: &FilePlan, task: &TaskPlan, encoder: Option<&TextEncoder>) {
+        let waiting = std::mem::take(&mut self.waiting);
+        let Some(encoder) = encoder else { return };
+        let mut rest = waiting.as_slice();
+        while !rest.is_empty() {
+            match read_rows(rest, file, task, encoder) {
+                Ok(examples) => {
+                    for example in &examples {
+                        self.tokens.rows += 1;
+                        self.tokens.all += example.text.tokens.len();
+                        self.tokens.unknown += encoder.unknown_tokens(&example.text);
+                        self.tokens.begun_twice += usize::from(encoder.begins_twice(&example.text));
+                        self.tokens.predicted += example.predicted();
+                    }
+                    return;
+                }
+                Err((Some(index), problem)) => {
+                    self.mistake(problem);
+                    rest = &rest[index + 1..];
+                }
+                // It is not a row's fault: the others would say the same.
+                Err((None, problem)) => {
+                    self.mistake(problem);
+                    self.left_to_encode = 0;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Whether all rows were encoded, and no token of a language model is predicted.
+    pub fn predict_nothing(&self, task: &TaskPlan) -> bool {
+        let is_all = self.is_whole && self.tokens.rows == self.count && self.count > 0;
+        is_all && self.tokens.predicted == 0 && task.kind.is_language_model()
+    }
+
+    fn judge_tokens(&mut self, file: &FilePlan, encoder: Option<&TextEncoder>) {
+        /// The share of unknown tokens from which on a vocabulary does not fit a file.
+        const MANY_UNKNOWN: f64 = 0.03;
+        let Tokens {
+            rows,
+            all,
+            unknown,
+            begun_twice,
+            ..
+        } = self.tokens;
+        let Some(encoder) = encoder.filter(|_| rows > 0) else {
+            return;
+        };
+        let path = file.path.display();
+        let share = unknown as f64 / all.max(1) as f64;
+        if share > MANY_UNKNOWN {
+            let name = encoder.unknown_name().unwrap_or_default();
+            let message = format!("{:.0} % of the tokens of `{path}` are `{name}`: the vocabulary of the backbone lacks these words", 100.0 * share);
+            let problem = Problem::warning("delta::data::unknown_tokens", message);
+            let help = "use a backbone that was pre-trained on texts of this language and spelling";
+            self.warnings
+                .push(problem.at(file.span, "this file").help(help));
+        }
+        if 2 * begun_twice > rows {
+            let name = encoder.first_name().unwrap_or_default();
+            let message = format!("most texts of `{path}` begin with `{name}`, which the tokenizer adds as well: the model reads it twice");
+            let problem = Problem::warning("delta::data::begun_twice", message);
+            let help = format!("remove `{name}` from the texts");
+            self.warnings
+                .push(problem.at(file.span, "this file").help(help));
+        }
     }
 
     fn mistake(&mut self, problem: Problem) {
@@ -83,7 +205,19 @@ impl Rows {
         }
     }
 
-    fn row(&mut self, (line, values): &Row, file: &FilePlan, task: &TaskPlan) {
+    fn row(&mut self, row: Row, file: &FilePlan, task: &TaskPlan, encoder: Option<&TextEncoder>) {
+        let mistakes = self.mistakes;
+        self.look_at(&row, file, task);
+        if self.left_to_encode > 0 && self.mistakes == mistakes {
+            self.left_to_encode -= 1;
+            self.waiting.push(row);
+        }
+        if self.waiting.len() == ROWS_AT_ONCE {
+            self.encode(file, task, encoder);
+        }
+    }
+
+    fn look_at(&mut self, (line, values): &Row, file: &FilePlan, task: &TaskPlan) {
         self.count += 1;
         let texts = &values[..task.text.len()];
         if let Some(label) = values.get(task.text.len()) {
@@ -129,37 +263,37 @@ impl Rows {
             self.problems.push(
                 Problem::new("delta::data::more", message)
                     .at(file.span, "this file")
-                    .help("mend the first ones and look again"),
+                    .help("fix the first ones and check again"),
             );
         }
         let seen = counted(self.count, "row");
         let seen = match self.is_whole {
             true => seen,
-            false => format!("the {seen} that were looked at"),
+            false => format!("the {seen} that were checked"),
         };
         let odd = [
             (
                 self.empty,
                 "delta::data::empty_text",
                 "the text is empty",
-                "remove rows without a text",
+                "remove the rows without a text",
             ),
             (
                 self.swallowed,
                 "delta::data::swallowed",
-                "the text in quotes has what looks like other rows in it",
-                "look for a quote that is missing at the end of the text",
+                "the quoted text seems to contain other rows",
+                "look for a missing closing quote",
             ),
             (
                 self.quoted,
                 "delta::data::quotes",
-                "the text is in quotes, which belong to it as `tsv` has none",
-                "write the file without quotes, or as `csv` with commas",
+                "the text is in quotes, which `tsv` reads as part of the text",
+                "remove the quotes, or write the file as `csv` with commas",
             ),
         ];
         for ((count, first), code, what, help) in odd {
             let Some(line) = first else { continue };
-            let message = format!("{what}, as it is in {} of {seen}", counted(count, "row"));
+            let message = format!("{what} (in {} of {seen})", counted(count, "row"));
             let said = at_line(code, &file.path, line, message);
             let problem = Problem::warning(code, said.message).at(file.span, "this file");
             self.warnings.push(problem.help(help));
@@ -184,16 +318,16 @@ impl Rows {
             0 => return,
             left if left + 1 == task.labels.len() => {
                 format!(
-                    "`{path}` has one class alone: {} never occur",
+                    "`{path}` has rows of only one label, and none of {}",
                     quoted_list(absent)
                 )
             }
-            _ => format!("`{path}` has no row of {}", quoted_list(absent)),
+            _ => format!("`{path}` has no rows of {}", quoted_list(absent)),
         };
         self.warnings.push(
             Problem::warning("delta::data::absent_label", message)
                 .at(file.span, "this file")
-                .help("give rows of every label, or leave labels out that never occur"),
+                .help("add rows of every label, or remove the labels that never occur"),
         );
     }
 }
@@ -214,12 +348,14 @@ pub fn warn_of_overlap(
         return None;
     }
     let message = format!(
-        "{} of `{}` {} in `{}`, too",
+        "{} of `{}` also {} in `{}`",
         counted(shared, "text"),
         dev.path.display(),
-        if shared == 1 { "stands" } else { "stand" },
+        if shared == 1 { "appears" } else { "appear" },
         train.path.display()
     );
     let problem = Problem::warning("delta::data::overlap", message).at(dev.span, "this file");
-    Some(problem.help("take them out of one of the files: what was learned by heart is no measure"))
+    Some(problem.help(
+        "remove them from one of the files: a dev score on training texts measures memorization",
+    ))
 }

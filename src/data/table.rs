@@ -95,7 +95,7 @@ fn places(file: &FilePlan, columns: &[String], wanted: &[&str]) -> Result<Vec<us
         match (found.next(), found.next()) {
             (Some((place, _)), None) => Ok(place),
             (Some(_), Some(_)) => {
-                let message = format!("there are two columns `{name}`");
+                let message = format!("the header has two columns named `{name}`");
                 Err(at_line("delta::data::column", &file.path, 1, message)
                     .at(file.span, "this file")
                     .help("give each column a name of its own"))
@@ -128,9 +128,14 @@ pub(super) fn no_column(file: &FilePlan, columns: &[String], name: &str) -> Prob
 }
 
 pub(super) fn no_examples(file: &FilePlan) -> Problem {
-    at_line("delta::data::empty", &file.path, 0, "it has no examples")
-        .at(file.span, "this file")
-        .help("give a file with at least one row below its header")
+    at_line(
+        "delta::data::empty",
+        &file.path,
+        0,
+        "the file has no examples",
+    )
+    .at(file.span, "this file")
+    .help("give a file with at least one row below its header")
 }
 
 fn unreadable(file: &FilePlan, error: &std::io::Error) -> Problem {
@@ -166,7 +171,7 @@ fn utf8(file: &FilePlan, bytes: Vec<u8>) -> Result<String, Problem> {
                 .iter()
                 .any(|mark| error.as_bytes().starts_with(*mark));
             let (found, from) = match is_utf16 {
-                true => ("UTF-16, and not UTF-8", "utf-16"),
+                true => ("UTF-16, not UTF-8", "utf-16"),
                 false => ("not UTF-8", "latin1"),
             };
             Err(at_line(
@@ -260,12 +265,13 @@ fn csv(
 ) -> Result<(), Problem> {
     if let Some(line) = stray_quote(text) {
         let message =
-            "a quote in a text in quotes is not doubled, or something follows the closing one";
+            "a quoted text has a quote that is not doubled, or has more text after its closing quote";
         return Err(at_line("delta::data::csv", &file.path, line, message)
             .at(file.span, "this file")
-            .help("write `\"\"` for a quote in a text in quotes, and put texts with commas, quotes or line breaks in quotes"));
+            .help("write `\"\"` for a quote inside a quoted text, and quote every text with commas, quotes or line breaks"));
     }
     let mut reader = csv_reader(text);
+    let mut lines = Lines::of(text);
     let mut columns = file.columns.clone();
     let mut at = None;
     if let Some(columns) = &columns {
@@ -273,11 +279,11 @@ fn csv(
     }
     for record in reader.records() {
         let record = record.map_err(|e| {
-            let line = e.position().map_or(0, |place| place.line() as usize);
+            let line = e.position().map_or(0, |place| lines.at(place.byte()));
             at_line("delta::data::csv", &file.path, line, e)
-                .help("put texts with commas or line breaks in quotes")
+                .help("quote every text with commas or line breaks")
         })?;
-        let line = record.position().map_or(0, |place| place.line() as usize);
+        let line = record.position().map_or(0, |place| lines.at(place.byte()));
         let row: Vec<String> = record.iter().map(str::to_owned).collect();
         let (Some(known), Some(at)) = (&columns, &at) else {
             at = Some(places(file, &row, wanted)?);
@@ -295,6 +301,36 @@ fn csv(
     match at {
         Some(_) => Ok(()),
         None => Err(no_examples(file)),
+    }
+}
+
+/// Line numbers of ascending places. (The reader counts one line too few behind one that ends with `\r\n`.)
+struct Lines<'t> {
+    text: &'t str,
+    byte: usize,
+    line: usize,
+}
+
+impl<'t> Lines<'t> {
+    fn of(text: &'t str) -> Self {
+        let (byte, line) = (0, 1);
+        Lines { text, byte, line }
+    }
+
+    /// The line of the first byte from `byte` on that ends no line.
+    fn at(&mut self, byte: u64) -> usize {
+        let bytes = self.text.as_bytes();
+        let from = (byte as usize).clamp(self.byte, bytes.len());
+        let ends = bytes[from..]
+            .iter()
+            .take_while(|byte| matches!(byte, b'\r' | b'\n'));
+        let end = from + ends.count();
+        self.line += bytes[self.byte..end]
+            .iter()
+            .filter(|byte| **byte == b'\n')
+            .count();
+        self.byte = end;
+        self.line
     }
 }
 
@@ -331,10 +367,10 @@ fn object(
     line: &str,
 ) -> Result<serde_json::Map<String, serde_json::Value>, Problem> {
     serde_json::from_str(line).map_err(|e| {
-        let message = format!("it is not a JSON object: {e}");
+        let message = format!("the line is not a JSON object: {e}");
         at_line("delta::data::json", &file.path, number, message)
             .at(file.span, "this file")
-            .help("write one object to a line: `{\"text\": \"...\", \"label\": \"...\"}`")
+            .help("write one object per line: `{\"text\": \"...\", \"label\": \"...\"}`")
     })
 }
 
@@ -382,7 +418,7 @@ pub fn json_text(
         Some(value) if value.is_number() || value.is_boolean() => Ok(value.to_string()),
         Some(serde_json::Value::Null) => Err((
             format!("`{name}` is null"),
-            "give it a text, or leave the line out".to_owned(),
+            "give it a string, or remove the line".to_owned(),
         )),
         Some(value) => {
             let kind = if value.is_array() {
@@ -390,7 +426,7 @@ pub fn json_text(
             } else {
                 "an object"
             };
-            let help = format!("give a text or a number as `{name}`");
+            let help = format!("write a string or a number as `{name}`");
             Err((format!("`{name}` is {kind}"), help))
         }
         None => Err((

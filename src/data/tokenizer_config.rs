@@ -108,7 +108,8 @@ pub(super) fn read(directory: &Path, name: &str) -> Result<Value, Problem> {
     let path = directory.join(name);
     let unreadable = |e: &dyn std::fmt::Display| {
         let message = format!("`{}` cannot be read: {e}", path.display());
-        Problem::new("delta::data::tokenizer", message).help("give the tokenizer of this backbone")
+        Problem::new("delta::data::tokenizer", message)
+            .help("replace the file with the one of the original model")
     };
     match std::fs::read_to_string(&path) {
         Ok(text) => crate::text::json(&text).map_err(|e| unreadable(&e)),
@@ -122,9 +123,13 @@ impl TokenizerConfig {
     ///
     /// # Errors
     /// The file cannot be read, or has a setting that is not supported.
-    pub fn apply(directory: &Path, tokenizer: &mut Tokenizer) -> Result<Self, Problem> {
+    pub fn apply(
+        directory: &Path,
+        backbone: &Path,
+        tokenizer: &mut Tokenizer,
+    ) -> Result<Self, Problem> {
         let json = read(directory, "tokenizer_config.json")?;
-        let model = read(directory, "config.json")?;
+        let model = read(backbone, "config.json")?;
         let stated = json["tokenizer_class"].as_str();
         let stated = stated.or(model["tokenizer_class"].as_str());
         let model_type = model["model_type"].as_str().unwrap_or_default();
@@ -268,7 +273,7 @@ fn frame(class: Class, settings: &Settings, tokenizer: &mut Tokenizer) -> Result
     match class {
         Class::T5 => {
             let end = special("eos_token");
-            let (_, end) = end.ok_or_else(|| unusable("it has no end of a text"))?;
+            let (_, end) = end.ok_or_else(|| unusable("its vocabulary lacks the `eos_token`"))?;
             let frame = TemplateProcessing::builder()
                 .try_single("$A </s>")
                 .and_then(|frame| frame.try_pair("$A </s> $B </s>"))
@@ -309,8 +314,8 @@ fn refuse_drawn_tokens(tokenizer: &Tokenizer) -> Result<(), Problem> {
 }
 
 fn unusable(reason: impl std::fmt::Display) -> Problem {
-    let message = format!("`tokenizer.json` cannot be used as its class uses it: {reason}");
-    Problem::new("delta::data::tokenizer", message).help("give the tokenizer of this backbone")
+    let message = format!("`tokenizer.json` does not fit its tokenizer class: {reason}");
+    Problem::new("delta::data::tokenizer", message).help("use the model's own `tokenizer.json`, or set `tokenizer_class` to `PreTrainedTokenizerFast` in `tokenizer_config.json`")
 }
 
 /// SentencePiece's precompiled table of characters. T5's class keeps nothing else of a normalizer.
@@ -330,10 +335,10 @@ struct Settings<'a> {
 impl Settings<'_> {
     fn wrong(&self, key: &str, wanted: &str) -> Problem {
         let message = format!(
-            "`{key}` of `tokenizer_config.json` is {}, and not {wanted}",
+            "`{key}` of `tokenizer_config.json` is {}, not {wanted}",
             self.json[key]
         );
-        Problem::new("delta::data::tokenizer", message).help("give the tokenizer of this backbone")
+        Problem::new("delta::data::tokenizer", message).help(format!("set `{key}` to {wanted}"))
     }
 
     /// A switch; `None` if it is absent or null.
@@ -373,7 +378,7 @@ impl Settings<'_> {
         match self.switch("split_special_tokens")? {
             Some(true) => Err(self.wrong(
                 "split_special_tokens",
-                "`false`, the only value that is supported",
+                "`false`, the only value that deltarun supports",
             )),
             _ => Ok(()),
         }

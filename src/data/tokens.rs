@@ -12,7 +12,7 @@ use super::tokenizer_config::TokenizerConfig;
 use crate::backbone::family::Reads;
 use crate::backbone::Config;
 use crate::diagnostic::Problem;
-use crate::plan::{Cloze, Edit, Piece, Words};
+use crate::plan::{BackbonePlan, Cloze, Edit, Piece, Words};
 use crate::text::quoted_list;
 
 /// Encodes texts as tokens.
@@ -28,6 +28,10 @@ pub struct TextEncoder {
     padding: Padding,
     /// The token with which a decoder's sequences begin, if the backbone has a decoder.
     start_token: Option<u32>,
+    /// The token for words that the vocabulary lacks.
+    unknown: Option<(&'static str, u32)>,
+    /// The token that the tokenizer puts before a text.
+    first: Option<u32>,
     /// The token with which texts end, if the classifier reads its row.
     end_token: Option<u32>,
     /// Whether the token before a cloze's word predicts it. Otherwise a mask in its place does.
@@ -58,10 +62,29 @@ impl TextEncoder {
     /// The file is missing or is not a tokenizer, `tokenizer_config.json` is refused, or a decoder has no start
     /// token.
     pub fn open(directory: &Path, max_length: usize, config: &Config) -> Result<Self, Problem> {
+        TextEncoder::read(directory, directory, max_length, config)
+    }
+
+    /// The tokenizer of a plan's backbone: see [`TextEncoder::open`].
+    ///
+    /// # Errors
+    /// As for [`TextEncoder::open`].
+    pub fn of(backbone: &BackbonePlan) -> Result<Self, Problem> {
+        let (own, length) = (&backbone.directory, backbone.max_length);
+        let directory = backbone.tokenizer.as_ref().unwrap_or(own);
+        TextEncoder::read(directory, own, length, &backbone.config)
+    }
+
+    fn read(
+        directory: &Path,
+        backbone: &Path,
+        max_length: usize,
+        config: &Config,
+    ) -> Result<Self, Problem> {
         config.check_start().map_err(|message| {
             let message = format!("`{}`: {message}", directory.display());
             Problem::new("delta::data::start_token", message)
-                .help("add it to the file: of a T5 it is 0, the padding's number")
+                .help("add it to `config.json`; for T5 it is 0, the id of the padding token")
         })?;
         let path = directory.join("tokenizer.json");
         if !path.exists() {
@@ -73,10 +96,10 @@ impl TextEncoder {
         let unreadable = |e: tokenizers::Error| {
             let message = format!("`{}` cannot be read: {e}", path.display());
             Problem::new("delta::data::tokenizer", message)
-                .help("give the tokenizer of this backbone")
+                .help("write it again with transformers: `AutoTokenizer.from_pretrained(MODEL).save_pretrained(DIRECTORY)`")
         };
         let mut tokenizer = Tokenizer::from_file(&path).map_err(unreadable)?;
-        let settings = TokenizerConfig::apply(directory, &mut tokenizer)?;
+        let settings = TokenizerConfig::apply(directory, backbone, &mut tokenizer)?;
         tokenizer.with_truncation(None).map_err(unreadable)?;
         tokenizer.with_padding(None);
         let truncation = TruncationParams {
@@ -84,7 +107,14 @@ impl TextEncoder {
             direction: settings.direction,
             ..TruncationParams::default()
         };
+        let names = ["[UNK]", "<unk>"].into_iter();
+        let unknown = names
+            .filter_map(|name| Some((name, tokenizer.token_to_id(name)?)))
+            .next();
+        let around_nothing = tokenizer.encode_fast("", true).map_err(unreadable)?;
         Ok(TextEncoder {
+            unknown,
+            first: around_nothing.get_ids().first().copied(),
             tokenizer,
             truncation,
             passes_types: settings.passes_types,
@@ -201,7 +231,9 @@ impl TextEncoder {
                 .collect::<Result<_, _>>()?;
             if let Some((name, _)) = mask.filter(|(name, _)| texts.iter().any(|t| t.contains(name)))
             {
-                let message = format!("the text has `{name}` in it, which the template puts there");
+                let message = format!(
+                    "the text contains the mask token `{name}`, which only the template may place"
+                );
                 let problem = Problem::new("delta::data::mask_in_text", message);
                 return Err(problem.help("remove it from the text"));
             }
@@ -241,11 +273,11 @@ impl TextEncoder {
 
     fn template_too_long(&self, cloze: &Cloze) -> Problem {
         let message = format!(
-            "the template alone has more than {} tokens",
+            "the template alone takes more than {} tokens",
             self.max_length()
         );
         Problem::new("delta::data::template_too_long", message)
-            .at(cloze.span, "of this task")
+            .at(cloze.span, "in this task")
             .help("shorten the template, or raise `max_length`")
     }
 
@@ -253,11 +285,11 @@ impl TextEncoder {
         let kind = encoded.iter().flat_map(|e| &e.types).max();
         if let Some(kind) = kind.filter(|kind| **kind > 0 && **kind as usize >= self.types) {
             let message = format!(
-                "the tokenizer numbers a text of a pair {kind}, but the backbone has {} token types",
+                "the tokenizer assigns token type {kind}, but the backbone's number of token types is {}",
                 self.types
             );
             return Err(Problem::new("delta::data::tokenizer", message)
-                .help("give a backbone with two token types, or a tokenizer whose `model_input_names` leave `token_type_ids` out"));
+                .help("use a backbone with two token types, or remove `token_type_ids` from `model_input_names` in `tokenizer_config.json`"));
         }
         let highest = encoded.iter().flat_map(|e| &e.tokens).max();
         if let Some(token) = highest.filter(|token| **token as usize >= self.vocabulary) {
@@ -267,9 +299,31 @@ impl TextEncoder {
                 self.vocabulary
             );
             return Err(Problem::new("delta::data::tokenizer", message)
-                .help("give the tokenizer of this backbone"));
+                .help("use the tokenizer that the backbone was trained with, or resize its embeddings with `model.resize_token_embeddings(len(tokenizer))`"));
         }
         Ok(())
+    }
+
+    /// The token for words that the vocabulary lacks, if there is one.
+    pub fn unknown_name(&self) -> Option<&'static str> {
+        self.unknown.map(|(name, _)| name)
+    }
+
+    /// How many tokens of a text stand for words that the vocabulary lacks.
+    pub fn unknown_tokens(&self, text: &Encoded) -> usize {
+        let is_unknown = |token: &&u32| self.unknown.is_some_and(|(_, unknown)| unknown == **token);
+        text.tokens.iter().filter(is_unknown).count()
+    }
+
+    /// The token that the tokenizer puts before a text, if there is one.
+    pub fn first_name(&self) -> Option<String> {
+        self.tokenizer.id_to_token(self.first?)
+    }
+
+    /// Whether a text has the token that the tokenizer puts before it at its beginning as well.
+    pub fn begins_twice(&self, text: &Encoded) -> bool {
+        let first = self.first.is_some() && text.special.first() == Some(&true);
+        first && matches!(text.tokens.as_slice(), [a, b, ..] if Some(*a) == self.first && a == b)
     }
 
     /// The number of the mask token, if the tokenizer has one.
@@ -304,7 +358,7 @@ impl From<&Encoding> for Encoded {
 fn refused(error: tokenizers::Error) -> Problem {
     Problem::new(
         "delta::data::tokenizer",
-        format!("the tokenizer refused a text: {error}"),
+        format!("the tokenizer rejected a text: {error}"),
     )
     .help("look for unusual characters in the data")
 }
@@ -406,7 +460,7 @@ impl Template<'_> {
         }
         let message = format!("the tokenizer has no token for `{called}`");
         Err(Problem::new("delta::data::special_token", message)
-            .at(self.cloze.span, "of this task")
+            .at(self.cloze.span, "in this task")
             .help("remove it from the template"))
     }
 }
@@ -423,9 +477,8 @@ impl Words for TextEncoder {
             return Ok(tokens.iter().map(|token| *token as usize).collect());
         }
         let tokens = quoted_list(encoding.get_tokens().iter().map(String::as_str));
-        let message = format!("the label word `{word}` is not one token, but {tokens}");
-        let way_out =
-            "choose a word that the tokenizer knows as a whole, or write `multi_token = mean`";
+        let message = format!("the label word `{word}` is not a single token, but {tokens}");
+        let way_out = "choose a word that is a single token, or write `multi_token = mean`";
         Err(Problem::new("delta::data::label_word", message)
             .at(cloze.span, "in here")
             .help(way_out))
@@ -474,7 +527,7 @@ impl TextEncoder {
             .iter()
             .position(|text| text.tokens.contains(&token))?;
         let name = self.tokenizer.id_to_token(token).unwrap_or_default();
-        let message = format!("the text has the padding token `{name}` in it, which the backbone would take for padding");
+        let message = format!("the text contains the padding token `{name}`, which the backbone would treat as padding");
         let problem = Problem::new("delta::data::padding_in_text", message);
         Some((place, problem.help("remove it from the text")))
     }
@@ -488,11 +541,11 @@ impl TextEncoder {
             .iter()
             .position(|text| text.tokens.last() != Some(&end))?;
         let name = self.tokenizer.id_to_token(end).unwrap_or_default();
-        let message = format!("the text does not end with the token {end} (`{name}`), `eos_token_id` of the backbone, off which its classifier reads");
+        let message = format!("the text does not end with the backbone's `eos_token_id` {end} (`{name}`), the token that its classifier reads");
         let problem = Problem::new("delta::data::no_end", message);
         Some((
             place,
-            problem.help("give a backbone whose tokenizer ends texts with it"),
+            problem.help("use a tokenizer that ends every text with this token"),
         ))
     }
 }

@@ -150,7 +150,7 @@ impl OnHost for AdaLora {
     fn check_steps(&self, steps: usize) -> Result<(), String> {
         match self.warmup + self.last >= steps {
             true => Err(format!(
-                "`warmup` and `last` of `adalora` leave none of the stage's {steps} steps to choose ranks"
+                "`warmup` and `last` of `adalora` use up the stage's {steps} steps and leave none for choosing ranks"
             )),
             false => Ok(()),
         }

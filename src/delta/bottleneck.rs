@@ -26,7 +26,7 @@ pub(super) fn activation(fields: &Fields, default: Activation) -> Activation {
 pub(super) fn check(width: usize, module: &Module) -> Result<(), String> {
     match width > module.output {
         true => Err(format!(
-            "`bottleneck` is {width}, above the width {} of `{}`",
+            "`bottleneck` is {width}, which exceeds the width {} of `{}`",
             module.output, module.path
         )),
         false => Ok(()),

@@ -153,7 +153,7 @@ impl DeltaMethod for Lora {
     fn check(&self, module: &Module) -> Result<(), String> {
         match (self.init, module.site) {
             (LoraInit::Pissa, Site::Fused | Site::Embedding) => Err(format!(
-                "`init = pissa` needs one linear layer, and `{}` is {}",
+                "`init = pissa` needs a single linear layer, but `{}` is {}",
                 module.path,
                 module.site.describe()
             )),
@@ -293,7 +293,7 @@ pub(super) fn check_rank(rank: usize, module: &Module) -> Result<(), String> {
     let (input, output) = (module.input, module.output);
     match rank > input.min(output) {
         true => Err(format!(
-            "`rank` is {rank}, above the smaller dimension of `{}` ({output}x{input})",
+            "`rank` is {rank}, which exceeds the smaller dimension of `{}` ({output}x{input})",
             module.path
         )),
         false => Ok(()),

@@ -50,7 +50,7 @@ impl DeltaMethod for LowRankAdapter {
         bottleneck::check(self.bottleneck, module)?;
         match self.rank > self.bottleneck {
             true => Err(format!(
-                "`rank` is {}, above the `bottleneck` {}",
+                "`rank` is {}, which exceeds the `bottleneck` {}",
                 self.rank, self.bottleneck
             )),
             false => Ok(()),

@@ -22,7 +22,7 @@ impl DeltaMethod for Pfeiffer {
     const NAME: &'static str = "pfeiffer";
     const PREPOSITION: Preposition = Preposition::After;
     const PAPER: &'static str = "Pfeiffer et al., arXiv 2005.00247";
-    const SITES: &'static str = "choose feed-forwards, such as `block.*.ff`";
+    const SITES: &'static str = "choose feed-forward modules, such as `block.*.ff`";
 
     fn read(fields: &Fields, config: &Config) -> Self {
         Pfeiffer {

@@ -26,7 +26,7 @@ impl DeltaMethod for Prefix {
     const NAME: &'static str = "prefix";
     const PREPOSITION: Preposition = Preposition::Before;
     const PAPER: &'static str = "Li and Liang, arXiv 2101.00190";
-    const SITES: &'static str = "choose attentions, such as `block.*.attn`";
+    const SITES: &'static str = "choose attention modules, such as `block.*.attn`";
 
     fn read(fields: &Fields, _: &Config) -> Self {
         Prefix {

@@ -43,9 +43,11 @@ impl DeltaMethod for TrainableTokens {
     fn check(&self, module: &Module) -> Result<(), String> {
         let (path, entries) = (&module.path, module.output);
         match self.tokens.iter().find(|token| **token >= entries) {
-            _ if path != "embeddings.word" => Err(format!("`{path}` has no tokens")),
+            _ if path != "embeddings.word" => {
+                Err(format!("`{path}` does not hold token embeddings"))
+            }
             Some(token) => Err(format!(
-                "there is no token {token}: the vocabulary has {entries}"
+                "token {token} is outside the vocabulary of {entries} tokens"
             )),
             None => Ok(()),
         }

@@ -6,7 +6,7 @@ use super::optimizations::{absorbed_keys, is_gated_at_the_top};
 use super::{Active, Graph, Placed, Value, LARGE};
 use crate::delta::ParameterId;
 use crate::diagnostic::Problem;
-use crate::plan::{Change, Plan, TaskPlan};
+use crate::plan::{Change, Plan, StagePlan, TaskPlan};
 
 impl Graph {
     /// Puts a stage's deltas and head in place, and marks the parameters that it trains. The index one past
@@ -19,6 +19,7 @@ impl Graph {
         let (task_name, task) = self.checked_task(plan, stage)?;
         let mut active = Active {
             prefix_tokens: plan.prefix_tokens(stage),
+            prompt_rows: plan.tokens(stage) - plan.prefix_tokens(stage),
             task: Some(task.clone()),
             ..Active::default()
         };
@@ -63,6 +64,11 @@ impl Graph {
         self.active = active;
         self.layers = Some(self.layers_in_place());
         Ok(())
+    }
+
+    /// Whether the first token of a sequence has rows before it, a prompt's, which predict it as well.
+    pub fn predicts_first(&self) -> bool {
+        self.active.prompt_rows > 0
     }
 
     /// Indices of a delta's parameters that training may change.
@@ -128,20 +134,35 @@ impl Graph {
     }
 
     fn check_head(&self, plan: &Plan, stage: usize, task: &str) -> Result<(), Problem> {
-        let so_far = &plan.stages[..plan.stages.len().min(stage + 1)];
-        let trained = so_far
-            .iter()
-            .any(|stage| stage.train_head && stage.task == task);
-        let Some(reason) = self.fresh_heads.get(task).filter(|_| !trained) else {
-            return Ok(());
-        };
-        let message =
-            format!("the head of `{task}` is drawn anew ({reason}), and no stage has trained it");
-        let problem = Problem::new("delta::graph::untrained_head", message);
-        let problem = problem.help("add `head` to the `train` list of a stage");
-        Err(match plan.stages.get(stage) {
-            Some(stage) => problem.at(stage.span, "in this stage"),
-            None => problem,
-        })
+        match self.fresh_heads.get(task) {
+            Some(reason) => check_trained(plan, stage, task, reason),
+            None => Ok(()),
+        }
     }
+}
+
+/// Checks that a stage or one before it trains a head that was drawn for this `reason`.
+///
+/// # Errors
+/// None does.
+pub fn check_trained(plan: &Plan, stage: usize, task: &str, reason: &str) -> Result<(), Problem> {
+    let so_far = &plan.stages[..plan.stages.len().min(stage + 1)];
+    let trains = |stage: &StagePlan| stage.train_head && stage.task == task;
+    if so_far.iter().any(trains) {
+        return Ok(());
+    }
+    let message = format!(
+        "the head of `{task}` is newly initialized ({reason}), and no stage has trained it"
+    );
+    let problem = Problem::new("delta::graph::untrained_head", message);
+    Err(match plan.stages.get(stage) {
+        Some(stage) => {
+            let trained = stage.train.iter().map(String::as_str);
+            let trained: Vec<&str> = trained.chain(["head"]).collect();
+            problem
+                .at(stage.span, "in this stage")
+                .help(format!("write `train = [{}]`", trained.join(", ")))
+        }
+        None => problem.help("add `head` to the `train` list of a stage"),
+    })
 }

@@ -45,9 +45,10 @@ pub enum Targets {
     Numbers(Vec<f32>),
     /// The tokens at some rows.
     Tokens {
-        /// The rows.
+        /// The row of each token. A masked language model reads that row, a causal one the row before it. A decoder's
+        /// input is one token behind its targets: there, it is the row that predicts the token.
         rows: Vec<usize>,
-        /// The token to predict at each row.
+        /// The tokens.
         tokens: Vec<usize>,
     },
     /// The targets are unknown.

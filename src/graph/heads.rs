@@ -28,7 +28,7 @@ impl HeadOrigin {
             });
             return match own.is_empty() {
                 true => HeadOrigin::Tied,
-                false => HeadOrigin::Drawn("so are the backbone's weights".to_owned()),
+                false => HeadOrigin::Drawn("like the backbone's weights".to_owned()),
             };
         };
         let head = family.heads.of(task.uses_language_model());
@@ -43,22 +43,22 @@ impl HeadOrigin {
                 p.path.ends_with(".bias") || file.find(p, &family.base_model_prefix).is_some()
             });
             return match is_whole {
-                true => HeadOrigin::Checkpoint(Vec::new(), "its language model's".to_owned()),
-                false => HeadOrigin::Drawn("the checkpoint has no language model's".to_owned()),
+                true => HeadOrigin::Checkpoint(Vec::new(), "its language-model head".to_owned()),
+                false => HeadOrigin::Drawn("the checkpoint has no language-model head".to_owned()),
             };
         };
         let found = file.find(weight, &family.base_model_prefix);
         let rows = found.and_then(|name| file.shape(&name)?.first().copied());
         match rows {
-            None => HeadOrigin::Drawn("the checkpoint has none".to_owned()),
+            None => HeadOrigin::Drawn("the checkpoint has no head for this task".to_owned()),
             Some(_) if task.uses_language_model() => {
-                HeadOrigin::Checkpoint(Vec::new(), "its language model's".to_owned())
+                HeadOrigin::Checkpoint(Vec::new(), "its language-model head".to_owned())
             }
             Some(rows) if rows != outputs => HeadOrigin::Drawn(format!(
-                "the checkpoint's has {rows} outputs, and the task {outputs}"
+                "the checkpoint's head has {rows} outputs, but the task needs {outputs}"
             )),
             Some(_) if task.kind == TaskKind::Regress => {
-                HeadOrigin::Checkpoint(vec![0], "its one output".to_owned())
+                HeadOrigin::Checkpoint(vec![0], "its single output".to_owned())
             }
             Some(_) => by_labels(config, &task.labels),
         }
@@ -70,8 +70,8 @@ fn by_labels(config: &Config, labels: &[Label]) -> HeadOrigin {
         let quoted: Vec<String> = stored.iter().map(|name| format!("`{name}`")).collect();
         let by = |value: fn(&Label) -> &String| order(stored, labels.iter().map(value));
         return match by(|label| &label.name).or_else(|| by(|label| &label.value)) {
-            Some(order) => HeadOrigin::Checkpoint(order, "by the names of its labels".to_owned()),
-            None => HeadOrigin::Drawn(format!("the checkpoint's is for {}", list(&quoted))),
+            Some(order) => HeadOrigin::Checkpoint(order, "matched by label name".to_owned()),
+            None => HeadOrigin::Drawn(format!("the checkpoint's head is for {}", list(&quoted))),
         };
     }
     let numbers: Vec<String> = (0..labels.len()).map(|number| number.to_string()).collect();
@@ -83,10 +83,10 @@ fn by_labels(config: &Config, labels: &[Label]) -> HeadOrigin {
     let names = || labels.iter().map(|label| &label.name);
     let numbered = order(&numbers, values()).or_else(|| order(&generic, names()));
     match numbered {
-        Some(order) => HeadOrigin::Checkpoint(order, "by the numbers of its outputs".to_owned()),
+        Some(order) => HeadOrigin::Checkpoint(order, "matched by output number".to_owned()),
         None => HeadOrigin::Checkpoint(
             (0..labels.len()).collect(),
-            "by position, as `config.json` names no labels".to_owned(),
+            "matched by position because `config.json` names no labels".to_owned(),
         ),
     }
 }

@@ -310,11 +310,11 @@ impl Origin {
         let svd = self.svd.get_or_init(decompose).as_ref();
         svd.ok_or_else(|| {
             let message = format!(
-                "the weight of `{}` has no singular value decomposition: it is not finite",
+                "the weight of `{}` has no singular value decomposition: it contains NaN or infinity",
                 self.path
             );
             Problem::new("delta::graph::singular", message)
-                .help("give another checkpoint, or write `init = standard`")
+                .help("use another checkpoint, or write `init = standard`")
         })
     }
 }

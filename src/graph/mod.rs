@@ -29,6 +29,7 @@ use crate::diagnostic::Problem;
 use crate::engine::{backward, Deferred, Device, Outcome, Precision, Semaphore, Trace};
 use crate::plan::TaskPlan;
 
+pub use activate::check_trained;
 pub use batch::{Batch, CachedActivations, DecoderRows, Targets};
 pub use executor::this_machine;
 pub use forward::Pass;
@@ -71,6 +72,8 @@ struct Active {
     sites: HashMap<String, Vec<Placed>>,
     /// How many keys and values deltas put before every sequence's own. They take the first positions.
     prefix_tokens: usize,
+    /// How many rows prompts add to every sequence.
+    prompt_rows: usize,
     /// Indices in `values` of the parameters that get gradients.
     trained: BTreeSet<usize>,
     /// The large ones of `trained` that only products and look-ups read. Their gradients are deferred.
@@ -272,16 +275,16 @@ impl Graph {
                 Some(old) if old.shape() == shape => {}
                 Some(old) => {
                     let message = format!(
-                        "`{key}` has the shape {shape:?}, but {:?} is needed",
+                        "`{key}` has the shape {shape:?}, but the pipeline needs {:?}",
                         old.shape()
                     );
                     return Err(Problem::new("delta::graph::wrong_shape", message)
-                        .help("give the file that this run wrote"));
+                        .help("restore the file that this run wrote"));
                 }
                 None => {
-                    let message = format!("`{key}` is no parameter of this pipeline");
+                    let message = format!("`{key}` is not a parameter of this pipeline");
                     return Err(Problem::new("delta::graph::unknown_tensor", message)
-                        .help("give the file that this run wrote"));
+                        .help("restore the file that this run wrote"));
                 }
             }
             let value = self.put(values, &shape)?;

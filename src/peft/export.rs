@@ -146,7 +146,7 @@ fn card(plan: &Plan) -> String {
         .map_or("", |(_, task)| task.source_prefix.as_str());
     let prefixed = match prefix {
         "" => String::new(),
-        prefix => format!("\nIt was trained on sources that begin with `{prefix}`.\n"),
+        prefix => format!("\nIt was trained on source texts that begin with `{prefix}`.\n"),
     };
     format!(
         "---\nbase_model: {}\nlibrary_name: peft\n---\n\n\

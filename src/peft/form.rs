@@ -32,12 +32,12 @@ pub fn why_not(plan: &Plan) -> Option<String> {
 pub(super) fn form(plan: &Plan) -> Result<Form<'_>, String> {
     let active = plan.active(plan.stages.len());
     let Some(first) = active.first() else {
-        return Err("only the head was trained".to_owned());
+        return Err("the run trained only the head".to_owned());
     };
     let task = plan.final_task().map(|(_, task)| task);
     let is_language_model = task.is_some_and(TaskPlan::uses_language_model);
     if is_language_model && plan.backbone.config.family().heads.masked_lm.is_some() {
-        return Err("the head is a masked language model's".to_owned());
+        return Err("PEFT has no task type for a masked-language-model head".to_owned());
     }
     let mut methods = Vec::new();
     let mut unfrozen = Vec::new();
@@ -52,15 +52,15 @@ pub(super) fn form(plan: &Plan) -> Result<Form<'_>, String> {
         return norms.map(Form::Norms).ok_or_else(|| {
             let mut names = active.iter().filter(|delta| delta.unfreezes());
             let name = names.next().map_or("", |delta| delta.name.as_str());
-            format!("`{name}` changes weights of the backbone itself, and not norms alone")
+            format!("`{name}` unfreezes weights of the backbone, and PEFT stores only whole norms without other deltas")
         });
     }
     if let Some(gated) = active.iter().find(|delta| delta.is_gated) {
-        return Err(format!("PEFT has no gates, and `{}` has one", gated.name));
+        return Err(format!("PEFT has no gates, but `{}` has one", gated.name));
     }
     for (method, _) in &methods {
         if method.peft_adapter() == PeftAdapter::None {
-            return Err(format!("PEFT has no `{}`", method.name()));
+            return Err(format!("PEFT has no method `{}`", method.name()));
         }
     }
     check_stacks(plan, is_language_model, &methods)?;
@@ -86,7 +86,7 @@ pub(super) fn form(plan: &Plan) -> Result<Form<'_>, String> {
         .any(|(method, _)| told(method) != told(methods[0].0))
     {
         return Err(format!(
-            "an adapter of PEFT holds one method with one choice of settings, and there is more than `{}`",
+            "a PEFT adapter holds one method with one configuration, and another delta differs from `{}`",
             first.name
         ));
     }
@@ -105,12 +105,15 @@ fn check_stacks(
     }
     let is_table = |site: &String| site == WORD_TABLE;
     if methods.iter().any(|(_, sites)| sites.iter().any(is_table)) {
-        return Err("in PEFT, encoder and decoder read copies of the word embeddings".to_owned());
+        return Err(
+            "in PEFT, the encoder and the decoder read separate copies of the word embeddings"
+                .to_owned(),
+        );
     }
     let adds_rows = |(method, _): &(&Method, _)| is_prompt(method) || is_prefix(method);
     match !is_language_model && methods.iter().any(adds_rows) {
         true => Err(
-            "PEFT gives prompts and prefixes to no classifier with an encoder and a decoder"
+            "PEFT does not support prompts or prefixes for an encoder-decoder classifier"
                 .to_owned(),
         ),
         false => Ok(()),
@@ -122,7 +125,7 @@ fn check_prefixes(plan: &Plan, methods: &[(&Method, &Vec<String>)]) -> Result<()
     let config = &plan.backbone.config;
     if !prompts::has_own_prefixes(config) {
         return Err(
-            "PEFT gives two blocks each of a decoder with an even number of them one prefix"
+            "PEFT shares each prefix between two blocks of a decoder with an even number of blocks"
                 .to_owned(),
         );
     }
@@ -132,9 +135,9 @@ fn check_prefixes(plan: &Plan, methods: &[(&Method, &Vec<String>)]) -> Result<()
     };
     match (methods.iter().all(is_all), config.decoder_layers) {
         (true, _) => Ok(()),
-        (false, None) => Err("PEFT has prefixes at all attentions or at none".to_owned()),
+        (false, None) => Err("PEFT places prefixes at every attention or at none".to_owned()),
         (false, Some(_)) => Err(
-            "PEFT has prefixes at all `decoder.block.*.attn` or at none, and nowhere else"
+            "PEFT places prefixes at every `decoder.block.*.attn` or at none, and nowhere else"
                 .to_owned(),
         ),
     }
@@ -171,7 +174,7 @@ fn check_rows(methods: &[(&Method, &Vec<String>)]) -> Result<(), String> {
             > 1
         {
             return Err(format!(
-                "`{table}` has two deltas, and PEFT has one at a module"
+                "`{table}` has two deltas, but PEFT allows one per module"
             ));
         }
     }
@@ -197,7 +200,7 @@ fn check_sites(plan: &Plan, deltas: &[&DeltaPlan]) -> Result<(), String> {
         for site in sites {
             if seen.contains(&site.as_str()) {
                 return Err(format!(
-                    "`{site}` has two deltas, and PEFT has one at a module"
+                    "`{site}` has two deltas, but PEFT allows one per module"
                 ));
             }
             seen.push(site);
@@ -207,7 +210,7 @@ fn check_sites(plan: &Plan, deltas: &[&DeltaPlan]) -> Result<(), String> {
             let is_part = module.is_some_and(|m| m.parameters.iter().any(|p| p.source.parts > 1));
             if is_part {
                 return Err(format!(
-                    "`{site}` is a part of a fused layer, which PEFT sees as a whole"
+                    "`{site}` is part of a fused layer, which PEFT adapts only as a whole"
                 ));
             }
         }

@@ -46,11 +46,11 @@ pub(super) fn problem(directory: &Path, message: impl std::fmt::Display) -> Prob
 pub fn import(directory: &Path, config: &Config) -> Result<Imported, Problem> {
     let path = directory.join("adapter_config.json");
     let text = std::fs::read_to_string(&path).map_err(|e| {
-        problem(directory, e).help("give a directory that PEFT's `save_pretrained` wrote")
+        problem(directory, e).help("name a directory that PEFT's `save_pretrained` wrote")
     })?;
     let adapter: PeftConfig = serde_json::from_str(&text).map_err(|e| {
-        problem(directory, format!("it cannot be read: {e}"))
-            .help("give a directory that PEFT's `save_pretrained` wrote")
+        problem(directory, format!("the file cannot be read: {e}"))
+            .help("name a directory that PEFT's `save_pretrained` wrote")
     })?;
     settings::check(directory, &adapter, config)?;
     let file = open_tensors(directory)?;
@@ -116,7 +116,7 @@ fn check_two_tables(
     if config.decoder_layers.is_none() || !deltas.iter().any(changes) {
         return Ok(());
     }
-    let message = "it changes the module `shared`, of which PEFT's encoder and decoder read copies";
+    let message = "the adapter changes the module `shared`, which PEFT copies for the encoder and the decoder";
     Err(problem(directory, message).help(ON_OTHER_MODULES))
 }
 
@@ -139,7 +139,7 @@ fn check_tied(directory: &Path, head: &Head, deltas: &[DeltaPlan]) -> Result<(),
     };
     match deltas.iter().any(changes) {
         true => {
-            let message = format!("it trains `{table}`, which is the weight of the head as well");
+            let message = format!("the adapter trains `{table}`, which is tied to the head");
             Err(problem(directory, message).help(ON_OTHER_MODULES))
         }
         false => Ok(()),
@@ -183,7 +183,7 @@ fn read_tuner(
             continue;
         }
         let method = Method::from_peft(adapter, &settings).ok_or_else(|| {
-            problem(directory, "its kind of adapter cannot be read").help(MERGE_IN_PYTHON)
+            problem(directory, "deltarun cannot read this kind of adapter").help(MERGE_IN_PYTHON)
         })?;
         let accepted = match method.accepts(module.site) {
             true => method.check(module),
@@ -344,11 +344,11 @@ fn target_sites<'t>(
         .collect();
     if sites.is_empty() {
         let message = format!(
-            "its `target_modules` {} match no module of the backbone",
+            "the `target_modules` {} match no module of the backbone",
             targets
         );
         return Err(problem(directory, message)
-            .help("give the backbone that the adapter was made for, with `--backbone DIR`"));
+            .help("name the backbone that the adapter was trained on with `--backbone DIR`"));
     }
     Ok(sites)
 }
@@ -365,11 +365,11 @@ fn open_tensors(directory: &Path) -> Result<Checkpoint, Problem> {
     let path = directory.join("adapter_model.safetensors");
     if !path.exists() && directory.join("adapter_model.bin").exists() {
         let message = format!(
-            "`{}` has its tensors in `adapter_model.bin`, a pickle, which may run any code when it is read",
+            "`{}` stores its tensors in `adapter_model.bin`, a pickle that can run arbitrary code when loaded",
             directory.display()
         );
         let help = format!(
-            "if you trust it: `cd {} && python -c \"import torch, safetensors.torch as s; s.save_file(torch.load('adapter_model.bin', map_location='cpu', weights_only=True), 'adapter_model.safetensors')\"`",
+            "convert it if you trust it: `cd {} && python -c \"import torch, safetensors.torch as s; s.save_file(torch.load('adapter_model.bin', map_location='cpu', weights_only=True), 'adapter_model.safetensors')\"`",
             directory.display()
         );
         return Err(Problem::new("delta::peft::pickle", message).help(help));
@@ -422,7 +422,7 @@ fn read_head(
     let shape = last.and_then(|last| reader.file.shape(&stored(last)));
     let outputs = match shape {
         Some([0, ..] | []) => {
-            return Err(reader.problem("its head has no outputs"));
+            return Err(reader.problem("the head has no outputs"));
         }
         Some([outputs, ..]) => Some(*outputs),
         None => None,

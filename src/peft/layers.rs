@@ -36,9 +36,9 @@ impl Layers {
         };
         let is_pattern = adapter.get("target_modules").is_some_and(Value::is_string);
         if numbers.is_some() && is_pattern {
-            let message = "`layers_to_transform` stands beside a `target_modules` that is a regular expression";
+            let message = "`layers_to_transform` cannot be combined with a regular expression as `target_modules`";
             return Err(problem(directory, message)
-                .help("name the blocks in the expression, or the modules in a list"));
+                .help("put the blocks into the expression, or list the modules"));
         }
         Ok(Layers { numbers, patterns })
     }

@@ -105,19 +105,20 @@ pub(super) fn read(
 ) -> Result<Vec<DeltaPlan>, Problem> {
     let task = adapter.get("task_type").and_then(Value::as_str);
     if config.decoder_layers.is_some() && task != Some(SEQ_2_SEQ_LM) {
-        let message =
-            "PEFT gives prompts and prefixes to no classifier with an encoder and a decoder";
-        return Err(problem(directory, message).help("give an adapter of the task `SEQ_2_SEQ_LM`"));
+        let message = "PEFT does not support prompts or prefixes for an encoder-decoder classifier";
+        return Err(
+            problem(directory, message).help("use an adapter with `task_type` `SEQ_2_SEQ_LM`")
+        );
     }
     let tokens = adapter.get("num_virtual_tokens").and_then(Value::as_u64);
     let tokens = tokens.unwrap_or(1) as usize;
-    if tokens.saturating_add(SHORTEST) > config.longest() {
+    if tokens.saturating_add(SHORTEST) > config.limit() {
         let message = format!(
-            "`num_virtual_tokens` is {tokens}, and the backbone has {} positions",
-            config.longest()
+            "`num_virtual_tokens` is {tokens}, but the backbone has only {} positions",
+            config.limit()
         );
         return Err(Problem::new("delta::peft::positions", message)
-            .help("give the backbone that the adapter was made for"));
+            .help("name the backbone that the adapter was trained on with `--backbone DIR`"));
     }
     let (method, sites) = match adapter.get("peft_type").and_then(Value::as_str) {
         Some("PREFIX_TUNING") => {

@@ -31,9 +31,7 @@ impl<'a> Reader<'a> {
             "delta::peft::tensors",
             format!("`{}`: {message}", place.display()),
         )
-        .help(
-            "give an adapter whose configuration and tensors belong together, and its own backbone",
-        )
+        .help("use the `adapter_config.json` and the backbone that belong to these tensors")
     }
 
     /// Reads the tensor `stored` as our tensor `key`. Its elements must be in our order already, even if its shape is
@@ -64,7 +62,7 @@ impl<'a> Reader<'a> {
         };
         if found != shape {
             return Err(self.problem(format!(
-                "`{stored}` has the shape {found:?}, but {shape:?} is needed"
+                "`{stored}` has the shape {found:?}, but must have {shape:?}"
             )));
         }
         Ok(self.file.read(stored)?.0)
@@ -111,6 +109,6 @@ impl<'a> Reader<'a> {
             return Ok(());
         }
         let list = quoted_list(extra.iter().copied());
-        Err(self.problem(format!("the configuration does not ask for {list}")))
+        Err(self.problem(format!("the configuration does not account for {list}")))
     }
 }

@@ -87,7 +87,7 @@ fn rules() -> &'static Rules {
 
 /// A suggestion for adapters that we cannot read: PEFT itself folds them into the weights. It does not help if the
 /// adapter changes a table that other modules also read.
-pub(super) const MERGE_IN_PYTHON: &str = "fold it in Python: `PeftModel.from_pretrained(model, DIR).merge_and_unload().save_pretrained(OUT)`, and use OUT as the backbone";
+pub(super) const MERGE_IN_PYTHON: &str = "merge it in Python: `PeftModel.from_pretrained(model, DIR).merge_and_unload().save_pretrained(OUT)`, and use OUT as the backbone";
 
 /// The kinds of adapter that we can read.
 pub(super) fn kinds() -> impl Iterator<Item = &'static str> {
@@ -107,8 +107,8 @@ pub(super) fn check(
     let kind = adapter.get("peft_type").and_then(Value::as_str);
     let kind = kind.unwrap_or("nothing");
     let Some(own) = rules().get(kind).filter(|_| kind != "every") else {
-        let message = format!("its `peft_type` is {kind}, which cannot be read");
-        let help = format!("give one of {}, or {MERGE_IN_PYTHON}", quoted_list(kinds()));
+        let message = format!("the `peft_type` is {kind}, which deltarun cannot read");
+        let help = format!("use one of {}, or {MERGE_IN_PYTHON}", quoted_list(kinds()));
         return Err(problem(directory, message).help(help));
     };
     for (key, value) in adapter {
@@ -118,7 +118,7 @@ pub(super) fn check(
                 continue;
             }
             let message = format!(
-                "`{key}` is {value}, which this version does not know: it may change what the adapter computes"
+                "`{key}` is {value}, and deltarun does not know this key, which may change what the adapter computes"
             );
             return Err(problem(directory, message).help(MERGE_IN_PYTHON));
         };
@@ -143,7 +143,7 @@ type Refusal = (String, String);
 fn check_value(key: &str, value: &Value, rule: &Rule, config: &Config) -> Result<(), Refusal> {
     let wrong = |wanted: &str| {
         let help = format!("write {wanted}, as PEFT's `save_pretrained` does");
-        Err((format!("is {value}, and not {wanted}"), help))
+        Err((format!("is {value}, not {wanted}"), help))
     };
     let texts = |items: &Vec<Value>| items.iter().all(Value::is_string);
     let wholes = |items: &Vec<Value>| items.iter().all(Value::is_u64);
@@ -159,15 +159,15 @@ fn check_value(key: &str, value: &Value, rule: &Rule, config: &Config) -> Result
         (Rule::Switch, _) => wrong("`true` or `false`"),
         (Rule::Names, Value::Null | Value::String(_)) => Ok(()),
         (Rule::Names, Value::Array(items)) if texts(items) => Ok(()),
-        (Rule::Names, _) => wrong("a text or a list of texts"),
+        (Rule::Names, _) => wrong("a string or a list of strings"),
         (Rule::Layers, Value::Null) => Ok(()),
         (Rule::Layers, Value::Number(number)) if number.is_i64() => Ok(()),
         (Rule::Layers, Value::Array(items)) if items.iter().all(Value::is_i64) => Ok(()),
         (Rule::Layers, _) => wrong("a whole number or a list of them"),
         (Rule::Patterns, Value::Object(items)) => patterns(items),
-        (Rule::Patterns, _) => wrong("numbers by patterns of names"),
+        (Rule::Patterns, _) => wrong("an object that maps name patterns to numbers"),
         (Rule::Ranks, Value::Null | Value::Object(_)) => Ok(()),
-        (Rule::Ranks, _) => wrong("the ranks that were kept, by names"),
+        (Rule::Ranks, _) => wrong("an object that maps names to the kept ranks"),
         (Rule::Bias, Value::String(text))
             if text == "none" || text == "all" || text.ends_with("_only") =>
         {
@@ -184,21 +184,17 @@ fn check_value(key: &str, value: &Value, rule: &Rule, config: &Config) -> Result
             SEQ_2_SEQ_LM if config.family().heads.seq2seq.is_some() => Ok(()),
             _ => Err((
                 format!(
-                    "is \"{task}\": what such an adapter is asked has no command here on a {}",
+                    "is \"{task}\", which deltarun cannot evaluate on the family {}",
                     config.family().name
                 ),
-                format!("give an adapter of the task `SEQ_CLS`, or {MERGE_IN_PYTHON}"),
+                format!("use an adapter with `task_type` `SEQ_CLS`, or {MERGE_IN_PYTHON}"),
             )),
         },
-        (Rule::Task, _) => wrong("a kind of task"),
-        (Rule::KeyValueHeads, value) => {
-            same(value, config.key_value_heads(), "heads of keys and values")
+        (Rule::Task, _) => wrong("a task type"),
+        (Rule::KeyValueHeads, value) => same(value, config.key_value_heads(), "key-value heads"),
+        (Rule::KeyWidth, value) => {
+            same(value, config.size(Dimension::Keys, 0), "key-value columns")
         }
-        (Rule::KeyWidth, value) => same(
-            value,
-            config.size(Dimension::Keys, 0),
-            "columns of keys and values",
-        ),
         (Rule::Blocks, value) => {
             let decoder = config.decoder_layers.unwrap_or(config.layers);
             same(value, decoder, "blocks with prefixes")
@@ -209,7 +205,7 @@ fn check_value(key: &str, value: &Value, rule: &Rule, config: &Config) -> Result
             match value.is_null() || is_one || *value == stacks {
                 true => Ok(()),
                 false => Err((
-                    format!("is {value}: an adapter is read only with `{stacks}`"),
+                    format!("is {value}, but must be `{stacks}` on this backbone"),
                     MERGE_IN_PYTHON.to_owned(),
                 )),
             }
@@ -223,9 +219,9 @@ fn same(value: &Value, own: usize, what: &str) -> Result<(), Refusal> {
     if value.is_null() || *value == own {
         return Ok(());
     }
-    let help = "give the backbone that the adapter was made for, with `--backbone DIR`".to_owned();
+    let help = "name the backbone that the adapter was trained on with `--backbone DIR`".to_owned();
     Err((
-        format!("is {value}, and the backbone has {own} {what}"),
+        format!("is {value}, but the backbone has {own} {what}"),
         help,
     ))
 }
@@ -237,18 +233,20 @@ fn only(key: &str, value: &Value, allowed: &[Value]) -> Result<(), Refusal> {
     }
     let why = match key {
         "kasa_config" => {
-            "is there: the adapter is a KaSA, which takes singular components out of the weights"
+            "is set: the adapter is a KaSA, which removes singular components from the weights"
                 .to_owned()
         }
-        "lora_bias" => "is true: biases of its own stand behind the low-rank products".to_owned(),
-        "save_projection" => "is false: its projections were not saved".to_owned(),
+        "lora_bias" => {
+            "is true: the adapter adds its own biases after the low-rank products".to_owned()
+        }
+        "save_projection" => "is false, so the adapter lacks its projections".to_owned(),
         _ => {
             let allowed: Vec<String> = allowed.iter().map(|value| format!("`{value}`")).collect();
             let wanted = match allowed.is_empty() {
                 true => "without it".to_owned(),
                 false => format!("with {}", list(&allowed)),
             };
-            format!("is {value}: an adapter is read only {wanted}")
+            format!("is {value}, but deltarun reads an adapter only {wanted}")
         }
     };
     let help = match key {
@@ -266,7 +264,7 @@ fn init(value: &Value) -> Result<(), Refusal> {
         Value::String(text) => text,
         _ => {
             return Err((
-                format!("is {value}, and no way to begin"),
+                format!("is {value}, which is not an initialization"),
                 MERGE_IN_PYTHON.to_owned(),
             ))
         }
@@ -276,8 +274,8 @@ fn init(value: &Value) -> Result<(), Refusal> {
         "gaussian" | "orthogonal" | "mica" | "eva" => Ok(()),
         "pissa" if text == "pissa" => Ok(()),
         _ => {
-            let why = "its tensors belong to weights that were changed before it was trained";
-            let help = "save it with `path_initial_model_for_weight_conversion=DIR`: that makes a plain LoRA of it";
+            let why = "this initialization changed the backbone's weights before training";
+            let help = "save it with `path_initial_model_for_weight_conversion=DIR`, which converts it to a plain LoRA";
             Err((format!("is \"{text}\": {why}"), help.to_owned()))
         }
     }
@@ -288,14 +286,14 @@ fn patterns(items: &serde_json::Map<String, Value>) -> Result<(), Refusal> {
         if !value.is_number() {
             let help = "write a number, as PEFT's `save_pretrained` does".to_owned();
             return Err((
-                format!("has {value} for `{pattern}`, and not a number"),
+                format!("maps `{pattern}` to {value}, which is not a number"),
                 help,
             ));
         }
         if Pattern::new(pattern).is_err() {
             let help = "write a name or a regular expression".to_owned();
             return Err((
-                format!("has `{pattern}`, which is no regular expression"),
+                format!("contains `{pattern}`, which is not a regular expression"),
                 help,
             ));
         }

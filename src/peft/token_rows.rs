@@ -67,8 +67,11 @@ pub(super) fn read(
         return Ok(None);
     };
     let wrong = || {
-        problem(directory, format!("`{SETTING}` is {setting}"))
-            .help("give rows of the word embeddings as a list of whole numbers")
+        problem(
+            directory,
+            format!("`{SETTING}` is {setting}, not a list of token ids"),
+        )
+        .help("write the token ids of the word embeddings as a list of whole numbers")
     };
     let name = module_name(prefix, &table.checkpoint_name);
     let tokens = match setting {
@@ -100,7 +103,7 @@ pub(super) fn read_alone(
     let name = module_name(prefix, &table.checkpoint_name);
     let targets = adapter.get("target_modules").unwrap_or(&Value::Null);
     if !targets.is_null() && !names(targets, &name) {
-        let message = format!("its `target_modules` {targets} are not the word embeddings alone");
+        let message = format!("the `target_modules` {targets} do not match the word embeddings");
         return Err(problem(directory, message).help(MERGE_IN_PYTHON));
     }
     let indices = adapter.get("token_indices").and_then(Value::as_array);
@@ -123,9 +126,9 @@ fn read_rows(
         words: Vec::new(),
         tokens,
     });
-    method
-        .check(table)
-        .map_err(|message| reader.problem(format!("its token numbers do not fit: {message}")))?;
+    method.check(table).map_err(|message| {
+        reader.problem(format!("the token ids do not fit the backbone: {message}"))
+    })?;
     Ok(DeltaPlan {
         name: DELTA.to_owned(),
         change: Change::Method {

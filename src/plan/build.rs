@@ -201,15 +201,16 @@ impl<'a> Builder<'a> {
         });
         let Some(((location, block), span)) = found else {
             self.report(
-                Problem::new("delta::plan::missing", "the file has no `backbone`")
-                    .help("add `backbone \"path/of/a/hugging/face/directory\"`"),
+                Problem::new("delta::plan::missing", "the file has no `backbone`").help(
+                    "add `backbone \"DIRECTORY\"` with the directory of a Hugging Face model",
+                ),
             );
             return None;
         };
         let fields = Fields::new("backbone", span, block, self.scope, self.problems);
         let place = self.scope.resolve(location);
         let Value::Text(text) = &place.node else {
-            fields.wrong("backbone", &place, "a text in quotes");
+            fields.wrong("backbone", &place, "a string in quotes");
             return None;
         };
         let found = surroundings.backbone(text);
@@ -226,7 +227,7 @@ impl<'a> Builder<'a> {
         }
         let longest = config.longest();
         let max_length = fields
-            .count("max_length", SHORTEST..=longest)
+            .count("max_length", SHORTEST..=config.limit())
             .unwrap_or(longest.min(512));
         let weights = [("pretrained", false), ("random", true)];
         let random = fields.choice("weights", &weights).unwrap_or(false);
@@ -236,6 +237,7 @@ impl<'a> Builder<'a> {
         let mut backbone = BackbonePlan {
             location: text.clone(),
             directory,
+            tokenizer: None,
             config,
             max_length,
             random,
@@ -321,7 +323,7 @@ impl<'a> Builder<'a> {
             };
             if is_reserved(&name.node) {
                 let message = format!(
-                    "a delta cannot be named `{}`: the backbone has that name",
+                    "a delta cannot be named `{}`: the backbone reserves that name",
                     name.node
                 );
                 self.report(
@@ -331,11 +333,11 @@ impl<'a> Builder<'a> {
                 );
             }
             if self.task_names().contains(&name.node) {
-                let message = format!("`{}` is the name of a delta and of a task", name.node);
+                let message = format!("a delta and a task are both named `{}`", name.node);
                 self.report(
                     Problem::new("delta::plan::duplicate", message)
                         .at(name.span, "here")
-                        .help("give one of them another name: both have parameters"),
+                        .help("give one of them another name: both name parameters"),
                 );
             }
             if let Some(first) = names.iter().find(|first| first.node == name.node) {

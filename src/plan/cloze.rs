@@ -104,13 +104,13 @@ fn label_words(fields: &Fields, value: &Spanned<Value>, labels: &[Label]) -> Opt
     for setting in block.all() {
         if !known().any(|name| name == setting.key.node) {
             let message = format!(
-                "`words` names `{}`, which is no label of the task",
+                "`words` names `{}`, which is not a label of the task",
                 setting.key.node
             );
             let problem = Problem::new("delta::plan::words", message).at(setting.key.span, "here");
             fields.report(match did_you_mean(&setting.key.node, known()) {
                 Some(near) => problem.help(format!("did you mean `{near}`?")),
-                None => problem.help(format!("the labels are {}", quoted_list(known()))),
+                None => problem.help(format!("use the labels {}", quoted_list(known()))),
             });
         }
     }

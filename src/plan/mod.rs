@@ -17,7 +17,7 @@ mod template;
 mod uses;
 mod words;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -96,10 +96,10 @@ impl Plan {
         let Some(current) = self.stages.get(last) else {
             return self.deltas.iter().collect();
         };
-        let is_in_place = |delta: &&DeltaPlan| {
-            let mut so_far = self.stages[..=last].iter();
-            delta.origin.is_some() || so_far.any(|stage| stage.train.contains(&delta.name))
-        };
+        let so_far = self.stages[..=last].iter();
+        let trained: HashSet<&String> = so_far.flat_map(|stage| &stage.train).collect();
+        let is_in_place =
+            |delta: &&DeltaPlan| delta.origin.is_some() || trained.contains(&delta.name);
         let is_wanted = |delta: &&DeltaPlan| !current.without.contains(&delta.name);
         let in_place = self.deltas.iter().filter(is_in_place);
         in_place.filter(is_wanted).collect()
@@ -140,6 +140,9 @@ pub struct BackbonePlan {
     pub location: String,
     /// The directory of the checkpoint.
     pub directory: PathBuf,
+    /// The directory of the tokenizer, if it is not the checkpoint's: an adapter may have one of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<PathBuf>,
     /// Its dimensions, with dropout as set in the file.
     pub config: Config,
     /// The number of tokens after which a text is cut.

@@ -77,7 +77,7 @@ impl<'a> Builder<'a> {
             };
             parameters.retain(|path| !frozen.contains(path));
             if parameters.is_empty() {
-                let message = format!("this leaves nothing of `{}`", delta.name);
+                let message = format!("this `freeze` leaves nothing of `{}` to train", delta.name);
                 self.report(
                     Problem::new("delta::plan::frozen_again", message)
                         .at(selection.span, "frozen again here")
@@ -115,7 +115,7 @@ impl<'a> Builder<'a> {
                     Problem::new("delta::plan::overlap", message)
                         .at(selection.span, "here")
                         .at(other.span, "and here")
-                        .help("take it out of one of them with `except`"),
+                        .help("exclude it from one of them with `except`"),
                 );
             }
         }
@@ -166,7 +166,7 @@ impl<'a> Builder<'a> {
             let message = format!("`{}` cannot be gated here", method.name());
             let problem = Problem::new("delta::plan::gate", message).at(fields.span(), "set here");
             self.report(problem.help(
-                "remove `gate`; it is for what adds to a module's result inside a block, and for prefixes",
+                "remove `gate`: only prefixes, and deltas that add to a module's output inside a block, can be gated",
             ));
         }
         Some(DeltaPlan {
@@ -242,7 +242,7 @@ impl<'a> Builder<'a> {
         let mut wrong = sites.iter().filter(|site| !method.accepts(site.site));
         if let Some(first) = wrong.next() {
             let message = format!(
-                "`{}` cannot sit at `{}`, which is {}",
+                "`{}` cannot be placed at `{}`, which is {}",
                 method.name(),
                 first.path,
                 first.site.describe()

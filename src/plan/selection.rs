@@ -125,25 +125,24 @@ impl Modules<'_> {
             chosen.retain(|node| !removed.contains(&path(node)));
         }
         if chosen.is_empty() {
-            let message =
-                format!("nothing is left of this selection after its `except`: it names no {noun}");
+            let message = format!("the `except` of this selection leaves no {noun}");
             return Err(Problem::new("delta::plan::empty_selection", message)
                 .at(selection.span, "here")
-                .help("take less out"));
+                .help("narrow the `except`, or remove it"));
         }
         if let Some(expected) = &selection.expected {
             let count = self.scope.amount(expected)?;
             if chosen.len() != count {
                 let names: Vec<String> = chosen.iter().map(&path).collect();
                 let message = format!(
-                    "this selection matches {}, but `expect` says {count}",
+                    "this selection matches {}, but `expect` requires {count}",
                     counted(chosen.len(), noun)
                 );
                 return Err(Problem::new("delta::plan::expect", message)
                     .at(selection.span, format!("matches {}", chosen.len()))
                     .at(expected.span, format!("expects {count}"))
                     .help(format!(
-                        "it matches {}",
+                        "adjust `expect` or the selection, which matches {}",
                         quoted_list(names.iter().map(String::as_str))
                     )));
             }
@@ -174,7 +173,7 @@ impl Modules<'_> {
             let count = self.scope.amount(amount)?;
             if count == 0 || count > chosen.len() {
                 let message = format!(
-                    "{count} cannot be drawn from {}",
+                    "`random` cannot draw {count} from {}",
                     counted(chosen.len(), noun)
                 );
                 return Err(Problem::new("delta::plan::random", message)
@@ -210,10 +209,10 @@ impl Modules<'_> {
         out: &mut Vec<Vec<Segment>>,
     ) -> Result<(), Problem> {
         if out.len() >= MOST_PATTERNS {
-            let message = format!("this selector stands for more than {MOST_PATTERNS} patterns");
+            let message = format!("this selector expands to more than {MOST_PATTERNS} patterns");
             return Err(Problem::new("delta::plan::selector", message)
                 .at(selector.span, "here")
-                .help("use `*` instead of long choices"));
+                .help("use `*` instead of long choices in braces"));
         }
         if rest.len() + done.len() > LONGEST_PATH {
             let message = format!("this selector has more than {LONGEST_PATH} parts");
@@ -325,14 +324,14 @@ impl Modules<'_> {
     fn out_of_range(&self, name: &str, parent: &[Segment], selector: &Selector) -> Problem {
         let layers = self.layers_below(parent);
         let message = format!(
-            "`{}` has {}: the range is not within them",
+            "`{}` has only {}, and this range goes beyond them",
             self.location,
             counted(layers, "block")
         );
         Problem::new("delta::plan::range", message)
             .at(selector.span, "here")
             .help(format!(
-                "write from `{name}[0]` to `{name}[{}]`; the end of a range is not part of it",
+                "stay between `{name}[0]` and `{name}[{}]`; a range excludes its end",
                 layers - 1
             ))
     }
@@ -351,7 +350,8 @@ impl Modules<'_> {
                 .collect();
             return problem.help(match did_you_mean(&shown, names) {
                 Some(near) => format!("did you mean `{near}`?"),
-                None => "write one of the module tree's own names, without quotes".to_owned(),
+                None => "write a path of the module tree without quotes; `deltarun plan` shows it"
+                    .to_owned(),
             });
         };
         problem.help(self.nearest(path))
@@ -373,8 +373,7 @@ impl Modules<'_> {
             .collect();
         let is_block = matches!(path.first(), Some(Segment::Name(name)) if name == "block");
         if is_block && self.config.decoder_layers.is_some() {
-            return "write `encoder.block` or `decoder.block`, or `**.block` for those of both"
-                .to_owned();
+            return "write `encoder.block` or `decoder.block`, or `**.block` for both".to_owned();
         }
         for length in (0..path.len()).rev() {
             let parent = match length {
@@ -416,7 +415,7 @@ impl Modules<'_> {
                 None => has,
             };
         }
-        "see `deltarun plan` for the module tree".to_owned()
+        "run `deltarun plan` to see the module tree".to_owned()
     }
 }
 

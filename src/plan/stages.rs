@@ -34,7 +34,7 @@ pub(super) fn stage(name: &Name, fields: &Fields, known: &Known) -> StagePlan {
             let message = format!("stage `{}` trains nothing", name.node);
             let problem =
                 Problem::new("delta::plan::trains_nothing", message).at(value.span, "here");
-            fields.report(problem.help("name at least one delta, or `head`"));
+            fields.report(problem.help("add at least one delta, or `head`"));
         }
     }
     let without = fields.names("without").unwrap_or_default();
@@ -67,7 +67,7 @@ pub(super) fn stage(name: &Name, fields: &Fields, known: &Known) -> StagePlan {
 fn check_deltas(fields: &Fields, names: &[Spanned<String>], known: &Known) {
     for (i, name) in names.iter().enumerate() {
         if names[..i].iter().any(|other| other.node == name.node) {
-            let message = format!("`{}` stands twice in this list", name.node);
+            let message = format!("`{}` appears twice in this list", name.node);
             fields.report(
                 Problem::new("delta::plan::duplicate", message)
                     .at(name.span, "again here")
@@ -79,7 +79,7 @@ fn check_deltas(fields: &Fields, names: &[Spanned<String>], known: &Known) {
         }
         let all = || known.deltas.iter().map(String::as_str).chain(["head"]);
         let message = format!(
-            "{} names `{}`, but there is no such delta",
+            "{} names `{}`, which is not a delta of this file",
             fields.owner(),
             name.node
         );
@@ -98,7 +98,7 @@ fn named(fields: &Fields, key: &'static str, known: &[String]) -> String {
             if !known.contains(&name.node) {
                 let all = || known.iter().map(String::as_str);
                 let message = format!(
-                    "{} names the {key} `{}`, but there is none of that name",
+                    "{} names the {key} `{}`, which the file does not declare",
                     fields.owner(),
                     name.node
                 );
@@ -114,7 +114,7 @@ fn named(fields: &Fields, key: &'static str, known: &[String]) -> String {
         None => {
             if !known.iter().any(|name| name == key) {
                 let message = format!(
-                    "{} has no {key}: the file has no `{key}` block without a name",
+                    "{} names no {key}, and the file has no `{key}` block without a name",
                     fields.owner()
                 );
                 let problem =

@@ -34,7 +34,7 @@ impl Plan {
     pub fn from_yaml(text: &str) -> Result<Self, String> {
         let value: Value = crate::text::yaml(text)?;
         if let Some(place) = not_finite(&value) {
-            return Err(format!("`{place}` is not a finite number"));
+            return Err(format!("`{place}` is NaN or infinite"));
         }
         let document = serde_yaml::Deserializer::from_str(text);
         let plan: Plan = serde_yaml::with::singleton_map_recursive::deserialize(document)
@@ -46,11 +46,11 @@ impl Plan {
     /// Checks that a plan read from text is as consistent as one made from a pipeline file.
     fn check_stored(&self) -> Result<(), String> {
         self.backbone.config.check()?;
-        let longest = self.backbone.config.longest();
+        let longest = self.backbone.config.limit();
         if !(1..=longest).contains(&self.backbone.max_length) {
             let found = self.backbone.max_length;
             return Err(format!(
-                "`max_length` is {found}, and the backbone has {longest} positions"
+                "`max_length` is {found}, but the backbone has {longest} positions"
             ));
         }
         if self.tasks.is_empty() {
@@ -70,7 +70,7 @@ impl Plan {
             for name in names {
                 if self.deltas.iter().all(|delta| delta.name != *name) {
                     return Err(format!(
-                        "stage `{}` names `{name}`, which is no delta",
+                        "stage `{}` names `{name}`, which is not a delta of the plan",
                         stage.name
                     ));
                 }
@@ -79,7 +79,10 @@ impl Plan {
                 return Err(format!("stage `{}` has no task or no data", stage.name));
             }
             if stage.batch == 0 || stage.accumulate == 0 || stage.evaluate.count == 0 {
-                return Err(format!("stage `{}` has a number that is 0", stage.name));
+                return Err(format!(
+                    "stage `{}` has a `batch`, `accumulate` or `evaluate` of 0",
+                    stage.name
+                ));
             }
         }
         Ok(())
@@ -140,7 +143,7 @@ fn check_delta(delta: &DeltaPlan, tree: &Tree) -> Result<(), String> {
             .try_fold(1usize, |product, size| product.checked_mul(*size));
         if elements.is_none_or(|elements| elements == 0 || elements > MOST_ELEMENTS) {
             return Err(format!(
-                "`{}` has the shape {:?}",
+                "`{}` has the unusable shape {:?}",
                 parameter.name, parameter.shape
             ));
         }
@@ -225,7 +228,7 @@ fn differ(place: &str, then: &Value, now: &Value, found: &mut Vec<String>) {
             }
         }
         _ => found.push(format!(
-            "`{place}` was {}, and is {}",
+            "`{place}` was {} and is now {}",
             brief(then),
             brief(now)
         )),
@@ -234,9 +237,9 @@ fn differ(place: &str, then: &Value, now: &Value, found: &mut Vec<String>) {
 
 fn brief(value: &Value) -> String {
     match value {
-        Value::Null => "not there".to_owned(),
+        Value::Null => "absent".to_owned(),
         Value::Sequence(items) => counted(items.len(), "entry").replace("entrys", "entries"),
-        Value::Mapping(_) => "something else".to_owned(),
+        Value::Mapping(_) => "a mapping".to_owned(),
         // The plan keeps fractions in 32 bits, so further digits would be noise.
         Value::Number(number) if number.is_f64() => {
             (number.as_f64().unwrap_or_default() as f32).to_string()

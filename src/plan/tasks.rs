@@ -157,7 +157,7 @@ fn path_of(
             fields.wrong(
                 &format!("the path of {}", reader.node),
                 &value,
-                "a text in quotes",
+                "a string in quotes",
             );
             None
         }
@@ -401,19 +401,19 @@ fn check_labels(fields: &Fields, value: &Spanned<Value>, labels: &[Label]) {
         fields.report(
             Problem::new(
                 "delta::plan::labels",
-                format!("the label `{}` stands twice", label.name),
+                format!("the label `{}` appears twice", label.name),
             )
             .at(value.span, "in here")
-            .help("give every label a value and a name of its own"),
+            .help("give every label its own value and its own name"),
         );
     } else if labels.len() < 2 {
         fields.report(
             Problem::new(
                 "delta::plan::labels",
-                "a classification needs at least two labels",
+                "a `classify` task needs at least two labels",
             )
             .at(value.span, "here")
-            .help("name all labels of the data"),
+            .help("list every label of the data"),
         );
     }
 }

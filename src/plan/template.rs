@@ -79,7 +79,7 @@ impl Piece {
                 .map(|end| start + end)
                 .filter(|_| rest[start..].starts_with('{'))
             else {
-                return Err(wrong("the template has a brace without its partner"));
+                return Err(wrong("the template has an unmatched brace"));
             };
             if start > 0 {
                 pieces.push(Piece::Text(rest[..start].to_owned()));
@@ -116,7 +116,7 @@ impl Piece {
         match (plain, name, rest.as_slice()) {
             (Some(piece), _, []) => Ok(piece),
             (Some(_), _, _) => Err((
-                format!("`{{{name}}}` takes nothing behind it"),
+                format!("`{{{name}}}` takes no edits"),
                 format!("write `{{{name}}}`"),
             )),
             (None, "segment", [number]) => match number.parse() {
@@ -143,9 +143,9 @@ fn edit_called(name: &str) -> Result<Edit, (String, String)> {
         let known = || Edit::ALL.iter().map(|(known, _)| *known);
         let help = match did_you_mean(name, known()) {
             Some(near) => format!("did you mean `{near}`?"),
-            None => format!("a column takes {}", quoted_list(known())),
+            None => format!("use one of the edits {}", quoted_list(known())),
         };
-        (format!("a template has no edit `{name}`"), help)
+        (format!("there is no template edit `{name}`"), help)
     })
 }
 

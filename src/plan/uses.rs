@@ -15,27 +15,30 @@ impl Builder<'_> {
             .max();
         let tokens = tokens.unwrap_or(0);
         let backbone = &plan.backbone;
-        let longest = backbone.config.longest();
-        if backbone.max_length + tokens <= longest {
-            return backbone.max_length;
-        }
-        let said = self
+        let stated = self
             .statements()
             .find_map(|statement| match &statement.node {
                 Statement::Backbone { block, .. } => block.as_ref()?.setting("max_length"),
                 _ => None,
             });
+        let longest = match stated {
+            Some(_) => backbone.config.limit(),
+            None => backbone.config.longest(),
+        };
+        if backbone.max_length + tokens <= longest {
+            return backbone.max_length;
+        }
         let room = longest.saturating_sub(tokens);
-        if said.is_none() && room >= SHORTEST {
+        if stated.is_none() && room >= SHORTEST {
             return room;
         }
         let message = format!(
-            "prompts and prefixes of {tokens} tokens and texts of {} do not fit the {longest} positions of the backbone",
+            "prompts and prefixes of {tokens} tokens and texts of {} tokens exceed the backbone's {longest} positions",
             backbone.max_length
         );
         let mut problem = Problem::new("delta::plan::positions", message);
-        if let Some(said) = said {
-            problem = problem.at(said.span(), "set here");
+        if let Some(stated) = stated {
+            problem = problem.at(stated.span(), "set here");
         }
         for delta in &plan.deltas {
             if matches!(&delta.change, Change::Method { method, .. } if method.tokens() > 0) {
@@ -43,8 +46,8 @@ impl Builder<'_> {
             }
         }
         self.report(problem.help(match room >= SHORTEST {
-            true => format!("write `max_length = {room}`, or fewer `tokens`"),
-            false => "write fewer `tokens`".to_owned(),
+            true => format!("write `max_length = {room}`, or lower `tokens`"),
+            false => "lower `tokens`".to_owned(),
         }));
         backbone.max_length
     }
@@ -76,11 +79,11 @@ impl Builder<'_> {
                         .any(|stage| stage.train.contains(name));
                 if !earlier || stage.train.contains(name) {
                     let message = format!(
-                        "stage `{}` is to do without `{name}`, which is not in place there",
+                        "stage `{}` cannot drop `{name}`: no earlier stage trains it, or this stage trains it",
                         stage.name
                     );
                     let help =
-                        "remove it from `without`, which takes deltas of earlier stages away";
+                        "remove it from `without`, which only drops deltas of earlier stages";
                     self.report(
                         Problem::new("delta::plan::without", message)
                             .at(stage.span, "here")
@@ -113,9 +116,9 @@ impl Builder<'_> {
             self.report(
                 Problem::new(
                     "delta::plan::no_stage",
-                    "the file has no `stage`, and nothing can be asked without training",
+                    "the file has no `stage`, and none of its tasks works without training",
                 )
-                .help("add a `stage`, or a `template` and `words` to the task: that is zero-shot"),
+                .help("add a `stage`, or evaluate zero-shot by adding a `template` and `words` to the task"),
             );
         }
         if !plan.tasks.is_empty() {
@@ -133,7 +136,10 @@ impl Builder<'_> {
             let message = format!("`{}`: {message}", plan.backbone.location);
             let problem =
                 Problem::new("delta::plan::start_token", message).at(plan.backbone.span, "here");
-            self.report(problem.help("add it to the file: of a T5 it is 0, the padding's number"));
+            self.report(
+                problem
+                    .help("add it to `config.json`; for T5 it is 0, the id of the padding token"),
+            );
         }
     }
 
@@ -161,16 +167,16 @@ impl Builder<'_> {
         let Some(cloze) = &task.cloze else { return };
         let at_the_end = cloze.template.last() == Some(&Piece::Mask);
         if family.causal && !at_the_end {
-            let message = format!("the family {name} sees only what is before the mask");
+            let message = format!("the family {name} attends only to the tokens before the mask");
             let problem =
-                Problem::new("delta::plan::template", message).at(task.span, "of this task");
+                Problem::new("delta::plan::template", message).at(task.span, "in this task");
             self.report(problem.help("end the template with `{mask}`"));
         }
         let segment = |piece: &&Piece| matches!(piece, Piece::Segment(1));
         if plan.backbone.config.types < 2 && cloze.template.iter().any(|piece| segment(&piece)) {
-            let message = format!("the backbone, of the family {name}, has one segment only");
+            let message = format!("this backbone of the family {name} has only one segment");
             let problem =
-                Problem::new("delta::plan::template", message).at(task.span, "of this task");
+                Problem::new("delta::plan::template", message).at(task.span, "in this task");
             self.report(problem.help("remove `{segment:1}` from the template"));
         }
     }
@@ -186,7 +192,7 @@ impl Builder<'_> {
         let trains_head = stage.train_head && stage.train.is_empty() && self.knows_head.get();
         if trains_head && head_parameters(config, head, task.outputs()).is_empty() {
             let message = format!(
-                "stage `{}` trains nothing: the head's weight is the word embeddings', which are the backbone's",
+                "stage `{}` trains nothing: its head is tied to the frozen word embeddings",
                 stage.name
             );
             let problem = Problem::new("delta::plan::nothing_trained", message);
@@ -231,14 +237,14 @@ impl Builder<'_> {
                 continue;
             };
             let message = format!(
-                "`{}` has `{}`, and stage `{}` trains the whole head",
+                "`{}` unfreezes `{}`, but stage `{}` already trains the whole head",
                 delta.name, shared.path, stage.name
             );
             let problem = Problem::new("delta::plan::overlap", message)
                 .at(delta.span, "declared here")
                 .at(stage.span, "here");
             self.report(
-                problem.help("take `head` out of the stage, or `lm_head` out of the selection"),
+                problem.help("remove `head` from the stage, or `lm_head` from the selection"),
             );
         }
     }

@@ -59,14 +59,16 @@ fn look_up_texts(delta: &mut DeltaPlan, words: &dyn Words) -> Result<(), Problem
         return Ok(());
     };
     let wrong = |message: String| {
-        let problem = Problem::new("delta::data::tokens", message).at(span, "of this delta");
+        let problem = Problem::new("delta::data::tokens", message).at(span, "in this delta");
         problem.help("write another text")
     };
     let mut found = Vec::new();
     for text in method.texts() {
         let tokens = words.tokens(text).map_err(|problem| problem.or_at(span))?;
         if tokens.is_empty() {
-            return Err(wrong(format!("the text {text:?} has no tokens")));
+            return Err(wrong(format!(
+                "the tokenizer finds no tokens in the text {text:?}"
+            )));
         }
         found.push(tokens);
     }

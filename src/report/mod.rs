@@ -10,6 +10,7 @@ pub use page::Page;
 pub use plan::{against_precision, describe};
 pub use plot::{plot, Series};
 pub use progress::Progress;
+mod sites;
 pub use table::Table;
 
 use crate::plan::Metric;

@@ -3,15 +3,19 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use super::sites::selector;
 use super::Table;
 use crate::backbone::{language_model_parameters, Parameter, Tree};
 use crate::engine::Precision;
 use crate::graph::{optimizations, this_machine};
 use crate::plan::{Change, Plan, TaskPlan};
-use crate::text::{bytes, quoted_list, thousands};
+use crate::text::{bytes, counted, quoted_list, thousands, wrapped};
 
 /// Sequences of this many tokens are assumed for estimates, or `max_length` where that is less.
 const TYPICAL_TOKENS: usize = 64;
+
+/// Stages that are described one by one.
+const MOST_STAGES: usize = 40;
 
 /// A precision is called slower below this share of f32's rate: what is less may be noise.
 const CLEARLY_SLOWER: f64 = 0.9;
@@ -26,19 +30,21 @@ pub fn against_precision(plan: &Plan, rate: impl Fn(Precision) -> f64) -> Option
     let (asked, exact) = (rate(plan.backbone.precision), rate(Precision::F32));
     (asked < CLEARLY_SLOWER * exact).then(|| {
         format!(
-            "products in bfloat16 are slower than in f32 on this processor ({:.0} and {:.0} GFLOP/s): \
-             take `precision = bf16` out",
+            "this processor multiplies more slowly in bfloat16 than in f32 ({:.0} against {:.0} GFLOP/s): \
+             remove `precision = bf16`",
             1e-9 * asked,
             1e-9 * exact
         )
     })
 }
 
-/// The description that `deltarun plan` prints; `heads` says where each task's comes from, `rate` is as in
+/// The description that `deltarun plan` prints, 80 columns wide. `heads` says where each task's head comes from, `lengths`
+/// how many tokens the training texts of each stage have on average, where it is known. `rate` is as in
 /// [`against_precision`].
 pub fn describe(
     plan: &Plan,
     heads: &[String],
+    lengths: &[Option<usize>],
     threads: usize,
     rate: impl Fn(Precision) -> f64,
 ) -> String {
@@ -46,40 +52,43 @@ pub fn describe(
     let config = &plan.backbone.config;
     let tree = Tree::new(config);
     let count: usize = tree.parameters().map(|parameter| parameter.count()).sum();
-    let _ = writeln!(
-        text,
-        "{}\n  backbone {} ({}, {} of width {}, {} heads, {} parameters)\n  seed {}\n",
-        plan.name,
+    let blocks = match config.decoder_layers {
+        None => counted(config.layers, "block"),
+        Some(layers) => format!(
+            "{} encoder blocks and {layers} decoder blocks",
+            config.layers
+        ),
+    };
+    let backbone = format!(
+        "{} ({}, {blocks} of width {}, {}, {} parameters)",
         plan.backbone.location,
         config.family,
-        match config.decoder_layers {
-            None => format!("{} blocks", config.layers),
-            Some(layers) => format!("{} blocks and {layers} of a decoder", config.layers),
-        },
         config.hidden,
-        config.heads,
+        counted(config.heads, "head"),
         thousands(count),
-        plan.seed,
     );
+    let _ = writeln!(text, "{}\n{}", plan.name, wrapped("  backbone ", &backbone));
+    let _ = writeln!(text, "  seed {}\n", plan.seed);
     for delta in &plan.deltas {
         if let Change::Method { method, sites } = &delta.change {
-            let sites = quoted_list(sites.iter().map(String::as_str));
-            let _ = writeln!(
-                text,
-                "  {}: {} ({}) at {sites}",
-                delta.name,
-                method.name(),
-                method.paper()
-            );
+            let at = selector(sites, config);
+            let what = format!("{} ({}) at {at}", method.name(), method.paper());
+            let _ = writeln!(text, "{}", wrapped(&format!("  {}: ", delta.name), &what));
         }
     }
     for head in heads {
-        let _ = writeln!(text, "  {head}");
+        let _ = writeln!(text, "{}", wrapped("  ", head));
     }
     let _ = writeln!(text, "\n{}", modules(plan, &tree));
     let asked = rate(plan.backbone.precision);
-    for index in 0..plan.stages.len() {
-        stage(plan, index, threads, asked, &mut text);
+    let shown = plan.stages.len().min(MOST_STAGES);
+    for index in 0..shown {
+        let tokens = lengths.get(index).copied().flatten();
+        stage(plan, index, (tokens, threads, asked), &mut text);
+    }
+    if shown < plan.stages.len() {
+        let more = counted(plan.stages.len() - shown, "more stage");
+        let _ = writeln!(text, "and {more}: `plan.yaml` of the run has them\n");
     }
     // Measured once: the plan is to be there at once.
     let measured = |precision| match precision == plan.backbone.precision {
@@ -87,7 +96,7 @@ pub fn describe(
         false => rate(precision),
     };
     if let Some(note) = against_precision(plan, measured) {
-        let _ = writeln!(text, "note: {note}");
+        let _ = writeln!(text, "{}", wrapped("note: ", &note));
     }
     text
 }
@@ -188,48 +197,81 @@ fn deltas_at(plan: &Plan, path: &str) -> String {
             Change::Method { .. } => {}
         }
     }
-    names.join(", ")
+    shortened(names)
 }
 
-fn stage(plan: &Plan, index: usize, threads: usize, rate: f64, text: &mut String) {
-    let stage = &plan.stages[index];
-    let tokens = TYPICAL_TOKENS.min(plan.backbone.max_length);
-    let cost = plan.cost(index, tokens, &this_machine(threads));
-    let mut trained: Vec<&str> = stage.train.iter().map(String::as_str).collect();
-    if stage.train_head {
-        trained.push("head");
+/// As many names as fit a column, and how many more there are.
+fn shortened(names: Vec<String>) -> String {
+    const COLUMNS: usize = 36;
+    let mut text = String::new();
+    for (place, name) in names.iter().enumerate() {
+        if place > 0 && text.chars().count() + name.chars().count() > COLUMNS {
+            return format!("{text} and {} more", names.len() - place);
+        }
+        let comma = if place > 0 { ", " } else { "" };
+        text.push_str(&format!("{comma}{name}"));
     }
-    let active = plan.active(index);
-    let frozen: Vec<&str> = active
+    text
+}
+
+fn stage(
+    plan: &Plan,
+    index: usize,
+    (length, threads, rate): (Option<usize>, usize, f64),
+    text: &mut String,
+) {
+    let stage = &plan.stages[index];
+    let assumed = TYPICAL_TOKENS.min(plan.backbone.max_length);
+    let tokens = length.unwrap_or(assumed);
+    let cost = plan.cost(index, tokens, &this_machine(threads));
+    let head = stage.train_head.then_some("head");
+    let trained = stage.train.iter().map(String::as_str).chain(head);
+    let frozen: Vec<&str> = plan
+        .active(index)
         .iter()
         .map(|delta| delta.name.as_str())
         .filter(|name| !stage.train.iter().any(|t| t == name))
         .collect();
     let _ = writeln!(text, "stage {}", stage.name);
-    let _ = writeln!(text, "  trains {}", trained.join(", "));
+    let mut line = |first: &str, rest: String| {
+        let _ = writeln!(text, "{}", wrapped(first, &rest));
+    };
+    let share = 100.0 * cost.trained as f64 / cost.total as f64;
+    let (all, of_all) = (thousands(cost.total), thousands(cost.trained));
+    line(
+        "  trains      ",
+        format!(
+            "{}: {of_all} of {all} parameters ({share:.2} %)",
+            quoted_list(trained)
+        ),
+    );
     if !frozen.is_empty() {
-        let _ = writeln!(text, "  in place, frozen: {}", frozen.join(", "));
+        line("  frozen      ", quoted_list(frozen));
     }
-    let _ = writeln!(
-        text,
-        "  {} of {} parameters ({:.2} %)",
-        thousands(cost.trained),
-        thousands(cost.total),
-        100.0 * cost.trained as f64 / cost.total as f64
+    let from = match length {
+        Some(_) => "the mean of `train`",
+        None => "assumed",
+    };
+    line(
+        "  estimate    ",
+        format!(
+            "{} and {:.0} ms per step on {}, with {} of {tokens} tokens ({from})",
+            bytes(cost.memory),
+            1000.0 * cost.operations / rate,
+            counted(threads, "thread"),
+            counted(stage.batch * stage.accumulate, "sequence"),
+        ),
     );
-    let _ = writeln!(
-        text,
-        "  estimated at {} sequences of {tokens} tokens: {}, {:.0} ms a step on {threads} threads",
-        stage.batch * stage.accumulate,
-        bytes(cost.memory),
-        1000.0 * cost.operations / rate
-    );
-    for optimization in &optimizations::ALL {
-        let (mark, reason) = match (optimization.check)(plan, index) {
-            Ok(reason) => ("yes", reason),
-            Err(reason) => ("no ", reason),
-        };
-        let _ = writeln!(text, "  {mark}  {}: {reason}", optimization.name);
+    let all = optimizations::ALL.iter();
+    let checked = all.map(|optimization| (optimization.name, (optimization.check)(plan, index)));
+    let (saved, not_saved): (Vec<_>, Vec<_>) = checked.partition(|(_, check)| check.is_ok());
+    for (title, group) in [("  saves       ", saved), ("  not saved   ", not_saved)] {
+        for (place, (name, check)) in group.into_iter().enumerate() {
+            let (Ok(reason) | Err(reason)) = check;
+            let blank = " ".repeat(title.len());
+            let first = if place == 0 { title } else { &blank };
+            line(first, format!("{name}: {reason}"));
+        }
     }
     let _ = writeln!(text);
 }

@@ -35,7 +35,7 @@ pub fn plot(
         || points().filter(|(x, y)| x.is_finite() && y.is_finite() && (!is_log || *x > 0.0));
     let (x, y) = (bounds(points().map(|p| p.0)), bounds(points().map(|p| p.1)));
     let (Some(x), Some(y)) = (x, y) else {
-        return Err("there are no points to draw".to_owned());
+        return Err("the plot has no points to draw".to_owned());
     };
     let is_drawable = |(low, high): (f64, f64)| low.abs().max(high.abs()) < LARGEST;
     if !(is_drawable(x) && is_drawable(y)) {
@@ -49,7 +49,7 @@ pub fn plot(
         x = (x.0 - 0.5, x.1 + 0.5);
     }
     let mut svg = String::new();
-    let failed = |e: &dyn std::fmt::Display| format!("the picture cannot be drawn: {e}");
+    let failed = |e: &dyn std::fmt::Display| format!("the plot cannot be drawn: {e}");
     {
         let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
         area.fill(&WHITE).map_err(|e| failed(&e))?;

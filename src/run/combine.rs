@@ -51,7 +51,7 @@ impl std::str::FromStr for Rule {
             "average" => Ok(Rule::Average),
             "ties" => Ok(Rule::Ties),
             "dare" => Ok(Rule::Dare),
-            _ => Err("one of `average`, `ties` and `dare` is needed".to_owned()),
+            _ => Err("the rule must be `average`, `ties` or `dare`".to_owned()),
         }
     }
 }
@@ -115,8 +115,11 @@ pub fn combined(runs: &[Loaded], combination: &Combination) -> Result<(Plan, Ten
         let sum = combination.apply(present.collect(), &module.path);
         let columns = module.input;
         let singular = Svd::of(&sum, columns, rank).ok_or_else(|| {
-            let message = format!("the LoRAs at `{}` are not finite", module.path);
-            Problem::new("delta::run::combine", message).help("train them again")
+            let message = format!(
+                "the LoRA weights at `{}` contain NaN or infinity",
+                module.path
+            );
+            Problem::new("delta::run::combine", message).help("train the runs again")
         })?;
         let (rows, columns) = (singular.rows(1.0), singular.columns(1.0));
         let (a, b) = match module.site {
@@ -198,15 +201,18 @@ fn check(runs: &[Loaded], combination: &Combination) -> Result<(), Problem> {
             is_lora && !delta.is_gated
         };
         if let Some(other) = active.iter().find(|delta| !is_lora(delta)) {
-            let message = format!("`{}` of `{name}` is no LoRA", other.name);
-            return problem(message, "combine runs that have plain LoRAs alone");
+            let message = format!("`{}` of `{name}` is not a plain LoRA", other.name);
+            return problem(message, "combine runs that have only plain LoRAs");
         }
         if hash(run)? != backbone {
             let message = format!(
                 "`{name}` and `{}` have different backbones",
                 first.plan.name
             );
-            return problem(message, "combine runs on one backbone");
+            return problem(
+                message,
+                "combine runs that were trained on the same backbone",
+            );
         }
         if shapes(run) != shapes(first) || order(first, run).is_none() {
             let message = format!("`{name}` and `{}` have different heads", first.plan.name);
@@ -287,29 +293,38 @@ impl Combination {
     /// Checks the settings for this number of runs.
     fn check(&self, runs: usize) -> Result<(), Problem> {
         if runs < 2 {
-            return problem("one run is nothing to combine".into(), "give two or more");
+            return problem(
+                "combining needs at least two runs".into(),
+                "name two or more runs",
+            );
         }
         if !(self.density > 0.0 && self.density <= 1.0) {
-            let message = format!("the density is {}", self.density);
-            return problem(message, "give one above 0, and at most 1");
+            let message = format!("the density {} is not above 0 and at most 1", self.density);
+            return problem(message, "set `--density` above 0 and at most 1");
         }
         if self.rank == Some(0) {
-            return problem("the rank is 0".into(), "give one above 0");
+            return problem("the rank is 0".into(), "set `--rank` above 0");
         }
         let weights = self.weights.iter().flatten();
         if let Some(weights) = self.weights.as_ref().filter(|w| w.len() != runs) {
-            let message = format!("there are {} weights and {} runs", weights.len(), runs);
+            let message = format!(
+                "the number of weights is {}, but the number of runs is {}",
+                weights.len(),
+                runs
+            );
             return problem(message, "give one weight for each run");
         }
         if let Some(weight) = weights.clone().find(|weight| !weight.is_finite()) {
-            let message = format!("a weight is {weight}");
-            return problem(message, "give finite numbers");
+            let message = format!("the weight {weight} is not a finite number");
+            return problem(message, "use only finite numbers in `--weights`");
         }
         // Heads are averaged with weights divided by their sum, so the sum must not be 0.
         let total: f32 = weights.clone().sum();
         let largest = weights.fold(0.0f32, |most, weight| most.max(weight.abs()));
         if self.weights.is_some() && total.abs() <= 1e-6 * largest {
-            let message = "the weights add up to 0, and heads are their weighted mean".to_owned();
+            let message =
+                "the weights add up to 0, but the heads are combined by their weighted mean"
+                    .to_owned();
             return problem(message, "give weights whose sum is not 0, such as `1,-0.5`");
         }
         Ok(())

@@ -41,9 +41,12 @@ impl Directory {
         if out.symlink_metadata().is_err() {
             return Ok(());
         }
-        let message = format!("the output directory `{}` exists", out.display());
+        if out.join(Manifest::FILE).exists() {
+            tidy(out);
+        }
+        let message = format!("the output directory `{}` already exists", out.display());
         Err(Problem::new("delta::run::exists", message)
-            .help("give another one with `--out DIR`, or remove it"))
+            .help("choose another directory with `--out DIR`, or remove this one"))
     }
 
     /// Creates `OUT.partial` if it does not exist, and locks it.
@@ -101,17 +104,17 @@ impl Directory {
         integrity: Integrity,
     ) -> Result<(), Problem> {
         let shown = self.partial.display();
-        let out = "or give another output directory with `--out DIR`";
+        let out = "or choose another output directory with `--out DIR`";
         let found = Manifest::read(&self.partial)
             .map_err(|problem| problem.help(format!("remove the directory, {out}")))?;
         if found.deltarun != manifest.deltarun {
             let message = format!(
-                "`{shown}` was begun by deltarun {}, and this is deltarun {VERSION}",
+                "`{shown}` was started by deltarun {}, but this is deltarun {VERSION}",
                 found.deltarun
             );
             return Err(
                 Problem::new("delta::run::other_version", message).help(format!(
-                    "finish it with that version, remove it to begin again, {out}"
+                    "finish it with that version, remove it to start over, {out}"
                 )),
             );
         }
@@ -134,7 +137,7 @@ impl Directory {
             return Ok(());
         }
         let message = format!(
-            "`{shown}` is an unfinished run of other data: since it began, {} changed",
+            "`{shown}` is an unfinished run on other inputs: since it started, {} changed",
             crate::text::list(&changed)
         );
         match integrity {
@@ -142,7 +145,7 @@ impl Directory {
             Integrity::Checked => {
                 return Err(
                     Problem::new("delta::run::other_input", message).help(format!(
-                        "bring back what it began with, remove it to begin again, {out}"
+                        "restore the original inputs, remove the directory to start over, {out}"
                     )),
                 )
             }
@@ -269,12 +272,12 @@ fn check_own(partial: &Path) -> Result<(), Problem> {
         return Ok(());
     };
     let message = format!(
-        "`{}` is no unfinished run, and has `{}` in it",
+        "`{}` is not an unfinished run, but contains `{}`",
         partial.display(),
         found.file_name().unwrap_or_default().to_string_lossy()
     );
     Err(Problem::new("delta::run::foreign", message)
-        .help("give another output directory with `--out DIR`"))
+        .help("choose another output directory with `--out DIR`"))
 }
 
 /// `OUT.partial`
@@ -282,6 +285,16 @@ fn partial(out: &Path) -> PathBuf {
     let mut name = out.file_name().unwrap_or_default().to_os_string();
     name.push(".partial");
     out.with_file_name(name)
+}
+
+/// Removes what a process leaves in a finished run that is killed right after the rename: its lock and its checkpoint.
+pub(super) fn tidy(run: &Path) {
+    let lock = run.join(LOCK);
+    let Ok(file) = File::open(&lock) else { return };
+    if file.try_lock().is_ok() {
+        let _ = std::fs::remove_file(run.join(CHECKPOINT));
+        let _ = std::fs::remove_file(lock);
+    }
 }
 
 /// Locks a directory. The lock holds as long as the returned file is open.
@@ -297,17 +310,17 @@ fn lock(partial: &Path) -> Result<File, Problem> {
             let mut holder = String::new();
             let _ = file.read_to_string(&mut holder);
             let message = format!(
-                "`{}` is in use: another process ({}) runs the same pipeline into it",
+                "`{}` is in use: another process ({}) writes its run there",
                 partial.display(),
                 holder.trim()
             );
             return Err(Problem::new("delta::run::locked", message).help(
-                "wait until that process ends, or give another output directory with `--out DIR`",
+                "wait until that process ends, or choose another output directory with `--out DIR`",
             ));
         }
         Err(TryLockError::Error(e)) if e.kind() == std::io::ErrorKind::Unsupported => {
             note(&format!(
-                "the file system of `{}` has no locks: start no second run into it",
+                "the file system of `{}` does not support locks: do not start a second run there",
                 partial.display()
             ));
         }

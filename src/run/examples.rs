@@ -4,15 +4,20 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::data::{warn_of_overlap, Examples, Masking, Rows, TextEncoder};
+use super::ROWS_AT_EACH_END;
+use crate::data::{
+    check_few, nothing_to_predict, warn_of_overlap, Example, Examples, Extent, Masking, Rows,
+    TextEncoder,
+};
 use crate::diagnostic::{Problem, Span};
 use crate::plan::{DataPlan, Few, FilePlan, Keep, Plan, StagePlan, TaskKind, TaskPlan};
-use crate::train::Data;
+use crate::train::{check_steps, warn_of_warmup, Data};
 
 /// Reads files of examples for the tasks of a plan.
 pub struct Loader {
     encoder: TextEncoder,
     vocabulary: usize,
+    has_prompts: bool,
     /// Examples by file and task. The task is identified by its place in the pipeline's text.
     read: BTreeMap<(PathBuf, Option<Few>, Span), Arc<Examples>>,
 }
@@ -25,11 +30,11 @@ impl Loader {
     pub fn new(plan: &Plan) -> Result<Self, Problem> {
         let backbone = &plan.backbone;
         let vocabulary = backbone.config.vocabulary;
-        let encoder = TextEncoder::open(&backbone.directory, backbone.max_length, &backbone.config)
-            .map_err(|problem| problem.or_at(backbone.span))?;
+        let encoder = TextEncoder::of(backbone).map_err(|problem| problem.or_at(backbone.span))?;
         Ok(Loader {
             encoder,
             vocabulary,
+            has_prompts: has_prompts(plan),
             read: BTreeMap::new(),
         })
     }
@@ -83,6 +88,10 @@ impl Loader {
                 .few(few, task)
                 .map_err(|problem| problem.or_at(file.span))?;
         }
+        let predicted: usize = examples.all.iter().map(Example::predicted).sum();
+        if predicted == 0 && !self.has_prompts {
+            return Err(nothing_to_predict(file));
+        }
         let examples = Arc::new(examples);
         self.read.insert(key, examples.clone());
         Ok(examples)
@@ -120,22 +129,38 @@ pub struct DataCheck {
     pub warnings: Vec<Problem>,
 }
 
-/// Checks the first and last `most` rows of every file that a plan reads: encoding, width, labels, numbers and texts.
-pub fn check_data(plan: &Plan, most: usize) -> DataCheck {
+/// Checks rows of every file that a plan reads: encoding, width, labels, numbers, texts, and what the tokenizer makes of
+/// them; and that there are as many as `few` and the stages need.
+pub fn check_data(plan: &Plan, extent: Extent, loader: Option<&Loader>) -> DataCheck {
     let mut check = DataCheck::default();
+    let mut examples = Vec::new();
+    let encoder = loader.map(Loader::encoder);
     let mut seen: BTreeMap<(PathBuf, Span), Rows> = BTreeMap::new();
     for (task, data, stage) in uses(plan) {
         for (file, trains) in [(&data.train, true), (&data.dev, false), (&data.test, false)] {
             let Some(file) = file else { continue };
             let key = (file.path.clone(), task.span);
             let rows = seen.entry(key).or_insert_with(|| {
-                let mut rows = Rows::check(file, task, most);
+                let mut rows = Rows::check(file, task, extent, encoder);
                 check.rows += rows.count;
                 check.problems.append(&mut rows.problems);
                 rows
             });
+            if rows.predict_nothing(task) && !has_prompts(plan) {
+                check.problems.push(nothing_to_predict(file));
+            }
+            if let Some(few) = &file.few {
+                let lacking = check_few(few, task, &rows.labels).err();
+                check
+                    .problems
+                    .extend(lacking.map(|problem| problem.or_at(file.span)));
+            }
             if trains {
                 rows.warn_of_training(file, task);
+                examples.push(match &file.few {
+                    Some(few) => few.per_class * task.labels.len(),
+                    None => rows.all,
+                });
             }
             check.warnings.append(&mut rows.warnings);
         }
@@ -153,16 +178,54 @@ pub fn check_data(plan: &Plan, most: usize) -> DataCheck {
                 Keep::Last => "",
             };
             let name = &stage.name;
-            let message =
-                format!("stage `{name}` has no `dev` set: nothing says how good it is{kept}");
+            let message = format!("stage `{name}` has no `dev` set to measure its quality{kept}");
             let problem = Problem::warning("delta::data::no_dev", message).at(stage.span, "here");
             check
                 .warnings
                 .push(problem.help("add `dev = tsv(\"dev.tsv\")` to the data set"));
         }
     }
+    let masking = loader.map(|loader| {
+        uses(plan)
+            .into_iter()
+            .map(|(task, ..)| loader.masking(task))
+    });
+    check
+        .problems
+        .extend(masking.into_iter().flatten().filter_map(Result::err));
+    check.problems.dedup();
+    if check.problems.is_empty() && examples.len() == plan.stages.len() {
+        check.problems.extend(check_steps(plan, &examples).err());
+        check.warnings.extend(warn_of_warmup(plan, &examples));
+    }
     check.warnings.dedup();
     check
+}
+
+/// Whether prompts stand before texts, whose last row predicts the first token.
+fn has_prompts(plan: &Plan) -> bool {
+    (0..=plan.stages.len()).any(|stage| plan.tokens(stage) > plan.prefix_tokens(stage))
+}
+
+/// The mean number of tokens of each stage's training texts, from a thousand rows at each end of its file; `None` if they
+/// cannot be read.
+pub fn mean_lengths(plan: &Plan) -> Vec<Option<usize>> {
+    let extent = Extent {
+        at_each_end: ROWS_AT_EACH_END,
+        encoded: usize::MAX,
+    };
+    let Ok(loader) = Loader::new(plan) else {
+        return Vec::new();
+    };
+    let mut known: BTreeMap<(PathBuf, Span), Option<usize>> = BTreeMap::new();
+    let of_stage = |stage: &StagePlan| {
+        let (task, data) = (plan.tasks.get(&stage.task)?, plan.data.get(&stage.data)?);
+        let file = data.train.as_ref()?;
+        let mean = || Rows::check(file, task, extent, Some(loader.encoder())).mean_length();
+        let key = (file.path.clone(), task.span);
+        *known.entry(key).or_insert_with(mean)
+    };
+    plan.stages.iter().map(of_stage).collect()
 }
 
 /// The task and the data of each stage. Without stages, the final task and data.

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use super::directory::tidy;
 use super::manifest::{backbone_files, Manifest, VERSION};
 use super::Summary;
 use crate::backbone::Checkpoint;
@@ -38,8 +39,9 @@ pub(super) fn refuse_change(
     help: &str,
 ) -> Result<(), Problem> {
     match integrity {
-        Integrity::Checked => Err(Problem::new("delta::run::changed", message)
-            .help(format!("{help}, or insist with `--allow-changed`"))),
+        Integrity::Checked => Err(Problem::new("delta::run::changed", message).help(format!(
+            "{help}, or accept the change with `--allow-changed`"
+        ))),
         Integrity::Unchecked => {
             note(&message);
             Ok(())
@@ -59,6 +61,7 @@ impl FinishedRun {
             manifest,
             integrity,
         };
+        tidy(directory);
         if run.manifest.deltarun != VERSION {
             note(&run.other_version());
         }
@@ -67,11 +70,11 @@ impl FinishedRun {
 
     fn other_version(&self) -> String {
         let unrecorded = match self.manifest.files.is_empty() {
-            true => ", which recorded no hashes of a run's files: they are not checked",
+            true => "; that version recorded no hashes, so the run's files are not checked",
             false => "",
         };
         format!(
-            "`{}` was left by deltarun {}, and this is deltarun {VERSION}{unrecorded}",
+            "`{}` was written by deltarun {}, but this is deltarun {VERSION}{unrecorded}",
             self.directory.display(),
             self.manifest.deltarun
         )
@@ -108,25 +111,58 @@ impl FinishedRun {
         let path = self.directory.join(name);
         let message = format!("`{}` cannot be read: {reason}", path.display());
         Problem::new("delta::run::unreadable", message)
-            .help("give the directory of a finished run, with all the files that it left")
+            .help("name the directory of a finished run with all of its files")
     }
 
     fn check(&self, name: &str, hash: &str) -> Result<(), Problem> {
         match self.manifest.files.get(name) {
             Some(recorded) if recorded != hash => {
                 let path = self.directory.join(name);
-                let message = format!("`{}` is not what the run left: it changed", path.display());
-                refuse_change(self.integrity, message, "bring back the run's own file")
+                let message = format!("`{}` has changed since the run wrote it", path.display());
+                refuse_change(self.integrity, message, "restore the run's own file")
             }
             None if !self.manifest.files.is_empty() => {
                 let path = self.directory.join(name);
                 let message = format!(
-                    "`{}` is not among the files that the run left",
+                    "`{}` is not one of the files that the run recorded",
                     path.display()
                 );
-                refuse_change(self.integrity, message, "bring back the run's own record")
+                refuse_change(
+                    self.integrity,
+                    message,
+                    "restore the run's own `manifest.yaml`",
+                )
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Checks every file that the run left.
+    ///
+    /// # Errors
+    /// One is missing, or has changed since the run wrote it.
+    pub fn check_files(&self) -> Result<(), Problem> {
+        let names = self.manifest.files.keys();
+        names.map(|name| self.path(name).map(drop)).collect()
+    }
+
+    /// Checks that a file of examples is as it was when the run read it.
+    ///
+    /// # Errors
+    /// It has changed since.
+    pub fn check_data(&self, path: &Path) -> Result<(), Problem> {
+        let recorded = self.manifest.data_hashes.get(&path.display().to_string());
+        let Some(recorded) = recorded else {
+            return Ok(());
+        };
+        let hash = disk::hash(path).map_err(|e| disk::failed("read", path, &e))?;
+        match hash == *recorded {
+            true => Ok(()),
+            false => refuse_change(
+                self.integrity,
+                format!("`{}` has changed since the run read it", path.display()),
+                "restore the file, name another one with `--data FILE`",
+            ),
         }
     }
 
@@ -141,7 +177,7 @@ impl FinishedRun {
             match self.manifest.deltarun == VERSION {
                 true => problem,
                 false => problem.help(format!(
-                    "{}: open it with that version",
+                    "open it with the version that wrote it: {}",
                     self.other_version()
                 )),
             }
@@ -180,7 +216,7 @@ impl FinishedRun {
                 );
                 if self.integrity == Integrity::Checked {
                     return Err(Problem::new("delta::run::other_backbone", message).help(
-                        "give the right one with `--backbone DIR`, or insist with `--allow-changed`",
+                        "name the right backbone with `--backbone DIR`, or accept the change with `--allow-changed`",
                     ));
                 }
                 note(&message);
@@ -204,10 +240,10 @@ impl FinishedRun {
             false => refuse_change(
                 self.integrity,
                 format!(
-                    "`{shown}` is not as it was when this run was trained: {} changed",
+                    "`{shown}` differs from when this run was trained: {} changed",
                     list(&names)
                 ),
-                "give the backbone as it was with `--backbone DIR`",
+                "name the unchanged backbone with `--backbone DIR`",
             ),
         }
     }

@@ -1,9 +1,8 @@
 //! Checks and describes a plan's backbone by the names and shapes in its checkpoint.
 
-use super::Loader;
 use crate::backbone::{Checkpoint, Config, Tree};
 use crate::diagnostic::Problem;
-use crate::graph::HeadOrigin;
+use crate::graph::{check_trained, HeadOrigin};
 use crate::plan::{Change, DeltaPlan, Plan};
 use crate::text::{counted, quoted_list};
 
@@ -24,18 +23,19 @@ pub fn head_origins(plan: &Plan) -> Vec<String> {
         HeadOrigin::Checkpoint(_, how) => {
             format!("head of `{name}`: from the checkpoint, {how}")
         }
-        HeadOrigin::Tied => format!("head of `{name}`: the word embeddings'"),
-        HeadOrigin::Drawn(why) => format!("head of `{name}`: drawn anew, {why}"),
+        HeadOrigin::Tied => format!("head of `{name}`: tied to the word embeddings"),
+        HeadOrigin::Drawn(why) => format!("head of `{name}`: newly initialized ({why})"),
     };
     plan.tasks.iter().map(sentence).collect()
 }
 
-/// Checks a backbone's tokenizer, and the names and shapes of its tensors. Reads no weights, except to compare copies.
-/// If the weights of a backbone from the hub have not been fetched yet, checks only the tokenizer.
+/// Checks the names and shapes of a backbone's tensors, and that heads which they lack are trained. Reads no weights,
+/// except to compare copies. Weights of the hub that have not been fetched yet are not checked.
 pub fn check_backbone(plan: &Plan) -> Vec<Problem> {
     let backbone = &plan.backbone;
-    let mut problems: Vec<Problem> = Loader::new(plan).err().into_iter().collect();
+    let mut problems = Vec::new();
     if backbone.random {
+        problems.extend(untrained_head(plan, None));
         return problems;
     }
     let at_backbone = |problem: Problem| problem.or_at(backbone.span);
@@ -43,11 +43,28 @@ pub fn check_backbone(plan: &Plan) -> Vec<Problem> {
         Ok(file) => {
             problems.extend(check_shapes(&backbone.config, &file).map(at_backbone));
             problems.extend(check_unfrozen(plan, &file));
+            problems.extend(untrained_head(plan, Some(&file)));
         }
         Err(_) if backbone.location.starts_with("hf:") => {}
         Err(problem) => problems.push(at_backbone(problem)),
     }
     problems
+}
+
+/// The first stage that needs a head which is drawn and which none has trained so far.
+fn untrained_head(plan: &Plan, file: Option<&Checkpoint>) -> Option<Problem> {
+    let config = &plan.backbone.config;
+    let of_stage = |index: usize| {
+        let (name, task) = match plan.stages.get(index) {
+            Some(stage) => (stage.task.as_str(), plan.tasks.get(&stage.task)?),
+            None => plan.final_task()?,
+        };
+        match HeadOrigin::of(config, task, file) {
+            HeadOrigin::Drawn(reason) => check_trained(plan, index, name, &reason).err(),
+            HeadOrigin::Checkpoint(..) | HeadOrigin::Tied => None,
+        }
+    };
+    (0..=plan.stages.len()).find_map(of_stage)
 }
 
 /// The problem of the first missing or misshapen tensor. One is enough, because usually most of them are then wrong.
@@ -88,17 +105,42 @@ fn check_unfrozen(plan: &Plan, file: &Checkpoint) -> Vec<Problem> {
             .first()
             .filter(|_| missing.len() == parameters.len())?;
         let message = format!(
-            "`{}` unfreezes `{path}`, which the checkpoint does not have",
+            "`{}` unfreezes `{path}`, which the checkpoint lacks",
             delta.name
         );
         let problem = Problem::new("delta::weights::unfrozen", message).at(delta.span, "here");
-        Some(problem.help("train it with the head: `train = [head]`; or leave it out"))
+        Some(problem.help(
+            "train it as part of the head with `train = [head]`, or remove it from the selection",
+        ))
     };
     plan.deltas.iter().filter_map(problem).collect()
 }
 
+/// Warnings about a plan's backbone, none of which stops a run.
+pub fn backbone_warnings(plan: &Plan) -> Vec<Problem> {
+    unknown_keys(plan)
+        .into_iter()
+        .chain(beyond_pretraining(plan))
+        .collect()
+}
+
+/// A warning about texts that may be longer than those of the pre-training.
+fn beyond_pretraining(plan: &Plan) -> Option<Problem> {
+    let (longest, asked) = (plan.backbone.config.longest(), plan.backbone.max_length);
+    if asked <= longest {
+        return None;
+    }
+    let message = format!(
+        "`max_length` is {asked}, but the backbone was pre-trained on {longest} positions (`max_position_embeddings`)"
+    );
+    let problem = Problem::warning("delta::backbone::long", message).at(plan.backbone.span, "here");
+    Some(problem.help(format!(
+        "compare with `max_length = {longest}`; without a scaling in `rope_scaling`, quality falls beyond it"
+    )))
+}
+
 /// A warning about the keys of `config.json` that the family's description does not cover.
-pub fn unknown_keys(plan: &Plan) -> Option<Problem> {
+fn unknown_keys(plan: &Plan) -> Option<Problem> {
     let path = plan.backbone.directory.join("config.json");
     let text = std::fs::read_to_string(&path).ok()?;
     let unknown = Config::unknown_keys(&text);
@@ -106,12 +148,12 @@ pub fn unknown_keys(plan: &Plan) -> Option<Problem> {
         return None;
     }
     let message = format!(
-        "`{}` has {} that this version does not know: {}",
+        "`{}` has {} that deltarun does not know: {}",
         path.display(),
         counted(unknown.len(), "key"),
         quoted_list(unknown.iter().map(String::as_str))
     );
-    let help = "compare a prediction with transformers' if one of them could change what the model computes";
+    let help = "compare a prediction with transformers if one of these keys could change what the model computes";
     let problem = Problem::warning("delta::backbone::unknown_key", message);
     Some(problem.at(plan.backbone.span, "").help(help))
 }

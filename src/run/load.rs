@@ -17,6 +17,8 @@ pub struct Loaded {
     pub plan: Plan,
     /// Its graph, with all deltas and the head in place and nothing trained.
     pub graph: Graph,
+    /// The run; `None` for an adapter.
+    pub run: Option<FinishedRun>,
 }
 
 /// Settings of an adapter's input, which the adapter does not store.
@@ -53,8 +55,9 @@ pub fn open_run(
 ) -> Result<Loaded, Problem> {
     if directory.join("plan.yaml").exists() {
         if let Some(option) = reads.options().next() {
-            let message = format!("`{option}` is for adapters, and a run knows what it reads");
-            return Err(Problem::new("delta::run::reads", message).help("leave it out"));
+            let message =
+                format!("`{option}` applies only to adapters: a run records what it reads");
+            return Err(Problem::new("delta::run::reads", message).help("remove the option"));
         }
         open_own(directory, backbone, integrity, device)
     } else if directory.join("adapter_config.json").exists() {
@@ -68,10 +71,10 @@ pub fn open_run(
             .filter(|path| path.join("adapter_config.json").exists());
         Err(match adapters.next() {
             Some(adapter) => problem.help(format!(
-                "PEFT put an adapter with a name of its own into a folder: give `{}`",
+                "name the folder in which PEFT saved the named adapter: `{}`",
                 adapter.display()
             )),
-            None => problem.help("give a directory with `plan.yaml` (left by a run) or `adapter_config.json` (saved by PEFT)"),
+            None => problem.help("name a directory with `plan.yaml` (written by a run) or `adapter_config.json` (saved by PEFT)"),
         })
     }
 }
@@ -101,7 +104,8 @@ fn open_own(
     graph.set(tensors)?;
     graph.adopt_heads();
     graph.activate(&plan, plan.stages.len())?;
-    Ok(Loaded { plan, graph })
+    let run = Some(run);
+    Ok(Loaded { plan, graph, run })
 }
 
 fn open_adapter(
@@ -118,14 +122,15 @@ fn open_adapter(
     let location = backbone.map(str::to_owned).or_else(stated).ok_or_else(|| {
         Problem::new(
             "delta::run::no_backbone",
-            "the adapter does not say which backbone it is for",
+            "the adapter does not name its backbone",
         )
-        .help("give it with `--backbone DIR`")
+        .help("name it with `--backbone DIR`")
     })?;
     let base = locate(&location, Path::new(""))?;
     if backbone.is_none() && !base.exists() {
-        let message = format!("the adapter was made on `{location}`, which is no directory here");
-        let help = "give its directory with `--backbone DIR`, or its name on the hub with `--backbone hf:organisation/name`";
+        let message =
+            format!("the adapter names the backbone `{location}`, which is not a directory here");
+        let help = "name its directory with `--backbone DIR`, or the model on the Hub with `--backbone hf:organisation/name`";
         return Err(Problem::new("delta::run::no_backbone", message).help(help));
     }
     fetch_weights(&location)?;
@@ -156,8 +161,8 @@ fn open_adapter(
     };
     if let Some(prefix) = reads.source_prefix {
         if task.kind != TaskKind::Seq2seq {
-            let message = "`--source-prefix` is for adapters of an encoder and a decoder";
-            return Err(Problem::new("delta::run::reads", message).help("leave it out"));
+            let message = "`--source-prefix` applies only to sequence-to-sequence adapters";
+            return Err(Problem::new("delta::run::reads", message).help("remove the option"));
         }
         task.source_prefix = prefix.to_owned();
     }
@@ -168,6 +173,10 @@ fn open_adapter(
         backbone: BackbonePlan {
             location,
             directory: base,
+            tokenizer: directory
+                .join("tokenizer.json")
+                .exists()
+                .then(|| directory.to_owned()),
             max_length: config.longest().min(512),
             config,
             random: false,
@@ -179,13 +188,17 @@ fn open_adapter(
         deltas: imported.deltas,
         stages: Vec::new(),
     };
-    let room = plan.backbone.config.longest() - plan.tokens(0);
+    let room = plan.backbone.config.limit() - plan.tokens(0);
     plan.backbone.max_length = plan.backbone.max_length.min(room);
     let mut graph = Graph::load(&plan, device)?;
     graph.set(of_head_where_missing(imported.tensors, &graph))?;
     graph.adopt_heads();
     graph.activate(&plan, 0)?;
-    Ok(Loaded { plan, graph })
+    Ok(Loaded {
+        plan,
+        graph,
+        run: None,
+    })
 }
 
 /// The number of outputs of the classification head in a backbone's checkpoint, if there is one.
@@ -224,13 +237,13 @@ fn language_model_task(text: Vec<String>, config: &Config) -> Result<TaskPlan, P
         (None, _) => {
             return wrong(
                 "a language model reads one column",
-                "give one with `--text`",
+                "name it with `--text COLUMN`",
             )
         }
         (Some(_), _) => {
             return wrong(
                 "a sequence-to-sequence model reads two columns",
-                "give them with `--text SOURCE,TARGET`",
+                "name them with `--text SOURCE,TARGET`",
             )
         }
     };

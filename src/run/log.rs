@@ -31,7 +31,7 @@ impl Log {
             let found = file.metadata()?.len();
             if found < length {
                 note(&format!(
-                    "`{}` lost its end: {} of the {length} bytes that the checkpoint speaks of are missing",
+                    "`{}` is truncated: {} of the {length} bytes that the checkpoint recorded are missing",
                     path.display(),
                     length - found
                 ));

@@ -75,7 +75,7 @@ impl Manifest {
         let path = run.join(Manifest::FILE);
         let unreadable = |e: &dyn std::fmt::Display| {
             let message = format!("`{}` cannot be read: {e}", path.display());
-            Problem::new("delta::run::manifest", message).help("give the directory that a run left")
+            Problem::new("delta::run::manifest", message).help("name the directory of a run")
         };
         let text = std::fs::read_to_string(&path).map_err(|e| unreadable(&e))?;
         serde_yaml::from_str(&text).map_err(|e| unreadable(&e))

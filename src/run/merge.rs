@@ -57,8 +57,12 @@ pub fn merge(plan: &Plan, graph: &Graph, out: &Path) -> Result<(), Problem> {
     )
     .map_err(|e| failed(&e))?;
     for file in KEPT {
-        let source = plan.backbone.directory.join(file);
-        if source.exists() {
+        let own = plan.backbone.tokenizer.iter();
+        let folders = own.chain([&plan.backbone.directory]);
+        let source = folders
+            .map(|folder| folder.join(file))
+            .find(|source| source.exists());
+        if let Some(source) = source {
             std::fs::copy(source, place.path().join(file)).map_err(|e| failed(&e))?;
         }
     }
@@ -110,7 +114,7 @@ fn check_logits(plan: &Plan, graph: &Graph, merged: &Path) -> Result<(), Problem
         true => Ok(()),
         false => Err(Problem::failure(
             "delta::run::merged_differs",
-            "the merged model gives other logits than the run, and was not kept",
+            "the merged model computed other logits than the run and was discarded",
         )
         .help("keep the run as it is, and report this with its `pipeline.delta`")),
     }
@@ -244,21 +248,21 @@ fn folded(graph: &Graph, module: &Module) -> Result<Option<Folded>, Problem> {
                 .unwrap_or_default()
         };
         let reason = match module.site {
-            _ if *is_gated => Some("its gate opens differently for every text"),
+            _ if *is_gated => Some("its gate depends on the text"),
             Site::Embedding if graph.tied_table() == Some(&module.path) => {
-                Some("the language model's head reads the same table without it")
+                Some("the tied language-model head reads the same table without the delta")
             }
             Site::Linear | Site::Embedding => {
                 let is_done = method.fold(module, &mut layer, &tensor);
-                (!is_done).then_some("what it does is no change of a weight")
+                (!is_done).then_some("its effect is not a change of a weight")
             }
             Site::Attention | Site::CrossAttention | Site::FeedForward
                 if method.preposition() != Preposition::Before =>
             {
-                Some("it is a network of its own beside the weights")
+                Some("it is a separate network beside the weights")
             }
             Site::Attention | Site::CrossAttention | Site::Embeddings => {
-                Some("it adds rows, which no weight can do")
+                Some("it adds virtual tokens, which no weight can represent")
             }
             _ => Some("it spans several weights"),
         };

@@ -42,9 +42,9 @@ use crate::train::{
 
 pub use combine::{combine, combined, Combination, Rule};
 pub use directory::Directory;
-pub use examples::{check_data, Loader};
+pub use examples::{check_data, mean_lengths, Loader};
 pub use finished::{FinishedRun, Integrity};
-pub use heads::{check_backbone, head_origins, unknown_keys};
+pub use heads::{backbone_warnings, check_backbone, head_origins};
 pub use load::{open_run, Loaded, Reads};
 pub use log::Log;
 pub use manifest::Manifest;
@@ -126,7 +126,8 @@ pub fn run(
     precision::check_precision(plan, &device)?;
     let mut loader = Loader::new(plan)?;
     let data = loader.stages(plan)?;
-    check_steps(plan, &data)?;
+    let examples: Vec<usize> = data.iter().map(|data| data.train.len()).collect();
+    check_steps(plan, &examples)?;
     fetch_weights(&plan.backbone.location).map_err(|problem| problem.or_at(plan.backbone.span))?;
     let mut graph = Graph::load_beside(plan, device, &shared.backbones)
         .map_err(|problem| problem.or_at(plan.backbone.span))?;
@@ -290,7 +291,7 @@ impl Summary {
         }
         if let Some(error) = &self.precision_error {
             text.push_str(&format!(
-                "\n  products in bf16: logits within {:.1e} of those in f32 ({} examples, logits up to {:.1})\n",
+                "\n  matrix products in bf16: logits within {:.1e} of the f32 logits ({} examples, logits up to {:.1})\n",
                 error.largest, error.examples, error.logit
             ));
         }

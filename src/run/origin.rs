@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
+use super::manifest::backbone_files;
 use super::{FinishedRun, Integrity, Manifest};
 use crate::diagnostic::Problem;
 use crate::disk;
 use crate::graph::{Graph, Tensors};
 use crate::plan::{DeltaPlan, Origin, Plan};
-use crate::text::{did_you_mean, quoted_list};
+use crate::terminal::note;
+use crate::text::{did_you_mean, list, quoted_list};
 
 const DELTA: &str = "delta.safetensors";
 
@@ -25,7 +27,9 @@ pub(super) fn origin_hash(
         |message: String| Problem::new("delta::run::origin", message).at(origin.span, "here");
     let Some(other) = read_plan(&origin.run, integrity)? else {
         let problem = wrong(format!("`{shown}` is not a finished run"));
-        return Err(problem.help("give a directory that a run left, with `plan.yaml` in it"));
+        return Err(
+            problem.help("name the directory of a finished run, which contains `plan.yaml`")
+        );
     };
     let same_name = other.deltas.iter().find(|other| other.name == delta.name);
     let Some(found) = same_name else {
@@ -37,10 +41,13 @@ pub(super) fn origin_hash(
         });
     };
     if (&found.change, found.is_gated) != (&delta.change, delta.is_gated) {
-        let message = format!("`{}` is another delta in the run `{shown}`", delta.name);
+        let message = format!(
+            "`{}` is declared differently in the run `{shown}`",
+            delta.name
+        );
         let problem = wrong(message).at(delta.span, "declared here");
         return Err(problem.help(format!(
-            "declare it as `{}` does: its method, its settings and its places",
+            "declare it as `{}` does, with the same method, settings and modules",
             origin.run.join("pipeline.delta").display()
         )));
     }
@@ -57,6 +64,49 @@ fn read_plan(run: &Path, integrity: Integrity) -> Result<Option<Plan>, Problem> 
         true => FinishedRun::open(run, integrity)?.plan().map(Some),
         false => Ok(None),
     }
+}
+
+/// A delta for a backbone that changed since it was trained.
+fn refuse_backbone(
+    origin: &Origin,
+    changed: &[String],
+    integrity: Integrity,
+) -> Result<(), Problem> {
+    let (run, changed) = (origin.run.display(), list(changed));
+    let message = format!("`{run}` was trained on another backbone: {changed} changed since");
+    if integrity == Integrity::Unchecked {
+        note(&message);
+        return Ok(());
+    }
+    let help =
+        "use the backbone of that run, remove `from`, or accept the change with `--allow-changed`";
+    Err(Problem::new("delta::run::other_backbone", message)
+        .at(origin.span, "here")
+        .help(help))
+}
+
+/// Checks that the configuration and the tokenizer of a plan's backbone are those of the runs from which its deltas
+/// start. [`load_origins`] checks the weights.
+///
+/// # Errors
+/// One of them changed.
+pub(super) fn check_origins(plan: &Plan, integrity: Integrity) -> Result<(), Problem> {
+    for origin in plan.deltas.iter().filter_map(|delta| delta.origin.as_ref()) {
+        let theirs = Manifest::read(&origin.run)?;
+        // Version 0.1.0 recorded weights alone.
+        if theirs.backbone_files.is_empty() {
+            continue;
+        }
+        let now = Manifest {
+            backbone_files: backbone_files(&plan.backbone.directory)?,
+            ..theirs.clone()
+        };
+        let changed = theirs.changed_input(&now);
+        if !changed.is_empty() {
+            refuse_backbone(origin, &changed, integrity)?;
+        }
+    }
+    Ok(())
 }
 
 /// Gives deltas the parameters of the runs from which they start.
@@ -76,13 +126,7 @@ pub(super) fn load_origins(
         let run = FinishedRun::open(&origin.run, integrity)?;
         let theirs = &run.manifest().backbone_hash;
         if theirs.is_empty() || *theirs != manifest.backbone_hash {
-            let message = format!(
-                "`{}` was trained on another backbone: its weights differ",
-                origin.run.display()
-            );
-            return Err(Problem::new("delta::run::other_backbone", message)
-                .at(origin.span, "here")
-                .help("use the backbone of that run, or remove `from`"));
+            refuse_backbone(origin, &["the backbone's weights".to_owned()], integrity)?;
         }
         let stored = run.tensors()?;
         let prefix = format!("{}.", delta.name);

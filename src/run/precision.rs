@@ -28,10 +28,10 @@ pub(super) fn check_precision(plan: &Plan, device: &Device) -> Result<(), Proble
     if device.has(plan.backbone.precision) {
         return Ok(());
     }
-    let message = "this device has no products in bfloat16";
+    let message = "this device does not support bfloat16 matrix products";
     Err(Problem::new("delta::run::precision", message)
-        .at(plan.backbone.span, "asked for here")
-        .help("take `precision = bf16` out; on the CPU, it needs AVX512-BF16"))
+        .at(plan.backbone.span, "set here")
+        .help("remove `precision = bf16`, which needs AVX512-BF16 on the CPU"))
 }
 
 /// The most examples that are compared.

@@ -33,7 +33,8 @@ const SKIPPED: usize = 2;
 pub fn profile(plan: &Plan, index: usize, steps: usize) -> Result<Profile, Problem> {
     super::precision::check_precision(plan, &Device::Cpu)?;
     let mut data = Loader::new(plan)?.stages(plan)?;
-    check_steps(plan, &data)?;
+    let examples: Vec<usize> = data.iter().map(|data| data.train.len()).collect();
+    check_steps(plan, &examples)?;
     data.iter_mut().for_each(|data| data.dev = None);
     fetch_weights(&plan.backbone.location).map_err(|problem| problem.or_at(plan.backbone.span))?;
     let mut graph =
@@ -61,7 +62,7 @@ pub fn profile(plan: &Plan, index: usize, steps: usize) -> Result<Profile, Probl
     )?;
     if clock.seconds.is_empty() {
         let message = format!(
-            "stage `{}` has no more than {SKIPPED} steps, which are not measured",
+            "stage `{}` has no steps after the {SKIPPED} warm-up steps, which are not measured",
             plan.stages[index].name
         );
         return Err(Problem::new("delta::run::profile", message)

@@ -6,7 +6,7 @@ use super::Profile;
 use crate::engine::profile::{Op, Spent};
 use crate::engine::Limits;
 use crate::report::Table;
-use crate::text::bytes;
+use crate::text::{bytes, wrapped};
 
 /// The table that `deltarun profile` prints. `limits` are those of all threads together.
 pub fn profile_table(profile: &Profile, threads: usize, limits: &Limits) -> String {
@@ -17,12 +17,12 @@ pub fn profile_table(profile: &Profile, threads: usize, limits: &Limits) -> Stri
     let mut table = Table::new([
         "operation",
         "calls",
-        "forward ms",
-        "backward ms",
+        "fwd ms",
+        "bwd ms",
         "share",
         "GFLOP/s",
         "GB/s",
-        "of the limit",
+        "limit",
         "kept",
     ]);
     let per_step = |value: f64| value / profile.steps as f64;
@@ -44,7 +44,7 @@ pub fn profile_table(profile: &Profile, threads: usize, limits: &Limits) -> Stri
     }
     let rest = 1.0 - noted / (all * threads as f64);
     table.row([
-        "optimizer, sums, waiting".to_owned(),
+        "optimizer, waits".to_owned(),
         String::new(),
         String::new(),
         String::new(),
@@ -59,38 +59,39 @@ pub fn profile_table(profile: &Profile, threads: usize, limits: &Limits) -> Stri
     let mut text = String::new();
     let _ = writeln!(
         text,
-        "stage {}: {:.1} ms a step (median of {}), {threads} threads\n",
+        "stage {}: {:.1} ms per step (median of {}), {threads} threads\n",
         profile.stage,
         1e3 * median,
         profile.steps
     );
     let _ = writeln!(text, "{table}");
-    let _ = writeln!(
-        text,
-        "  forward and backward: milliseconds of a step, summed over threads; kept: for the backward pass, all groups"
+    let mut note = |note: String| {
+        let _ = writeln!(text, "{}", wrapped("  ", &note));
+    };
+    note(
+        "Milliseconds are per step and summed over threads. `limit` is the share of this machine's limit that an operation \
+         reaches. `kept` is memory for the backward pass, over all groups."
+            .to_owned(),
     );
-    let _ = writeln!(
-        text,
-        "  measured limits: {:.0} GFLOP/s in products, {:.1} GB/s in memory",
+    note(format!(
+        "The limits, measured: {:.0} GFLOP/s for matrix products, {:.0} GB/s for memory.",
         1e-9 * limits.operations,
         1e-9 * limits.bytes
-    );
-    let _ = writeln!(
-        text,
-        "  its {:.1} GFLOP of products alone would take {:.1} ms: the step is {:.2} times that",
+    ));
+    note(format!(
+        "The step's {:.1} GFLOP of matrix products alone would take {:.1} ms: the step takes {:.2} times as long.",
         1e-9 * per_step(operations as f64),
         1e3 * products,
         median / products
-    );
+    ));
     if let Some(rate) = limits.sums_in_f32 {
         let products = per_step(operations as f64) / rate;
-        let _ = writeln!(
-            text,
-            "  by sums in f32, whose limit is {:.0} GFLOP/s, they would take {:.1} ms: the step is {:.2} times that",
+        note(format!(
+            "With sums in f32, whose limit is {:.0} GFLOP/s, they would take {:.1} ms: the step takes {:.2} times as long.",
             1e-9 * rate,
             1e3 * products,
             median / products
-        );
+        ));
     }
     text
 }
@@ -121,7 +122,7 @@ fn row(
             0 => String::new(),
             _ => format!("{:.0}", 1e-9 * operations),
         },
-        format!("{:.1}", 1e-9 * moved),
+        format!("{:.0}", 1e-9 * moved),
         format!("{:.0} %", 100.0 * of_limit),
         bytes(per_step(spent.kept as f64) as usize),
     ]

@@ -60,11 +60,11 @@ pub fn replay(
     let changed = then.manifest().changed_input(&now);
     if !changed.is_empty() {
         let message = format!(
-            "what `{}` was made from is not what it was: {} changed",
+            "the inputs of `{}` are no longer those that it recorded: {} changed",
             directory.display(),
             crate::text::list(&changed)
         );
-        refuse_change(integrity, message, "bring it back as it was")?;
+        refuse_change(integrity, message, "restore the recorded inputs")?;
     }
     let figures = |run: &FinishedRun| -> Result<Value, Problem> {
         serde_json::from_str(&run.text("metrics.json")?).map_err(Problem::internal)

@@ -2,10 +2,10 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use super::origin::origin_hash;
-use super::{check_backbone, check_data, has_head_weight, unknown_keys, Integrity};
+use super::origin::{check_origins, origin_hash};
+use super::{backbone_warnings, check_backbone, check_data, has_head_weight, Integrity, Loader};
 use crate::backbone::{fetch_weights, locate, locate_config, read_config, Checkpoint, Config};
-use crate::data::TextEncoder;
+use crate::data::{Extent, TextEncoder};
 use crate::diagnostic::{Problem, Problems};
 use crate::plan::{plan, BackbonePlan, DeltaPlan, Origin, Plan, Surroundings, Words};
 use crate::settings::Overrides;
@@ -54,8 +54,8 @@ impl Confined {
         if own.any(|own| own == place) || self.folders.iter().any(is_in) {
             return Ok(());
         }
-        let message = format!("`{}` is outside of the script's folder", path.display());
-        let help = "name it in the pipeline's own file, or allow it with `--allow DIR`";
+        let message = format!("`{}` is outside the script's folder", path.display());
+        let help = "name it in the pipeline's own file, or allow its folder with `--allow DIR`";
         Err(Problem::new("delta::script::outside", message).help(help))
     }
 }
@@ -81,6 +81,16 @@ impl Source {
     /// It cannot be read, or is not UTF-8.
     pub fn read(path: &Path) -> Result<Self, Problem> {
         let text = read_text(path)?;
+        let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        if absolute.to_str().is_none() {
+            let message = format!(
+                "the path `{}` is not UTF-8, and a run's record is",
+                absolute.display()
+            );
+            return Err(
+                Problem::new("delta::cli::not_utf8", message).help("rename the folder or the file")
+            );
+        }
         let base = path.parent().unwrap_or(Path::new(""));
         let base = match base.as_os_str().is_empty() {
             true => Path::new("."),
@@ -131,7 +141,7 @@ impl Source {
 
     /// Warnings about a plan's backbone. They do not prevent a run.
     pub fn warnings(&self, plan: &Plan) -> Problems {
-        self.locate(unknown_keys(plan).into_iter().collect())
+        self.locate(backbone_warnings(plan))
     }
 
     /// The plan of a run, after a check of everything it reads. Fetches the weights of a backbone from the hub.
@@ -145,7 +155,12 @@ impl Source {
             fetch_weights(&plan.backbone.location)
                 .map_err(|problem| self.locate(vec![problem.or_at(span)]))?;
         }
-        self.checked_plan(usize::MAX)
+        /// Rows that are encoded beforehand: the run encodes all and refuses what is wrong before it trains.
+        const ENCODED: usize = 256;
+        self.checked(Extent {
+            at_each_end: usize::MAX,
+            encoded: ENCODED,
+        })
     }
 
     /// The plan, after a check of its backbone's tokenizer and tensors, and of the first and last `most` rows of its
@@ -154,15 +169,25 @@ impl Source {
     /// # Errors
     /// See [`Source::plan`], [`check_backbone`] and [`check_data`].
     pub fn checked_plan(&self, most: usize) -> Result<Checked, Problems> {
+        self.checked(Extent {
+            at_each_end: most,
+            encoded: usize::MAX,
+        })
+    }
+
+    fn checked(&self, extent: Extent) -> Result<Checked, Problems> {
         let plan = self.plan()?;
+        let loader = Loader::new(&plan);
         let mut problems = check_backbone(&plan);
-        let data = check_data(&plan, most);
+        problems.extend(check_origins(&plan, self.integrity).err());
+        let data = check_data(&plan, extent, loader.as_ref().ok());
+        problems.extend(loader.err());
         problems.extend(data.problems);
         if !problems.is_empty() {
             return Err(self.locate(problems));
         }
         let mut warnings = data.warnings;
-        warnings.extend(unknown_keys(&plan));
+        warnings.extend(backbone_warnings(&plan));
         Ok(Checked {
             plan,
             warnings: self.locate(warnings),
@@ -204,9 +229,7 @@ impl Surroundings for Source {
         if self.config_only {
             return Ok(None);
         }
-        let (directory, length) = (&backbone.directory, backbone.max_length);
-        let encoder = TextEncoder::open(directory, length, &backbone.config);
-        let encoder = encoder.map_err(|problem| problem.or_at(backbone.span))?;
+        let encoder = TextEncoder::of(backbone).map_err(|problem| problem.or_at(backbone.span))?;
         Ok(Some(Box::new(encoder)))
     }
 

@@ -44,10 +44,10 @@ pub fn has_head_weight(config: &Config, directory: &Path) -> Result<bool, Proble
                 None => table.source.full_name(&family.base_model_prefix),
             };
             let message = format!(
-                "by `config.json` the head is not tied to the word embedding, but the checkpoint has no `{missing}`"
+                "`config.json` does not tie the head to the word embeddings, but the checkpoint has no `{missing}`"
             );
             Err(Problem::new("delta::weights::untied", message).help(
-                "give a checkpoint that has it, or write `\"tie_word_embeddings\": true` into `config.json`",
+                "use a checkpoint that has it, or write `\"tie_word_embeddings\": true` into `config.json`",
             ))
         }
         _ => Ok(false),

@@ -22,12 +22,12 @@ pub(super) fn cut_texts(plan: &Plan, examples: &Examples) -> Option<Problem> {
         return None;
     }
     let message = format!(
-        "{} of {} texts are cut to {longest} tokens",
+        "deltarun truncates {} of {} texts to {longest} tokens",
         thousands(cut),
         thousands(examples.len())
     );
     let problem = Problem::warning("delta::data::cut", message).at(plan.backbone.span, "");
-    Some(problem.help("write a larger `max_length` where the backbone has room for it"))
+    Some(problem.help("raise `max_length` if the backbone has more positions"))
 }
 
 /// Warns if the last stage learned nothing: it predicts a single label, or is no better than the most frequent label.
@@ -36,13 +36,13 @@ pub(super) fn collapse(plan: &Plan, task: &TaskPlan, summary: &Summary) -> Optio
     let is_beaten = |majority: f64| summary.value().is_some_and(|value| value > majority);
     let message = if let Some(class) = last.dev.as_ref()?.collapsed_to {
         let label = &task.labels.get(class)?.name;
-        format!("every text of the dev set is predicted to be `{label}`: the run learned nothing")
+        format!("the run predicts `{label}` for every text of the dev set: it learned nothing")
     } else if summary
         .majority
         .is_some_and(|majority| !is_beaten(majority))
     {
         let metric = task.metric.name();
-        format!("the run's {metric} is no better than that of the most frequent label, guessed every time")
+        format!("the run's {metric} is no better than that of always predicting the most frequent label")
     } else {
         return None;
     };

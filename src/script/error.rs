@@ -27,14 +27,14 @@ pub(super) fn problems(name: &str, text: &str, error: &EvalAltResult) -> Problem
         EvalAltResult::ErrorRuntime(value, _) => match value.clone().try_cast::<Problems>() {
             Some(problems) => in_script(&problems),
             None => vec![Problem::new("delta::script::thrown", value.to_string())
-                .help("the script itself throws this")],
+                .help("look for the `throw` in the script")],
         },
         EvalAltResult::ErrorTooManyOperations(_) => {
             vec![Problem::new(
                 "delta::script::endless",
-                "the script takes too many operations",
+                "the script exceeds the limit of operations",
             )
-            .help("is there a loop without an end?")]
+            .help("look for a loop that never ends")]
         }
         EvalAltResult::ErrorFunctionNotFound(call, _) => vec![no_function(call)],
         EvalAltResult::ErrorVariableNotFound(name, _) => {
@@ -42,13 +42,13 @@ pub(super) fn problems(name: &str, text: &str, error: &EvalAltResult) -> Problem
             let problem = Problem::new("delta::script::variable", message);
             vec![match did_you_mean(name, FUNCTIONS) {
                 Some(near) => problem.help(format!("did you mean the function `{near}(...)`?")),
-                None => problem.help(format!("declare it before: `let {name} = ...;`")),
+                None => problem.help(format!("declare it first: `let {name} = ...;`")),
             }]
         }
         EvalAltResult::ErrorPropertyNotFound(name, _) => {
-            let message = format!("there is no `{name}` in this map");
+            let message = format!("this map has no key `{name}`");
             vec![Problem::new("delta::script::property", message)
-                .help("look at the spelling, or ask with `\"name\" in map`")]
+                .help("check the spelling, or test for the key with `\"name\" in map`")]
         }
         EvalAltResult::ErrorParsing(ParseErrorType::Reserved(word), _) if word == "with" => {
             let message = "rhai reserves the word `with`, which was a function of earlier versions";
@@ -57,7 +57,7 @@ pub(super) fn problems(name: &str, text: &str, error: &EvalAltResult) -> Problem
         EvalAltResult::ErrorDotExpr(text, _) => vec![no_property(text)],
         other => vec![
             Problem::new("delta::script::rhai", in_words(&sentence(other)))
-                .help("see https://rhai.rs/book for the language, and `docs/scripts.md`"),
+                .help("see https://rhai.rs/book for the language and `docs/scripts.md` for deltarun's functions"),
         ],
     };
     let located = found.into_iter().map(|problem| match span {
@@ -130,12 +130,12 @@ fn no_function(call: &str) -> Problem {
             false => arguments,
         };
         return problem(format!("`{name}` does not take {given}"))
-            .help("`docs/scripts.md` lists what there is, with its arguments");
+            .help("see `docs/scripts.md` for the functions and their arguments");
     }
     let problem = problem(format!("there is no function `{name}`"));
     match did_you_mean(name, FUNCTIONS) {
         Some(near) => problem.help(format!("did you mean `{near}`?")),
-        None => problem.help("`docs/scripts.md` lists what there is, with its arguments"),
+        None => problem.help("see `docs/scripts.md` for the functions and their arguments"),
     }
 }
 
@@ -155,19 +155,19 @@ fn no_property(text: &str) -> Problem {
     let problem = Problem::new("delta::script::property", format!("{kind} has no `{name}`"));
     match did_you_mean(name, PROPERTIES) {
         Some(near) => problem.help(format!("did you mean `{near}`?")),
-        None => problem.help("`docs/scripts.md` lists what can be asked of a run"),
+        None => problem.help("see `docs/scripts.md` for the properties of a run"),
     }
 }
 
 /// rhai's names of types as people call them.
 fn in_words(text: &str) -> String {
     const WORDS: [(&str, &str); 12] = [
-        ("&str | ImmutableString | String", "a text"),
-        ("ImmutableString", "a text"),
-        ("string", "a text"),
+        ("&str | ImmutableString | String", "a string"),
+        ("ImmutableString", "a string"),
+        ("string", "a string"),
         ("i64", "a whole number"),
         ("f64", "a number"),
-        ("bool", "a truth value"),
+        ("bool", "a boolean"),
         ("array", "a list"),
         ("map", "a map"),
         ("Pipeline", "a pipeline"),

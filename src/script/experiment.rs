@@ -16,7 +16,9 @@ use crate::graph::this_machine;
 use crate::graph::{label_order, reordered, Graph, Tensors};
 use crate::plan::{Plan, TaskPlan};
 use crate::report::describe;
-use crate::run::{head_origins, merge, open_run, FinishedRun, Loaded, Loader, Log, Reads, Source};
+use crate::run::{
+    head_origins, mean_lengths, merge, open_run, FinishedRun, Loaded, Loader, Log, Reads, Source,
+};
 use crate::train::evaluate;
 
 /// A pipeline, not yet read.
@@ -143,7 +145,7 @@ fn set(pipeline: &mut Pipeline, params: Map) -> Outcome<Pipeline> {
         if !is_plain {
             return Err(mistake(
                 format!("the param `{key}` is {}", value.type_name()),
-                "give a number, a text or a truth value",
+                "use a number, a string or a boolean",
             ));
         }
         // Rust writes the shortest digits that read as the same number.
@@ -165,7 +167,14 @@ fn plan(pipeline: &mut Pipeline) -> Outcome<Map> {
     map.insert("name".into(), plan.name.clone().into());
     map.insert(
         "text".into(),
-        describe(&plan, &head_origins(&plan), threads, measure_rate).into(),
+        describe(
+            &plan,
+            &head_origins(&plan),
+            &mean_lengths(&plan),
+            threads,
+            measure_rate,
+        )
+        .into(),
     );
     if let Some(last) = plan.stages.len().checked_sub(1) {
         let cost = plan.cost(last, plan.backbone.max_length, &this_machine(threads));
@@ -314,8 +323,8 @@ fn evaluate_on_set(run: &Run, set: &str) -> Outcome<f64> {
     };
     let file = file.ok_or_else(|| {
         mistake(
-            format!("the run has no set `{set}`"),
-            "write \"train\", \"dev\" or \"test\"",
+            format!("the run has no `{set}` set"),
+            "use \"train\", \"dev\" or \"test\", whichever the run's `data` block has",
         )
     })?;
     let loaded: Loaded = open_run(
@@ -362,7 +371,7 @@ fn evaluate_elsewhere(session: &Session, run: &Run, other: &Source) -> Outcome<f
                 run.plan.name, plan.name
             );
             return Err(Problem::new("delta::script::transfer", message)
-                .help("transfer deltas between tasks of one backbone"));
+                .help("transfer deltas between tasks on the same backbone"));
         }
         let (Some((name, asked)), Some((trained, own))) =
             (plan.final_task(), run.plan.final_task())
@@ -373,7 +382,10 @@ fn evaluate_elsewhere(session: &Session, run: &Run, other: &Source) -> Outcome<f
         {
             Some(Some(order)) => order,
             _ => {
-                let message = format!("`{}` has other labels than `{}`", other.name, run.plan.name);
+                let message = format!(
+                    "`{}` and `{}` have different labels",
+                    other.name, run.plan.name
+                );
                 return Err(Problem::new("delta::script::transfer", message)
                     .help("evaluate on a task with the same labels, in any order"));
             }
@@ -388,11 +400,7 @@ fn evaluate_elsewhere(session: &Session, run: &Run, other: &Source) -> Outcome<f
             .collect();
         plan.stages = Vec::new();
         plan.tasks = [(name.clone(), asked.clone())].into();
-        let room = plan
-            .backbone
-            .config
-            .longest()
-            .saturating_sub(plan.tokens(0));
+        let room = plan.backbone.config.limit().saturating_sub(plan.tokens(0));
         plan.backbone.max_length = plan.backbone.max_length.min(room);
         let mut graph = Graph::load_beside(&plan, Device::Cpu, &session.runner.shared.backbones)?;
         let stored = finished(run)?.tensors()?;
@@ -434,7 +442,7 @@ pub(super) fn pair(point: &Dynamic) -> Outcome<(f64, f64)> {
     match list.as_deref().map(Vec::as_slice) {
         Some([x, y]) => Ok((number(x)?, number(y)?)),
         _ => Err(mistake(
-            "a point is a list of two numbers",
+            "a point must be a list of two numbers",
             "write `[step, value]`",
         )),
     }

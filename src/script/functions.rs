@@ -32,8 +32,8 @@ pub(super) fn register(engine: &mut Engine) {
 /// Nothing waits in a script for its own sake.
 fn no_sleep() -> Outcome<()> {
     Err(mistake(
-        "a script does not sleep",
-        "remove it: a run is waited for anyway",
+        "a script cannot sleep",
+        "remove it: `run` waits for its run anyway",
     ))
 }
 
@@ -42,8 +42,8 @@ fn pad(list: &mut Array, length: i64, item: Dynamic) -> Outcome<()> {
     let length = usize::try_from(length).unwrap_or(0);
     if length > LONGEST_LIST {
         return Err(mistake(
-            format!("a list of {} is too long", thousands(length)),
-            "give 100,000 at most",
+            format!("a list of {} items is too long", thousands(length)),
+            "make it at most 100,000 items long",
         ));
     }
     if length > list.len() {
@@ -68,13 +68,13 @@ fn grid(axes: Map) -> Outcome<Array> {
     if count > MOST_POINTS {
         return Err(mistake(
             format!("the grid has {} points", thousands(count)),
-            "give a grid of 10,000 points at most",
+            "use a grid of at most 10,000 points",
         ));
     }
     for (key, values) in axes {
         let values = values.into_typed_array::<Dynamic>().map_err(|_| {
             mistake(
-                format!("`{key}` of a grid is no list"),
+                format!("`{key}` of the grid is not a list"),
                 "write `grid(#{ lr: [1e-3, 1e-4] })`",
             )
         })?;
@@ -94,8 +94,8 @@ fn grid(axes: Map) -> Outcome<Array> {
 fn subsets(items: &[Dynamic]) -> Outcome<Array> {
     if items.len() > 12 {
         return Err(mistake(
-            format!("a list of {} has too many subsets", items.len()),
-            "give 12 or fewer",
+            format!("a list of {} items has too many subsets", items.len()),
+            "use at most 12 items",
         ));
     }
     let subset = |mask: usize| -> Dynamic {
@@ -110,8 +110,8 @@ fn subsets(items: &[Dynamic]) -> Outcome<Array> {
 fn permutations(items: &[Dynamic]) -> Outcome<Array> {
     if items.len() > 7 {
         return Err(mistake(
-            format!("a list of {} has too many orders", items.len()),
-            "give 7 or fewer",
+            format!("a list of {} items has too many permutations", items.len()),
+            "use at most 7 items",
         ));
     }
     fn orders(items: &[Dynamic]) -> Vec<Array> {
@@ -142,7 +142,7 @@ fn group(rows: Array, keys: Array, value: ImmutableString) -> Outcome<Array> {
             row.get(key).cloned().ok_or_else(|| {
                 mistake(
                     format!("a row has no `{key}`"),
-                    "give rows that all have the keys and the value",
+                    "use rows that all have the keys and the value",
                 )
             })
         };
@@ -169,7 +169,7 @@ fn group(rows: Array, keys: Array, value: ImmutableString) -> Outcome<Array> {
 fn no_rows(function: &str) -> Box<rhai::EvalAltResult> {
     mistake(
         format!("`{function}` needs a list of rows"),
-        "a row is a map: `[#{ method: \"lora\", accuracy: 0.9 }]`",
+        "write each row as a map: `[#{ method: \"lora\", accuracy: 0.9 }]`",
     )
 }
 
@@ -179,7 +179,7 @@ pub(super) fn number(value: &Dynamic) -> Outcome<f64> {
     value
         .as_float()
         .or(whole)
-        .map_err(|kind| mistake(format!("a number is needed, found {kind}"), "give a number"))
+        .map_err(|kind| mistake(format!("expected a number, found {kind}"), "use a number"))
 }
 
 fn numbers(values: &[Dynamic]) -> Outcome<Vec<f64>> {
@@ -219,7 +219,7 @@ pub(super) fn cells(columns: &[Dynamic], rows: &[Dynamic]) -> Outcome<Vec<Vec<St
             Some(value) => Ok(text(value)),
             None => Err(mistake(
                 format!("a row has no `{column}`"),
-                "give columns that all rows have",
+                "use columns that all rows have",
             )),
         };
         cells.push(columns.iter().map(cell).collect::<Outcome<_>>()?);

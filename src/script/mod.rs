@@ -80,10 +80,10 @@ pub fn run(path: &Path, options: &Options<'static>) -> Result<Ended, Problems> {
             for problem in &mut problems.problems {
                 problem.code = "delta::script::endless";
                 problem.message = format!(
-                    "the script computed for more than {} seconds beside its runs",
+                    "the script itself ran for more than {} seconds, not counting its runs",
                     session::LONGEST.as_secs()
                 );
-                problem.help = Some("is there a loop without an end?".to_owned());
+                problem.help = Some("look for a loop that never ends".to_owned());
             }
             Err(problems)
         }

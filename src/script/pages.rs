@@ -81,13 +81,13 @@ fn picture(page: &mut Page, settings: &Map, series: &[Dynamic]) -> Outcome<()> {
         };
         let points = points
             .read_lock::<Array>()
-            .ok_or_else(|| mistake("`points` is no list", "write `[[step, value], …]`"))?;
+            .ok_or_else(|| mistake("`points` is not a list", "write `[[step, value], …]`"))?;
         let points = points.iter().map(pair).collect::<Outcome<Vec<_>>>()?;
         Ok((name.to_string(), points))
     };
     let series = series.iter().map(curve).collect::<Outcome<Vec<_>>>()?;
     let svg = plot(&text("title"), [&text("x"), &text("y")], is_log, &series)
-        .map_err(|message| mistake(message, "give curves with points"))?;
+        .map_err(|message| mistake(message, "give every curve finite points"))?;
     page.picture(&svg);
     Ok(())
 }

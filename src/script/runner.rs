@@ -186,8 +186,8 @@ impl Runner {
 }
 
 fn stop() -> Problem {
-    Problem::failure("delta::script::stopped", "the script was stopped")
-        .help("the same command goes on")
+    Problem::failure("delta::script::stopped", "the script was interrupted")
+        .help("run the same command again to continue")
 }
 
 /// What a run's directory is known by: a hash of its plan, its backbone and its data.

@@ -86,9 +86,9 @@ impl Session {
             };
             for (key, value) in preset.iter() {
                 if !defaults.contains_key(key) {
-                    let message = format!("the preset `{name}` sets `{key}`, which is no param");
+                    let message = format!("the preset `{name}` sets `{key}`, which is not a param");
                     return Err(Problem::new("delta::script::preset", message)
-                        .help("give it a default, too"));
+                        .help("add a default for it to `params(#{ ... })`"));
                 }
                 params.insert(key.clone(), value.clone());
             }
@@ -96,8 +96,8 @@ impl Session {
         for (key, text) in &self.set {
             if let Some(param) = params.get_mut(key.as_str()) {
                 *param = value(text, param).map_err(|wanted| {
-                    let message = format!("`--set {key}={text}`: {wanted} is needed");
-                    Problem::new("delta::script::param", message).help("write another value")
+                    let message = format!("`--set {key}={text}` needs {wanted}");
+                    Problem::new("delta::script::param", message).help("set a value of that type")
                 })?;
             }
         }
@@ -122,9 +122,8 @@ impl Session {
         let names = || known.iter().map(String::as_str);
         Err(match did_you_mean(key, names()) {
             Some(near) => problem.help(format!("did you mean `{near}`?")),
-            None if known.is_empty() => {
-                problem.help("it asks for none: `params(#{ ... })` would; leave `--set` out")
-            }
+            None if known.is_empty() => problem
+                .help("remove `--set`, or declare the param in the script with `params(#{ ... })`"),
             None => problem.help(format!("it has {}", quoted_list(names()))),
         })
     }
@@ -162,14 +161,14 @@ impl Session {
             }
             Ok(false) => Err(Problem::new(
                 "delta::script::outside",
-                format!("`{file}` is outside of the script's folder"),
+                format!("`{file}` is outside the script's folder"),
             )
-            .help("put the pipeline beside the script")),
+            .help("move the pipeline into the script's folder")),
             Err(e) => Err(Problem::new(
                 "delta::script::file",
                 format!("`{file}` cannot be read: {e}"),
             )
-            .help("give a `.delta` file beside the script")),
+            .help("name a `.delta` file in the script's folder")),
         }
     }
 
@@ -180,9 +179,9 @@ impl Session {
             true => Ok(self.runner.out.join(file)),
             false => Err(Problem::new(
                 "delta::script::outside",
-                format!("`{file}` is no plain file name"),
+                format!("`{file}` is not a plain file name"),
             )
-            .help("pages go beside the script's runs: give a name alone")),
+            .help("use a name without folders: pages are saved beside the script's runs")),
         }
     }
 }

@@ -117,7 +117,7 @@ impl<'a> Fields<'a> {
             Value::Number(number) => number.to_string(),
             Value::Percent(fraction) => format!("{}%", fraction * 100.0),
             Value::Word(word) => format!("`{word}`"),
-            Value::Text(text) => format!("the text {text:?}"),
+            Value::Text(text) => format!("the string {text:?}"),
             other => other.describe().to_owned(),
         };
         let message = format!("`{key}` must be {wanted}, found {found}");
@@ -192,7 +192,7 @@ impl<'a> Fields<'a> {
         match value.node {
             Value::Text(text) => Some(Spanned::new(text, value.span)),
             _ => {
-                self.wrong(key, &value, "a text in quotes");
+                self.wrong(key, &value, "a string in quotes");
                 None
             }
         }
@@ -272,7 +272,7 @@ impl<'a> Fields<'a> {
             }
             self.report(match did_you_mean(key, known()) {
                 Some(near) => problem.help(format!("did you mean `{near}`?")),
-                None if asked.is_empty() => problem.help("remove it: there are no settings here"),
+                None if asked.is_empty() => problem.help("remove it: nothing can be set here"),
                 None => problem.help(format!("it has {}", quoted_list(known()))),
             });
         }

@@ -65,7 +65,7 @@ impl Scope {
                 None => format!("the file declares {}", quoted_list(known())),
             };
             let message =
-                format!("param `{name}` was set from outside, but the file does not declare it");
+                format!("the file does not declare param `{name}`, which was set from outside");
             problems.push(Problem::new("delta::plan::unknown_param", message).help(help));
         }
         scope
@@ -99,19 +99,19 @@ impl Scope {
             }
             Value::Word(_) => Err(Problem::new(
                 "delta::plan::unknown_param",
-                format!("`{name}` is no param of this file"),
+                format!("`{name}` is not a param of this file"),
             )
             .at(amount.span, "here")
-            .help("write a whole number, or declare it with `param`")),
+            .help("write a whole number, or declare the name with `param`")),
             other => Err(Problem::new(
                 "delta::plan::wrong_type",
                 format!(
-                    "a whole number is needed here, but `{name}` is {}",
+                    "this place needs a whole number, but `{name}` is {}",
                     other.describe()
                 ),
             )
             .at(amount.span, "here")
-            .help("give the param a whole number")),
+            .help("set the param to a whole number")),
         }
     }
 
@@ -127,7 +127,7 @@ impl Scope {
                     format!("param `{}` is never used", name.node),
                 )
                 .at(name.span, "declared here")
-                .help("use it where a value stands, or remove it")
+                .help("use it as a value, or remove it")
             })
     }
 
@@ -176,7 +176,7 @@ fn read_override(
     if std::mem::discriminant(&value) != std::mem::discriminant(&default.node) {
         let wanted = default.node.describe();
         let message = format!(
-            "param `{}` is {wanted}, but was set to {}, `{text}`",
+            "param `{}` takes {wanted}, but was set to {}, `{text}`",
             name.node,
             value.describe()
         );

@@ -14,7 +14,7 @@ use Instead::{Ours, Write};
 const KEYS: [(&str, Instead); 44] = [
     (
         "adapter",
-        Write("the method behind `reparam NAME =` or `insert NAME =`"),
+        Write("the method after `reparam NAME =` or `insert NAME =`"),
     ),
     ("alpha_r", Ours("alpha")),
     ("batch_size", Ours("batch")),
@@ -54,7 +54,7 @@ const KEYS: [(&str, Instead); 44] = [
     ("lora_rank", Ours("rank")),
     (
         "lora_target",
-        Write("the modules behind `on`: `on block.*.attn.{q,v}`"),
+        Write("the modules after `on`: `on block.*.attn.{q,v}`"),
     ),
     ("lr", Write("`optimizer = adamw { lr = 1e-3 }`")),
     ("lr_scheduler", Write("`schedule = linear { warmup = 6% }`")),
@@ -82,7 +82,7 @@ const KEYS: [(&str, Instead); 44] = [
     ),
     (
         "target_modules",
-        Write("the modules behind `on`: `on block.*.attn.{q,v}`"),
+        Write("the modules after `on`: `on block.*.attn.{q,v}`"),
     ),
     (
         "test",
@@ -115,7 +115,7 @@ const WORDS: [(&str, Instead); 22] = [
     ("none", Ours("off")),
     ("prefix_tuning", Ours("prefix")),
     ("prompt_tuning", Ours("prompt")),
-    ("qlora", Write("`lora`: frozen weights in 4 bits are not there yet")),
+    ("qlora", Write("`lora`: deltarun does not support 4-bit weights yet")),
     ("regression", Ours("regress")),
     ("rslora", Write("`lora { scaling = rank_stabilized }`")),
     ("seq_cls", Ours("classify")),

@@ -182,12 +182,12 @@ impl Value {
         match self {
             Value::Number(_) => "a number",
             Value::Percent(_) => "a percentage",
-            Value::Text(_) => "a text",
+            Value::Text(_) => "a string",
             Value::Word(_) => "a word",
             Value::List(_) => "a list",
             Value::Block(_) => "a block",
             Value::Call { .. } => "a call",
-            Value::Record { .. } => "a word with a block",
+            Value::Record { .. } => "a named block",
             Value::Every { .. } => "an interval",
         }
     }

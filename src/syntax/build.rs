@@ -278,7 +278,7 @@ fn number(text: &str, span: Span) -> Outcome<f64> {
         Ok(number) if number.is_finite() => Ok(number),
         _ => Err(Problem::new(
             "delta::syntax::number",
-            format!("`{text}` is too large a number"),
+            format!("the number `{text}` is too large"),
         )
         .at(span, "here")
         .help("write a number below 1.8e308")),
@@ -302,7 +302,7 @@ fn unescape(pair: &Pair<Rule>) -> Outcome<String> {
                 let escape = other.map(String::from).unwrap_or_default();
                 let message = format!("`\\{escape}` is not an escape");
                 return Err(Problem::new("delta::syntax::escape", message)
-                    .at(span(pair), "in this text")
+                    .at(span(pair), "in this string")
                     .help("write one of `\\\"`, `\\\\`, `\\n`, `\\t`"));
             }
         });
@@ -387,9 +387,9 @@ fn amount(pair: Pair<Rule>) -> Outcome<Spanned<Amount>> {
         Ok(number) => Ok(Spanned::new(Amount::Number(number as usize), span)),
         Err(_) => Err(Problem::new(
             "delta::syntax::number",
-            format!("`{text}` is too large a number"),
+            format!("the number `{text}` is too large"),
         )
         .at(span, "here")
-        .help("write a number of modules or blocks")),
+        .help("write a smaller number of modules or blocks")),
     }
 }

@@ -16,17 +16,17 @@ struct Habit {
 const HABITS: [Habit; 20] = [
     Habit {
         pattern: r"\b(?:target_modules|lora_target)[ \t]*[=:][ \t]*(?:\[[^\]\n]*\]|[^\s,}]+)",
-        message: "the modules are no setting",
-        help: "write them behind the block: `on block.*.attn.{q,v}`; `deltarun plan` shows the tree",
+        message: "the target modules are not a setting",
+        help: "select them after the block: `on block.*.attn.{q,v}`; `deltarun plan` shows the tree",
     },
     Habit {
         pattern: r"//[^\n]*",
-        message: "`//` begins no comment",
+        message: "`//` does not begin a comment",
         help: "begin a comment with `#`",
     },
     Habit {
         pattern: r"/\*",
-        message: "`/*` begins no comment",
+        message: "`/*` does not begin a comment",
         help: "begin each line of a comment with `#`",
     },
     Habit {
@@ -36,82 +36,82 @@ const HABITS: [Habit; 20] = [
     },
     Habit {
         pattern: r"'([^'\n]*)'",
-        message: "a text stands in double quotes",
+        message: "a string needs double quotes",
         help: "write `\"$1\"`",
     },
     Habit {
         pattern: r"[“”„«»]([^“”„«»\n]*)[“”„«»]?",
-        message: "these quotes are typographic",
+        message: "these are typographic quotes",
         help: "write `\"$1\"`",
     },
     Habit {
         pattern: r"([0-9.]*e)?[−–—]([0-9]+)",
-        message: "this minus is typographic",
+        message: "this is a typographic dash, not a minus",
         help: "write `$1-$2`",
     },
     Habit {
         pattern: r"(?m)^[ \t]*-[ \t]+\w[^\n]*",
-        message: "a list has no dashes",
+        message: "a list is not written with dashes",
         help: "write a list in brackets: `[first, second]`",
     },
     Habit {
         pattern: r"\b(?:pipeline|param|stage|task|unfreeze|insert|reparam)[ \t]+([A-Za-z_]\w*(?:-\w+)+)",
-        message: "a name has letters, digits and `_` alone",
+        message: "a name may contain only letters, digits and `_`",
         help: "write `_` in place of `-`",
     },
     Habit {
         pattern: r"\b(?:insert|reparam)\b[^{}\n]*=[ \t]*(\w+)\(([^()\n]*)\)",
-        message: "settings of a method stand in braces",
+        message: "the settings of a method belong in braces",
         help: "write `$1 { $2 }`",
     },
     Habit {
         pattern: r"\b(?:optimizer|schedule)[ \t]*=[ \t]*(\w+)\(([^()\n]*)\)",
-        message: "settings stand in braces",
+        message: "settings belong in braces",
         help: "write `$1 { $2 }`",
     },
     Habit {
         pattern: r"\bon[ \t]+\[[^\]\n]*\]",
-        message: "modules are chosen by their paths, not by a list",
-        help: "write `on block.*.attn.{q,v}`; `deltarun plan` shows the tree, and a checkpoint's own name stands in quotes: `on \"*.query\"`",
+        message: "modules are selected by path, not by a list",
+        help: "write `on block.*.attn.{q,v}`, or a checkpoint's own name in quotes: `on \"*.query\"`; `deltarun plan` shows the tree",
     },
     Habit {
         pattern: r"\binsert[ \t]+(\w+)[ \t]*=[ \t]*(\w+)[ \t]*(?:\{[^{}\n]*\}[ \t]*)?\bon\b",
-        message: "`insert` puts a module `after`, `beside` or `before` others",
-        help: "write `reparam $1 = $2 ... on ...` for what changes weights, or `insert $1 = $2 ... after ...`",
+        message: "`insert` places a module `after`, `beside` or `before` others",
+        help: "write `reparam $1 = $2 ... on ...` to change weights, or `insert $1 = $2 ... after ...` to add a module",
     },
     Habit {
         pattern: r"\breparam[ \t]+(\w+)[ \t]*=[ \t]*(\w+)[ \t]*(?:\{[^{}\n]*\}[ \t]*)?\b(after|beside|before)\b",
         message: "`reparam` changes weights `on` modules",
-        help: "write `insert $1 = $2 ... $3 ...` for a module of its own, or `reparam $1 = $2 ... on ...`",
+        help: "write `insert $1 = $2 ... $3 ...` to add a module, or `reparam $1 = $2 ... on ...` to change weights",
     },
     Habit {
         pattern: r"\btask[ \t]*=[ \t]*(\w+)[ \t]*\{",
-        message: "a task has no `=` unless it has a name",
+        message: "a task without a name takes no `=`",
         help: "write `task $1 { ... }`, or `task NAME = $1 { ... }`",
     },
     Habit {
         pattern: r"\b(backbone)[ \t]+([^\s\x22{/.-]*[/.-][^\s\x22{]*)",
-        message: "a path stands in quotes",
+        message: "a path needs quotes",
         help: "write `backbone \"$2\"`",
     },
     Habit {
         pattern: r"\b(tsv|csv|jsonl|text)\(([^\s\x22,()=]*[./][^\s\x22,()=]*)\)",
-        message: "a path stands in quotes",
+        message: "a path needs quotes",
         help: "write `$1(\"$2\")`",
     },
     Habit {
         pattern: r"(?m)^[ \t]*(\w+)[ \t]*:[ \t]*([^\n{]*[^\s{,;])",
-        message: "a setting has `=`, not `:`",
+        message: "a setting takes `=`, not `:`",
         help: "write `$1 = $2`",
     },
     Habit {
         pattern: r"\x22(\w+)\x22[ \t]*:[ \t]*([^\s,}]+)",
-        message: "a setting has `=`, not `:`",
+        message: "a setting takes `=`, not `:`",
         help: "write `\"$1\" = $2`",
     },
     Habit {
         pattern: r"(?m)^[ \t]*(?:import|from|def|let|const|var|val)[ \t]+[^\n]*",
-        message: "this is a statement of another language",
+        message: "this statement belongs to another language",
         help: "write one of `pipeline`, `param`, `backbone`, `data`, `task`, `freeze`, `unfreeze`, `insert`, `reparam`, `stage`",
     },
 ];

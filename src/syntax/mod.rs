@@ -41,9 +41,9 @@ const LARGEST: usize = 1 << 20;
 pub fn parse(text: &str) -> Result<Pipeline, Vec<Problem>> {
     if text.len() > LARGEST {
         let size = crate::text::bytes(text.len());
-        let message = format!("the file has {size}, and a pipeline at most 1 MB");
+        let message = format!("the file has {size}, but a pipeline may have at most 1 MB");
         let problem = Problem::new("delta::syntax::size", message);
-        return Err(vec![problem.help("give a `.delta` file")]);
+        return Err(vec![problem.help("name a `.delta` file of at most 1 MB")]);
     }
     check_depth(text).map_err(|problem| vec![problem])?;
     match Grammar::parse(Rule::file, text) {
@@ -105,7 +105,7 @@ fn check_depth(text: &str) -> Result<(), Problem> {
                 start,
                 end: start + 1,
             };
-            let message = format!("brackets are nested more than {DEEPEST} deep");
+            let message = format!("brackets are nested deeper than {DEEPEST} levels");
             return Err(Problem::new("delta::syntax::depth", message).at(span, "here"));
         }
     }
@@ -177,7 +177,7 @@ fn explain(error: &pest::error::Error<Rule>, text: &str) -> Problem {
         )),
         _ => match form {
             Some((_, form)) => problem.help(format!("write `{form}`")),
-            None => problem.help("see `docs/language.md` for the form of a value"),
+            None => problem.help("see `docs/language.md` for how to write a value"),
         },
     }
 }
@@ -217,7 +217,7 @@ fn describe(rule: &Rule) -> &'static str {
         | Rule::word
         | Rule::kw_every
         | Rule::single => "a value",
-        Rule::string => "a text in quotes",
+        Rule::string => "a string in quotes",
         Rule::block => "a block in braces",
         Rule::setting => "a setting (`key = value`)",
         Rule::argument => "an argument",

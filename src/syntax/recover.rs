@@ -138,14 +138,14 @@ impl Scan {
                 }
                 '\n' => {
                     self.code[start..place].fill(false);
-                    self.never_closed(start, "\"", "close it in the same line: `\"...\"`");
+                    self.never_closed(start, "\"", "close it on the same line: `\"...\"`");
                     return (place, false);
                 }
                 _ => {}
             }
         }
         self.code[start..].fill(false);
-        self.never_closed(start, "\"", "close it in the same line: `\"...\"`");
+        self.never_closed(start, "\"", "close it on the same line: `\"...\"`");
         (text.len(), false)
     }
 
@@ -163,7 +163,7 @@ impl Scan {
             None => self.problems.push(
                 Problem::new(
                     "delta::syntax::bracket",
-                    format!("`{symbol}` closes nothing"),
+                    format!("this `{symbol}` has no opening bracket"),
                 )
                 .at(
                     Span {

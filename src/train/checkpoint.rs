@@ -119,7 +119,7 @@ pub fn load(path: &Path) -> Result<State, Problem> {
     let damaged = |reason: &dyn std::fmt::Display| {
         let message = format!("the checkpoint `{}` is damaged: {reason}", path.display());
         Problem::failure("delta::run::checkpoint", message)
-            .help("bring back a copy of it, or remove the unfinished run and start again")
+            .help("restore a copy of it, or remove the unfinished run and start again")
     };
     let file = Checkpoint::open(&[path.to_path_buf()]).map_err(|e| damaged(&e.message))?;
     let text = file.metadata(POSITION).unwrap_or_default();
@@ -134,7 +134,9 @@ pub fn load(path: &Path) -> Result<State, Problem> {
         let (values, shape) = file.read(name)?;
         add_to(&mut digest, name, &values);
         let Some((kind, key)) = name.split_once(':') else {
-            return Err(damaged(&format!("`{name}` is no part of a state")));
+            return Err(damaged(&format!(
+                "`{name}` does not belong to a training state"
+            )));
         };
         let key = key.to_owned();
         match kind {
@@ -143,11 +145,15 @@ pub fn load(path: &Path) -> Result<State, Problem> {
             "memory" => drop(state.memory.insert(key, values)),
             "first" => state.moments.entry(key).or_default().first = values,
             "second" => state.moments.entry(key).or_default().second = values,
-            _ => return Err(damaged(&format!("`{name}` is no part of a state"))),
+            _ => {
+                return Err(damaged(&format!(
+                    "`{name}` does not belong to a training state"
+                )))
+            }
         }
     }
     match file.metadata(DIGEST) == Some(hexadecimal(&digest.finalize())) {
         true => Ok(state),
-        false => Err(damaged(&"its content is not what was written")),
+        false => Err(damaged(&"its digest does not match its content")),
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::frozen::ActivationCache;
 use super::metrics;
-use crate::data::{batch, Example, Masking, Target};
+use crate::data::{batch, Example, Masking, Prediction, Target};
 use crate::diagnostic::Problem;
 use crate::graph::{Batch, Graph, Targets};
 use crate::plan::{Metric, TaskKind, TaskPlan};
@@ -35,6 +35,10 @@ const MOST_ROWS: usize = 8192;
 /// Examples in their order, in batches of about as many rows as a group has.
 fn batches(graph: &Graph, examples: &[Example], masking: Option<Masking>) -> Vec<Batch> {
     let limit = graph.device().group_rows().min(MOST_ROWS);
+    let prediction = Prediction {
+        masking,
+        predicts_first: graph.predicts_first(),
+    };
     let mut batches = Vec::new();
     let mut start = 0;
     while start < examples.len() {
@@ -47,7 +51,7 @@ fn batches(graph: &Graph, examples: &[Example], masking: Option<Masking>) -> Vec
         let members: Vec<&Example> = examples[start..end].iter().collect();
         let places: Vec<usize> = (start..end).collect();
         // The seed is constant, so that every evaluation uses the same masks.
-        batches.push(batch(&members, &places, 0, masking));
+        batches.push(batch(&members, &places, 0, prediction));
         start = end;
     }
     batches
@@ -127,9 +131,9 @@ pub(super) fn evaluate_with(
         }
     }
     if !score.is_finite {
-        let message = "a logit is not a finite number";
+        let message = "the model computed a logit that is NaN or infinite";
         return Err(Problem::failure("delta::train::not_finite", message)
-            .help("look at the weights of the run and of its backbone"));
+            .help("look for NaN or infinity in the weights of the run and of its backbone"));
     }
     Ok(score.finish(examples.len(), task))
 }

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use checkpoint::{load, save, Position, Snapshot, State};
 pub use evaluate::{evaluate, highest, predict, softmax, Evaluation};
 pub use frozen::{ActivationCache, ActivationCaches, KEPT_IN_MEMORY};
-pub use stage::{check_steps, train, Data, Event, Watcher};
+pub use stage::{check_steps, train, warn_of_warmup, Data, Event, Watcher};
 
 /// The result of a stage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -10,13 +10,14 @@ use super::frozen::{ActivationCache, ActivationCaches};
 use super::optimizer::{clip, Stepper};
 use super::schedule::factor;
 use super::StageResult;
-use crate::data::{groups, order, Example, Examples, Masking};
+use crate::data::{groups, order, Example, Examples, Masking, Prediction};
 use crate::delta::{OnHost, ParameterId, Step};
 use crate::diagnostic::Problem;
 use crate::engine::{mix, Outcome};
 use crate::graph::optimizations::frozen_blocks;
 use crate::graph::{device_problem, Graph};
-use crate::plan::{DeltaPlan, Keep, Length, Plan, StagePlan, TaskPlan, Unit};
+use crate::plan::{DeltaPlan, Keep, Length, Plan, StagePlan, TaskPlan, Unit, Warmup};
+use crate::text::{counted, thousands};
 
 /// The examples of one stage.
 #[derive(Clone, Default)]
@@ -81,9 +82,9 @@ pub trait Watcher {
 }
 
 /// The number of steps in an epoch of a stage, and in the whole stage.
-fn steps(stage: &StagePlan, data: &Data) -> (usize, usize) {
+fn steps(stage: &StagePlan, examples: usize) -> (usize, usize) {
     let per_step = stage.batch * stage.accumulate;
-    let of_epoch = data.train.len().div_ceil(per_step).max(1);
+    let of_epoch = examples.div_ceil(per_step).max(1);
     let all = match stage.length {
         Length::Steps(steps) => steps,
         Length::Epochs(epochs) => ((epochs * of_epoch as f64).ceil() as usize).max(1),
@@ -91,14 +92,14 @@ fn steps(stage: &StagePlan, data: &Data) -> (usize, usize) {
     (of_epoch, all)
 }
 
-/// Checks that every stage has as many steps as the deltas that it trains need. This is known only when the examples
-/// have been counted.
+/// Checks that every stage has as many steps as the deltas that it trains need. `examples` has the number of training
+/// examples of each stage.
 ///
 /// # Errors
 /// A delta needs more steps than a stage has.
-pub fn check_steps(plan: &Plan, data: &[Data]) -> Result<(), Problem> {
-    for (stage, data) in plan.stages.iter().zip(data) {
-        let (_, steps) = steps(stage, data);
+pub fn check_steps(plan: &Plan, examples: &[usize]) -> Result<(), Problem> {
+    for (stage, examples) in plan.stages.iter().zip(examples) {
+        let (_, steps) = steps(stage, *examples);
         for delta in plan.trained_on_host(stage) {
             let check = delta.on_host().map(|method| method.check_steps(steps));
             if let Some(Err(message)) = check {
@@ -106,11 +107,39 @@ pub fn check_steps(plan: &Plan, data: &[Data]) -> Result<(), Problem> {
                 return Err(problem
                     .at(delta.span, "this delta")
                     .at(stage.span, "trained in this stage")
-                    .help("write smaller ones, or more steps"));
+                    .help("lower these settings, or train for more steps"));
             }
         }
     }
     Ok(())
+}
+
+/// Warns of stages that end before their warm-up does: their rate never reaches `lr`.
+pub fn warn_of_warmup(plan: &Plan, examples: &[usize]) -> Vec<Problem> {
+    let warning =
+        |(stage, examples): (&StagePlan, &usize)| {
+            let (_, steps) = steps(stage, *examples);
+            let warmup = match stage.schedule.warmup {
+                Warmup::Steps(warmup) if warmup >= steps => warmup,
+                _ => return None,
+            };
+            let message = format!(
+                "stage `{}` has {}, but its warm-up takes {}: the rate never reaches `lr`",
+                stage.name,
+                counted(steps, "step"),
+                thousands(warmup)
+            );
+            let problem =
+                Problem::warning("delta::train::warmup", message).at(stage.span, "this stage");
+            Some(problem.help(
+                "write the warm-up as a share, such as `warmup = 6%`, or train for more steps",
+            ))
+        };
+    plan.stages
+        .iter()
+        .zip(examples)
+        .filter_map(warning)
+        .collect()
 }
 
 /// Trains all stages of a plan, starting from `state`. Runs share the activations of frozen blocks through `caches`.
@@ -170,7 +199,7 @@ impl<'a> Stage<'a> {
         caches: &ActivationCaches,
     ) -> Self {
         let stage = &plan.stages[index];
-        let (epoch_steps, steps) = steps(stage, data);
+        let (epoch_steps, steps) = steps(stage, data.train.len());
         let mut stepper = Stepper::new(stage.optimizer);
         stepper.moments = std::mem::take(&mut state.moments);
         stepper.steps = state.position.step;
@@ -239,7 +268,10 @@ impl<'a> Stage<'a> {
         let mut groups = groups(
             &examples,
             random,
-            self.data.masking,
+            Prediction {
+                masking: self.data.masking,
+                predicts_first: graph.predicts_first(),
+            },
             graph.device().group_rows(),
         );
         if self.keeps[0] {
@@ -324,12 +356,12 @@ impl<'a> Stage<'a> {
 
     fn not_a_number(&self, step: usize, loss: f32) -> Problem {
         let message = format!(
-            "stage `{}`, step {step}: the loss is {loss}, or its gradient is not a number",
+            "stage `{}`, step {step}: the loss ({loss}) or its gradient is not finite",
             self.plan.name
         );
         Problem::failure("delta::train::not_a_number", message)
             .at(self.plan.span, "in this stage")
-            .help("lower `lr`, add a `warmup`, or lower `clip`; the last good checkpoint is kept")
+            .help("lower `lr` or `clip`, or add a `warmup`; the last good checkpoint is kept")
     }
 
     fn is_due(&self, step: usize) -> bool {

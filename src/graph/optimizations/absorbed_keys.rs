@@ -6,19 +6,11 @@
 
 use super::super::forward::Pass;
 use super::super::layers::Attention;
-use super::{is_gated_at_the_top, Optimization};
+use super::is_gated_at_the_top;
 use crate::backbone::Architecture;
 use crate::delta::Preposition;
 use crate::engine::{ops, Attending, AttentionShape, Layout, Matrix, Outcome};
 use crate::plan::{Change, Plan, TaskPlan};
-
-pub(super) const OPTIMIZATION: Optimization = Optimization {
-    name: "the last block without keys and values",
-    check: |plan, index| {
-        check(plan, index, true)?;
-        Ok("one row asks: it mixes what the block reads".to_owned())
-    },
-};
 
 /// Checks that the last block's attention can mix its input rows instead of projecting every row to a
 /// value. `drops` says whether the pass applies dropout.
@@ -31,14 +23,14 @@ pub fn check(plan: &Plan, index: usize, drops: bool) -> Result<(), String> {
         None => plan.final_task().map(|(_, task)| task),
     };
     if task.is_some_and(TaskPlan::uses_language_model) {
-        return Err("its head reads more than one row of a sequence".to_owned());
+        return Err("the head reads more than one row of a sequence".to_owned());
     }
     if is_gated_at_the_top(plan, index) {
-        return Err("a gate in it reads all rows of a sequence".to_owned());
+        return Err("a gate in the last block reads all rows of a sequence".to_owned());
     }
     Architecture::new(&plan.backbone.config).absorbs_keys()?;
     if drops && plan.backbone.config.attention_dropout > 0.0 {
-        return Err("dropout of attention weights, which then do not sum to 1".to_owned());
+        return Err("attention dropout keeps the attention weights from summing to 1".to_owned());
     }
     let last = plan.backbone.config.block_paths().pop().unwrap_or_default();
     let attention = format!("{last}.attn");
@@ -49,17 +41,23 @@ pub fn check(plan: &Plan, index: usize, drops: bool) -> Result<(), String> {
         match &delta.change {
             Change::Unfreeze { parameters } => {
                 if is_trained(&delta.name) && parameters.contains(&format!("{keys}.weight")) {
-                    return Err(format!("`{}` trains the weight of its keys", delta.name));
+                    return Err(format!(
+                        "`{}` trains the weight of the key projection",
+                        delta.name
+                    ));
                 }
             }
             Change::Method { method, sites } => {
                 let is_at = |path: &String| sites.contains(path);
                 let is_prefix = method.preposition() == Preposition::Before;
                 if is_at(&keys) || is_at(&fused) || is_prefix && is_at(&attention) {
-                    return Err(format!("`{}` changes its keys", delta.name));
+                    return Err(format!("`{}` changes the keys", delta.name));
                 }
                 if drops && method.dropout() > 0.0 && is_at(&values) {
-                    return Err(format!("`{}` has a dropout before its values", delta.name));
+                    return Err(format!(
+                        "`{}` applies dropout before the value projection",
+                        delta.name
+                    ));
                 }
             }
         }

@@ -2,20 +2,8 @@
 //! is random. `train/frozen.rs` computes these activations once and keeps them, and later passes start from them
 //! (`Batch::cached`).
 
-use super::{blocks_below, Optimization};
 use crate::backbone::Config;
 use crate::plan::{Change, DeltaPlan, Length, Plan, TaskKind};
-
-pub(super) const OPTIMIZATION: Optimization = Optimization {
-    name: "the frozen blocks computed once",
-    check: |plan, index| {
-        let first = check(plan, index)?;
-        Ok(match first == plan.backbone.config.block_count() {
-            true => "all blocks are, in the first epoch".to_owned(),
-            false => format!("{} are, in the first epoch", blocks_below(plan, first)),
-        })
-    },
-};
 
 /// Checks that a pass over this backbone can start at a block instead of at the embeddings.
 ///
@@ -24,7 +12,7 @@ pub(super) const OPTIMIZATION: Optimization = Optimization {
 pub fn fits(config: &Config) -> Result<(), String> {
     match config.decoder_layers {
         None => Ok(()),
-        Some(_) => Err("the decoder reads what the encoder makes in each of its blocks".to_owned()),
+        Some(_) => Err("every decoder block reads the encoder's output".to_owned()),
     }
 }
 
@@ -43,23 +31,23 @@ pub fn check(plan: &Plan, index: usize) -> Result<usize, String> {
     };
     let active = plan.active(index);
     if first == 0 {
-        Err("something is trained in the first block or below it".to_owned())
+        Err("the stage trains something in the first block or below it".to_owned())
     } else if let Err(reason) = fits(config) {
         Err(reason)
     } else if plan.tasks[&stage.task].kind == TaskKind::MaskedLm {
-        Err("masks are drawn anew in every epoch".to_owned())
+        Err("every epoch draws new masks".to_owned())
     } else if config.dropout > 0.0
         || config.embedding_dropout() > 0.0
         || config.attention_dropout > 0.0
     {
-        Err("dropout below the lowest trained site; `dropout = off` in `backbone`".to_owned())
+        Err("`dropout = off` in `backbone` removes the dropout below what is trained".to_owned())
     } else if let Some(delta) = active.iter().find(draws) {
         Err(format!(
-            "`{}` has a dropout below the lowest trained site",
+            "`{}` has dropout below the lowest trained site",
             delta.name
         ))
     } else if matches!(stage.length, Length::Epochs(epochs) if epochs <= 1.0) {
-        Err("there is one epoch".to_owned())
+        Err("the stage has no second epoch".to_owned())
     } else {
         Ok(first)
     }

@@ -1,16 +1,12 @@
-//! Work that a graph skips, or does only once. Each optimization has its own file, which says when it applies, why it
-//! may not, and what the graph does instead. `deltarun plan` shows this for every stage.
+//! Work that a graph skips, or does only once: a table of what a stage saves, and why it does not. `deltarun plan` shows
+//! it for every stage. What the graph itself has to do for a saving is in a file of its own.
 
 pub mod absorbed_keys;
-mod bf16_products;
 pub mod frozen_blocks;
-mod frozen_weights;
-mod int8_products;
-mod packed_rows;
 pub(super) mod read_rows;
-mod untraced_blocks;
 
-use crate::plan::{Change, DeltaPlan, Plan};
+use crate::engine::{uses_amx, Precision};
+use crate::plan::{Change, DeltaPlan, Plan, TaskPlan};
 
 /// An optimization that may apply to a stage.
 pub struct Optimization {
@@ -22,15 +18,97 @@ pub struct Optimization {
 
 /// Every optimization.
 pub const ALL: [Optimization; 8] = [
-    frozen_weights::OPTIMIZATION,
-    untraced_blocks::OPTIMIZATION,
-    frozen_blocks::OPTIMIZATION,
-    read_rows::OPTIMIZATION,
-    absorbed_keys::OPTIMIZATION,
-    bf16_products::OPTIMIZATION,
-    int8_products::OPTIMIZATION,
-    packed_rows::OPTIMIZATION,
+    // The CPU packs sequences row after row (`Layout`).
+    Optimization {
+        name: "padding",
+        check: |_, _| Ok("sequences lie one after the other".to_owned()),
+    },
+    // The engine's `linear` skips the gradient of a weight that is not traced.
+    Optimization {
+        name: "gradients of frozen weights",
+        check: |plan, index| {
+            Ok(match unfreezes_weights(plan, index) {
+                true => "of those that the stage does not train".to_owned(),
+                false => "of the whole backbone".to_owned(),
+            })
+        },
+    },
+    // The engine records an operation only if one of its inputs is traced (`Trace`): below the lowest trained site, none
+    // is.
+    Optimization {
+        name: "the backward pass below what is trained",
+        check: |plan, index| match plan.first_trained_block(index) {
+            0 => Err("the stage trains something in the first block or below it".to_owned()),
+            first if first == plan.backbone.config.block_count() => Ok("in all blocks".to_owned()),
+            first => Ok(format!("in {}", blocks_below(plan, first))),
+        },
+    },
+    Optimization {
+        name: "frozen blocks after the first epoch",
+        check: |plan, index| {
+            let first = frozen_blocks::check(plan, index)?;
+            Ok(match first == plan.backbone.config.block_count() {
+                true => "all blocks".to_owned(),
+                false => blocks_below(plan, first),
+            })
+        },
+    },
+    Optimization {
+        name: "rows of the last block",
+        check: |plan, index| {
+            if is_gated_at_the_top(plan, index) {
+                return Err("a gate in it reads all rows of a sequence".to_owned());
+            }
+            let task = plan.tasks.get(&plan.stages[index].task);
+            Ok(match task.is_some_and(TaskPlan::uses_language_model) {
+                true => "after its attention, only those that predict a token go on".to_owned(),
+                false => "after its attention, one per sequence goes on".to_owned(),
+            })
+        },
+    },
+    Optimization {
+        name: "keys and values of the last block",
+        check: |plan, index| {
+            absorbed_keys::check(plan, index, true)?;
+            Ok("the one row that is read attends to the block's inputs".to_owned())
+        },
+    },
+    Optimization {
+        name: "half of each product's bytes",
+        check: |plan, _| match plan.backbone.precision {
+            Precision::Bf16 => Ok("frozen weights and their inputs are in bfloat16".to_owned()),
+            Precision::F32 => Err(
+                "`precision = bf16` in `backbone` rounds frozen weights and their inputs"
+                    .to_owned(),
+            ),
+        },
+    },
+    // f32 products composed of int8 products, on processors that multiply bytes in tiles.
+    Optimization {
+        name: "time of f32 products, by AMX",
+        check: |plan, _| {
+            let hidden = plan.backbone.config.hidden;
+            match plan.backbone.precision {
+                Precision::Bf16 => Err("the products are in bfloat16".to_owned()),
+                _ if uses_amx(hidden, hidden) => Ok("elements are 24-bit integers".to_owned()),
+                _ => Err("the processor has no AMX, or the backbone is too narrow".to_owned()),
+            }
+        },
+    },
 ];
+
+/// Whether a stage trains a weight of the backbone itself.
+fn unfreezes_weights(plan: &Plan, index: usize) -> bool {
+    let stage = &plan.stages[index];
+    let mut trained = plan
+        .deltas
+        .iter()
+        .filter(|delta| stage.train.contains(&delta.name));
+    trained.any(|delta| match &delta.change {
+        Change::Unfreeze { parameters } => parameters.iter().any(|path| path.ends_with(".weight")),
+        Change::Method { .. } => false,
+    })
+}
 
 /// Names the blocks below block `first`, for messages.
 fn blocks_below(plan: &Plan, first: usize) -> String {

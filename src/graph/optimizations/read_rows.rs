@@ -2,26 +2,8 @@
 //! block (`Pass::blocks` and `Pass::block`).
 
 use super::super::{Batch, Targets};
-use super::{is_gated_at_the_top, Optimization};
 use crate::backbone::family::Reads;
 use crate::engine::Layout;
-use crate::plan::{Plan, TaskPlan};
-
-pub(super) const OPTIMIZATION: Optimization = Optimization {
-    name: "the last block only for the rows that are read",
-    check,
-};
-
-fn check(plan: &Plan, index: usize) -> Result<String, String> {
-    if is_gated_at_the_top(plan, index) {
-        return Err("a gate in it reads all rows of a sequence".to_owned());
-    }
-    let task = plan.tasks.get(&plan.stages[index].task);
-    Ok(match task.is_some_and(TaskPlan::uses_language_model) {
-        true => "behind its attention, only the tokens that a target is read off go on".to_owned(),
-        false => "behind its attention, one row of a sequence goes on".to_owned(),
-    })
-}
 
 /// The rows that a head reads, in ascending order.
 pub(in crate::graph) fn read_rows(reads: Reads, batch: &Batch, layout: &Layout) -> Vec<usize> {
@@ -36,9 +18,15 @@ pub(in crate::graph) fn read_rows(reads: Reads, batch: &Batch, layout: &Layout) 
                 _ if batch.decoder.is_some() => (0..layout.rows()).collect(),
                 _ => (0..batch.layout.rows()).collect(),
             };
+            // A prompt's last row predicts the first token.
+            let is_before = reads == Reads::Next && matches!(targets, Targets::Tokens { .. });
             match batch.decoder {
                 // Prompts extend the encoder's input, so the decoder's rows do not move.
                 Some(_) => rows,
+                None if is_before && batch.masks.is_empty() => {
+                    let rows = moved_rows(&rows, batch, layout).into_iter();
+                    rows.map(|row| row - 1).collect()
+                }
                 None => moved_rows(&rows, batch, layout),
             }
         }
