@@ -17,7 +17,7 @@ use deltarun::run::{open_run, Integrity, Loaded, Reads};
 use deltarun::train::evaluate;
 use serde_json::{json, Value};
 
-const CASES: [(&str, &str); 27] = [
+const CASES: [(&str, &str); 35] = [
     ("layers", "bert_b"),
     ("layers_pattern", "gpt2"),
     ("bias_all", "bert_a"),
@@ -37,6 +37,14 @@ const CASES: [(&str, &str); 27] = [
     ("prefix_qwen2", "qwen2"),
     ("prompt_qwen2", "qwen2"),
     ("p_tuning_llama", "llama_b"),
+    ("embed_untied", "llama_b"),
+    ("embed_tied", "llama_a"),
+    ("tables_saved", "llama_b"),
+    ("tables_saved_tied", "llama_a"),
+    ("both_tables_tied", "llama_a"),
+    ("bias_all_gpt2", "gpt2"),
+    ("early_names", "bert_a"),
+    ("python_pattern", "bert_b"),
     ("ia3_qwen2", "qwen2"),
     ("t5_prefix", "t5_v1_0"),
     ("t5_prefix_even", "t5_v1_1"),
@@ -121,7 +129,7 @@ fn losses_of_causal_models_are_those_of_peft() {
         );
         cases += 1;
     }
-    assert_eq!(cases, 6);
+    assert_eq!(cases, 11);
 }
 
 /// An adapter's directory whose configuration has other values.
@@ -399,4 +407,28 @@ fn numbers_that_fit_no_backbone_are_refused() {
         "{}",
         problem.message
     );
+}
+
+/// What deltarun cannot hold is refused for what it is, with a way out.
+#[test]
+fn adapters_that_fit_no_delta_are_refused_by_their_reason() {
+    for (name, backbone) in [("head_lora", "llama_b"), ("t5_all_linear", "t5_v1_0")] {
+        let problem = open(&fixture("adapters").join(name), &fixture(backbone))
+            .err()
+            .unwrap();
+        assert!(
+            problem.message.contains("is a LoRA on the task's head"),
+            "{problem:?}"
+        );
+        assert!(problem.help.unwrap().contains("modules_to_save"));
+    }
+    let lora = fixture("adapters/orthogonal");
+    let (_place, mlx) = changed(&lora, &json!({ "fine_tune_type": "lora" }));
+    let problem = import(&mlx, &config(&fixture("bert_a"))).err().unwrap();
+    assert!(problem.message.contains("MLX-LM's"), "{problem:?}");
+    let (_place, converted) = changed(&lora, &json!({ "peft_type": "SHIRA" }));
+    let problem = import(&converted, &config(&fixture("bert_a")))
+        .err()
+        .unwrap();
+    assert!(problem.help.unwrap().contains("save_as_lora"));
 }

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use rayon::prelude::*;
 use tokenizers::utils::truncation::truncate_encodings;
 use tokenizers::{
     Encoding, PostProcessor, Token, Tokenizer, TruncationDirection, TruncationParams,
@@ -144,7 +143,8 @@ impl TextEncoder {
             [first, second] => self.encode_one(first, Some(second)),
             texts => self.encode_one(&texts.concat(), None),
         };
-        let encoded: Vec<Encoded> = texts.par_iter().map(one).collect::<Result<_, _>>()?;
+        // On one thread: a tokenizer allocates for every token, and threads would wait for the allocator (twice as long).
+        let encoded: Vec<Encoded> = texts.iter().map(one).collect::<Result<_, _>>()?;
         self.check(&encoded)?;
         Ok(encoded)
     }

@@ -17,6 +17,7 @@ use crate::diagnostic::{Problem, Span};
 use crate::graph::Tensors;
 use crate::pattern::Pattern;
 use crate::plan::{Change, DeltaPlan};
+use crate::terminal::note;
 
 /// The contents of an adapter's directory.
 pub struct Imported {
@@ -26,6 +27,8 @@ pub struct Imported {
     pub tensors: Tensors,
     /// Whether the adapter is a language model's.
     pub is_language_model: bool,
+    /// Whether the language model's head has a weight of its own.
+    pub has_head_weight: bool,
     /// The number of labels of the head, if the head was saved.
     pub outputs: Option<usize>,
     /// The backbone's name or path, as PEFT was given it.
@@ -52,11 +55,24 @@ pub fn import(directory: &Path, config: &Config) -> Result<Imported, Problem> {
         problem(directory, format!("the file cannot be read: {e}"))
             .help("name a directory that PEFT's `save_pretrained` wrote")
     })?;
+    if adapter.contains_key("fine_tune_type") || directory.join("adapters.safetensors").exists() {
+        let message = "the adapter is MLX-LM's, which names and transposes its tensors in another way than PEFT";
+        return Err(problem(directory, message).help(
+            "fuse it with `mlx_lm.fuse --model MODEL --adapter-path DIR --save-path OUT`, and use OUT as the backbone",
+        ));
+    }
     settings::check(directory, &adapter, config)?;
     let file = open_tensors(directory)?;
     let mut reader = Reader::new(directory, &file);
     let is_prompt = prompts::is_prompt(&adapter);
-    let prefix = key_prefix(&file, &config.family().base_model_prefix);
+    let family_prefix = &config.family().base_model_prefix;
+    let prefix = key_prefix(&file, family_prefix);
+    if prefix.is_empty() && !family_prefix.is_empty() && !is_prompt {
+        note(&format!(
+            "the adapter was saved from `AutoModel`: its tensors have no `{family_prefix}` in their names, and PEFT would \
+             apply none of them to a model with a head; deltarun applies them"
+        ));
+    }
     let mut deltas = match is_prompt {
         true => prompts::read(directory, &adapter, config, &mut reader)?,
         false => read_tuner(directory, &adapter, config, &prefix, &mut reader)?,
@@ -69,6 +85,16 @@ pub fn import(directory: &Path, config: &Config) -> Result<Imported, Problem> {
     let language_model = heads.language_model();
     let is_asked = task == Some(settings::language_model_task(config));
     let language_model = language_model.filter(|_| is_asked);
+    // A head that is trained whole beside tied embeddings is a weight of its own in PEFT.
+    let has_own_copy = language_model.is_some()
+        && saved
+            .iter()
+            .any(|saved| saved == HEAD_WEIGHT.trim_end_matches(".weight"))
+        && reader.has(&format!("{key_prefix}{HEAD_WEIGHT}"));
+    let config = &Config {
+        has_head_weight: config.has_head_weight || (has_own_copy && !config.is_head_own()),
+        ..config.clone()
+    };
     let head = language_model.unwrap_or(&heads.classify);
     let outputs = read_head(head, &saved, config, &prefixes, &mut reader)?;
     deltas.extend(unfrozen::read(
@@ -78,13 +104,27 @@ pub fn import(directory: &Path, config: &Config) -> Result<Imported, Problem> {
         &prefixes,
         &mut reader,
     )?);
-    reader.check_extra()?;
+    reader.pass_over_equal(
+        &format!("{key_prefix}{HEAD_WEIGHT}"),
+        &format!("unfrozen.{WORD_TABLE}.weight"),
+    );
+    let steps = heads
+        .classify
+        .steps
+        .iter()
+        .chain(language_model.iter().flat_map(|head| &head.steps));
+    let of_heads: Vec<&str> = steps.filter_map(|step| step.name.as_deref()).collect();
+    reader.check_extra(&of_heads)?;
     check_two_tables(directory, config, &deltas)?;
+    let trains_table = saved
+        .iter()
+        .any(|saved| WORD_NAMES.contains(&saved.as_str()));
     if language_model.is_some() && !config.is_head_own() {
-        check_tied(directory, head, &deltas)?;
+        check_tied(directory, head, &deltas, trains_table)?;
     }
     let backbone = adapter.get("base_model_name_or_path");
     Ok(Imported {
+        has_head_weight: config.has_head_weight,
         deltas,
         tensors: reader.tensors,
         is_language_model: language_model.is_some(),
@@ -126,13 +166,27 @@ const ON_OTHER_MODULES: &str = "train the adapter again on other modules";
 /// The path of the word table in the module tree.
 pub(super) const WORD_TABLE: &str = "embeddings.word";
 
+/// A language model's output weight, in a checkpoint.
+const HEAD_WEIGHT: &str = "lm_head.weight";
+
+/// The names of tables of words in checkpoints.
+const WORD_NAMES: [&str; 4] = ["embed_tokens", "wte", "word_embeddings", "shared"];
+
 /// Refuses an adapter that trains a table to which the head is tied. PEFT trains a copy of the table for the embeddings
 /// only, or the same rows of both. Here both share one weight, and trained rows apply to the embeddings only.
-fn check_tied(directory: &Path, head: &Head, deltas: &[DeltaPlan]) -> Result<(), Problem> {
+fn check_tied(
+    directory: &Path,
+    head: &Head,
+    deltas: &[DeltaPlan],
+    trains_table: bool,
+) -> Result<(), Problem> {
     let table = head.steps.last().and_then(|step| step.weight.as_ref());
     let Some(table) = table else { return Ok(()) };
     let changes = |delta: &DeltaPlan| match &delta.change {
-        Change::Unfreeze { parameters } => parameters.contains(&format!("{table}.weight")),
+        // A table that is only stored beside the adapter replaces that of the head as well, as PEFT does it.
+        Change::Unfreeze { parameters } => {
+            trains_table && parameters.contains(&format!("{table}.weight"))
+        }
         Change::Method { method, sites } => {
             matches!(method.peft_adapter(), PeftAdapter::Rows(_)) && sites.contains(table)
         }
@@ -409,17 +463,23 @@ fn read_head(
     [key_prefix, prefix]: &[&str; 2],
     reader: &mut Reader,
 ) -> Result<Option<usize>, Problem> {
-    let is_saved = |parameter: &&Parameter| {
-        let name = &parameter.source.name;
-        saved
-            .iter()
-            .any(|saved| name.split('.').any(|part| part == saved))
-    };
     let stored = |p: &Parameter| format!("{key_prefix}{}", p.source.full_name(prefix));
     let unsized_head = head_parameters(config, head, 1);
+    // PEFT stores an output weight beside the adapter as well (`save_embedding_layers`).
+    let beside: Vec<String> = unsized_head
+        .iter()
+        .map(stored)
+        .filter(|name| reader.has(name))
+        .collect();
+    let is_saved = |parameter: &&Parameter| {
+        let name = &parameter.source.name;
+        let mut saved = saved.iter();
+        saved.any(|saved| name.split('.').any(|part| part == saved))
+            || beside.contains(&stored(parameter))
+    };
     let mut weights = unsized_head.iter().filter(is_saved);
     let last = weights.rfind(|p| p.path.ends_with("weight"));
-    let shape = last.and_then(|last| reader.file.shape(&stored(last)));
+    let shape = last.and_then(|last| reader.shape(&stored(last)));
     let outputs = match shape {
         Some([0, ..] | []) => {
             return Err(reader.problem("the head has no outputs"));

@@ -7,6 +7,9 @@ use crate::diagnostic::Problem;
 use crate::graph::Tensors;
 use crate::text::quoted_list;
 
+/// A way out for adapters with a LoRA on a head.
+const ON_HEAD: &str = "train the head whole (`modules_to_save`); a head that is not tied to the word embeddings can also be merged in Python";
+
 /// Reads tensors from an adapter's file and records which were expected.
 pub(super) struct Reader<'a> {
     directory: &'a Path,
@@ -74,6 +77,9 @@ impl<'a> Reader<'a> {
         let others = [
             format!("{module}.default.{leaf}"),
             format!("{stored}.default"),
+            // As early versions wrote modules that are trained whole.
+            format!("{module}.modules_to_save.{leaf}"),
+            format!("{module}.modules_to_save.default.{leaf}"),
         ];
         let found = others.into_iter().find(|name| self.file.has(name));
         found
@@ -84,6 +90,11 @@ impl<'a> Reader<'a> {
     /// Whether the file has such a tensor.
     pub(super) fn has(&self, stored: &str) -> bool {
         self.file.has(&self.name_of(stored))
+    }
+
+    /// The shape of such a tensor.
+    pub(super) fn shape(&self, stored: &str) -> Option<&[usize]> {
+        self.file.shape(&self.name_of(stored))
     }
 
     /// Whether a tensor was taken.
@@ -98,8 +109,21 @@ impl<'a> Reader<'a> {
         self.expected.extend(known.collect::<Vec<_>>());
     }
 
-    /// Checks that the file has no unexpected tensor.
-    pub(super) fn check_extra(&self) -> Result<(), Problem> {
+    /// Accepts a tensor that repeats another, which was taken for our `key`.
+    pub(super) fn pass_over_equal(&mut self, stored: &str, key: &str) {
+        let named = self.name_of(stored);
+        let Some((taken, _)) = self.tensors.get(key).filter(|_| self.file.has(&named)) else {
+            return;
+        };
+        let repeats = self
+            .file
+            .read(&named)
+            .is_ok_and(|(values, _)| values == *taken);
+        self.expected.extend(repeats.then_some(named));
+    }
+
+    /// Checks that the file has no unexpected tensor. `heads` are the names of modules of the task's head.
+    pub(super) fn check_extra(&self, heads: &[&str]) -> Result<(), Problem> {
         let names = self.file.names();
         let extra: Vec<&str> = names
             .into_iter()
@@ -109,6 +133,17 @@ impl<'a> Reader<'a> {
             return Ok(());
         }
         let list = quoted_list(extra.iter().copied());
+        let of_head = |name: &&&str| {
+            let parts: Vec<&str> = name.split('.').collect();
+            heads.iter().any(|head| name.contains(&format!(".{head}.")))
+                && parts.iter().any(|part| part.starts_with("lora_"))
+        };
+        if let Some(name) = extra.iter().find(of_head) {
+            let message = format!(
+                "`{name}` is a LoRA on the task's head, which deltarun reads only as a whole"
+            );
+            return Err(self.problem(message).help(ON_HEAD));
+        }
         Err(self.problem(format!("the configuration does not account for {list}")))
     }
 }

@@ -89,6 +89,25 @@ fn rules() -> &'static Rules {
 /// adapter changes a table that other modules also read.
 pub(super) const MERGE_IN_PYTHON: &str = "merge it in Python: `PeftModel.from_pretrained(model, DIR).merge_and_unload().save_pretrained(OUT)`, and use OUT as the backbone";
 
+/// The kinds of adapter that we cannot read and that PEFT 0.21.2 converts to a LoRA (`supports_lora_conversion`).
+const CONVERTED: [&str; 12] = [
+    "C3A",
+    "DELORA",
+    "FOURIERFT",
+    "GRALORA",
+    "HIRA",
+    "PSOFT",
+    "RANDLORA",
+    "SHIRA",
+    "TINYLORA",
+    "UNILORA",
+    "VBLORA",
+    "WAVEFT",
+];
+
+/// The way out for these: a LoRA stays a small adapter, which a merged model is not.
+const CONVERT_IN_PYTHON: &str = "convert it to a LoRA in Python: `peft.save_as_lora(OUT, PeftModel.from_pretrained(model, DIR), rank=16)`; a higher rank comes closer";
+
 /// The kinds of adapter that we can read.
 pub(super) fn kinds() -> impl Iterator<Item = &'static str> {
     let all = rules().keys().map(String::as_str);
@@ -108,7 +127,10 @@ pub(super) fn check(
     let kind = kind.unwrap_or("nothing");
     let Some(own) = rules().get(kind).filter(|_| kind != "every") else {
         let message = format!("the `peft_type` is {kind}, which deltarun cannot read");
-        let help = format!("use one of {}, or {MERGE_IN_PYTHON}", quoted_list(kinds()));
+        let help = match CONVERTED.contains(&kind) {
+            true => CONVERT_IN_PYTHON.to_owned(),
+            false => format!("use one of {}, or {MERGE_IN_PYTHON}", quoted_list(kinds())),
+        };
         return Err(problem(directory, message).help(help));
     };
     for (key, value) in adapter {

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::import::WORD_TABLE;
 use super::module_name;
 use super::reader::Reader;
 use crate::backbone::family::Head;
@@ -26,6 +27,8 @@ pub(super) fn read(
         .unwrap_or("none");
     let tree = Tree::new(config);
     let mut parameters = Vec::new();
+    // Fused weights, of which a part was taken.
+    let mut fused: Vec<String> = Vec::new();
     let head: Vec<&str> = head
         .steps
         .iter()
@@ -51,22 +54,35 @@ pub(super) fn read(
                 parameter.path.rsplit('.').next().unwrap_or_default()
             );
             let is_bias = bias != "none" && parameter.path.ends_with(".bias");
+            let is_table =
+                parameter.path == format!("{WORD_TABLE}.weight") && config.decoder_layers.is_none();
             let stored = match (is_kept, is_bias) {
                 (true, _) => plain,
+                // PEFT saves the tables beside the adapter (`save_embedding_layers`), and puts them back.
+                _ if is_table && reader.has(&at_target) => at_target,
+                _ if is_table && reader.has(&plain) => plain,
                 (_, true) if reader.has(&at_target) => at_target,
                 (_, true) if bias == "all" && reader.has(&plain) => plain,
                 _ => continue,
             };
-            if parameter.source.parts > 1 || reader.is_taken(&stored) {
+            let (part, parts) = (parameter.source.part, parameter.source.parts);
+            if reader.is_taken(&stored) && !fused.contains(&stored) {
                 continue;
             }
-            let shape = match parameter.source.transposed {
-                true => parameter.shape.iter().rev().copied().collect(),
-                false => parameter.shape.clone(),
-            };
+            // A part of a fused weight is some of its rows.
+            let mut shape = parameter.shape.clone();
+            shape[0] *= parts;
+            if parameter.source.transposed {
+                shape.reverse();
+            }
             let mut values = reader.take_values(&stored, &shape)?;
             if parameter.source.transposed {
                 values = transposed(&values, shape[1]);
+            }
+            if parts > 1 {
+                let count = parameter.count();
+                values = values[part * count..(part + 1) * count].to_vec();
+                fused.push(stored);
             }
             let key = format!("{NAME}.{}", parameter.path);
             reader
@@ -78,6 +94,8 @@ pub(super) fn read(
     // With `bias = all`, PEFT writes further copies of the head's tensors, which we need not read.
     let copies = [".original_module.", ".modules_to_save."];
     reader.pass_over(|name| bias == "all" && copies.iter().any(|copy| name.contains(copy)));
+    // Early versions wrote the module that a trained one replaces, too.
+    reader.pass_over(|name| name.contains(".original_module."));
     Ok((!parameters.is_empty()).then(|| DeltaPlan {
         name: NAME.to_owned(),
         change: Change::Unfreeze { parameters },

@@ -96,22 +96,32 @@ fn check_unfrozen(plan: &Plan, file: &Checkpoint) -> Vec<Problem> {
         own.any(|parameter| file.find(parameter, prefix).is_none())
     };
     let problem = |delta: &DeltaPlan| {
-        let Change::Unfreeze { parameters } = &delta.change else {
-            return None;
+        let (path, what) = match &delta.change {
+            // A delta that also unfreezes existing parameters, such as all of them, does not mean the missing ones.
+            Change::Unfreeze { parameters } => {
+                let is_all = parameters.iter().all(|path| is_missing(&path));
+                (parameters.first().filter(|_| is_all)?, "unfreezes")
+            }
+            Change::Method { sites, .. } => {
+                let has_none = |site: &&String| {
+                    let module = tree.module(site);
+                    let mut own = module
+                        .iter()
+                        .flat_map(|module| &module.parameters)
+                        .peekable();
+                    own.peek().is_some() && own.all(|own| is_missing(&&own.path))
+                };
+                (sites.iter().find(has_none)?, "sits at")
+            }
         };
-        // A delta that also unfreezes existing parameters, such as all of them, does not mean the missing ones.
-        let missing: Vec<&String> = parameters.iter().filter(is_missing).collect();
-        let path = missing
-            .first()
-            .filter(|_| missing.len() == parameters.len())?;
         let message = format!(
-            "`{}` unfreezes `{path}`, which the checkpoint lacks",
+            "`{}` {what} `{path}`, which the checkpoint lacks",
             delta.name
         );
         let problem = Problem::new("delta::weights::unfrozen", message).at(delta.span, "here");
-        Some(problem.help(
-            "train it as part of the head with `train = [head]`, or remove it from the selection",
-        ))
+        Some(problem.help(format!(
+            "take it out of the selection (`except {path}`): it is part of the head, which `train = [head]` trains"
+        )))
     };
     plan.deltas.iter().filter_map(problem).collect()
 }

@@ -139,6 +139,7 @@ fn open_adapter(
         config.has_head_weight = has_head_weight(&config, &base)?;
     }
     let imported = peft::import(directory, &config)?;
+    config.has_head_weight = imported.has_head_weight;
     let usual: &[&str] = match (imported.is_language_model, config.decoder_layers) {
         (true, Some(_)) => &["source", "target"],
         _ => &["text"],
