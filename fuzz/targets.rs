@@ -130,6 +130,7 @@ fn table(bytes: &[u8], folder: &Path, format: FileFormat) {
         format,
         path: write(folder, "table", bytes),
         columns: None,
+        separator: None,
         few: None,
         span: Default::default(),
     };

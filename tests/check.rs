@@ -407,6 +407,7 @@ fn check_finds_what_needs_no_run() {
         ("backbone::long", FOUND),
         ("backbone::unknown_key", FOUND),
         ("cli::not_utf8", FOUND),
+        ("cli::script", FOUND),
         ("cli::unreadable", FOUND),
         ("data::cut", NOTE),
         ("data::no_dev", FOUND),

@@ -172,3 +172,77 @@ fn an_encoder_and_a_decoder_are_chosen_apart_or_together() {
     let plain = sites("**.block[0].ff.up");
     assert_eq!(plain, ["encoder.block.0.ff.up", "decoder.block.0.ff.up"]);
 }
+
+/// The end of a checkpoint's name is enough, as in PEFT's `target_modules`.
+#[test]
+fn quoted_ends_of_names_select_what_target_modules_do() {
+    assert_eq!(
+        sites("llama_a", "\"q_proj\""),
+        sites("llama_a", "**.attn.q")
+    );
+    assert_eq!(
+        sites("llama_a", "{\"q_proj\", \"v_proj\"}"),
+        sites("llama_a", "**.attn.{q,v}")
+    );
+    assert_eq!(sites("bert_a", "\"*.query\""), sites("bert_a", "**.attn.q"));
+    assert_eq!(
+        sites("bert_a", "{ \"query\", \"attention.output.dense\" }"),
+        sites("bert_a", "**.attn.{q,o}")
+    );
+    assert_eq!(sites("gpt2", "\"c_attn\""), sites("gpt2", "**.attn.qkv"));
+}
+
+/// Names of PEFT and of checkpoints get their names here, and what is written instead selects something.
+#[test]
+fn names_of_checkpoints_are_translated() {
+    for (backbone, written, ours) in [
+        ("llama_a", "**.q_proj", "**.attn.q"),
+        ("llama_a", "block.*.mlp.down_proj", "block.*.ff.down"),
+        ("llama_a", "**.query", "**.attn.q"),
+        ("llama_a", "**.self_attn.v_proj", "**.attn.v"),
+        ("llama_a", "\"query\"", "**.attn.q"),
+        ("bert_a", "**.q_proj", "**.attn.q"),
+        ("gpt2", "**.c_fc", "**.ff.up"),
+        ("t5_v1_0", "**.SelfAttention.{q,v}", "**.attn.q"),
+        ("t5_v1_0", "**.EncDecAttention.v", "**.cross.v"),
+        (
+            "t5_v1_0",
+            "encoder.block.*.DenseReluDense.wo",
+            "encoder.block.*.ff.down",
+        ),
+    ] {
+        let help = hint(backbone, written);
+        assert!(
+            help.ends_with(&format!("write `{ours}`")),
+            "{written}: {help}"
+        );
+        assert!(!sites(backbone, ours).is_empty());
+    }
+    let all = hint("llama_a", "all_linear");
+    assert!(
+        all.contains("`**.block.*.{attn.{q,k,v,o},ff.{gate,up,down}}`"),
+        "{all}"
+    );
+    assert_eq!(
+        sites("llama_a", "**.block.*.{attn.{q,k,v,o},ff.{gate,up,down}}").len(),
+        7 * 2
+    );
+}
+
+/// The way out that a selector without a match gets.
+fn hint(backbone: &str, selection: &str) -> String {
+    let text = format!(
+        r#"
+        backbone "{backbone}"
+        data {{ train = tsv("train.tsv") }}
+        task classify {{ text = a, label = b, labels = [x, y] }}
+        reparam delta = lora {{ rank = 1 }} on {selection}
+        stage tune {{ train = [delta], steps = 1, optimizer = sgd {{ lr = 1 }} }}
+        "#
+    );
+    let problems = common::planned(&text, &fixture("")).unwrap_err();
+    let found = problems
+        .into_iter()
+        .find(|problem| problem.code == "delta::plan::no_match");
+    found.unwrap().help.unwrap()
+}

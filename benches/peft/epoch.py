@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 
-from side import ROOT, measured, middle
+from side import ROOT, measured, middle, spread
 
 PIPELINE = """pipeline epoch
 backbone "{model}" {{ max_length = 128{settings} }}
@@ -133,9 +133,9 @@ def main():
                 continue
             pairs = [(mine(folder, options, row), theirs(folder, options, row)) for _ in range(options.pairs)]
             a, b = middle(o[0] for o, _ in pairs), middle(t[0] for _, t in pairs)
-            ratio = middle(t[0] / o[0] for o, t in pairs)
+            ratio = spread(t[0] / o[0] for o, t in pairs)
             ma, mb = middle(o[1] for o, _ in pairs), middle(t[1] for _, t in pairs)
-            print(f"| {row}, s | {a:.2f} | {b:.2f} | {ratio:.2f} | {ma:.0f} | {mb:.0f} | {ma / mb:.2f} |", flush=True)
+            print(f"| {row}, s | {a:.2f} | {b:.2f} | {ratio} | {ma:.0f} | {mb:.0f} | {ma / mb:.2f} |", flush=True)
 
 
 def mine(folder, options, row):

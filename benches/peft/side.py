@@ -33,6 +33,12 @@ def middle(values):
     return statistics.median(list(values))
 
 
+def spread(values):
+    """The median of ratios, and the least and the largest in brackets."""
+    values = list(values)
+    return f"{middle(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
 def our_step(folder, threads, number):
     """The median time of a step of `step.delta` in the folder, and the peak memory of the run."""
     out = folder / f"run{number}"

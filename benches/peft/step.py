@@ -23,7 +23,7 @@ import statistics
 import sys
 import tempfile
 
-from side import SKIPPED, measured, middle, our_step, torch_steps
+from side import SKIPPED, measured, middle, our_step, spread, torch_steps
 
 PIPELINE = """pipeline step
 backbone "{model}" {{ max_length = {tokens}{settings} }}
@@ -148,10 +148,10 @@ def row(options, method, shape):
             model=model, tokens=tokens, batch=batch, steps=options.steps, settings=settings, delta=METHODS[method]))
         pairs = [(our_step(folder, options.threads, n), theirs(folder, options, model, method, shape)) for n in range(options.pairs)]
     a, b = middle(o[0] for o, _ in pairs), middle(t[0] for _, t in pairs)
-    ratio = middle(t[0] / o[0] for o, t in pairs)
+    ratio = spread(t[0] / o[0] for o, t in pairs)
     ma, mb = middle(o[1] for o, _ in pairs), middle(t[1] for _, t in pairs)
     label = method + (" bf16" if options.precision == "bf16" else "") + (" dropout" if options.dropout else "")
-    print(f"| {label} | {batch} × {tokens} | {1000 * a:.0f} | {1000 * b:.0f} | {ratio:.2f} | {ma:.0f} | {mb:.0f} | {ma / mb:.2f} |",
+    print(f"| {label} | {batch} × {tokens} | {1000 * a:.0f} | {1000 * b:.0f} | {ratio} | {ma:.0f} | {mb:.0f} | {ma / mb:.2f} |",
           flush=True)
 
 

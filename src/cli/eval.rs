@@ -83,6 +83,7 @@ fn data_file(path: &Path) -> Result<FilePlan, Problem> {
         format,
         path: path.to_path_buf(),
         columns: None,
+        separator: None,
         few: None,
         span: Span::default(),
     })

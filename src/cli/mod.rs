@@ -75,6 +75,9 @@ fn unknown_command(word: OsString) -> Option<Problem> {
     let message = format!("`{word}` is neither a command nor a file");
     let problem = Problem::new("delta::cli::command", message);
     Some(match did_you_mean(word, names.iter().copied()) {
+        _ if word == "run" || word == "train" => {
+            problem.help("leave the word out: `deltarun FILE.delta` runs a file")
+        }
         Some(near) => problem.help(format!("did you mean `deltarun {near}`?")),
         None => problem.help(format!(
             "name a `.delta` or `.rhai` file, or one of the commands {}",

@@ -111,12 +111,8 @@ pub(super) fn no_column(file: &FilePlan, columns: &[String], name: &str) -> Prob
     let known = || columns.iter().map(String::as_str);
     let message = format!("`{}` has no column `{name}`", file.path.display());
     let problem = Problem::new("delta::data::column", message).at(file.span, "this file");
-    let tabbed = columns.iter().find(|column| column.contains('\t'));
-    if let (FileFormat::Csv, Some(header)) = (file.format, tabbed) {
-        let header = header.replace('\t', ", ");
-        return problem.help(format!(
-            "read it with `tsv(...)`: its header `{header}` has tabs"
-        ));
+    if let Some(help) = other_reader(file, columns) {
+        return problem.help(help);
     }
     match did_you_mean(name, known()) {
         Some(near) => problem.help(format!(
@@ -125,6 +121,44 @@ pub(super) fn no_column(file: &FilePlan, columns: &[String], name: &str) -> Prob
         )),
         None => problem.help(format!("the columns are {}", quoted_list(known()))),
     }
+}
+
+/// A suggestion for a header that is none, or one of another format.
+fn other_reader(file: &FilePlan, columns: &[String]) -> Option<String> {
+    let header = columns.join(", ");
+    let (reader, first) = match file.format {
+        FileFormat::Csv => ("csv", columns.first()?),
+        FileFormat::Tsv => ("tsv", columns.first()?),
+        FileFormat::Jsonl | FileFormat::Text => return None,
+    };
+    if first.starts_with('{') {
+        return Some("read it with `jsonl(...)`: its first line is a JSON object".to_owned());
+    }
+    let has = |symbol: char| columns.len() == 1 && first.contains(symbol);
+    match file.format {
+        FileFormat::Csv if header.contains('\t') => {
+            let header = header.replace('\t', ", ");
+            return Some(format!(
+                "read it with `tsv(...)`: its header `{header}` has tabs"
+            ));
+        }
+        FileFormat::Csv if has(';') || has('|') => {
+            let symbol = if has(';') { ';' } else { '|' };
+            return Some(format!(
+                "write `csv(\"...\", separator = \"{symbol}\")`: its header is `{first}`"
+            ));
+        }
+        FileFormat::Tsv if has(',') => {
+            return Some(format!("read it with `csv(...)`: its header is `{first}`"));
+        }
+        _ => {}
+    }
+    // A column's name is a word; a sentence or a number is an example.
+    let is_value = |cell: &String| cell.trim().contains(' ') || cell.trim().parse::<f64>().is_ok();
+    columns.iter().any(is_value).then(|| {
+        let names = vec!["NAME"; columns.len()].join(", ");
+        format!("if the file has no header, name its columns: `{reader}(\"...\", columns = [{names}])`; its first line is `{header}`")
+    })
 }
 
 pub(super) fn no_examples(file: &FilePlan) -> Problem {
@@ -151,7 +185,40 @@ fn unreadable(file: &FilePlan, error: &std::io::Error) -> Problem {
 
 fn read_text(file: &FilePlan) -> Result<String, Problem> {
     let bytes = std::fs::read(&file.path).map_err(|e| unreadable(file, &e))?;
+    if let Some((what, help)) = other_kind(&bytes) {
+        return Err(at_line(
+            "delta::data::kind",
+            &file.path,
+            0,
+            format!("the file is {what}"),
+        )
+        .at(file.span, "this file")
+        .help(help));
+    }
     utf8(file, bytes)
+}
+
+/// What the first bytes of a file say that it is, if it is no text, and how to make one of it.
+fn other_kind(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
+    const PARQUET: &str = "convert it in Python: `pandas.read_parquet(FILE).to_json(NEW, orient=\"records\", lines=True)`, and read that with `jsonl(...)`";
+    let kinds: [(&[u8], &str, &str); 4] = [
+        (b"\x1f\x8b", "compressed", "unpack it with `gunzip -k FILE`"),
+        (
+            b"\x28\xb5\x2f\xfd",
+            "compressed",
+            "unpack it with `zstd -d FILE`",
+        ),
+        (
+            b"PK\x03\x04",
+            "a ZIP archive or a spreadsheet",
+            "unpack it, or save it as CSV",
+        ),
+        (b"PAR1", "a Parquet file", PARQUET),
+    ];
+    let found = kinds
+        .into_iter()
+        .find(|(start, ..)| bytes.starts_with(start));
+    found.map(|(_, what, help)| (what, help))
 }
 
 fn utf8(file: &FilePlan, bytes: Vec<u8>) -> Result<String, Problem> {
@@ -250,8 +317,9 @@ fn tsv(
     Ok(())
 }
 
-fn csv_reader(text: &str) -> csv::Reader<&[u8]> {
+fn csv_reader(text: &str, separator: char) -> csv::Reader<&[u8]> {
     csv::ReaderBuilder::new()
+        .delimiter(separator as u8)
         .has_headers(false)
         .flexible(true)
         .from_reader(text.as_bytes())
@@ -263,14 +331,15 @@ fn csv(
     wanted: &[&str],
     each: &mut dyn FnMut(Result<Row, Problem>) -> bool,
 ) -> Result<(), Problem> {
-    if let Some(line) = stray_quote(text) {
+    let separator = file.separator.unwrap_or(',');
+    if let Some(line) = stray_quote(text, separator) {
         let message =
             "a quoted text has a quote that is not doubled, or has more text after its closing quote";
         return Err(at_line("delta::data::csv", &file.path, line, message)
             .at(file.span, "this file")
             .help("write `\"\"` for a quote inside a quoted text, and quote every text with commas, quotes or line breaks"));
     }
-    let mut reader = csv_reader(text);
+    let mut reader = csv_reader(text, separator);
     let mut lines = Lines::of(text);
     let mut columns = file.columns.clone();
     let mut at = None;
@@ -337,7 +406,7 @@ impl<'t> Lines<'t> {
 /// The line of the first stray quote: one that neither opens nor closes a value and is not doubled inside one. A value
 /// that swallows the lines after it has such a quote sooner or later. If a value never closes, it is the line where the
 /// value opens.
-fn stray_quote(text: &str) -> Option<usize> {
+fn stray_quote(text: &str, separator: char) -> Option<usize> {
     let (mut line, mut opened) = (1, 1);
     let mut is_quoted = false;
     let mut symbols = text.chars().peekable();
@@ -348,14 +417,15 @@ fn stray_quote(text: &str) -> Option<usize> {
             (true, '"') if symbols.peek() == Some(&'"') => drop(symbols.next()),
             (true, '"') => {
                 is_quoted = false;
-                if !matches!(symbols.peek(), None | Some(',' | '\n' | '\r')) {
+                let next = symbols.peek();
+                if next != Some(&separator) && !matches!(next, None | Some('\n' | '\r')) {
                     return Some(line);
                 }
             }
             (false, '"') if is_start => (is_quoted, opened) = (true, line),
             _ => {}
         }
-        is_start = !is_quoted && matches!(symbol, ',' | '\n');
+        is_start = !is_quoted && (symbol == separator || symbol == '\n');
     }
     is_quoted.then_some(opened)
 }
@@ -368,9 +438,9 @@ fn object(
 ) -> Result<serde_json::Map<String, serde_json::Value>, Problem> {
     serde_json::from_str(line).map_err(|e| {
         let message = format!("the line is not a JSON object: {e}");
-        at_line("delta::data::json", &file.path, number, message)
-            .at(file.span, "this file")
-            .help("write one object per line: `{\"text\": \"...\", \"label\": \"...\"}`")
+        let problem =
+            at_line("delta::data::json", &file.path, number, message).at(file.span, "this file");
+        problem.help("write one object per line: `{\"text\": \"...\", \"label\": \"...\"}`")
     })
 }
 
@@ -380,6 +450,12 @@ fn jsonl(
     wanted: &[&str],
     each: &mut dyn FnMut(Result<Row, Problem>) -> bool,
 ) -> Result<(), Problem> {
+    if text.trim_start().starts_with('[') {
+        let message = "the file is a JSON list, not an object per line";
+        return Err(at_line("delta::data::json", &file.path, 0, message)
+            .at(file.span, "this file")
+            .help("write each object of the list on a line: `jq -c '.[]' FILE > NEW`, or in Python `pandas.read_json(FILE).to_json(NEW, orient=\"records\", lines=True)`"));
+    }
     let mut is_first = true;
     for (number, line) in lines(text) {
         let row = object(file, number, line).and_then(|object| {

@@ -14,6 +14,7 @@ mod stored;
 mod surroundings;
 mod tasks;
 mod template;
+mod translate;
 mod uses;
 mod words;
 
@@ -176,6 +177,9 @@ pub struct FilePlan {
     pub path: PathBuf,
     /// Names of the columns, if the file has no header.
     pub columns: Option<Vec<String>>,
+    /// What separates the values of a CSV, if it is no comma.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub separator: Option<char>,
     /// Which examples are used; `None` for all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub few: Option<Few>,

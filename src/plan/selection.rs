@@ -1,9 +1,12 @@
 //! Matches selectors against the module tree.
 
+use std::collections::BTreeSet;
+
 use rand::seq::IndexedRandom;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
+use super::translate::{all_linear, translated};
 use crate::backbone::{Config, Module, Parameter, Site, Stack, Tree};
 use crate::diagnostic::Problem;
 use crate::settings::Scope;
@@ -46,7 +49,7 @@ impl Modules<'_> {
             "module",
             |module| module.path.clone(),
             |module, pattern| match pattern {
-                Pattern::Checkpoint(name) => self.is_named(module, name),
+                Pattern::Checkpoint(names) => names.iter().any(|name| self.is_named(module, name)),
                 Pattern::Path(path) => {
                     let literal = matches!(path.last(), Some(Segment::Name(_)));
                     (literal || module.site != Site::Fused) && matches(path, &module.path)
@@ -67,12 +70,14 @@ impl Modules<'_> {
             "parameter",
             |parameter| parameter.path.clone(),
             |parameter, pattern| match pattern {
-                Pattern::Checkpoint(name) => {
+                Pattern::Checkpoint(names) => {
                     let source = &parameter.source.name;
                     let stem = source
                         .rsplit_once('.')
                         .map_or(source.as_str(), |(stem, _)| stem);
-                    self.is_called(source, name) || self.is_called(stem, name)
+                    let is_it =
+                        |name: &String| self.is_called(source, name) || self.is_called(stem, name);
+                    names.iter().any(is_it)
                 }
                 Pattern::Path(path) => {
                     let is_head = self.head.iter().any(|head| head.path == parameter.path);
@@ -94,15 +99,16 @@ impl Modules<'_> {
             && (module.site == Site::Fused || !fused_exists())
     }
 
-    /// Whether a name in the checkpoint is the quoted one, which may have the family's prefix. `*` in the
-    /// quoted name stands for one part.
+    /// Whether a name in the checkpoint is the quoted one or ends in its parts; the quoted one may have the family's
+    /// prefix. `*` in it stands for one part.
     fn is_called(&self, name: &str, quoted: &str) -> bool {
         let prefix = &self.config.family().base_model_prefix;
         let same = |quoted: &str| {
             let (parts, wanted): (Vec<_>, Vec<_>) =
                 (name.split('.').collect(), quoted.split('.').collect());
-            parts.len() == wanted.len()
-                && parts
+            // As in `target_modules`, the end of a name is enough.
+            parts.len() >= wanted.len()
+                && parts[parts.len() - wanted.len()..]
                     .iter()
                     .zip(&wanted)
                     .all(|(part, wanted)| *wanted == "*" || part == wanted)
@@ -193,7 +199,10 @@ impl Modules<'_> {
     /// Expands a selector into patterns without choices and ranges. The caller requires that each match something.
     fn expand(&self, selector: &Selector) -> Result<Vec<Pattern>, Problem> {
         let path = match &selector.pattern {
-            Pattern::Checkpoint(_) => return Ok(vec![selector.pattern.clone()]),
+            Pattern::Checkpoint(names) => {
+                let each = |name: &String| Pattern::Checkpoint(vec![name.clone()]);
+                return Ok(names.iter().map(each).collect());
+            }
             Pattern::Path(path) => path,
         };
         let mut expanded = Vec::new();
@@ -348,13 +357,73 @@ impl Modules<'_> {
                 .map(|m| m.checkpoint_name.as_str())
                 .filter(|name| !name.is_empty())
                 .collect();
+            let last = shown.rsplit('.').next().unwrap_or_default();
+            if let Some(help) = self.in_our_words(last, &[Segment::Name(last.to_owned())]) {
+                return problem.help(help);
+            }
+            let leaves: BTreeSet<&str> = names
+                .iter()
+                .filter_map(|name| name.rsplit('.').next())
+                .collect();
             return problem.help(match did_you_mean(&shown, names) {
                 Some(near) => format!("did you mean `{near}`?"),
-                None => "write a path of the module tree without quotes; `deltarun plan` shows it"
-                    .to_owned(),
+                None => format!(
+                    "the checkpoint's names end in {}",
+                    quoted_list(leaves.into_iter())
+                ),
             });
         };
-        problem.help(self.nearest(path))
+        // The last part says most.
+        let unknown = path.iter().rev().find_map(|segment| match segment {
+            Segment::Name(name) if !self.is_part(name) => self.in_our_words(name, path),
+            _ => None,
+        });
+        problem.help(unknown.unwrap_or_else(|| self.nearest(path)))
+    }
+
+    /// Whether a name is a part of a path of the module tree, or of its parameters.
+    fn is_part(&self, name: &str) -> bool {
+        let mut paths = self.tree.parameters().map(|parameter| &parameter.path);
+        let is_there = |path: &str| path.split('.').any(|part| part == name);
+        paths.any(|path| is_there(path)) || self.tree.modules().iter().any(|m| is_there(&m.path))
+    }
+
+    /// A suggestion for a name that a checkpoint or PEFT has for something in the tree: what to write instead.
+    fn in_our_words(&self, name: &str, path: &[Segment]) -> Option<String> {
+        if matches!(name, "bias" | "biases") {
+            return Some("this backbone has no biases".to_owned());
+        }
+        if matches!(name, "all_linear" | "all" | "linear") {
+            let all = all_linear(self.tree);
+            return Some(format!("PEFT's `all-linear` is `{all}` here"));
+        }
+        if matches!(name, "lm_head" | "classifier" | "score") {
+            return Some(format!(
+                "`{name}` is the head of a task: write `train = [head]` to train it"
+            ));
+        }
+        let ours = translated(name, self.config.family(), self.tree);
+        let ours: Vec<&str> = ours.iter().map(String::as_str).collect();
+        let first = ours.first()?;
+        // The same pattern in our words if that matches, else one that does.
+        let in_place = |segment: &Segment| match segment {
+            Segment::Name(own) if own == name => first
+                .split('.')
+                .map(|part| Segment::Name(part.to_owned()))
+                .collect(),
+            Segment::Name(other) if !self.is_part(other) => Vec::new(),
+            other => vec![other.clone()],
+        };
+        let replaced: Vec<Segment> = path.iter().flat_map(in_place).collect();
+        let does_match = |module: &Module| matches(&replaced, &module.path);
+        let write = match self.tree.modules().iter().any(does_match) {
+            true => show(&Pattern::Path(replaced)),
+            false => format!("**.{first}"),
+        };
+        Some(format!(
+            "`{name}` is {} here: write `{write}`",
+            quoted_list(ours)
+        ))
     }
 
     /// A suggestion for a pattern without a match: finds its longest beginning that matches something, and lists the
@@ -454,7 +523,7 @@ fn matches_parts(pattern: &[Segment], parts: &[&str]) -> bool {
 
 fn show(pattern: &Pattern) -> String {
     match pattern {
-        Pattern::Checkpoint(name) => name.clone(),
+        Pattern::Checkpoint(names) => names.join(", "),
         Pattern::Path(path) => {
             let parts: Vec<&str> = path
                 .iter()

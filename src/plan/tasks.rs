@@ -109,16 +109,20 @@ fn whole_file(fields: &Fields, key: &str, value: &Spanned<Value>, base: &Path) -
     };
     let mut path = None;
     let mut columns = None;
+    let mut separator = None;
     for argument in arguments {
         match &argument.key {
             None if path.is_none() => path = path_of(fields, name, argument),
             Some(key) if key.node == "columns" && *format != FileFormat::Jsonl => {
                 columns = Some(column_names(fields, argument));
             }
+            Some(key) if key.node == "separator" && *format == FileFormat::Csv => {
+                separator = symbol(fields, argument);
+            }
             _ => fields.report(
                 Problem::new(
                     "delta::plan::argument",
-                    format!("`{}` takes a path and `columns = [...]`", name.node),
+                    format!("`{}` takes {}", name.node, arguments_of(*format)),
                 )
                 .at(argument.value.span, "not this")
                 .help("remove the argument"),
@@ -140,9 +144,38 @@ fn whole_file(fields: &Fields, key: &str, value: &Spanned<Value>, base: &Path) -
         format: *format,
         path: base.join(path),
         columns,
+        separator,
         few: None,
         span,
     })
+}
+
+/// The arguments of a reader, in words.
+fn arguments_of(format: FileFormat) -> &'static str {
+    match format {
+        FileFormat::Jsonl => "a path",
+        FileFormat::Csv => "a path, `columns = [...]` and `separator = \";\"`",
+        FileFormat::Tsv | FileFormat::Text => "a path and `columns = [...]`",
+    }
+}
+
+/// A single symbol that can separate values.
+fn symbol(fields: &Fields, argument: &Argument) -> Option<char> {
+    let value = fields.scope.resolve(&argument.value);
+    let text = match &value.node {
+        Value::Text(text) => text.as_str(),
+        _ => "",
+    };
+    let mut symbols = text.chars();
+    match (symbols.next(), symbols.next()) {
+        (Some(symbol), None) if symbol.is_ascii() && !matches!(symbol, '"' | '\n' | '\r') => {
+            Some(symbol)
+        }
+        _ => {
+            fields.wrong("separator", &value, "one symbol in quotes, such as `\";\"`");
+            None
+        }
+    }
 }
 
 fn path_of(

@@ -35,7 +35,8 @@ const KEPT: [&str; 11] = [
 /// # Errors
 /// A delta in place cannot be folded; `out` exists; a file cannot be written; the merged model gives other logits.
 pub fn merge(plan: &Plan, graph: &Graph, out: &Path) -> Result<(), Problem> {
-    Directory::check(out)?;
+    Directory::check(out)
+        .map_err(|problem| problem.help("name another directory, or remove this one"))?;
     let tensors = merged_tensors(plan, graph)?;
     let failed = |e: &std::io::Error| disk::failed("written", out, e);
     std::fs::create_dir_all(disk::parent(out)).map_err(|e| failed(&e))?;

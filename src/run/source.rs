@@ -80,6 +80,13 @@ impl Source {
     /// # Errors
     /// It cannot be read, or is not UTF-8.
     pub fn read(path: &Path) -> Result<Self, Problem> {
+        if path.extension().is_some_and(|ending| ending == "rhai") {
+            let name = path.display();
+            let message = format!("`{name}` is a script, and this command takes a pipeline");
+            return Err(Problem::new("delta::cli::script", message).help(format!(
+                "run it with `deltarun {name}`, or name a `.delta` file"
+            )));
+        }
         let text = read_text(path)?;
         let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         if absolute.to_str().is_none() {
@@ -205,7 +212,17 @@ impl Surroundings for Source {
         if !location.starts_with("hf:") {
             self.allow(&directory)?;
         }
-        Ok((directory.clone(), read_config(&directory)?))
+        let config = read_config(&directory).map_err(|problem| {
+            let parts: Vec<&str> = location.split('/').collect();
+            let is_id = matches!(parts.as_slice(), [owner, name] if !owner.is_empty() && !name.is_empty() && !location.starts_with('.'));
+            match is_id && !directory.exists() {
+                true => problem.help(format!(
+                    "write `hf:{location}` for the model of this name on the Hub, or the path of a directory relative to the `.delta` file"
+                )),
+                false => problem,
+            }
+        })?;
+        Ok((directory, config))
     }
 
     fn name(&self) -> &str {

@@ -241,7 +241,7 @@ pub enum Pattern {
     /// In the module tree's names.
     Path(Vec<Segment>),
     /// In the checkpoint's own names, quoted.
-    Checkpoint(String),
+    Checkpoint(Vec<String>),
 }
 
 /// One segment of a path.

@@ -339,7 +339,11 @@ fn selector(pair: Pair<Rule>) -> Outcome<Selector> {
     };
     let pattern = children.next()?;
     let pattern = match pattern.as_rule() {
-        Rule::string => Pattern::Checkpoint(unescape(&pattern)?),
+        Rule::string => Pattern::Checkpoint(vec![unescape(&pattern)?]),
+        Rule::names => {
+            let names = pattern.into_inner().map(|name| unescape(&name));
+            Pattern::Checkpoint(names.collect::<Outcome<_>>()?)
+        }
         _ => Pattern::Path(path(pattern)?),
     };
     Ok(Selector {

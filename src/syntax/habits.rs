@@ -13,11 +13,11 @@ struct Habit {
     help: &'static str,
 }
 
-const HABITS: [Habit; 20] = [
+const HABITS: [Habit; 23] = [
     Habit {
-        pattern: r"\b(?:target_modules|lora_target)[ \t]*[=:][ \t]*(?:\[[^\]\n]*\]|[^\s,}]+)",
+        pattern: r"\b(?:target_modules|lora_target)[ \t]*[=:][ \t]*(?:\[([^\]\n]*)\]|[^\s,}]+)",
         message: "the target modules are not a setting",
-        help: "select them after the block: `on block.*.attn.{q,v}`; `deltarun plan` shows the tree",
+        help: "select them after the block: `on {$1}` with the checkpoint's names, or `on block.*.attn.{q,v}` with ours; `deltarun plan` shows the tree",
     },
     Habit {
         pattern: r"//[^\n]*",
@@ -70,9 +70,24 @@ const HABITS: [Habit; 20] = [
         help: "write `$1 { $2 }`",
     },
     Habit {
-        pattern: r"\bon[ \t]+\[[^\]\n]*\]",
-        message: "modules are selected by path, not by a list",
-        help: "write `on block.*.attn.{q,v}`, or a checkpoint's own name in quotes: `on \"*.query\"`; `deltarun plan` shows the tree",
+        pattern: r"\bon[ \t]+\[([^\]\n]*)\]",
+        message: "several modules are listed in braces, not in brackets",
+        help: "write `on {$1}`",
+    },
+    Habit {
+        pattern: r"\bon[ \t]+all-linear\b",
+        message: "`all-linear` is PEFT's word",
+        help: "select the layers: `on **.{q,k,v,o,up,down}`, with `gate` where there is one; `deltarun plan` shows the tree",
+    },
+    Habit {
+        pattern: r"\[-([0-9]+)\]",
+        message: "blocks are not counted from the end with a minus",
+        help: "write `[last $1]` for the last $1",
+    },
+    Habit {
+        pattern: r"\b(reparam|insert)[ \t]+(\w+)[ \t]*(?:\{[^{}\n]*\})?[ \t]*\b(on|after|beside|before)\b",
+        message: "a delta needs a name",
+        help: "write `$1 NAME = $2 ... $3 ...`",
     },
     Habit {
         pattern: r"\binsert[ \t]+(\w+)[ \t]*=[ \t]*(\w+)[ \t]*(?:\{[^{}\n]*\}[ \t]*)?\bon\b",

@@ -239,6 +239,7 @@ fn describe(rule: &Rule) -> &'static str {
         | Rule::any_name
         | Rule::any_depth
         | Rule::choice
+        | Rule::names
         | Rule::indexed
         | Rule::kw_random
         | Rule::random => "a selector of modules",

@@ -39,7 +39,8 @@ pub fn plan_of(text: &str, base: &Path) -> Plan {
     planned(text, base).unwrap_or_else(|problems| panic!("{problems:#?}"))
 }
 
-fn planned(text: &str, base: &Path) -> Result<Plan, Vec<Problem>> {
+/// The same, or what is wrong.
+pub fn planned(text: &str, base: &Path) -> Result<Plan, Vec<Problem>> {
     let pipeline = parse(text).unwrap_or_else(|problem| panic!("{problem:?}"));
     plan(&pipeline, &BTreeMap::new(), base, &Backbones(base))
 }
