@@ -23,7 +23,7 @@ fn unfinished(place: &Place) -> String {
             "sgd { lr = 1000, weight_decay = 1 }\n    clip = off",
         )
         .replace("[low_rank, head]", "[low_rank, everything, head]");
-    let text = PIPELINE.replace("reparam", "unfreeze everything = **\nreparam") + &second;
+    let text = PIPELINE.replace("reparam", "unfreeze everything = **\nreparam") + second.as_str();
     place.write("small.delta", text.as_bytes());
     place.fail(1, &["small.delta", "--quiet"]);
     text
@@ -496,4 +496,36 @@ fn figures_come_back_from_files_to_the_bit() {
             assert_eq!(serde_json::from_str::<f32>(&json).unwrap(), figure);
         }
     }
+}
+
+/// A pooler that the checkpoint lacks is drawn and trained whole with the head: PEFT would drop a LoRA on it.
+#[test]
+fn a_delta_on_a_pooler_that_the_checkpoint_lacks_is_refused() {
+    let place = Place::new();
+    let on_pooler = PIPELINE.replace("block.*.attn.{q,v}", "{block.*.attn.{q,v},pooler}");
+    assert_ne!(on_pooler, PIPELINE);
+    place.write("small.delta", on_pooler.as_bytes());
+    place.succeed(&["check", "small.delta"]);
+    let weights = place.path("backbone/model.safetensors");
+    let file = deltarun::backbone::Checkpoint::open_directory(&place.path("backbone")).unwrap();
+    let kept = file
+        .names()
+        .into_iter()
+        .filter(|name| !name.contains("pooler"));
+    let tensors: std::collections::BTreeMap<String, (Vec<f32>, Vec<usize>)> = kept
+        .map(|name| (name.to_owned(), file.read(name).unwrap()))
+        .collect();
+    deltarun::backbone::write_tensors(&weights, &tensors, None).unwrap();
+    let message = place.fail(2, &["check", "small.delta"]);
+    assert!(
+        message.contains("sits at `pooler`, which the checkpoint lacks"),
+        "{message}"
+    );
+    place.write(
+        "small.delta",
+        on_pooler
+            .replace("pooler}", "pooler} except pooler")
+            .as_bytes(),
+    );
+    place.succeed(&["check", "small.delta"]);
 }

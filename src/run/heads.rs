@@ -71,21 +71,24 @@ fn untrained_head(plan: &Plan, file: Option<&Checkpoint>) -> Option<Problem> {
 fn check_shapes(config: &Config, file: &Checkpoint) -> Option<Problem> {
     let family = config.family();
     let tree = Tree::new(config);
-    let of_head = |path: &str| {
-        let mut steps = family.heads.classify.steps.iter();
-        steps.any(|step| path.starts_with(&format!("{}.", step.module)))
-    };
     let mut parameters = tree.parameters();
     parameters.find_map(|parameter| {
         let is_missing = file.find(parameter, &family.base_model_prefix).is_none();
-        match is_missing && of_head(&parameter.path) {
+        match is_missing && is_of_head(config, &parameter.path) {
             true => None,
             false => file.checked(parameter, &family.base_model_prefix).err(),
         }
     })
 }
 
-/// Reports deltas that unfreeze only parameters which the checkpoint lacks. A missing pooler belongs to the head.
+/// Whether a path of the module tree is a part of a classifier's head as well: a pooler that a checkpoint lacks is drawn
+/// with the head.
+fn is_of_head(config: &Config, path: &str) -> bool {
+    let mut steps = config.family().heads.classify.steps.iter();
+    steps.any(|step| path.starts_with(&format!("{}.", step.module)))
+}
+
+/// Reports deltas on parts of the head that the checkpoint lacks.
 fn check_unfrozen(plan: &Plan, file: &Checkpoint) -> Vec<Problem> {
     let prefix = &plan.backbone.config.family().base_model_prefix;
     let tree = Tree::new(&plan.backbone.config);
@@ -93,7 +96,8 @@ fn check_unfrozen(plan: &Plan, file: &Checkpoint) -> Vec<Problem> {
         let mut own = tree
             .parameters()
             .filter(|parameter| parameter.path == **path);
-        own.any(|parameter| file.find(parameter, prefix).is_none())
+        is_of_head(&plan.backbone.config, path)
+            && own.any(|parameter| file.find(parameter, prefix).is_none())
     };
     let problem = |delta: &DeltaPlan| {
         let (path, what) = match &delta.change {
