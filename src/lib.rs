@@ -33,6 +33,7 @@ pub mod run;
 pub mod script;
 pub mod settings;
 pub mod syntax;
+pub mod task;
 pub mod terminal;
 pub mod text;
 pub mod train;

@@ -62,7 +62,7 @@ const LARGEST_YAML: usize = 16 << 20;
 /// Reads YAML from outside.
 ///
 /// # Errors
-/// It is not YAML, too large or too deep: in one sentence.
+/// It is not YAML, or is too large or too deep: one sentence says which.
 pub fn yaml(text: &str) -> Result<serde_yaml::Value, String> {
     if text.len() > LARGEST_YAML {
         return Err(format!("it is larger than {}", bytes(LARGEST_YAML)));

@@ -107,9 +107,9 @@ fn the_plan_shows_what_is_trained() {
     let place = Place::new();
     let text = place.succeed(&["plan", "small.delta", "--threads", "2"]);
     // The estimate of the time depends on the machine.
-    let text = regex::Regex::new(r"\d+ ms a step")
+    let text = regex::Regex::new(r"\d+\.\d ms per step")
         .unwrap()
-        .replace_all(&text, "N ms a step")
+        .replace_all(&text, "N ms per step")
         .into_owned();
     insta::assert_snapshot!(text);
 }

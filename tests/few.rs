@@ -6,8 +6,9 @@ mod common;
 use std::path::Path;
 
 use common::plan_of;
-use deltarun::data::{Example, Target};
+use deltarun::data::Example;
 use deltarun::run::Loader;
+use deltarun::task::Target;
 
 fn sets(train: &str, dev: &str) -> Result<[Vec<Example>; 2], String> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines/quickstart");

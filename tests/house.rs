@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// From the ground up.
-const ORDER: [&str; 20] = [
+const ORDER: [&str; 21] = [
     "text",
     "pattern",
     "memory",
@@ -16,6 +16,7 @@ const ORDER: [&str; 20] = [
     "engine",
     "backbone",
     "delta",
+    "task",
     "plan",
     "graph",
     "data",
@@ -90,14 +91,15 @@ fn imports_go_down_alone() {
     assert!(found.is_empty(), "imports go up: {found:?}");
 }
 
-/// One home for each thing: nothing outside of its folder names a method, or reads and writes safetensors.
+/// One home for each thing: nothing outside of its folder names a method or a task, or reads and writes safetensors.
 #[test]
-fn methods_and_safetensors_have_one_home() {
+fn methods_tasks_and_safetensors_have_one_home() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut all = Vec::new();
     files(&root, &mut all);
     for (home_of_it, what) in [
         ("delta", r"\bMethod::(?:[A-Z][a-z]|[$])"),
+        ("task", r"\bTask::(?:[A-Z][a-z]|[$])"),
         ("backbone", r"\bsafetensors::\w"),
     ] {
         let pattern = regex::Regex::new(what).unwrap();

@@ -150,5 +150,8 @@ fn evaluate_puts_labels_in_one_order() {
     let script = "pipeline(\"one.delta\").run().evaluate(pipeline(\"third.delta\"));";
     place.write("labels.rhai", script.as_bytes());
     let message = place.fail(2, &["labels.rhai", "--quiet"]);
-    assert!(message.contains("have different labels"), "{message}");
+    assert!(
+        message.contains("have different tasks or labels"),
+        "{message}"
+    );
 }

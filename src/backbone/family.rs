@@ -320,12 +320,21 @@ pub struct Heads {
     pub seq2seq: Option<Head>,
 }
 
+/// The kinds of heads that tasks have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeadKind {
+    /// Classification and regression: a few outputs for a sequence.
+    Classify,
+    /// Tokens of the vocabulary.
+    LanguageModel,
+}
+
 impl Heads {
     /// The language-model head or the classifier.
-    pub fn of(&self, is_language_model: bool) -> Option<&Head> {
-        match is_language_model {
-            true => self.language_model(),
-            false => Some(&self.classify),
+    pub fn of(&self, kind: HeadKind) -> Option<&Head> {
+        match kind {
+            HeadKind::LanguageModel => self.language_model(),
+            HeadKind::Classify => Some(&self.classify),
         }
     }
 

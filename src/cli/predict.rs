@@ -13,9 +13,9 @@ use crate::data::{json_text, Examples, TextEncoder};
 use crate::diagnostic::{Problem, Problems};
 use crate::disk::{self, Pending};
 use crate::engine::Device;
-use crate::plan::{TaskKind, TaskPlan};
+use crate::plan::TaskPlan;
 use crate::run::{Loaded, Loader};
-use crate::train::{highest, predict as logits_of, softmax};
+use crate::train::predict as logits_of;
 
 /// The most lines that are predicted together: those that wait while the last ones were.
 const MOST: usize = 512;
@@ -104,7 +104,7 @@ fn answer_all(
     let begin = || -> Result<(&TaskPlan, Loader), Problem> {
         let task = loaded.plan.final_task().map(|(_, task)| task);
         let task = task.ok_or_else(|| Problem::internal("a run without a task"))?;
-        if task.kind.is_language_model() {
+        if task.kind.predicts_tokens() {
             let message = "a language model has no labels to predict";
             return Err(Problem::new("delta::cli::task", message)
                 .help("use a run whose last task is `classify` or `regress`"));
@@ -171,14 +171,19 @@ impl Chunk {
         }
         let object: Map<String, Value> = serde_json::from_str(text).map_err(|e| {
             let key = |key: &String| format!("\"{key}\": \"...\"");
-            let keys: Vec<String> = task.text.iter().map(key).collect();
+            let keys: Vec<String> = task.kind.texts().iter().map(key).collect();
             at_line(number, format!("the line is not a JSON object: {e}"))
                 .help(format!("write `{{{}}}`", keys.join(", ")))
         })?;
         let text = |key: &String| {
             json_text(&object, key).map_err(|(message, help)| at_line(number, message).help(help))
         };
-        let texts = task.text.iter().map(text).collect::<Result<_, _>>()?;
+        let texts = task
+            .kind
+            .texts()
+            .iter()
+            .map(text)
+            .collect::<Result<_, _>>()?;
         let id = object.get(ID).cloned().unwrap_or(json!(number));
         self.numbers.push((number, id));
         self.texts.push(texts);
@@ -231,15 +236,8 @@ fn describe(logits: &[f32], task: &TaskPlan, id: &Value) -> Result<Value, Proble
             problem.help("look for NaN or infinity in the weights of the run and of its backbone")
         );
     }
-    if task.kind == TaskKind::Regress {
-        return Ok(json!({ ID: id, "value": logits[0], "logits": logits }));
-    }
-    let probabilities: Map<String, Value> = task
-        .labels
-        .iter()
-        .zip(softmax(logits))
-        .map(|(label, p)| (label.name.clone(), json!(p)))
-        .collect();
-    let label = &task.labels[highest(logits)].name;
-    Ok(json!({ ID: id, "label": label, "probabilities": probabilities, "logits": logits }))
+    let answer = task.kind.answer(logits).unwrap_or_default();
+    let id = (ID.to_owned(), id.clone());
+    let fields: Map<String, Value> = std::iter::once(id).chain(answer).collect();
+    Ok(Value::Object(fields))
 }

@@ -4,9 +4,10 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::examples::{Example, Target};
+use super::examples::Example;
 use crate::engine::{mix, Layout};
 use crate::graph::{Batch, DecoderRows, Targets};
+use crate::task::Target;
 
 /// The order of the examples in an epoch.
 pub fn order(count: usize, seed: u64, epoch: usize) -> Vec<usize> {

@@ -7,8 +7,8 @@ use rand_chacha::ChaCha8Rng;
 use super::table::{at_line, no_examples, visit, Row};
 use super::tokens::{Encoded, TextEncoder};
 use crate::diagnostic::Problem;
-use crate::plan::{Few, FilePlan, TaskKind, TaskPlan};
-use crate::text::{did_you_mean, quoted_list};
+use crate::plan::{Few, FilePlan, TaskPlan};
+use crate::task::Target;
 
 /// One example.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,21 +37,6 @@ impl Example {
             _ => 1,
         }
     }
-}
-
-/// The target of one example.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Target {
-    /// The number of a label.
-    Class(usize),
-    /// A number.
-    Number(f32),
-    /// The masked tokens.
-    MaskedTokens,
-    /// The token after each token.
-    NextTokens,
-    /// The target is unknown.
-    None,
 }
 
 /// The examples of a file, in its order.
@@ -84,11 +69,10 @@ pub(super) fn read_rows(
         }
         (index, problem.or_at(task.span))
     };
-    let has_label = wanted(task).len() > task.text.len();
-    let target = |(index, (line, row)): (usize, &Row)| match row.last().filter(|_| has_label) {
-        Some(label) => checked_target(label, *line, file, task).map_err(|p| (Some(index), p)),
-        None if task.kind == TaskKind::CausalLm => Ok(Target::NextTokens),
-        None => Ok(Target::MaskedTokens),
+    let read = task.kind.texts().len();
+    let target = |(index, (line, row)): (usize, &Row)| {
+        let value = row.get(read).map(String::as_str);
+        checked_target(value, *line, file, task).map_err(|problem| (Some(index), problem))
     };
     let targets = rows.iter().enumerate().map(target);
     let targets: Vec<Target> = targets.collect::<Result<_, _>>()?;
@@ -97,11 +81,10 @@ pub(super) fn read_rows(
             .map(|(_, row)| row[range.clone()].to_vec())
             .collect()
     };
-    let read = task.text.len();
     let encoded = encode(encoder, task, &columns(0..read)).map_err(at_row)?;
-    let answers = match task.kind {
-        TaskKind::Seq2seq => columns(read..read + 1),
-        _ => Vec::new(),
+    let answers = match task.kind.has_text_target() {
+        true => columns(read..read + 1),
+        false => Vec::new(),
     };
     let answers = encode_answers(encoder, &answers).map_err(at_row)?;
     let mut answers = answers.into_iter();
@@ -119,13 +102,14 @@ pub(super) fn read_rows(
 /// The task has no labels, or a label has too few examples.
 pub fn check_few(few: &Few, task: &TaskPlan, counts: &[usize]) -> Result<(), Problem> {
     let problem = |message: String| Problem::new("delta::data::few", message);
-    if task.kind != TaskKind::Classify {
+    if task.kind.labels().is_empty() {
         let message = "`few` needs a `classify` task, which has labels".to_owned();
         return Err(problem(message).help("use the whole file without `few`"));
     }
     let end = few.skipped + few.per_class;
     let lacking = task
-        .labels
+        .kind
+        .labels()
         .iter()
         .zip(counts)
         .find(|(_, count)| **count < end);
@@ -195,7 +179,7 @@ impl Examples {
     /// # Errors
     /// The task has no labels, or a label has too few examples.
     pub fn few(&self, few: &Few, task: &TaskPlan) -> Result<Self, Problem> {
-        let mut classes: Vec<Vec<usize>> = vec![Vec::new(); task.labels.len()];
+        let mut classes: Vec<Vec<usize>> = vec![Vec::new(); task.kind.labels().len()];
         for (place, example) in self.all.iter().enumerate() {
             if let Target::Class(class) = example.target {
                 classes[class].push(place);
@@ -262,10 +246,10 @@ fn encode(
     task: &TaskPlan,
     texts: &[Vec<String>],
 ) -> Result<Vec<Encoded>, (Option<usize>, Problem)> {
-    let prefixed = |text: &String| format!("{}{text}", task.source_prefix);
-    let encoded = match &task.cloze {
+    let prefixed = |text: &String| format!("{}{text}", task.kind.source_prefix());
+    let encoded = match task.kind.cloze() {
         Some(cloze) => encoder.encode_cloze(cloze, texts)?,
-        None if !task.source_prefix.is_empty() => {
+        None if !task.kind.source_prefix().is_empty() => {
             let texts = texts
                 .iter()
                 .map(|texts| texts.iter().map(prefixed).collect());
@@ -274,10 +258,10 @@ fn encode(
         }
         None => encoder.encode(texts).map_err(|problem| (None, problem))?,
     };
-    if let Some((index, problem)) = encoder.padded(&encoded, task.uses_language_model()) {
+    if let Some((index, problem)) = encoder.padded(&encoded, task.kind.uses_language_model()) {
         return Err((Some(index), problem));
     }
-    if !task.uses_language_model() {
+    if !task.kind.uses_language_model() {
         if let Some((index, problem)) = encoder.unended(&encoded) {
             return Err((Some(index), problem));
         }
@@ -315,62 +299,22 @@ fn encode_answers(
     }
 }
 
-/// The columns that a task reads: its texts, then its label or target if it has one.
+/// The columns that a task reads: its texts, then its target if it has one.
 pub(super) fn wanted(task: &TaskPlan) -> Vec<&str> {
-    let has_label = !task.kind.is_language_model() || task.kind == TaskKind::Seq2seq;
-    let label = has_label.then_some(&task.label);
-    task.text.iter().chain(label).map(String::as_str).collect()
+    let texts = task.kind.texts().iter().map(String::as_str);
+    texts.chain(task.kind.target()).collect()
 }
 
-/// Converts a value in a line to a target.
+/// Converts the value of a row's target, if the task has a column for it.
 pub(super) fn checked_target(
-    value: &str,
+    value: Option<&str>,
     line: usize,
     file: &FilePlan,
     task: &TaskPlan,
 ) -> Result<Target, Problem> {
-    target(value, task).map_err(|(message, help)| {
+    task.kind.target_of(value).map_err(|(message, help)| {
         at_line("delta::data::label", &file.path, line, message)
             .at(task.span, "the task")
             .help(help)
     })
-}
-
-/// Converts a value to a target. The error is a message and a suggestion.
-fn target(value: &str, task: &TaskPlan) -> Result<Target, (String, String)> {
-    if task.kind == TaskKind::Seq2seq {
-        return Ok(Target::NextTokens);
-    }
-    let value = value.trim();
-    if task.kind == TaskKind::Regress {
-        return match value.parse::<f32>() {
-            Ok(number) if number.is_finite() => Ok(Target::Number(number)),
-            _ => Err((
-                format!("`{value}` in the column `{}` is not a number", task.label),
-                "give every row a number, or use `task classify`".to_owned(),
-            )),
-        };
-    }
-    if let Some(number) = task.labels.iter().position(|label| label.value == value) {
-        return Ok(Target::Class(number));
-    }
-    let known = || task.labels.iter().map(|label| label.value.as_str());
-    if value.is_empty() {
-        let help = format!(
-            "give the row a label; the task names {}",
-            quoted_list(known())
-        );
-        return Err(("the label is empty".to_owned(), help));
-    }
-    let help = match did_you_mean(value, known()) {
-        Some(near) => format!(
-            "did you mean `{near}`? the task names {}",
-            quoted_list(known())
-        ),
-        None => format!(
-            "add it to `labels`; the task names {}",
-            quoted_list(known())
-        ),
-    };
-    Err((format!("the task does not name the label `{value}`"), help))
 }

@@ -15,7 +15,7 @@ mod tokenizer_config;
 mod tokens;
 
 pub use batch::{batch, groups, order, Masking, Prediction};
-pub use examples::{check_few, nothing_to_predict, Example, Examples, Target};
+pub use examples::{check_few, nothing_to_predict, Example, Examples};
 pub use rows::{warn_of_overlap, Extent, Rows};
 pub use table::{json_text, Table};
 pub use tokens::{Encoded, TextEncoder};

@@ -4,11 +4,12 @@ use std::collections::hash_map::DefaultHasher;
 use std::collections::{HashSet, VecDeque};
 use std::hash::{Hash, Hasher};
 
-use super::examples::{checked_target, read_rows, wanted, Target, ROWS_AT_ONCE};
+use super::examples::{checked_target, read_rows, wanted, ROWS_AT_ONCE};
 use super::table::{at_line, no_examples, visit, Row};
 use super::tokens::TextEncoder;
 use crate::diagnostic::Problem;
-use crate::plan::{FileFormat, FilePlan, TaskKind, TaskPlan};
+use crate::plan::{FileFormat, FilePlan, TaskPlan};
+use crate::task::Target;
 use crate::text::{counted, quoted_list};
 
 /// The most mistakes that are collected for one file.
@@ -75,7 +76,7 @@ impl Rows {
         encoder: Option<&TextEncoder>,
     ) -> Self {
         let mut rows = Rows {
-            labels: vec![0; task.labels.len()],
+            labels: vec![0; task.kind.labels().len()],
             left_to_encode: encoder.map_or(0, |_| extent.encoded),
             ..Rows::default()
         };
@@ -162,7 +163,7 @@ impl Rows {
     /// Whether all rows were encoded, and no token of a language model is predicted.
     pub fn predict_nothing(&self, task: &TaskPlan) -> bool {
         let is_all = self.is_whole && self.tokens.rows == self.count && self.count > 0;
-        is_all && self.tokens.predicted == 0 && task.kind.is_language_model()
+        is_all && self.tokens.predicted == 0 && task.kind.predicts_tokens()
     }
 
     fn judge_tokens(&mut self, file: &FilePlan, encoder: Option<&TextEncoder>) {
@@ -219,22 +220,22 @@ impl Rows {
 
     fn look_at(&mut self, (line, values): &Row, file: &FilePlan, task: &TaskPlan) {
         self.count += 1;
-        let texts = &values[..task.text.len()];
-        if let Some(label) = values.get(task.text.len()) {
-            match checked_target(label, *line, file, task) {
-                Ok(Target::Class(class)) => self.labels[class] += 1,
-                Ok(_) => {}
-                Err(problem) => self.mistake(problem),
-            }
+        let count = task.kind.texts().len();
+        let texts = &values[..count];
+        let target = values.get(count).map(String::as_str);
+        match checked_target(target, *line, file, task) {
+            Ok(Target::Class(class)) => self.labels[class] += 1,
+            Ok(_) => {}
+            Err(problem) => self.mistake(problem),
         }
         let note = |(count, first): &mut (usize, Option<usize>)| {
             *count += 1;
             first.get_or_insert(*line);
         };
         // The target of such a task is a text as well.
-        let read = match task.kind {
-            TaskKind::Seq2seq => values.as_slice(),
-            _ => texts,
+        let read = match task.kind.has_text_target() {
+            true => values.as_slice(),
+            false => texts,
         };
         if read.iter().any(|text| text.trim().is_empty()) {
             note(&mut self.empty);
@@ -246,7 +247,7 @@ impl Rows {
         }
         let is_row = |line: &str| {
             let label = line.rsplit(',').next().unwrap_or_default().trim();
-            line.contains(',') && task.labels.iter().any(|known| known.value == label)
+            line.contains(',') && task.kind.labels().iter().any(|known| known.value == label)
         };
         if read.iter().any(|text| text.lines().skip(1).any(is_row)) {
             note(&mut self.swallowed);
@@ -303,11 +304,12 @@ impl Rows {
     /// Warns of labels that never occur in a training file.
     pub fn warn_of_training(&mut self, file: &FilePlan, task: &TaskPlan) {
         // Rows that were not checked may have the other labels.
-        if task.kind != TaskKind::Classify || file.few.is_some() || !self.is_whole {
+        if task.kind.labels().is_empty() || file.few.is_some() || !self.is_whole {
             return;
         }
         let absent: Vec<&str> = task
-            .labels
+            .kind
+            .labels()
             .iter()
             .zip(&self.labels)
             .filter(|(_, count)| **count == 0)
@@ -316,7 +318,7 @@ impl Rows {
         let path = file.path.display();
         let message = match absent.len() {
             0 => return,
-            left if left + 1 == task.labels.len() => {
+            left if left + 1 == task.kind.labels().len() => {
                 format!(
                     "`{path}` has rows of only one label, and none of {}",
                     quoted_list(absent)

@@ -300,7 +300,7 @@ fn frame(class: Class, settings: &Settings, tokenizer: &mut Tokenizer) -> Result
     Ok(())
 }
 
-/// A BPE's `dropout` draws other tokens each time: of a text that is predicted, too.
+/// A BPE's `dropout` draws other tokens each time, even for a text that is predicted.
 fn refuse_drawn_tokens(tokenizer: &Tokenizer) -> Result<(), Problem> {
     match tokenizer.get_model() {
         ModelWrapper::BPE(model) if model.dropout.is_some_and(|share| share > 0.0) => {

@@ -180,9 +180,10 @@ impl TextEncoder {
         const MARGIN: usize = 64;
         let mut size = LONG.max(16 * self.max_length());
         while size < text.len() {
+            let is_between = |at: &usize| text.is_char_boundary(*at);
             let part = match self.cuts_start() {
-                false => &text[..text.floor_char_boundary(size)],
-                true => &text[text.ceil_char_boundary(text.len() - size)..],
+                false => &text[..(0..=size).rev().find(is_between).unwrap_or(0)],
+                true => &text[(text.len() - size..).find(is_between).unwrap_or(text.len())..],
             };
             let encoding = self.tokenizer.encode_fast(part, false).map_err(refused)?;
             if encoding.len() >= self.max_length() + MARGIN {

@@ -154,7 +154,7 @@ impl DfdxDevice for dfdx::tensor::Cuda {
     fn of(device: &Device) -> &Self {
         match device {
             Device::DfdxCuda(cuda) => cuda,
-            _ => unreachable!("it is asked for where a tensor lies on it"),
+            _ => unreachable!("only a tensor on the device calls it"),
         }
     }
 

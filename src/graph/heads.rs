@@ -1,7 +1,7 @@
 //! Finds where a task's head comes from: the checkpoint, if it fits the task's labels, or the seed.
 
 use crate::backbone::{head_parameters, Checkpoint, Config};
-use crate::plan::{Label, TaskKind, TaskPlan};
+use crate::plan::{Label, Task, TaskPlan};
 use crate::text::list;
 
 /// Where a head comes from.
@@ -22,17 +22,17 @@ impl HeadOrigin {
     pub fn of(config: &Config, task: &TaskPlan, file: Option<&Checkpoint>) -> Self {
         let family = config.family();
         let Some(file) = file else {
-            let head = family.heads.of(task.uses_language_model());
+            let head = family.heads.of(task.kind.head());
             let own = head.map_or(Vec::new(), |head| {
-                head_parameters(config, head, task.outputs())
+                head_parameters(config, head, task.kind.outputs())
             });
             return match own.is_empty() {
                 true => HeadOrigin::Tied,
                 false => HeadOrigin::Drawn("like the backbone's weights".to_owned()),
             };
         };
-        let head = family.heads.of(task.uses_language_model());
-        let outputs = task.outputs();
+        let head = family.heads.of(task.kind.head());
+        let outputs = task.kind.outputs();
         let last = head
             .and_then(|head| head.steps.last())
             .map(|step| format!("{}.weight", step.module));
@@ -51,16 +51,16 @@ impl HeadOrigin {
         let rows = found.and_then(|name| file.shape(&name)?.first().copied());
         match rows {
             None => HeadOrigin::Drawn("the checkpoint has no head for this task".to_owned()),
-            Some(_) if task.uses_language_model() => {
+            Some(_) if task.kind.uses_language_model() => {
                 HeadOrigin::Checkpoint(Vec::new(), "its language-model head".to_owned())
             }
             Some(rows) if rows != outputs => HeadOrigin::Drawn(format!(
                 "the checkpoint's head has {rows} outputs, but the task needs {outputs}"
             )),
-            Some(_) if task.kind == TaskKind::Regress => {
+            Some(_) if task.kind.labels().is_empty() => {
                 HeadOrigin::Checkpoint(vec![0], "its single output".to_owned())
             }
-            Some(_) => by_labels(config, &task.labels),
+            Some(_) => by_labels(config, task.kind.labels()),
         }
     }
 }
@@ -108,8 +108,14 @@ pub fn reordered(values: &[f32], order: &[usize]) -> Vec<f32> {
     order.iter().flat_map(row).copied().collect()
 }
 
-/// For each of `labels`, the index of the label with the same name in `other`; `None` if the two sets differ.
-pub fn label_order(labels: &[Label], other: &[Label]) -> Option<Vec<usize>> {
-    let stored: Vec<String> = other.iter().map(|label| label.name.clone()).collect();
-    order(&stored, labels.iter().map(|label| &label.name))
+/// For each label of `task`, the index of the label with the same name in `other`; `None` if the two are of different
+/// kinds, are answered by different heads, or have different labels.
+pub fn label_order(task: &Task, other: &Task) -> Option<Vec<usize>> {
+    let is_same = task.name() == other.name() && task.head() == other.head();
+    let stored: Vec<String> = other
+        .labels()
+        .iter()
+        .map(|label| label.name.clone())
+        .collect();
+    is_same.then(|| order(&stored, task.labels().iter().map(|label| &label.name)))?
 }

@@ -193,7 +193,8 @@ impl Graph {
                         // language-model tasks begin with the same head, so we take the first one's.
                         let of_head = || {
                             let mut tasks = plan.tasks.iter();
-                            let (task, _) = tasks.find(|(_, task)| task.uses_language_model())?;
+                            let (task, _) =
+                                tasks.find(|(_, task)| task.kind.uses_language_model())?;
                             self.values.get(&ParameterId::of_head(task, path))
                         };
                         let Some(value) = self.base.get(path).or_else(of_head) else {

@@ -37,7 +37,7 @@ impl Pass<'_> {
             1.0 => x.clone(),
             _ => ops::scale(x, scale)?,
         };
-        let Some(cloze) = self.graph.task().and_then(|task| task.cloze.as_ref()) else {
+        let Some(cloze) = self.graph.task().and_then(|task| task.kind.cloze()) else {
             return ops::linear(x, &weight, bias.as_ref());
         };
         let tokens = cloze.tokens.concat();

@@ -122,7 +122,7 @@ impl Graph {
     pub fn is_output(&self, task: &TaskPlan, path: &str) -> bool {
         let last = self.head(task).and_then(|head| head.steps.last());
         let rest = last.and_then(|step| path.strip_prefix(&step.module));
-        matches!(rest, Some(".weight" | ".bias")) && !task.uses_language_model()
+        matches!(rest, Some(".weight" | ".bias")) && !task.kind.uses_language_model()
     }
 
     /// The path of the table whose weight the head in place uses; `None` if the head has its own.
@@ -133,7 +133,7 @@ impl Graph {
     }
 
     fn head(&self, task: &TaskPlan) -> Option<&Head> {
-        self.family.heads.of(task.uses_language_model())
+        self.family.heads.of(task.kind.head())
     }
 
     /// The parameters that belong to a task's head.
@@ -149,7 +149,7 @@ impl Graph {
             .filter(|parameter| !self.base.contains_key(&parameter.path))
             .cloned();
         missing
-            .chain(head_parameters(&self.config, head, task.outputs()))
+            .chain(head_parameters(&self.config, head, task.kind.outputs()))
             .collect()
     }
 

@@ -41,7 +41,7 @@ pub fn export(plan: &Plan, graph: &Graph, directory: &Path) -> Result<(), Proble
     let key_prefix = if is_prompt { PROMPT_PREFIX } else { KEY_PREFIX };
     let prefix = plan.name_prefix();
     let task = plan.final_task();
-    let is_language_model = task.is_some_and(|(_, task)| task.uses_language_model());
+    let is_language_model = task.is_some_and(|(_, task)| task.kind.uses_language_model());
     // A language model's head is the checkpoint's own, unless a stage trained it.
     let is_trained = |name: &str| {
         let mut stages = plan.stages.iter();
@@ -143,7 +143,7 @@ fn targets(graph: &Graph, plan: &Plan, names: &BTreeSet<String>) -> Vec<String> 
 fn card(plan: &Plan) -> String {
     let prefix = plan
         .final_task()
-        .map_or("", |(_, task)| task.source_prefix.as_str());
+        .map_or("", |(_, task)| task.kind.source_prefix());
     let prefixed = match prefix {
         "" => String::new(),
         prefix => format!("\nIt was trained on source texts that begin with `{prefix}`.\n"),

@@ -4,7 +4,7 @@ use super::import::WORD_TABLE;
 use super::prompts;
 use crate::backbone::{Site, Tree};
 use crate::delta::{Method, PeftAdapter};
-use crate::plan::{Change, DeltaPlan, Plan, TaskPlan};
+use crate::plan::{Change, DeltaPlan, Plan};
 
 /// A kind of adapter.
 pub(super) enum Form<'p> {
@@ -35,7 +35,7 @@ pub(super) fn form(plan: &Plan) -> Result<Form<'_>, String> {
         return Err("the run trained only the head".to_owned());
     };
     let task = plan.final_task().map(|(_, task)| task);
-    let is_language_model = task.is_some_and(TaskPlan::uses_language_model);
+    let is_language_model = task.is_some_and(|task| task.kind.uses_language_model());
     if is_language_model && plan.backbone.config.family().heads.masked_lm.is_some() {
         return Err("PEFT has no task type for a masked-language-model head".to_owned());
     }

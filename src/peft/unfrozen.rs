@@ -27,7 +27,7 @@ pub(super) fn read(
         .unwrap_or("none");
     let tree = Tree::new(config);
     let mut parameters = Vec::new();
-    // Fused weights, of which a part was taken.
+    // A part of fused weights.
     let mut fused: Vec<String> = Vec::new();
     let head: Vec<&str> = head
         .steps
@@ -94,7 +94,7 @@ pub(super) fn read(
     // With `bias = all`, PEFT writes further copies of the head's tensors, which we need not read.
     let copies = [".original_module.", ".modules_to_save."];
     reader.pass_over(|name| bias == "all" && copies.iter().any(|copy| name.contains(copy)));
-    // Early versions wrote the module that a trained one replaces, too.
+    // Early versions also wrote the module that a trained one replaces.
     reader.pass_over(|name| name.contains(".original_module."));
     Ok((!parameters.is_empty()).then(|| DeltaPlan {
         name: NAME.to_owned(),

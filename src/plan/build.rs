@@ -244,7 +244,7 @@ impl<'a> Builder<'a> {
             precision,
             span,
         };
-        if !random && tasks.values().any(TaskPlan::uses_language_model) {
+        if !random && tasks.values().any(|task| task.kind.uses_language_model()) {
             match surroundings.has_head_weight(&backbone) {
                 Ok(Some(is_there)) => backbone.config.has_head_weight = is_there,
                 Ok(None) => self.knows_head.set(false),

@@ -135,8 +135,8 @@ impl Plan {
             return 0;
         };
         let config = &self.backbone.config;
-        let head = config.family().heads.of(task.uses_language_model());
-        let parameters = head.map(|head| head_parameters(config, head, task.outputs()));
+        let head = config.family().heads.of(task.kind.head());
+        let parameters = head.map(|head| head_parameters(config, head, task.kind.outputs()));
         parameters
             .unwrap_or_default()
             .iter()

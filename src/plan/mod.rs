@@ -4,7 +4,6 @@
 //! printed, stored and hashed; or every mistake of the file. Planning knows no weights, tensors or devices.
 
 mod build;
-mod cloze;
 mod cost;
 mod placing;
 mod selection;
@@ -13,7 +12,6 @@ mod stages;
 mod stored;
 mod surroundings;
 mod tasks;
-mod template;
 mod translate;
 mod uses;
 mod words;
@@ -29,12 +27,11 @@ use crate::diagnostic::Span;
 use crate::engine::Precision;
 pub use crate::syntax::ast::Unit;
 
+pub use crate::task::{Cloze, Edit, Label, Metric, Piece, Task};
 pub use build::plan;
-pub use cloze::Cloze;
 pub use cost::{Cost, Machine};
 pub use stage::{Interval, Keep, Length, Optimizer, Schedule, ScheduleShape, StagePlan, Warmup};
 pub use surroundings::{Surroundings, Words};
-pub use template::{Edit, Piece};
 
 /// The smallest `max_length`: one token of text and the two special tokens around it.
 pub const SHORTEST: usize = 3;
@@ -76,7 +73,7 @@ impl Plan {
     pub fn name_prefix(&self) -> &str {
         let family = self.backbone.config.family();
         let task = self.final_task();
-        let head = task.and_then(|(_, task)| family.heads.of(task.uses_language_model()));
+        let head = task.and_then(|(_, task)| family.heads.of(task.kind.head()));
         let own = head.and_then(|head| head.base_model_prefix.as_deref());
         own.unwrap_or(&family.base_model_prefix)
     }
@@ -215,111 +212,13 @@ pub enum FileFormat {
 /// A task of a plan.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TaskPlan {
-    /// The kind of prediction.
-    pub kind: TaskKind,
-    /// One or two columns with texts.
-    pub text: Vec<String>,
-    /// The column with the label.
-    pub label: String,
-    /// The values of the label column and their names, in the order of the logits.
-    pub labels: Vec<Label>,
+    /// The task with its settings.
+    #[serde(flatten)]
+    pub kind: Task,
     /// The metric that `evaluate` computes and `keep = best` compares.
     pub metric: Metric,
-    /// The template and words with which the language-model head predicts labels; `None` for a classifier.
-    pub cloze: Option<Cloze>,
-    /// The share of tokens that are masked, for a masked language model.
-    pub mask: f32,
-    /// For a sequence-to-sequence task, the text before every source.
-    #[serde(default, rename = "prefix", skip_serializing_if = "String::is_empty")]
-    pub source_prefix: String,
     /// The place of the statement.
     pub span: Span,
-}
-
-impl TaskPlan {
-    /// Whether the task reads the language-model head.
-    pub fn uses_language_model(&self) -> bool {
-        self.kind.is_language_model() || self.cloze.is_some()
-    }
-
-    /// The number of logits for a classification or regression head.
-    pub fn outputs(&self) -> usize {
-        match self.kind {
-            TaskKind::Regress => 1,
-            _ => self.labels.len(),
-        }
-    }
-}
-
-/// The kind of prediction that a task asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TaskKind {
-    /// One of several labels.
-    Classify,
-    /// A number.
-    Regress,
-    /// The tokens that were masked.
-    MaskedLm,
-    /// The token after each token.
-    CausalLm,
-    /// A target text for a source text: each target token, given the source and the target tokens before it.
-    Seq2seq,
-}
-
-impl TaskKind {
-    /// Whether the task predicts tokens instead of labels or numbers.
-    pub fn is_language_model(self) -> bool {
-        matches!(
-            self,
-            TaskKind::MaskedLm | TaskKind::CausalLm | TaskKind::Seq2seq
-        )
-    }
-}
-
-/// A label: its value in the data and its name.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Label {
-    /// Its value in the label column.
-    pub value: String,
-    /// Its name in results.
-    pub name: String,
-}
-
-/// A measure of the quality of predictions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[allow(missing_docs)]
-pub enum Metric {
-    Accuracy,
-    F1,
-    Matthews,
-    Pearson,
-    Spearman,
-    /// Mean loss per prediction. This is the only metric of which less is better.
-    Loss,
-}
-
-impl Metric {
-    /// Its name in the language and in logs.
-    pub fn name(self) -> &'static str {
-        match self {
-            Metric::Accuracy => "accuracy",
-            Metric::F1 => "f1",
-            Metric::Matthews => "matthews",
-            Metric::Pearson => "pearson",
-            Metric::Spearman => "spearman",
-            Metric::Loss => "loss",
-        }
-    }
-
-    /// Whether `new` is better than `old`.
-    pub fn better(self, new: f64, old: f64) -> bool {
-        match self {
-            Metric::Loss => new < old,
-            _ => new > old,
-        }
-    }
 }
 
 /// A delta of a plan.

@@ -20,7 +20,7 @@ impl<'a> Builder<'a> {
         tasks: &BTreeMap<String, TaskPlan>,
     ) -> Vec<DeltaPlan> {
         let tree = Tree::new(&backbone.config);
-        let head = match tasks.values().any(TaskPlan::uses_language_model) {
+        let head = match tasks.values().any(|task| task.kind.uses_language_model()) {
             true => {
                 // Without the checkpoint we cannot tell whether the head is untied, so allow selectors to name
                 // its possible weight.

@@ -56,8 +56,12 @@ impl Plan {
         if self.tasks.is_empty() {
             return Err("it has no task".to_owned());
         }
-        for task in self.tasks.values().filter(|task| task.cloze.is_none()) {
-            if !task.kind.is_language_model() && task.outputs() == 0 {
+        for task in self
+            .tasks
+            .values()
+            .filter(|task| task.kind.cloze().is_none())
+        {
+            if !task.kind.predicts_tokens() && task.kind.outputs() == 0 {
                 return Err("a task has no labels".to_owned());
             }
         }

@@ -2,8 +2,7 @@
 
 use std::path::Path;
 
-use super::cloze::{cloze, Cloze};
-use super::{DataPlan, Few, FileFormat, FilePlan, Label, Metric, TaskKind, TaskPlan};
+use super::{DataPlan, Few, FileFormat, FilePlan, Metric, Task, TaskPlan};
 use crate::diagnostic::Problem;
 use crate::settings::synonyms;
 use crate::settings::Fields;
@@ -214,15 +213,8 @@ fn column_names(fields: &Fields, argument: &Argument) -> Vec<String> {
 
 /// Reads a `task` block.
 pub(super) fn task(kind: &Name, fields: &Fields) -> Option<TaskPlan> {
-    let kinds = [
-        ("classify", TaskKind::Classify),
-        ("regress", TaskKind::Regress),
-        ("masked_lm", TaskKind::MaskedLm),
-        ("causal_lm", TaskKind::CausalLm),
-        ("seq2seq", TaskKind::Seq2seq),
-    ];
-    let Some((_, found)) = kinds.iter().find(|(name, _)| *name == kind.node) else {
-        let known = || kinds.iter().map(|(name, _)| *name);
+    let Some(metrics) = Task::metrics_of(&kind.node) else {
+        let known = || Task::NAMES.iter().copied();
         let problem = Problem::new(
             "delta::plan::unknown_task",
             format!("there is no task `{}`", kind.node),
@@ -238,215 +230,16 @@ pub(super) fn task(kind: &Name, fields: &Fields) -> Option<TaskPlan> {
         });
         return None;
     };
-    let kind = *found;
-    let mut plan = TaskPlan {
-        kind,
-        text: Vec::new(),
-        label: String::new(),
-        labels: Vec::new(),
-        metric: metric(fields, kind),
-        cloze: None,
-        mask: 0.15,
-        source_prefix: String::new(),
-        span: fields.span(),
-    };
-    if kind == TaskKind::MaskedLm {
-        plan.mask = masked_share(fields).unwrap_or(plan.mask);
-    }
-    if !kind.is_language_model() {
-        match fields.name("label") {
-            Some(label) => plan.label = label.node,
-            None => fields.missing("label", "label"),
-        }
-        if kind == TaskKind::Classify {
-            plan.labels = labels(fields);
-            plan.cloze = cloze(fields, &plan.labels);
-        } else {
-            plan.cloze = interpolation(fields);
-        }
-    }
-    if kind == TaskKind::Seq2seq {
-        let column = |key, example| {
-            let name = fields.name(key);
-            if name.is_none() {
-                fields.missing(key, example);
-            }
-            name.map_or(String::new(), |name| name.node)
-        };
-        plan.text = vec![column("source", "en")];
-        plan.label = column("target", "de");
-        plan.source_prefix = fields
-            .text("prefix")
-            .map_or(String::new(), |text| text.node);
-        fields.finish();
-        return Some(plan);
-    }
-    plan.text = match &plan.cloze {
-        Some(cloze) => cloze.columns(),
-        None if !kind.is_language_model() && fields.raw("template").is_some() => Vec::new(),
-        None => text(fields, kind),
-    };
+    let named: Vec<(&str, Metric)> = metrics
+        .iter()
+        .map(|metric| (metric.name(), *metric))
+        .collect();
+    let metric = fields.choice("metric", &named).unwrap_or(metrics[0]);
+    let kind = Task::read(&kind.node, fields)?;
     fields.finish();
-    Some(plan)
-}
-
-fn masked_share(fields: &Fields) -> Option<f32> {
-    let value = fields.value("mask")?;
-    match value.node {
-        Value::Percent(share) if share > 0.0 && share < 1.0 => Some(share as f32),
-        _ => {
-            fields.wrong("mask", &value, "a percentage above 0 and below 100");
-            None
-        }
-    }
-}
-
-/// Reads a regression by cloze. It predicts `low + (high − low) · P(high)`, with the probability of the word for
-/// `high` (Gao et al., LM-BFF, arXiv 2012.15723, section 3).
-fn interpolation(fields: &Fields) -> Option<Cloze> {
-    let ends = ["low", "high"].map(|name| Label {
-        value: name.to_owned(),
-        name: name.to_owned(),
-    });
-    let range = fields.value("range");
-    let mut cloze = cloze(fields, &ends)?;
-    let Some(range) = range else {
-        fields.missing("range", "[0, 5]");
-        return None;
-    };
-    let number = |value: &Spanned<Value>| match fields.scope.resolve(value).node {
-        Value::Number(number) => Some(number as f32),
-        _ => None,
-    };
-    let ends: Option<Vec<f32>> = match &range.node {
-        Value::List(values) => values.iter().map(number).collect(),
-        _ => None,
-    };
-    match ends.as_deref() {
-        Some([low, high]) if low < high => cloze.range = Some((*low, *high)),
-        _ => fields.wrong("range", &range, "two numbers, the lower first: `[0, 5]`"),
-    }
-    Some(cloze)
-}
-
-fn text(fields: &Fields, kind: TaskKind) -> Vec<String> {
-    let Some(names) = fields.names("text") else {
-        fields.missing("text", "sentence");
-        return Vec::new();
-    };
-    let most = if kind.is_language_model() { 1 } else { 2 };
-    if names.is_empty() || names.len() > most {
-        let span = fields
-            .raw("text")
-            .map(|value| value.span)
-            .unwrap_or_default();
-        let message = format!("`text` names {} columns", names.len());
-        fields.report(
-            Problem::new("delta::plan::text", message)
-                .at(span, "here")
-                .help(if most == 1 {
-                    "name one column"
-                } else {
-                    "name one column, or two for a pair"
-                }),
-        );
-    }
-    names.into_iter().map(|name| name.node).collect()
-}
-
-fn metric(fields: &Fields, kind: TaskKind) -> Metric {
-    let (metrics, default): (&[(&str, Metric)], Metric) = match kind {
-        TaskKind::Classify => (
-            &[
-                ("accuracy", Metric::Accuracy),
-                ("f1", Metric::F1),
-                ("matthews", Metric::Matthews),
-                ("loss", Metric::Loss),
-            ],
-            Metric::Accuracy,
-        ),
-        TaskKind::Regress => (
-            &[
-                ("pearson", Metric::Pearson),
-                ("spearman", Metric::Spearman),
-                ("loss", Metric::Loss),
-            ],
-            Metric::Pearson,
-        ),
-        TaskKind::MaskedLm | TaskKind::CausalLm | TaskKind::Seq2seq => (
-            &[("accuracy", Metric::Accuracy), ("loss", Metric::Loss)],
-            Metric::Loss,
-        ),
-    };
-    fields.choice("metric", metrics).unwrap_or(default)
-}
-
-fn labels(fields: &Fields) -> Vec<Label> {
-    let Some(value) = fields.raw("labels") else {
-        fields.missing("labels", "{ \"0\" = negative, \"1\" = positive }");
-        return Vec::new();
-    };
-    let mut labels: Vec<Label> = Vec::new();
-    match &value.node {
-        Value::Block(block) => {
-            let block = fields.nested("labels", value.span, block);
-            for setting in block.all() {
-                if let Value::Word(name) | Value::Text(name) = &setting.value.node {
-                    labels.push(Label {
-                        value: setting.key.node.clone(),
-                        name: name.clone(),
-                    });
-                } else {
-                    fields.wrong("labels", &setting.value, "a name");
-                }
-            }
-        }
-        Value::List(values) => {
-            for value in values {
-                match &value.node {
-                    Value::Word(name) | Value::Text(name) => {
-                        labels.push(Label {
-                            value: name.clone(),
-                            name: name.clone(),
-                        });
-                    }
-                    _ => fields.wrong("labels", value, "a name"),
-                }
-            }
-        }
-        _ => fields.wrong(
-            "labels",
-            value,
-            "a block such as `{ \"0\" = negative, \"1\" = positive }`",
-        ),
-    }
-    check_labels(fields, value, &labels);
-    labels
-}
-
-fn check_labels(fields: &Fields, value: &Spanned<Value>, labels: &[Label]) {
-    let twice = labels.iter().enumerate().find(|(i, label)| {
-        labels[..*i]
-            .iter()
-            .any(|other| other.name == label.name || other.value == label.value)
-    });
-    if let Some((_, label)) = twice {
-        fields.report(
-            Problem::new(
-                "delta::plan::labels",
-                format!("the label `{}` appears twice", label.name),
-            )
-            .at(value.span, "in here")
-            .help("give every label its own value and its own name"),
-        );
-    } else if labels.len() < 2 {
-        fields.report(
-            Problem::new(
-                "delta::plan::labels",
-                "a `classify` task needs at least two labels",
-            )
-            .at(value.span, "here")
-            .help("list every label of the data"),
-        );
-    }
+    Some(TaskPlan {
+        kind,
+        metric,
+        span: fields.span(),
+    })
 }

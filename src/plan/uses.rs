@@ -1,7 +1,7 @@
 //! Checks that everything declared is used, and that every stage and task can work.
 
 use super::build::Builder;
-use super::{Change, Piece, Plan, StagePlan, TaskKind, TaskPlan, SHORTEST};
+use super::{Change, Plan, StagePlan, TaskPlan, SHORTEST};
 use crate::backbone::{head_parameters, language_model_parameters};
 use crate::diagnostic::Problem;
 use crate::syntax::ast::Statement;
@@ -111,7 +111,7 @@ impl Builder<'_> {
                 );
             }
         }
-        let is_answered = |task: &TaskPlan| task.uses_language_model();
+        let is_answered = |task: &TaskPlan| task.kind.uses_language_model();
         if plan.stages.is_empty() && !plan.tasks.values().any(is_answered) {
             self.report(
                 Problem::new(
@@ -145,39 +145,8 @@ impl Builder<'_> {
 
     /// Reports a task that the backbone's family cannot do.
     fn check_task(&self, plan: &Plan, task: &TaskPlan) {
-        let family = plan.backbone.config.family();
-        let (name, heads) = (&family.name, &family.heads);
-        let lacks = match task.kind {
-            TaskKind::MaskedLm if heads.masked_lm.is_none() => Some("masked-language-model"),
-            TaskKind::CausalLm if heads.causal_lm.is_none() => Some("causal-language-model"),
-            TaskKind::Seq2seq if heads.seq2seq.is_none() => Some("sequence-to-sequence"),
-            _ if task.uses_language_model() && heads.language_model().is_none() => {
-                Some("language-model")
-            }
-            _ if task.cloze.is_some() && heads.seq2seq.is_some() => {
-                Some("masked- or causal-language-model")
-            }
-            _ => None,
-        };
-        if let Some(head) = lacks {
-            let message = format!("the family {name} has no {head} head");
-            let problem = Problem::new("delta::plan::no_head", message).at(task.span, "here");
-            self.report(problem.help("use another task, or a backbone of another family"));
-        }
-        let Some(cloze) = &task.cloze else { return };
-        let at_the_end = cloze.template.last() == Some(&Piece::Mask);
-        if family.causal && !at_the_end {
-            let message = format!("the family {name} attends only to the tokens before the mask");
-            let problem =
-                Problem::new("delta::plan::template", message).at(task.span, "in this task");
-            self.report(problem.help("end the template with `{mask}`"));
-        }
-        let segment = |piece: &&Piece| matches!(piece, Piece::Segment(1));
-        if plan.backbone.config.types < 2 && cloze.template.iter().any(|piece| segment(&piece)) {
-            let message = format!("this backbone of the family {name} has only one segment");
-            let problem =
-                Problem::new("delta::plan::template", message).at(task.span, "in this task");
-            self.report(problem.help("remove `{segment:1}` from the template"));
+        if let Err(problem) = task.kind.check(&plan.backbone.config) {
+            self.report(problem.at(task.span, "in this task"));
         }
     }
 
@@ -186,11 +155,10 @@ impl Builder<'_> {
     fn check_trained(&self, plan: &Plan, stage: &StagePlan) {
         let config = &plan.backbone.config;
         let task = plan.tasks.get(&stage.task);
-        let head = task
-            .and_then(|task| Some((task, config.family().heads.of(task.uses_language_model())?)));
+        let head = task.and_then(|task| Some((task, config.family().heads.of(task.kind.head())?)));
         let Some((task, head)) = head else { return };
         let trains_head = stage.train_head && stage.train.is_empty() && self.knows_head.get();
-        if trains_head && head_parameters(config, head, task.outputs()).is_empty() {
+        if trains_head && head_parameters(config, head, task.kind.outputs()).is_empty() {
             let message = format!(
                 "stage `{}` trains nothing: its head is tied to the frozen word embeddings",
                 stage.name
@@ -224,7 +192,7 @@ impl Builder<'_> {
 
     /// Reports a stage that trains the whole language-model head while a delta already unfreezes part of it.
     fn check_unfrozen_head(&self, plan: &Plan, stage: &StagePlan) {
-        let is_model = |task: &TaskPlan| task.uses_language_model();
+        let is_model = |task: &TaskPlan| task.kind.uses_language_model();
         if !stage.train_head || !plan.tasks.get(&stage.task).is_some_and(is_model) {
             return;
         }

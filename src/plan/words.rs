@@ -16,7 +16,7 @@ impl Builder<'_> {
         deltas: &mut [DeltaPlan],
         surroundings: &dyn Surroundings,
     ) {
-        let has_words = tasks.values().any(|task| task.cloze.is_some());
+        let has_words = tasks.values().any(|task| task.kind.cloze().is_some());
         if !has_words && deltas.iter().all(|delta| delta.texts().is_empty()) {
             return;
         }
@@ -25,7 +25,7 @@ impl Builder<'_> {
             Ok(None) => return,
             Err(problem) => return self.report(problem),
         };
-        for cloze in tasks.values_mut().filter_map(|task| task.cloze.as_mut()) {
+        for cloze in tasks.values_mut().filter_map(|task| task.kind.cloze_mut()) {
             self.look_up_labels(cloze, &*words);
         }
         for delta in deltas {

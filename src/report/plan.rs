@@ -8,7 +8,7 @@ use super::Table;
 use crate::backbone::{language_model_parameters, Parameter, Tree};
 use crate::engine::Precision;
 use crate::graph::{optimizations, this_machine};
-use crate::plan::{Change, Plan, TaskPlan};
+use crate::plan::{Change, Plan};
 use crate::text::{bytes, counted, quoted_list, thousands, wrapped};
 
 /// Sequences of this many tokens are assumed for estimates, or `max_length` where that is less.
@@ -159,7 +159,11 @@ fn modules(plan: &Plan, tree: &Tree) -> Table {
 
 /// The modules of the language-model head, where a task reads it.
 fn head_rows(plan: &Plan) -> Vec<[String; 3]> {
-    if !plan.tasks.values().any(TaskPlan::uses_language_model) {
+    if !plan
+        .tasks
+        .values()
+        .any(|task| task.kind.uses_language_model())
+    {
         return Vec::new();
     }
     let mut rows: Vec<(String, usize)> = Vec::new();
@@ -255,7 +259,7 @@ fn stage(
     line(
         "  estimate    ",
         format!(
-            "{} and {:.0} ms per step on {}, with {} of {tokens} tokens ({from})",
+            "{} and {:.1} ms per step on {}, with {} of {tokens} tokens ({from})",
             bytes(cost.memory),
             1000.0 * cost.operations / rate,
             counted(threads, "thread"),

@@ -225,9 +225,7 @@ fn check(runs: &[Loaded], combination: &Combination) -> Result<(), Problem> {
 /// For each label of `first`, the index of the same label in `run`; `None` if their tasks or labels differ.
 fn order(first: &Loaded, run: &Loaded) -> Option<Vec<usize>> {
     let ((_, first), (_, other)) = (first.plan.final_task()?, run.plan.final_task()?);
-    let is_same =
-        first.kind == other.kind && first.uses_language_model() == other.uses_language_model();
-    is_same.then(|| label_order(&first.labels, &other.labels))?
+    label_order(&first.kind, &other.kind)
 }
 
 /// The change of a weight by LoRAs, and its rank.

@@ -10,7 +10,7 @@ use crate::data::{
     TextEncoder,
 };
 use crate::diagnostic::{Problem, Span};
-use crate::plan::{DataPlan, Few, FilePlan, Keep, Plan, StagePlan, TaskKind, TaskPlan};
+use crate::plan::{DataPlan, Few, FilePlan, Keep, Plan, StagePlan, TaskPlan};
 use crate::train::{check_steps, warn_of_warmup, Data};
 
 /// Reads files of examples for the tasks of a plan.
@@ -102,16 +102,16 @@ impl Loader {
     /// # Errors
     /// The tokenizer has no mask.
     pub fn masking(&self, task: &TaskPlan) -> Result<Option<Masking>, Problem> {
-        if task.kind != TaskKind::MaskedLm {
+        let Some(share) = task.kind.masked_share() else {
             return Ok(None);
-        }
+        };
         let mask_token = self.encoder.mask_token().ok_or_else(|| {
             Problem::new("delta::data::no_mask", "the tokenizer has no mask token")
                 .at(task.span, "needed by this task")
                 .help("use a backbone whose tokenizer has `[MASK]` or `<mask>`")
         })?;
         Ok(Some(Masking {
-            share: task.mask,
+            share,
             mask_token,
             vocabulary: self.vocabulary,
         }))
@@ -158,7 +158,7 @@ pub fn check_data(plan: &Plan, extent: Extent, loader: Option<&Loader>) -> DataC
             if trains {
                 rows.warn_of_training(file, task);
                 examples.push(match &file.few {
-                    Some(few) => few.per_class * task.labels.len(),
+                    Some(few) => few.per_class * task.kind.labels().len(),
                     None => rows.all,
                 });
             }

@@ -130,7 +130,7 @@ fn check_unfrozen(plan: &Plan, file: &Checkpoint) -> Vec<Problem> {
     plan.deltas.iter().filter_map(problem).collect()
 }
 
-/// Warnings about a plan's backbone, none of which stops a run.
+/// Warnings about a plan's backbone, which do not stop a run.
 pub fn backbone_warnings(plan: &Plan) -> Vec<Problem> {
     unknown_keys(plan)
         .into_iter()

@@ -9,7 +9,8 @@ use crate::diagnostic::{Problem, Span};
 use crate::engine::{Device, Precision};
 use crate::graph::{Graph, Tensors};
 use crate::peft;
-use crate::plan::{BackbonePlan, Label, Metric, Plan, TaskKind, TaskPlan};
+use crate::plan::{BackbonePlan, Label, Metric, Plan, Task, TaskPlan};
+use crate::task::{CausalLm, Classify, Regress, Seq2seq};
 
 /// A model that is ready to predict.
 pub struct Loaded {
@@ -161,11 +162,10 @@ fn open_adapter(
         }
     };
     if let Some(prefix) = reads.source_prefix {
-        if task.kind != TaskKind::Seq2seq {
+        if !task.kind.set_source_prefix(prefix) {
             let message = "`--source-prefix` applies only to sequence-to-sequence adapters";
             return Err(Problem::new("delta::run::reads", message).help("remove the option"));
         }
-        task.source_prefix = prefix.to_owned();
     }
     let mut plan = Plan {
         name: "adapter".to_owned(),
@@ -232,9 +232,13 @@ fn language_model_task(text: Vec<String>, config: &Config) -> Result<TaskPlan, P
     let wrong = |message: &str, help: &str| {
         Err(Problem::new("delta::run::columns", message.to_owned()).help(help))
     };
-    let (kind, text, label) = match (config.decoder_layers, text.as_slice()) {
-        (None, [_]) => (TaskKind::CausalLm, text, String::new()),
-        (Some(_), [source, target]) => (TaskKind::Seq2seq, vec![source.clone()], target.clone()),
+    let kind = match (config.decoder_layers, text.as_slice()) {
+        (None, [_]) => Task::from(CausalLm { text }),
+        (Some(_), [source, target]) => Task::from(Seq2seq {
+            text: vec![source.clone()],
+            label: target.clone(),
+            prefix: String::new(),
+        }),
         (None, _) => {
             return wrong(
                 "a language model reads one column",
@@ -250,13 +254,7 @@ fn language_model_task(text: Vec<String>, config: &Config) -> Result<TaskPlan, P
     };
     Ok(TaskPlan {
         kind,
-        text,
-        label,
-        labels: Vec::new(),
         metric: Metric::Loss,
-        cloze: None,
-        mask: 0.0,
-        source_prefix: String::new(),
         span: Span::default(),
     })
 }
@@ -282,28 +280,24 @@ fn adapter_task(backbone: &Path, outputs: usize, text: Vec<String>) -> TaskPlan 
         value: number.to_string(),
         name: name(number),
     });
-    let is_regression = outputs == 1;
+    let label = "label".to_owned();
+    let cloze = None;
+    let (kind, metric) = match outputs {
+        1 => (Task::from(Regress { text, label, cloze }), Metric::Pearson),
+        _ => {
+            let labels = labels.collect();
+            let task = Classify {
+                text,
+                label,
+                labels,
+                cloze,
+            };
+            (Task::from(task), Metric::Accuracy)
+        }
+    };
     TaskPlan {
-        kind: if is_regression {
-            TaskKind::Regress
-        } else {
-            TaskKind::Classify
-        },
-        text,
-        label: "label".to_owned(),
-        labels: if is_regression {
-            Vec::new()
-        } else {
-            labels.collect()
-        },
-        metric: if is_regression {
-            Metric::Pearson
-        } else {
-            Metric::Accuracy
-        },
-        cloze: None,
-        mask: 0.0,
-        source_prefix: String::new(),
+        kind,
+        metric,
         span: Span::default(),
     }
 }

@@ -12,7 +12,7 @@ use crate::diagnostic::Problem;
 use crate::disk;
 use crate::engine::Layout;
 use crate::graph::{device_problem, Batch, DecoderRows, Graph, Placed, Targets, Tensors};
-use crate::plan::{BackbonePlan, Plan, TaskKind};
+use crate::plan::{BackbonePlan, Plan};
 
 /// The files of the backbone's directory that a merged model keeps, in addition to its weights and configuration.
 const KEPT: [&str; 11] = [
@@ -84,7 +84,7 @@ fn check_logits(plan: &Plan, graph: &Graph, merged: &Path) -> Result<(), Problem
         return Ok(());
     };
     let mut config = read_config(merged)?;
-    if task.uses_language_model() {
+    if task.kind.uses_language_model() {
         config.has_head_weight = has_head_weight(&config, merged)?;
     }
     let back = Plan {
@@ -211,7 +211,7 @@ fn tied_copies(plan: &Plan) -> Vec<String> {
     let config = &plan.backbone.config;
     let is_read = plan
         .final_task()
-        .is_some_and(|(_, task)| task.uses_language_model());
+        .is_some_and(|(_, task)| task.kind.uses_language_model());
     let head = config.family().heads.language_model();
     let untied = head.and_then(|head| head.steps.last()?.untied.as_ref());
     match untied {
@@ -310,21 +310,18 @@ fn merged_config(plan: &Plan) -> Result<Value, Problem> {
     let family = &plan.backbone.config.family().architecture;
     if let Some((_, task)) = plan.final_task() {
         let heads = &plan.backbone.config.family().heads;
-        let head = heads.of(task.uses_language_model());
+        let head = heads.of(task.kind.head());
         let class = head.map_or("Model", |head| head.class.as_str());
         config["architectures"] = json!([format!("{family}{class}")]);
-        if !task.uses_language_model() {
-            let names: Vec<String> = match task.kind {
-                TaskKind::Regress => vec![task.label.clone()],
-                _ => task.labels.iter().map(|label| label.name.clone()).collect(),
-            };
+        let outputs = task
+            .kind
+            .outputs_of_config()
+            .filter(|_| !task.kind.uses_language_model());
+        if let Some((problem_type, names)) = outputs {
             if config.get("num_labels").is_some() {
                 config["num_labels"] = json!(names.len());
             }
-            config["problem_type"] = json!(match task.kind {
-                TaskKind::Regress => "regression",
-                _ => "single_label_classification",
-            });
+            config["problem_type"] = json!(problem_type);
             let numbered = || names.iter().enumerate();
             config["id2label"] = numbered()
                 .map(|(i, name)| (i.to_string(), json!(name)))

@@ -32,7 +32,7 @@ use crate::backbone::fetch_weights;
 use crate::diagnostic::Problem;
 use crate::engine::Device;
 use crate::graph::{Backbones, Graph};
-use crate::plan::{FilePlan, Metric, Plan, TaskKind};
+use crate::plan::{FilePlan, Metric, Plan};
 use crate::report::{metric_value, Progress, Table};
 use crate::text::thousands;
 use crate::train::{
@@ -216,9 +216,10 @@ fn peak_memory() -> Option<u64> {
 
 /// The metric on the dev set when the guess is always the most frequent label of the training data.
 fn majority(plan: &Plan, data: Option<&Data>) -> Option<f64> {
-    use crate::data::{Examples, Target};
+    use crate::data::Examples;
+    use crate::task::Target;
     let (_, task) = plan.final_task()?;
-    if task.kind != TaskKind::Classify {
+    if task.kind.labels().is_empty() {
         return None;
     }
     let classes = |examples: &Examples| -> Vec<usize> {
@@ -237,11 +238,11 @@ fn majority(plan: &Plan, data: Option<&Data>) -> Option<f64> {
     let data = data?;
     let (train, dev) = (classes(&data.train), classes(data.dev.as_ref()?));
     let count = |class: usize| train.iter().filter(|c| **c == class).count();
-    let most = (0..task.labels.len())
+    let most = (0..task.kind.labels().len())
         .rev()
         .max_by_key(|class| count(*class))?;
     let guesses = vec![most; dev.len()];
-    crate::train::metrics::classification(&guesses, &dev, task.labels.len())
+    crate::task::classification(&guesses, &dev, task.kind.labels().len())
         .into_iter()
         .find(|(metric, _)| *metric == task.metric)
         .map(|(_, value)| value)

@@ -45,9 +45,7 @@ pub(super) fn precision_error(
     examples: &[Example],
 ) -> Result<Option<PrecisionError>, Problem> {
     let examples = &examples[..examples.len().min(COMPARED)];
-    let is_language_model = graph
-        .task()
-        .is_none_or(|task| task.kind.is_language_model());
+    let is_language_model = graph.task().is_none_or(|task| task.kind.predicts_tokens());
     if plan.backbone.precision == Precision::F32 || examples.is_empty() || is_language_model {
         return Ok(None);
     }

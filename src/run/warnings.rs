@@ -35,7 +35,7 @@ pub(super) fn collapse(plan: &Plan, task: &TaskPlan, summary: &Summary) -> Optio
     let last = summary.stages.last()?;
     let is_beaten = |majority: f64| summary.value().is_some_and(|value| value > majority);
     let message = if let Some(class) = last.dev.as_ref()?.collapsed_to {
-        let label = &task.labels.get(class)?.name;
+        let label = &task.kind.labels().get(class)?.name;
         format!("the run predicts `{label}` for every text of the dev set: it learned nothing")
     } else if summary
         .majority

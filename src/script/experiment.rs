@@ -378,12 +378,11 @@ fn evaluate_elsewhere(session: &Session, run: &Run, other: &Source) -> Outcome<f
         else {
             return Err(Problem::internal("a plan without a task"));
         };
-        let order = match (own.kind == asked.kind).then(|| label_order(&asked.labels, &own.labels))
-        {
-            Some(Some(order)) => order,
-            _ => {
+        let order = match label_order(&asked.kind, &own.kind) {
+            Some(order) => order,
+            None => {
                 let message = format!(
-                    "`{}` and `{}` have different labels",
+                    "`{}` and `{}` have different tasks or labels",
                     other.name, run.plan.name
                 );
                 return Err(Problem::new("delta::script::transfer", message)

@@ -156,7 +156,7 @@ pub(super) fn find(text: &str, code: &[bool]) -> Vec<Problem> {
                 let mut labels = problem.labels.iter();
                 labels.any(|(other, _)| other.start < span.end && span.start < other.end)
             };
-            // A key in quotes is a habit, too; anything else in quotes or in a comment is none.
+            // A key in quotes is also a habit; anything else in quotes or in a comment is none.
             let line = text[..span.start].rfind('\n').map_or(0, |end| end + 1);
             let is_key =
                 text[span.start..].starts_with('"') && !text[line..span.start].contains('#');

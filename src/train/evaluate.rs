@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::frozen::ActivationCache;
-use super::metrics;
-use crate::data::{batch, Example, Masking, Prediction, Target};
+use crate::data::{batch, Example, Masking, Prediction};
 use crate::diagnostic::Problem;
 use crate::graph::{Batch, Graph, Targets};
-use crate::plan::{Metric, TaskKind, TaskPlan};
+use crate::plan::{Metric, TaskPlan};
+use crate::task::{Guess, Predictions, Target};
 
 /// The result of an evaluation.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -104,8 +104,8 @@ pub(super) fn evaluate_with(
     masking: Option<Masking>,
     kept: Option<&ActivationCache>,
 ) -> Result<Evaluation, Problem> {
-    let mut score = Score::new();
-    match task.kind.is_language_model() {
+    let mut found = Predictions::default();
+    match task.kind.predicts_tokens() {
         true => {
             let batches = batches(graph, examples, masking);
             let rows = |batch: &Batch, logits: Vec<f32>| match &batch.targets {
@@ -117,127 +117,33 @@ pub(super) fn evaluate_with(
                 _ => Vec::new(),
             };
             for guess in graph.map_logits(&batches, rows)?.into_iter().flatten() {
-                score.class(guess);
+                found.class(guess);
             }
         }
         false => {
             for (example, logits) in examples.iter().zip(predict_with(graph, examples, kept)?) {
                 match example.target {
-                    Target::Class(class) => score.class(Guess::new(&logits, class)),
-                    Target::Number(number) => score.number(logits[0], number),
+                    Target::Class(class) => found.class(Guess::new(&logits, class)),
+                    Target::Number(number) => found.number(logits[0], number),
                     Target::MaskedTokens | Target::NextTokens | Target::None => {}
                 }
             }
         }
     }
-    if !score.is_finite {
+    if found.has_infinite {
         let message = "the model computed a logit that is NaN or infinite";
         return Err(Problem::failure("delta::train::not_finite", message)
             .help("look for NaN or infinity in the weights of the run and of its backbone"));
     }
-    Ok(score.finish(examples.len(), task))
-}
-
-/// The prediction from the logits of an example whose class is known.
-struct Guess {
-    is_finite: bool,
-    /// `−log` of the class's probability.
-    loss: f64,
-    predicted: usize,
-    class: usize,
-}
-
-impl Guess {
-    fn new(logits: &[f32], class: usize) -> Self {
-        let probabilities = softmax(logits);
-        Guess {
-            is_finite: logits.iter().all(|logit| logit.is_finite()),
-            loss: -probabilities[class].max(f64::MIN_POSITIVE).ln(),
-            predicted: highest(logits),
-            class,
-        }
-    }
-}
-
-struct Score {
-    /// Whether all logits were finite.
-    is_finite: bool,
-    loss: f64,
-    predicted: Vec<usize>,
-    labels: Vec<usize>,
-    predicted_numbers: Vec<f64>,
-    numbers: Vec<f64>,
-}
-
-impl Score {
-    fn new() -> Self {
-        Score {
-            is_finite: true,
-            loss: 0.0,
-            predicted: Vec::new(),
-            labels: Vec::new(),
-            predicted_numbers: Vec::new(),
-            numbers: Vec::new(),
-        }
-    }
-
-    fn class(&mut self, guess: Guess) {
-        self.is_finite &= guess.is_finite;
-        self.loss += guess.loss;
-        self.predicted.push(guess.predicted);
-        self.labels.push(guess.class);
-    }
-
-    fn number(&mut self, predicted: f32, number: f32) {
-        self.is_finite &= predicted.is_finite();
-        let difference = f64::from(predicted) - f64::from(number);
-        self.loss += difference * difference;
-        self.predicted_numbers.push(f64::from(predicted));
-        self.numbers.push(f64::from(number));
-    }
-
-    fn finish(self, examples: usize, task: &TaskPlan) -> Evaluation {
-        let count = self.labels.len().max(self.numbers.len()).max(1);
-        let metrics = match task.kind {
-            TaskKind::Classify => {
-                metrics::classification(&self.predicted, &self.labels, task.labels.len())
-            }
-            TaskKind::Regress => metrics::regression(&self.predicted_numbers, &self.numbers),
-            TaskKind::MaskedLm | TaskKind::CausalLm | TaskKind::Seq2seq => vec![(
-                Metric::Accuracy,
-                metrics::accuracy(&self.predicted, &self.labels),
-            )],
-        };
-        let first = self.predicted.first().copied();
-        let is_first = |class: &usize| Some(*class) == first;
-        let is_collapsed = task.kind == TaskKind::Classify
-            && self.predicted.iter().all(is_first)
-            && !self.labels.iter().all(is_first);
-        let loss = (Metric::Loss, self.loss / count as f64);
-        let metrics = metrics.into_iter().chain([loss]);
-        Evaluation {
-            examples,
-            collapsed_to: first.filter(|_| is_collapsed),
-            metrics: metrics
-                .map(|(m, value)| (m.name().to_owned(), value))
-                .collect(),
-        }
-    }
-}
-
-/// The index of the highest logit; the first one, if several are equal.
-pub fn highest(logits: &[f32]) -> usize {
-    let better = |best: usize, i: usize| if logits[i] > logits[best] { i } else { best };
-    (0..logits.len()).fold(0, better)
-}
-
-/// The probabilities of the logits.
-pub fn softmax(logits: &[f32]) -> Vec<f64> {
-    let highest = logits.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
-    let powers: Vec<f64> = logits
-        .iter()
-        .map(|&x| f64::from(x - highest).exp())
-        .collect();
-    let sum: f64 = powers.iter().sum();
-    powers.into_iter().map(|power| power / sum).collect()
+    let loss = (Metric::Loss, found.loss / found.len().max(1) as f64);
+    let metrics = task.kind.metrics(&found).into_iter().chain([loss]);
+    Ok(Evaluation {
+        examples: examples.len(),
+        collapsed_to: found
+            .collapsed_to()
+            .filter(|_| !task.kind.labels().is_empty()),
+        metrics: metrics
+            .map(|(metric, value)| (metric.name().to_owned(), value))
+            .collect(),
+    })
 }

@@ -6,7 +6,6 @@
 mod checkpoint;
 mod evaluate;
 mod frozen;
-pub mod metrics;
 pub mod optimizer;
 pub mod schedule;
 mod stage;
@@ -14,7 +13,7 @@ mod stage;
 use serde::{Deserialize, Serialize};
 
 pub use checkpoint::{load, save, Position, Snapshot, State};
-pub use evaluate::{evaluate, highest, predict, softmax, Evaluation};
+pub use evaluate::{evaluate, predict, Evaluation};
 pub use frozen::{ActivationCache, ActivationCaches, KEPT_IN_MEMORY};
 pub use stage::{check_steps, train, warn_of_warmup, Data, Event, Watcher};
 

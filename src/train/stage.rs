@@ -208,7 +208,7 @@ impl<'a> Stage<'a> {
         let first = plan.first_trained_block(index);
         let fits = frozen_blocks::fits(&plan.backbone.config).is_ok();
         // Nothing is random in an evaluation.
-        let of_dev = first > 0 && fits && !task.kind.is_language_model();
+        let of_dev = first > 0 && fits && !task.kind.predicts_tokens();
         Stage {
             plan: stage,
             task,

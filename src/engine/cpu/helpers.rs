@@ -148,7 +148,7 @@ pub(crate) fn share(places: Range<usize>, least: usize, work: &(impl Fn(Range<us
     );
 }
 
-/// Runs `work` on all items, some of which other threads may take. `buffers` is called once for each run of items that
+/// Runs `work` on all items; other threads may take some. `buffers` is called once for each run of items that
 /// a thread takes.
 pub(crate) fn share_items<I: IndexedParallelIterator, B>(
     items: I,

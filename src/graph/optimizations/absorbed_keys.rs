@@ -10,7 +10,7 @@ use super::is_gated_at_the_top;
 use crate::backbone::Architecture;
 use crate::delta::Preposition;
 use crate::engine::{ops, Attending, AttentionShape, Layout, Matrix, Outcome};
-use crate::plan::{Change, Plan, TaskPlan};
+use crate::plan::{Change, Plan};
 
 /// Checks that the last block's attention can mix its input rows instead of projecting every row to a
 /// value. `drops` says whether the pass applies dropout.
@@ -22,7 +22,7 @@ pub fn check(plan: &Plan, index: usize, drops: bool) -> Result<(), String> {
         Some(stage) => plan.tasks.get(&stage.task),
         None => plan.final_task().map(|(_, task)| task),
     };
-    if task.is_some_and(TaskPlan::uses_language_model) {
+    if task.is_some_and(|task| task.kind.uses_language_model()) {
         return Err("the head reads more than one row of a sequence".to_owned());
     }
     if is_gated_at_the_top(plan, index) {

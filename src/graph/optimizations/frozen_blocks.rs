@@ -3,7 +3,7 @@
 //! (`Batch::cached`).
 
 use crate::backbone::Config;
-use crate::plan::{Change, DeltaPlan, Length, Plan, TaskKind};
+use crate::plan::{Change, DeltaPlan, Length, Plan};
 
 /// Checks that a pass over this backbone can start at a block instead of at the embeddings.
 ///
@@ -34,7 +34,7 @@ pub fn check(plan: &Plan, index: usize) -> Result<usize, String> {
         Err("the stage trains something in the first block or below it".to_owned())
     } else if let Err(reason) = fits(config) {
         Err(reason)
-    } else if plan.tasks[&stage.task].kind == TaskKind::MaskedLm {
+    } else if plan.tasks[&stage.task].kind.masked_share().is_some() {
         Err("every epoch draws new masks".to_owned())
     } else if config.dropout > 0.0
         || config.embedding_dropout() > 0.0
@@ -63,7 +63,8 @@ pub fn are_shared(plan: &Plan, index: usize) -> bool {
         Change::Unfreeze { parameters } => parameters.iter().any(is_below),
     };
     let task = &plan.tasks[&plan.stages[index].task];
-    let is_read_alike = first < plan.backbone.config.block_count() || !task.uses_language_model();
+    let is_read_alike =
+        first < plan.backbone.config.block_count() || !task.kind.uses_language_model();
     let active = plan.active(index);
     !plan.backbone.random && is_read_alike && !active.iter().any(has_part)
 }

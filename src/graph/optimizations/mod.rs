@@ -6,7 +6,7 @@ pub mod frozen_blocks;
 pub(super) mod read_rows;
 
 use crate::engine::{uses_amx, Precision};
-use crate::plan::{Change, DeltaPlan, Plan, TaskPlan};
+use crate::plan::{Change, DeltaPlan, Plan};
 
 /// An optimization that may apply to a stage.
 pub struct Optimization {
@@ -60,10 +60,12 @@ pub const ALL: [Optimization; 8] = [
                 return Err("a gate in it reads all rows of a sequence".to_owned());
             }
             let task = plan.tasks.get(&plan.stages[index].task);
-            Ok(match task.is_some_and(TaskPlan::uses_language_model) {
-                true => "after its attention, only those that predict a token go on".to_owned(),
-                false => "after its attention, one per sequence goes on".to_owned(),
-            })
+            Ok(
+                match task.is_some_and(|task| task.kind.uses_language_model()) {
+                    true => "after its attention, only those that predict a token go on".to_owned(),
+                    false => "after its attention, one per sequence goes on".to_owned(),
+                },
+            )
         },
     },
     Optimization {

@@ -205,7 +205,7 @@ pub(super) mod tests {
         let exact = |x: f32| f64::from(half::bf16::from_f32(x).to_f32());
         for &(rows, depth, columns) in shapes {
             let mut a: Vec<f32> = (0..rows * depth).map(value).collect();
-            // Halfway between two bfloat16 values, one of which is even.
+            // Halfway between two bfloat16 values; one of the two is even.
             a[0] = f32::from_bits(0x3f80_8000);
             a[depth / 2] = f32::from_bits(0xbf81_8000);
             let b: Vec<f32> = (0..depth * columns).map(|i| value(!i)).collect();

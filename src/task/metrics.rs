@@ -1,6 +1,6 @@
 //! Metrics of predictions: accuracy, F1, Matthews, Pearson and Spearman, as scikit-learn and SciPy define them.
 
-use crate::plan::Metric;
+use super::Metric;
 
 /// The share of correct predictions.
 pub fn accuracy(predicted: &[usize], labels: &[usize]) -> f64 {

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::template::Piece;
-use super::Label;
+use super::{no_head, Label};
+use crate::backbone::Config;
 use crate::diagnostic::{Problem, Span};
 use crate::settings::Fields;
 use crate::syntax::ast::{Spanned, Value};
@@ -29,6 +30,33 @@ pub struct Cloze {
 }
 
 impl Cloze {
+    /// Checks that a backbone's language-model head can fill the gap.
+    ///
+    /// # Errors
+    /// The family has no such head, or reads the template otherwise.
+    pub(super) fn check(&self, config: &Config) -> Result<(), Problem> {
+        let family = config.family();
+        let (name, heads) = (&family.name, &family.heads);
+        if heads.language_model().is_none() {
+            return Err(no_head(config, "language-model"));
+        }
+        if heads.seq2seq.is_some() {
+            return Err(no_head(config, "masked- or causal-language-model"));
+        }
+        if family.causal && self.template.last() != Some(&Piece::Mask) {
+            let message = format!("the family {name} attends only to the tokens before the mask");
+            return Err(Problem::new("delta::plan::template", message)
+                .help("end the template with `{mask}`"));
+        }
+        let is_second = |piece: &Piece| matches!(piece, Piece::Segment(1));
+        if config.types < 2 && self.template.iter().any(is_second) {
+            let message = format!("this backbone of the family {name} has only one segment");
+            return Err(Problem::new("delta::plan::template", message)
+                .help("remove `{segment:1}` from the template"));
+        }
+        Ok(())
+    }
+
     /// The columns that the template names, each once, in the order of the template.
     pub fn columns(&self) -> Vec<String> {
         let mut columns: Vec<String> = Vec::new();

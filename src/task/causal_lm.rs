@@ -1,0 +1,45 @@
+//! The token after each token of a text.
+
+use serde::{Deserialize, Serialize};
+
+use super::metrics::accuracy;
+use super::{no_head, text_columns, Metric, Predictions, Refusal, Target, TaskKind};
+use crate::backbone::Config;
+use crate::diagnostic::Problem;
+use crate::settings::Fields;
+
+/// `causal_lm { text = text }`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CausalLm {
+    /// The column with the text.
+    pub text: Vec<String>,
+}
+
+impl TaskKind for CausalLm {
+    const NAME: &'static str = "causal_lm";
+    const METRICS: &'static [Metric] = &[Metric::Loss, Metric::Accuracy];
+
+    fn read(fields: &Fields) -> Self {
+        let text = text_columns(fields, 1);
+        CausalLm { text }
+    }
+
+    fn texts(&self) -> &[String] {
+        &self.text
+    }
+
+    fn target_of(&self, _: Option<&str>) -> Result<Target, Refusal> {
+        Ok(Target::NextTokens)
+    }
+
+    fn check(&self, config: &Config) -> Result<(), Problem> {
+        match config.family().heads.causal_lm {
+            Some(_) => Ok(()),
+            None => Err(no_head(config, "causal-language-model")),
+        }
+    }
+
+    fn metrics(&self, found: &Predictions) -> Vec<(Metric, f64)> {
+        vec![(Metric::Accuracy, accuracy(&found.predicted, &found.classes))]
+    }
+}

@@ -1,0 +1,119 @@
+//! Labels, and how a file lists them.
+
+use serde::{Deserialize, Serialize};
+
+use super::Refusal;
+use crate::diagnostic::Problem;
+use crate::settings::Fields;
+use crate::syntax::ast::{Spanned, Value};
+use crate::text::{did_you_mean, quoted_list};
+
+/// A label: its value in the data and its name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Label {
+    /// Its value in the label column.
+    pub value: String,
+    /// Its name in results.
+    pub name: String,
+}
+
+/// The index of the label that a value of the data stands for.
+///
+/// # Errors
+/// The value is empty, or no label.
+pub(super) fn label_of(labels: &[Label], value: &str) -> Result<usize, Refusal> {
+    let value = value.trim();
+    if let Some(number) = labels.iter().position(|label| label.value == value) {
+        return Ok(number);
+    }
+    let known = || labels.iter().map(|label| label.value.as_str());
+    if value.is_empty() {
+        let help = format!(
+            "give the row a label; the task names {}",
+            quoted_list(known())
+        );
+        return Err(("the label is empty".to_owned(), help));
+    }
+    let help = match did_you_mean(value, known()) {
+        Some(near) => format!(
+            "did you mean `{near}`? the task names {}",
+            quoted_list(known())
+        ),
+        None => format!(
+            "add it to `labels`; the task names {}",
+            quoted_list(known())
+        ),
+    };
+    Err((format!("the task does not name the label `{value}`"), help))
+}
+
+/// Reads `labels`.
+pub(super) fn labels(fields: &Fields) -> Vec<Label> {
+    let Some(value) = fields.raw("labels") else {
+        fields.missing("labels", "{ \"0\" = negative, \"1\" = positive }");
+        return Vec::new();
+    };
+    let mut labels: Vec<Label> = Vec::new();
+    match &value.node {
+        Value::Block(block) => {
+            let block = fields.nested("labels", value.span, block);
+            for setting in block.all() {
+                if let Value::Word(name) | Value::Text(name) = &setting.value.node {
+                    labels.push(Label {
+                        value: setting.key.node.clone(),
+                        name: name.clone(),
+                    });
+                } else {
+                    fields.wrong("labels", &setting.value, "a name");
+                }
+            }
+        }
+        Value::List(values) => {
+            for value in values {
+                match &value.node {
+                    Value::Word(name) | Value::Text(name) => {
+                        labels.push(Label {
+                            value: name.clone(),
+                            name: name.clone(),
+                        });
+                    }
+                    _ => fields.wrong("labels", value, "a name"),
+                }
+            }
+        }
+        _ => fields.wrong(
+            "labels",
+            value,
+            "a block such as `{ \"0\" = negative, \"1\" = positive }`",
+        ),
+    }
+    check_labels(fields, value, &labels);
+    labels
+}
+
+fn check_labels(fields: &Fields, value: &Spanned<Value>, labels: &[Label]) {
+    let twice = labels.iter().enumerate().find(|(i, label)| {
+        labels[..*i]
+            .iter()
+            .any(|other| other.name == label.name || other.value == label.value)
+    });
+    if let Some((_, label)) = twice {
+        fields.report(
+            Problem::new(
+                "delta::plan::labels",
+                format!("the label `{}` appears twice", label.name),
+            )
+            .at(value.span, "in here")
+            .help("give every label its own value and its own name"),
+        );
+    } else if labels.len() < 2 {
+        fields.report(
+            Problem::new(
+                "delta::plan::labels",
+                "a `classify` task needs at least two labels",
+            )
+            .at(value.span, "here")
+            .help("list every label of the data"),
+        );
+    }
+}

@@ -1,0 +1,143 @@
+//! The enum of all tasks, generated from the list in `mod.rs`.
+
+/// Generates the enum of all tasks and forwards every call to the task in it.
+macro_rules! tasks {
+    ($($file:ident::$task:ident,)*) => {
+        /// A task with its settings.
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(tag = "kind", rename_all = "snake_case")]
+        #[allow(missing_docs)]
+        pub enum Task {
+            $($task($file::$task),)*
+        }
+
+        $(impl From<$file::$task> for Task {
+            fn from(task: $file::$task) -> Self {
+                Task::$task(task)
+            }
+        })*
+
+        impl Task {
+            /// The names of all tasks.
+            pub const NAMES: &'static [&'static str] = &[$($file::$task::NAME,)*];
+
+            /// Reads the settings of the task of this name.
+            pub fn read(name: &str, fields: &Fields) -> Option<Self> {
+                $(if name == $file::$task::NAME {
+                    return Some(Task::$task($file::$task::read(fields)));
+                })*
+                None
+            }
+
+            /// See [`TaskKind::METRICS`], of the task of this name.
+            pub fn metrics_of(name: &str) -> Option<&'static [Metric]> {
+                $(if name == $file::$task::NAME {
+                    return Some($file::$task::METRICS);
+                })*
+                None
+            }
+
+            /// The task's name in the language.
+            pub fn name(&self) -> &'static str {
+                match self { $(Task::$task(_) => $file::$task::NAME,)* }
+            }
+
+            /// See [`TaskKind::texts`].
+            pub fn texts(&self) -> &[String] {
+                match self { $(Task::$task(task) => task.texts(),)* }
+            }
+
+            /// See [`TaskKind::target`].
+            pub fn target(&self) -> Option<&str> {
+                match self { $(Task::$task(task) => task.target(),)* }
+            }
+
+            /// See [`TaskKind::has_text_target`].
+            pub fn has_text_target(&self) -> bool {
+                match self { $(Task::$task(task) => task.has_text_target(),)* }
+            }
+
+            /// See [`TaskKind::target_of`].
+            ///
+            /// # Errors
+            /// The value is no target of this task.
+            pub fn target_of(&self, value: Option<&str>) -> Result<Target, Refusal> {
+                match self { $(Task::$task(task) => task.target_of(value),)* }
+            }
+
+            /// See [`TaskKind::head`].
+            pub fn head(&self) -> HeadKind {
+                match self { $(Task::$task(task) => task.head(),)* }
+            }
+
+            /// See [`TaskKind::outputs`].
+            pub fn outputs(&self) -> usize {
+                match self { $(Task::$task(task) => task.outputs(),)* }
+            }
+
+            /// See [`TaskKind::labels`].
+            pub fn labels(&self) -> &[Label] {
+                match self { $(Task::$task(task) => task.labels(),)* }
+            }
+
+            /// See [`TaskKind::cloze`].
+            pub fn cloze(&self) -> Option<&Cloze> {
+                match self { $(Task::$task(task) => task.cloze(),)* }
+            }
+
+            /// See [`TaskKind::cloze_mut`].
+            pub fn cloze_mut(&mut self) -> Option<&mut Cloze> {
+                match self { $(Task::$task(task) => task.cloze_mut(),)* }
+            }
+
+            /// See [`TaskKind::source_prefix`].
+            pub fn source_prefix(&self) -> &str {
+                match self { $(Task::$task(task) => task.source_prefix(),)* }
+            }
+
+            /// See [`TaskKind::set_source_prefix`].
+            pub fn set_source_prefix(&mut self, prefix: &str) -> bool {
+                match self { $(Task::$task(task) => task.set_source_prefix(prefix),)* }
+            }
+
+            /// See [`TaskKind::masked_share`].
+            pub fn masked_share(&self) -> Option<f32> {
+                match self { $(Task::$task(task) => task.masked_share(),)* }
+            }
+
+            /// See [`TaskKind::check`].
+            ///
+            /// # Errors
+            /// The backbone cannot do the task.
+            pub fn check(&self, config: &Config) -> Result<(), Problem> {
+                match self { $(Task::$task(task) => task.check(config),)* }
+            }
+
+            /// See [`TaskKind::metrics`].
+            pub fn metrics(&self, found: &Predictions) -> Vec<(Metric, f64)> {
+                match self { $(Task::$task(task) => task.metrics(found),)* }
+            }
+
+            /// See [`TaskKind::answer`].
+            pub fn answer(&self, logits: &[f32]) -> Option<Vec<(String, Value)>> {
+                match self { $(Task::$task(task) => task.answer(logits),)* }
+            }
+
+            /// See [`TaskKind::outputs_of_config`].
+            pub fn outputs_of_config(&self) -> Option<(&'static str, Vec<String>)> {
+                match self { $(Task::$task(task) => task.outputs_of_config(),)* }
+            }
+
+            /// Whether the head of a language model answers.
+            pub fn uses_language_model(&self) -> bool {
+                self.head() == HeadKind::LanguageModel
+            }
+
+            /// Whether tokens are predicted, and no label or number.
+            pub fn predicts_tokens(&self) -> bool {
+                self.uses_language_model() && self.cloze().is_none()
+            }
+        }
+    };
+}
+pub(super) use tasks;

@@ -1,0 +1,39 @@
+//! Measures of the quality of predictions.
+
+use serde::{Deserialize, Serialize};
+
+/// A measure of the quality of predictions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Metric {
+    Accuracy,
+    F1,
+    Matthews,
+    Pearson,
+    Spearman,
+    /// Mean loss per prediction. This is the only metric of which less is better.
+    Loss,
+}
+
+impl Metric {
+    /// Its name in the language and in logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Metric::Accuracy => "accuracy",
+            Metric::F1 => "f1",
+            Metric::Matthews => "matthews",
+            Metric::Pearson => "pearson",
+            Metric::Spearman => "spearman",
+            Metric::Loss => "loss",
+        }
+    }
+
+    /// Whether `new` is better than `old`.
+    pub fn better(self, new: f64, old: f64) -> bool {
+        match self {
+            Metric::Loss => new < old,
+            _ => new > old,
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! Tasks, one file each: what a pipeline asks of a backbone.
+//!
+//! In: the settings of a `task` block, then the values of a row and the logits of a head. Out: the columns that are
+//! read, the head that answers, targets, metrics and answers. A task knows no plans, files or graphs.
+//!
+//! **A new task** is a file beside `regress.rs` with a struct of its settings and [`TaskKind`], and a line in the list at
+//! the end of this file.
+
+mod causal_lm;
+mod classify;
+mod cloze;
+mod label;
+mod list;
+mod masked_lm;
+mod metric;
+mod metrics;
+mod regress;
+mod score;
+mod seq2seq;
+mod target;
+mod template;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::backbone::family::HeadKind;
+use crate::backbone::Config;
+use crate::diagnostic::Problem;
+use crate::settings::Fields;
+use list::tasks;
+
+pub use causal_lm::CausalLm;
+pub use classify::Classify;
+pub use cloze::Cloze;
+pub use label::Label;
+pub use masked_lm::MaskedLm;
+pub use metric::Metric;
+pub use metrics::classification;
+pub use regress::Regress;
+pub use score::{highest, softmax, Guess, Predictions};
+pub use seq2seq::Seq2seq;
+pub use target::Target;
+pub use template::{Edit, Piece};
+
+/// What is wrong in one sentence, and a way out.
+pub type Refusal = (String, String);
+
+/// A kind of task, with its settings.
+pub trait TaskKind: Sized {
+    /// Its name in the language.
+    const NAME: &'static str;
+    /// The metrics that it has. The first is the default.
+    const METRICS: &'static [Metric];
+
+    /// Reads its settings, and reports what is wrong with them.
+    fn read(fields: &Fields) -> Self;
+
+    /// The columns with the texts that the model reads.
+    fn texts(&self) -> &[String];
+
+    /// The column with the target, if there is one.
+    fn target(&self) -> Option<&str> {
+        None
+    }
+
+    /// Whether the target is a text that the tokenizer encodes.
+    fn has_text_target(&self) -> bool {
+        false
+    }
+
+    /// The target of a row from the value of its column, if there is one.
+    ///
+    /// # Errors
+    /// The value is no target of this task.
+    fn target_of(&self, value: Option<&str>) -> Result<Target, Refusal>;
+
+    /// The head that answers.
+    fn head(&self) -> HeadKind {
+        HeadKind::LanguageModel
+    }
+
+    /// The number of logits of a classification head.
+    fn outputs(&self) -> usize {
+        0
+    }
+
+    /// The labels, in the order of the logits.
+    fn labels(&self) -> &[Label] {
+        &[]
+    }
+
+    /// The template and the words with which a language model's head answers.
+    fn cloze(&self) -> Option<&Cloze> {
+        None
+    }
+
+    /// The same, for the tokens of its words.
+    fn cloze_mut(&mut self) -> Option<&mut Cloze> {
+        None
+    }
+
+    /// A text before every source.
+    fn source_prefix(&self) -> &str {
+        ""
+    }
+
+    /// Sets it. False: the task has no source.
+    fn set_source_prefix(&mut self, _prefix: &str) -> bool {
+        false
+    }
+
+    /// The share of a text's tokens that is masked in every step.
+    fn masked_share(&self) -> Option<f32> {
+        None
+    }
+
+    /// Checks that a backbone can do the task.
+    ///
+    /// # Errors
+    /// Its family has no such head, or its text is read otherwise.
+    fn check(&self, config: &Config) -> Result<(), Problem>;
+
+    /// The values of its metrics but the loss.
+    fn metrics(&self, found: &Predictions) -> Vec<(Metric, f64)>;
+
+    /// The answer to a text from its logits; `None` for a task whose answers are not logits of one row.
+    fn answer(&self, _logits: &[f32]) -> Option<Vec<(String, Value)>> {
+        None
+    }
+
+    /// `problem_type` of a merged model's `config.json`, and the names of its outputs.
+    fn outputs_of_config(&self) -> Option<(&'static str, Vec<String>)> {
+        None
+    }
+}
+
+/// The refusal of a backbone without a kind of head.
+fn no_head(config: &Config, head: &str) -> Problem {
+    let message = format!("the family {} has no {head} head", config.family().name);
+    Problem::new("delta::plan::no_head", message)
+        .help("use another task, or a backbone of another family")
+}
+
+/// The columns of `text`: one, or up to `most`.
+fn text_columns(fields: &Fields, most: usize) -> Vec<String> {
+    let Some(names) = fields.names("text") else {
+        fields.missing("text", "sentence");
+        return Vec::new();
+    };
+    if names.is_empty() || names.len() > most {
+        let span = fields.raw("text").map(|value| value.span);
+        let message = format!("`text` names {} columns", names.len());
+        let help = match most {
+            1 => "name one column",
+            _ => "name one column, or two for a pair",
+        };
+        fields.report(
+            Problem::new("delta::plan::text", message)
+                .at(span.unwrap_or_default(), "here")
+                .help(help),
+        );
+    }
+    names.into_iter().map(|name| name.node).collect()
+}
+
+/// The column that a setting names; it must be there.
+fn column(fields: &Fields, key: &'static str, example: &str) -> String {
+    match fields.name(key) {
+        Some(name) => name.node,
+        None => {
+            fields.missing(key, example);
+            String::new()
+        }
+    }
+}
+
+tasks! {
+    classify::Classify,
+    regress::Regress,
+    masked_lm::MaskedLm,
+    causal_lm::CausalLm,
+    seq2seq::Seq2seq,
+}

@@ -1,0 +1,95 @@
+//! What a model predicted, gathered for the metrics.
+
+/// The index of the highest logit; the first one, if several are equal.
+pub fn highest(logits: &[f32]) -> usize {
+    let better = |best: usize, i: usize| if logits[i] > logits[best] { i } else { best };
+    (0..logits.len()).fold(0, better)
+}
+
+/// The probabilities of the logits.
+pub fn softmax(logits: &[f32]) -> Vec<f64> {
+    let highest = logits.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+    let powers: Vec<f64> = logits
+        .iter()
+        .map(|&x| f64::from(x - highest).exp())
+        .collect();
+    let sum: f64 = powers.iter().sum();
+    powers.into_iter().map(|power| power / sum).collect()
+}
+
+/// The prediction from the logits of a row whose class is known.
+pub struct Guess {
+    is_finite: bool,
+    /// `−log` of the class's probability.
+    loss: f64,
+    predicted: usize,
+    class: usize,
+}
+
+impl Guess {
+    /// The guess of a row of logits.
+    pub fn new(logits: &[f32], class: usize) -> Self {
+        let probabilities = softmax(logits);
+        Guess {
+            is_finite: logits.iter().all(|logit| logit.is_finite()),
+            loss: -probabilities[class].max(f64::MIN_POSITIVE).ln(),
+            predicted: highest(logits),
+            class,
+        }
+    }
+}
+
+/// All predictions of an evaluation, beside what was to be predicted.
+#[derive(Default)]
+pub struct Predictions {
+    /// Whether a logit was NaN or infinite.
+    pub has_infinite: bool,
+    /// The sum of the losses of all predictions.
+    pub loss: f64,
+    /// Predicted classes, or tokens.
+    pub predicted: Vec<usize>,
+    /// The classes or tokens that were to be predicted.
+    pub classes: Vec<usize>,
+    /// Predicted numbers.
+    pub predicted_numbers: Vec<f64>,
+    /// The numbers that were to be predicted.
+    pub numbers: Vec<f64>,
+}
+
+impl Predictions {
+    /// Adds a class or a token.
+    pub fn class(&mut self, guess: Guess) {
+        self.has_infinite |= !guess.is_finite;
+        self.loss += guess.loss;
+        self.predicted.push(guess.predicted);
+        self.classes.push(guess.class);
+    }
+
+    /// Adds a number.
+    pub fn number(&mut self, predicted: f32, number: f32) {
+        self.has_infinite |= !predicted.is_finite();
+        let difference = f64::from(predicted) - f64::from(number);
+        self.loss += difference * difference;
+        self.predicted_numbers.push(f64::from(predicted));
+        self.numbers.push(f64::from(number));
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.classes.len().max(self.numbers.len())
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The one class that was predicted for every example, though they have others.
+    pub fn collapsed_to(&self) -> Option<usize> {
+        let first = *self.predicted.first()?;
+        let is_first = |class: &usize| *class == first;
+        let is_collapsed =
+            self.predicted.iter().all(is_first) && !self.classes.iter().all(is_first);
+        is_collapsed.then_some(first)
+    }
+}

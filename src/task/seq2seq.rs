@@ -1,0 +1,71 @@
+//! A target text for a source text: each target token, given the source and the target tokens before it.
+
+use serde::{Deserialize, Serialize};
+
+use super::metrics::accuracy;
+use super::{column, no_head, Metric, Predictions, Refusal, Target, TaskKind};
+use crate::backbone::Config;
+use crate::diagnostic::Problem;
+use crate::settings::Fields;
+
+/// `seq2seq { source = en, target = de, prefix = "translate: " }`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Seq2seq {
+    /// The column with the source.
+    pub text: Vec<String>,
+    /// The column with the target.
+    pub label: String,
+    /// The text before every source.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub prefix: String,
+}
+
+impl TaskKind for Seq2seq {
+    const NAME: &'static str = "seq2seq";
+    const METRICS: &'static [Metric] = &[Metric::Loss, Metric::Accuracy];
+
+    fn read(fields: &Fields) -> Self {
+        let prefix = fields.text("prefix");
+        Seq2seq {
+            text: vec![column(fields, "source", "en")],
+            label: column(fields, "target", "de"),
+            prefix: prefix.map_or(String::new(), |text| text.node),
+        }
+    }
+
+    fn texts(&self) -> &[String] {
+        &self.text
+    }
+
+    fn target(&self) -> Option<&str> {
+        Some(&self.label)
+    }
+
+    fn has_text_target(&self) -> bool {
+        true
+    }
+
+    fn target_of(&self, _: Option<&str>) -> Result<Target, Refusal> {
+        Ok(Target::NextTokens)
+    }
+
+    fn source_prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    fn set_source_prefix(&mut self, prefix: &str) -> bool {
+        self.prefix = prefix.to_owned();
+        true
+    }
+
+    fn check(&self, config: &Config) -> Result<(), Problem> {
+        match config.family().heads.seq2seq {
+            Some(_) => Ok(()),
+            None => Err(no_head(config, "sequence-to-sequence")),
+        }
+    }
+
+    fn metrics(&self, found: &Predictions) -> Vec<(Metric, f64)> {
+        vec![(Metric::Accuracy, accuracy(&found.predicted, &found.classes))]
+    }
+}
