@@ -293,7 +293,7 @@ fn what_changes_an_adapter_is_refused_by_its_name() {
         );
         let help = problem.help.unwrap();
         assert!(
-            !help.contains("give the backbone that the adapter was made for")
+            !help.contains("name the backbone that the adapter was trained on")
                 || said.contains("heads"),
             "{help}"
         );
