@@ -17,9 +17,9 @@ use place::{Place, PIPELINE};
 const COMBINATION: Combination = Combination {
     rule: Rule::Average,
     weights: None,
-    density: 0.5,
+    density: None,
     rank: None,
-    seed: 0,
+    seed: None,
 };
 
 fn runs() -> Vec<Loaded> {
@@ -81,6 +81,7 @@ fn what_each_weight_gets_is_what_peft_makes_of_it() {
             "ties_svd",
             Combination {
                 rule: Rule::Ties,
+                density: Some(0.5),
                 rank: Some(3),
                 ..average
             },
@@ -109,12 +110,13 @@ fn what_each_weight_gets_is_what_peft_makes_of_it() {
 fn dare_keeps_a_share_of_the_elements_and_scales_it_up() {
     let dare = Combination {
         rule: Rule::Dare,
+        density: Some(0.5),
         weights: Some(vec![1.0, 0.0]),
         rank: Some(30),
         ..COMBINATION
     };
     let whole = Combination {
-        density: 1.0,
+        density: Some(1.0),
         ..dare.clone()
     };
     let of = |combination: &Combination| {
@@ -165,12 +167,20 @@ fn the_command_leaves_a_run() {
     let adapter = "insert low_rank = houlsby after block.*.ff";
     place.write("c.delta", PIPELINE.replace(lora, adapter).as_bytes());
     place.succeed(&["c.delta", "--quiet", "--out", "c"]);
-    let mistakes: [(&str, &[&str]); 5] = [
+    let mistakes: [(&str, &[&str]); 7] = [
         ("combine_adapter", &["a", "c"]),
         ("combine_weights", &["a", "b", "--weights", "1"]),
         (
             "combine_density",
             &["a", "b", "--by", "ties", "--density", "0"],
+        ),
+        (
+            "combine_density_of_average",
+            &["a", "b", "--density", "0.5"],
+        ),
+        (
+            "combine_seed_of_ties",
+            &["a", "b", "--by", "ties", "--seed", "1"],
         ),
         ("combine_rank", &["a", "b", "--rank", "0"]),
         ("combine_nothing", &["a", "nothing"]),

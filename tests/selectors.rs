@@ -192,18 +192,53 @@ fn quoted_ends_of_names_select_what_target_modules_do() {
     assert_eq!(sites("gpt2", "\"c_attn\""), sites("gpt2", "**.attn.qkv"));
 }
 
-/// Names of PEFT and of checkpoints get their names here, and what is written instead selects something.
+/// Names of PEFT and of checkpoints get their names here, and what is written instead selects what was meant: the same
+/// blocks, all alternatives, and no others.
 #[test]
 fn names_of_checkpoints_are_translated() {
     for (backbone, written, ours) in [
         ("llama_a", "**.q_proj", "**.attn.q"),
-        ("llama_a", "block.*.mlp.down_proj", "block.*.ff.down"),
+        ("llama_a", "{q_proj,v_proj}", "**.attn.{q,v}"),
+        ("llama_a", "block.*.mlp.down_proj", "**.ff.down"),
         ("llama_a", "**.query", "**.attn.q"),
+        ("llama_a", "**.c_attn", "**.attn.{q,k,v}"),
         ("llama_a", "**.self_attn.v_proj", "**.attn.v"),
+        (
+            "llama_a",
+            "model.layers.1.mlp.{up_proj,down_proj}",
+            "block.1.ff.{up,down}",
+        ),
+        ("llama_a", "block.0.attn.q_proj", "block.0.attn.q"),
+        (
+            "llama_a",
+            "block[last 1].attn.{q_proj,v}",
+            "block.1.attn.{q,v}",
+        ),
         ("llama_a", "\"query\"", "**.attn.q"),
         ("bert_a", "**.q_proj", "**.attn.q"),
+        ("bert_a", "{query,value}", "**.attn.{q,v}"),
+        ("bert_a", "pooler.dense", "pooler"),
+        ("bert_a", "**.intermediate.dense", "**.ff.up"),
+        ("bert_a", "**.output.dense", "**.{attn.o,ff.down}"),
+        (
+            "bert_a",
+            "encoder.layer.1.attention.self.query",
+            "block.1.attn.q",
+        ),
+        (
+            "bert_a",
+            "encoder.layer[0..1].attention.self.key",
+            "block.0.attn.k",
+        ),
         ("gpt2", "**.c_fc", "**.ff.up"),
-        ("t5_v1_0", "**.SelfAttention.{q,v}", "**.attn.q"),
+        ("gpt2", "**.c_attn", "**.attn.qkv"),
+        ("t5_v1_0", "**.SelfAttention.{q,v}", "**.attn.{q,v}"),
+        ("t5_v1_0", "**.layer.0.SelfAttention.q", "**.attn.q"),
+        (
+            "t5_v1_0",
+            "encoder.block.*.layer.0.SelfAttention.q",
+            "encoder.block.*.attn.q",
+        ),
         ("t5_v1_0", "**.EncDecAttention.v", "**.cross.v"),
         (
             "t5_v1_0",
@@ -214,10 +249,22 @@ fn names_of_checkpoints_are_translated() {
         let help = hint(backbone, written);
         assert!(
             help.ends_with(&format!("write `{ours}`")),
-            "{written}: {help}"
+            "{backbone}, {written}: {help}"
         );
-        assert!(!sites(backbone, ours).is_empty());
+        assert!(!sites(backbone, ours).is_empty(), "{ours}");
     }
+    let part = hint("llama_a", "**.self_attn");
+    assert!(part.ends_with("write `**.attn`"), "{part}");
+    let norm = hint("t5_v1_0", "encoder.final_layer_norm");
+    assert!(norm.ends_with("write `encoder.norm`"), "{norm}");
+    let weight = hint("llama_a", "block.*.attn.q.weight");
+    assert!(weight.ends_with("write `block.*.attn.q`"), "{weight}");
+    let biases = hint("bert_a", "**.biases");
+    assert!(biases.contains("**.bias"), "{biases}");
+    assert_eq!(
+        hint("bert_a", "\"all-linear\""),
+        hint("bert_a", "all_linear")
+    );
     let all = hint("llama_a", "all_linear");
     assert!(
         all.contains("`**.block.*.{attn.{q,k,v,o},ff.{gate,up,down}}`"),
@@ -244,5 +291,8 @@ fn hint(backbone: &str, selection: &str) -> String {
     let found = problems
         .into_iter()
         .find(|problem| problem.code == "delta::plan::no_match");
-    found.unwrap().help.unwrap()
+    found
+        .unwrap_or_else(|| panic!("{selection} has another problem"))
+        .help
+        .unwrap()
 }

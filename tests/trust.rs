@@ -518,7 +518,7 @@ fn a_delta_on_a_pooler_that_the_checkpoint_lacks_is_refused() {
     deltarun::backbone::write_tensors(&weights, &tensors, None).unwrap();
     let message = place.fail(2, &["check", "small.delta"]);
     assert!(
-        message.contains("sits at `pooler`, which the checkpoint lacks"),
+        message.contains("changes `pooler`, which the checkpoint lacks"),
         "{message}"
     );
     place.write(

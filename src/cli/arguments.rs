@@ -106,15 +106,15 @@ pub struct CombineOptions {
     /// The weight of each run; equal weights by default
     #[arg(long, value_delimiter = ',', value_name = "WEIGHT,...")]
     pub weights: Option<Vec<f32>>,
-    /// The share of each change that `ties` and `dare` keep
-    #[arg(long, default_value_t = 0.2)]
-    pub density: f32,
+    /// The share of each change that `ties` and `dare` keep; 0.2 by default
+    #[arg(long)]
+    pub density: Option<f32>,
     /// The rank of the result; by default the sum of the ranks for `average`, the largest rank otherwise
     #[arg(long)]
     pub rank: Option<usize>,
-    /// The random seed of `dare`
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
+    /// The random seed of `dare`; 0 by default
+    #[arg(long)]
+    pub seed: Option<u64>,
     /// The directory to write
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,

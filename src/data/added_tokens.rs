@@ -4,6 +4,7 @@
 
 use std::path::Path;
 
+use serde::Deserialize;
 use serde_json::{Map, Value};
 use tokenizers::{AddedToken, Tokenizer};
 
@@ -26,6 +27,15 @@ fn is_named(key: &str) -> bool {
     NAMED.contains(&key)
 }
 
+/// The key of a model's own special tokens with their names.
+const OWN_NAMES: &str = "model_specific_special_tokens";
+
+/// Whether a key is the name of a model's own special token: of an image, of a tool.
+fn is_own(key: &str, value: &Value) -> bool {
+    let is_token = value.is_string() || value["__type"] == "AddedToken";
+    key.ends_with("_token") && !is_named(key) && is_token
+}
+
 /// Adds to a tokenizer what the files beside `tokenizer.json` add. A class that rebuilds its tokenizer has none of the
 /// tokens that `tokenizer.json` adds before this.
 ///
@@ -39,6 +49,14 @@ pub(super) fn add(
 ) -> Result<(), Problem> {
     let mut settings = config.as_object().cloned().unwrap_or_default();
     replace_old_name(&mut settings);
+    // Other names of a model's own tokens replace these.
+    if settings.iter().any(|(key, value)| is_own(key, value))
+        || settings
+            .get("extra_special_tokens")
+            .is_some_and(|extra| extra.as_object().is_some_and(|names| !names.is_empty()))
+    {
+        settings.remove(OWN_NAMES);
+    }
     let mut listed = Vec::new();
     match config["added_tokens_decoder"].as_object() {
         Some(stated) => listed.extend(stated.iter().filter_map(|(id, token)| {
@@ -104,6 +122,13 @@ fn replace_old_name(settings: &mut Map<String, Value>) {
     }
 }
 
+/// The part of `tokenizer.json` that is read here. The rest, which may be large, is passed over.
+#[derive(Default, Deserialize)]
+struct Stored {
+    #[serde(default)]
+    added_tokens: Vec<Value>,
+}
+
 /// The files that counted before `tokenizer_config.json` had `added_tokens_decoder`, and `tokenizer.json`'s own list.
 fn read_old_files(
     directory: &Path,
@@ -114,6 +139,13 @@ fn read_old_files(
         for (key, mut value) in map {
             if let (Value::Object(token), true) = (&mut value, key != "extra_special_tokens") {
                 token.insert("special".to_owned(), Value::Bool(true));
+            }
+            if let (Value::Array(more), "extra_special_tokens") = (&mut value, key.as_str()) {
+                let stated = settings.get(&key).and_then(Value::as_array);
+                let mut all = stated.cloned().unwrap_or_default();
+                more.retain(|token| !all.contains(token));
+                all.append(more);
+                value = Value::Array(all);
             }
             settings.insert(key, value);
         }
@@ -138,8 +170,9 @@ fn read_old_files(
             ));
         }
     }
-    let stored = read(directory, "tokenizer.json")?;
-    for token in stored["added_tokens"].as_array().into_iter().flatten() {
+    let text = std::fs::read_to_string(directory.join("tokenizer.json")).unwrap_or_default();
+    let stored: Stored = serde_json::from_str(&text).unwrap_or_default();
+    for token in &stored.added_tokens {
         let id = token["id"].as_u64().and_then(|id| u32::try_from(id).ok());
         listed.extend(id.zip(added(token, false)));
     }
@@ -148,7 +181,9 @@ fn read_old_files(
 
 /// The special tokens with a name, in the order in which they get ids.
 fn named(class: Class, settings: &Map<String, Value>, tokenizer: &Tokenizer) -> Vec<AddedToken> {
-    let padding = tokenizer.get_padding().filter(|_| class == Class::AsStored);
+    // The other classes state a padding token of their own, or none.
+    let has_none = matches!(class, Class::AsStored | Class::Llama);
+    let padding = tokenizer.get_padding().filter(|_| has_none);
     let of_name = |key: &&str| match settings.get(*key) {
         Some(stated) => added(stated, true),
         None => {
@@ -158,18 +193,14 @@ fn named(class: Class, settings: &Map<String, Value>, tokenizer: &Tokenizer) -> 
             Some(AddedToken::from(token, true))
         }
     };
-    // A model's own names: of an image, of a tool.
-    let is_own = |key: &str, value: &Value| {
-        let is_token = value.is_string() || value["__type"] == "AddedToken";
-        key.ends_with("_token") && !is_named(key) && is_token
-    };
     let own = settings.iter().filter(|(key, value)| is_own(key, value));
-    let extra = settings
-        .get("extra_special_tokens")
-        .and_then(Value::as_object);
+    let names = |key: &str| settings.get(key).and_then(Value::as_object);
+    let names = [names(OWN_NAMES), names("extra_special_tokens")]
+        .into_iter()
+        .flatten();
     let own = own
         .map(|(_, value)| value)
-        .chain(extra.into_iter().flat_map(Map::values));
+        .chain(names.flat_map(Map::values));
     let own = own.filter_map(|value| added(value, true));
     NAMED.iter().filter_map(of_name).chain(own).collect()
 }

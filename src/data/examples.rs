@@ -127,7 +127,7 @@ pub fn check_few(few: &Few, task: &TaskPlan, counts: &[usize]) -> Result<(), Pro
 
 /// A language model has nothing to learn from texts of one token each.
 pub fn nothing_to_predict(file: &FilePlan) -> Problem {
-    let message = "no text has a token to predict: the first token of a text has none before it";
+    let message = "no text has a token to predict";
     at_line("delta::data::nothing_to_predict", &file.path, 0, message)
         .at(file.span, "this file")
         .help("give longer texts, or raise `max_length`")

@@ -9,6 +9,8 @@
 mod added_tokens;
 mod batch;
 mod examples;
+mod filled;
+mod json_lines;
 mod rows;
 mod table;
 mod tokenizer_config;
@@ -16,6 +18,7 @@ mod tokens;
 
 pub use batch::{batch, groups, order, Masking, Prediction};
 pub use examples::{check_few, nothing_to_predict, Example, Examples};
+pub use json_lines::json_text;
 pub use rows::{warn_of_overlap, Extent, Rows};
-pub use table::{json_text, Table};
+pub use table::Table;
 pub use tokens::{Encoded, TextEncoder};

@@ -4,7 +4,7 @@ use std::collections::hash_map::DefaultHasher;
 use std::collections::{HashSet, VecDeque};
 use std::hash::{Hash, Hasher};
 
-use super::examples::{checked_target, read_rows, wanted, ROWS_AT_ONCE};
+use super::examples::{checked_target, read_rows, wanted, Example, ROWS_AT_ONCE};
 use super::table::{at_line, no_examples, visit, Row};
 use super::tokens::TextEncoder;
 use crate::diagnostic::Problem;
@@ -31,6 +31,8 @@ pub struct Rows {
     /// The number of rows that the file has.
     pub all: usize,
     mistakes: usize,
+    /// Whether rows that could have mistakes were left out, because there are so many already.
+    gave_up: bool,
     /// Rows without a mistake that were not encoded yet, and how many more may be.
     waiting: Vec<Row>,
     left_to_encode: usize,
@@ -80,11 +82,7 @@ impl Rows {
             left_to_encode: encoder.map_or(0, |_| extent.encoded),
             ..Rows::default()
         };
-        // A few of each label are drawn from all rows.
-        let most = match file.few {
-            Some(_) => usize::MAX,
-            None => extent.at_each_end,
-        };
+        let most = extent.at_each_end;
         let mut last: VecDeque<Row> = VecDeque::new();
         let mut seen = 0usize;
         let visited = visit(file, &wanted(task), &mut |row| {
@@ -136,18 +134,18 @@ impl Rows {
         let mut rest = waiting.as_slice();
         while !rest.is_empty() {
             match read_rows(rest, file, task, encoder) {
-                Ok(examples) => {
-                    for example in &examples {
-                        self.tokens.rows += 1;
-                        self.tokens.all += example.text.tokens.len();
-                        self.tokens.unknown += encoder.unknown_tokens(&example.text);
-                        self.tokens.begun_twice += usize::from(encoder.begins_twice(&example.text));
-                        self.tokens.predicted += example.predicted();
-                    }
+                Ok(examples) => return self.count_tokens(&examples, encoder),
+                // Each refused row costs another pass over those behind it.
+                Err(_) if self.mistakes >= MOST_MISTAKES => {
+                    self.gave_up = true;
+                    self.left_to_encode = 0;
                     return;
                 }
                 Err((Some(index), problem)) => {
                     self.mistake(problem);
+                    if let Ok(examples) = read_rows(&rest[..index], file, task, encoder) {
+                        self.count_tokens(&examples, encoder);
+                    }
                     rest = &rest[index + 1..];
                 }
                 // It is not a row's fault: the others would say the same.
@@ -157,6 +155,16 @@ impl Rows {
                     return;
                 }
             }
+        }
+    }
+
+    fn count_tokens(&mut self, examples: &[Example], encoder: &TextEncoder) {
+        for example in examples {
+            self.tokens.rows += 1;
+            self.tokens.all += example.text.tokens.len();
+            self.tokens.unknown += encoder.unknown_tokens(&example.text);
+            self.tokens.begun_twice += usize::from(encoder.begins_twice(&example.text));
+            self.tokens.predicted += example.predicted();
         }
     }
 
@@ -258,8 +266,11 @@ impl Rows {
     }
 
     fn summarize(&mut self, file: &FilePlan) {
-        if self.mistakes > MOST_MISTAKES {
-            let more = counted(self.mistakes - MOST_MISTAKES, "more mistake");
+        if self.mistakes > MOST_MISTAKES || self.gave_up {
+            let more = match self.gave_up {
+                true => "more mistakes".to_owned(),
+                false => counted(self.mistakes - MOST_MISTAKES, "more mistake"),
+            };
             let message = format!("`{}` has {more}", file.path.display());
             self.problems.push(
                 Problem::new("delta::data::more", message)

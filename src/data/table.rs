@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::json_lines::jsonl;
 use crate::diagnostic::Problem;
 use crate::plan::{FileFormat, FilePlan};
 use crate::text::{counted, did_you_mean, quoted_list};
@@ -86,7 +87,11 @@ pub fn visit(
 }
 
 /// The indices of the wanted columns among those of a file.
-fn places(file: &FilePlan, columns: &[String], wanted: &[&str]) -> Result<Vec<usize>, Problem> {
+pub(super) fn places(
+    file: &FilePlan,
+    columns: &[String],
+    wanted: &[&str],
+) -> Result<Vec<usize>, Problem> {
     let place = |name: &&str| {
         let mut found = columns
             .iter()
@@ -111,24 +116,23 @@ pub(super) fn no_column(file: &FilePlan, columns: &[String], name: &str) -> Prob
     let known = || columns.iter().map(String::as_str);
     let message = format!("`{}` has no column `{name}`", file.path.display());
     let problem = Problem::new("delta::data::column", message).at(file.span, "this file");
-    if let Some(help) = other_reader(file, columns) {
-        return problem.help(help);
-    }
-    match did_you_mean(name, known()) {
-        Some(near) => problem.help(format!(
+    let near = did_you_mean(name, known()).map(|near| {
+        format!(
             "did you mean `{near}`? the columns are {}",
             quoted_list(known())
-        )),
-        None => problem.help(format!("the columns are {}", quoted_list(known()))),
-    }
+        )
+    });
+    let help = other_reader(file, columns)
+        .or(near)
+        .or_else(|| headless(file, columns));
+    problem.help(help.unwrap_or_else(|| format!("the columns are {}", quoted_list(known()))))
 }
 
-/// A suggestion for a header that is none, or one of another format.
+/// A suggestion for a header of another format.
 fn other_reader(file: &FilePlan, columns: &[String]) -> Option<String> {
     let header = columns.join(", ");
-    let (reader, first) = match file.format {
-        FileFormat::Csv => ("csv", columns.first()?),
-        FileFormat::Tsv => ("tsv", columns.first()?),
+    let first = match file.format {
+        FileFormat::Csv | FileFormat::Tsv => columns.first()?,
         FileFormat::Jsonl | FileFormat::Text => return None,
     };
     if first.starts_with('{') {
@@ -149,12 +153,23 @@ fn other_reader(file: &FilePlan, columns: &[String]) -> Option<String> {
             ));
         }
         FileFormat::Tsv if has(',') => {
-            return Some(format!("read it with `csv(...)`: its header is `{first}`"));
+            Some(format!("read it with `csv(...)`: its header is `{first}`"))
         }
-        _ => {}
+        _ => None,
     }
-    // A column's name is a word; a sentence or a number is an example.
-    let is_value = |cell: &String| cell.trim().contains(' ') || cell.trim().parse::<f64>().is_ok();
+}
+
+/// A suggestion for a first line that is an example, and no header.
+fn headless(file: &FilePlan, columns: &[String]) -> Option<String> {
+    let reader = match file.format {
+        FileFormat::Csv => "csv",
+        FileFormat::Tsv => "tsv",
+        FileFormat::Jsonl | FileFormat::Text => return None,
+    };
+    let header = columns.join(", ");
+    // A column's name is a word or two; a sentence or a number is an example.
+    let is_value =
+        |cell: &String| cell.split_whitespace().count() > 2 || cell.trim().parse::<f64>().is_ok();
     columns.iter().any(is_value).then(|| {
         let names = vec!["NAME"; columns.len()].join(", ");
         format!("if the file has no header, name its columns: `{reader}(\"...\", columns = [{names}])`; its first line is `{header}`")
@@ -256,7 +271,7 @@ fn utf8(file: &FilePlan, bytes: Vec<u8>) -> Result<String, Problem> {
 }
 
 /// Lines that are not blank, with their numbers.
-fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
+pub(super) fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
     text.lines()
         .enumerate()
         .map(|(index, line)| (index + 1, line))
@@ -428,89 +443,4 @@ fn stray_quote(text: &str, separator: char) -> Option<usize> {
         is_start = !is_quoted && (symbol == separator || symbol == '\n');
     }
     is_quoted.then_some(opened)
-}
-
-/// Parses a line as a JSON object.
-fn object(
-    file: &FilePlan,
-    number: usize,
-    line: &str,
-) -> Result<serde_json::Map<String, serde_json::Value>, Problem> {
-    serde_json::from_str(line).map_err(|e| {
-        let message = format!("the line is not a JSON object: {e}");
-        let problem =
-            at_line("delta::data::json", &file.path, number, message).at(file.span, "this file");
-        problem.help("write one object per line: `{\"text\": \"...\", \"label\": \"...\"}`")
-    })
-}
-
-fn jsonl(
-    file: &FilePlan,
-    text: &str,
-    wanted: &[&str],
-    each: &mut dyn FnMut(Result<Row, Problem>) -> bool,
-) -> Result<(), Problem> {
-    if text.trim_start().starts_with('[') {
-        let message = "the file is a JSON list, not an object per line";
-        return Err(at_line("delta::data::json", &file.path, 0, message)
-            .at(file.span, "this file")
-            .help("write each object of the list on a line: `jq -c '.[]' FILE > NEW`, or in Python `pandas.read_json(FILE).to_json(NEW, orient=\"records\", lines=True)`"));
-    }
-    let mut is_first = true;
-    for (number, line) in lines(text) {
-        let row = object(file, number, line).and_then(|object| {
-            if std::mem::take(&mut is_first) {
-                let columns: Vec<String> = object.keys().cloned().collect();
-                places(file, &columns, wanted)?;
-            }
-            let value = |name: &&str| {
-                json_text(&object, name).map_err(|(message, help)| {
-                    at_line("delta::data::json", &file.path, number, message)
-                        .at(file.span, "this file")
-                        .help(help)
-                })
-            };
-            let row = wanted.iter().map(value).collect::<Result<_, _>>()?;
-            Ok((number, row))
-        });
-        if !each(row) {
-            break;
-        }
-    }
-    Ok(())
-}
-
-/// A value of an object as a text. A number or a boolean is given as it is written.
-///
-/// # Errors
-/// A message and a suggestion: the value is missing, null, a list or an object.
-pub fn json_text(
-    object: &serde_json::Map<String, serde_json::Value>,
-    name: &str,
-) -> Result<String, (String, String)> {
-    let known = || object.keys().map(String::as_str);
-    match object.get(name) {
-        Some(serde_json::Value::String(text)) => Ok(text.clone()),
-        Some(value) if value.is_number() || value.is_boolean() => Ok(value.to_string()),
-        Some(serde_json::Value::Null) => Err((
-            format!("`{name}` is null"),
-            "give it a string, or remove the line".to_owned(),
-        )),
-        Some(value) => {
-            let kind = if value.is_array() {
-                "a list"
-            } else {
-                "an object"
-            };
-            let help = format!("write a string or a number as `{name}`");
-            Err((format!("`{name}` is {kind}"), help))
-        }
-        None => Err((
-            format!("the object has no `{name}`"),
-            match did_you_mean(name, known()) {
-                Some(near) => format!("rename `{near}` to `{name}`"),
-                None => format!("give every object a `{name}`"),
-            },
-        )),
-    }
 }

@@ -3,7 +3,7 @@
 //! transformers uses `tokenizer.json` as it is for the class `PreTrainedTokenizerFast` and for unknown classes. For the
 //! class of a model, it takes only the vocabulary and the merges from `tokenizer.json`, and builds the rest from
 //! `tokenizer_config.json` (`tokenization_bert.py`, `tokenization_roberta.py`, `tokenization_gpt2.py`,
-//! `tokenization_llama.py`, `tokenization_qwen2.py`, `tokenization_t5.py`). It ignores `add_bos_token` and
+//! `tokenization_llama.py`, `tokenization_qwen2.py`, `tokenization_t5.py`, `tokenization_xlm_roberta.py`). It ignores `add_bos_token` and
 //! `add_eos_token`, because `tokenizer.json` already says which tokens surround a text (`tokenization_utils_base.py`).
 
 use std::path::Path;
@@ -47,6 +47,7 @@ pub(super) enum Class {
     Llama,
     Qwen2,
     T5,
+    XlmRoberta,
     /// Any class that uses `tokenizer.json` as it is.
     AsStored,
 }
@@ -55,11 +56,12 @@ impl Class {
     fn of(name: &str) -> Self {
         match name {
             "BertTokenizer" | "DistilBertTokenizer" | "ElectraTokenizer" => Class::Bert,
-            "RobertaTokenizer" => Class::Roberta,
+            "RobertaTokenizer" | "BartTokenizer" => Class::Roberta,
             "GPT2Tokenizer" => Class::Gpt2,
             "LlamaTokenizer" => Class::Llama,
             "Qwen2Tokenizer" => Class::Qwen2,
             "T5Tokenizer" => Class::T5,
+            "XLMRobertaTokenizer" => Class::XlmRoberta,
             _ => Class::AsStored,
         }
     }
@@ -72,11 +74,11 @@ impl Class {
             (Class::Bert, "pad_token") => "[PAD]",
             (Class::Bert, "cls_token") => "[CLS]",
             (Class::Bert, "mask_token") => "[MASK]",
-            (Class::Roberta, "bos_token" | "cls_token") => "<s>",
-            (Class::Roberta, "eos_token" | "sep_token") => "</s>",
-            (Class::Roberta, "mask_token") => "<mask>",
-            (Class::Roberta | Class::T5, "pad_token") => "<pad>",
-            (Class::Roberta | Class::Llama | Class::T5, "unk_token") => "<unk>",
+            (Class::Roberta | Class::XlmRoberta, "bos_token" | "cls_token") => "<s>",
+            (Class::Roberta | Class::XlmRoberta, "eos_token" | "sep_token") => "</s>",
+            (Class::Roberta | Class::XlmRoberta, "mask_token") => "<mask>",
+            (Class::Roberta | Class::XlmRoberta | Class::T5, "pad_token") => "<pad>",
+            (Class::Roberta | Class::XlmRoberta | Class::Llama | Class::T5, "unk_token") => "<unk>",
             (Class::Llama, "bos_token") => "<s>",
             (Class::Llama | Class::T5, "eos_token") => "</s>",
             (Class::Gpt2, "unk_token" | "bos_token" | "eos_token") => "<|endoftext|>",
@@ -95,6 +97,7 @@ fn class_of_model(model_type: &str) -> &'static str {
     match model_type {
         "bert" => "BertTokenizer",
         "roberta" => "RobertaTokenizer",
+        "xlm-roberta" => "XLMRobertaTokenizer",
         "gpt2" => "GPT2Tokenizer",
         "llama" => "LlamaTokenizer",
         "qwen2" => "Qwen2Tokenizer",
@@ -146,7 +149,7 @@ impl TokenizerConfig {
             // A tokenizer that splits bytes is not Llama's, even if declared so. transformers checks this as well.
             (Class::Llama, ModelWrapper::BPE(_)) if !is_of_bytes(tokenizer) => class,
             (Class::Roberta | Class::Gpt2 | Class::Qwen2, ModelWrapper::BPE(_)) => class,
-            (Class::T5, ModelWrapper::Unigram(_)) => class,
+            (Class::T5 | Class::XlmRoberta, ModelWrapper::Unigram(_)) => class,
             _ => Class::AsStored,
         };
         let settings = Settings { json: &json };
@@ -192,20 +195,29 @@ fn rebuild(class: Class, settings: &Settings, tokenizer: &mut Tokenizer) -> Resu
     if class == Class::AsStored {
         return Ok(());
     }
+    // The class takes the vocabulary and the merges, and none of the model's settings.
     let mut model = tokenizer.get_model().clone();
-    match (class, &mut model) {
-        (Class::Llama, ModelWrapper::BPE(model)) => {
-            (model.fuse_unk, model.byte_fallback) = (true, true);
+    match &mut model {
+        ModelWrapper::BPE(model) => {
+            let is_llama = class == Class::Llama;
+            (model.fuse_unk, model.byte_fallback) = (is_llama, is_llama);
             (model.unk_token, model.dropout, model.ignore_merges) = (None, None, false);
+            (model.continuing_subword_prefix, model.end_of_word_suffix) = (None, None);
         }
-        (_, ModelWrapper::BPE(model)) => model.dropout = None,
-        (Class::T5, ModelWrapper::Unigram(stored)) => {
+        ModelWrapper::WordPiece(model) => {
+            model.unk_token = settings.token("unk_token").unwrap_or("[UNK]".to_owned());
+            model.continuing_subword_prefix = "##".to_owned();
+            model.max_input_chars_per_word = 100;
+        }
+        ModelWrapper::Unigram(stored) => {
+            let unknown = if class == Class::T5 { 2 } else { 3 };
             let pieces = stored.iter().cloned().collect();
-            *stored = Unigram::from(pieces, Some(2), false).map_err(unusable)?;
+            *stored = Unigram::from(pieces, Some(unknown), false).map_err(unusable)?;
         }
-        _ => {}
+        ModelWrapper::WordLevel(_) => {}
     }
     let mut fresh = Tokenizer::new(model);
+    fresh.with_padding(tokenizer.get_padding().cloned());
     fresh.with_decoder(tokenizer.get_decoder().cloned());
     fresh.with_post_processor(tokenizer.get_post_processor().cloned());
     fresh
@@ -234,8 +246,14 @@ fn rebuild(class: Class, settings: &Settings, tokenizer: &mut Tokenizer) -> Resu
             let words = Sequence::new(vec![words.into(), bytes.into()]);
             (Some(NFC.into()), words.into())
         }
-        Class::T5 => {
-            let words = Metaspace::new('▁', PrependScheme::Always, true);
+        Class::T5 | Class::XlmRoberta => {
+            let is_prefixed =
+                class == Class::T5 || settings.switch("add_prefix_space")?.unwrap_or(true);
+            let scheme = match is_prefixed {
+                true => PrependScheme::Always,
+                false => PrependScheme::Never,
+            };
+            let words = Metaspace::new('▁', scheme, true);
             let words = Sequence::new(vec![WhitespaceSplit.into(), words.into()]);
             (
                 tokenizer.get_normalizer().and_then(precompiled),
@@ -279,6 +297,25 @@ fn frame(class: Class, settings: &Settings, tokenizer: &mut Tokenizer) -> Result
                 .and_then(|frame| frame.try_pair("$A </s> $B </s>"))
                 .map_err(unusable)?
                 .special_tokens(vec![("</s>", end)])
+                .build()
+                .map_err(Problem::internal)?;
+            tokenizer.with_post_processor(Some(frame));
+        }
+        Class::XlmRoberta => {
+            let (start, end) = special("bos_token")
+                .zip(special("eos_token"))
+                .ok_or_else(|| {
+                    unusable("its vocabulary lacks the `bos_token` or the `eos_token`")
+                })?;
+            let (bos, eos) = (start.0.as_str(), end.0.as_str());
+            let single = [bos, "$A", eos].map(str::to_owned).to_vec();
+            let pair = [bos, "$A", eos, eos, "$B", eos];
+            let pair = pair.map(str::to_owned).to_vec();
+            let frame = TemplateProcessing::builder()
+                .try_single(single)
+                .and_then(|frame| frame.try_pair(pair))
+                .map_err(unusable)?
+                .special_tokens(vec![start, end])
                 .build()
                 .map_err(Problem::internal)?;
             tokenizer.with_post_processor(Some(frame));

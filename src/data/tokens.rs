@@ -3,21 +3,19 @@
 use std::path::Path;
 
 use tokenizers::utils::truncation::truncate_encodings;
-use tokenizers::{
-    Encoding, PostProcessor, Token, Tokenizer, TruncationDirection, TruncationParams,
-};
+use tokenizers::{Encoding, PostProcessor, Tokenizer, TruncationDirection, TruncationParams};
 
 use super::tokenizer_config::TokenizerConfig;
 use crate::backbone::family::Reads;
 use crate::backbone::Config;
 use crate::diagnostic::Problem;
-use crate::plan::{BackbonePlan, Cloze, Edit, Piece, Words};
+use crate::plan::{BackbonePlan, Cloze, Words};
 use crate::text::quoted_list;
 
 /// Encodes texts as tokens.
 pub struct TextEncoder {
     /// It cuts nothing.
-    tokenizer: Tokenizer,
+    pub(super) tokenizer: Tokenizer,
     truncation: TruncationParams,
     /// Whether the backbone gets token types, which tell the texts of a pair apart.
     passes_types: bool,
@@ -34,7 +32,7 @@ pub struct TextEncoder {
     /// The token with which texts end, if the classifier reads its row.
     end_token: Option<u32>,
     /// Whether the token before a cloze's word predicts it. Otherwise a mask in its place does.
-    is_causal: bool,
+    pub(super) is_causal: bool,
 }
 
 /// Tokens of one example.
@@ -155,7 +153,11 @@ impl TextEncoder {
             let text = self.long_enough(text)?;
             self.tokenizer.encode_fast(text, false).map_err(refused)
         };
-        let (first, second) = (tokens(first)?, second.map(tokens).transpose()?);
+        let (first, mut second) = (tokens(first)?, second.map(tokens).transpose()?);
+        if let Some(second) = &mut second {
+            // A post-processor may set others.
+            second.set_type_ids(vec![1; second.len()]);
+        }
         let own = self.tokenizer.get_post_processor();
         let own = own.map_or(0, |own| own.added_tokens(second.is_some()));
         let cut = TruncationParams {
@@ -173,7 +175,7 @@ impl TextEncoder {
 
     /// The part of a long text that has all the tokens that are left after it is cut: what the tokenizer needs to read a
     /// text is many times the text's own size. Of a pair of texts that are both so long, the parts count as the texts.
-    fn long_enough<'t>(&self, text: &'t str) -> Result<&'t str, Problem> {
+    pub(super) fn long_enough<'t>(&self, text: &'t str) -> Result<&'t str, Problem> {
         /// Bytes up to which a text is read whole.
         const LONG: usize = 16 << 10;
         /// Tokens beyond those that are left, as the last ones may be others where a word is cut.
@@ -194,71 +196,13 @@ impl TextEncoder {
         Ok(text)
     }
 
-    fn max_length(&self) -> usize {
+    pub(super) fn max_length(&self) -> usize {
         self.truncation.max_length
     }
 
     /// Whether a text that is too long is cut at its beginning instead of its end.
-    fn cuts_start(&self) -> bool {
+    pub(super) fn cuts_start(&self) -> bool {
         self.truncation.direction == TruncationDirection::Left
-    }
-
-    /// Encodes texts in a template. If the whole is too long, cuts words from the longest text, never from the
-    /// template. Cuts them from the end, unless the tokenizer truncates on the left.
-    ///
-    /// # Errors
-    /// A text has the mask in it; the template alone is too long; what [`TextEncoder::encode`]
-    /// reports. The number of the text comes with the problem.
-    pub fn encode_cloze(
-        &self,
-        cloze: &Cloze,
-        texts: &[Vec<String>],
-    ) -> Result<Vec<Encoded>, (Option<usize>, Problem)> {
-        let mask = match (self.is_causal, self.mask()) {
-            (true, _) => None,
-            (false, Some(mask)) => Some(mask),
-            (false, None) => return Err((None, self.no_mask(cloze))),
-        };
-        let template = Template {
-            cloze,
-            columns: cloze.columns(),
-            mask,
-            tokenizer: &self.tokenizer,
-        };
-        let one = |texts: &Vec<String>| -> Result<Encoded, Problem> {
-            let parts = texts.iter().map(|text| self.long_enough(text));
-            let mut texts: Vec<String> = parts
-                .map(|part| part.map(str::to_owned))
-                .collect::<Result<_, _>>()?;
-            if let Some((name, _)) = mask.filter(|(name, _)| texts.iter().any(|t| t.contains(name)))
-            {
-                let message = format!(
-                    "the text contains the mask token `{name}`, which only the template may place"
-                );
-                let problem = Problem::new("delta::data::mask_in_text", message);
-                return Err(problem.help("remove it from the text"));
-            }
-            loop {
-                let encoded = template.encode(&texts)?;
-                let excess = encoded.tokens.len().saturating_sub(self.max_length());
-                if excess == 0 {
-                    return Ok(encoded);
-                }
-                let longest = texts.iter_mut().max_by_key(|text| text.len());
-                match longest.filter(|text| !text.is_empty()) {
-                    Some(text) if self.cuts_start() => cut_first_words(text, excess),
-                    Some(text) => cut_words(text, excess),
-                    None => return Err(self.template_too_long(cloze)),
-                }
-            }
-        };
-        let encoded = texts
-            .iter()
-            .enumerate()
-            .map(|(i, texts)| one(texts).map_err(|p| (Some(i), p)));
-        let encoded: Vec<Encoded> = encoded.collect::<Result<_, _>>()?;
-        self.check(&encoded).map_err(|problem| (None, problem))?;
-        Ok(encoded)
     }
 
     fn plain(&self, text: &str) -> Result<Encoding, Problem> {
@@ -266,23 +210,7 @@ impl TextEncoder {
         self.tokenizer.encode(text, false).map_err(refused)
     }
 
-    fn no_mask(&self, cloze: &Cloze) -> Problem {
-        Problem::new("delta::data::no_mask", "the tokenizer has no mask token")
-            .at(cloze.span, "needed by this template")
-            .help("use a backbone whose tokenizer has `[MASK]` or `<mask>`")
-    }
-
-    fn template_too_long(&self, cloze: &Cloze) -> Problem {
-        let message = format!(
-            "the template alone takes more than {} tokens",
-            self.max_length()
-        );
-        Problem::new("delta::data::template_too_long", message)
-            .at(cloze.span, "in this task")
-            .help("shorten the template, or raise `max_length`")
-    }
-
-    fn check(&self, encoded: &[Encoded]) -> Result<(), Problem> {
+    pub(super) fn check(&self, encoded: &[Encoded]) -> Result<(), Problem> {
         let kind = encoded.iter().flat_map(|e| &e.types).max();
         if let Some(kind) = kind.filter(|kind| **kind > 0 && **kind as usize >= self.types) {
             let message = format!(
@@ -332,7 +260,7 @@ impl TextEncoder {
         self.mask().map(|(_, token)| token)
     }
 
-    fn mask(&self) -> Option<(&'static str, u32)> {
+    pub(super) fn mask(&self) -> Option<(&'static str, u32)> {
         let names = ["[MASK]", "<mask>"].into_iter();
         names
             .filter_map(|name| Some((name, self.tokenizer.token_to_id(name)?)))
@@ -356,114 +284,12 @@ impl From<&Encoding> for Encoded {
     }
 }
 
-fn refused(error: tokenizers::Error) -> Problem {
+pub(super) fn refused(error: tokenizers::Error) -> Problem {
     Problem::new(
         "delta::data::tokenizer",
         format!("the tokenizer rejected a text: {error}"),
     )
     .help("look for unusual characters in the data")
-}
-
-/// A template, with everything needed to fill and encode it.
-struct Template<'a> {
-    cloze: &'a Cloze,
-    columns: Vec<String>,
-    /// The tokenizer's mask; `None` for a causal backbone.
-    mask: Option<(&'static str, u32)>,
-    /// A tokenizer without truncation.
-    tokenizer: &'a Tokenizer,
-}
-
-impl Template<'_> {
-    /// Fills in the texts and the mask. Encodes everything between two soft or special tokens as one text. If
-    /// the template names no special token, adds the tokenizer's own.
-    fn encode(&self, texts: &[String]) -> Result<Encoded, Problem> {
-        let mut joined = Encoding::default();
-        let mut types = Vec::new();
-        let (mut segment, mut soft, mut text) = (0, None, String::new());
-        let end = [Piece::Segment(0)];
-        for piece in self.cloze.template.iter().chain(&end) {
-            if matches!(piece, Piece::Mask) && self.mask.is_none() {
-                // The word that a causal model predicts includes the space before it, so remove that space here.
-                text.truncate(text.trim_end_matches(' ').len());
-            }
-            if let Some(more) = self.text_of(piece, texts) {
-                text.push_str(&more);
-                continue;
-            }
-            let text = std::mem::take(&mut text);
-            joined.merge_with(self.tokenizer.encode(text, false).map_err(refused)?, false);
-            if let Some(token) = self.special(piece)? {
-                joined.merge_with(Encoding::from_tokens(vec![token], 0), false);
-            }
-            types.resize(joined.len(), segment);
-            match piece {
-                Piece::Segment(number) => segment = *number,
-                Piece::Soft => soft = Some(joined.len()),
-                _ => {}
-            }
-        }
-        let own = joined.get_ids().to_vec();
-        let is_special = |piece: &Piece| matches!(piece, Piece::Cls | Piece::Sep);
-        if !self.cloze.template.iter().any(is_special) {
-            let processed = self.tokenizer.post_process(joined, None, true);
-            joined = processed.map_err(refused)?;
-        }
-        let mut encoded = Encoded::from(&joined);
-        // The tokenizer's own tokens may surround ours, so find where ours begin.
-        let first = match own.len() {
-            0 => 0,
-            length => encoded
-                .tokens
-                .windows(length)
-                .position(|w| w == own)
-                .unwrap_or(0),
-        };
-        encoded.types[first..first + own.len()].copy_from_slice(&types);
-        let last = types.last().copied().unwrap_or(0);
-        encoded.types[first + own.len()..].fill(last);
-        encoded.soft = soft.map(|before| first + before);
-        encoded.mask = match self.mask {
-            Some((_, mask)) => encoded.tokens.iter().position(|token| *token == mask),
-            None => (first + own.len()).checked_sub(1),
-        };
-        Ok(encoded)
-    }
-
-    /// The text that a piece adds; `None` if the piece is not text.
-    fn text_of(&self, piece: &Piece, texts: &[String]) -> Option<String> {
-        match piece {
-            Piece::Text(text) => Some(text.clone()),
-            Piece::Field { column, edits } => {
-                let place = self.columns.iter().position(|name| name == column)?;
-                let edited = |text: String, edit: &Edit| edit.apply(&text);
-                Some(edits.iter().fold(texts[place].clone(), edited))
-            }
-            Piece::Mask => Some(
-                self.mask
-                    .map(|(name, _)| name.to_owned())
-                    .unwrap_or_default(),
-            ),
-            Piece::Soft | Piece::Cls | Piece::Sep | Piece::Segment(_) => None,
-        }
-    }
-
-    fn special(&self, piece: &Piece) -> Result<Option<Token>, Problem> {
-        let (names, called) = match piece {
-            Piece::Cls => (["[CLS]", "<s>"], "{cls}"),
-            Piece::Sep => (["[SEP]", "</s>"], "{sep}"),
-            _ => return Ok(None),
-        };
-        for name in names {
-            if let Some(id) = self.tokenizer.token_to_id(name) {
-                return Ok(Some(Token::new(id, name.to_owned(), (0, 0))));
-            }
-        }
-        let message = format!("the tokenizer has no token for `{called}`");
-        Err(Problem::new("delta::data::special_token", message)
-            .at(self.cloze.span, "in this task")
-            .help("remove it from the template"))
-    }
 }
 
 impl Words for TextEncoder {
@@ -548,35 +374,5 @@ impl TextEncoder {
             place,
             problem.help("use a tokenizer that ends every text with this token"),
         ))
-    }
-}
-
-/// Cuts words off the beginning, one for every two tokens of `count`. Of a single long word, cuts half.
-fn cut_first_words(text: &mut String, count: usize) {
-    for _ in 0..count.div_ceil(2) {
-        let trimmed = text.trim_start();
-        let skipped = text.len() - trimmed.len();
-        let word = trimmed.find(char::is_whitespace).unwrap_or_else(|| {
-            let half = trimmed.chars().count().div_ceil(2);
-            trimmed
-                .char_indices()
-                .nth(half)
-                .map_or(trimmed.len(), |(place, _)| place)
-        });
-        text.drain(..skipped + word);
-    }
-}
-
-/// Cuts words off the end, one for every two tokens of `count`. Of a single long word, cuts half.
-fn cut_words(text: &mut String, count: usize) {
-    for _ in 0..count.div_ceil(2) {
-        let end = match text.trim_end().rfind(char::is_whitespace) {
-            Some(end) => end,
-            None => text
-                .char_indices()
-                .nth(text.chars().count() / 2)
-                .map_or(0, |(half, _)| half),
-        };
-        text.truncate(end);
     }
 }

@@ -3,8 +3,8 @@
 //! Subspace iteration from a random start (Halko, Martinsson and Tropp, arXiv 0909.4061, algorithm 4.4), with Chebyshev
 //! polynomials of the Gram matrix in place of its powers (Saad, *Numerical Methods for Large Eigenvalue Problems*, 2nd
 //! ed., section 5.3). Methods that are initialized from a decomposition need only a few directions of a weight, and a
-//! complete decomposition would take many times the work. All arithmetic is in f64 and on one thread, so the result has
-//! the same bits everywhere.
+//! complete decomposition would take many times the work. All arithmetic is in f64 and on one thread, so a machine always
+//! gives the same bits.
 
 use gemm::{gemm, Parallelism};
 use rand::SeedableRng;
@@ -51,9 +51,9 @@ impl Svd {
         let least = rows.min(columns);
         let rank = rank.min(least);
         let width = (2 * rank).max(rank + LEAST_EXTRA);
-        let (left, values, right) = match width >= least {
-            // The iteration would follow all directions, so one-sided rotations of the shorter side's columns decompose
-            // the matrix directly.
+        let (left, values, right) = match 3 * width >= 2 * least {
+            // The iteration would follow most directions, and rotate them in every round. One-sided rotations of the
+            // shorter side's columns decompose the matrix directly.
             true if rows < columns => {
                 let (right, values, left) = rotated(weight.transposed());
                 (left, values, right)
@@ -191,8 +191,19 @@ impl Columns {
     }
 }
 
+/// With several sums side by side, which the compiler makes vectors of.
 fn dot(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
+    const SUMS: usize = 16;
+    let mut sums = [0.0; SUMS];
+    let (parts, others) = (a.chunks_exact(SUMS), b.chunks_exact(SUMS));
+    let rest = parts.remainder().iter().zip(others.remainder());
+    let rest: f64 = rest.map(|(a, b)| a * b).sum();
+    for (a, b) in parts.zip(others) {
+        for place in 0..SUMS {
+            sums[place] += a[place] * b[place];
+        }
+    }
+    sums.iter().sum::<f64>() + rest
 }
 
 /// The decomposition of a matrix that is not wide, by rotations that make its columns orthogonal (Hestenes; Golub and

@@ -89,7 +89,7 @@ pub fn import(directory: &Path, config: &Config) -> Result<Imported, Problem> {
     let has_own_copy = language_model.is_some()
         && saved
             .iter()
-            .any(|saved| saved == HEAD_WEIGHT.trim_end_matches(".weight"))
+            .any(|saved| HEAD_WEIGHT.trim_end_matches(".weight").ends_with(saved))
         && reader.has(&format!("{key_prefix}{HEAD_WEIGHT}"));
     let config = &Config {
         has_head_weight: config.has_head_weight || (has_own_copy && !config.is_head_own()),
@@ -116,9 +116,11 @@ pub fn import(directory: &Path, config: &Config) -> Result<Imported, Problem> {
     let of_heads: Vec<&str> = steps.filter_map(|step| step.name.as_deref()).collect();
     reader.check_extra(&of_heads)?;
     check_two_tables(directory, config, &deltas)?;
-    let trains_table = saved
-        .iter()
-        .any(|saved| WORD_NAMES.contains(&saved.as_str()));
+    let tree = Tree::new(config);
+    let trains_table = tree.module(WORD_TABLE).is_some_and(|table| {
+        let name = module_name(&prefix, &table.checkpoint_name);
+        unfrozen::is_saved(&name, head, &saved)
+    });
     if language_model.is_some() && !config.is_head_own() {
         check_tied(directory, head, &deltas, trains_table)?;
     }
@@ -168,9 +170,6 @@ pub(super) const WORD_TABLE: &str = "embeddings.word";
 
 /// A language model's output weight, in a checkpoint.
 const HEAD_WEIGHT: &str = "lm_head.weight";
-
-/// The names of tables of words in checkpoints.
-const WORD_NAMES: [&str; 4] = ["embed_tokens", "wte", "word_embeddings", "shared"];
 
 /// Refuses an adapter that trains a table to which the head is tied. PEFT trains a copy of the table for the embeddings
 /// only, or the same rows of both. Here both share one weight, and trained rows apply to the embeddings only.

@@ -11,6 +11,19 @@ use crate::delta::{transposed, PeftConfig};
 use crate::diagnostic::{Problem, Span};
 use crate::plan::{Change, DeltaPlan};
 
+/// Whether `modules_to_save` names a module outside of the head, or one above it. PEFT copies a module with everything
+/// below it. It compares the ends of names as plain text, not part by part.
+pub(super) fn is_saved(name: &str, head: &Head, saved: &[String]) -> bool {
+    let steps = head.steps.iter().filter(|step| step.kind.is_some());
+    let of_head: Vec<&str> = steps.filter_map(|step| step.name.as_deref()).collect();
+    let ends = name.match_indices('.').map(|(dot, _)| dot);
+    let above: Vec<&str> = ends.chain([name.len()]).map(|end| &name[..end]).collect();
+    saved.iter().any(|saved| {
+        let is_of_head = of_head.iter().any(|head| head.contains(saved.as_str()));
+        !is_of_head && above.iter().any(|above| above.ends_with(saved.as_str()))
+    })
+}
+
 /// Reads the weights of the backbone itself that an adapter replaces: biases (`bias`), and modules in
 /// `modules_to_save` that do not belong to the head.
 pub(super) fn read(
@@ -29,24 +42,9 @@ pub(super) fn read(
     let mut parameters = Vec::new();
     // A part of fused weights.
     let mut fused: Vec<String> = Vec::new();
-    let head: Vec<&str> = head
-        .steps
-        .iter()
-        .filter(|step| step.kind.is_some())
-        .filter_map(|step| step.name.as_deref())
-        .collect();
     for module in tree.modules() {
         let name = module_name(prefix, &module.checkpoint_name);
-        // PEFT copies a module with everything below it. It compares the ends of names as plain text, not part by part.
-        let ends = name
-            .match_indices('.')
-            .map(|(dot, _)| dot)
-            .chain([name.len()]);
-        let above: Vec<&str> = ends.map(|end| &name[..end]).collect();
-        let is_kept = saved.iter().any(|saved| {
-            let is_of_head = head.iter().any(|head| head.contains(saved.as_str()));
-            !is_of_head && above.iter().any(|above| above.ends_with(saved.as_str()))
-        });
+        let is_kept = is_saved(&name, head, saved);
         for parameter in &module.parameters {
             let plain = format!("{key_prefix}{}", parameter.source.full_name(prefix));
             let at_target = format!(

@@ -5,6 +5,7 @@
 
 mod build;
 mod cost;
+mod no_match;
 mod placing;
 mod selection;
 mod stage;

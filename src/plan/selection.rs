@@ -1,17 +1,14 @@
 //! Matches selectors against the module tree.
 
-use std::collections::BTreeSet;
-
 use rand::seq::IndexedRandom;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use super::translate::{all_linear, translated};
 use crate::backbone::{Config, Module, Parameter, Site, Stack, Tree};
 use crate::diagnostic::Problem;
 use crate::settings::Scope;
 use crate::syntax::ast::{Pattern, Segment, Selection, Selector};
-use crate::text::{counted, did_you_mean, quoted_list};
+use crate::text::{counted, quoted_list};
 
 /// The modules and parameters that selectors can name.
 pub struct Modules<'a> {
@@ -165,10 +162,11 @@ impl Modules<'_> {
         is_match: impl Fn(&T, &Pattern) -> bool,
     ) -> Result<Vec<T>, Problem> {
         let patterns = self.expand(selector)?;
-        for pattern in &patterns {
-            if !all.iter().any(|node| is_match(node, pattern)) {
-                return Err(self.no_match(selector, pattern, noun));
-            }
+        let is_empty = |pattern: &&Pattern| !all.iter().any(|node| is_match(node, pattern));
+        if let Some(missing) = patterns.iter().find(is_empty) {
+            let is_matched = |node: &&T| patterns.iter().any(|pattern| is_match(node, pattern));
+            let matched = all.iter().filter(is_matched).map(&path).collect();
+            return Err(self.no_match(selector, &patterns, missing, matched, noun));
         }
         let mut chosen: Vec<T> = all
             .iter()
@@ -344,148 +342,6 @@ impl Modules<'_> {
                 layers - 1
             ))
     }
-
-    fn no_match(&self, selector: &Selector, pattern: &Pattern, noun: &str) -> Problem {
-        let shown = show(pattern);
-        let message = format!("`{shown}` matches no {noun} of `{}`", self.location);
-        let problem = Problem::new("delta::plan::no_match", message).at(selector.span, "here");
-        let Pattern::Path(path) = pattern else {
-            let names: Vec<&str> = self
-                .tree
-                .modules()
-                .iter()
-                .map(|m| m.checkpoint_name.as_str())
-                .filter(|name| !name.is_empty())
-                .collect();
-            let last = shown.rsplit('.').next().unwrap_or_default();
-            if let Some(help) = self.in_our_words(last, &[Segment::Name(last.to_owned())]) {
-                return problem.help(help);
-            }
-            let leaves: BTreeSet<&str> = names
-                .iter()
-                .filter_map(|name| name.rsplit('.').next())
-                .collect();
-            return problem.help(match did_you_mean(&shown, names) {
-                Some(near) => format!("did you mean `{near}`?"),
-                None => format!(
-                    "the checkpoint's names end in {}",
-                    quoted_list(leaves.into_iter())
-                ),
-            });
-        };
-        // The last part says most.
-        let unknown = path.iter().rev().find_map(|segment| match segment {
-            Segment::Name(name) if !self.is_part(name) => self.in_our_words(name, path),
-            _ => None,
-        });
-        problem.help(unknown.unwrap_or_else(|| self.nearest(path)))
-    }
-
-    /// Whether a name is a part of a path of the module tree, or of its parameters.
-    fn is_part(&self, name: &str) -> bool {
-        let mut paths = self.tree.parameters().map(|parameter| &parameter.path);
-        let is_there = |path: &str| path.split('.').any(|part| part == name);
-        paths.any(|path| is_there(path)) || self.tree.modules().iter().any(|m| is_there(&m.path))
-    }
-
-    /// A suggestion for a name that a checkpoint or PEFT has for something in the tree: what to write instead.
-    fn in_our_words(&self, name: &str, path: &[Segment]) -> Option<String> {
-        if matches!(name, "bias" | "biases") {
-            return Some("this backbone has no biases".to_owned());
-        }
-        if matches!(name, "all_linear" | "all" | "linear") {
-            let all = all_linear(self.tree);
-            return Some(format!("PEFT's `all-linear` is `{all}` here"));
-        }
-        if matches!(name, "lm_head" | "classifier" | "score") {
-            return Some(format!(
-                "`{name}` is the head of a task: write `train = [head]` to train it"
-            ));
-        }
-        let ours = translated(name, self.config.family(), self.tree);
-        let ours: Vec<&str> = ours.iter().map(String::as_str).collect();
-        let first = ours.first()?;
-        // The same pattern in our words if that matches, else one that does.
-        let in_place = |segment: &Segment| match segment {
-            Segment::Name(own) if own == name => first
-                .split('.')
-                .map(|part| Segment::Name(part.to_owned()))
-                .collect(),
-            Segment::Name(other) if !self.is_part(other) => Vec::new(),
-            other => vec![other.clone()],
-        };
-        let replaced: Vec<Segment> = path.iter().flat_map(in_place).collect();
-        let does_match = |module: &Module| matches(&replaced, &module.path);
-        let write = match self.tree.modules().iter().any(does_match) {
-            true => show(&Pattern::Path(replaced)),
-            false => format!("**.{first}"),
-        };
-        Some(format!(
-            "`{name}` is {} here: write `{write}`",
-            quoted_list(ours)
-        ))
-    }
-
-    /// A suggestion for a pattern without a match: finds its longest beginning that matches something, and lists the
-    /// nodes below that.
-    fn nearest(&self, path: &[Segment]) -> String {
-        let nodes: Vec<&str> = self
-            .tree
-            .modules()
-            .iter()
-            .map(|module| module.path.as_str())
-            .chain(
-                self.tree
-                    .parameters()
-                    .map(|parameter| parameter.path.as_str()),
-            )
-            .collect();
-        let is_block = matches!(path.first(), Some(Segment::Name(name)) if name == "block");
-        if is_block && self.config.decoder_layers.is_some() {
-            return "write `encoder.block` or `decoder.block`, or `**.block` for both".to_owned();
-        }
-        for length in (0..path.len()).rev() {
-            let parent = match length {
-                0 => Some(""),
-                _ => nodes
-                    .iter()
-                    .find(|node| matches(&path[..length], node))
-                    .copied(),
-            };
-            let Some(parent) = parent else { continue };
-            let prefix = if parent.is_empty() {
-                String::new()
-            } else {
-                format!("{parent}.")
-            };
-            let mut children: Vec<&str> = Vec::new();
-            for node in &nodes {
-                let child = node
-                    .strip_prefix(&prefix)
-                    .and_then(|rest| rest.split('.').next());
-                if let Some(child) = child.filter(|child| !children.contains(child)) {
-                    children.push(child);
-                }
-            }
-            let children: Vec<&str> = children.into_iter().filter(|c| *c != "qkv").collect();
-            let place = if parent.is_empty() {
-                "the backbone".to_owned()
-            } else {
-                format!("`{parent}`")
-            };
-            let has = format!("{place} has {}", quoted_list(children.iter().copied()));
-            let near = match &path[length] {
-                Segment::Name(name) => did_you_mean(name, children.iter().copied()),
-                _ => None,
-            };
-            return match near {
-                Some(near) => format!("did you mean `{near}`? {has}"),
-                None if children.is_empty() => format!("{place} has nothing below it"),
-                None => has,
-            };
-        }
-        "run `deltarun plan` to see the module tree".to_owned()
-    }
 }
 
 /// A path and all its ancestors, from the top.
@@ -497,7 +353,7 @@ fn ancestors(path: &str) -> impl Iterator<Item = &str> {
     ends.map(|end| &path[..end])
 }
 
-fn matches(pattern: &[Segment], path: &str) -> bool {
+pub(super) fn matches(pattern: &[Segment], path: &str) -> bool {
     let parts: Vec<&str> = path.split('.').collect();
     matches_parts(pattern, &parts)
 }
@@ -518,22 +374,5 @@ fn matches_parts(pattern: &[Segment], parts: &[&str]) -> bool {
                 fits && matches_parts(rest, others)
             }
         },
-    }
-}
-
-fn show(pattern: &Pattern) -> String {
-    match pattern {
-        Pattern::Checkpoint(names) => names.join(", "),
-        Pattern::Path(path) => {
-            let parts: Vec<&str> = path
-                .iter()
-                .map(|segment| match segment {
-                    Segment::AnyDepth => "**",
-                    Segment::Name(name) => name,
-                    _ => "*",
-                })
-                .collect();
-            parts.join(".")
-        }
     }
 }

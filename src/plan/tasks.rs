@@ -42,12 +42,21 @@ const READERS: [(&str, FileFormat); 4] = [
 
 fn file(fields: &Fields, key: &'static str, base: &Path, seed: u64) -> Option<FilePlan> {
     let value = fields.value(key)?;
-    match &value.node {
+    let read = match &value.node {
         Value::Call { name, arguments } if name.node == "few" => {
             few(fields, &value, arguments, base, seed)
         }
         _ => whole_file(fields, key, &value, base),
-    }
+    };
+    // Its mistake is reported. A file in its place keeps it from being called missing as well.
+    Some(read.unwrap_or_else(|| FilePlan {
+        format: FileFormat::Text,
+        path: base.to_owned(),
+        columns: None,
+        separator: None,
+        few: None,
+        span: value.span,
+    }))
 }
 
 /// Reads `few(tsv("train.tsv"), 16)`: 16 examples of each label. `seed = N` draws other examples.
@@ -118,13 +127,16 @@ fn whole_file(fields: &Fields, key: &str, value: &Spanned<Value>, base: &Path) -
             Some(key) if key.node == "separator" && *format == FileFormat::Csv => {
                 separator = symbol(fields, argument);
             }
-            _ => fields.report(
+            key => fields.report(
                 Problem::new(
                     "delta::plan::argument",
                     format!("`{}` takes {}", name.node, arguments_of(*format)),
                 )
                 .at(argument.value.span, "not this")
-                .help("remove the argument"),
+                .help(instead_of(
+                    key.as_ref().map(|key| key.node.as_str()),
+                    *format,
+                )),
             ),
         }
     }
@@ -155,6 +167,20 @@ fn arguments_of(format: FileFormat) -> &'static str {
         FileFormat::Jsonl => "a path",
         FileFormat::Csv => "a path, `columns = [...]` and `separator = \";\"`",
         FileFormat::Tsv | FileFormat::Text => "a path and `columns = [...]`",
+    }
+}
+
+/// What to write instead of an argument that a reader does not take.
+fn instead_of(key: Option<&str>, format: FileFormat) -> &'static str {
+    match (key, format) {
+        (Some("sep" | "delimiter"), FileFormat::Csv) => "write `separator = \";\"`",
+        (Some("sep" | "delimiter" | "separator"), FileFormat::Tsv) => {
+            "`tsv` has tabs; read a file with another symbol with `csv(\"...\", separator = \";\")`"
+        }
+        (Some("header" | "names"), FileFormat::Csv | FileFormat::Tsv) => {
+            "name the columns of a file without a header: `columns = [first, second]`"
+        }
+        _ => "remove the argument",
     }
 }
 

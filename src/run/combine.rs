@@ -23,13 +23,13 @@ pub struct Combination {
     pub rule: Rule,
     /// The weight of each run. Default: `1 / runs`, but 1 for TIES, which takes the mean itself.
     pub weights: Option<Vec<f32>>,
-    /// The share of a change's elements that TIES and DARE keep, above 0, at most 1.
-    pub density: f32,
+    /// The share of a change's elements that TIES and DARE keep, above 0, at most 1. Default: 0.2. The average keeps all.
+    pub density: Option<f32>,
     /// The rank of the result. Default for the average: the sum of the ranks, which makes the average exact.
     /// Default for the other rules: the largest rank.
     pub rank: Option<usize>,
-    /// The seed of DARE.
-    pub seed: u64,
+    /// The seed of DARE, the only rule that draws. Default: 0.
+    pub seed: Option<u64>,
 }
 
 /// How the changes of each weight are combined.
@@ -288,6 +288,10 @@ fn head(runs: &[Loaded], weights: &[f32]) -> Tensors {
 }
 
 impl Combination {
+    fn density(&self) -> f32 {
+        self.density.unwrap_or(0.2)
+    }
+
     /// Checks the settings for this number of runs.
     fn check(&self, runs: usize) -> Result<(), Problem> {
         if runs < 2 {
@@ -296,8 +300,20 @@ impl Combination {
                 "name two or more runs",
             );
         }
-        if !(self.density > 0.0 && self.density <= 1.0) {
-            let message = format!("the density {} is not above 0 and at most 1", self.density);
+        if self.density.is_some() && self.rule == Rule::Average {
+            let message = "the average keeps all elements, so it has no density".to_owned();
+            return problem(
+                message,
+                "remove `--density`, or set `--by ties` or `--by dare`",
+            );
+        }
+        if self.seed.is_some() && self.rule != Rule::Dare {
+            let message = "only DARE draws at random, so this rule has no seed".to_owned();
+            return problem(message, "remove `--seed`, or set `--by dare`");
+        }
+        let density = self.density();
+        if !(density > 0.0 && density <= 1.0) {
+            let message = format!("the density {density} is not above 0 and at most 1");
             return problem(message, "set `--density` above 0 and at most 1");
         }
         if self.rank == Some(0) {
@@ -347,7 +363,7 @@ impl Combination {
 
     /// Sets all but the largest elements to zero.
     fn trim(&self, change: &mut [f32]) {
-        let kept = (f64::from(self.density) * change.len() as f64) as usize;
+        let kept = (f64::from(self.density()) * change.len() as f64) as usize;
         let mut order: Vec<usize> = (0..change.len()).collect();
         order.sort_by(|a, b| change[*b].abs().total_cmp(&change[*a].abs()));
         order[kept..].iter().for_each(|index| change[*index] = 0.0);
@@ -355,13 +371,14 @@ impl Combination {
 
     /// Sets random elements to zero and scales the others up.
     fn drop(&self, change: &mut [f32], name: &str) {
+        let density = self.density();
         let mut hasher = Sha256::new();
-        hasher.update(self.seed.to_le_bytes());
+        hasher.update(self.seed.unwrap_or(0).to_le_bytes());
         hasher.update(name);
         let mut random = ChaCha8Rng::from_seed(hasher.finalize().into());
         for value in change {
-            let is_kept = random.random::<f32>() < self.density;
-            *value = if is_kept { *value / self.density } else { 0.0 };
+            let is_kept = random.random::<f32>() < density;
+            *value = if is_kept { *value / density } else { 0.0 };
         }
     }
 }

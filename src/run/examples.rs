@@ -1,7 +1,7 @@
 //! Reads the examples of a plan's stages, and each file only once.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::ROWS_AT_EACH_END;
@@ -141,6 +141,13 @@ pub fn check_data(plan: &Plan, extent: Extent, loader: Option<&Loader>) -> DataC
             let Some(file) = file else { continue };
             let key = (file.path.clone(), task.span);
             let rows = seen.entry(key).or_insert_with(|| {
+                let extent = match draws_from(plan, &file.path) {
+                    true => Extent {
+                        at_each_end: usize::MAX,
+                        ..extent
+                    },
+                    false => extent,
+                };
                 let mut rows = Rows::check(file, task, extent, encoder);
                 check.rows += rows.count;
                 check.problems.append(&mut rows.problems);
@@ -200,6 +207,13 @@ pub fn check_data(plan: &Plan, extent: Extent, loader: Option<&Loader>) -> DataC
     }
     check.warnings.dedup();
     check
+}
+
+/// Whether a set of a plan is a few of each label of this file: they are drawn from all of its rows.
+fn draws_from(plan: &Plan, path: &Path) -> bool {
+    let sets = |data: &DataPlan| [data.train.clone(), data.dev.clone(), data.test.clone()];
+    let mut files = plan.data.values().flat_map(sets).flatten();
+    files.any(|file| file.few.is_some() && file.path == path)
 }
 
 /// Whether prompts stand before texts, whose last row predicts the first token.

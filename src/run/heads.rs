@@ -3,7 +3,7 @@
 use crate::backbone::{Checkpoint, Config, Tree};
 use crate::diagnostic::Problem;
 use crate::graph::{check_trained, HeadOrigin};
-use crate::plan::{Change, DeltaPlan, Plan};
+use crate::plan::{Change, DeltaPlan, Plan, TaskPlan};
 use crate::text::{counted, quoted_list};
 
 /// The origin of each task's head, in one sentence each. Empty if the checkpoint cannot be opened.
@@ -35,6 +35,7 @@ pub fn check_backbone(plan: &Plan) -> Vec<Problem> {
     let backbone = &plan.backbone;
     let mut problems = Vec::new();
     if backbone.random {
+        problems.extend(check_poolers(plan, None));
         problems.extend(untrained_head(plan, None));
         return problems;
     }
@@ -42,7 +43,7 @@ pub fn check_backbone(plan: &Plan) -> Vec<Problem> {
     match Checkpoint::open_directory(&backbone.directory) {
         Ok(file) => {
             problems.extend(check_shapes(&backbone.config, &file).map(at_backbone));
-            problems.extend(check_unfrozen(plan, &file));
+            problems.extend(check_poolers(plan, Some(&file)));
             problems.extend(untrained_head(plan, Some(&file)));
         }
         Err(_) if backbone.location.starts_with("hf:") => {}
@@ -88,46 +89,73 @@ fn is_of_head(config: &Config, path: &str) -> bool {
     steps.any(|step| path.starts_with(&format!("{}.", step.module)))
 }
 
-/// Reports deltas on parts of the head that the checkpoint lacks.
-fn check_unfrozen(plan: &Plan, file: &Checkpoint) -> Vec<Problem> {
-    let prefix = &plan.backbone.config.family().base_model_prefix;
-    let tree = Tree::new(&plan.backbone.config);
-    let is_missing = |path: &&String| {
-        let mut own = tree
-            .parameters()
-            .filter(|parameter| parameter.path == **path);
-        is_of_head(&plan.backbone.config, path)
-            && own.any(|parameter| file.find(parameter, prefix).is_none())
+/// Reports deltas on a pooler that the checkpoint lacks, or that no task reads which trains them.
+fn check_poolers(plan: &Plan, file: Option<&Checkpoint>) -> Vec<Problem> {
+    let config = &plan.backbone.config;
+    let tree = Tree::new(config);
+    let prefix = &config.family().base_model_prefix;
+    let is_missing = |path: &str| {
+        let mut own = tree.parameters().filter(|own| own.path == path);
+        file.is_some_and(|file| own.any(|own| file.find(own, prefix).is_none()))
     };
     let problem = |delta: &DeltaPlan| {
-        let (path, what) = match &delta.change {
-            // A delta that also unfreezes existing parameters, such as all of them, does not mean the missing ones.
+        let why = |path: &str| match is_of_head(config, path) {
+            true if !is_read(plan, delta, path) => Some("no task of its stages reads"),
+            true if is_missing(path) => Some("the checkpoint lacks"),
+            _ => None,
+        };
+        let (selected, found): (usize, Vec<(&str, &str)>) = match &delta.change {
+            // A delta that also unfreezes other parameters, such as all of them, does not mean these.
             Change::Unfreeze { parameters } => {
-                let is_all = parameters.iter().all(|path| is_missing(&path));
-                (parameters.first().filter(|_| is_all)?, "unfreezes")
+                let found = parameters
+                    .iter()
+                    .map(|path| Some((path.as_str(), why(path)?)));
+                (parameters.len(), found.collect::<Option<_>>()?)
             }
             Change::Method { sites, .. } => {
-                let has_none = |site: &&String| {
-                    let module = tree.module(site);
-                    let mut own = module
-                        .iter()
-                        .flat_map(|module| &module.parameters)
-                        .peekable();
-                    own.peek().is_some() && own.all(|own| is_missing(&&own.path))
+                let of_site = |site: &String| {
+                    let mut own = tree.module(site)?.parameters.iter();
+                    own.find_map(|own| why(&own.path))
                 };
-                (sites.iter().find(has_none)?, "sits at")
+                let found = sites
+                    .iter()
+                    .filter_map(|site| Some((site.as_str(), of_site(site)?)));
+                (sites.len(), found.collect())
             }
         };
-        let message = format!(
-            "`{}` {what} `{path}`, which the checkpoint lacks",
-            delta.name
-        );
+        let (path, why) = *found.first()?;
+        let name = &delta.name;
+        let message = format!("`{name}` changes `{path}`, which {why}");
+        let help = match found.len() == selected {
+            true => format!("remove `{name}`"),
+            false => format!("take it out of the selection (`except {path}`)"),
+        };
+        let help = match why.starts_with("the checkpoint") {
+            true => format!("{help}: `train = [head]` trains it with the head"),
+            false => help,
+        };
         let problem = Problem::new("delta::weights::unfrozen", message).at(delta.span, "here");
-        Some(problem.help(format!(
-            "take it out of the selection (`except {path}`): it is part of the head, which `train = [head]` trains"
-        )))
+        Some(problem.help(help))
     };
     plan.deltas.iter().filter_map(problem).collect()
+}
+
+/// Whether the head of a task whose stage trains a delta reads a module. A delta that no stage trains is reported
+/// elsewhere.
+fn is_read(plan: &Plan, delta: &DeltaPlan, path: &str) -> bool {
+    let heads = &plan.backbone.config.family().heads;
+    let mut stages = plan
+        .stages
+        .iter()
+        .filter(|stage| stage.train.contains(&delta.name))
+        .peekable();
+    let is_of_task = |task: &TaskPlan| {
+        let head = heads.of(task.kind.head());
+        let mut steps = head.iter().flat_map(|head| &head.steps);
+        steps.any(|step| path.starts_with(&format!("{}.", step.module)))
+    };
+    stages.peek().is_none()
+        || stages.any(|stage| plan.tasks.get(&stage.task).is_some_and(is_of_task))
 }
 
 /// Warnings about a plan's backbone, which do not stop a run.

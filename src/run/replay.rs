@@ -55,6 +55,14 @@ pub fn replay(
 ) -> Result<Replayed, Problem> {
     let then = FinishedRun::open(directory, integrity)?;
     let plan = then.plan()?;
+    if plan.stages.is_empty() {
+        let message = format!(
+            "`{}` was combined from other runs and has no training to repeat",
+            directory.display()
+        );
+        return Err(Problem::new("delta::run::no_training", message)
+            .help("replay the runs that it was combined from, and combine them again"));
+    }
     let source = then.text("pipeline.delta")?;
     let now = Manifest::new(&plan, &source)?;
     let changed = then.manifest().changed_input(&now);

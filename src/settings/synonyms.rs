@@ -6,18 +6,21 @@ enum Instead {
     Ours(&'static str),
     /// A sentence that begins with "write".
     Write(&'static str),
+    /// A key of ours where it is known, else a sentence that begins with "write".
+    Either(&'static str, &'static str),
 }
 
-use Instead::{Ours, Write};
+use Instead::{Either, Ours, Write};
 
 /// Keys of PEFT, Axolotl, LLaMA-Factory and Hugging Face's Trainer.
-const KEYS: [(&str, Instead); 44] = [
+const KEYS: [(&str, Instead); 51] = [
     (
         "adapter",
         Write("the method after `reparam NAME =` or `insert NAME =`"),
     ),
     ("alpha_r", Ours("alpha")),
     ("batch_size", Ours("batch")),
+    ("betas", Write("`beta1 = 0.9, beta2 = 0.999`")),
     ("bf16", Write("`backbone \"...\" { precision = bf16 }`")),
     ("bottleneck_size", Ours("bottleneck")),
     (
@@ -28,8 +31,10 @@ const KEYS: [(&str, Instead); 44] = [
         "dataset",
         Write("a `data` block: `data { train = tsv(\"train.tsv\") }`"),
     ),
+    ("delimiter", Ours("separator")),
     ("early_stopping", Ours("patience")),
     ("early_stopping_patience", Ours("patience")),
+    ("eps", Ours("epsilon")),
     ("eval_steps", Write("`evaluate = every 200 steps`")),
     (
         "eval_strategy",
@@ -43,7 +48,10 @@ const KEYS: [(&str, Instead); 44] = [
     ("gradient_accumulation_steps", Ours("accumulate")),
     ("init_lora_weights", Ours("init")),
     ("label_names", Ours("labels")),
-    ("learning_rate", Write("`optimizer = adamw { lr = 1e-3 }`")),
+    (
+        "learning_rate",
+        Either("lr", "`optimizer = adamw { lr = 1e-3 }`"),
+    ),
     (
         "load_best_model_at_end",
         Write("`keep = best`, which is the default"),
@@ -89,11 +97,18 @@ const KEYS: [(&str, Instead); 44] = [
         Write("`test = tsv(\"test.tsv\")` in a `data` block"),
     ),
     ("warmup", Write("`schedule = linear { warmup = 6% }`")),
-    ("warmup_ratio", Write("`schedule = linear { warmup = 6% }`")),
+    (
+        "warmup_ratio",
+        Write("a share in percent: `schedule = linear { warmup = 10% }` for 0.1"),
+    ),
     (
         "warmup_steps",
         Write("`schedule = linear { warmup = 100 }`"),
     ),
+    ("use_dora", Write("`dora` in place of `lora`")),
+    ("use_rslora", Write("`lora { scaling = rank_stabilized }`")),
+    ("valid", Ours("dev")),
+    ("validation", Ours("dev")),
     (
         "weight_decay",
         Write("`optimizer = adamw { lr = 1e-3, weight_decay = 0.01 }`"),
@@ -101,7 +116,8 @@ const KEYS: [(&str, Instead); 44] = [
 ];
 
 /// Words that stand for a value, a method or a task elsewhere.
-const WORDS: [(&str, Instead); 22] = [
+const WORDS: [(&str, Instead); 23] = [
+    ("acc", Ours("accuracy")),
     ("adam", Ours("adamw")),
     ("adamw_torch", Ours("adamw")),
     ("adapter", Write("one of the adapters: `houlsby`, `pfeiffer`, `parallel`, `compacter`, `low_rank_adapter`")),
@@ -142,11 +158,12 @@ fn find<'a>(
     known: impl IntoIterator<Item = &'a str>,
 ) -> Option<String> {
     let is_meant = |(other, _): &&(&str, Instead)| other.eq_ignore_ascii_case(word);
-    match all.iter().find(is_meant)? {
-        (_, Write(sentence)) => Some(format!("write {sentence}")),
-        (_, Ours(ours)) => known
-            .into_iter()
-            .any(|known| known == *ours)
-            .then(|| format!("write `{ours}`")),
-    }
+    let (ours, sentence) = match &all.iter().find(is_meant)?.1 {
+        Write(sentence) => (None, Some(sentence)),
+        Ours(ours) => (Some(ours), None),
+        Either(ours, sentence) => (Some(ours), Some(sentence)),
+    };
+    let is_known = |ours: &&&str| known.into_iter().any(|known| known == **ours);
+    let ours = ours.filter(is_known).map(|ours| format!("write `{ours}`"));
+    ours.or(sentence.map(|sentence| format!("write {sentence}")))
 }

@@ -13,7 +13,7 @@ struct Habit {
     help: &'static str,
 }
 
-const HABITS: [Habit; 23] = [
+const HABITS: [Habit; 24] = [
     Habit {
         pattern: r"\b(?:target_modules|lora_target)[ \t]*[=:][ \t]*(?:\[([^\]\n]*)\]|[^\s,}]+)",
         message: "the target modules are not a setting",
@@ -118,6 +118,11 @@ const HABITS: [Habit; 23] = [
         pattern: r"(?m)^[ \t]*(\w+)[ \t]*:[ \t]*([^\n{]*[^\s{,;])",
         message: "a setting takes `=`, not `:`",
         help: "write `$1 = $2`",
+    },
+    Habit {
+        pattern: r"[{,][ \t]*([0-9]+)[ \t]*[=:][ \t]*([A-Za-z_]\w*)",
+        message: "a number before `=` needs quotes",
+        help: "write `\"$1\" = $2`",
     },
     Habit {
         pattern: r"\x22(\w+)\x22[ \t]*:[ \t]*([^\s,}]+)",

@@ -54,6 +54,7 @@ pub(super) fn labels(fields: &Fields) -> Vec<Label> {
         return Vec::new();
     };
     let mut labels: Vec<Label> = Vec::new();
+    let mut is_whole = true;
     match &value.node {
         Value::Block(block) => {
             let block = fields.nested("labels", value.span, block);
@@ -63,8 +64,21 @@ pub(super) fn labels(fields: &Fields) -> Vec<Label> {
                         value: setting.key.node.clone(),
                         name: name.clone(),
                     });
+                } else if let Value::Number(number) = &setting.value.node {
+                    let help = format!(
+                        "write `\"{number}\" = {}`: the value in the data, then its name",
+                        setting.key.node
+                    );
+                    let message = "a label is named by a word, not by a number";
+                    fields.report(
+                        Problem::new("delta::plan::labels", message)
+                            .at(setting.value.span, "here")
+                            .help(help),
+                    );
+                    is_whole = false;
                 } else {
                     fields.wrong("labels", &setting.value, "a name");
+                    is_whole = false;
                 }
             }
         }
@@ -77,7 +91,20 @@ pub(super) fn labels(fields: &Fields) -> Vec<Label> {
                             name: name.clone(),
                         });
                     }
-                    _ => fields.wrong("labels", value, "a name"),
+                    Value::Number(number) => {
+                        let help = format!("write `\"{number}\"`, or name it: `labels = {{ \"{number}\" = NAME }}`");
+                        let message = "a label is a text, not a number";
+                        fields.report(
+                            Problem::new("delta::plan::labels", message)
+                                .at(value.span, "here")
+                                .help(help),
+                        );
+                        is_whole = false;
+                    }
+                    _ => {
+                        fields.wrong("labels", value, "a name");
+                        is_whole = false;
+                    }
                 }
             }
         }
@@ -87,7 +114,9 @@ pub(super) fn labels(fields: &Fields) -> Vec<Label> {
             "a block such as `{ \"0\" = negative, \"1\" = positive }`",
         ),
     }
-    check_labels(fields, value, &labels);
+    if is_whole {
+        check_labels(fields, value, &labels);
+    }
     labels
 }
 

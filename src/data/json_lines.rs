@@ -1,0 +1,106 @@
+//! JSON lines: an object on each line.
+
+use super::table::{at_line, lines, places, Row};
+use crate::diagnostic::Problem;
+use crate::plan::FilePlan;
+use crate::text::did_you_mean;
+
+/// Parses a line as a JSON object.
+fn object(
+    file: &FilePlan,
+    number: usize,
+    line: &str,
+) -> Result<serde_json::Map<String, serde_json::Value>, Problem> {
+    serde_json::from_str(line).map_err(|e| {
+        let message = format!("the line is not a JSON object: {e}");
+        let problem =
+            at_line("delta::data::json", &file.path, number, message).at(file.span, "this file");
+        problem.help("write one object per line: `{\"text\": \"...\", \"label\": \"...\"}`")
+    })
+}
+
+/// Calls `each` with the wanted values of each line.
+///
+/// # Errors
+/// The file is a list, or its first object lacks a wanted value.
+pub(super) fn jsonl(
+    file: &FilePlan,
+    text: &str,
+    wanted: &[&str],
+    each: &mut dyn FnMut(Result<Row, Problem>) -> bool,
+) -> Result<(), Problem> {
+    if text.trim_start().starts_with('[') {
+        let message = "the file is a JSON list, not an object per line";
+        return Err(at_line("delta::data::json", &file.path, 0, message)
+            .at(file.span, "this file")
+            .help("write each object of the list on a line: `jq -c '.[]' FILE > NEW`, or in Python `pandas.read_json(FILE).to_json(NEW, orient=\"records\", lines=True)`"));
+    }
+    if let Some((_, "{")) = lines(text)
+        .next()
+        .map(|(number, line)| (number, line.trim()))
+    {
+        let message = "an object is spread over several lines";
+        return Err(at_line("delta::data::json", &file.path, 1, message)
+            .at(file.span, "this file")
+            .help("write each object on a line of its own: `jq -c . FILE > NEW`"));
+    }
+    let mut is_first = true;
+    for (number, line) in lines(text) {
+        let object = object(file, number, line);
+        if let (Ok(object), true) = (&object, is_first) {
+            let columns: Vec<String> = object.keys().cloned().collect();
+            places(file, &columns, wanted)?;
+            is_first = false;
+        }
+        let row = object.and_then(|object| {
+            let value = |name: &&str| {
+                json_text(&object, name).map_err(|(message, help)| {
+                    at_line("delta::data::json", &file.path, number, message)
+                        .at(file.span, "this file")
+                        .help(help)
+                })
+            };
+            let row = wanted.iter().map(value).collect::<Result<_, _>>()?;
+            Ok((number, row))
+        });
+        if !each(row) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// A value of an object as a text. A number or a boolean is given as it is written.
+///
+/// # Errors
+/// A message and a suggestion: the value is missing, null, a list or an object.
+pub fn json_text(
+    object: &serde_json::Map<String, serde_json::Value>,
+    name: &str,
+) -> Result<String, (String, String)> {
+    let known = || object.keys().map(String::as_str);
+    match object.get(name) {
+        Some(serde_json::Value::String(text)) => Ok(text.clone()),
+        Some(value) if value.is_number() || value.is_boolean() => Ok(value.to_string()),
+        Some(serde_json::Value::Null) => Err((
+            format!("`{name}` is null"),
+            "give it a string, or remove the line".to_owned(),
+        )),
+        Some(value) => {
+            let kind = if value.is_array() {
+                "a list"
+            } else {
+                "an object"
+            };
+            let help = format!("write a string or a number as `{name}`");
+            Err((format!("`{name}` is {kind}"), help))
+        }
+        None => Err((
+            format!("the object has no `{name}`"),
+            match did_you_mean(name, known()) {
+                Some(near) => format!("rename `{near}` to `{name}`"),
+                None => format!("give every object a `{name}`"),
+            },
+        )),
+    }
+}
