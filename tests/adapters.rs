@@ -357,6 +357,23 @@ fn a_tied_table_is_not_read_as_something_else() {
     }
 }
 
+/// PEFT compares the ends of names with `modules_to_save`.
+#[test]
+fn a_tied_table_under_a_part_of_its_name_is_not_read_either() {
+    for saved in ["model.embed_tokens", "tokens"] {
+        let change = json!({ "modules_to_save": [saved] });
+        let (_place, directory) = changed(&fixture("adapters/tied_table"), &change);
+        let Err(problem) = import(&directory, &config(&fixture("llama_a"))) else {
+            panic!("{saved} is read");
+        };
+        assert!(
+            problem.message.contains("`embeddings.word`"),
+            "{saved}: {}",
+            problem.message
+        );
+    }
+}
+
 /// What an adapter says of tokens and outputs is checked before it is used.
 #[test]
 fn numbers_that_fit_no_backbone_are_refused() {

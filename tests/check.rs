@@ -375,6 +375,8 @@ fn check_refuses_what_the_run_would() {
     let language = PIPELINE
         .replace("task classify {\n    text = text\n    label = label\n    labels = [negative, positive]\n}", "task masked_lm { text = text }")
         .replace("low_rank, head", "low_rank");
+    // A pooler is no part of this task's head.
+    let unread = language.replace("block.*.attn.{q,v}", "pooler");
     place.write("empty.tsv", "text\tlabel\n\tpositive\n".as_bytes());
     let nothing = language.replace("tsv(\"train.tsv\")", "tsv(\"empty.tsv\")");
     for (text, code) in [
@@ -386,10 +388,82 @@ fn check_refuses_what_the_run_would() {
         (regress, "delta::data::few"),
         (adalora, "delta::train::steps"),
         (nothing, "delta::data::nothing_to_predict"),
+        (unread, "delta::weights::unfrozen"),
     ] {
         place.write("small.delta", text.as_bytes());
         let message = place.fail(2, &["check", "small.delta"]);
         assert!(message.contains(code), "{code}: {message}");
+    }
+}
+
+/// `few` draws from all rows, even if another set has read only some of them.
+#[test]
+fn few_counts_all_rows_of_a_file_that_another_set_reads() {
+    let place = Place::new();
+    let row = |label: &'static str| move |number: usize| format!("text {number}\t{label}\n");
+    let ends = |first: usize| {
+        (first..first + 1200)
+            .map(row("negative"))
+            .collect::<String>()
+    };
+    let middle: String = (1200..1700).map(row("positive")).collect();
+    let text = format!("text\tlabel\n{}{middle}{}", ends(0), ends(1700));
+    place.write("train.tsv", text.as_bytes());
+    let dev = |count| {
+        PIPELINE.replace(
+            "tsv(\"dev.tsv\")",
+            &format!("few(tsv(\"train.tsv\"), {count})"),
+        )
+    };
+    place.write("small.delta", dev(500).as_bytes());
+    place.succeed(&["check", "small.delta"]);
+    place.write("small.delta", dev(501).as_bytes());
+    let message = place.fail(2, &["check", "small.delta"]);
+    assert!(
+        message.contains("has only 500 of the 501 examples"),
+        "{message}"
+    );
+}
+
+/// What people write about files in other tools, and what they are told to write here.
+#[test]
+fn habits_with_files_get_a_way_out_that_works() {
+    let place = Place::new();
+    let header = "Review Text,label\nso good,positive\nso bad,negative\n";
+    place.write("train.csv", header.as_bytes());
+    let of = |reader: &str| PIPELINE.replace("tsv(\"train.tsv\")", reader);
+    let column = of("csv(\"train.csv\")").replace("text = text", "text = review_text");
+    let labels = PIPELINE.replace("[negative, positive]", "{ negative = 0, positive = 1 }");
+    let numbers = PIPELINE.replace("[negative, positive]", "{ 0 = negative, 1 = positive }");
+    place.write(
+        "wide.jsonl",
+        b"{\n  \"text\": \"good\",\n  \"label\": \"positive\"\n}\n",
+    );
+    for (text, help) in [
+        (column, "did you mean `Review Text`?"),
+        (
+            of("csv(\"train.csv\", sep = \";\")"),
+            "write `separator = \";\"`",
+        ),
+        (
+            of("tsv(\"train.csv\", separator = \",\")"),
+            "read a file with another symbol with `csv(",
+        ),
+        (
+            of("csv(\"train.csv\", header = off)"),
+            "`columns = [first, second]`",
+        ),
+        (of("jsonl(\"wide.jsonl\")"), "jq -c . FILE > NEW"),
+        (labels, "write `\"0\" = negative`"),
+        (numbers, "write `\"0\" = negative`"),
+    ] {
+        place.write("small.delta", text.as_bytes());
+        let message = place.fail(2, &["check", "small.delta"]);
+        // The help may be broken into lines.
+        let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let message = words(&message.replace('│', " "));
+        assert!(message.contains(help), "{help}: {message}");
+        assert!(!message.contains("which has no `train` file"), "{message}");
     }
 }
 
@@ -430,6 +504,7 @@ fn check_finds_what_needs_no_run() {
         ("run::merged_differs", OTHER),
         ("run::no_backbone", OTHER),
         ("run::no_head", OTHER),
+        ("run::no_training", OTHER),
         ("run::not_a_run", OTHER),
         ("run::origin", FOUND),
         ("run::other_backbone", WEIGHTS),
