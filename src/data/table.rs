@@ -142,15 +142,15 @@ fn other_reader(file: &FilePlan, columns: &[String]) -> Option<String> {
     match file.format {
         FileFormat::Csv if header.contains('\t') => {
             let header = header.replace('\t', ", ");
-            return Some(format!(
+            Some(format!(
                 "read it with `tsv(...)`: its header `{header}` has tabs"
-            ));
+            ))
         }
         FileFormat::Csv if has(';') || has('|') => {
             let symbol = if has(';') { ';' } else { '|' };
-            return Some(format!(
+            Some(format!(
                 "write `csv(\"...\", separator = \"{symbol}\")`: its header is `{first}`"
-            ));
+            ))
         }
         FileFormat::Tsv if has(',') => {
             Some(format!("read it with `csv(...)`: its header is `{first}`"))
