@@ -219,9 +219,13 @@ fn rotated(mut matrix: Columns) -> (Columns, Vec<f64>, Columns) {
     (0..count).for_each(|place| turns.data[place * (count + 1)] = 1.0);
     for _ in 0..MOST_SWEEPS {
         let mut is_done = true;
+        // A rotation says how it changes the squared lengths; measured anew in every sweep, as the errors add up.
+        let mut squared: Vec<f64> = (0..count)
+            .map(|place| dot(matrix.column(place), matrix.column(place)))
+            .collect();
         for (first, second) in (0..count).flat_map(|i| (i + 1..count).map(move |j| (i, j))) {
             let (one, other) = matrix.pair(first, second);
-            let [a, b, c] = [dot(one, one), dot(other, other), dot(one, other)];
+            let [a, b, c] = [squared[first], squared[second], dot(one, other)];
             if c == 0.0 || c.abs() <= f64::EPSILON * (a * b).sqrt() {
                 continue;
             }
@@ -230,6 +234,8 @@ fn rotated(mut matrix: Columns) -> (Columns, Vec<f64>, Columns) {
             let tangent = tau.signum() / (tau.abs() + (1.0 + tau * tau).sqrt());
             let cosine = 1.0 / (1.0 + tangent * tangent).sqrt();
             let sine = cosine * tangent;
+            squared[first] = (a - tangent * c).max(0.0);
+            squared[second] = b + tangent * c;
             for (one, other) in [(one, other), turns.pair(first, second)] {
                 for (x, y) in one.iter_mut().zip(other) {
                     (*x, *y) = (cosine * *x - sine * *y, sine * *x + cosine * *y);

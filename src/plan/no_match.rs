@@ -10,8 +10,8 @@ use crate::syntax::ast::{Pattern, Segment, Selector};
 use crate::text::{did_you_mean, quoted_list};
 
 impl Modules<'_> {
-    /// The problem of a selector of which a pattern (`missing`) matches nothing, with a selector that does match where it
-    /// can be guessed. `matched` has the paths that its other patterns match.
+    /// The problem of a selector whose pattern `missing` matches nothing. Its help has a selector that does match, where
+    /// that can be guessed. `matched` has the paths that the other patterns match.
     pub(super) fn no_match(
         &self,
         selector: &Selector,

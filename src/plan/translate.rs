@@ -5,7 +5,7 @@ use crate::backbone::family::{families, Family};
 use crate::backbone::{Module, Site, Tree};
 use crate::syntax::ast::Segment;
 
-/// A node's path: of which block it is, and the part behind that. `("encoder.block.3", "attn.q")`
+/// A node's path in two parts: the block, and what lies in it. `("encoder.block.3", "attn.q")`
 fn split(path: &str) -> (&str, &str) {
     let Some(place) = path.find("block.") else {
         return ("", path);

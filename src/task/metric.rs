@@ -12,7 +12,7 @@ pub enum Metric {
     Matthews,
     Pearson,
     Spearman,
-    /// Mean loss per prediction. This is the only metric of which less is better.
+    /// Mean loss per prediction. Less is better, for this metric only.
     Loss,
 }
 
