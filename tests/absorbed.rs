@@ -1,8 +1,6 @@
 //! Keys and values left out where one row asks: the same logits and gradients as with them.
 
-mod common;
-
-use common::{classifier, fixture, plan_of, Expected};
+use crate::common::{classifier, fixture, plan_of, Expected};
 use deltarun::delta::ParameterId;
 use deltarun::engine::Device;
 use deltarun::graph::optimizations::absorbed_keys;

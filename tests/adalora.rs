@@ -1,11 +1,9 @@
 //! AdaLoRA's schedule beside PEFT's: the loss with its penalty, and every E, after each of twelve
 //! steps in which half of the ranks go. The fixture is `tests/fixtures/make_methods.py`'s.
 
-mod common;
-
 use std::collections::BTreeMap;
 
-use common::{classifier, difference, fixture, Expected};
+use crate::common::{classifier, difference, fixture, Expected};
 use deltarun::backbone::Checkpoint;
 use deltarun::delta::Step;
 use deltarun::engine::Device;

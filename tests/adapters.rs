@@ -1,11 +1,9 @@
 //! Adapters whose configuration says something that few do: read as PEFT reads them, by
 //! `tests/fixtures/make_adapters.py`, or refused by the name of the field with a reason of their own.
 
-mod common;
-
 use std::path::{Path, PathBuf};
 
-use common::{config, difference, fixture, Expected};
+use crate::common::{config, difference, fixture, Expected};
 use deltarun::backbone::{write_tensors, Checkpoint};
 use deltarun::data::{Encoded, Example};
 use deltarun::diagnostic::Problem;

@@ -1,10 +1,7 @@
 //! `check` reads the rows: what is wrong with them is an error with its line, what is odd a warning. Its report for
 //! programs has codes and places.
 
-#[path = "common/place.rs"]
-mod place;
-
-use place::{Place, PIPELINE};
+use crate::common::place::{Place, PIPELINE};
 use serde_json::Value;
 
 fn row(number: usize) -> String {
@@ -13,7 +10,7 @@ fn row(number: usize) -> String {
 }
 
 fn rows(numbers: std::ops::Range<usize>) -> String {
-    "text\tlabel\n".to_owned() + &numbers.map(row).collect::<String>()
+    "text\tlabel\n".to_owned() + numbers.map(row).collect::<String>().as_str()
 }
 
 #[test]
@@ -144,7 +141,7 @@ fn formats_have_their_own_mistakes() {
         let line = |label: &str| {
             format!("{{\"text\": \"a {label}\", \"label\": \"{label}\", \"more\": {extra}}}\n")
         };
-        let text = line("positive") + &line("negative");
+        let text = line("positive") + line("negative").as_str();
         let (code, message) = as_format("jsonl", text.as_bytes());
         assert_eq!(code, Some(0), "{message}");
     }

@@ -1,12 +1,10 @@
 //! Weights as checkpoints store them: shards with an index, 16-bit types, a prefix or none, the names
 //! that old BERTs have for norms.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use common::{classifier, difference, fixture, Expected};
+use crate::common::{classifier, difference, fixture, Expected};
 use deltarun::backbone::write_tensors;
 use deltarun::backbone::Checkpoint;
 use deltarun::engine::Device;

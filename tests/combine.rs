@@ -1,18 +1,14 @@
 //! Several LoRAs as one: what each weight gets, beside PEFT's `add_weighted_adapter` (the fixture is
 //! `tests/fixtures/make_methods.py`'s); DARE by its definition; the command.
 
-mod common;
-#[path = "common/place.rs"]
-mod place;
-
 use std::collections::BTreeMap;
 
-use common::{config, difference, fixture, imported_graph, Expected};
+use crate::common::place::{Place, PIPELINE};
+use crate::common::{config, difference, fixture, imported_graph, Expected};
 use deltarun::graph::Tensors;
 use deltarun::peft::import;
 use deltarun::plan::{Change, Plan};
 use deltarun::run::{combined, Combination, Loaded, Rule};
-use place::{Place, PIPELINE};
 
 const COMBINATION: Combination = Combination {
     rule: Rule::Average,

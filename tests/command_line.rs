@@ -1,11 +1,8 @@
 //! The command itself, on the quickstart's tiny BERT and small data: what a run leaves, and what it accepts.
 
-#[path = "common/place.rs"]
-mod place;
-
 use std::path::Path;
 
-use place::{Place, PIPELINE};
+use crate::common::place::{Place, PIPELINE};
 
 #[test]
 fn a_run_leaves_what_eval_predict_and_merge_accept() {

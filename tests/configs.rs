@@ -1,13 +1,11 @@
 //! `config.json`: every key that transformers has is honoured, changes nothing, or is refused by name; defaults are
 //! transformers' own. `tests/fixtures/make_configs.py` wrote what transformers has.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
-use common::fixture;
+use crate::common::fixture;
 use deltarun::backbone::{language_model_parameters, Config, Parameter, Tree};
 use deltarun::engine::Activation;
 use serde_json::{json, Map, Value};

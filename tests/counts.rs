@@ -2,12 +2,10 @@
 //! where PEFT has the method (`tests/fixtures/make_counts.py`), and to the paper's formula elsewhere.
 //! The table in `docs/methods.md` is what this test found; `UPDATE_DOCS=1` writes it again.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use common::{config, fixture, plan_of};
+use crate::common::{config, fixture, plan_of};
 use deltarun::backbone::Config;
 use deltarun::graph::this_machine;
 

@@ -2,16 +2,11 @@
 //! held to the definitions (`tests/kernels`). Dropout and the projection of an intrinsic dimension draw at random,
 //! and have no number of PyTorch's.
 
-#[allow(dead_code)]
-#[path = "kernels/beside.rs"]
-mod beside;
-mod common;
-
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use beside::{close, value_and_gradients_with, Inputs, Op};
-use common::{fixture, Expected};
+use crate::common::{fixture, Expected};
+use crate::kernels::beside::{close, value_and_gradients_with, Inputs, Op};
 use deltarun::engine::{
     ops, Activation, Angles, Attending, AttentionShape, Device, Layout, Matrix, Scalar, Tensor,
 };

@@ -1,11 +1,9 @@
 //! `--device dfdx-cpu`: whole steps of every family as the definitions compute them in dfdx, beside the kernels.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use common::{config, difference, fixture, imported_graph_on, Expected};
+use crate::common::{config, difference, fixture, imported_graph_on, Expected};
 use deltarun::delta::ParameterId;
 use deltarun::engine::Device;
 use deltarun::graph::{Batch, Graph};
@@ -22,7 +20,7 @@ fn steps_by_definitions_are_those_by_kernels() {
         "bert_a", "roberta", "gpt2", "llama_a", "qwen2", "t5_v1_0", "t5_v1_1",
     ] {
         let directory = fixture(name);
-        let full = common::classifier(&directory, 3, "unfreeze all = **", "all, head");
+        let full = crate::common::classifier(&directory, 3, "unfreeze all = **", "all, head");
         let graphs = |device: Device| {
             let imported = import(&directory.join("adapter"), &config(&directory)).unwrap();
             let (_, low_rank) = imported_graph_on(&directory, imported, device.clone());

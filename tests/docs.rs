@@ -1,8 +1,6 @@
 //! Every `.delta` sample of the README and the docs is a pipeline without mistakes. A sample that leaves
 //! out its backbone, data, task or stages gets ordinary ones.
 
-mod common;
-
 use std::path::Path;
 
 const BACKBONE: &str = "backbone \"quickstart/backbone\"\n";
@@ -127,7 +125,7 @@ fn every_sample_is_a_sound_pipeline() {
     {
         for (line, sample) in samples(&std::fs::read_to_string(file).unwrap()) {
             println!("{}:{line}", file.display());
-            common::plan_of(&complete(&sample), &root.join("pipelines"));
+            crate::common::plan_of(&complete(&sample), &root.join("pipelines"));
             count += 1;
         }
     }

@@ -1,11 +1,9 @@
 //! Models whose `config.json` or checkpoint says something that few do: the logits are transformers', by
 //! `tests/fixtures/make_edges.py`.
 
-mod common;
-
 use std::path::Path;
 
-use common::{difference, fixture, plan_of, Expected};
+use crate::common::{difference, fixture, plan_of, Expected};
 use deltarun::backbone::{write_tensors, Checkpoint};
 use deltarun::engine::{Device, Layout};
 use deltarun::graph::{Batch, DecoderRows, Graph, HeadOrigin, Targets, Tensors};
@@ -34,7 +32,7 @@ fn worst(name: &str, task: &str, labels: &[usize]) -> f32 {
     let expected = Expected::open(&directory);
     let tokens: Vec<usize> = expected.read("ids").iter().map(|id| *id as usize).collect();
     let layout = Layout::new(vec![8; 5], (0..5).collect());
-    let has_decoder = common::config(&directory).decoder_layers.is_some();
+    let has_decoder = crate::common::config(&directory).decoder_layers.is_some();
     let batch = Batch {
         types: vec![0; tokens.len()],
         decoder: has_decoder.then(|| DecoderRows {

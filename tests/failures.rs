@@ -1,9 +1,6 @@
 //! What goes wrong when the command runs, and how it says so.
 
-#[path = "common/place.rs"]
-mod place;
-
-use place::{Place, PIPELINE};
+use crate::common::place::{Place, PIPELINE};
 
 #[test]
 fn an_existing_output_is_not_touched() {

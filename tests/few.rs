@@ -1,11 +1,9 @@
 //! A few examples of each label: as many as were asked for, others for dev than for train, the same for
 //! the same seed.
 
-mod common;
-
 use std::path::Path;
 
-use common::plan_of;
+use crate::common::plan_of;
 use deltarun::data::Example;
 use deltarun::run::Loader;
 use deltarun::task::Target;

@@ -1,9 +1,7 @@
 //! The frozen blocks computed once: what a pass that begins with kept activations gives is what one gives
 //! that begins with the embeddings, to the bit.
 
-mod common;
-
-use common::{classifier, fixture, plan_of, Expected};
+use crate::common::{classifier, fixture, plan_of, Expected};
 use deltarun::engine::Device;
 use deltarun::graph::optimizations::frozen_blocks;
 use deltarun::graph::{Batch, Graph};

@@ -1,10 +1,7 @@
 //! What people write who come from PEFT, Axolotl, LLaMA-Factory, Python or YAML: each says what to write instead. The
 //! kinds of mistakes that 69 broken pipelines were made of.
 
-#[path = "common/place.rs"]
-mod place;
-
-use place::{Place, PIPELINE};
+use crate::common::place::{Place, PIPELINE};
 
 /// What is changed in the pipeline: a name, what stood there, what stands there.
 const MISTAKES: [(&str, &str, &str); 44] = [

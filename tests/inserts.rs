@@ -1,9 +1,7 @@
 //! Adapters that PEFT does not have: the numbers of their papers' formulas in PyTorch, by
 //! `tests/fixtures/make_inserts.py`.
 
-mod common;
-
-use common::{classifier, difference, fixture, Expected};
+use crate::common::{classifier, difference, fixture, Expected};
 use deltarun::engine::Device;
 use deltarun::graph::Graph;
 

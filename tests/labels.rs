@@ -1,9 +1,6 @@
 //! Heads with the same labels in another order are the same heads, wherever they meet.
 
-#[path = "common/place.rs"]
-mod place;
-
-use place::{Place, PIPELINE};
+use crate::common::place::{Place, PIPELINE};
 use serde_json::Value;
 
 /// Two runs whose labels are in opposite orders, each better than a guess.

@@ -1,11 +1,9 @@
 //! What `merge` leaves: tensors of the shapes that the configuration says, the labels, and everything that the
 //! backbone's directory had beside them. That its logits are the run's is checked by `merge` itself.
 
-mod common;
-
 use std::path::{Path, PathBuf};
 
-use common::{fixture, plan_of};
+use crate::common::{fixture, plan_of};
 use deltarun::backbone::Checkpoint;
 use deltarun::engine::Device;
 use deltarun::graph::Graph;

@@ -1,9 +1,7 @@
 //! What holds for every method: gradients against finite differences, what a fresh delta changes,
 //! and that frozen weights do not change.
 
-mod common;
-
-use common::{classifier, difference, fixture, Expected, METHODS};
+use crate::common::{classifier, difference, fixture, Expected, METHODS};
 use deltarun::backbone::Checkpoint;
 use deltarun::delta::ParameterId;
 use deltarun::engine::{Device, Layout};

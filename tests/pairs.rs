@@ -2,9 +2,7 @@
 //! and what is saved and loaded gives the same bits. A pair that cannot share a model is a mistake
 //! with its reason.
 
-mod common;
-
-use common::{classifier, fixture, try_plan, Expected, METHODS};
+use crate::common::{classifier, fixture, try_plan, Expected, METHODS};
 use deltarun::backbone::write_tensors;
 use deltarun::backbone::Checkpoint;
 use deltarun::engine::Device;

@@ -1,12 +1,10 @@
 //! The same numbers as transformers and PEFT, on fixtures that `tests/fixtures/make.py` wrote with
 //! them: hidden states, logits, losses, gradients, and twenty steps of AdamW.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use common::{config, difference, fixture, imported_graph, Expected};
+use crate::common::{config, difference, fixture, imported_graph, Expected};
 use deltarun::delta::ParameterId;
 use deltarun::engine::Device;
 use deltarun::graph::{Batch, Graph, Targets};
@@ -55,7 +53,7 @@ fn check_hidden_states(directory: &Path, tolerance: f32) {
     let name = directory.file_name().unwrap_or_default().display();
     let expected = Expected::open(directory);
     let config = config(directory);
-    let plan = common::classifier(directory, 2, "", "head");
+    let plan = crate::common::classifier(directory, 2, "", "head");
     let graph = Graph::load(&plan, Device::Cpu).unwrap();
     let hidden = graph.inference().hidden(&expected.batch(0)).unwrap();
     let expected = expected.packed_rows("hidden", 0, config.hidden);
@@ -100,7 +98,7 @@ fn language_model(directory: &Path, imported: Option<Imported>) -> (Plan, Graph)
         stage tune {{ train = [norms], epochs = 1, optimizer = adamw {{ lr = 1e-3 }} }}",
         directory.display()
     );
-    let mut plan = common::plan_of(&text, Path::new(""));
+    let mut plan = crate::common::plan_of(&text, Path::new(""));
     if let Some(imported) = &imported {
         let names = imported.deltas.iter().map(|delta| delta.name.clone());
         plan.stages[0].train = names.collect();

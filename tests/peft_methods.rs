@@ -2,12 +2,10 @@
 //! and what we write equal, tensor by tensor, to what PEFT wrote. The fixtures are
 //! `tests/fixtures/make_methods.py`'s.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use common::{classifier, config, difference, fixture, imported_graph, Expected};
+use crate::common::{classifier, config, difference, fixture, imported_graph, Expected};
 use deltarun::backbone::Checkpoint;
 use deltarun::engine::Device;
 use deltarun::graph::{Graph, Tensors};

@@ -1,10 +1,8 @@
 //! What the plan says of a precision.
 
-mod common;
-
 use std::path::Path;
 
-use common::{fixture, plan_of};
+use crate::common::{fixture, plan_of};
 use deltarun::engine::Precision;
 use deltarun::report::describe;
 

@@ -1,14 +1,11 @@
 //! `deltarun predict` as a filter: answers as lines come, pairs them with their lines, keeps what came before a bad
 //! one, and touches no file that it was not given.
 
-#[path = "common/place.rs"]
-mod place;
-
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
 
-use place::Place;
+use crate::common::place::Place;
 use serde_json::{json, Value};
 
 fn finished() -> Place {

@@ -1,11 +1,8 @@
 //! Determinism, interruption, resumption, and a loss that is no number.
 
-#[path = "common/place.rs"]
-mod place;
-
 use std::process::Command;
 
-use place::{Place, PIPELINE};
+use crate::common::place::{Place, PIPELINE};
 
 #[test]
 fn the_same_bits_whatever_the_number_of_threads() {
@@ -57,7 +54,7 @@ fn an_interrupted_run_goes_on_to_the_same_bits() {
     let first = long[long.find("stage tune").unwrap()..]
         .replace("stage tune", "stage more")
         .replace("steps = 1200", "steps = 30");
-    place.write("long.delta", (long + &first).as_bytes());
+    place.write("long.delta", (long + first.as_str()).as_bytes());
     place.succeed(&["long.delta", "--quiet", "--out", "whole"]);
 
     assert_eq!(stop(&place, "-INT"), Some(130));

@@ -1,12 +1,9 @@
 //! Experiments: every script of `pipelines/study` in its smallest form, one that is killed, and bad ones.
 
-#[path = "common/place.rs"]
-mod place;
-
 use std::path::Path;
 use std::time::Duration;
 
-use place::Place;
+use crate::common::place::{Place, PIPELINE};
 
 /// Every script, and what its smallest form must say.
 const STUDY: [(&str, &[&str]); 11] = [
@@ -60,7 +57,7 @@ print(table(["lr", "accuracy", "steps"], rows));
 
 fn grid_place() -> Place {
     let place = Place::new();
-    let text = place::PIPELINE.replace("pipeline small", "pipeline small\n\nparam lr = 1e-3");
+    let text = PIPELINE.replace("pipeline small", "pipeline small\n\nparam lr = 1e-3");
     let text = text
         .replace("lr = 1e-3 }", "lr = lr }")
         .replace("steps = 12", "steps = 60");

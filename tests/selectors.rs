@@ -1,8 +1,6 @@
 //! What selectors choose, in every form that the language has.
 
-mod common;
-
-use common::fixture;
+use crate::common::fixture;
 use deltarun::plan::{Change, Plan};
 
 fn plan(backbone: &str, statements: &str) -> Plan {
@@ -16,7 +14,7 @@ fn plan(backbone: &str, statements: &str) -> Plan {
         stage tune {{ train = [delta], steps = two, optimizer = sgd {{ lr = 1 }} }}
         "#
     );
-    common::plan_of(&text, &fixture(""))
+    crate::common::plan_of(&text, &fixture(""))
 }
 
 fn sites(backbone: &str, selection: &str) -> Vec<String> {
@@ -287,7 +285,7 @@ fn hint(backbone: &str, selection: &str) -> String {
         stage tune {{ train = [delta], steps = 1, optimizer = sgd {{ lr = 1 }} }}
         "#
     );
-    let problems = common::planned(&text, &fixture("")).unwrap_err();
+    let problems = crate::common::planned(&text, &fixture("")).unwrap_err();
     let found = problems
         .into_iter()
         .find(|problem| problem.code == "delta::plan::no_match");

@@ -1,8 +1,6 @@
 //! The grammar and the formatter: what the formatter writes means the same, and it and the plan never
 //! panic, whatever is thrown at them.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -70,7 +68,7 @@ fn one_canonical_form() {
 }
 
 fn try_everything(text: &str) {
-    let base = common::fixture("");
+    let base = crate::common::fixture("");
     let find = |_: &str| Ok((base.join("bert_a"), read_config(&base.join("bert_a"))?));
     if let Ok(pipeline) = parse(text) {
         let _ = plan(&pipeline, &BTreeMap::new(), &base, &find);

@@ -1,9 +1,7 @@
 //! Texts become the tokens that transformers makes of them, whatever `tokenizer_config.json` says, by
 //! `tests/fixtures/make_tokenizers.py`.
 
-mod common;
-
-use common::{config, fixture};
+use crate::common::{config, fixture};
 use deltarun::data::TextEncoder;
 use deltarun::plan::{Cloze, Piece, Words};
 use serde_json::Value;

@@ -1,12 +1,9 @@
 //! What a run's directory promises: one process at a time, the same run whatever the file's comments, and files
 //! that are what the run left.
 
-#[path = "common/place.rs"]
-mod place;
-
 use std::fs;
 
-use place::{Place, PIPELINE};
+use crate::common::place::{Place, PIPELINE};
 
 fn finished() -> Place {
     let place = Place::new();

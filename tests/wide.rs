@@ -2,9 +2,7 @@
 //! registers, gradients that are left for after the pass. Losses and gradients as it is trained, beside a pass
 //! without gradients.
 
-mod common;
-
-use common::{fixture, plan_of};
+use crate::common::{fixture, plan_of};
 use deltarun::engine::Device;
 use deltarun::engine::{mix, Layout};
 use deltarun::graph::{Batch, Graph, Targets, Tensors};

@@ -1,6 +1,8 @@
 //! What several tests share: fixtures that `tests/fixtures/make.py` wrote, as plans and batches.
 #![allow(dead_code)]
 
+pub mod place;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

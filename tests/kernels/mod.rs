@@ -1,7 +1,7 @@
 //! Every CPU kernel is held to its definition in dfdx operations: the value, and the gradient of every
 //! input, for odd sizes, one row, sequences of length 1, and extreme values.
 
-mod beside;
+pub mod beside;
 
 use std::sync::Arc;
 
