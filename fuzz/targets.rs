@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use deltarun::backbone::{read_config, Checkpoint, Config};
-use deltarun::data::{json_text, Extent, Rows, TextEncoder};
+use deltarun::data::{json_value, Extent, Rows, TextEncoder, Wanted};
 use deltarun::diagnostic::Problems;
 use deltarun::plan::{plan, FileFormat, FilePlan, Piece, Plan, TaskPlan};
 use deltarun::run::{Integrity, Manifest};
+use deltarun::task::Encoder;
 use deltarun::{peft, script, syntax, text};
 
 /// A target: its name, and what it does with bytes; the folder is its own to write to.
@@ -102,7 +103,8 @@ fn tokenizer_config(bytes: &[u8], folder: &Path) {
     write(folder, "tokenizer_config.json", bytes);
     let config = read_config(&backbone).expect("a fixture");
     if let Ok(encoder) = TextEncoder::open(folder, 8, &config) {
-        let _ = encoder.encode(&[vec!["a film".into()], vec!["so".into(), "good".into()]]);
+        let _ = encoder.texts(&["a film".into()]);
+        let _ = encoder.texts(&["so".into(), "good".into()]);
     }
 }
 
@@ -159,7 +161,7 @@ fn task() -> TaskPlan {
 fn predict_input(bytes: &[u8], _: &Path) {
     for line in String::from_utf8_lossy(bytes).lines() {
         if let Ok(object) = serde_json::from_str(line) {
-            let _ = json_text(&object, "text");
+            let _ = json_value(&object, &Wanted::text("text"));
         }
     }
 }

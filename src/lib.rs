@@ -23,6 +23,7 @@ pub mod data;
 pub mod delta;
 pub mod diagnostic;
 pub mod disk;
+pub mod generate;
 pub mod graph;
 pub mod memory;
 pub mod pattern;

@@ -115,6 +115,7 @@ fn losses_of_causal_models_are_those_of_peft() {
             },
             decoder: Vec::new(),
             target: Target::NextTokens,
+            cut: 0,
         };
         let examples: Vec<Example> = batch.layout.ranges().map(example).collect();
         let found = evaluate(&loaded.graph, &examples, task, None).unwrap();

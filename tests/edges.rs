@@ -42,7 +42,6 @@ fn worst(name: &str, task: &str, labels: &[usize]) -> f32 {
         layout,
         masks: Vec::new(),
         soft: Vec::new(),
-        places: (0..5).collect(),
         cached: None,
         total: 5,
         targets: Targets::None,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// From the ground up.
-const ORDER: [&str; 21] = [
+const ORDER: [&str; 22] = [
     "text",
     "pattern",
     "memory",
@@ -20,6 +20,7 @@ const ORDER: [&str; 21] = [
     "plan",
     "graph",
     "data",
+    "generate",
     "peft",
     "train",
     "report",

@@ -225,7 +225,6 @@ fn a_gate_opens_for_each_sequence_alone() {
                 layout: Layout::new([range.len()], vec![0]),
                 masks: Vec::new(),
                 soft: Vec::new(),
-                places: vec![0],
                 cached: None,
                 decoder: None,
                 total: 1,

@@ -10,6 +10,7 @@ use deltarun::engine::Device;
 use deltarun::graph::{Batch, Graph, Targets};
 use deltarun::peft::{import, Imported};
 use deltarun::plan::{Optimizer, Plan};
+use deltarun::task::Encoder;
 use deltarun::train::optimizer::Stepper;
 
 /// Those that have a head of a language model's as well.
@@ -141,8 +142,9 @@ fn a_real_llama_reads_texts_as_transformers_and_learns_as_peft() {
         .map(|text| vec![text])
         .collect();
     let encoder = deltarun::data::TextEncoder::open(directory, 512, &config).unwrap();
-    let tokens = encoder.encode(&texts).unwrap();
-    let tokens = tokens.iter().flat_map(|text| &text.tokens);
+    let encoded = texts.iter().map(|texts| encoder.texts(texts).unwrap());
+    let tokens: Vec<u32> = encoded.flat_map(|text| text.tokens).collect();
+    let tokens = tokens.iter();
     assert!(tokens.eq(batch
         .tokens
         .iter()

@@ -4,6 +4,7 @@
 use crate::common::{config, fixture};
 use deltarun::data::TextEncoder;
 use deltarun::plan::{Cloze, Piece, Words};
+use deltarun::task::Encoder;
 use serde_json::Value;
 
 #[test]
@@ -21,9 +22,8 @@ fn tokens_are_those_of_transformers() {
             let texts: Vec<String> = serde_json::from_value(row["texts"].clone()).unwrap();
             let ids: Vec<u32> = serde_json::from_value(row["ids"].clone()).unwrap();
             let types: Vec<u8> = serde_json::from_value(row["types"].clone()).unwrap();
-            let found = encoder.encode(std::slice::from_ref(&texts));
+            let found = encoder.texts(&texts);
             let found = found.unwrap_or_else(|problem| panic!("{name}: {problem:?}"));
-            let found = &found[0];
             assert_eq!(found.tokens, ids, "{name}: {texts:?}");
             assert_eq!(found.types, types, "{name}: {texts:?}");
         }
@@ -46,22 +46,14 @@ fn the_space_before_a_causal_mask_is_the_words_own() {
         span: Default::default(),
     };
     let tokens = |template: &str| {
-        let found = encoder.encode_cloze(&cloze(template), &[vec!["fi".to_owned()]]);
-        found.unwrap().remove(0).tokens
+        let found = encoder.cloze(&cloze(template), &["fi".to_owned()]);
+        found.unwrap().tokens
     };
-    let plain = encoder
-        .encode(&[vec!["fi go".to_owned()]])
-        .unwrap()
-        .remove(0)
-        .tokens;
+    let plain = encoder.texts(&["fi go".to_owned()]).unwrap().tokens;
     assert_eq!(tokens("{text} go {mask}"), plain);
     // The word then makes of the whole what transformers makes of the sentence.
     let word = encoder.tokens("go").unwrap();
-    let sentence = encoder
-        .encode(&[vec!["fi go go".to_owned()]])
-        .unwrap()
-        .remove(0)
-        .tokens;
+    let sentence = encoder.texts(&["fi go go".to_owned()]).unwrap().tokens;
     let joined: Vec<u32> = plain
         .iter()
         .copied()
@@ -79,15 +71,12 @@ fn padding_in_a_text_is_refused_where_it_would_be_taken_for_padding() {
         let json = json.replacen('{', &format!("{{{extra}"), 1);
         let config = deltarun::backbone::Config::parse(&json).unwrap();
         let encoder = TextEncoder::open(&directory, 20, &config).unwrap();
-        let encoded = encoder
-            .encode(&[vec!["good".into()], vec![text.into()]])
-            .unwrap();
-        encoder
-            .padded(&encoded, reads_tokens)
-            .map(|(index, problem)| (index, problem.message))
+        let encoded = encoder.texts(&[text.to_owned()]).unwrap();
+        let checked = encoder.check_padding(&encoded, reads_tokens);
+        checked.err().map(|problem| problem.message)
     };
-    let (index, message) = said("roberta_prefix", "", "a <pad> film", true).unwrap();
-    assert!(index == 1 && message.contains("`<pad>`"), "{message}");
+    let message = said("roberta_prefix", "", "a <pad> film", true).unwrap();
+    assert!(message.contains("`<pad>`"), "{message}");
     let gpt2 = |tokens| {
         said(
             "gpt2_prefix_left",
@@ -96,7 +85,7 @@ fn padding_in_a_text_is_refused_where_it_would_be_taken_for_padding() {
             tokens,
         )
     };
-    assert!(gpt2(false).unwrap().1.contains("`<|endoftext|>`"));
+    assert!(gpt2(false).unwrap().contains("`<|endoftext|>`"));
     // A language model predicts every token, and BERT counts positions whatever the token.
     assert_eq!(gpt2(true), None);
     assert_eq!(said("bert_plain", "", "a [PAD] film", false), None);

@@ -25,7 +25,6 @@ fn batch() -> Batch {
         masks: Vec::new(),
         soft: Vec::new(),
         targets: Targets::Classes(vec![0, 1, 1, 0]),
-        places: (0..SEQUENCES).collect(),
         cached: None,
         decoder: None,
         total: SEQUENCES,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::generate::Wishes;
 use crate::run::{Integrity, Rule};
 
 /// Delta tuning (parameter-efficient fine-tuning) from a small declarative file.
@@ -50,6 +51,8 @@ impl Arguments {
             Some(Command::Replay(options)) => options.device.threads,
             Some(Command::Eval(options)) => options.source.device.threads,
             Some(Command::Predict(options)) => options.source.device.threads,
+            Some(Command::Generate(options)) => options.source.device.threads,
+            Some(Command::Chat(options)) => options.source.device.threads,
             Some(_) => None,
             None => self.run.device.threads,
         }
@@ -79,6 +82,10 @@ pub enum Command {
     Eval(EvalOptions),
     /// Predict with a finished run or an adapter saved by PEFT: JSON lines in, JSON lines out
     Predict(PredictOptions),
+    /// Write texts with a run, an adapter or a backbone: JSON lines in, JSON lines out
+    Generate(GenerateOptions),
+    /// Converse with a run, an adapter or a backbone that has a chat template
+    Chat(ChatOptions),
     /// Combine several LoRA runs into one, by average, TIES or DARE
     Combine(CombineOptions),
     /// Merge a run into its backbone: write a directory that transformers loads without PEFT
@@ -250,7 +257,7 @@ pub struct RunOptions {
 /// A run to evaluate or to predict with.
 #[derive(Args)]
 pub struct SourceOptions {
-    /// The directory of a run, or of an adapter saved by PEFT
+    /// The directory of a run, of an adapter saved by PEFT, or of a language model
     pub run: PathBuf,
     /// The backbone's directory, if it is not where the run recorded it
     #[arg(long)]
@@ -305,6 +312,90 @@ pub struct PredictOptions {
     /// The file to write to; standard output by default
     #[arg(long, value_name = "FILE.jsonl")]
     pub output: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct GenerateOptions {
+    #[command(flatten)]
+    pub source: SourceOptions,
+    /// JSON lines with the prompts; standard input by default
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub input: Option<PathBuf>,
+    /// The file to write to; standard output by default
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub output: Option<PathBuf>,
+    #[command(flatten)]
+    pub decoding: DecodingOptions,
+}
+
+#[derive(Args)]
+pub struct ChatOptions {
+    #[command(flatten)]
+    pub source: SourceOptions,
+    /// The system's message
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    #[command(flatten)]
+    pub decoding: DecodingOptions,
+}
+
+/// How tokens are chosen, instead of as the backbone's `generation_config.json` says; else the most probable one.
+#[derive(Args)]
+pub struct DecodingOptions {
+    /// The most tokens of an answer; 256 by default
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_tokens: Option<u32>,
+    /// Draw tokens from logits divided by this; 0 takes the most probable token
+    #[arg(long, value_name = "X", value_parser = number::<0, 100>)]
+    pub temperature: Option<f32>,
+    /// Draw among the N most probable tokens
+    #[arg(long, value_name = "N")]
+    pub top_k: Option<u32>,
+    /// Draw among the most probable tokens that together have this probability
+    #[arg(long, value_name = "P", value_parser = number::<0, 1>)]
+    pub top_p: Option<f32>,
+    /// Draw among tokens with at least this share of the highest probability
+    #[arg(long, value_name = "P", value_parser = number::<0, 1>)]
+    pub min_p: Option<f32>,
+    /// Divide the logits of tokens that occurred by this
+    #[arg(long, value_name = "X", value_parser = number::<0, 100>)]
+    pub repetition_penalty: Option<f32>,
+    /// Search with this many beams
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub beams: Option<u32>,
+    /// The power of its length by which a beam's score is divided
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub length_penalty: Option<f32>,
+    /// End an answer before this text; may be repeated
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+    /// The seed of draws; 0 by default
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+}
+
+impl DecodingOptions {
+    pub fn wishes(&self) -> Wishes {
+        Wishes {
+            max_tokens: self.max_tokens.map(|count| count as usize),
+            temperature: self.temperature,
+            top_k: self.top_k.map(|count| count as usize),
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            beams: self.beams.map(|count| count as usize),
+            length_penalty: self.length_penalty,
+            stop: self.stop.clone(),
+            seed: self.seed,
+        }
+    }
+}
+
+/// A number from `LOW` to `HIGH`.
+fn number<const LOW: u32, const HIGH: u32>(text: &str) -> Result<f32, String> {
+    let range = LOW as f32..=HIGH as f32;
+    let number = text.parse().ok().filter(|number| range.contains(number));
+    number.ok_or_else(|| format!("expected a number from {LOW} to {HIGH}"))
 }
 
 /// The most threads that a process may start: more than any machine has processors.

@@ -15,7 +15,7 @@ use crate::disk;
 use crate::engine::{measure_limits, measure_rate, Device};
 use crate::graph::this_machine;
 use crate::plan::{Change, DeltaPlan, Plan, StagePlan};
-use crate::report::{against_precision, describe, Progress};
+use crate::report::{against_precision, describe, example, Progress};
 use crate::run::{
     open_run, read_text, Checked, Ended as RunEnded, Integrity, Loaded, Reads, Source,
     ROWS_AT_EACH_END,
@@ -136,11 +136,16 @@ pub(super) fn plan(options: &PlanOptions) -> Result<Ended, Problems> {
         true => Vec::new(),
         false => run::head_origins(&plan),
     };
+    let first_examples = match options.config_only {
+        true => Vec::new(),
+        false => run::first_examples(&plan),
+    };
     if options.format != Format::Text {
         let mut json = warnings.to_json();
         json["plan"] = serde_json::to_value(&plan).map_err(Problem::internal)?;
         json["heads"] = heads.into();
         json["costs"] = costs(&plan);
+        json["first_examples"] = json!(first_examples);
         print(&format!("{json}\n"));
         return Ok(Ended::Done);
     }
@@ -156,6 +161,12 @@ pub(super) fn plan(options: &PlanOptions) -> Result<Ended, Problems> {
         rayon::current_num_threads(),
         measure_rate,
     ));
+    for (file, tokens) in &first_examples {
+        print(&format!(
+            "{}\n",
+            example(&format!("`{}`", file.display()), tokens)
+        ));
+    }
     if options.config_only {
         print(&format!("{}\n", wrapped("not read: ", NOT_LOOKED_AT)));
         let has_words = |delta: &&DeltaPlan| match &delta.change {

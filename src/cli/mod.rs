@@ -3,6 +3,8 @@
 mod arguments;
 mod commands;
 mod eval;
+mod generate;
+mod lines;
 mod predict;
 mod replay;
 
@@ -118,6 +120,8 @@ fn dispatch(arguments: Arguments) -> Result<Ended, Problems> {
         Some(Command::Replay(options)) => replay::replay(&options),
         Some(Command::Eval(options)) => eval::eval(&options),
         Some(Command::Predict(options)) => predict::predict(&options),
+        Some(Command::Generate(options)) => generate::generate(&options),
+        Some(Command::Chat(options)) => generate::chat(&options),
         Some(Command::Combine(options)) => commands::combine(&options),
         Some(Command::Merge {
             run,

@@ -2,6 +2,7 @@
 //! collected as transformers 5 collects them (`PreTrainedTokenizerBase._from_pretrained` and
 //! `TokenizersBackend.__init__`). A token that the vocabulary lacks gets the next free id, whatever id a file states.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -37,7 +38,7 @@ fn is_own(key: &str, value: &Value) -> bool {
 }
 
 /// Adds to a tokenizer what the files beside `tokenizer.json` add. A class that rebuilds its tokenizer has none of the
-/// tokens that `tokenizer.json` adds before this.
+/// tokens that `tokenizer.json` adds before this. Returns the texts of the special tokens with a name.
 ///
 /// # Errors
 /// A file that cannot be read.
@@ -46,7 +47,7 @@ pub(super) fn add(
     class: Class,
     config: &Value,
     tokenizer: &mut Tokenizer,
-) -> Result<(), Problem> {
+) -> Result<BTreeMap<String, String>, Problem> {
     let mut settings = config.as_object().cloned().unwrap_or_default();
     replace_old_name(&mut settings);
     // Other names of a model's own tokens replace these.
@@ -105,7 +106,12 @@ pub(super) fn add(
     for token in tokens {
         tokenizer.add_tokens([token]).map_err(Problem::internal)?;
     }
-    Ok(())
+    let names = NAMED.iter().filter_map(|name| {
+        let stated = settings.get(*name).and_then(content).map(str::to_owned);
+        let own = || class.special_token(name).map(str::to_owned);
+        Some(((*name).to_owned(), stated.or_else(own)?))
+    });
+    Ok(names.collect())
 }
 
 /// `additional_special_tokens` is the name that version 4 had for `extra_special_tokens`.

@@ -4,10 +4,9 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::examples::Example;
 use crate::engine::{mix, Layout};
 use crate::graph::{Batch, DecoderRows, Targets};
-use crate::task::Target;
+use crate::task::{Example, Target};
 
 /// The order of the examples in an epoch.
 pub fn order(count: usize, seed: u64, epoch: usize) -> Vec<usize> {
@@ -114,10 +113,14 @@ pub fn batch(
                 rows.extend(start..decoded.len());
                 predicted.extend_from_slice(next);
             }
-        } else if example.target == Target::NextTokens {
+        } else {
+            // Nothing stands before the first token but a prompt's rows, which predict it.
             let first = start + usize::from(!predicts_first);
-            rows.extend(first..tokens.len());
-            predicted.extend_from_slice(&tokens[first..]);
+            for place in places_to_predict(example) {
+                let place = (start + place.start).max(first)..start + place.end;
+                predicted.extend_from_slice(&tokens[place.clone()]);
+                rows.extend(place);
+            }
         }
         if let Some(masking) = masking {
             mask(
@@ -158,7 +161,6 @@ pub fn batch(
         layout,
         masks,
         soft,
-        places: places.to_vec(),
         cached: None,
         decoder,
         targets,
@@ -166,21 +168,30 @@ pub fn batch(
     }
 }
 
+/// The places of the tokens that a language model without a decoder predicts.
+fn places_to_predict(example: &Example) -> Vec<std::ops::Range<usize>> {
+    match &example.target {
+        Target::NextTokens => std::iter::once(0..example.text.tokens.len()).collect(),
+        Target::Answers(places) => places.clone(),
+        _ => Vec::new(),
+    }
+}
+
 /// The targets of examples; `None` if they are tokens.
 fn targets(examples: &[&Example]) -> Option<Targets> {
-    let targets = examples.iter().map(|example| example.target);
-    match examples.first().map(|example| example.target) {
-        Some(Target::NextTokens) => None,
+    let targets = examples.iter().map(|example| &example.target);
+    match examples.first().map(|example| &example.target) {
+        Some(Target::NextTokens | Target::Answers(_)) => None,
         Some(Target::Class(_)) => {
             let classes = targets.map(|target| match target {
-                Target::Class(class) => class,
+                Target::Class(class) => *class,
                 _ => 0,
             });
             Some(Targets::Classes(classes.collect()))
         }
         Some(Target::Number(_)) => {
             let numbers = targets.map(|target| match target {
-                Target::Number(number) => number,
+                Target::Number(number) => *number,
                 _ => 0.0,
             });
             Some(Targets::Numbers(numbers.collect()))

@@ -4,40 +4,11 @@ use rand::seq::SliceRandom;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use super::table::{at_line, no_examples, visit, Row};
-use super::tokens::{Encoded, TextEncoder};
+use super::table::{at_line, no_examples, visit, Row, Wanted};
+use super::tokens::TextEncoder;
 use crate::diagnostic::Problem;
 use crate::plan::{Few, FilePlan, TaskPlan};
-use crate::task::Target;
-
-/// One example.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Example {
-    /// Its tokens.
-    pub text: Encoded,
-    /// The decoder's start token and the tokens after it. A sequence-to-sequence task predicts each of them from
-    /// those before it. Empty if the backbone has no decoder.
-    pub decoder: Vec<u32>,
-    /// The target to predict.
-    pub target: Target,
-}
-
-impl Example {
-    /// The rows that it takes in a batch, including the decoder's.
-    pub fn rows(&self) -> usize {
-        self.text.tokens.len() + self.decoder.len().saturating_sub(1)
-    }
-
-    /// The number of tokens that a language model is to predict; 1 for any other target.
-    pub fn predicted(&self) -> usize {
-        match (self.target, self.decoder.is_empty()) {
-            (Target::NextTokens, true) => self.text.tokens.len().saturating_sub(1),
-            (Target::NextTokens, false) => self.decoder.len() - 1,
-            (Target::MaskedTokens, _) => self.text.special.iter().filter(|own| !**own).count(),
-            _ => 1,
-        }
-    }
-}
+use crate::task::{Example, Target};
 
 /// The examples of a file, in its order.
 #[derive(Clone, Debug, Default)]
@@ -52,48 +23,38 @@ pub(super) const ROWS_AT_ONCE: usize = 1024;
 /// Rows of a file as examples.
 ///
 /// # Errors
-/// The first mistake, and the index of its row if a single row is to blame.
+/// The first mistake, and the index of its row.
 pub(super) fn read_rows(
     rows: &[Row],
     file: &FilePlan,
     task: &TaskPlan,
     encoder: &TextEncoder,
-) -> Result<Vec<Example>, (Option<usize>, Problem)> {
-    let at_row = |(index, mut problem): (Option<usize>, Problem)| {
-        if let Some((line, _)) = index.and_then(|index: usize| rows.get(index)) {
+) -> Result<Vec<Example>, (usize, Problem)> {
+    let read = |(index, (line, row)): (usize, &Row)| {
+        encode(encoder, task, row).map_err(|mut problem| {
+            if is_of_every_row(&problem) {
+                return (index, problem.or_at(task.span));
+            }
             problem.message = format!(
                 "`{}`, line {line}: {}",
                 file.path.display(),
                 problem.message
             );
-        }
-        (index, problem.or_at(task.span))
+            (index, problem.or_at(task.span))
+        })
     };
-    let read = task.kind.texts().len();
-    let target = |(index, (line, row)): (usize, &Row)| {
-        let value = row.get(read).map(String::as_str);
-        checked_target(value, *line, file, task).map_err(|problem| (Some(index), problem))
-    };
-    let targets = rows.iter().enumerate().map(target);
-    let targets: Vec<Target> = targets.collect::<Result<_, _>>()?;
-    let columns = |range: std::ops::Range<usize>| -> Vec<Vec<String>> {
-        rows.iter()
-            .map(|(_, row)| row[range.clone()].to_vec())
-            .collect()
-    };
-    let encoded = encode(encoder, task, &columns(0..read)).map_err(at_row)?;
-    let answers = match task.kind.has_text_target() {
-        true => columns(read..read + 1),
-        false => Vec::new(),
-    };
-    let answers = encode_answers(encoder, &answers).map_err(at_row)?;
-    let mut answers = answers.into_iter();
-    let example = |(text, target): (Encoded, Target)| Example {
-        decoder: encoder.decoded(answers.next().as_ref().unwrap_or(&text)),
-        text,
-        target,
-    };
-    Ok(encoded.into_iter().zip(targets).map(example).collect())
+    rows.iter().enumerate().map(read).collect()
+}
+
+/// Whether a problem is no row's fault: the others would say the same.
+pub(super) fn is_of_every_row(problem: &Problem) -> bool {
+    const CODES: [&str; 4] = [
+        "delta::data::tokenizer",
+        "delta::data::no_mask",
+        "delta::data::special_token",
+        "delta::data::no_chat_template",
+    ];
+    CODES.contains(&problem.code)
 }
 
 /// Checks that a file has the examples of each label that `few` takes, by the number of those that it has.
@@ -202,22 +163,39 @@ impl Examples {
     /// Encodes texts whose targets are unknown.
     ///
     /// # Errors
-    /// What the tokenizer reports, with the index of the text if a single text is to blame.
+    /// The first text that cannot be encoded: its index, and the reason.
     pub fn of_texts(
         texts: &[Vec<String>],
         task: &TaskPlan,
         encoder: &TextEncoder,
-    ) -> Result<Self, (Option<usize>, Problem)> {
-        let encoded = encode(encoder, task, texts)?;
-        let all = encoded
-            .into_iter()
-            .map(|text| Example {
-                decoder: encoder.decoded(&text),
-                text,
-                target: Target::None,
-            })
-            .collect();
-        Ok(Examples { all })
+    ) -> Result<Self, (usize, Problem)> {
+        let one = |(index, row): (usize, &Vec<String>)| {
+            encode(encoder, task, row).map_err(|problem| (index, problem))
+        };
+        let all = texts.iter().enumerate().map(one);
+        Ok(Examples {
+            all: all.collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// The first example of a file.
+    ///
+    /// # Errors
+    /// As for [`Examples::read`].
+    pub fn first(
+        file: &FilePlan,
+        task: &TaskPlan,
+        encoder: &TextEncoder,
+    ) -> Result<Example, Problem> {
+        let mut first = None;
+        visit(file, &wanted(task), &mut |row| {
+            first = Some(row);
+            false
+        })?;
+        let row = first.unwrap_or_else(|| Err(no_examples(file)))?;
+        let read = read_rows(&[row], file, task, encoder);
+        let mut read = read.map_err(|(_, problem)| problem)?;
+        Ok(read.remove(0))
     }
 
     /// The number of examples.
@@ -239,70 +217,32 @@ impl Examples {
     }
 }
 
-/// Encodes texts in the task's template, or as they are if there is none. A problem comes with the index of its
-/// text, if a single text is to blame.
-fn encode(
-    encoder: &TextEncoder,
-    task: &TaskPlan,
-    texts: &[Vec<String>],
-) -> Result<Vec<Encoded>, (Option<usize>, Problem)> {
-    let prefixed = |text: &String| format!("{}{text}", task.kind.source_prefix());
-    let encoded = match task.kind.cloze() {
-        Some(cloze) => encoder.encode_cloze(cloze, texts)?,
-        None if !task.kind.source_prefix().is_empty() => {
-            let texts = texts
-                .iter()
-                .map(|texts| texts.iter().map(prefixed).collect());
-            let texts: Vec<Vec<String>> = texts.collect();
-            encoder.encode(&texts).map_err(|problem| (None, problem))?
-        }
-        None => encoder.encode(texts).map_err(|problem| (None, problem))?,
-    };
-    if let Some((index, problem)) = encoder.padded(&encoded, task.kind.uses_language_model()) {
-        return Err((Some(index), problem));
+/// The example of a row, after a check of its tokens.
+fn encode(encoder: &TextEncoder, task: &TaskPlan, row: &[String]) -> Result<Example, Problem> {
+    let example = task.kind.encode(row, encoder)?;
+    let reads_tokens = task.kind.uses_language_model();
+    encoder.check_padding(&example.text, reads_tokens)?;
+    if !reads_tokens {
+        encoder.check_end(&example.text)?;
     }
-    if !task.kind.uses_language_model() {
-        if let Some((index, problem)) = encoder.unended(&encoded) {
-            return Err((Some(index), problem));
-        }
+    if example.text.tokens.is_empty() {
+        let message = "the tokenizer finds no tokens in the text";
+        return Err(
+            Problem::new("delta::data::no_tokens", message).help("remove the text, or fill it in")
+        );
     }
-    match encoded.iter().position(|text| text.tokens.is_empty()) {
-        Some(empty) => {
-            let problem = Problem::new(
-                "delta::data::no_tokens",
-                "the tokenizer finds no tokens in the text",
-            );
-            Err((Some(empty), problem.help("remove the text, or fill it in")))
-        }
-        None => Ok(encoded),
-    }
-}
-
-/// Encodes the target texts of a decoder.
-fn encode_answers(
-    encoder: &TextEncoder,
-    texts: &[Vec<String>],
-) -> Result<Vec<Encoded>, (Option<usize>, Problem)> {
-    let encoded = encoder.encode(texts).map_err(|problem| (None, problem))?;
-    match encoded.iter().position(|text| text.tokens.is_empty()) {
-        Some(empty) => {
-            let problem = Problem::new(
-                "delta::data::no_tokens",
-                "the tokenizer finds no tokens in the target",
-            );
-            Err((
-                Some(empty),
-                problem.help("remove the row, or fill in its target"),
-            ))
-        }
-        None => Ok(encoded),
-    }
+    Ok(example)
 }
 
 /// The columns that a task reads: its texts, then its target if it has one.
-pub(super) fn wanted(task: &TaskPlan) -> Vec<&str> {
+pub(super) fn wanted(task: &TaskPlan) -> Vec<Wanted<'_>> {
     let texts = task.kind.texts().iter().map(String::as_str);
-    texts.chain(task.kind.target()).collect()
+    let names = texts.chain(task.kind.target());
+    let wanted = names.map(|name| Wanted {
+        name,
+        is_structured: task.kind.is_structured(name),
+    });
+    wanted.collect()
 }
 
 /// Converts the value of a row's target, if the task has a column for it.

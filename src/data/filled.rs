@@ -2,26 +2,24 @@
 
 use tokenizers::{Encoding, Token, Tokenizer};
 
-use super::tokens::{refused, Encoded, TextEncoder};
+use super::tokens::{encoded, refused, TextEncoder};
 use crate::diagnostic::Problem;
 use crate::plan::{Cloze, Edit, Piece};
+use crate::task::Encoded;
 
 impl TextEncoder {
     /// Encodes texts in a template. If the whole is too long, cuts words from the longest text, never from the
     /// template. Cuts them from the end, unless the tokenizer truncates on the left.
     ///
     /// # Errors
-    /// A text has the mask in it; the template alone is too long; what [`TextEncoder::encode`]
-    /// reports. The number of the text comes with the problem.
-    pub fn encode_cloze(
-        &self,
-        cloze: &Cloze,
-        texts: &[Vec<String>],
-    ) -> Result<Vec<Encoded>, (Option<usize>, Problem)> {
+    /// See [`Encoder::cloze`].
+    ///
+    /// [`Encoder::cloze`]: crate::task::Encoder::cloze
+    pub(super) fn encode_cloze(&self, cloze: &Cloze, texts: &[String]) -> Result<Encoded, Problem> {
         let mask = match (self.is_causal, self.mask()) {
             (true, _) => None,
             (false, Some(mask)) => Some(mask),
-            (false, None) => return Err((None, self.no_mask(cloze))),
+            (false, None) => return Err(self.no_mask(cloze)),
         };
         let template = Template {
             cloze,
@@ -29,40 +27,31 @@ impl TextEncoder {
             mask,
             tokenizer: &self.tokenizer,
         };
-        let one = |texts: &Vec<String>| -> Result<Encoded, Problem> {
-            let parts = texts.iter().map(|text| self.long_enough(text));
-            let mut texts: Vec<String> = parts
-                .map(|part| part.map(str::to_owned))
-                .collect::<Result<_, _>>()?;
-            if let Some((name, _)) = mask.filter(|(name, _)| texts.iter().any(|t| t.contains(name)))
-            {
-                let message = format!(
-                    "the text contains the mask token `{name}`, which only the template may place"
-                );
-                let problem = Problem::new("delta::data::mask_in_text", message);
-                return Err(problem.help("remove it from the text"));
+        let parts = texts.iter().map(|text| self.long_enough(text));
+        let mut texts: Vec<String> = parts
+            .map(|part| part.map(str::to_owned))
+            .collect::<Result<_, _>>()?;
+        if let Some((name, _)) = mask.filter(|(name, _)| texts.iter().any(|t| t.contains(name))) {
+            let message = format!(
+                "the text contains the mask token `{name}`, which only the template may place"
+            );
+            let problem = Problem::new("delta::data::mask_in_text", message);
+            return Err(problem.help("remove it from the text"));
+        }
+        loop {
+            let encoded = template.encode(&texts)?;
+            let excess = encoded.tokens.len().saturating_sub(self.max_length());
+            if excess == 0 {
+                self.check(&encoded)?;
+                return Ok(encoded);
             }
-            loop {
-                let encoded = template.encode(&texts)?;
-                let excess = encoded.tokens.len().saturating_sub(self.max_length());
-                if excess == 0 {
-                    return Ok(encoded);
-                }
-                let longest = texts.iter_mut().max_by_key(|text| text.len());
-                match longest.filter(|text| !text.is_empty()) {
-                    Some(text) if self.cuts_start() => cut_first_words(text, excess),
-                    Some(text) => cut_words(text, excess),
-                    None => return Err(self.template_too_long(cloze)),
-                }
+            let longest = texts.iter_mut().max_by_key(|text| text.len());
+            match longest.filter(|text| !text.is_empty()) {
+                Some(text) if self.cuts_start() => cut_first_words(text, excess),
+                Some(text) => cut_words(text, excess),
+                None => return Err(self.template_too_long(cloze)),
             }
-        };
-        let encoded = texts
-            .iter()
-            .enumerate()
-            .map(|(i, texts)| one(texts).map_err(|p| (Some(i), p)));
-        let encoded: Vec<Encoded> = encoded.collect::<Result<_, _>>()?;
-        self.check(&encoded).map_err(|problem| (None, problem))?;
-        Ok(encoded)
+        }
     }
 
     fn no_mask(&self, cloze: &Cloze) -> Problem {
@@ -127,7 +116,7 @@ impl Template<'_> {
             let processed = self.tokenizer.post_process(joined, None, true);
             joined = processed.map_err(refused)?;
         }
-        let mut encoded = Encoded::from(&joined);
+        let mut encoded = encoded(&joined);
         // The tokenizer's own tokens may surround ours, so find where ours begin.
         let first = match own.len() {
             0 => 0,

@@ -1,6 +1,6 @@
 //! JSON lines: an object on each line.
 
-use super::table::{at_line, lines, places, Row};
+use super::table::{at_line, lines, places, Row, Wanted};
 use crate::diagnostic::Problem;
 use crate::plan::FilePlan;
 use crate::text::did_you_mean;
@@ -26,7 +26,7 @@ fn object(
 pub(super) fn jsonl(
     file: &FilePlan,
     text: &str,
-    wanted: &[&str],
+    wanted: &[Wanted],
     each: &mut dyn FnMut(Result<Row, Problem>) -> bool,
 ) -> Result<(), Problem> {
     if text.trim_start().starts_with('[') {
@@ -53,8 +53,8 @@ pub(super) fn jsonl(
             is_first = false;
         }
         let row = object.and_then(|object| {
-            let value = |name: &&str| {
-                json_text(&object, name).map_err(|(message, help)| {
+            let value = |wanted: &Wanted| {
+                json_value(&object, wanted).map_err(|(message, help)| {
                     at_line("delta::data::json", &file.path, number, message)
                         .at(file.span, "this file")
                         .help(help)
@@ -68,6 +68,20 @@ pub(super) fn jsonl(
         }
     }
     Ok(())
+}
+
+/// A value of an object: its JSON if the column is structured, else [`json_text`].
+///
+/// # Errors
+/// As [`json_text`].
+pub fn json_value(
+    object: &serde_json::Map<String, serde_json::Value>,
+    wanted: &Wanted,
+) -> Result<String, (String, String)> {
+    match object.get(wanted.name) {
+        Some(value) if wanted.is_structured && !value.is_string() => Ok(value.to_string()),
+        _ => json_text(object, wanted.name),
+    }
 }
 
 /// A value of an object as a text. A number or a boolean is given as it is written.

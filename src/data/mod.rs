@@ -7,7 +7,9 @@
 //! [`Batch`]: crate::graph::Batch
 
 mod added_tokens;
+mod answers;
 mod batch;
+mod chat;
 mod examples;
 mod filled;
 mod json_lines;
@@ -16,9 +18,10 @@ mod table;
 mod tokenizer_config;
 mod tokens;
 
+pub use crate::task::{Encoded, Example};
 pub use batch::{batch, groups, order, Masking, Prediction};
-pub use examples::{check_few, nothing_to_predict, Example, Examples};
-pub use json_lines::json_text;
+pub use examples::{check_few, nothing_to_predict, Examples};
+pub use json_lines::json_value;
 pub use rows::{warn_of_overlap, Extent, Rows};
-pub use table::Table;
-pub use tokens::{Encoded, TextEncoder};
+pub use table::{Table, Wanted};
+pub use tokens::TextEncoder;

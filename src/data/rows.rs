@@ -4,12 +4,12 @@ use std::collections::hash_map::DefaultHasher;
 use std::collections::{HashSet, VecDeque};
 use std::hash::{Hash, Hasher};
 
-use super::examples::{checked_target, read_rows, wanted, Example, ROWS_AT_ONCE};
+use super::examples::{checked_target, is_of_every_row, read_rows, wanted, ROWS_AT_ONCE};
 use super::table::{at_line, no_examples, visit, Row};
 use super::tokens::TextEncoder;
 use crate::diagnostic::Problem;
 use crate::plan::{FileFormat, FilePlan, TaskPlan};
-use crate::task::Target;
+use crate::task::{Example, Target};
 use crate::text::{counted, quoted_list};
 
 /// The most mistakes that are collected for one file.
@@ -58,6 +58,10 @@ struct Tokens {
     begun_twice: usize,
     /// Tokens to predict.
     predicted: usize,
+    /// Texts whose end was cut off, and the most tokens that one lost.
+    cut: (usize, usize),
+    /// Texts with an answer that lacks the token which ends it.
+    unended: usize,
 }
 
 /// How many rows of a file a check looks at.
@@ -141,18 +145,17 @@ impl Rows {
                     self.left_to_encode = 0;
                     return;
                 }
-                Err((Some(index), problem)) => {
+                Err((_, problem)) if is_of_every_row(&problem) => {
+                    self.mistake(problem);
+                    self.left_to_encode = 0;
+                    return;
+                }
+                Err((index, problem)) => {
                     self.mistake(problem);
                     if let Ok(examples) = read_rows(&rest[..index], file, task, encoder) {
                         self.count_tokens(&examples, encoder);
                     }
                     rest = &rest[index + 1..];
-                }
-                // It is not a row's fault: the others would say the same.
-                Err((None, problem)) => {
-                    self.mistake(problem);
-                    self.left_to_encode = 0;
-                    return;
                 }
             }
         }
@@ -165,6 +168,12 @@ impl Rows {
             self.tokens.unknown += encoder.unknown_tokens(&example.text);
             self.tokens.begun_twice += usize::from(encoder.begins_twice(&example.text));
             self.tokens.predicted += example.predicted();
+            if example.cut > 0 {
+                let (rows, most) = self.tokens.cut;
+                self.tokens.cut = (rows + 1, most.max(example.cut));
+            } else if let Some(end) = encoder.end_token() {
+                self.tokens.unended += usize::from(!example.ends_with(&[end]));
+            }
         }
     }
 
@@ -182,6 +191,8 @@ impl Rows {
             all,
             unknown,
             begun_twice,
+            cut: (cut, most_cut),
+            unended,
             ..
         } = self.tokens;
         let Some(encoder) = encoder.filter(|_| rows > 0) else {
@@ -194,6 +205,27 @@ impl Rows {
             let message = format!("{:.0} % of the tokens of `{path}` are `{name}`: the vocabulary of the backbone lacks these words", 100.0 * share);
             let problem = Problem::warning("delta::data::unknown_tokens", message);
             let help = "use a backbone that was pre-trained on texts of this language and spelling";
+            self.warnings
+                .push(problem.at(file.span, "this file").help(help));
+        }
+        if cut > 0 {
+            let message = format!(
+                "{cut} of {rows} texts of `{path}` are longer than `max_length`: the end of an answer is cut off, up to {}",
+                counted(most_cut, "token")
+            );
+            let problem = Problem::warning("delta::data::cut", message);
+            let help = "raise `max_length`, or shorten these rows";
+            self.warnings
+                .push(problem.at(file.span, "this file").help(help));
+        }
+        if unended > 0 {
+            let end = encoder.end_token().map(|end| encoder.shown(end));
+            let message = format!(
+                "{unended} of {rows} texts of `{path}` have an answer without `{}`, which ends a text: the model does not learn to stop there",
+                end.unwrap_or_default()
+            );
+            let problem = Problem::warning("delta::data::no_end", message);
+            let help = "use a chat template that ends every answer with this token";
             self.warnings
                 .push(problem.at(file.span, "this file").help(help));
         }

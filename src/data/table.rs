@@ -30,6 +30,25 @@ pub(super) fn at_line(
     }
 }
 
+/// A column that is read.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Whether its values are lists or objects, given as their JSON.
+    pub is_structured: bool,
+}
+
+impl<'a> Wanted<'a> {
+    /// A column of texts.
+    pub fn text(name: &'a str) -> Self {
+        Wanted {
+            name,
+            is_structured: false,
+        }
+    }
+}
+
 /// A row: its line in the file, from 1, and the values of the wanted columns.
 pub type Row = (usize, Vec<String>);
 
@@ -41,7 +60,8 @@ impl Table {
     pub fn read(file: &FilePlan, wanted: &[&str]) -> Result<Self, Problem> {
         let mut rows = Vec::new();
         let mut wrong = None;
-        visit(file, wanted, &mut |row| match row {
+        let wanted: Vec<Wanted> = wanted.iter().map(|name| Wanted::text(name)).collect();
+        visit(file, &wanted, &mut |row| match row {
             Ok(row) => {
                 rows.push(row);
                 true
@@ -65,7 +85,7 @@ impl Table {
 /// A problem of the file as a whole: see [`Table::read`].
 pub fn visit(
     file: &FilePlan,
-    wanted: &[&str],
+    wanted: &[Wanted],
     each: &mut dyn FnMut(Result<Row, Problem>) -> bool,
 ) -> Result<(), Problem> {
     let text = read_text(file)?;
@@ -90,13 +110,14 @@ pub fn visit(
 pub(super) fn places(
     file: &FilePlan,
     columns: &[String],
-    wanted: &[&str],
+    wanted: &[Wanted],
 ) -> Result<Vec<usize>, Problem> {
-    let place = |name: &&str| {
+    let place = |wanted: &Wanted| {
+        let name = wanted.name;
         let mut found = columns
             .iter()
             .enumerate()
-            .filter(|(_, column)| column == name);
+            .filter(|(_, column)| *column == name);
         match (found.next(), found.next()) {
             (Some((place, _)), None) => Ok(place),
             (Some(_), Some(_)) => {
@@ -301,7 +322,7 @@ fn chosen(row: &[String], places: &[usize]) -> Vec<String> {
 fn tsv(
     file: &FilePlan,
     text: &str,
-    wanted: &[&str],
+    wanted: &[Wanted],
     each: &mut dyn FnMut(Result<Row, Problem>) -> bool,
 ) -> Result<(), Problem> {
     // A line with only tabs is a row of empty values, so we skip only lines without any character.
@@ -343,7 +364,7 @@ fn csv_reader(text: &str, separator: char) -> csv::Reader<&[u8]> {
 fn csv(
     file: &FilePlan,
     text: &str,
-    wanted: &[&str],
+    wanted: &[Wanted],
     each: &mut dyn FnMut(Result<Row, Problem>) -> bool,
 ) -> Result<(), Problem> {
     let separator = file.separator.unwrap_or(',');

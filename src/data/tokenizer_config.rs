@@ -6,6 +6,7 @@
 //! `tokenization_llama.py`, `tokenization_qwen2.py`, `tokenization_t5.py`, `tokenization_xlm_roberta.py`). It ignores `add_bos_token` and
 //! `add_eos_token`, because `tokenizer.json` already says which tokens surround a text (`tokenization_utils_base.py`).
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::Value;
@@ -36,6 +37,8 @@ pub(super) struct TokenizerConfig {
     pub direction: TruncationDirection,
     /// Whether the model gets token types, which tell the texts of a pair apart.
     pub passes_types: bool,
+    /// The texts of the special tokens with a name, such as `eos_token`.
+    pub special: BTreeMap<String, String>,
 }
 
 /// A tokenizer's class in transformers. Classes that we treat alike are one.
@@ -155,7 +158,7 @@ impl TokenizerConfig {
         let settings = Settings { json: &json };
         settings.refuse_what_splits()?;
         rebuild(class, &settings, tokenizer)?;
-        added_tokens::add(directory, class, &json, tokenizer)?;
+        let special = added_tokens::add(directory, class, &json, tokenizer)?;
         frame(class, &settings, tokenizer)?;
         refuse_drawn_tokens(tokenizer)?;
         let stored = tokenizer.get_truncation().map(|stored| stored.direction);
@@ -172,6 +175,7 @@ impl TokenizerConfig {
         Ok(TokenizerConfig {
             direction,
             passes_types,
+            special,
         })
     }
 }

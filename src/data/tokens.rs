@@ -5,11 +5,13 @@ use std::path::Path;
 use tokenizers::utils::truncation::truncate_encodings;
 use tokenizers::{Encoding, PostProcessor, Tokenizer, TruncationDirection, TruncationParams};
 
+use super::chat::ChatTemplates;
 use super::tokenizer_config::TokenizerConfig;
 use crate::backbone::family::Reads;
 use crate::backbone::Config;
 use crate::diagnostic::Problem;
 use crate::plan::{BackbonePlan, Cloze, Words};
+use crate::task::{Conversation, Encoded, Encoder, Example, Marked, Target};
 use crate::text::quoted_list;
 
 /// Encodes texts as tokens.
@@ -31,24 +33,12 @@ pub struct TextEncoder {
     first: Option<u32>,
     /// The token with which texts end, if the classifier reads its row.
     end_token: Option<u32>,
+    /// The text of the tokenizer's `eos_token`.
+    eos: Option<String>,
+    /// The tokenizer's chat templates, or what is wrong with them.
+    chat: Result<Option<ChatTemplates>, Problem>,
     /// Whether the token before a cloze's word predicts it. Otherwise a mask in its place does.
     pub(super) is_causal: bool,
-}
-
-/// Tokens of one example.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Encoded {
-    /// Token numbers.
-    pub tokens: Vec<u32>,
-    /// Token types: 1 for the second text of a pair, if the family tells them apart.
-    pub types: Vec<u8>,
-    /// Whether a token is one of the tokenizer's own, such as `[CLS]`.
-    pub special: Vec<bool>,
-    /// The index of the token that predicts the word of a cloze: the mask, or the last token of the template
-    /// in a causal family.
-    pub mask: Option<usize>,
-    /// The number of tokens before the soft tokens, if a template says where those stand.
-    pub soft: Option<usize>,
 }
 
 impl TextEncoder {
@@ -120,31 +110,10 @@ impl TextEncoder {
             padding: Padding::of(config),
             start_token: config.start_token,
             end_token: config.end_token,
+            eos: settings.special.get("eos_token").cloned(),
+            chat: ChatTemplates::read(directory, settings.special),
             is_causal: config.family().causal,
         })
-    }
-
-    /// The tokens of a decoder's sequence: the start token, then those of a text. Empty if the backbone has no decoder.
-    pub fn decoded(&self, text: &Encoded) -> Vec<u32> {
-        match self.start_token {
-            Some(start) => [&[start], text.tokens.as_slice()].concat(),
-            None => Vec::new(),
-        }
-    }
-
-    /// Encodes texts, or pairs of texts.
-    ///
-    /// # Errors
-    /// The tokenizer refuses a text, or it gives a token or token type that the backbone has no embedding for.
-    pub fn encode(&self, texts: &[Vec<String>]) -> Result<Vec<Encoded>, Problem> {
-        let one = |texts: &Vec<String>| match texts.as_slice() {
-            [first, second] => self.encode_one(first, Some(second)),
-            texts => self.encode_one(&texts.concat(), None),
-        };
-        // On one thread: a tokenizer allocates for every token, and threads would wait for the allocator (twice as long).
-        let encoded: Vec<Encoded> = texts.iter().map(one).collect::<Result<_, _>>()?;
-        self.check(&encoded)?;
-        Ok(encoded)
     }
 
     /// One text or pair, cut to the longest sequence before the tokenizer's own tokens are put around it.
@@ -166,7 +135,7 @@ impl TextEncoder {
         };
         let (first, second) = truncate_encodings(first, second, &cut).map_err(refused)?;
         let whole = self.tokenizer.post_process(first, second, true);
-        let mut encoded = Encoded::from(&whole.map_err(refused)?);
+        let mut encoded = encoded(&whole.map_err(refused)?);
         if !self.passes_types {
             encoded.types.fill(0);
         }
@@ -210,8 +179,8 @@ impl TextEncoder {
         self.tokenizer.encode(text, false).map_err(refused)
     }
 
-    pub(super) fn check(&self, encoded: &[Encoded]) -> Result<(), Problem> {
-        let kind = encoded.iter().flat_map(|e| &e.types).max();
+    pub(super) fn check(&self, encoded: &Encoded) -> Result<(), Problem> {
+        let kind = encoded.types.iter().max();
         if let Some(kind) = kind.filter(|kind| **kind > 0 && **kind as usize >= self.types) {
             let message = format!(
                 "the tokenizer assigns token type {kind}, but the backbone's number of token types is {}",
@@ -220,7 +189,7 @@ impl TextEncoder {
             return Err(Problem::new("delta::data::tokenizer", message)
                 .help("use a backbone with two token types, or remove `token_type_ids` from `model_input_names` in `tokenizer_config.json`"));
         }
-        let highest = encoded.iter().flat_map(|e| &e.tokens).max();
+        let highest = encoded.tokens.iter().max();
         if let Some(token) = highest.filter(|token| **token as usize >= self.vocabulary) {
             let name = self.tokenizer.id_to_token(*token).unwrap_or_default();
             let message = format!(
@@ -231,6 +200,45 @@ impl TextEncoder {
                 .help("use the tokenizer that the backbone was trained with, or resize its embeddings with `model.resize_token_embeddings(len(tokenizer))`"));
         }
         Ok(())
+    }
+
+    /// The text of tokens, without special tokens.
+    ///
+    /// # Errors
+    /// The tokenizer cannot decode them.
+    pub fn decode(&self, tokens: &[u32]) -> Result<String, Problem> {
+        self.tokenizer.decode(tokens, true).map_err(refused)
+    }
+
+    /// The prompt of a text: a decoder begins with its start token behind it.
+    ///
+    /// # Errors
+    /// See [`Encoder::texts`].
+    pub fn prompt(&self, marked: &Marked) -> Result<Example, Problem> {
+        match self.start_token {
+            None => self.encode_marked(marked),
+            Some(start) => Ok(Example {
+                text: self.texts(std::slice::from_ref(&marked.text))?,
+                // The last token of a decoder's sequence is predicted and never read.
+                decoder: vec![start, start],
+                target: Target::None,
+                cut: 0,
+            }),
+        }
+    }
+
+    /// A token as a text of its own.
+    pub fn shown(&self, token: u32) -> String {
+        let name = || self.tokenizer.id_to_token(token).unwrap_or_default();
+        match self.tokenizer.decode(&[token], false) {
+            Ok(text) if !text.is_empty() && !text.contains('\u{fffd}') => text,
+            _ => name(),
+        }
+    }
+
+    /// The token that ends an answer, if the tokenizer has one.
+    pub fn end_token(&self) -> Option<u32> {
+        self.tokenizer.token_to_id(self.eos.as_ref()?)
     }
 
     /// The token for words that the vocabulary lacks, if there is one.
@@ -268,19 +276,59 @@ impl TextEncoder {
     }
 }
 
-impl From<&Encoding> for Encoded {
-    fn from(encoding: &Encoding) -> Self {
-        Encoded {
-            tokens: encoding.get_ids().to_vec(),
-            types: encoding.get_type_ids().iter().map(|&t| t as u8).collect(),
-            special: encoding
-                .get_special_tokens_mask()
-                .iter()
-                .map(|&s| s == 1)
-                .collect(),
-            mask: None,
-            soft: None,
+/// The tokens of an encoding.
+pub(super) fn encoded(encoding: &Encoding) -> Encoded {
+    Encoded {
+        tokens: encoding.get_ids().to_vec(),
+        types: encoding.get_type_ids().iter().map(|&t| t as u8).collect(),
+        special: encoding
+            .get_special_tokens_mask()
+            .iter()
+            .map(|&s| s == 1)
+            .collect(),
+        mask: None,
+        soft: None,
+    }
+}
+
+impl Encoder for TextEncoder {
+    fn texts(&self, texts: &[String]) -> Result<Encoded, Problem> {
+        let encoded = match texts {
+            [first, second] => self.encode_one(first, Some(second))?,
+            texts => self.encode_one(&texts.concat(), None)?,
+        };
+        self.check(&encoded)?;
+        Ok(encoded)
+    }
+
+    fn cloze(&self, cloze: &Cloze, texts: &[String]) -> Result<Encoded, Problem> {
+        self.encode_cloze(cloze, texts)
+    }
+
+    fn decoded(&self, text: &Encoded) -> Vec<u32> {
+        match self.start_token {
+            Some(start) => [&[start], text.tokens.as_slice()].concat(),
+            None => Vec::new(),
         }
+    }
+
+    fn converse(&self, conversation: &Conversation, is_open: bool) -> Result<Marked, Problem> {
+        match &self.chat {
+            Ok(Some(templates)) => templates.render(conversation, is_open),
+            Ok(None) => {
+                let message = "the backbone's tokenizer has no chat template";
+                Err(Problem::new("delta::data::no_chat_template", message).help("use an instruct model, or write a template: `template = \"Q: {question}\\nA: {answer}\"`"))
+            }
+            Err(problem) => Err(problem.clone()),
+        }
+    }
+
+    fn marked(&self, marked: &Marked) -> Result<Example, Problem> {
+        self.encode_marked(marked)
+    }
+
+    fn end(&self) -> Option<String> {
+        self.eos.clone()
     }
 }
 
@@ -313,10 +361,9 @@ impl Words for TextEncoder {
 
     /// The tokens of a text after a space, without the tokenizer's own special tokens.
     fn tokens(&self, text: &str) -> Result<Vec<usize>, Problem> {
-        let encoded = Encoded::from(&self.plain(text)?);
-        let tokens = encoded.tokens.iter().map(|token| *token as usize).collect();
-        self.check(&[encoded])?;
-        Ok(tokens)
+        let encoded = encoded(&self.plain(text)?);
+        self.check(&encoded)?;
+        Ok(encoded.tokens.iter().map(|token| *token as usize).collect())
     }
 }
 
@@ -341,38 +388,37 @@ impl Padding {
 }
 
 impl TextEncoder {
-    /// The first text that contains a padding token which transformers would treat as padding, and its problem.
-    pub fn padded(&self, encoded: &[Encoded], reads_tokens: bool) -> Option<(usize, Problem)> {
+    /// Refuses a text with a padding token that transformers would treat as padding.
+    ///
+    /// # Errors
+    /// The text has one.
+    pub fn check_padding(&self, text: &Encoded, reads_tokens: bool) -> Result<(), Problem> {
         let Padding {
             token,
             moves_positions,
             is_read_over,
         } = self.padding;
         let counts = moves_positions || (is_read_over && !reads_tokens);
-        let token = token.filter(|_| counts)?;
-        let place = encoded
-            .iter()
-            .position(|text| text.tokens.contains(&token))?;
+        let Some(token) = token.filter(|token| counts && text.tokens.contains(token)) else {
+            return Ok(());
+        };
         let name = self.tokenizer.id_to_token(token).unwrap_or_default();
         let message = format!("the text contains the padding token `{name}`, which the backbone would treat as padding");
         let problem = Problem::new("delta::data::padding_in_text", message);
-        Some((place, problem.help("remove it from the text")))
+        Err(problem.help("remove it from the text"))
     }
-}
 
-impl TextEncoder {
-    /// The first text that does not end with the token whose row the classifier reads, and its problem.
-    pub fn unended(&self, encoded: &[Encoded]) -> Option<(usize, Problem)> {
-        let end = self.end_token?;
-        let place = encoded
-            .iter()
-            .position(|text| text.tokens.last() != Some(&end))?;
+    /// Refuses a text that does not end with the token whose row the classifier reads.
+    ///
+    /// # Errors
+    /// It does not.
+    pub(super) fn check_end(&self, text: &Encoded) -> Result<(), Problem> {
+        let Some(end) = self.end_token.filter(|end| text.tokens.last() != Some(end)) else {
+            return Ok(());
+        };
         let name = self.tokenizer.id_to_token(end).unwrap_or_default();
         let message = format!("the text does not end with the backbone's `eos_token_id` {end} (`{name}`), the token that its classifier reads");
         let problem = Problem::new("delta::data::no_end", message);
-        Some((
-            place,
-            problem.help("use a tokenizer that ends every text with this token"),
-        ))
+        Err(problem.help("use a tokenizer that ends every text with this token"))
     }
 }

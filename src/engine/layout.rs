@@ -8,6 +8,8 @@ pub struct Layout {
     starts: Vec<usize>,
     /// One random key per sequence, so that noise does not depend on how a batch is divided.
     keys: Vec<u64>,
+    /// How many positions of each sequence come before its first row.
+    firsts: Vec<usize>,
 }
 
 impl Layout {
@@ -20,7 +22,35 @@ impl Layout {
             starts.push(end);
         }
         debug_assert_eq!(starts.len(), keys.len() + 1);
-        Layout { starts, keys }
+        let firsts = vec![0; keys.len()];
+        Layout {
+            starts,
+            keys,
+            firsts,
+        }
+    }
+
+    /// The layout of one new row for each sequence, behind this many positions.
+    pub fn of_next(firsts: Vec<usize>) -> Self {
+        let count = firsts.len();
+        Layout {
+            firsts,
+            ..Layout::new(vec![1; count], vec![0; count])
+        }
+    }
+
+    /// The position of every row in its sequence.
+    pub fn positions(&self) -> impl Iterator<Item = usize> + '_ {
+        let ranges = self.ranges().zip(&self.firsts);
+        ranges.flat_map(|(range, first)| *first..first + range.len())
+    }
+
+    /// The number of positions of the sequence that has the most.
+    pub fn end(&self) -> usize {
+        let ends = self.ranges().zip(&self.firsts);
+        ends.map(|(range, first)| first + range.len())
+            .max()
+            .unwrap_or(0)
     }
 
     /// The number of rows of all sequences together.

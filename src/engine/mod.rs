@@ -26,7 +26,7 @@ pub use cpu::{
 pub use device::{Device, Error, Outcome};
 pub use layout::Layout;
 pub use noise::mix;
-pub use ops::{Activation, Angles, Attending, AttentionShape, Dropout, Fastfood};
+pub use ops::{Activation, Angles, Attending, AttentionShape, Dropout, Fastfood, KeyValues};
 pub use svd::Svd;
 pub use tape::{backward, Gradients, Trace, Variable};
 pub use tensor::Tensor;

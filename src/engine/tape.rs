@@ -147,6 +147,11 @@ impl<S: Shape> Variable<S> {
         self.value.read()
     }
 
+    /// Like [`Variable::read`], but without a copy if the device is the host.
+    pub(super) fn view(&self) -> std::borrow::Cow<'_, [f32]> {
+        self.value.view()
+    }
+
     /// The elements of a variable on the CPU.
     pub(super) fn data(&self) -> &[f32] {
         self.value.data()

@@ -1,9 +1,11 @@
 //! The attentions of a block: self-attention, and a decoder's cross-attention to the encoder's output.
 
-use super::forward::Pass;
+use std::cell::RefCell;
+
+use super::forward::{Mode, Pass};
 use super::layers::{Attention, StackLayers};
 use crate::backbone::Positions;
-use crate::engine::{ops, Attending, AttentionShape, Layout, Matrix, Outcome};
+use crate::engine::{ops, Attending, AttentionShape, KeyValues, Layout, Matrix, Outcome};
 
 impl Pass<'_> {
     /// Attends from the rows `asking`, given with their layout, to the rows `x`:
@@ -22,6 +24,9 @@ impl Pass<'_> {
         let [q, k, v] = match layer.fused.is_empty() {
             true => {
                 let q = self.linear(&layer.q, asking, own)?;
+                if let Mode::Extend(kept) = self.mode {
+                    return self.attend_kept(layer, q, (x, own), kept, bias);
+                }
                 let is_absorbed = self.graph.device().absorbs_keys()
                     && self.graph.active.absorbs_keys[usize::from(self.is_training())];
                 if let (true, Some(rows)) = (is_absorbed, attending.rows) {
@@ -34,6 +39,9 @@ impl Pass<'_> {
                 let parts = [&layer.q, &layer.k, &layer.v];
                 let [q, k, v] = parts.map(|part| self.linear(part, x, attending.keys));
                 let [q, k, v] = self.adapt_fused(layer, x, [q?, k?, v?], attending.keys)?;
+                if let Mode::Extend(kept) = self.mode {
+                    return self.extend(layer, [q, k, v], own, kept, bias);
+                }
                 match attending.rows {
                     Some(rows) => [ops::select_rows(&q, rows)?, k, v],
                     None => [q, k, v],
@@ -42,15 +50,60 @@ impl Pass<'_> {
         };
         let [q, k] = self.rotary([q, k], attending.keys, attending.rows)?;
         let ([k, v], prefix) = self.prefixed(&layer.around.deltas, x, [k, v], attending.keys)?;
+        if let Mode::Begin(kept) = self.mode {
+            let counts = attending.keys.ranges().map(|range| range.len() + prefix);
+            kept.borrow_mut()[layer.number].push(&k, &v, counts);
+        }
         let shape = AttentionShape {
-            heads: attention.heads,
-            key_value_heads: attention.key_value_heads,
-            scale: attention.scale,
             causal,
             prefix,
+            ..self.shape()
         };
         let dropout = self.dropout(attention.dropout, layer.dropout);
         ops::attention(&q, &k, &v, attending, shape, bias, dropout)
+    }
+
+    fn shape(&self) -> AttentionShape {
+        let attention = &self.graph.architecture.attention;
+        AttentionShape {
+            heads: attention.heads,
+            key_value_heads: attention.key_value_heads,
+            scale: attention.scale,
+            causal: true,
+            prefix: 0,
+        }
+    }
+
+    /// Attends from the queries `q` of one new row per sequence, whose input is `x`, to what is kept. An attention to
+    /// the encoder's output adds nothing to that.
+    fn attend_kept(
+        &self,
+        layer: &Attention,
+        q: Matrix,
+        (x, layout): (&Matrix, &Layout),
+        kept: &RefCell<Vec<KeyValues>>,
+        bias: Option<&Matrix>,
+    ) -> Outcome<Matrix> {
+        if layer.is_cross {
+            return ops::attend_kept(&q, &kept.borrow()[layer.number], self.shape(), bias);
+        }
+        let [k, v] = [&layer.k, &layer.v].map(|part| self.linear(part, x, layout));
+        self.extend(layer, [q, k?, v?], layout, kept, bias)
+    }
+
+    /// Adds the key and value of one new row per sequence to what is kept, and attends to all of it.
+    fn extend(
+        &self,
+        layer: &Attention,
+        [q, k, v]: [Matrix; 3],
+        layout: &Layout,
+        kept: &RefCell<Vec<KeyValues>>,
+        bias: Option<&Matrix>,
+    ) -> Outcome<Matrix> {
+        let [q, k] = self.rotary([q, k], layout, None)?;
+        let kept = &mut kept.borrow_mut()[layer.number];
+        kept.push(&k, &v, layout.ranges().map(|range| range.len()));
+        ops::attend_kept(&q, kept, self.shape(), bias)
     }
 
     /// Applies the deltas on a fused checkpoint weight. They act on q, k and v side by side.
@@ -82,7 +135,7 @@ impl Pass<'_> {
         let (Positions::Distances(distances), Some(table)) = (positions, &stack.distances) else {
             return Ok(None);
         };
-        let positions = (self.graph.active.prefix_tokens + layout.longest()) as isize;
+        let positions = (self.graph.active.prefix_tokens + layout.end()) as isize;
         let bucket = |distance: isize| distances.bucket(distance, !stack.is_causal);
         let buckets: Vec<usize> = (1 - positions..positions).map(bucket).collect();
         // These rows are not a text's, but those of a table that all sequences share.

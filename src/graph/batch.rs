@@ -19,8 +19,6 @@ pub struct Batch {
     pub decoder: Option<DecoderRows>,
     /// The targets.
     pub targets: Targets,
-    /// The place of each sequence in the whole batch. These sequences may be only one group of it.
-    pub places: Vec<usize>,
     /// The output of the blocks below the lowest trained site, if an earlier pass computed it.
     pub cached: Option<CachedActivations>,
     /// The number of predictions in the whole batch. Every group divides its loss by this number.

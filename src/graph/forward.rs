@@ -1,6 +1,6 @@
 //! The transformer interpreter: one forward pass of any family, with the deltas at their sites.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -12,8 +12,8 @@ use super::rotary::positions;
 use super::{Batch, CachedActivations, Graph, Targets, Value};
 use crate::backbone::Positions;
 use crate::engine::{
-    ops, Angles, Attending, Dropout, Layout, Matrix, Outcome, Precision, Scalar, Semaphore, Tensor,
-    Trace, Vector, Weight,
+    ops, Angles, Attending, Dropout, KeyValues, Layout, Matrix, Outcome, Precision, Scalar,
+    Semaphore, Tensor, Trace, Vector, Weight,
 };
 
 /// One forward pass. A live trace records every operation on a trained parameter.
@@ -21,38 +21,50 @@ pub struct Pass<'g> {
     pub(super) graph: &'g Graph,
     pub(super) layers: &'g Layers,
     trace: Trace,
-    /// Limits how many blocks keep activations for the backward pass. Only a training pass has one, and only a
-    /// training pass applies dropout.
-    semaphore: Option<Arc<Semaphore>>,
+    pub(super) mode: Mode<'g>,
     /// The rotary angles of this pass's positions, computed at first use.
     pub(super) angles: OnceCell<Arc<Angles>>,
 }
 
+/// What a pass is for.
+pub(super) enum Mode<'g> {
+    /// Applies dropout. The throttle limits how many blocks keep activations for the backward pass.
+    Training(&'g Arc<Semaphore>),
+    /// Applies no dropout.
+    Inference,
+    /// The same, and keeps the keys and values of every attention.
+    Begin(&'g RefCell<Vec<KeyValues>>),
+    /// Attends from one new row per sequence to keys and values that are kept, and adds its own.
+    Extend(&'g RefCell<Vec<KeyValues>>),
+}
+
 impl<'g> Pass<'g> {
     /// A pass that applies dropout and records operations on trained parameters.
-    pub(super) fn training(graph: &'g Graph, trace: Trace, semaphore: &Arc<Semaphore>) -> Self {
+    pub(super) fn training(graph: &'g Graph, trace: Trace, throttle: &'g Arc<Semaphore>) -> Self {
         Pass {
-            graph,
-            layers: graph.layers(),
             trace,
-            semaphore: Some(semaphore.clone()),
-            angles: OnceCell::new(),
+            ..Pass::new(graph, Mode::Training(throttle))
         }
     }
 
     /// A pass that applies no dropout and records nothing.
     pub(super) fn inference(graph: &'g Graph) -> Self {
+        Pass::new(graph, Mode::Inference)
+    }
+
+    /// A pass that records nothing.
+    pub(super) fn new(graph: &'g Graph, mode: Mode<'g>) -> Self {
         Pass {
             graph,
             layers: graph.layers(),
             trace: Trace::off(),
-            semaphore: None,
+            mode,
             angles: OnceCell::new(),
         }
     }
 
     pub(super) fn is_training(&self) -> bool {
-        self.semaphore.is_some()
+        matches!(self.mode, Mode::Training(_))
     }
 
     /// The loss of a batch: cross-entropy, or squared error for a regression, a sum divided by
@@ -97,13 +109,13 @@ impl<'g> Pass<'g> {
         self.head(hidden, &read)
     }
 
-    fn last_stack(&self) -> &'g StackLayers {
+    pub(super) fn last_stack(&self) -> &'g StackLayers {
         let last = self.layers.stacks.last();
         last.expect("an architecture has at least one stack")
     }
 
     /// The encoder's output and layout; `None` if the backbone has a single stack.
-    fn encode(&self, batch: &Batch) -> Outcome<Option<(Matrix, Layout)>> {
+    pub(super) fn encode(&self, batch: &Batch) -> Outcome<Option<(Matrix, Layout)>> {
         let [encoder, _] = self.layers.stacks.as_slice() else {
             return Ok(None);
         };
@@ -114,7 +126,7 @@ impl<'g> Pass<'g> {
     }
 
     /// The input of the last stack: the embeddings of the text, or of the decoder's tokens if there is a decoder.
-    fn embed_last(&self, batch: &Batch) -> Outcome<(Matrix, Layout)> {
+    pub(super) fn embed_last(&self, batch: &Batch) -> Outcome<(Matrix, Layout)> {
         let Some(decoder) = &batch.decoder else {
             return self.embed(batch);
         };
@@ -169,7 +181,7 @@ impl<'g> Pass<'g> {
 
     /// Runs blocks `range` of one stack. If `read` is given, the backbone's last block computes queries and the
     /// feed-forward for these rows only.
-    fn blocks(
+    pub(super) fn blocks(
         &self,
         range: Range<usize>,
         mut x: Matrix,
@@ -189,8 +201,8 @@ impl<'g> Pass<'g> {
         let stack = stack.unwrap_or_else(|| self.last_stack());
         let bias = self.distance_bias(stack, layout)?;
         for (number, block) in blocks.iter().enumerate().take(range.end).skip(range.start) {
-            if let Some(semaphore) = &self.semaphore {
-                let permit = semaphore.acquire();
+            if let Mode::Training(throttle) = self.mode {
+                let permit = throttle.acquire();
                 self.trace.record(move || {
                     drop(permit);
                     Ok(())
@@ -212,7 +224,12 @@ impl<'g> Pass<'g> {
     }
 
     /// Applies the norm after the last block of a stack, if the family has one, and the dropout after it.
-    fn last_norm(&self, stack: &StackLayers, x: Matrix, layout: &Layout) -> Outcome<Matrix> {
+    pub(super) fn last_norm(
+        &self,
+        stack: &StackLayers,
+        x: Matrix,
+        layout: &Layout,
+    ) -> Outcome<Matrix> {
         let x = match &stack.norm {
             Some(norm) => self.norm(norm, &x)?,
             None => x,
@@ -227,7 +244,12 @@ impl<'g> Pass<'g> {
         let mut layout = batch.layout.clone();
         let mut x = self.look_up(&layers.word, &batch.tokens, &layout)?;
         let mut types = batch.types.clone();
-        if let Some(prompt) = self.prompts(&layout)? {
+        // A prompt is before the rows that an earlier pass kept.
+        let prompt = match self.mode {
+            Mode::Extend(_) => None,
+            _ => self.prompts(&layout)?,
+        };
+        if let Some(prompt) = prompt {
             let before = prompt.shape().0;
             let rows = layout.extended_rows(before, &batch.soft);
             x = ops::select_rows(&ops::join_rows(&[prompt, x])?, &rows)?;

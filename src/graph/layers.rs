@@ -120,6 +120,10 @@ pub(super) struct Attention {
     pub fused: Vec<DeltaLayer>,
     /// Dropout of the attention weights.
     pub dropout: DropoutPlace,
+    /// Its number among all attentions.
+    pub number: usize,
+    /// Whether it reads the encoder's output.
+    pub is_cross: bool,
 }
 
 pub(super) struct FeedForward {
@@ -205,20 +209,23 @@ impl Graph {
                 deltas: self.delta_layers(EMBEDDINGS),
             },
             stacks: stacks.iter().map(of_stack).collect(),
-            blocks: paths.map(|path| self.block(&path)).collect(),
+            blocks: paths
+                .enumerate()
+                .map(|(number, path)| self.block(number, &path))
+                .collect(),
             head: steps.iter().map(|step| self.head_layer(step)).collect(),
             reads: head.unwrap_or(&self.family.heads.classify).reads,
         }
     }
 
-    fn block(&self, path: &str) -> Block {
+    fn block(&self, number: usize, path: &str) -> Block {
         let feed_forward = format!("{path}.ff");
         let module = |name: &str| format!("{feed_forward}.{name}");
         Block {
             attention: self
-                .attention_layer(&format!("{path}.attn"))
+                .attention_layer(&format!("{path}.attn"), 2 * number)
                 .expect("every block has an attention"),
-            cross: self.attention_layer(&format!("{path}.cross")),
+            cross: self.attention_layer(&format!("{path}.cross"), 2 * number + 1),
             feed_forward: FeedForward {
                 around: self.sub_layer(&feed_forward),
                 gate: match self.architecture.feed_forward.kind {
@@ -232,7 +239,7 @@ impl Graph {
         }
     }
 
-    fn attention_layer(&self, path: &str) -> Option<Attention> {
+    fn attention_layer(&self, path: &str, number: usize) -> Option<Attention> {
         let module = |name: &str| format!("{path}.{name}");
         Some(Attention {
             q: self.linear_layer(&module("q"))?,
@@ -242,6 +249,8 @@ impl Graph {
             around: self.sub_layer(path),
             fused: self.delta_layers(&module("qkv")),
             dropout: DropoutPlace::new(&module("weights")),
+            number,
+            is_cross: number % 2 == 1,
         })
     }
 

@@ -20,7 +20,7 @@ impl Pass<'_> {
         // As in PEFT, a prefix takes the first positions and its keys are not rotated.
         let first = self.graph.active.prefix_tokens;
         let angles = self.angles.get_or_init(|| {
-            let positions = first + layout.longest();
+            let positions = first + layout.end();
             Arc::new(Angles::new(frequencies, *factor, positions))
         });
         let positions = positions(layout, first);
@@ -37,8 +37,8 @@ impl Pass<'_> {
 
 /// The position of every row, counted from `first` in each sequence.
 pub(super) fn positions(layout: &Layout, first: usize) -> Vec<usize> {
-    let ranges = layout.ranges();
-    ranges
-        .flat_map(|range| first..first + range.len())
+    layout
+        .positions()
+        .map(|position| first + position)
         .collect()
 }

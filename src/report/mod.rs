@@ -1,11 +1,13 @@
 //! What a person sees of a run: progress while it goes on, tables when it is over.
 
+mod example;
 mod page;
 mod plan;
 mod plot;
 mod progress;
 mod table;
 
+pub use example::{example, Shown};
 pub use page::Page;
 pub use plan::{against_precision, describe};
 pub use plot::{plot, Series};

@@ -242,6 +242,33 @@ pub fn mean_lengths(plan: &Plan) -> Vec<Option<usize>> {
     plan.stages.iter().map(of_stage).collect()
 }
 
+/// The first example that each task with answers reads from its training file, token by token: the file, and each
+/// token with whether it is learned. Nothing of a file that cannot be read: `check` says why.
+pub fn first_examples(plan: &Plan) -> Vec<(PathBuf, Vec<(String, bool)>)> {
+    let Ok(loader) = Loader::new(plan) else {
+        return Vec::new();
+    };
+    let mut seen: Vec<(PathBuf, Span)> = Vec::new();
+    let mut shown = Vec::new();
+    for (task, data, _) in uses(plan) {
+        let file = data.train.as_ref().or(data.dev.as_ref());
+        let Some(file) = file.filter(|_| task.kind.has_answers()) else {
+            continue;
+        };
+        let key = (file.path.clone(), task.span);
+        if seen.contains(&key) {
+            continue;
+        }
+        seen.push(key);
+        if let Ok(first) = Examples::first(file, task, loader.encoder()) {
+            let tokens = first.text.tokens.iter().zip(first.learned());
+            let tokens = tokens.map(|(token, learned)| (loader.encoder().shown(*token), learned));
+            shown.push((file.path.clone(), tokens.collect()));
+        }
+    }
+    shown
+}
+
 /// The task and the data of each stage. Without stages, the final task and data.
 fn uses(plan: &Plan) -> Vec<(&TaskPlan, &DataPlan, Option<&StagePlan>)> {
     let of_stage = |stage: &'_ StagePlan| {

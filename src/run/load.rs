@@ -9,8 +9,11 @@ use crate::diagnostic::{Problem, Span};
 use crate::engine::{Device, Precision};
 use crate::graph::{Graph, Tensors};
 use crate::peft;
-use crate::plan::{BackbonePlan, Label, Metric, Plan, Task, TaskPlan};
+use crate::plan::{BackbonePlan, DeltaPlan, Label, Metric, Plan, Task, TaskPlan};
 use crate::task::{CausalLm, Classify, Regress, Seq2seq};
+
+/// The longest text that a model reads which no run has set a length for, in tokens.
+const LONGEST: usize = 512;
 
 /// A model that is ready to predict.
 pub struct Loaded {
@@ -29,6 +32,17 @@ pub struct Reads<'a> {
     pub columns: Option<&'a [String]>,
     /// The text before every source.
     pub source_prefix: Option<&'a str>,
+}
+
+impl Loaded {
+    /// Its task: the last stage's.
+    ///
+    /// # Errors
+    /// The plan has none, which planning does not allow.
+    pub fn task(&self) -> Result<&TaskPlan, Problem> {
+        let task = self.plan.final_task().map(|(_, task)| task);
+        task.ok_or_else(|| Problem::internal("a run without a task"))
+    }
 }
 
 impl Reads<'_> {
@@ -63,6 +77,8 @@ pub fn open_run(
         open_own(directory, backbone, integrity, device)
     } else if directory.join("adapter_config.json").exists() {
         open_adapter(directory, backbone, reads, device)
+    } else if is_language_model(directory) {
+        open_backbone(directory, reads, device)
     } else {
         let message = format!("`{}` is neither a run nor an adapter", directory.display());
         let problem = Problem::new("delta::run::not_a_run", message);
@@ -75,7 +91,7 @@ pub fn open_run(
                 "name the folder in which PEFT saved the named adapter: `{}`",
                 adapter.display()
             )),
-            None => problem.help("name a directory with `plan.yaml` (written by a run) or `adapter_config.json` (saved by PEFT)"),
+            None => problem.help("name a directory with `plan.yaml` (written by a run), `adapter_config.json` (saved by PEFT), or a language model's `config.json`"),
         })
     }
 }
@@ -161,36 +177,12 @@ fn open_adapter(
             adapter_task(&base, outputs, columns)
         }
     };
-    if let Some(prefix) = reads.source_prefix {
-        if !task.kind.set_source_prefix(prefix) {
-            let message = "`--source-prefix` applies only to sequence-to-sequence adapters";
-            return Err(Problem::new("delta::run::reads", message).help("remove the option"));
-        }
-    }
-    let mut plan = Plan {
-        name: "adapter".to_owned(),
-        seed: 0,
-        params: Default::default(),
-        backbone: BackbonePlan {
-            location,
-            directory: base,
-            tokenizer: directory
-                .join("tokenizer.json")
-                .exists()
-                .then(|| directory.to_owned()),
-            max_length: config.longest().min(512),
-            config,
-            random: false,
-            precision: Precision::F32,
-            span: Span::default(),
-        },
-        data: Default::default(),
-        tasks: [("task".to_owned(), task)].into(),
-        deltas: imported.deltas,
-        stages: Vec::new(),
-    };
-    let room = plan.backbone.config.limit() - plan.tokens(0);
-    plan.backbone.max_length = plan.backbone.max_length.min(room);
+    set_prefix(&mut task, reads)?;
+    let tokenizer = directory
+        .join("tokenizer.json")
+        .exists()
+        .then(|| directory.to_owned());
+    let plan = plan_of(location, base, tokenizer, config, task, imported.deltas);
     let mut graph = Graph::load(&plan, device)?;
     graph.set(of_head_where_missing(imported.tensors, &graph))?;
     graph.adopt_heads();
@@ -200,6 +192,87 @@ fn open_adapter(
         graph,
         run: None,
     })
+}
+
+/// Whether a directory has a model that writes text.
+fn is_language_model(directory: &Path) -> bool {
+    read_config(directory).is_ok_and(|config| {
+        let heads = &config.family().heads;
+        heads.causal_lm.is_some() || heads.seq2seq.is_some()
+    })
+}
+
+/// Opens a language model on its own.
+fn open_backbone(directory: &Path, reads: Reads, device: Device) -> Result<Loaded, Problem> {
+    let mut config = read_config(directory)?;
+    config.has_head_weight = has_head_weight(&config, directory)?;
+    let usual: &[&str] = match config.decoder_layers {
+        Some(_) => &["source", "target"],
+        None => &["text"],
+    };
+    let usual = || usual.iter().map(|name| (*name).to_owned()).collect();
+    let columns = reads.columns.map_or_else(usual, <[String]>::to_vec);
+    let mut task = language_model_task(columns, &config)?;
+    set_prefix(&mut task, reads)?;
+    let location = directory.display().to_string();
+    let plan = plan_of(
+        location,
+        directory.to_owned(),
+        None,
+        config,
+        task,
+        Vec::new(),
+    );
+    let mut graph = Graph::load(&plan, device)?;
+    graph.activate(&plan, 0)?;
+    Ok(Loaded {
+        plan,
+        graph,
+        run: None,
+    })
+}
+
+fn set_prefix(task: &mut TaskPlan, reads: Reads) -> Result<(), Problem> {
+    if let Some(prefix) = reads.source_prefix {
+        if !task.kind.set_source_prefix(prefix) {
+            let message = "`--source-prefix` applies only to sequence-to-sequence adapters";
+            return Err(Problem::new("delta::run::reads", message).help("remove the option"));
+        }
+    }
+    Ok(())
+}
+
+/// A plan without stages.
+fn plan_of(
+    location: String,
+    directory: PathBuf,
+    tokenizer: Option<PathBuf>,
+    config: Config,
+    task: TaskPlan,
+    deltas: Vec<DeltaPlan>,
+) -> Plan {
+    let mut plan = Plan {
+        name: "adapter".to_owned(),
+        seed: 0,
+        params: Default::default(),
+        backbone: BackbonePlan {
+            location,
+            directory,
+            tokenizer,
+            max_length: config.longest().min(LONGEST),
+            config,
+            random: false,
+            precision: Precision::F32,
+            span: Span::default(),
+        },
+        data: Default::default(),
+        tasks: [("task".to_owned(), task)].into(),
+        deltas,
+        stages: Vec::new(),
+    };
+    let room = plan.backbone.config.limit() - plan.tokens(0);
+    plan.backbone.max_length = plan.backbone.max_length.min(room);
+    plan
 }
 
 /// The number of outputs of the classification head in a backbone's checkpoint, if there is one.

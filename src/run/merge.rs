@@ -142,7 +142,6 @@ fn probe(plan: &Plan) -> Batch {
         layout,
         masks: Vec::new(),
         soft: Vec::new(),
-        places: (0..4).collect(),
         cached: None,
         total: 4,
         targets: Targets::None,

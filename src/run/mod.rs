@@ -42,7 +42,7 @@ use crate::train::{
 
 pub use combine::{combine, combined, Combination, Rule};
 pub use directory::Directory;
-pub use examples::{check_data, mean_lengths, Loader};
+pub use examples::{check_data, first_examples, mean_lengths, Loader};
 pub use finished::{FinishedRun, Integrity};
 pub use heads::{backbone_warnings, check_backbone, head_origins};
 pub use load::{open_run, Loaded, Reads};

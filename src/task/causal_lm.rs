@@ -17,7 +17,7 @@ pub struct CausalLm {
 
 impl TaskKind for CausalLm {
     const NAME: &'static str = "causal_lm";
-    const METRICS: &'static [Metric] = &[Metric::Loss, Metric::Accuracy];
+    const METRICS: &'static [Metric] = &[Metric::Loss, Metric::Perplexity, Metric::Accuracy];
 
     fn read(fields: &Fields) -> Self {
         let text = text_columns(fields, 1);
@@ -26,6 +26,10 @@ impl TaskKind for CausalLm {
 
     fn texts(&self) -> &[String] {
         &self.text
+    }
+
+    fn writes(&self) -> bool {
+        true
     }
 
     fn target_of(&self, _: Option<&str>) -> Result<Target, Refusal> {
@@ -40,6 +44,9 @@ impl TaskKind for CausalLm {
     }
 
     fn metrics(&self, found: &Predictions) -> Vec<(Metric, f64)> {
-        vec![(Metric::Accuracy, accuracy(&found.predicted, &found.classes))]
+        vec![
+            (Metric::Perplexity, found.perplexity()),
+            (Metric::Accuracy, accuracy(&found.predicted, &found.classes)),
+        ]
     }
 }

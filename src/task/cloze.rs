@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::template::Piece;
+use super::template::{columns, Piece};
 use super::{no_head, Label};
 use crate::backbone::Config;
 use crate::diagnostic::{Problem, Span};
@@ -59,15 +59,7 @@ impl Cloze {
 
     /// The columns that the template names, each once, in the order of the template.
     pub fn columns(&self) -> Vec<String> {
-        let mut columns: Vec<String> = Vec::new();
-        for piece in &self.template {
-            if let Piece::Field { column, .. } = piece {
-                if !columns.contains(column) {
-                    columns.push(column.clone());
-                }
-            }
-        }
-        columns
+        columns(&self.template)
     }
 }
 

@@ -57,6 +57,37 @@ macro_rules! tasks {
                 match self { $(Task::$task(task) => task.has_text_target(),)* }
             }
 
+            /// See [`TaskKind::writes`].
+            pub fn writes(&self) -> bool {
+                match self { $(Task::$task(task) => task.writes(),)* }
+            }
+
+            /// See [`TaskKind::has_answers`].
+            pub fn has_answers(&self) -> bool {
+                match self { $(Task::$task(task) => task.has_answers(),)* }
+            }
+
+            /// See [`TaskKind::is_structured`].
+            pub fn is_structured(&self, column: &str) -> bool {
+                match self { $(Task::$task(task) => task.is_structured(column),)* }
+            }
+
+            /// See [`TaskKind::encode`].
+            ///
+            /// # Errors
+            /// The value is no target of this task, or a text cannot be encoded.
+            pub fn encode(&self, row: &[String], encoder: &dyn Encoder) -> Result<Example, Problem> {
+                match self { $(Task::$task(task) => task.encode(row, encoder),)* }
+            }
+
+            /// See [`TaskKind::open`].
+            ///
+            /// # Errors
+            /// The row cannot become a text.
+            pub fn open(&self, row: &[String], encoder: &dyn Encoder) -> Result<Marked, Problem> {
+                match self { $(Task::$task(task) => task.open(row, encoder),)* }
+            }
+
             /// See [`TaskKind::target_of`].
             ///
             /// # Errors

@@ -12,8 +12,10 @@ pub enum Metric {
     Matthews,
     Pearson,
     Spearman,
-    /// Mean loss per prediction. Less is better, for this metric only.
+    /// Mean loss per prediction. Less is better, for this metric and the next.
     Loss,
+    /// `exp` of the loss.
+    Perplexity,
 }
 
 impl Metric {
@@ -26,13 +28,14 @@ impl Metric {
             Metric::Pearson => "pearson",
             Metric::Spearman => "spearman",
             Metric::Loss => "loss",
+            Metric::Perplexity => "perplexity",
         }
     }
 
     /// Whether `new` is better than `old`.
     pub fn better(self, new: f64, old: f64) -> bool {
         match self {
-            Metric::Loss => new < old,
+            Metric::Loss | Metric::Perplexity => new < old,
             _ => new > old,
         }
     }

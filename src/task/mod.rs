@@ -9,6 +9,8 @@
 mod causal_lm;
 mod classify;
 mod cloze;
+mod example;
+mod instruct;
 mod label;
 mod list;
 mod masked_lm;
@@ -32,6 +34,8 @@ use list::tasks;
 pub use causal_lm::CausalLm;
 pub use classify::Classify;
 pub use cloze::Cloze;
+pub use example::{Conversation, Encoded, Encoder, Example, Marked};
+pub use instruct::Instruct;
 pub use label::Label;
 pub use masked_lm::MaskedLm;
 pub use metric::Metric;
@@ -68,11 +72,59 @@ pub trait TaskKind: Sized {
         false
     }
 
+    /// Whether the task answers with a text.
+    fn writes(&self) -> bool {
+        false
+    }
+
+    /// Whether some tokens of a text are answers, and the others are only read.
+    fn has_answers(&self) -> bool {
+        false
+    }
+
+    /// Whether a column has lists or objects, whose values are their JSON.
+    fn is_structured(&self, _column: &str) -> bool {
+        false
+    }
+
     /// The target of a row from the value of its column, if there is one.
     ///
     /// # Errors
     /// The value is no target of this task.
     fn target_of(&self, value: Option<&str>) -> Result<Target, Refusal>;
+
+    /// The example of a row: of its texts, and of the value of its target if that is known.
+    ///
+    /// # Errors
+    /// The value is no target of this task, or a text cannot be encoded.
+    fn encode(&self, row: &[String], encoder: &dyn Encoder) -> Result<Example, Problem> {
+        let (texts, target) = row.split_at(self.texts().len());
+        let text = match self.cloze() {
+            Some(cloze) => encoder.cloze(cloze, texts)?,
+            None => encoder.texts(texts)?,
+        };
+        let target = match target.first() {
+            None if self.target().is_some() => Target::None,
+            value => self.target_of(value.map(String::as_str)).map_err(refused)?,
+        };
+        Ok(Example {
+            decoder: encoder.decoded(&text),
+            text,
+            target,
+            cut: 0,
+        })
+    }
+
+    /// The text with which the generation of an answer begins.
+    ///
+    /// # Errors
+    /// The row cannot become a text.
+    fn open(&self, row: &[String], _encoder: &dyn Encoder) -> Result<Marked, Problem> {
+        Ok(Marked {
+            text: row.concat(),
+            ..Marked::default()
+        })
+    }
 
     /// The head that answers.
     fn head(&self) -> HeadKind {
@@ -134,6 +186,11 @@ pub trait TaskKind: Sized {
     }
 }
 
+/// A refused value of a row as a problem.
+pub fn refused((message, help): Refusal) -> Problem {
+    Problem::new("delta::data::label", message).help(help)
+}
+
 /// The refusal of a backbone without a kind of head.
 fn no_head(config: &Config, head: &str) -> Problem {
     let message = format!("the family {} has no {head} head", config.family().name);
@@ -180,4 +237,5 @@ tasks! {
     masked_lm::MaskedLm,
     causal_lm::CausalLm,
     seq2seq::Seq2seq,
+    instruct::Instruct,
 }

@@ -84,6 +84,11 @@ impl Predictions {
         self.len() == 0
     }
 
+    /// `exp` of the mean loss.
+    pub fn perplexity(&self) -> f64 {
+        (self.loss / self.len().max(1) as f64).exp()
+    }
+
     /// The one class that was predicted for every example, though they have others.
     pub fn collapsed_to(&self) -> Option<usize> {
         let first = *self.predicted.first()?;

@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::metrics::accuracy;
-use super::{column, no_head, Metric, Predictions, Refusal, Target, TaskKind};
+use super::{
+    column, no_head, Encoder, Example, Marked, Metric, Predictions, Refusal, Target, TaskKind,
+};
 use crate::backbone::Config;
 use crate::diagnostic::Problem;
 use crate::settings::Fields;
@@ -22,7 +24,7 @@ pub struct Seq2seq {
 
 impl TaskKind for Seq2seq {
     const NAME: &'static str = "seq2seq";
-    const METRICS: &'static [Metric] = &[Metric::Loss, Metric::Accuracy];
+    const METRICS: &'static [Metric] = &[Metric::Loss, Metric::Perplexity, Metric::Accuracy];
 
     fn read(fields: &Fields) -> Self {
         let prefix = fields.text("prefix");
@@ -49,6 +51,42 @@ impl TaskKind for Seq2seq {
         Ok(Target::NextTokens)
     }
 
+    fn encode(&self, row: &[String], encoder: &dyn Encoder) -> Result<Example, Problem> {
+        let source = format!("{}{}", self.prefix, row[0]);
+        let text = encoder.texts(&[source])?;
+        let Some(target) = row.get(1) else {
+            return Ok(Example {
+                decoder: Vec::new(),
+                text,
+                target: Target::None,
+                cut: 0,
+            });
+        };
+        let answer = encoder.texts(std::slice::from_ref(target))?;
+        if answer.tokens.is_empty() {
+            let message = "the tokenizer finds no tokens in the target";
+            return Err(Problem::new("delta::data::no_tokens", message)
+                .help("remove the row, or fill in its target"));
+        }
+        Ok(Example {
+            decoder: encoder.decoded(&answer),
+            text,
+            target: Target::NextTokens,
+            cut: 0,
+        })
+    }
+
+    fn writes(&self) -> bool {
+        true
+    }
+
+    fn open(&self, row: &[String], _encoder: &dyn Encoder) -> Result<Marked, Problem> {
+        Ok(Marked {
+            text: format!("{}{}", self.prefix, row[0]),
+            ..Marked::default()
+        })
+    }
+
     fn source_prefix(&self) -> &str {
         &self.prefix
     }
@@ -66,6 +104,9 @@ impl TaskKind for Seq2seq {
     }
 
     fn metrics(&self, found: &Predictions) -> Vec<(Metric, f64)> {
-        vec![(Metric::Accuracy, accuracy(&found.predicted, &found.classes))]
+        vec![
+            (Metric::Perplexity, found.perplexity()),
+            (Metric::Accuracy, accuracy(&found.predicted, &found.classes)),
+        ]
     }
 }

@@ -1,7 +1,9 @@
 //! What a row of data asks for.
 
+use std::ops::Range;
+
 /// The target of one example.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Target {
     /// The index of a label.
     Class(usize),
@@ -11,6 +13,8 @@ pub enum Target {
     MaskedTokens,
     /// The token after each token.
     NextTokens,
+    /// The tokens at these places, each after those before it.
+    Answers(Vec<Range<usize>>),
     /// The target is unknown.
     None,
 }

@@ -69,8 +69,21 @@ impl Piece {
     /// A sentence and a suggestion: for an unmatched brace, empty braces, an unknown edit or segment, no
     /// mask or several, or soft tokens in two places.
     pub fn parse(text: &str) -> Result<Vec<Piece>, (String, String)> {
-        let example = "write columns and one mask in braces: \"{sentence} It was {mask}.\"";
-        let wrong = |message: &str| (message.to_owned(), example.to_owned());
+        let pieces = Piece::read(text)?;
+        let count = |wanted: Piece| pieces.iter().filter(|piece| **piece == wanted).count();
+        match (count(Piece::Mask), count(Piece::Soft)) {
+            (0, _) => Err(wrong("the template has no `{mask}`")),
+            (1, 0 | 1) => Ok(pieces),
+            (1, _) => Err(wrong("the template has more than one `{soft}`")),
+            _ => Err(wrong("the template has more than one `{mask}`")),
+        }
+    }
+
+    /// Parses a template into pieces, whatever they are.
+    ///
+    /// # Errors
+    /// A sentence and a suggestion: for an unmatched brace, empty braces, an unknown edit or segment.
+    pub fn read(text: &str) -> Result<Vec<Piece>, (String, String)> {
         let mut pieces = Vec::new();
         let mut rest = text;
         while let Some(start) = rest.find(['{', '}']) {
@@ -93,13 +106,7 @@ impl Piece {
         if !rest.is_empty() {
             pieces.push(Piece::Text(rest.to_owned()));
         }
-        let count = |wanted: Piece| pieces.iter().filter(|piece| **piece == wanted).count();
-        match (count(Piece::Mask), count(Piece::Soft)) {
-            (0, _) => Err(wrong("the template has no `{mask}`")),
-            (1, 0 | 1) => Ok(pieces),
-            (1, _) => Err(wrong("the template has more than one `{soft}`")),
-            _ => Err(wrong("the template has more than one `{mask}`")),
-        }
+        Ok(pieces)
     }
 
     fn in_braces(inner: &str) -> Result<Piece, (String, String)> {
@@ -135,6 +142,24 @@ impl Piece {
             }),
         }
     }
+}
+
+fn wrong(message: &str) -> (String, String) {
+    let example = "write columns and one mask in braces: \"{sentence} It was {mask}.\"";
+    (message.to_owned(), example.to_owned())
+}
+
+/// The columns that a template names, each once, in the order of the template.
+pub(super) fn columns(pieces: &[Piece]) -> Vec<String> {
+    let mut columns: Vec<String> = Vec::new();
+    for piece in pieces {
+        if let Piece::Field { column, .. } = piece {
+            if !columns.contains(column) {
+                columns.push(column.clone());
+            }
+        }
+    }
+    columns
 }
 
 fn edit_called(name: &str) -> Result<Edit, (String, String)> {

@@ -125,7 +125,7 @@ pub(super) fn evaluate_with(
                 match example.target {
                     Target::Class(class) => found.class(Guess::new(&logits, class)),
                     Target::Number(number) => found.number(logits[0], number),
-                    Target::MaskedTokens | Target::NextTokens | Target::None => {}
+                    _ => {}
                 }
             }
         }

@@ -163,7 +163,6 @@ impl Expected {
             layout,
             masks: Vec::new(),
             soft: Vec::new(),
-            places: (0..labels.len()).collect(),
             cached: None,
             total: labels.len(),
             targets: Targets::Classes(labels),

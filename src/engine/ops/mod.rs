@@ -19,7 +19,7 @@ mod rows;
 pub(super) use activation::ERFC;
 pub use activation::{activate, Activation};
 pub use arithmetic::{add, add_row, multiply, reciprocal, scale, scale_columns};
-pub use attention::{attention, Attending, AttentionShape};
+pub use attention::{attend_kept, attention, Attending, AttentionShape, KeyValues};
 pub use dropout::{dropout, Dropout};
 pub use linear::{linear, linear_transposed};
 pub use loss::{cross_entropy, squared_error};

@@ -432,7 +432,7 @@ fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
 
 /// `row ← softmax(scale · row)`.
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
-fn softmax(row: &mut [f32], scale: f32) {
+pub(super) fn softmax(row: &mut [f32], scale: f32) {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let mut chunks = row.chunks_exact(LANES);
     let larger = |a: f32, b: f32| if b > a { b } else { a };

@@ -2,10 +2,13 @@
 
 mod cpu;
 mod definition;
+mod kept;
 
 use super::super::definition::run_definition;
 use super::super::profile::{self, Op};
 use super::super::{Device, Dropout, Layout, Matrix, Outcome};
+
+pub use kept::{attend_kept, KeyValues};
 
 /// How an attention reads its rows.
 #[derive(Clone, Copy, Debug, PartialEq)]

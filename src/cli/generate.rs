@@ -1,0 +1,290 @@
+//! `deltarun generate`: JSON lines with prompts in, JSON lines with answers out. `deltarun chat`: the same as a
+//! conversation on a terminal.
+
+use std::io::{BufRead, Write};
+
+use serde_json::{json, Map, Value};
+
+use super::arguments::{ChatOptions, DecodingOptions, GenerateOptions};
+use super::commands::{device, open_source};
+use super::lines::{answer_file, at_line, check_apart, stopped, Answers, Asked, Stop};
+use super::predict::{example, values};
+use super::Ended;
+use crate::diagnostic::{Problem, Problems};
+use crate::generate::{generate as answers_of, text_of, Decoding, Defaults, Wishes, Written};
+use crate::run::{Loaded, Loader};
+use crate::task::{Conversation, Encoder, Example, Marked};
+use crate::terminal::{note, print, say};
+use crate::text::list;
+
+pub(super) fn generate(options: &GenerateOptions) -> Result<Ended, Problems> {
+    check_apart(options.input.as_ref(), options.output.as_ref())?;
+    let loaded = open_source(&options.source, device(&options.source.device)?)?;
+    let writer = Writer::new(&loaded, &options.decoding)?;
+    answer_file(&writer, options.input.as_ref(), options.output.as_ref())?;
+    Ok(Ended::Done)
+}
+
+/// A model that writes.
+struct Writer<'a> {
+    loaded: &'a Loaded,
+    loader: Loader,
+    decoding: Decoding,
+}
+
+impl<'a> Writer<'a> {
+    fn new(loaded: &'a Loaded, options: &DecodingOptions) -> Result<Self, Problem> {
+        let task = loaded.task()?;
+        if !task.kind.writes() {
+            let message = format!("the task `{}` writes no text", task.kind.name());
+            return Err(Problem::new("delta::cli::task", message)
+                .help("answer with `deltarun predict`, or use a run whose last task is `instruct`, `causal_lm` or `seq2seq`"));
+        }
+        // A prompt may be longer than the texts of the training.
+        let mut plan = loaded.plan.clone();
+        let config = &plan.backbone.config;
+        plan.backbone.max_length = config
+            .longest()
+            .saturating_sub(plan.tokens(plan.stages.len()));
+        let loader = Loader::new(&plan)?;
+        let defaults = Defaults::read(&loaded.plan.backbone.directory)?;
+        say_defaults(&defaults, options);
+        let mut ends = defaults.ends;
+        ends.extend(loader.encoder().end_token());
+        let decoding = options.wishes().or(defaults.wishes).decide(ends)?;
+        Ok(Writer {
+            loaded,
+            loader,
+            decoding,
+        })
+    }
+
+    fn prompt(&self, marked: &Marked) -> Result<Example, Problem> {
+        let prompt = self.loader.encoder().prompt(marked)?;
+        match (prompt.text.tokens.is_empty(), prompt.cut) {
+            (true, _) => Err(Problem::new(
+                "delta::data::no_tokens",
+                "the tokenizer finds no tokens in the prompt",
+            )
+            .help("give a prompt with a text")),
+            (_, 0) => Ok(prompt),
+            (_, cut) => {
+                let length = prompt.text.tokens.len();
+                let message = format!(
+                    "the prompt has {} tokens, and the longest sequence {length}",
+                    length + cut
+                );
+                Err(Problem::new("delta::generate::too_long", message)
+                    .help("shorten it, or train with a larger `max_length`"))
+            }
+        }
+    }
+
+    fn text(&self, written: &Written) -> Result<String, Problem> {
+        text_of(written, &self.decoding, &|tokens| {
+            self.loader.encoder().decode(tokens)
+        })
+    }
+}
+
+/// Says what a backbone's `generation_config.json` decides, and what of it is not done.
+fn say_defaults(defaults: &Defaults, options: &DecodingOptions) {
+    let wishes = options.wishes();
+    let stated = defaults.wishes.clone();
+    if stated != Wishes::default() {
+        let fields = |wishes: &Wishes| match serde_json::to_value(wishes) {
+            Ok(Value::Object(fields)) => fields,
+            _ => Map::new(),
+        };
+        let own = fields(&wishes);
+        let (replaced, kept): (Vec<_>, Vec<_>) = fields(&stated)
+            .into_iter()
+            .map(|(key, value)| (own.contains_key(&key), format!("{key} = {value}")))
+            .partition(|(is_replaced, _)| *is_replaced);
+        let names =
+            |all: Vec<(bool, String)>| all.into_iter().map(|(_, name)| name).collect::<Vec<_>>();
+        if !kept.is_empty() {
+            note(&format!(
+                "`generation_config.json` decides {}",
+                list(&names(kept))
+            ));
+        }
+        if !replaced.is_empty() {
+            note(&format!(
+                "the options replace {} of `generation_config.json`",
+                list(&names(replaced))
+            ));
+        }
+    }
+    if !defaults.unknown.is_empty() {
+        note(&format!(
+            "`generation_config.json` sets {}, which deltarun does not have",
+            list(&defaults.unknown)
+        ));
+    }
+}
+
+impl Answers for Writer<'_> {
+    type Question = Marked;
+
+    fn most(&self) -> usize {
+        16
+    }
+
+    fn example(&self) -> String {
+        let task = self.loaded.task();
+        task.map_or(String::new(), |task| example(task.kind.texts()))
+    }
+
+    fn read(&self, object: &Map<String, Value>) -> Result<Marked, (String, String)> {
+        let said = |problem: Problem| {
+            let help = problem.help.clone().unwrap_or_default();
+            (problem.message, help)
+        };
+        let kind = &self.loaded.task().map_err(said)?.kind;
+        // A run reads what it was trained on; whatever else a model is, it may read a conversation.
+        let columns = kind.texts();
+        if let (Some(Value::Array(messages)), false) = (
+            object.get("messages"),
+            columns.iter().all(|column| object.contains_key(column)),
+        ) {
+            let conversation = Conversation {
+                messages: messages.clone(),
+                tools: object
+                    .get("tools")
+                    .filter(|tools| tools.is_array())
+                    .cloned(),
+            };
+            return self
+                .loader
+                .encoder()
+                .converse(&conversation, true)
+                .map_err(said);
+        }
+        let row = values(object, columns, kind)?;
+        kind.open(&row, self.loader.encoder()).map_err(said)
+    }
+
+    fn answer(&self, asked: &[Asked<Marked>], output: &mut dyn Write) -> Result<(), Stop> {
+        let mut prompts = Vec::new();
+        for (at, line) in asked.iter().enumerate() {
+            match self.prompt(&line.question) {
+                Ok(prompt) => prompts.push(prompt),
+                Err(mut problem) => {
+                    problem.message = at_line(line.number, &problem.message).message;
+                    self.answer(&asked[..at], output)?;
+                    return Err(Stop::Problem(at, problem));
+                }
+            }
+        }
+        if prompts.is_empty() {
+            return Ok(());
+        }
+        let mut done: Vec<Option<Written>> = vec![None; asked.len()];
+        let mut next = 0;
+        let mut wrong = None;
+        let mut write = |number: usize, written: &Written, done: &mut Vec<Option<Written>>| {
+            done[number] = Some(written.clone());
+            // An answer is written as soon as those before it are.
+            while let Some(written) = done.get(next).and_then(Option::as_ref) {
+                let line = self.line(&asked[next], written);
+                let line = line.map_err(|problem| Stop::Problem(next, problem));
+                let line = line.and_then(|line| {
+                    let put = writeln!(output, "{line}").and_then(|()| output.flush());
+                    put.map_err(|e| stopped(next, &e))
+                });
+                if let Err(stop) = line {
+                    wrong = Some(stop);
+                    return false;
+                }
+                next += 1;
+            }
+            true
+        };
+        let references: Vec<&Example> = prompts.iter().collect();
+        let mut each = |number: usize, written: &Written| match written.ended {
+            true => write(number, written, &mut done),
+            false => true,
+        };
+        let all = answers_of(
+            &self.loaded.graph,
+            &references,
+            &self.decoding,
+            &|tokens| self.loader.encoder().decode(tokens),
+            &mut each,
+        );
+        match all {
+            Ok(all) => {
+                for (number, written) in all.iter().enumerate() {
+                    if done[number].is_none() && !write(number, written, &mut done) {
+                        break;
+                    }
+                }
+            }
+            Err(problem) => return Err(Stop::Problem(next, problem)),
+        }
+        wrong.map_or(Ok(()), Err)
+    }
+}
+
+impl Writer<'_> {
+    fn line(&self, asked: &Asked<Marked>, written: &Written) -> Result<Value, Problem> {
+        let text = self.text(written)?;
+        let ended = match written.ended {
+            true => "end",
+            false => "max_tokens",
+        };
+        Ok(asked.answered([
+            ("text".to_owned(), json!(text)),
+            ("tokens".to_owned(), json!(written.tokens.len())),
+            ("ended_by".to_owned(), json!(ended)),
+        ]))
+    }
+}
+
+pub(super) fn chat(options: &ChatOptions) -> Result<Ended, Problems> {
+    let loaded = open_source(&options.source, device(&options.source.device)?)?;
+    let writer = Writer::new(&loaded, &options.decoding)?;
+    let mut messages = Vec::new();
+    if let Some(system) = &options.system {
+        messages.push(json!({"role": "system", "content": system}));
+    }
+    say("write a message and Enter; an empty line ends the conversation");
+    loop {
+        print("> ");
+        let mut line = String::new();
+        let read = std::io::stdin().lock().read_line(&mut line);
+        let line = line.trim();
+        if !matches!(read, Ok(1..)) || line.is_empty() {
+            return Ok(Ended::Done);
+        }
+        messages.push(json!({"role": "user", "content": line}));
+        let conversation = Conversation {
+            messages: messages.clone(),
+            tools: None,
+        };
+        let marked = writer.loader.encoder().converse(&conversation, true)?;
+        let prompt = writer.prompt(&marked)?;
+        let mut shown = 0;
+        // A character may take several tokens, so what has come so far is decoded each time.
+        let mut each = |_: usize, written: &Written| {
+            let text = writer.text(written).unwrap_or_default();
+            let whole = text.trim_end_matches('\u{fffd}');
+            if whole.len() > shown && whole.is_char_boundary(shown) {
+                print(&whole[shown..]);
+                shown = whole.len();
+            }
+            true
+        };
+        let written = answers_of(
+            &loaded.graph,
+            &[&prompt],
+            &writer.decoding,
+            &|tokens| writer.loader.encoder().decode(tokens),
+            &mut each,
+        )?;
+        print("\n");
+        let answer = writer.text(&written[0])?;
+        messages.push(json!({"role": "assistant", "content": answer}));
+    }
+}

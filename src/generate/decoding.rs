@@ -1,0 +1,231 @@
+//! How tokens are chosen.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::diagnostic::Problem;
+
+/// Settings of a generation, as far as somebody states them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wishes {
+    /// The most tokens of an answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<usize>,
+    /// The divisor of logits before a draw; 0 takes the most probable token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f32>,
+    /// A draw is among this many of the most probable tokens; 0 for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top_k: Option<usize>,
+    /// A draw is among the most probable tokens that together have this probability.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top_p: Option<f32>,
+    /// A draw is among tokens with at least this share of the highest probability.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_p: Option<f32>,
+    /// The divisor of the logits of tokens that occurred; 1 changes nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repetition_penalty: Option<f32>,
+    /// The number of beams; 1 for no search.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beams: Option<usize>,
+    /// The power of the length by which a beam's score is divided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub length_penalty: Option<f32>,
+    /// Texts that end an answer. They are no part of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stop: Vec<String>,
+    /// The seed of draws.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+}
+
+impl Wishes {
+    /// These wishes, and `other`'s where there are none.
+    pub fn or(self, other: Wishes) -> Wishes {
+        Wishes {
+            max_tokens: self.max_tokens.or(other.max_tokens),
+            temperature: self.temperature.or(other.temperature),
+            top_k: self.top_k.or(other.top_k),
+            top_p: self.top_p.or(other.top_p),
+            min_p: self.min_p.or(other.min_p),
+            repetition_penalty: self.repetition_penalty.or(other.repetition_penalty),
+            beams: self.beams.or(other.beams),
+            length_penalty: self.length_penalty.or(other.length_penalty),
+            stop: match self.stop.is_empty() {
+                true => other.stop,
+                false => self.stop,
+            },
+            seed: self.seed.or(other.seed),
+        }
+    }
+
+    /// All settings. Whoever wishes a limit on draws but no temperature wishes draws.
+    ///
+    /// # Errors
+    /// Beams and draws exclude each other.
+    pub fn decide(self, ends: Vec<u32>) -> Result<Decoding, Problem> {
+        let limits_draws = self.top_k.is_some() || self.top_p.is_some() || self.min_p.is_some();
+        let usual = if limits_draws { 1.0 } else { 0.0 };
+        let decoding = Decoding {
+            max_tokens: self.max_tokens.unwrap_or(MOST_TOKENS),
+            temperature: self.temperature.unwrap_or(usual),
+            top_k: self.top_k.unwrap_or(0),
+            top_p: self.top_p.unwrap_or(1.0),
+            min_p: self.min_p.unwrap_or(0.0),
+            repetition_penalty: self.repetition_penalty.unwrap_or(1.0),
+            beams: self.beams.unwrap_or(1),
+            length_penalty: self.length_penalty.unwrap_or(1.0),
+            stop: self.stop,
+            seed: self.seed.unwrap_or(0),
+            ends,
+        };
+        match decoding.beams > 1 && decoding.temperature > 0.0 {
+            true => Err(Problem::new(
+                "delta::generate::beams",
+                "a beam search takes the most probable tokens and draws none",
+            )
+            .help("leave out the beams, or set the temperature to 0")),
+            false => Ok(decoding),
+        }
+    }
+}
+
+/// The most tokens of an answer, where nobody states another number.
+const MOST_TOKENS: usize = 256;
+
+/// Settings of a generation. See [`Wishes`].
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub struct Decoding {
+    pub max_tokens: usize,
+    pub temperature: f32,
+    pub top_k: usize,
+    pub top_p: f32,
+    pub min_p: f32,
+    pub repetition_penalty: f32,
+    pub beams: usize,
+    pub length_penalty: f32,
+    pub stop: Vec<String>,
+    pub seed: u64,
+    /// Tokens that end an answer.
+    pub ends: Vec<u32>,
+}
+
+/// What a backbone's `generation_config.json` says.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Defaults {
+    /// What it wishes.
+    pub wishes: Wishes,
+    /// Tokens that end an answer.
+    pub ends: Vec<u32>,
+    /// Settings that it has and deltarun has not.
+    pub unknown: Vec<String>,
+}
+
+/// Keys that say nothing about the choice of tokens.
+const SILENT: [&str; 12] = [
+    "_from_model_config",
+    "transformers_version",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "decoder_start_token_id",
+    "use_cache",
+    "do_sample",
+    "output_attentions",
+    "output_hidden_states",
+    "output_scores",
+    "return_dict_in_generate",
+];
+
+/// Values of keys that change nothing.
+const NEUTRAL: [(&str, f64); 9] = [
+    ("typical_p", 1.0),
+    ("no_repeat_ngram_size", 0.0),
+    ("encoder_no_repeat_ngram_size", 0.0),
+    ("encoder_repetition_penalty", 1.0),
+    ("num_return_sequences", 1.0),
+    ("num_beam_groups", 1.0),
+    ("diversity_penalty", 0.0),
+    ("epsilon_cutoff", 0.0),
+    ("eta_cutoff", 0.0),
+];
+
+/// How many tokens transformers draws among unless a file says otherwise.
+const USUAL_TOP_K: usize = 50;
+
+impl Defaults {
+    /// Reads `generation_config.json` of a backbone, and `config.json` where there is none, as transformers does.
+    ///
+    /// # Errors
+    /// The file is not JSON.
+    pub fn read(backbone: &Path) -> Result<Self, Problem> {
+        let json = |name: &str| {
+            let path = backbone.join(name);
+            match std::fs::read_to_string(&path) {
+                Err(_) => Ok(Value::Null),
+                Ok(text) => crate::text::json(&text).map_err(|e| {
+                    let message = format!("`{}` cannot be read: {e}", path.display());
+                    Problem::new("delta::generate::defaults", message)
+                        .help("replace the file with the one of the original model, or remove it")
+                }),
+            }
+        };
+        let mut defaults = Defaults::default();
+        let model = json("config.json")?;
+        let stated = json("generation_config.json")?;
+        let ends = |json: &Value| match &json["eos_token_id"] {
+            Value::Array(all) => all.iter().filter_map(Value::as_u64).collect(),
+            one => one.as_u64().into_iter().collect::<Vec<u64>>(),
+        };
+        let found = match stated["eos_token_id"].is_null() {
+            true => ends(&model),
+            false => ends(&stated),
+        };
+        defaults.ends = found
+            .into_iter()
+            .filter_map(|end| u32::try_from(end).ok())
+            .collect();
+        let number = |key: &str| stated[key].as_f64().map(|number| number as f32);
+        let count = |key: &str| stated[key].as_u64().map(|number| number as usize);
+        let draws = stated["do_sample"].as_bool() == Some(true);
+        let drawn = |value: Option<f32>| value.filter(|_| draws);
+        defaults.wishes = Wishes {
+            max_tokens: count("max_new_tokens"),
+            temperature: draws.then(|| number("temperature").unwrap_or(1.0)),
+            top_k: draws.then(|| count("top_k").unwrap_or(USUAL_TOP_K)),
+            top_p: drawn(number("top_p")),
+            min_p: drawn(number("min_p")),
+            repetition_penalty: number("repetition_penalty").filter(|penalty| *penalty != 1.0),
+            beams: count("num_beams").filter(|beams| *beams > 1),
+            length_penalty: number("length_penalty").filter(|penalty| *penalty != 1.0),
+            ..Wishes::default()
+        };
+        let read = [
+            "max_new_tokens",
+            "temperature",
+            "top_k",
+            "top_p",
+            "min_p",
+            "repetition_penalty",
+            "num_beams",
+            "length_penalty",
+        ];
+        let is_known = |key: &str, value: &Value| {
+            let neutral = NEUTRAL.iter().find(|(name, _)| *name == key);
+            SILENT.contains(&key)
+                || read.contains(&key)
+                || value.is_null()
+                || *value == Value::Bool(false)
+                || neutral.is_some_and(|(_, number)| value.as_f64() == Some(*number))
+        };
+        let all = stated.as_object().into_iter().flatten();
+        let unknown = all.filter(|(key, value)| !is_known(key, value));
+        defaults.unknown = unknown.map(|(key, _)| key.clone()).collect();
+        Ok(defaults)
+    }
+}

@@ -1,0 +1,136 @@
+//! Examples: the tokens of a row, and what a model predicts from them.
+
+use std::ops::Range;
+
+use serde_json::Value;
+
+use super::{Cloze, Target};
+use crate::diagnostic::Problem;
+
+/// Tokens of one text, or of a pair.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Encoded {
+    /// Token numbers.
+    pub tokens: Vec<u32>,
+    /// Token types: 1 for the second text of a pair, if the family tells them apart.
+    pub types: Vec<u8>,
+    /// Whether a token is one of the tokenizer's own, such as `[CLS]`.
+    pub special: Vec<bool>,
+    /// The index of the token that predicts the word of a cloze: the mask, or the last token of the template
+    /// in a causal family.
+    pub mask: Option<usize>,
+    /// The number of tokens before the soft tokens, if a template says where those stand.
+    pub soft: Option<usize>,
+}
+
+/// One example.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Example {
+    /// Its tokens.
+    pub text: Encoded,
+    /// The decoder's start token and the tokens after it. A sequence-to-sequence task predicts each of them from
+    /// those before it. Empty if the backbone has no decoder.
+    pub decoder: Vec<u32>,
+    /// The target to predict.
+    pub target: Target,
+    /// How many tokens were cut off because the text was too long.
+    pub cut: usize,
+}
+
+impl Example {
+    /// The rows that it takes in a batch, including the decoder's.
+    pub fn rows(&self) -> usize {
+        self.text.tokens.len() + self.decoder.len().saturating_sub(1)
+    }
+
+    /// The number of tokens that a language model is to predict; 1 for any other target.
+    pub fn predicted(&self) -> usize {
+        match (&self.target, self.decoder.is_empty()) {
+            (Target::NextTokens, true) => self.text.tokens.len().saturating_sub(1),
+            (Target::NextTokens, false) => self.decoder.len() - 1,
+            (Target::Answers(places), _) => places.iter().map(Range::len).sum(),
+            (Target::MaskedTokens, _) => self.text.special.iter().filter(|own| !**own).count(),
+            _ => 1,
+        }
+    }
+}
+
+impl Example {
+    /// Whether the model is to predict each token of the text.
+    pub fn learned(&self) -> Vec<bool> {
+        let count = self.text.tokens.len();
+        match &self.target {
+            Target::Answers(places) => {
+                let is_in = |place: &usize| places.iter().any(|range| range.contains(place));
+                (0..count).map(|place| is_in(&place)).collect()
+            }
+            Target::NextTokens => (0..count).map(|place| place > 0).collect(),
+            _ => vec![false; count],
+        }
+    }
+
+    /// Whether an answer has one of these tokens: for a target that is no answer, whether anything has.
+    pub fn ends_with(&self, ends: &[u32]) -> bool {
+        let Target::Answers(places) = &self.target else {
+            return true;
+        };
+        let has_end = |range: &Range<usize>| {
+            let tokens = &self.text.tokens[range.clone()];
+            tokens.iter().any(|token| ends.contains(token))
+        };
+        places.iter().all(has_end)
+    }
+}
+
+/// The turns of a conversation, as chat templates read them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Conversation {
+    /// A list of objects with a `role` and a `content`.
+    pub messages: Vec<Value>,
+    /// The tools that the model may call, if there are any.
+    pub tools: Option<Value>,
+}
+
+/// A text, and the parts of it that are answers.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Marked {
+    /// The text.
+    pub text: String,
+    /// The answers in it: ranges of its bytes, in ascending order.
+    pub answers: Vec<Range<usize>>,
+    /// Whether the text already has the tokens that a tokenizer puts around a text.
+    pub is_whole: bool,
+}
+
+/// Turns texts into tokens.
+pub trait Encoder {
+    /// The tokens of a text or a pair of texts, cut to the longest sequence.
+    ///
+    /// # Errors
+    /// The tokenizer refuses a text, or the backbone has no embedding for a token or token type.
+    fn texts(&self, texts: &[String]) -> Result<Encoded, Problem>;
+
+    /// The tokens of texts in a template.
+    ///
+    /// # Errors
+    /// A text has the mask in it; the template alone is too long; what [`Encoder::texts`] reports.
+    fn cloze(&self, cloze: &Cloze, texts: &[String]) -> Result<Encoded, Problem>;
+
+    /// The tokens of a decoder's sequence: the start token, then those of a text. Empty if the backbone has no decoder.
+    fn decoded(&self, text: &Encoded) -> Vec<u32>;
+
+    /// A conversation as the tokenizer's chat template writes it. `is_open` begins the answer to its last turn.
+    ///
+    /// # Errors
+    /// There is no chat template, or it refuses the conversation.
+    fn converse(&self, conversation: &Conversation, is_open: bool) -> Result<Marked, Problem>;
+
+    /// The example of a text with answers in it. The target is the tokens of the answers, cut to the longest sequence.
+    ///
+    /// # Errors
+    /// What [`Encoder::texts`] reports.
+    fn marked(&self, marked: &Marked) -> Result<Example, Problem>;
+
+    /// The text of the token that ends a text, if the tokenizer has one.
+    fn end(&self) -> Option<String>;
+}

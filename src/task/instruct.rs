@@ -1,0 +1,317 @@
+//! An answer to a prompt, or the assistant's turns of a conversation. The loss is on the answers alone, with the token
+//! that ends each.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{json, Map, Value};
+
+use super::metrics::accuracy;
+use super::{
+    column, no_head, refused, Conversation, Encoder, Example, Marked, Metric, Piece, Predictions,
+    Refusal, Target, TaskKind,
+};
+use crate::backbone::Config;
+use crate::diagnostic::Problem;
+use crate::settings::Fields;
+
+/// `instruct { prompt = question, answer = answer }`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Instruct {
+    /// The columns that the model reads before it answers.
+    pub text: Vec<String>,
+    /// The column with the answer; `None` if the answers are turns of the messages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
+    /// How the columns become one text.
+    pub form: Form,
+    /// The system's message, before a conversation that has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system: Option<String>,
+}
+
+/// How columns become one text.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Form {
+    /// A prompt and its answer are a user's and an assistant's turn in the tokenizer's chat template.
+    Turns,
+    /// A column with a list of messages, and then one with the tools if there are any, in that template.
+    Messages,
+    /// A template of the pipeline's own.
+    Template(Vec<Piece>),
+}
+
+impl TaskKind for Instruct {
+    const NAME: &'static str = "instruct";
+    const METRICS: &'static [Metric] = &[Metric::Loss, Metric::Perplexity, Metric::Accuracy];
+
+    fn read(fields: &Fields) -> Self {
+        let system = fields.text("system").map(|text| text.node);
+        if let Some(messages) = fields.name("messages") {
+            let tools = fields.name("tools").map(|name| name.node);
+            return Instruct {
+                text: std::iter::once(messages.node).chain(tools).collect(),
+                answer: None,
+                form: Form::Messages,
+                system,
+            };
+        }
+        let answer = column(fields, "answer", "answer");
+        let (text, form) = match template(fields, &answer) {
+            Some(pieces) => {
+                let columns = super::template::columns(&pieces);
+                let text = columns.into_iter().filter(|name| *name != answer);
+                (text.collect(), Form::Template(pieces))
+            }
+            None if fields.raw("template").is_some() => (Vec::new(), Form::Turns),
+            None => (vec![column(fields, "prompt", "question")], Form::Turns),
+        };
+        Instruct {
+            text,
+            answer: Some(answer),
+            form,
+            system,
+        }
+    }
+
+    fn texts(&self) -> &[String] {
+        &self.text
+    }
+
+    fn target(&self) -> Option<&str> {
+        self.answer.as_deref()
+    }
+
+    fn has_text_target(&self) -> bool {
+        self.answer.is_some()
+    }
+
+    fn writes(&self) -> bool {
+        true
+    }
+
+    fn has_answers(&self) -> bool {
+        true
+    }
+
+    fn is_structured(&self, column: &str) -> bool {
+        self.form == Form::Messages && self.text.iter().any(|name| name == column)
+    }
+
+    fn target_of(&self, _: Option<&str>) -> Result<Target, Refusal> {
+        Ok(Target::Answers(Vec::new()))
+    }
+
+    fn encode(&self, row: &[String], encoder: &dyn Encoder) -> Result<Example, Problem> {
+        let marked = match &self.form {
+            Form::Template(pieces) => {
+                let mut marked = self.filled(pieces, row);
+                if let Some(end) = encoder.end() {
+                    marked.text.push_str(&end);
+                    if let Some(answer) = marked.answers.last_mut() {
+                        answer.end = marked.text.len();
+                    }
+                }
+                marked
+            }
+            _ => encoder.converse(&self.conversation(row).map_err(refused)?, false)?,
+        };
+        let example = encoder.marked(&marked)?;
+        match (example.predicted(), example.cut) {
+            (0, 0) => Err(no_answer("no turn of the assistant is an answer")
+                .help("give every conversation a message whose `role` is `assistant`")),
+            (0, cut) => {
+                let length = example.text.tokens.len();
+                let message = format!("the text is cut before its answer: it has {} tokens, and the longest sequence {length}", length + cut);
+                Err(no_answer(&message).help("raise `max_length`, or remove the row"))
+            }
+            _ => Ok(example),
+        }
+    }
+
+    fn open(&self, row: &[String], encoder: &dyn Encoder) -> Result<Marked, Problem> {
+        match &self.form {
+            Form::Template(pieces) => {
+                let mut marked = self.filled(pieces, row);
+                let end = marked.answers.first().map_or(0, |answer| answer.start);
+                // The answer's first token includes the space before it.
+                marked.text = marked.text[..end].trim_end_matches(' ').to_owned();
+                marked.answers.clear();
+                Ok(marked)
+            }
+            _ => {
+                let mut conversation = self.conversation(row).map_err(refused)?;
+                let last = conversation.messages.last();
+                if last.is_some_and(|last| last["role"] == "assistant") {
+                    conversation.messages.pop();
+                }
+                encoder.converse(&conversation, true)
+            }
+        }
+    }
+
+    fn check(&self, config: &Config) -> Result<(), Problem> {
+        match config.family().heads.causal_lm {
+            Some(_) => Ok(()),
+            None => Err(no_head(config, "causal-language-model")),
+        }
+    }
+
+    fn metrics(&self, found: &Predictions) -> Vec<(Metric, f64)> {
+        vec![
+            (Metric::Perplexity, found.perplexity()),
+            (Metric::Accuracy, accuracy(&found.predicted, &found.classes)),
+        ]
+    }
+}
+
+impl Instruct {
+    /// The messages of a row, the answer among them if the row has it.
+    fn conversation(&self, row: &[String]) -> Result<Conversation, Refusal> {
+        let (mut messages, tools) = match &self.form {
+            Form::Messages => (messages(&row[0])?, row.get(1).map(|text| tools(text))),
+            _ => {
+                let turn = |(text, role): (&String, &str)| json!({"role": role, "content": text});
+                let turns = row.iter().zip(["user", "assistant"]);
+                (turns.map(turn).collect(), None)
+            }
+        };
+        let is_first = messages
+            .first()
+            .is_some_and(|first| first["role"] == "system");
+        if let Some(system) = self.system.as_ref().filter(|_| !is_first) {
+            messages.insert(0, json!({"role": "system", "content": system}));
+        }
+        Ok(Conversation {
+            messages,
+            tools: tools.transpose()?.flatten(),
+        })
+    }
+
+    /// The texts of a row in the pipeline's own template. Without an answer, the text ends where it would stand.
+    fn filled(&self, pieces: &[Piece], row: &[String]) -> Marked {
+        let mut marked = Marked::default();
+        for piece in pieces {
+            match piece {
+                Piece::Text(text) => marked.text.push_str(text),
+                Piece::Field { column, edits } => {
+                    let start = marked.text.len();
+                    let place = self.text.iter().position(|name| name == column);
+                    let text = row.get(place.unwrap_or(self.text.len()));
+                    let text = text.cloned().unwrap_or_default();
+                    let edited = edits.iter().fold(text, |text, edit| edit.apply(&text));
+                    marked.text.push_str(&edited);
+                    if place.is_none() {
+                        marked.answers.push(start..marked.text.len());
+                    }
+                }
+                _ => {}
+            }
+        }
+        marked
+    }
+}
+
+fn no_answer(message: &str) -> Problem {
+    Problem::new("delta::data::no_answer", message)
+}
+
+/// Reads `template`, which names the answer's column once, at its end.
+fn template(fields: &Fields, answer: &str) -> Option<Vec<Piece>> {
+    let template = fields.text("template")?;
+    let report = |message: &str, help: &str| {
+        let problem = Problem::new("delta::plan::template", message);
+        fields.report(problem.at(template.span, "in this template").help(help));
+    };
+    if let Some(prompt) = fields.raw("prompt") {
+        let message = "the task has both `prompt` and `template`";
+        fields.report(
+            Problem::new("delta::plan::template", message)
+                .at(prompt.span, "either this")
+                .at(template.span, "or this")
+                .help("remove `prompt`: the template names the columns"),
+        );
+    }
+    if fields.raw("system").is_some() {
+        report(
+            "`system` belongs to the tokenizer's chat template",
+            "write the system's message in the template itself",
+        );
+    }
+    let example = format!("end it with the answer: \"Q: {{question}}\\nA: {{{answer}}}\"");
+    let pieces = match Piece::read(&template.node) {
+        Ok(pieces) => pieces,
+        Err((message, _)) => {
+            report(&message, &example);
+            return None;
+        }
+    };
+    let is_plain = |piece: &Piece| matches!(piece, Piece::Text(_) | Piece::Field { .. });
+    let is_answer =
+        |piece: &Piece| matches!(piece, Piece::Field { column, .. } if column == answer);
+    if !pieces.iter().all(is_plain) {
+        report(
+            "the template of `instruct` has only texts and columns",
+            &example,
+        );
+    } else if pieces.iter().filter(|piece| is_answer(piece)).count() != 1
+        || !pieces.last().is_some_and(is_answer)
+    {
+        report("the template does not end with the answer", &example);
+    } else {
+        return Some(pieces);
+    }
+    None
+}
+
+/// The messages of a cell: a list of objects with a `role`, or with ShareGPT's `from` and `value`.
+fn messages(text: &str) -> Result<Vec<Value>, Refusal> {
+    let wrong = |message: &str| {
+        let help = "write `[{\"role\": \"user\", \"content\": \"...\"}, {\"role\": \"assistant\", \"content\": \"...\"}]`";
+        (message.to_owned(), help.to_owned())
+    };
+    let Ok(Value::Array(mut messages)) = serde_json::from_str(text) else {
+        return Err(wrong("the messages are not a JSON list"));
+    };
+    if messages.is_empty() {
+        return Err(wrong("the list of messages is empty"));
+    }
+    for message in &mut messages {
+        let Value::Object(fields) = message else {
+            return Err(wrong("a message is not an object"));
+        };
+        rename_share_gpt(fields);
+        if !fields.get("role").is_some_and(Value::is_string) {
+            return Err(wrong("a message has no `role`"));
+        }
+    }
+    Ok(messages)
+}
+
+/// ShareGPT's names of roles and contents.
+fn rename_share_gpt(fields: &mut Map<String, Value>) {
+    let role = match fields.get("from").and_then(Value::as_str) {
+        Some("human") => "user",
+        Some("gpt") => "assistant",
+        Some(other) => other,
+        None => return,
+    };
+    let role = json!(role);
+    if let (false, Some(content)) = (fields.contains_key("role"), fields.remove("value")) {
+        fields.remove("from");
+        fields.insert("role".to_owned(), role);
+        fields.insert("content".to_owned(), content);
+    }
+}
+
+/// The tools of a cell: a list; none if it is empty or null.
+fn tools(text: &str) -> Result<Option<Value>, Refusal> {
+    match serde_json::from_str(text) {
+        Ok(Value::Array(tools)) if tools.is_empty() => Ok(None),
+        Ok(Value::Null) => Ok(None),
+        Ok(tools @ Value::Array(_)) => Ok(Some(tools)),
+        _ => Err((
+            "the tools are not a JSON list".to_owned(),
+            "write a list of JSON schemas, `[]` for none".to_owned(),
+        )),
+    }
+}
