@@ -345,6 +345,9 @@ pub struct DecodingOptions {
     /// The most tokens of an answer; 256 by default
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_tokens: Option<u32>,
+    /// No token ends an answer before it has N tokens
+    #[arg(long, value_name = "N")]
+    pub min_tokens: Option<u32>,
     /// Draw tokens from logits divided by this; 0 takes the most probable token
     #[arg(long, value_name = "X", value_parser = number::<0, 100>)]
     pub temperature: Option<f32>,
@@ -378,6 +381,7 @@ impl DecodingOptions {
     pub fn wishes(&self) -> Wishes {
         Wishes {
             max_tokens: self.max_tokens.map(|count| count as usize),
+            min_tokens: self.min_tokens.map(|count| count as usize),
             temperature: self.temperature,
             top_k: self.top_k.map(|count| count as usize),
             top_p: self.top_p,

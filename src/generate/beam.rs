@@ -1,6 +1,6 @@
 //! Beam search, as transformers 5 has it (`_beam_search`, `early_stopping = false`).
 
-use super::sample::penalize;
+use super::sample::{forbid, penalize};
 use super::{room, Decoding, Ending, Extended, Written};
 use crate::diagnostic::Problem;
 use crate::graph::Graph;
@@ -35,6 +35,9 @@ pub(super) fn search(
             let mut scores = log_softmax(logits);
             let occurred = [ending.occurred(prompt), &beam.tokens].concat();
             penalize(&mut scores, &occurred, decoding.repetition_penalty);
+            if length <= decoding.min_tokens {
+                forbid(&mut scores, &decoding.ends);
+            }
             let scores = scores.iter().enumerate();
             next.extend(
                 scores.map(|(token, score)| (beam.score + f64::from(*score), place, token)),

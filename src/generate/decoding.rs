@@ -14,6 +14,9 @@ pub struct Wishes {
     /// The most tokens of an answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<usize>,
+    /// No token ends an answer before it has this many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_tokens: Option<usize>,
     /// The divisor of logits before a draw; 0 takes the most probable token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f32>,
@@ -48,6 +51,7 @@ impl Wishes {
     pub fn or(self, other: Wishes) -> Wishes {
         Wishes {
             max_tokens: self.max_tokens.or(other.max_tokens),
+            min_tokens: self.min_tokens.or(other.min_tokens),
             temperature: self.temperature.or(other.temperature),
             top_k: self.top_k.or(other.top_k),
             top_p: self.top_p.or(other.top_p),
@@ -72,6 +76,7 @@ impl Wishes {
         let usual = if limits_draws { 1.0 } else { 0.0 };
         let decoding = Decoding {
             max_tokens: self.max_tokens.unwrap_or(MOST_TOKENS),
+            min_tokens: self.min_tokens.unwrap_or(0),
             temperature: self.temperature.unwrap_or(usual),
             top_k: self.top_k.unwrap_or(0),
             top_p: self.top_p.unwrap_or(1.0),
@@ -102,6 +107,7 @@ const MOST_TOKENS: usize = 256;
 #[allow(missing_docs)]
 pub struct Decoding {
     pub max_tokens: usize,
+    pub min_tokens: usize,
     pub temperature: f32,
     pub top_k: usize,
     pub top_p: f32,
@@ -196,6 +202,7 @@ impl Defaults {
         let drawn = |value: Option<f32>| value.filter(|_| draws);
         defaults.wishes = Wishes {
             max_tokens: count("max_new_tokens"),
+            min_tokens: count("min_new_tokens"),
             temperature: draws.then(|| number("temperature").unwrap_or(1.0)),
             top_k: draws.then(|| count("top_k").unwrap_or(USUAL_TOP_K)),
             top_p: drawn(number("top_p")),
@@ -207,6 +214,7 @@ impl Defaults {
         };
         let read = [
             "max_new_tokens",
+            "min_new_tokens",
             "temperature",
             "top_k",
             "top_p",

@@ -17,7 +17,7 @@ use crate::graph::{device_problem, Generation, Graph};
 use crate::task::Example;
 
 pub use decoding::{Decoding, Defaults, Wishes};
-use sample::{choose, penalize};
+use sample::{choose, forbid, penalize};
 
 /// Makes a text of tokens.
 pub type Decode<'a> = &'a dyn Fn(&[u32]) -> Result<String, Problem>;
@@ -107,6 +107,9 @@ pub fn generate(
             let written = &mut all[number];
             let occurred = [ending.occurred(prompts[number]), &written.tokens].concat();
             penalize(logits, &occurred, decoding.repetition_penalty);
+            if length <= decoding.min_tokens {
+                forbid(logits, &decoding.ends);
+            }
             let token = choose(logits, decoding, &mut random[number]);
             written.tokens.push(token as u32);
             written.ended = ending.is_reached(&written.tokens)?;

@@ -25,6 +25,15 @@ pub(super) fn penalize(logits: &mut [f32], occurred: &[u32], penalty: f32) {
     }
 }
 
+/// Keeps tokens from being chosen.
+pub(super) fn forbid(logits: &mut [f32], tokens: &[u32]) {
+    for token in tokens {
+        if let Some(logit) = logits.get_mut(*token as usize) {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
+}
+
 /// The next token: the most probable one, or one that is drawn.
 pub(super) fn choose(logits: &mut [f32], decoding: &Decoding, random: &mut ChaCha8Rng) -> usize {
     if decoding.temperature == 0.0 {
