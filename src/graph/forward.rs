@@ -73,7 +73,11 @@ impl<'g> Pass<'g> {
     /// # Errors
     /// The device fails, for example for want of memory.
     pub fn loss(&self, batch: &Batch) -> Outcome<Scalar> {
-        let logits = self.logits(batch)?;
+        let (x, read) = self.head_input(batch)?;
+        if let (Targets::Tokens { tokens, .. }, true) = (&batch.targets, self.reads_vocabulary()) {
+            return self.loss_of_tokens(x, &read, tokens, batch.total);
+        }
+        let logits = self.head(x, &read)?;
         match &batch.targets {
             Targets::Classes(labels) => ops::cross_entropy(&logits, labels, batch.total),
             Targets::Numbers(numbers) => ops::squared_error(&logits, numbers, batch.total),
@@ -87,6 +91,12 @@ impl<'g> Pass<'g> {
     /// # Errors
     /// The device fails, for example for want of memory.
     pub fn logits(&self, batch: &Batch) -> Outcome<Matrix> {
+        let (x, read) = self.head_input(batch)?;
+        self.head(x, &read)
+    }
+
+    /// The last hidden states of the rows that the head reads, `(rows, hidden)`, and their layout.
+    fn head_input(&self, batch: &Batch) -> Outcome<(Matrix, Layout)> {
         let encoded = self.encode(batch)?;
         let last = self.last_stack();
         let (x, layout, first) = match &batch.cached {
@@ -105,8 +115,7 @@ impl<'g> Pass<'g> {
         let range = first..last.blocks.end;
         let x = self.blocks(range, x, &layout, Some(&rows), encoded.as_ref())?;
         let read = read_layout(&layout, &rows);
-        let hidden = self.last_norm(last, x, &read)?;
-        self.head(hidden, &read)
+        Ok((self.last_norm(last, x, &read)?, read))
     }
 
     pub(super) fn last_stack(&self) -> &'g StackLayers {

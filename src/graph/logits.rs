@@ -1,14 +1,64 @@
 //! Computes logits from the rows that the head reads.
 
 use super::forward::Pass;
-use super::layers::{Handle, HeadKind};
-use crate::engine::{ops, Activation, Layout, Matrix, Outcome, Shape, Tensor, Variable, Weight};
+use super::layers::{Handle, HeadKind, HeadLayer};
+use crate::engine::{
+    ops, Activation, Layout, Matrix, Outcome, Scalar, Shape, Tensor, Variable, Weight,
+};
+use crate::plan::Cloze;
 
 impl Pass<'_> {
     /// Runs the head in place on the rows that it reads, `(rows, hidden)`, and returns their logits.
-    pub(super) fn head(&self, mut x: Matrix, layout: &Layout) -> Outcome<Matrix> {
+    pub(super) fn head(&self, x: Matrix, layout: &Layout) -> Outcome<Matrix> {
         assert!(!self.layers.head.is_empty(), "a task is in place");
-        for layer in &self.layers.head {
+        self.steps(&self.layers.head, x, layout)
+    }
+
+    /// Whether the head ends with logits over the vocabulary.
+    pub(super) fn reads_vocabulary(&self) -> bool {
+        let last = self.layers.head.last();
+        let is_vocabulary = |layer: &HeadLayer| {
+            matches!(layer.kind, HeadKind::Vocabulary { .. }) && layer.activation.is_none()
+        };
+        last.is_some_and(is_vocabulary) && self.cloze().is_none()
+    }
+
+    /// The cross-entropy of the tokens at the rows that the head reads, a sum divided by `total`, without the logits of
+    /// all rows in memory.
+    pub(super) fn loss_of_tokens(
+        &self,
+        x: Matrix,
+        layout: &Layout,
+        tokens: &[usize],
+        total: usize,
+    ) -> Outcome<Scalar> {
+        let (last, first) = self.layers.head.split_last().expect("a task is in place");
+        let HeadKind::Vocabulary { weight, bias } = last.kind else {
+            unreachable!("`reads_vocabulary` was asked");
+        };
+        let mut x = self.steps(first, x, layout)?;
+        if let Some(place) = last.dropout {
+            x = self.drop(x, layout, self.graph.config.classifier_dropout, place)?;
+        }
+        let x = self.scaled(&x)?;
+        let bias = bias.map(|bias| self.vector(bias));
+        ops::linear_cross_entropy(&x, &self.weight(weight), bias.as_ref(), tokens, total)
+    }
+
+    fn cloze(&self) -> Option<&Cloze> {
+        self.graph.task().and_then(|task| task.kind.cloze())
+    }
+
+    /// Hidden states as the output layer of a language model reads them.
+    fn scaled(&self, x: &Matrix) -> Outcome<Matrix> {
+        match self.graph.architecture.logit_scale {
+            1.0 => Ok(x.clone()),
+            scale => ops::scale(x, scale),
+        }
+    }
+
+    fn steps(&self, layers: &[HeadLayer], mut x: Matrix, layout: &Layout) -> Outcome<Matrix> {
+        for layer in layers {
             if let Some(place) = layer.dropout {
                 let probability = self.graph.config.classifier_dropout;
                 x = self.drop(x, layout, probability, place)?;
@@ -32,12 +82,8 @@ impl Pass<'_> {
     fn vocabulary(&self, weight: Handle, bias: Option<Handle>, x: &Matrix) -> Outcome<Matrix> {
         let weight = self.weight(weight);
         let bias = bias.map(|bias| self.vector(bias));
-        let scale = self.graph.architecture.logit_scale;
-        let x = &match scale {
-            1.0 => x.clone(),
-            _ => ops::scale(x, scale)?,
-        };
-        let Some(cloze) = self.graph.task().and_then(|task| task.kind.cloze()) else {
+        let x = &self.scaled(x)?;
+        let Some(cloze) = self.cloze() else {
             return ops::linear(x, &weight, bias.as_ref());
         };
         let tokens = cloze.tokens.concat();

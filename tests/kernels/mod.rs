@@ -406,6 +406,41 @@ proptest! {
     }
 }
 
+/// The loss of logits that are never in memory together is that of logits that are, with and without a bias.
+#[test]
+fn a_loss_without_logits() {
+    for (rows, input, classes) in [(1, 5, 3), (3, 16, 70), (65, 33, 1030), (130, 8, 40)] {
+        let mut random = Random::new(rows as u64);
+        let labels: Vec<usize> = (0..rows).map(|row| (7 * row) % classes).collect();
+        let weight = random.matrix(classes, input, 1.0);
+        let weight = Tensor::new(&Device::Cpu, weight.0, (classes, input)).unwrap();
+        let inputs = Inputs {
+            matrices: vec![random.matrix(rows, input, 2.0)],
+            vectors: vec![],
+        };
+        let bias = Tensor::new(&Device::Cpu, random.values(classes, 1.0), (classes,));
+        let bias = bias.unwrap().constant();
+        for bias in [None, Some(&bias)] {
+            let of = |whole: bool| {
+                value_and_gradients(&Device::Cpu, &inputs, &|m, _| {
+                    let weight = Weight::from(weight.clone().constant());
+                    let loss = match whole {
+                        true => {
+                            let logits = ops::linear(&m[0], &weight, bias).unwrap();
+                            ops::cross_entropy(&logits, &labels, rows + 3)
+                        }
+                        false => ops::linear_cross_entropy(&m[0], &weight, bias, &labels, rows + 3),
+                    };
+                    loss.unwrap().reshaped((1, 1))
+                })
+            };
+            let (whole, parts) = (of(true), of(false));
+            close("loss", &parts.0, &whole.0, 1e-6);
+            close("gradient", &parts.1[0], &whole.1[0], 1e-6);
+        }
+    }
+}
+
 #[test]
 fn a_nan_stays_one() {
     let x = Tensor::new(&Device::Cpu, vec![f32::NAN, 1.0], (1, 2)).unwrap();

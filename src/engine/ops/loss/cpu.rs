@@ -1,7 +1,93 @@
 //! Cross-entropy on the CPU, with a fused softmax.
 
+use multiversion::multiversion;
+use rayon::prelude::*;
+
+use crate::cpu::helpers::share_items;
+use crate::cpu::lanes::{join_lanes, sum_lanes, LANES};
+use crate::cpu::math::exp;
+use crate::cpu::products::View;
 use crate::gradient::record_kernel;
-use crate::{profile, Matrix, Scalar};
+use crate::{profile, Matrix, Scalar, Vector, Weight};
+
+/// Rows whose logits are in memory together: enough for a product to be worth reading the weight once more.
+const ROWS: usize = 64;
+
+/// See [`super::linear_cross_entropy`]. The gradient of the logits is known as soon as they are, so that of `x` is
+/// computed at once, and nothing else is kept.
+pub(super) fn linear_cross_entropy(
+    x: &Matrix,
+    weight: &Weight,
+    bias: Option<&Vector>,
+    labels: &[usize],
+    total: usize,
+) -> Scalar {
+    let ((_, input), (classes, _)) = (x.shape(), weight.shape());
+    let slot = x.slot();
+    let scale = 1.0 / total as f64;
+    let mut gradient = Vec::with_capacity(slot.as_ref().map_or(0, |_| x.count()));
+    let mut loss = 0.0f64;
+    for (x, labels) in x.data().chunks(ROWS * input).zip(labels.chunks(ROWS)) {
+        let view = View::strided(x, labels.len(), input, input);
+        let operand = weight.prepared.forward(weight.precision, &weight.elements);
+        let mut logits = operand.product(view, bias.map(Vector::data)); // (some rows, classes)
+        let mut losses = vec![0.0; labels.len()];
+        let rows = logits
+            .par_chunks_exact_mut(classes)
+            .zip(labels)
+            .zip(&mut losses);
+        share_items(
+            rows,
+            || (),
+            |(), ((row, label), loss)| {
+                *loss = turn_into_gradient(row, *label, scale as f32);
+            },
+        );
+        loss += losses.iter().sum::<f64>();
+        if slot.is_some() {
+            let operand = weight.prepared.backward(weight.precision, &weight.elements);
+            let view = View::strided(&logits, labels.len(), classes, classes);
+            gradient.append(&mut operand.product(view, None)); // (some rows, in)
+        }
+    }
+    profile::kept(gradient.len());
+    let values = vec![(loss * scale) as f32];
+    record_kernel(values, (), x.trace(), move |upstream| {
+        let Some(slot) = &slot else { return };
+        gradient.iter_mut().for_each(|value| *value *= upstream[0]);
+        slot.add(gradient);
+    })
+}
+
+/// `logits ← scale · (softmax(logits) − 1 at the label)`. Returns `−log softmax(logits)[label]`.
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
+fn turn_into_gradient(logits: &mut [f32], label: usize, scale: f32) -> f64 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut chunks = logits.chunks_exact(LANES);
+    for chunk in &mut chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane = larger(*lane, *value);
+        }
+    }
+    let rest = chunks.remainder().iter();
+    let highest = rest.fold(join_lanes(lanes, larger), |a, b| larger(a, *b));
+    let target = logits[label] - highest;
+    for value in logits.iter_mut() {
+        *value = exp(*value - highest);
+    }
+    // Parts of the sum are added in f64: there may be a hundred thousand terms.
+    let sum: f64 = logits
+        .chunks(1024)
+        .map(|part| f64::from(sum_lanes(part, part, |x, _| x)))
+        .sum();
+    let factor = (f64::from(scale) / sum) as f32;
+    for value in logits.iter_mut() {
+        *value *= factor;
+    }
+    logits[label] -= scale;
+    sum.ln() - f64::from(target)
+}
 
 /// See [`super::cross_entropy`].
 pub(super) fn cross_entropy(logits: &Matrix, labels: &[usize], total: usize) -> Scalar {

@@ -5,7 +5,8 @@ mod definition;
 
 use super::super::definition::run_definition;
 use super::super::profile::{self, Op};
-use super::super::{Device, Matrix, Outcome, Scalar};
+use super::super::{Device, Matrix, Outcome, Scalar, Vector, Weight};
+use super::linear;
 
 /// `Σ −log softmax(logits)[label] / total` over the rows of `logits (rows, classes)`. `total` is the number of rows of
 /// the whole batch; `logits` may be a part of it.
@@ -27,6 +28,35 @@ pub fn cross_entropy(logits: &Matrix, labels: &[usize], total: usize) -> Outcome
         device => run_definition!(device, |logits| definition::cross_entropy(
             &logits, labels, total
         )),
+    }
+}
+
+/// [`cross_entropy`] of the logits `x weightᵀ + bias`, with `x (rows, in)`, `weight (classes, in)` and `bias (classes)`.
+/// The CPU never holds the logits of more than some rows, nor their gradients, unless the weight or the bias is trained
+/// (the idea is that of Hsu et al., Liger Kernel, arXiv 2410.10989, section 3.2).
+///
+/// # Errors
+/// The device fails, for example for want of memory.
+pub fn linear_cross_entropy(
+    x: &Matrix,
+    weight: &Weight,
+    bias: Option<&Vector>,
+    labels: &[usize],
+    total: usize,
+) -> Outcome<Scalar> {
+    assert_eq!(
+        x.shape().0,
+        labels.len(),
+        "cross entropy: rows and labels disagree"
+    );
+    let is_frozen = !weight.is_traced() && !bias.is_some_and(|bias| bias.trace().is_on());
+    match x.device() {
+        Device::Cpu if is_frozen => {
+            let count = labels.len() * weight.shape().0;
+            let kernel = || cpu::linear_cross_entropy(x, weight, bias, labels, total);
+            Ok(profile::forward(Op::Loss, count, kernel))
+        }
+        _ => cross_entropy(&linear(x, weight, bias)?, labels, total),
     }
 }
 
