@@ -110,7 +110,7 @@ fn losses_of_causal_models_are_those_of_peft() {
                     .collect(),
                 types: vec![0; range.len()],
                 special: vec![false; range.len()],
-                mask: None,
+                reads: Vec::new(),
                 soft: None,
             },
             decoder: Vec::new(),

@@ -40,7 +40,7 @@ fn worst(name: &str, task: &str, labels: &[usize]) -> f32 {
             layout: layout.clone(),
         }),
         layout,
-        masks: Vec::new(),
+        reads: Vec::new(),
         soft: Vec::new(),
         cached: None,
         total: 5,

@@ -36,7 +36,7 @@ fn prompt(tokens: &[u32], loaded: &Loaded) -> Example {
             tokens: tokens.to_vec(),
             types: vec![0; tokens.len()],
             special: vec![false; tokens.len()],
-            mask: None,
+            reads: Vec::new(),
             soft: None,
         },
         decoder: start.map_or(Vec::new(), |start| vec![start, start]),

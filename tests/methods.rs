@@ -223,7 +223,7 @@ fn a_gate_opens_for_each_sequence_alone() {
                 tokens: batch.tokens[range.clone()].to_vec(),
                 types: batch.types[range.clone()].to_vec(),
                 layout: Layout::new([range.len()], vec![0]),
-                masks: Vec::new(),
+                reads: Vec::new(),
                 soft: Vec::new(),
                 cached: None,
                 decoder: None,

@@ -22,7 +22,7 @@ fn batch() -> Batch {
         tokens: (0..rows).map(|i| mix(i as u64) as usize % 30_000).collect(),
         types: vec![0; rows],
         layout: Layout::new([TOKENS; SEQUENCES], vec![0; SEQUENCES]),
-        masks: Vec::new(),
+        reads: Vec::new(),
         soft: Vec::new(),
         targets: Targets::Classes(vec![0, 1, 1, 0]),
         cached: None,

@@ -96,13 +96,13 @@ pub fn batch(
     let mut tokens: Vec<usize> = Vec::new();
     let mut types: Vec<usize> = Vec::new();
     let (mut rows, mut predicted) = (Vec::new(), Vec::new());
-    let (mut masks, mut soft) = (Vec::new(), Vec::new());
+    let (mut reads, mut soft) = (Vec::new(), Vec::new());
     let mut decoded: Vec<usize> = Vec::new();
     for (example, key) in examples.iter().zip(&keys) {
         let start = tokens.len();
         tokens.extend(example.text.tokens.iter().map(|&token| token as usize));
         types.extend(example.text.types.iter().map(|&kind| usize::from(kind)));
-        masks.extend(example.text.mask.map(|place| start + place));
+        reads.extend(example.text.reads.iter().map(|place| start + place));
         soft.push(example.text.soft.unwrap_or(0));
         let own = example.decoder.iter().map(|&token| token as usize);
         let own: Vec<usize> = own.collect();
@@ -159,7 +159,7 @@ pub fn batch(
         tokens,
         types,
         layout,
-        masks,
+        reads,
         soft,
         cached: None,
         decoder,

@@ -130,10 +130,11 @@ impl Template<'_> {
         let last = types.last().copied().unwrap_or(0);
         encoded.types[first + own.len()..].fill(last);
         encoded.soft = soft.map(|before| first + before);
-        encoded.mask = match self.mask {
+        let read = match self.mask {
             Some((_, mask)) => encoded.tokens.iter().position(|token| *token == mask),
             None => (first + own.len()).checked_sub(1),
         };
+        encoded.reads = read.into_iter().collect();
         Ok(encoded)
     }
 

@@ -286,7 +286,7 @@ pub(super) fn encoded(encoding: &Encoding) -> Encoded {
             .iter()
             .map(|&s| s == 1)
             .collect(),
-        mask: None,
+        reads: Vec::new(),
         soft: None,
     }
 }

@@ -11,8 +11,8 @@ pub struct Batch {
     pub types: Vec<usize>,
     /// Which rows make up which sequence.
     pub layout: Layout,
-    /// For a cloze, the row of each sequence that predicts the label word; else empty.
-    pub masks: Vec<usize>,
+    /// The rows that the head reads, in ascending order; empty if the head says itself which.
+    pub reads: Vec<usize>,
     /// How many of each sequence's own rows come before the prompt; empty if none do.
     pub soft: Vec<usize>,
     /// The decoder's input, if the backbone has a decoder. Target rows are then the decoder's rows.
@@ -23,6 +23,20 @@ pub struct Batch {
     pub cached: Option<CachedActivations>,
     /// The number of predictions in the whole batch. Every group divides its loss by this number.
     pub total: usize,
+}
+
+impl Batch {
+    /// How many of [`Batch::reads`] each sequence has; 1 for each if the head says itself which row it reads.
+    pub fn read_counts(&self) -> Vec<usize> {
+        let is_in = |range: &std::ops::Range<usize>| {
+            let of_sequence = self.reads.iter().filter(|row| range.contains(row));
+            of_sequence.count()
+        };
+        match self.reads.is_empty() {
+            true => vec![1; self.layout.sequences()],
+            false => self.layout.ranges().map(|range| is_in(&range)).collect(),
+        }
+    }
 }
 
 /// Packed sequences of tokens for the decoder.
@@ -37,7 +51,7 @@ pub struct DecoderRows {
 /// What the head must predict.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Targets {
-    /// A label for each sequence.
+    /// A label for each row that the head reads.
     Classes(Vec<usize>),
     /// A number for each sequence.
     Numbers(Vec<f32>),

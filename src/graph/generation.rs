@@ -80,7 +80,7 @@ impl Graph {
             tokens: tokens.to_vec(),
             types: vec![0; tokens.len()],
             layout: layout.clone(),
-            masks: Vec::new(),
+            reads: Vec::new(),
             soft: Vec::new(),
             decoder,
             targets: Targets::None,

@@ -140,7 +140,7 @@ fn probe(plan: &Plan) -> Batch {
             layout: layout.clone(),
         }),
         layout,
-        masks: Vec::new(),
+        reads: Vec::new(),
         soft: Vec::new(),
         cached: None,
         total: 4,

@@ -16,9 +16,9 @@ pub struct Encoded {
     pub types: Vec<u8>,
     /// Whether a token is one of the tokenizer's own, such as `[CLS]`.
     pub special: Vec<bool>,
-    /// The index of the token that predicts the word of a cloze: the mask, or the last token of the template
-    /// in a causal family.
-    pub mask: Option<usize>,
+    /// The tokens whose rows the head reads, in ascending order; empty if the head says itself which. For a cloze, the
+    /// mask, or the last token of the template in a causal family.
+    pub reads: Vec<usize>,
     /// The number of tokens before the soft tokens, if a template says where those stand.
     pub soft: Option<usize>,
 }

@@ -57,7 +57,7 @@ fn batches(graph: &Graph, examples: &[Example], masking: Option<Masking>) -> Vec
     batches
 }
 
-/// The logits of every example, in order.
+/// The logits of every example, in order: `(rows that the head reads, outputs)` each.
 ///
 /// # Errors
 /// The device fails, for example for want of memory.
@@ -77,8 +77,14 @@ fn predict_with(
     let logits = graph.logits(&batches)?;
     let mut rows = Vec::with_capacity(examples.len());
     for (batch, logits) in batches.iter().zip(logits) {
-        let width = logits.len() / batch.layout.sequences().max(1);
-        rows.extend(logits.chunks(width.max(1)).map(<[f32]>::to_vec));
+        let counts = batch.read_counts();
+        let width = logits.len() / counts.iter().sum::<usize>().max(1);
+        let mut rest = logits.as_slice();
+        for count in counts {
+            let (own, others) = rest.split_at(count * width);
+            rows.push(own.to_vec());
+            rest = others;
+        }
     }
     Ok(rows)
 }

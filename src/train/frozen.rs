@@ -63,8 +63,8 @@ struct Entries {
 struct Text {
     tokens: Vec<usize>,
     types: Vec<usize>,
-    /// The row at which a cloze reads its word, if there is one.
-    mask: Option<usize>,
+    /// The tokens whose rows the head reads.
+    reads: Vec<usize>,
     /// The number of its own rows that stand before the prompt.
     soft: usize,
 }
@@ -73,7 +73,12 @@ fn texts(batch: &Batch) -> Vec<Text> {
     let text = |(sequence, range): (usize, Range<usize>)| Text {
         tokens: batch.tokens[range.clone()].to_vec(),
         types: batch.types[range.clone()].to_vec(),
-        mask: batch.masks.get(sequence).map(|row| row - range.start),
+        reads: batch
+            .reads
+            .iter()
+            .filter(|row| range.contains(row))
+            .map(|row| row - range.start)
+            .collect(),
         soft: batch.soft.get(sequence).copied().unwrap_or(0),
     };
     batch.layout.ranges().enumerate().map(text).collect()

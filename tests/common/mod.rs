@@ -161,7 +161,7 @@ impl Expected {
                 layout: layout.clone(),
             }),
             layout,
-            masks: Vec::new(),
+            reads: Vec::new(),
             soft: Vec::new(),
             cached: None,
             total: labels.len(),

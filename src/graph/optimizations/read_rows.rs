@@ -13,7 +13,7 @@ pub(in crate::graph) fn read_rows(reads: Reads, batch: &Batch, layout: &Layout) 
         (Reads::Last, _) => layout.ranges().map(|range| range.end - 1).collect(),
         (Reads::Masked | Reads::Next, targets) => {
             let rows: Vec<usize> = match targets {
-                _ if !batch.masks.is_empty() => batch.masks.clone(),
+                _ if !batch.reads.is_empty() => batch.reads.clone(),
                 Targets::Tokens { rows, .. } => rows.clone(),
                 _ if batch.decoder.is_some() => (0..layout.rows()).collect(),
                 _ => (0..batch.layout.rows()).collect(),
@@ -23,7 +23,7 @@ pub(in crate::graph) fn read_rows(reads: Reads, batch: &Batch, layout: &Layout) 
             match batch.decoder {
                 // Prompts extend the encoder's input, so the decoder's rows do not move.
                 Some(_) => rows,
-                None if is_before && batch.masks.is_empty() => {
+                None if is_before && batch.reads.is_empty() => {
                     let rows = moved_rows(&rows, batch, layout).into_iter();
                     rows.map(|row| row - 1).collect()
                 }
