@@ -41,6 +41,7 @@ mod resume;
 mod scripts;
 mod selectors;
 mod syntax;
+mod tags;
 mod tokenizers;
 mod trust;
 mod wide;

@@ -312,6 +312,8 @@ fn one() -> usize {
 pub struct Heads {
     /// Classification and regression.
     pub classify: Head,
+    /// A label for each of some tokens.
+    pub tag: Option<Head>,
     /// The language-model head of a family whose positions see both sides.
     pub masked_lm: Option<Head>,
     /// The language-model head of a causal family.
@@ -325,16 +327,19 @@ pub struct Heads {
 pub enum HeadKind {
     /// Classification and regression: a few outputs for a sequence.
     Classify,
+    /// A few outputs for each of some tokens.
+    Tag,
     /// Tokens of the vocabulary.
     LanguageModel,
 }
 
 impl Heads {
-    /// The language-model head or the classifier.
+    /// The head of a kind, if the family has it.
     pub fn of(&self, kind: HeadKind) -> Option<&Head> {
         match kind {
             HeadKind::LanguageModel => self.language_model(),
             HeadKind::Classify => Some(&self.classify),
+            HeadKind::Tag => self.tag.as_ref(),
         }
     }
 
@@ -369,6 +374,8 @@ pub enum Reads {
     Last,
     /// The rows of masked tokens.
     Masked,
+    /// The rows that an example names.
+    Each,
     /// Every row that has a next row, to predict the next row's token.
     Next,
 }

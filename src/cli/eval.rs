@@ -73,10 +73,11 @@ fn data_file(path: &Path) -> Result<FilePlan, Problem> {
         Some("csv") => FileFormat::Csv,
         Some("jsonl" | "json") => FileFormat::Jsonl,
         Some("txt") => FileFormat::Text,
+        Some("conll" | "bio" | "iob") => FileFormat::Conll,
         _ => {
             let message = format!("`{}` has no known file extension", path.display());
             return Err(Problem::new("delta::cli::data", message)
-                .help("rename it to end in `.tsv`, `.csv`, `.jsonl` or `.txt`"));
+                .help("rename it to end in `.tsv`, `.csv`, `.jsonl`, `.txt` or `.conll`"));
         }
     };
     Ok(FilePlan {

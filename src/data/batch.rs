@@ -153,6 +153,7 @@ pub fn batch(
     };
     let total = match &targets {
         Targets::Tokens { rows, .. } => rows.len(),
+        Targets::Classes(classes) => classes.len(),
         _ => examples.len(),
     };
     Batch {
@@ -188,6 +189,13 @@ fn targets(examples: &[&Example]) -> Option<Targets> {
                 _ => 0,
             });
             Some(Targets::Classes(classes.collect()))
+        }
+        Some(Target::Classes(_)) => {
+            let classes = targets.flat_map(|target| match target {
+                Target::Classes(classes) => classes.as_slice(),
+                _ => &[],
+            });
+            Some(Targets::Classes(classes.copied().collect()))
         }
         Some(Target::Number(_)) => {
             let numbers = targets.map(|target| match target {

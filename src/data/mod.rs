@@ -10,6 +10,7 @@ mod added_tokens;
 mod answers;
 mod batch;
 mod chat;
+mod conll;
 mod examples;
 mod filled;
 mod json_lines;
@@ -17,6 +18,7 @@ mod rows;
 mod table;
 mod tokenizer_config;
 mod tokens;
+mod words;
 
 pub use crate::task::{Encoded, Example};
 pub use batch::{batch, groups, order, Masking, Prediction};

@@ -210,7 +210,7 @@ impl Rows {
         }
         if cut > 0 {
             let message = format!(
-                "{cut} of {rows} texts of `{path}` are longer than `max_length`: the end of an answer is cut off, up to {}",
+                "{cut} of {rows} texts of `{path}` are longer than `max_length`: their ends are left out, up to {}",
                 counted(most_cut, "token")
             );
             let problem = Problem::warning("delta::data::cut", message);
@@ -265,6 +265,9 @@ impl Rows {
         let target = values.get(count).map(String::as_str);
         match checked_target(target, *line, file, task) {
             Ok(Target::Class(class)) => self.labels[class] += 1,
+            Ok(Target::Classes(classes)) => classes
+                .into_iter()
+                .for_each(|class| self.labels[class] += 1),
             Ok(_) => {}
             Err(problem) => self.mistake(problem),
         }

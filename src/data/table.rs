@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::conll::conll;
 use super::json_lines::jsonl;
 use crate::diagnostic::Problem;
 use crate::plan::{FileFormat, FilePlan};
@@ -93,6 +94,7 @@ pub fn visit(
         FileFormat::Tsv => tsv(file, &text, wanted, each),
         FileFormat::Csv => csv(file, &text, wanted, each),
         FileFormat::Jsonl => jsonl(file, &text, wanted, each),
+        FileFormat::Conll => conll(file, &text, wanted, each),
         FileFormat::Text => {
             places(file, &["text".to_owned()], wanted)?;
             for (number, line) in lines(&text) {
@@ -154,7 +156,7 @@ fn other_reader(file: &FilePlan, columns: &[String]) -> Option<String> {
     let header = columns.join(", ");
     let first = match file.format {
         FileFormat::Csv | FileFormat::Tsv => columns.first()?,
-        FileFormat::Jsonl | FileFormat::Text => return None,
+        FileFormat::Jsonl | FileFormat::Text | FileFormat::Conll => return None,
     };
     if first.starts_with('{') {
         return Some("read it with `jsonl(...)`: its first line is a JSON object".to_owned());
@@ -185,7 +187,7 @@ fn headless(file: &FilePlan, columns: &[String]) -> Option<String> {
     let reader = match file.format {
         FileFormat::Csv => "csv",
         FileFormat::Tsv => "tsv",
-        FileFormat::Jsonl | FileFormat::Text => return None,
+        FileFormat::Jsonl | FileFormat::Text | FileFormat::Conll => return None,
     };
     let header = columns.join(", ");
     // A column's name is a word or two; a sentence or a number is an example.
@@ -299,7 +301,7 @@ pub(super) fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
         .filter(|(_, line)| !line.trim().is_empty())
 }
 
-fn wrong_width(file: &FilePlan, line: usize, found: usize, expected: usize) -> Problem {
+pub(super) fn wrong_width(file: &FilePlan, line: usize, found: usize, expected: usize) -> Problem {
     let message = format!(
         "the row has {}, but the header has {expected}",
         counted(found, "column")

@@ -37,6 +37,9 @@ pub(super) struct TokenizerConfig {
     pub direction: TruncationDirection,
     /// Whether the model gets token types, which tell the texts of a pair apart.
     pub passes_types: bool,
+    /// What stands before each word of a sentence that comes as words: a space where transformers needs
+    /// `add_prefix_space` for such a sentence.
+    pub before_word: &'static str,
     /// The texts of the special tokens with a name, such as `eos_token`.
     pub special: BTreeMap<String, String>,
 }
@@ -175,6 +178,10 @@ impl TokenizerConfig {
         Ok(TokenizerConfig {
             direction,
             passes_types,
+            before_word: match class {
+                Class::Roberta | Class::Gpt2 | Class::Qwen2 => " ",
+                _ => "",
+            },
             special,
         })
     }

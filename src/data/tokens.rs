@@ -11,7 +11,7 @@ use crate::backbone::family::Reads;
 use crate::backbone::Config;
 use crate::diagnostic::Problem;
 use crate::plan::{BackbonePlan, Cloze, Words};
-use crate::task::{Conversation, Encoded, Encoder, Example, Marked, Target};
+use crate::task::{Conversation, Encoded, Encoder, Example, Marked, Sentence, Target};
 use crate::text::quoted_list;
 
 /// Encodes texts as tokens.
@@ -35,6 +35,8 @@ pub struct TextEncoder {
     end_token: Option<u32>,
     /// The text of the tokenizer's `eos_token`.
     eos: Option<String>,
+    /// See [`TokenizerConfig::before_word`].
+    pub(super) before_word: &'static str,
     /// The tokenizer's chat templates, or what is wrong with them.
     chat: Result<Option<ChatTemplates>, Problem>,
     /// Whether the token before a cloze's word predicts it. Otherwise a mask in its place does.
@@ -102,6 +104,7 @@ impl TextEncoder {
         Ok(TextEncoder {
             unknown,
             first: around_nothing.get_ids().first().copied(),
+            before_word: settings.before_word,
             tokenizer,
             truncation,
             passes_types: settings.passes_types,
@@ -163,6 +166,12 @@ impl TextEncoder {
             size *= 4;
         }
         Ok(text)
+    }
+
+    /// How many tokens the tokenizer puts around a text.
+    pub(super) fn own_tokens(&self) -> usize {
+        let own = self.tokenizer.get_post_processor();
+        own.map_or(0, |own| own.added_tokens(false))
     }
 
     pub(super) fn max_length(&self) -> usize {
@@ -299,6 +308,10 @@ impl Encoder for TextEncoder {
         };
         self.check(&encoded)?;
         Ok(encoded)
+    }
+
+    fn words(&self, words: &[String]) -> Result<Sentence, Problem> {
+        self.encode_words(words)
     }
 
     fn cloze(&self, cloze: &Cloze, texts: &[String]) -> Result<Encoded, Problem> {

@@ -9,6 +9,7 @@ use super::form::{form, Form};
 use super::low_rank::low_rank;
 use super::settings;
 use super::{module_name, norms, prompts, token_rows, tuner, KEY_PREFIX};
+use crate::backbone::family::HeadKind;
 use crate::backbone::write_tensors;
 use crate::diagnostic::Problem;
 use crate::disk;
@@ -59,9 +60,10 @@ pub fn export(plan: &Plan, graph: &Graph, directory: &Path) -> Result<(), Proble
         saved.extend(parameter.source.name.split('.').next().map(str::to_owned));
     }
     let entries = &mut written.settings;
-    let task = match is_language_model {
-        true => settings::language_model_task(&plan.backbone.config),
-        false => "SEQ_CLS",
+    let task = match task.map(|(_, task)| task.kind.head()) {
+        Some(HeadKind::LanguageModel) => settings::language_model_task(&plan.backbone.config),
+        Some(HeadKind::Tag) => settings::TOKEN_CLS,
+        Some(HeadKind::Classify) | None => "SEQ_CLS",
     };
     entries.insert("task_type".into(), json!(task));
     entries.insert("base_model_name_or_path".into(), base_name(plan).into());

@@ -66,6 +66,9 @@ pub(super) const CAUSAL_LM: &str = "CAUSAL_LM";
 /// PEFT's name of the task of a model with an encoder and a decoder.
 pub(super) const SEQ_2_SEQ_LM: &str = "SEQ_2_SEQ_LM";
 
+/// PEFT's name of the task of a model that labels tokens.
+pub(super) const TOKEN_CLS: &str = "TOKEN_CLS";
+
 /// PEFT's name of the language-model task of this family.
 pub(super) fn language_model_task(config: &Config) -> &'static str {
     match config.family().heads.seq2seq {

@@ -208,6 +208,8 @@ pub enum FileFormat {
     Jsonl,
     /// One text per line, in a single column `text`.
     Text,
+    /// A word per line with its tags, and an empty line behind each sentence.
+    Conll,
 }
 
 /// A task of a plan.

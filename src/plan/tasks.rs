@@ -33,11 +33,12 @@ pub(super) fn data(fields: &Fields, base: &Path, seed: u64) -> DataPlan {
     plan
 }
 
-const READERS: [(&str, FileFormat); 4] = [
+const READERS: [(&str, FileFormat); 5] = [
     ("tsv", FileFormat::Tsv),
     ("csv", FileFormat::Csv),
     ("jsonl", FileFormat::Jsonl),
     ("text", FileFormat::Text),
+    ("conll", FileFormat::Conll),
 ];
 
 fn file(fields: &Fields, key: &'static str, base: &Path, seed: u64) -> Option<FilePlan> {
@@ -166,7 +167,7 @@ fn arguments_of(format: FileFormat) -> &'static str {
     match format {
         FileFormat::Jsonl => "a path",
         FileFormat::Csv => "a path, `columns = [...]` and `separator = \";\"`",
-        FileFormat::Tsv | FileFormat::Text => "a path and `columns = [...]`",
+        FileFormat::Tsv | FileFormat::Text | FileFormat::Conll => "a path and `columns = [...]`",
     }
 }
 

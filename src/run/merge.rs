@@ -316,11 +316,13 @@ fn merged_config(plan: &Plan) -> Result<Value, Problem> {
             .kind
             .outputs_of_config()
             .filter(|_| !task.kind.uses_language_model());
-        if let Some((problem_type, names)) = outputs {
+        if let Some((settings, names)) = outputs {
             if config.get("num_labels").is_some() {
                 config["num_labels"] = json!(names.len());
             }
-            config["problem_type"] = json!(problem_type);
+            for (key, value) in settings {
+                config[key] = value;
+            }
             let numbered = || names.iter().enumerate();
             config["id2label"] = numbered()
                 .map(|(i, name)| (i.to_string(), json!(name)))

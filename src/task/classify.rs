@@ -108,8 +108,12 @@ impl TaskKind for Classify {
         ])
     }
 
-    fn outputs_of_config(&self) -> Option<(&'static str, Vec<String>)> {
+    fn outputs_of_config(&self) -> Option<(Map<String, Value>, Vec<String>)> {
         let names = self.labels.iter().map(|label| label.name.clone());
-        Some(("single_label_classification", names.collect()))
+        let kind = (
+            "problem_type".to_owned(),
+            json!("single_label_classification"),
+        );
+        Some(([kind].into_iter().collect(), names.collect()))
     }
 }

@@ -33,7 +33,7 @@ pub struct Example {
     pub decoder: Vec<u32>,
     /// The target to predict.
     pub target: Target,
-    /// How many tokens were cut off because the text was too long.
+    /// How many tokens were cut off because the text was too long, where the task counts them.
     pub cut: usize,
 }
 
@@ -102,6 +102,17 @@ pub struct Marked {
     pub is_whole: bool,
 }
 
+/// A sentence that came as words.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sentence {
+    /// Its tokens, with the first of each word to be read.
+    pub text: Encoded,
+    /// For each word, its place among the tokens to read: none if it has no tokens, or is beyond the longest sequence.
+    pub places: Vec<Option<usize>>,
+    /// How many tokens were cut off.
+    pub cut: usize,
+}
+
 /// Turns texts into tokens.
 pub trait Encoder {
     /// The tokens of a text or a pair of texts, cut to the longest sequence.
@@ -109,6 +120,12 @@ pub trait Encoder {
     /// # Errors
     /// The tokenizer refuses a text, or the backbone has no embedding for a token or token type.
     fn texts(&self, texts: &[String]) -> Result<Encoded, Problem>;
+
+    /// The tokens of a sentence's words, cut to the longest sequence.
+    ///
+    /// # Errors
+    /// See [`Encoder::texts`].
+    fn words(&self, words: &[String]) -> Result<Sentence, Problem>;
 
     /// The tokens of texts in a template.
     ///

@@ -155,7 +155,7 @@ macro_rules! tasks {
             }
 
             /// See [`TaskKind::outputs_of_config`].
-            pub fn outputs_of_config(&self) -> Option<(&'static str, Vec<String>)> {
+            pub fn outputs_of_config(&self) -> Option<(Map<String, Value>, Vec<String>)> {
                 match self { $(Task::$task(task) => task.outputs_of_config(),)* }
             }
 

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 pub enum Metric {
     Accuracy,
     F1,
+    Precision,
+    Recall,
     Matthews,
     Pearson,
     Spearman,
@@ -24,6 +26,8 @@ impl Metric {
         match self {
             Metric::Accuracy => "accuracy",
             Metric::F1 => "f1",
+            Metric::Precision => "precision",
+            Metric::Recall => "recall",
             Metric::Matthews => "matthews",
             Metric::Pearson => "pearson",
             Metric::Spearman => "spearman",

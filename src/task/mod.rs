@@ -19,11 +19,13 @@ mod metrics;
 mod regress;
 mod score;
 mod seq2seq;
+mod spans;
+mod tag;
 mod target;
 mod template;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::backbone::family::HeadKind;
 use crate::backbone::Config;
@@ -34,7 +36,7 @@ use list::tasks;
 pub use causal_lm::CausalLm;
 pub use classify::Classify;
 pub use cloze::Cloze;
-pub use example::{Conversation, Encoded, Encoder, Example, Marked};
+pub use example::{Conversation, Encoded, Encoder, Example, Marked, Sentence};
 pub use instruct::Instruct;
 pub use label::Label;
 pub use masked_lm::MaskedLm;
@@ -43,6 +45,7 @@ pub use metrics::classification;
 pub use regress::Regress;
 pub use score::{highest, softmax, Guess, Predictions};
 pub use seq2seq::Seq2seq;
+pub use tag::Tag;
 pub use target::Target;
 pub use template::{Edit, Piece};
 
@@ -180,8 +183,8 @@ pub trait TaskKind: Sized {
         None
     }
 
-    /// `problem_type` of a merged model's `config.json`, and the names of its outputs.
-    fn outputs_of_config(&self) -> Option<(&'static str, Vec<String>)> {
+    /// Settings of a merged model's `config.json`, and the names of its outputs.
+    fn outputs_of_config(&self) -> Option<(Map<String, Value>, Vec<String>)> {
         None
     }
 }
@@ -238,4 +241,5 @@ tasks! {
     causal_lm::CausalLm,
     seq2seq::Seq2seq,
     instruct::Instruct,
+    tag::Tag,
 }

@@ -1,7 +1,7 @@
 //! A number for a text or a pair of texts: by a head with one output, or by the probability of one of two words.
 
 use serde::{Deserialize, Serialize};
-use serde_json::{json, Value as Json};
+use serde_json::{json, Map, Value as Json};
 
 use super::cloze::{cloze, Cloze};
 use super::label::Label;
@@ -95,8 +95,9 @@ impl TaskKind for Regress {
         ])
     }
 
-    fn outputs_of_config(&self) -> Option<(&'static str, Vec<String>)> {
-        Some(("regression", vec![self.label.clone()]))
+    fn outputs_of_config(&self) -> Option<(Map<String, Json>, Vec<String>)> {
+        let kind = ("problem_type".to_owned(), json!("regression"));
+        Some(([kind].into_iter().collect(), vec![self.label.clone()]))
     }
 }
 

@@ -50,6 +50,8 @@ pub struct Predictions {
     pub predicted: Vec<usize>,
     /// The classes or tokens that were to be predicted.
     pub classes: Vec<usize>,
+    /// How many of the classes each example has, if it may have several.
+    pub sequences: Vec<usize>,
     /// Predicted numbers.
     pub predicted_numbers: Vec<f64>,
     /// The numbers that were to be predicted.

@@ -7,6 +7,8 @@ use std::ops::Range;
 pub enum Target {
     /// The index of a label.
     Class(usize),
+    /// The indices of the labels of the rows that the head reads.
+    Classes(Vec<usize>),
     /// A number.
     Number(f32),
     /// The masked tokens.

@@ -128,9 +128,15 @@ pub(super) fn evaluate_with(
         }
         false => {
             for (example, logits) in examples.iter().zip(predict_with(graph, examples, kept)?) {
-                match example.target {
-                    Target::Class(class) => found.class(Guess::new(&logits, class)),
-                    Target::Number(number) => found.number(logits[0], number),
+                match &example.target {
+                    Target::Class(class) => found.class(Guess::new(&logits, *class)),
+                    Target::Classes(classes) => {
+                        let width = logits.len() / classes.len().max(1);
+                        let rows = logits.chunks(width.max(1)).zip(classes);
+                        rows.for_each(|(row, class)| found.class(Guess::new(row, *class)));
+                        found.sequences.push(classes.len());
+                    }
+                    Target::Number(number) => found.number(logits[0], *number),
                     _ => {}
                 }
             }

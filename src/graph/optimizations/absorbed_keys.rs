@@ -7,6 +7,7 @@
 use super::super::forward::Pass;
 use super::super::layers::Attention;
 use super::is_gated_at_the_top;
+use crate::backbone::family::HeadKind;
 use crate::backbone::Architecture;
 use crate::delta::Preposition;
 use crate::engine::{ops, Attending, AttentionShape, Layout, Matrix, Outcome};
@@ -22,7 +23,7 @@ pub fn check(plan: &Plan, index: usize, drops: bool) -> Result<(), String> {
         Some(stage) => plan.tasks.get(&stage.task),
         None => plan.final_task().map(|(_, task)| task),
     };
-    if task.is_some_and(|task| task.kind.uses_language_model()) {
+    if task.is_some_and(|task| task.kind.head() != HeadKind::Classify) {
         return Err("the head reads more than one row of a sequence".to_owned());
     }
     if is_gated_at_the_top(plan, index) {

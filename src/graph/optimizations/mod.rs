@@ -5,6 +5,7 @@ pub mod absorbed_keys;
 pub mod frozen_blocks;
 pub(super) mod read_rows;
 
+use crate::backbone::family::HeadKind;
 use crate::engine::{uses_amx, Precision};
 use crate::plan::{Change, DeltaPlan, Plan};
 
@@ -60,12 +61,12 @@ pub const ALL: [Optimization; 8] = [
                 return Err("a gate in it reads all rows of a sequence".to_owned());
             }
             let task = plan.tasks.get(&plan.stages[index].task);
-            Ok(
-                match task.is_some_and(|task| task.kind.uses_language_model()) {
-                    true => "after its attention, only those that predict a token go on".to_owned(),
-                    false => "after its attention, one per sequence goes on".to_owned(),
-                },
-            )
+            let which = match task.map(|task| task.kind.head()) {
+                Some(HeadKind::LanguageModel) => "only those that predict a token go on",
+                Some(HeadKind::Tag) => "only the first of each word goes on",
+                Some(HeadKind::Classify) | None => "one per sequence goes on",
+            };
+            Ok(format!("after its attention, {which}"))
         },
     },
     Optimization {

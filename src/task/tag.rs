@@ -1,0 +1,204 @@
+//! A label for each word of a sentence: names, parts of speech.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{json, Map, Value};
+
+use super::label::{label_of, labels, Label};
+use super::metrics::accuracy;
+use super::spans::{matches, spans, Scheme};
+use super::{
+    column, highest, no_head, refused, Encoder, Example, Metric, Predictions, Refusal, Sentence,
+    Target, TaskKind,
+};
+use crate::backbone::family::HeadKind;
+use crate::backbone::Config;
+use crate::diagnostic::Problem;
+use crate::settings::Fields;
+
+/// `tag { tokens = tokens, tags = tags, labels = ["O", "B-person", "I-person"] }`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Tag {
+    /// The column with the words of a sentence.
+    pub tokens: Vec<String>,
+    /// The column with their labels.
+    pub tags: String,
+    /// The labels, in the order of the logits.
+    pub labels: Vec<Label>,
+    /// How labels make spans.
+    pub scheme: Scheme,
+}
+
+impl TaskKind for Tag {
+    const NAME: &'static str = "tag";
+    const METRICS: &'static [Metric] = &[
+        Metric::F1,
+        Metric::Precision,
+        Metric::Recall,
+        Metric::Accuracy,
+        Metric::Loss,
+    ];
+
+    fn read(fields: &Fields) -> Self {
+        let schemes = [
+            ("bio", Scheme::Bio),
+            ("strict", Scheme::Strict),
+            ("plain", Scheme::Plain),
+        ];
+        Tag {
+            tokens: vec![column(fields, "tokens", "tokens")],
+            tags: column(fields, "tags", "tags"),
+            labels: labels(fields),
+            scheme: fields.choice("scheme", &schemes).unwrap_or(Scheme::Bio),
+        }
+    }
+
+    fn texts(&self) -> &[String] {
+        &self.tokens
+    }
+
+    fn target(&self) -> Option<&str> {
+        Some(&self.tags)
+    }
+
+    fn is_structured(&self, _: &str) -> bool {
+        true
+    }
+
+    fn target_of(&self, value: Option<&str>) -> Result<Target, Refusal> {
+        let tags = words(value.unwrap_or_default())?;
+        let classes = tags.iter().map(|tag| label_of(&self.labels, tag));
+        Ok(Target::Classes(classes.collect::<Result<_, _>>()?))
+    }
+
+    /// A word is read at its first token, and one without tokens or beyond the longest sequence is not.
+    fn encode(&self, row: &[String], encoder: &dyn Encoder) -> Result<Example, Problem> {
+        let words = words(&row[0]).map_err(refused)?;
+        let Sentence { text, places, cut } = encoder.words(&words)?;
+        let target = match row.get(1) {
+            None => Target::None,
+            Some(tags) => {
+                let Target::Classes(classes) =
+                    self.target_of(Some(tags.as_str())).map_err(refused)?
+                else {
+                    return Err(Problem::internal("tags are classes"));
+                };
+                if classes.len() != words.len() {
+                    let message = format!(
+                        "the row has {} words and {} tags",
+                        words.len(),
+                        classes.len()
+                    );
+                    return Err(
+                        Problem::new("delta::data::tags", message).help("give every word a tag")
+                    );
+                }
+                let read = classes.into_iter().zip(&places);
+                let read = read.filter(|(_, place)| place.is_some());
+                Target::Classes(read.map(|(class, _)| class).collect())
+            }
+        };
+        Ok(Example {
+            decoder: Vec::new(),
+            text,
+            target,
+            cut,
+        })
+    }
+
+    fn head(&self) -> HeadKind {
+        HeadKind::Tag
+    }
+
+    fn outputs(&self) -> usize {
+        self.labels.len()
+    }
+
+    fn labels(&self) -> &[Label] {
+        &self.labels
+    }
+
+    fn check(&self, config: &Config) -> Result<(), Problem> {
+        match config.family().heads.tag {
+            Some(_) => Ok(()),
+            None => Err(no_head(config, "token-classification")),
+        }
+    }
+
+    fn metrics(&self, found: &Predictions) -> Vec<(Metric, f64)> {
+        let name = |class: &usize| self.labels[*class].name.as_str();
+        let (mut right, mut predicted, mut stated) = (0, 0, 0);
+        let mut start = 0;
+        for count in &found.sequences {
+            let range = start..start + count;
+            start = range.end;
+            let of = |classes: &[usize]| {
+                let names: Vec<&str> = classes[range.clone()].iter().map(name).collect();
+                spans(&names, self.scheme)
+            };
+            let (found, expected) = (of(&found.predicted), of(&found.classes));
+            right += matches(&found, &expected);
+            predicted += found.len();
+            stated += expected.len();
+        }
+        let share = |of: usize| right as f64 / of.max(1) as f64;
+        let (precision, recall) = (share(predicted), share(stated));
+        let f1 = match right {
+            0 => 0.0,
+            _ => 2.0 * precision * recall / (precision + recall),
+        };
+        vec![
+            (Metric::F1, f1),
+            (Metric::Precision, precision),
+            (Metric::Recall, recall),
+            (Metric::Accuracy, accuracy(&found.predicted, &found.classes)),
+        ]
+    }
+
+    /// The tag of each word that was read, and the spans: their first word, the word behind them, and their type.
+    fn answer(&self, logits: &[f32]) -> Option<Vec<(String, Value)>> {
+        let rows = logits.chunks(self.labels.len());
+        let tags = rows.map(|row| self.labels[highest(row)].name.as_str());
+        let tags: Vec<&str> = tags.collect();
+        let mut answer = vec![("tags".to_owned(), json!(tags))];
+        if self.scheme != Scheme::Plain {
+            let found = spans(&tags, self.scheme).into_iter().map(|span| {
+                let (start, end) = (span.words.start, span.words.end);
+                json!({"type": span.kind, "start": start, "end": end})
+            });
+            answer.push(("spans".to_owned(), found.collect()));
+        }
+        Some(answer)
+    }
+
+    fn outputs_of_config(&self) -> Option<(Map<String, Value>, Vec<String>)> {
+        let names = self.labels.iter().map(|label| label.name.clone());
+        Some((Map::new(), names.collect()))
+    }
+}
+
+/// The words of a cell: a JSON list, or words divided by spaces.
+fn words(text: &str) -> Result<Vec<String>, Refusal> {
+    let wrong = |message: &str| {
+        let help =
+            "write a list such as `[\"Paris\", \"is\", \"old\"]`, or words divided by spaces";
+        (message.to_owned(), help.to_owned())
+    };
+    let words: Vec<String> = match text.trim_start().starts_with('[') {
+        false => text.split_whitespace().map(str::to_owned).collect(),
+        true => {
+            let Ok(Value::Array(items)) = serde_json::from_str(text) else {
+                return Err(wrong("the words are not a JSON list"));
+            };
+            let word = |item: &Value| match item {
+                Value::String(word) => Ok(word.clone()),
+                Value::Number(number) => Ok(number.to_string()),
+                _ => Err(wrong("a word is neither a text nor a number")),
+            };
+            items.iter().map(word).collect::<Result<_, _>>()?
+        }
+    };
+    match words.is_empty() {
+        true => Err(wrong("the list of words is empty")),
+        false => Ok(words),
+    }
+}
