@@ -268,6 +268,9 @@ same!(cross_entropy, [(ROWS, 7)], [], |m, _v| {
     let labels: Vec<usize> = (0..ROWS).map(|row| row % 7).collect();
     one(ops::cross_entropy(&m[0], &labels, 20)?)
 });
+same!(soft_cross_entropy, [(ROWS, 7)], [], |m, _v| {
+    one(ops::soft_cross_entropy(&m[0], &random(6, ROWS * 7), 20.0)?)
+});
 same!(squared_error, [(ROWS, 1)], [], |m, _v| one(
     ops::squared_error(&m[0], &random(5, ROWS), 20)?
 ));

@@ -90,6 +90,19 @@ fn definitions_are_those_of_pytorch() {
     cases.case("cross_entropy", &|m, _| {
         as_matrix(ops::cross_entropy(&m[0], &[2, 0, 4, 1], 6).unwrap())
     });
+    cases.case("soft_cross_entropy", &|m, _| {
+        // Classes weighted by 1, 2, 0.5, 1 and 3, and labels smoothed by 0.1.
+        let weights = [1.0f32, 2.0, 0.5, 1.0, 3.0];
+        let labels = [2, 0, 4, 1];
+        let row = |label: usize| {
+            let class = move |(class, weight): (usize, &f32)| {
+                weight * (0.1 / 5.0 + if class == label { 0.9 } else { 0.0 })
+            };
+            weights.iter().enumerate().map(class).collect::<Vec<f32>>()
+        };
+        let shares: Vec<f32> = labels.iter().flat_map(|label| row(*label)).collect();
+        as_matrix(ops::soft_cross_entropy(&m[0], &shares, 6.0).unwrap())
+    });
     cases.case("squared_error", &|m, _| {
         as_matrix(ops::squared_error(&m[0], &[0.5, -1.0, 2.0], 4).unwrap())
     });

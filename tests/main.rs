@@ -40,6 +40,7 @@ mod predict;
 mod resume;
 mod scripts;
 mod selectors;
+mod several;
 mod syntax;
 mod tags;
 mod tokenizers;

@@ -6,7 +6,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::engine::{mix, Layout};
 use crate::graph::{Batch, DecoderRows, Targets};
-use crate::task::{Example, Target};
+use crate::task::{Example, Shares, Target};
 
 /// The order of the examples in an epoch.
 pub fn order(count: usize, seed: u64, epoch: usize) -> Vec<usize> {
@@ -29,13 +29,15 @@ pub struct Masking {
     pub vocabulary: usize,
 }
 
-/// Which tokens of a text a language model predicts.
+/// How the targets of a batch are made.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Prediction {
+pub struct Prediction<'a> {
     /// How a masked language model's tokens are chosen.
     pub masking: Option<Masking>,
     /// Whether a causal language model predicts the first token as well: behind a prompt, it can.
     pub predicts_first: bool,
+    /// How much each class counts in the loss.
+    pub shares: Option<&'a Shares>,
 }
 
 /// Divides a batch into groups of whole sequences, with about `group_rows` rows each. Puts the longest
@@ -72,6 +74,16 @@ pub fn groups(
             )
         })
         .collect();
+    let weights = batches.iter().map(|batch| match &batch.targets {
+        Targets::Shares { total, .. } => *total,
+        _ => 0.0,
+    });
+    let weights: f64 = weights.sum();
+    for batch in &mut batches {
+        if let Targets::Shares { total, .. } = &mut batch.targets {
+            *total = weights;
+        }
+    }
     let total: usize = batches.iter().map(|batch| batch.total).sum();
     batches
         .iter_mut()
@@ -90,6 +102,7 @@ pub fn batch(
     let Prediction {
         masking,
         predicts_first,
+        shares,
     } = prediction;
     let key = |place: &usize| mix(random ^ mix(*place as u64));
     let keys: Vec<u64> = places.iter().map(key).collect();
@@ -149,7 +162,7 @@ pub fn batch(
     };
     let targets = match masking {
         Some(_) => tokens_at,
-        None => targets(examples).unwrap_or(tokens_at),
+        None => targets(examples, shares).unwrap_or(tokens_at),
     };
     let total = match &targets {
         Targets::Tokens { rows, .. } => rows.len(),
@@ -179,7 +192,7 @@ fn places_to_predict(example: &Example) -> Vec<std::ops::Range<usize>> {
 }
 
 /// The targets of examples; `None` if they are tokens.
-fn targets(examples: &[&Example]) -> Option<Targets> {
+fn targets(examples: &[&Example], shares: Option<&Shares>) -> Option<Targets> {
     let targets = examples.iter().map(|example| &example.target);
     match examples.first().map(|example| &example.target) {
         Some(Target::NextTokens | Target::Answers(_)) => None,
@@ -188,7 +201,26 @@ fn targets(examples: &[&Example]) -> Option<Targets> {
                 Target::Class(class) => *class,
                 _ => 0,
             });
-            Some(Targets::Classes(classes.collect()))
+            let classes: Vec<usize> = classes.collect();
+            let Some(shares) = shares else {
+                return Some(Targets::Classes(classes));
+            };
+            let weights = classes
+                .iter()
+                .map(|class| f64::from(shares.weights[*class]));
+            let total = weights.sum();
+            let shares = classes.into_iter().flat_map(|class| shares.of(class));
+            Some(Targets::Shares {
+                shares: shares.collect(),
+                total,
+            })
+        }
+        Some(Target::Set(_)) => {
+            let sets = targets.flat_map(|target| match target {
+                Target::Set(set) => set.as_slice(),
+                _ => &[],
+            });
+            Some(Targets::Sets(sets.map(|has| f32::from(*has)).collect()))
         }
         Some(Target::Classes(_)) => {
             let classes = targets.flat_map(|target| match target {

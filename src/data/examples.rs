@@ -63,8 +63,8 @@ pub(super) fn is_of_every_row(problem: &Problem) -> bool {
 /// The task has no labels, or a label has too few examples.
 pub fn check_few(few: &Few, task: &TaskPlan, counts: &[usize]) -> Result<(), Problem> {
     let problem = |message: String| Problem::new("delta::data::few", message);
-    if task.kind.labels().is_empty() {
-        let message = "`few` needs a `classify` task, which has labels".to_owned();
+    if !task.kind.has_one_label() {
+        let message = "`few` needs a `classify` task whose texts have one label each".to_owned();
         return Err(problem(message).help("use the whole file without `few`"));
     }
     let end = few.skipped + few.per_class;
@@ -133,6 +133,17 @@ impl Examples {
             None if all.is_empty() => Err(no_examples(file)),
             None => Ok(Examples { all }),
         }
+    }
+
+    /// The number of examples of each label, if each has one.
+    pub fn label_counts(&self, task: &TaskPlan) -> Vec<usize> {
+        let mut counts = vec![0; task.kind.labels().len()];
+        for example in &self.all {
+            if let Target::Class(class) = example.target {
+                counts[class] += 1;
+            }
+        }
+        counts
     }
 
     /// A few examples of each label, in the order of the file.
@@ -234,10 +245,10 @@ fn encode(encoder: &TextEncoder, task: &TaskPlan, row: &[String]) -> Result<Exam
     Ok(example)
 }
 
-/// The columns that a task reads: its texts, then its target if it has one.
+/// The columns that a task reads: its texts, then its targets.
 pub(super) fn wanted(task: &TaskPlan) -> Vec<Wanted<'_>> {
     let texts = task.kind.texts().iter().map(String::as_str);
-    let names = texts.chain(task.kind.target());
+    let names = texts.chain(task.kind.targets().iter().map(String::as_str));
     let wanted = names.map(|name| Wanted {
         name,
         is_structured: task.kind.is_structured(name),
@@ -245,14 +256,14 @@ pub(super) fn wanted(task: &TaskPlan) -> Vec<Wanted<'_>> {
     wanted.collect()
 }
 
-/// Converts the value of a row's target, if the task has a column for it.
+/// Converts the values of a row's target.
 pub(super) fn checked_target(
-    value: Option<&str>,
+    values: &[String],
     line: usize,
     file: &FilePlan,
     task: &TaskPlan,
 ) -> Result<Target, Problem> {
-    task.kind.target_of(value).map_err(|(message, help)| {
+    task.kind.target_of(values).map_err(|(message, help)| {
         at_line("delta::data::label", &file.path, line, message)
             .at(task.span, "the task")
             .help(help)

@@ -262,12 +262,15 @@ impl Rows {
         self.count += 1;
         let count = task.kind.texts().len();
         let texts = &values[..count];
-        let target = values.get(count).map(String::as_str);
-        match checked_target(target, *line, file, task) {
+        match checked_target(&values[count..], *line, file, task) {
             Ok(Target::Class(class)) => self.labels[class] += 1,
             Ok(Target::Classes(classes)) => classes
                 .into_iter()
                 .for_each(|class| self.labels[class] += 1),
+            Ok(Target::Set(set)) => {
+                let own = self.labels.iter_mut().zip(set);
+                own.for_each(|(count, has)| *count += usize::from(has));
+            }
             Ok(_) => {}
             Err(problem) => self.mistake(problem),
         }

@@ -53,6 +53,15 @@ pub struct DecoderRows {
 pub enum Targets {
     /// A label for each row that the head reads.
     Classes(Vec<usize>),
+    /// Labels that a row has in part, or that count differently.
+    Shares {
+        /// The share of each label in each row that the head reads, `(rows, labels)`.
+        shares: Vec<f32>,
+        /// The sum by which the loss of the whole batch is divided.
+        total: f64,
+    },
+    /// Whether each row that the head reads has each label, 1 or 0: `(rows, labels)`.
+    Sets(Vec<f32>),
     /// A number for each sequence.
     Numbers(Vec<f32>),
     /// The tokens at some rows.

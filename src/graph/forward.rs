@@ -80,6 +80,10 @@ impl<'g> Pass<'g> {
         let logits = self.head(x, &read)?;
         match &batch.targets {
             Targets::Classes(labels) => ops::cross_entropy(&logits, labels, batch.total),
+            Targets::Shares { shares, total } => {
+                ops::soft_cross_entropy(&logits, shares, *total as f32)
+            }
+            Targets::Sets(sets) => self.loss_of_sets(&logits, sets, batch.total),
             Targets::Numbers(numbers) => ops::squared_error(&logits, numbers, batch.total),
             Targets::Tokens { tokens, .. } => ops::cross_entropy(&logits, tokens, batch.total),
             Targets::None => unreachable!("a loss is only asked for where targets are known"),

@@ -45,6 +45,25 @@ impl Pass<'_> {
         ops::linear_cross_entropy(&x, &self.weight(weight), bias.as_ref(), tokens, total)
     }
 
+    /// The mean over all labels and rows of `−log` of the probability that a row has a label, or has it not:
+    /// `−t log σ(x) − (1 − t) log σ(−x)`, which is the cross-entropy of the logits `[0, x]`.
+    pub(super) fn loss_of_sets(
+        &self,
+        logits: &Matrix,
+        sets: &[f32],
+        total: usize,
+    ) -> Outcome<Scalar> {
+        let (rows, labels) = logits.shape();
+        let count = rows * labels;
+        let zeros = self.constant(vec![0.0; count], (count, 1))?;
+        let pairs = ops::join_columns(&[zeros, logits.reshaped((count, 1))])?; // (rows · labels, 2)
+        let shares: Vec<f32> = sets
+            .iter()
+            .flat_map(|share| [1.0 - share, *share])
+            .collect();
+        ops::soft_cross_entropy(&pairs, &shares, (total * labels) as f32)
+    }
+
     fn cloze(&self) -> Option<&Cloze> {
         self.graph.task().and_then(|task| task.kind.cloze())
     }

@@ -240,7 +240,7 @@ fn column_names(fields: &Fields, argument: &Argument) -> Vec<String> {
 
 /// Reads a `task` block.
 pub(super) fn task(kind: &Name, fields: &Fields) -> Option<TaskPlan> {
-    let Some(metrics) = Task::metrics_of(&kind.node) else {
+    let Some(task) = Task::read(&kind.node, fields) else {
         let known = || Task::NAMES.iter().copied();
         let problem = Problem::new(
             "delta::plan::unknown_task",
@@ -257,15 +257,15 @@ pub(super) fn task(kind: &Name, fields: &Fields) -> Option<TaskPlan> {
         });
         return None;
     };
+    let metrics = task.measures();
     let named: Vec<(&str, Metric)> = metrics
         .iter()
         .map(|metric| (metric.name(), *metric))
         .collect();
     let metric = fields.choice("metric", &named).unwrap_or(metrics[0]);
-    let kind = Task::read(&kind.node, fields)?;
     fields.finish();
     Some(TaskPlan {
-        kind,
+        kind: task,
         metric,
         span: fields.span(),
     })

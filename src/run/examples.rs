@@ -65,9 +65,10 @@ impl Loader {
                 None => None,
             };
             all.push(Data {
+                masking: self.masking(task)?,
+                shares: task.kind.shares(&train.label_counts(task)),
                 train,
                 dev,
-                masking: self.masking(task)?,
             });
         }
         Ok(all)

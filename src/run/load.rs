@@ -10,7 +10,7 @@ use crate::engine::{Device, Precision};
 use crate::graph::{Graph, Tensors};
 use crate::peft;
 use crate::plan::{BackbonePlan, DeltaPlan, Label, Metric, Plan, Task, TaskPlan};
-use crate::task::{CausalLm, Classify, Regress, Seq2seq};
+use crate::task::{CausalLm, Classify, Regress, Seq2seq, Several};
 
 /// The longest text that a model reads which no run has set a length for, in tokens.
 const LONGEST: usize = 512;
@@ -353,6 +353,7 @@ fn adapter_task(backbone: &Path, outputs: usize, text: Vec<String>) -> TaskPlan 
         value: number.to_string(),
         name: name(number),
     });
+    let has_several = json["problem_type"] == "multi_label_classification";
     let label = "label".to_owned();
     let cloze = None;
     let (kind, metric) = match outputs {
@@ -364,8 +365,13 @@ fn adapter_task(backbone: &Path, outputs: usize, text: Vec<String>) -> TaskPlan 
                 label,
                 labels,
                 cloze,
+                several: has_several.then_some(Several::List),
+                weights: None,
+                smoothing: 0.0,
             };
-            (Task::from(task), Metric::Accuracy)
+            let task = Task::from(task);
+            let metric = task.measures()[0];
+            (task, metric)
         }
     };
     TaskPlan {

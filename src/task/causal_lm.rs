@@ -32,7 +32,7 @@ impl TaskKind for CausalLm {
         true
     }
 
-    fn target_of(&self, _: Option<&str>) -> Result<Target, Refusal> {
+    fn target_of(&self, _: &[String]) -> Result<Target, Refusal> {
         Ok(Target::NextTokens)
     }
 

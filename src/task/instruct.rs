@@ -77,8 +77,8 @@ impl TaskKind for Instruct {
         &self.text
     }
 
-    fn target(&self) -> Option<&str> {
-        self.answer.as_deref()
+    fn targets(&self) -> &[String] {
+        self.answer.as_slice()
     }
 
     fn has_text_target(&self) -> bool {
@@ -97,7 +97,7 @@ impl TaskKind for Instruct {
         self.form == Form::Messages && self.text.iter().any(|name| name == column)
     }
 
-    fn target_of(&self, _: Option<&str>) -> Result<Target, Refusal> {
+    fn target_of(&self, _: &[String]) -> Result<Target, Refusal> {
         Ok(Target::Answers(Vec::new()))
     }
 

@@ -29,14 +29,6 @@ macro_rules! tasks {
                 None
             }
 
-            /// See [`TaskKind::METRICS`], of the task of this name.
-            pub fn metrics_of(name: &str) -> Option<&'static [Metric]> {
-                $(if name == $file::$task::NAME {
-                    return Some($file::$task::METRICS);
-                })*
-                None
-            }
-
             /// The task's name in the language.
             pub fn name(&self) -> &'static str {
                 match self { $(Task::$task(_) => $file::$task::NAME,)* }
@@ -47,9 +39,14 @@ macro_rules! tasks {
                 match self { $(Task::$task(task) => task.texts(),)* }
             }
 
-            /// See [`TaskKind::target`].
-            pub fn target(&self) -> Option<&str> {
-                match self { $(Task::$task(task) => task.target(),)* }
+            /// See [`TaskKind::targets`].
+            pub fn targets(&self) -> &[String] {
+                match self { $(Task::$task(task) => task.targets(),)* }
+            }
+
+            /// See [`TaskKind::shares`].
+            pub fn shares(&self, counts: &[usize]) -> Option<Shares> {
+                match self { $(Task::$task(task) => task.shares(counts),)* }
             }
 
             /// See [`TaskKind::has_text_target`].
@@ -91,9 +88,9 @@ macro_rules! tasks {
             /// See [`TaskKind::target_of`].
             ///
             /// # Errors
-            /// The value is no target of this task.
-            pub fn target_of(&self, value: Option<&str>) -> Result<Target, Refusal> {
-                match self { $(Task::$task(task) => task.target_of(value),)* }
+            /// The values are no target of this task.
+            pub fn target_of(&self, values: &[String]) -> Result<Target, Refusal> {
+                match self { $(Task::$task(task) => task.target_of(values),)* }
             }
 
             /// See [`TaskKind::head`].
@@ -109,6 +106,16 @@ macro_rules! tasks {
             /// See [`TaskKind::labels`].
             pub fn labels(&self) -> &[Label] {
                 match self { $(Task::$task(task) => task.labels(),)* }
+            }
+
+            /// See [`TaskKind::has_one_label`].
+            pub fn has_one_label(&self) -> bool {
+                match self { $(Task::$task(task) => task.has_one_label(),)* }
+            }
+
+            /// See [`TaskKind::measures`].
+            pub fn measures(&self) -> &'static [Metric] {
+                match self { $(Task::$task(task) => task.measures(),)* }
             }
 
             /// See [`TaskKind::cloze`].

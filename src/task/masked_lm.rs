@@ -35,7 +35,7 @@ impl TaskKind for MaskedLm {
         &self.text
     }
 
-    fn target_of(&self, _: Option<&str>) -> Result<Target, Refusal> {
+    fn target_of(&self, _: &[String]) -> Result<Target, Refusal> {
         Ok(Target::MaskedTokens)
     }
 

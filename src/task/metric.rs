@@ -4,11 +4,13 @@ use serde::{Deserialize, Serialize};
 
 /// A measure of the quality of predictions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 #[allow(missing_docs)]
 pub enum Metric {
     Accuracy,
     F1,
+    /// The mean over labels of each label's F1.
+    MacroF1,
     Precision,
     Recall,
     Matthews,
@@ -26,6 +28,7 @@ impl Metric {
         match self {
             Metric::Accuracy => "accuracy",
             Metric::F1 => "f1",
+            Metric::MacroF1 => "macro_f1",
             Metric::Precision => "precision",
             Metric::Recall => "recall",
             Metric::Matthews => "matthews",

@@ -104,6 +104,34 @@ pub fn classification(predicted: &[usize], labels: &[usize], classes: usize) -> 
     ]
 }
 
+/// The metrics of examples with several labels each, except the loss: F1 over all labels together (micro), its mean over
+/// labels, and the share of examples whose labels are all right. A label that neither occurs nor is predicted has F1 0.
+pub fn several(sets: &[Vec<(bool, bool)>]) -> Vec<(Metric, f64)> {
+    let labels = sets.first().map_or(0, Vec::len);
+    let f1_of = |pairs: &mut dyn Iterator<Item = (bool, bool)>| {
+        let (mut right, mut wrong) = (0.0, 0.0);
+        for (predicted, has) in pairs {
+            right += f64::from(u8::from(predicted && has));
+            wrong += f64::from(u8::from(predicted != has));
+        }
+        match right + wrong == 0.0 {
+            true => 0.0,
+            false => 2.0 * right / (2.0 * right + wrong),
+        }
+    };
+    let each = (0..labels).map(|label| f1_of(&mut sets.iter().map(|set| set[label])));
+    let each: f64 = each.sum();
+    let whole = |set: &&Vec<(bool, bool)>| set.iter().all(|(predicted, has)| predicted == has);
+    vec![
+        (Metric::F1, f1_of(&mut sets.iter().flatten().copied())),
+        (Metric::MacroF1, each / labels.max(1) as f64),
+        (
+            Metric::Accuracy,
+            sets.iter().filter(whole).count() as f64 / sets.len().max(1) as f64,
+        ),
+    ]
+}
+
 /// All metrics of a regression, except the loss.
 pub fn regression(predicted: &[f64], targets: &[f64]) -> Vec<(Metric, f64)> {
     vec![
@@ -129,6 +157,24 @@ mod tests {
         assert!((f1(&[0, 1, 0, 1], &[0, 1, 1, 0], 2) - 0.5).abs() < 1e-12);
         assert!(matthews(&[0, 1, 0, 1], &[0, 1, 1, 0], 2).abs() < 1e-12);
         assert_eq!(matthews(&[1, 1], &[1, 1], 2), 0.0);
+    }
+
+    // By scikit-learn 1.9, of gold [[1,0,1],[0,1,0],[1,1,0],[0,0,0]] and predicted [[1,0,0],[0,1,0],[1,0,0],[0,1,0]]:
+    // f1_score(average="micro"), f1_score(average="macro", zero_division=0), accuracy_score
+    #[test]
+    fn metrics_of_several_labels_are_those_of_scikit_learn() {
+        let gold = [[1, 0, 1], [0, 1, 0], [1, 1, 0], [0, 0, 0]];
+        let predicted = [[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 1, 0]];
+        let set = |(p, g): (&[i32; 3], &[i32; 3])| {
+            let pairs = p.iter().zip(g);
+            pairs.map(|(p, g)| (*p == 1, *g == 1)).collect::<Vec<_>>()
+        };
+        let sets: Vec<Vec<(bool, bool)>> = predicted.iter().zip(&gold).map(set).collect();
+        let found = several(&sets);
+        let expected = [2.0 / 3.0, 0.5, 0.25];
+        for ((metric, value), expected) in found.into_iter().zip(expected) {
+            assert!((value - expected).abs() < 1e-9, "{metric:?} {value}");
+        }
     }
 
     // pearsonr and spearmanr of x = [1,2,2,4,5.5], y = [2,1,3,5,4]

@@ -34,7 +34,7 @@ use crate::settings::Fields;
 use list::tasks;
 
 pub use causal_lm::CausalLm;
-pub use classify::Classify;
+pub use classify::{Classify, Several};
 pub use cloze::Cloze;
 pub use example::{Conversation, Encoded, Encoder, Example, Marked, Sentence};
 pub use instruct::Instruct;
@@ -46,7 +46,7 @@ pub use regress::Regress;
 pub use score::{highest, softmax, Guess, Predictions};
 pub use seq2seq::Seq2seq;
 pub use tag::Tag;
-pub use target::Target;
+pub use target::{Shares, Target};
 pub use template::{Edit, Piece};
 
 /// What is wrong in one sentence, and a way out.
@@ -65,9 +65,9 @@ pub trait TaskKind: Sized {
     /// The columns with the texts that the model reads.
     fn texts(&self) -> &[String];
 
-    /// The column with the target, if there is one.
-    fn target(&self) -> Option<&str> {
-        None
+    /// The columns with the target, if there are any.
+    fn targets(&self) -> &[String] {
+        &[]
     }
 
     /// Whether the target is a text that the tokenizer encodes.
@@ -90,11 +90,17 @@ pub trait TaskKind: Sized {
         false
     }
 
-    /// The target of a row from the value of its column, if there is one.
+    /// The target of a row from the values of its columns.
     ///
     /// # Errors
-    /// The value is no target of this task.
-    fn target_of(&self, value: Option<&str>) -> Result<Target, Refusal>;
+    /// The values are no target of this task.
+    fn target_of(&self, values: &[String]) -> Result<Target, Refusal>;
+
+    /// How much each class counts in the loss, by the number of training examples of each label, and the share of a
+    /// label that is given to all; `None` if each counts the same and the label has all.
+    fn shares(&self, _counts: &[usize]) -> Option<Shares> {
+        None
+    }
 
     /// The example of a row: of its texts, and of the value of its target if that is known.
     ///
@@ -106,9 +112,9 @@ pub trait TaskKind: Sized {
             Some(cloze) => encoder.cloze(cloze, texts)?,
             None => encoder.texts(texts)?,
         };
-        let target = match target.first() {
-            None if self.target().is_some() => Target::None,
-            value => self.target_of(value.map(String::as_str)).map_err(refused)?,
+        let target = match target.len() < self.targets().len() {
+            true => Target::None,
+            false => self.target_of(target).map_err(refused)?,
         };
         Ok(Example {
             decoder: encoder.decoded(&text),
@@ -142,6 +148,16 @@ pub trait TaskKind: Sized {
     /// The labels, in the order of the logits.
     fn labels(&self) -> &[Label] {
         &[]
+    }
+
+    /// Whether every text has one of the labels.
+    fn has_one_label(&self) -> bool {
+        false
+    }
+
+    /// The metrics that it has with these settings. The first is the default.
+    fn measures(&self) -> &'static [Metric] {
+        Self::METRICS
     }
 
     /// The template and the words with which a language model's head answers.

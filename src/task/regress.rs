@@ -44,12 +44,12 @@ impl TaskKind for Regress {
         &self.text
     }
 
-    fn target(&self) -> Option<&str> {
-        Some(&self.label)
+    fn targets(&self) -> &[String] {
+        std::slice::from_ref(&self.label)
     }
 
-    fn target_of(&self, value: Option<&str>) -> Result<Target, Refusal> {
-        let value = value.unwrap_or_default().trim();
+    fn target_of(&self, values: &[String]) -> Result<Target, Refusal> {
+        let value = values.first().map_or("", |value| value.trim());
         match value.parse::<f32>() {
             Ok(number) if number.is_finite() => Ok(Target::Number(number)),
             _ => Err((

@@ -52,6 +52,8 @@ pub struct Predictions {
     pub classes: Vec<usize>,
     /// How many of the classes each example has, if it may have several.
     pub sequences: Vec<usize>,
+    /// For each example, whether it was predicted to have each label, and whether it has it.
+    pub sets: Vec<Vec<(bool, bool)>>,
     /// Predicted numbers.
     pub predicted_numbers: Vec<f64>,
     /// The numbers that were to be predicted.
@@ -67,6 +69,24 @@ impl Predictions {
         self.classes.push(guess.class);
     }
 
+    /// Adds the labels of an example; each is predicted if its probability is above a half.
+    pub fn set(&mut self, logits: &[f32], set: &[bool]) {
+        self.has_infinite |= logits.iter().any(|logit| !logit.is_finite());
+        let of_label = |(logit, has): (&f32, &bool)| {
+            let logit = f64::from(*logit);
+            // −log σ(x) for a label that it has, −log σ(−x) for another.
+            let signed = if *has { -logit } else { logit };
+            signed.max(0.0) + (-signed.abs()).exp().ln_1p()
+        };
+        let losses: f64 = logits.iter().zip(set).map(of_label).sum();
+        self.loss += losses / set.len().max(1) as f64;
+        let pairs = logits
+            .iter()
+            .map(|logit| *logit > 0.0)
+            .zip(set.iter().copied());
+        self.sets.push(pairs.collect());
+    }
+
     /// Adds a number.
     pub fn number(&mut self, predicted: f32, number: f32) {
         self.has_infinite |= !predicted.is_finite();
@@ -78,7 +98,10 @@ impl Predictions {
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.classes.len().max(self.numbers.len())
+        self.classes
+            .len()
+            .max(self.numbers.len())
+            .max(self.sets.len())
     }
 
     /// Whether there are none.

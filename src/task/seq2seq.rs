@@ -39,15 +39,15 @@ impl TaskKind for Seq2seq {
         &self.text
     }
 
-    fn target(&self) -> Option<&str> {
-        Some(&self.label)
+    fn targets(&self) -> &[String] {
+        std::slice::from_ref(&self.label)
     }
 
     fn has_text_target(&self) -> bool {
         true
     }
 
-    fn target_of(&self, _: Option<&str>) -> Result<Target, Refusal> {
+    fn target_of(&self, _: &[String]) -> Result<Target, Refusal> {
         Ok(Target::NextTokens)
     }
 

@@ -91,5 +91,13 @@ mod tests {
         ];
         assert_eq!(of(Scheme::Bio), bio);
         assert_eq!(of(Scheme::Strict), [("a", 0, 1), ("a", 5, 6), ("b", 7, 7)]);
+        let labels = [
+            "S-a", "E-a", "B-a", "I-a", "E-a", "I-a", "O", "E-b", "B-b", "E-b", "E-b",
+        ];
+        let found: Vec<Range<usize>> = spans(&labels, Scheme::Bio)
+            .into_iter()
+            .map(|span| span.words)
+            .collect();
+        assert_eq!(found, [0..1, 1..2, 2..5, 5..6, 7..8, 8..10, 10..11]);
     }
 }

@@ -56,16 +56,16 @@ impl TaskKind for Tag {
         &self.tokens
     }
 
-    fn target(&self) -> Option<&str> {
-        Some(&self.tags)
+    fn targets(&self) -> &[String] {
+        std::slice::from_ref(&self.tags)
     }
 
     fn is_structured(&self, _: &str) -> bool {
         true
     }
 
-    fn target_of(&self, value: Option<&str>) -> Result<Target, Refusal> {
-        let tags = words(value.unwrap_or_default())?;
+    fn target_of(&self, values: &[String]) -> Result<Target, Refusal> {
+        let tags = words(values.first().map_or("", String::as_str))?;
         let classes = tags.iter().map(|tag| label_of(&self.labels, tag));
         Ok(Target::Classes(classes.collect::<Result<_, _>>()?))
     }
@@ -74,12 +74,10 @@ impl TaskKind for Tag {
     fn encode(&self, row: &[String], encoder: &dyn Encoder) -> Result<Example, Problem> {
         let words = words(&row[0]).map_err(refused)?;
         let Sentence { text, places, cut } = encoder.words(&words)?;
-        let target = match row.get(1) {
-            None => Target::None,
-            Some(tags) => {
-                let Target::Classes(classes) =
-                    self.target_of(Some(tags.as_str())).map_err(refused)?
-                else {
+        let target = match &row[1..] {
+            [] => Target::None,
+            tags => {
+                let Target::Classes(classes) = self.target_of(tags).map_err(refused)? else {
                     return Err(Problem::internal("tags are classes"));
                 };
                 if classes.len() != words.len() {

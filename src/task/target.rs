@@ -9,6 +9,8 @@ pub enum Target {
     Class(usize),
     /// The indices of the labels of the rows that the head reads.
     Classes(Vec<usize>),
+    /// Whether it has each of the labels.
+    Set(Vec<bool>),
     /// A number.
     Number(f32),
     /// The masked tokens.
@@ -19,4 +21,30 @@ pub enum Target {
     Answers(Vec<Range<usize>>),
     /// The target is unknown.
     None,
+}
+
+/// How much each class counts in a loss.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shares {
+    /// The weight of each class.
+    pub weights: Vec<f32>,
+    /// The share of a label that is given to all labels alike (Szegedy et al., arXiv 1512.00567, section 7).
+    pub smoothing: f32,
+}
+
+impl Shares {
+    /// The share of each class in the loss of an example of `class`, as PyTorch's `cross_entropy` has it with a weight
+    /// and with smoothing.
+    pub fn of(&self, class: usize) -> impl Iterator<Item = f32> + '_ {
+        let each = self.smoothing / self.weights.len() as f32;
+        let share = move |(other, weight): (usize, &f32)| {
+            let own = if other == class {
+                1.0 - self.smoothing
+            } else {
+                0.0
+            };
+            weight * (own + each)
+        };
+        self.weights.iter().enumerate().map(share)
+    }
 }

@@ -38,6 +38,7 @@ fn batches(graph: &Graph, examples: &[Example], masking: Option<Masking>) -> Vec
     let prediction = Prediction {
         masking,
         predicts_first: graph.predicts_first(),
+        shares: None,
     };
     let mut batches = Vec::new();
     let mut start = 0;
@@ -136,6 +137,7 @@ pub(super) fn evaluate_with(
                         rows.for_each(|(row, class)| found.class(Guess::new(row, *class)));
                         found.sequences.push(classes.len());
                     }
+                    Target::Set(set) => found.set(&logits, set),
                     Target::Number(number) => found.number(logits[0], *number),
                     _ => {}
                 }

@@ -17,6 +17,7 @@ use crate::engine::{mix, Outcome};
 use crate::graph::optimizations::frozen_blocks;
 use crate::graph::{device_problem, Graph};
 use crate::plan::{DeltaPlan, Keep, Length, Plan, StagePlan, TaskPlan, Unit, Warmup};
+use crate::task::Shares;
 use crate::text::{counted, thousands};
 
 /// The examples of one stage.
@@ -28,6 +29,8 @@ pub struct Data {
     pub dev: Option<std::sync::Arc<Examples>>,
     /// How tokens are masked, for a masked language model.
     pub masking: Option<Masking>,
+    /// How much each class counts in the loss of the training.
+    pub shares: Option<Shares>,
 }
 
 /// An event of a training run.
@@ -271,6 +274,7 @@ impl<'a> Stage<'a> {
             Prediction {
                 masking: self.data.masking,
                 predicts_first: graph.predicts_first(),
+                shares: self.data.shares.as_ref(),
             },
             graph.device().group_rows(),
         );

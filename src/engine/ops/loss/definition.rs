@@ -11,6 +11,20 @@ pub(super) fn cross_entropy<D: DfdxDevice>(
     total: usize,
 ) -> DfdxResult<DfdxTensor<(), D>, D> {
     let (rows, classes) = *logits.shape();
+    let mut one_hot = vec![0.0; rows * classes];
+    for (row, &label) in labels.iter().enumerate() {
+        one_hot[row * classes + label] = 1.0;
+    }
+    soft_cross_entropy(logits, &one_hot, total as f32)
+}
+
+/// See [`super::soft_cross_entropy`].
+pub(super) fn soft_cross_entropy<D: DfdxDevice>(
+    logits: &DfdxMatrix<D>,
+    shares: &[f32],
+    total: f32,
+) -> DfdxResult<DfdxTensor<(), D>, D> {
+    let (rows, classes) = *logits.shape();
     let device = logits.device().clone();
     let (values, trace) = logits.clone().split_tape();
     let highest = values.clone().try_max::<(usize,), Axis<1>>()?;
@@ -22,16 +36,18 @@ pub(super) fn cross_entropy<D: DfdxDevice>(
         .try_exp()?
         .try_sum::<(usize,), Axis<1>>()?
         .try_ln()?;
-    let mut one_hot = vec![0.0; rows * classes];
-    for (row, &label) in labels.iter().enumerate() {
-        one_hot[row * classes + label] = 1.0;
-    }
-    let one_hot = device.try_tensor_from_vec(one_hot, (rows, classes))?;
-    let chosen = shifted.try_mul(one_hot)?.try_sum::<(usize,), Axis<1>>()?;
+    let of_rows: Vec<f32> = shares
+        .chunks(classes.max(1))
+        .map(|row| row.iter().sum())
+        .collect();
+    let of_rows = device.try_tensor_from_vec(of_rows, (rows,))?;
+    let shares = device.try_tensor_from_vec(shares.to_vec(), (rows, classes))?;
+    let chosen = shifted.try_mul(shares)?.try_sum::<(usize,), Axis<1>>()?;
     log_sum
+        .try_mul(of_rows)?
         .try_sub(chosen)?
         .try_sum()?
-        .try_mul(1.0 / total as f32)
+        .try_mul(1.0 / total)
 }
 
 /// See [`super::squared_error`].

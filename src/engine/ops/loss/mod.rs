@@ -31,6 +31,22 @@ pub fn cross_entropy(logits: &Matrix, labels: &[usize], total: usize) -> Outcome
     }
 }
 
+/// `Σ shares ⊙ −log softmax(logits) / total` over the rows of `logits (rows, classes)`, with the share of each class in
+/// `shares (rows, classes)`, row by row: weighted classes, smoothed labels, or a label that a row has in part.
+///
+/// # Errors
+/// The device fails, for example for want of memory.
+pub fn soft_cross_entropy(logits: &Matrix, shares: &[f32], total: f32) -> Outcome<Scalar> {
+    assert_eq!(
+        logits.count(),
+        shares.len(),
+        "cross entropy: logits and shares disagree"
+    );
+    run_definition!(logits.device(), |logits| definition::soft_cross_entropy(
+        &logits, shares, total
+    ))
+}
+
 /// [`cross_entropy`] of the logits `x weightᵀ + bias`, with `x (rows, in)`, `weight (classes, in)` and `bias (classes)`.
 /// The CPU never holds the logits of more than some rows, nor their gradients, unless the weight or the bias is trained
 /// (the idea is that of Hsu et al., Liger Kernel, arXiv 2410.10989, section 3.2).
