@@ -116,9 +116,10 @@ fn losses_of_causal_models_are_those_of_peft() {
             decoder: Vec::new(),
             target: Target::NextTokens,
             cut: 0,
+            others: Vec::new(),
         };
         let examples: Vec<Example> = batch.layout.ranges().map(example).collect();
-        let found = evaluate(&loaded.graph, &examples, task, None).unwrap();
+        let found = evaluate(&loaded.graph, &examples, task, None, &[]).unwrap();
         let (found, of_peft) = (
             found.get(Metric::Loss),
             Expected::open(&adapter).read("loss")[0],

@@ -511,6 +511,7 @@ fn check_finds_what_needs_no_run() {
         ("run::precision", DEVICE),
         ("run::profile", OTHER),
         ("run::reads", OTHER),
+        ("run::reference", FOUND),
         ("run::unreadable", OTHER),
         ("script::outside", FOUND),
         ("train::collapse", NOTE),

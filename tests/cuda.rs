@@ -271,6 +271,10 @@ same!(cross_entropy, [(ROWS, 7)], [], |m, _v| {
 same!(soft_cross_entropy, [(ROWS, 7)], [], |m, _v| {
     one(ops::soft_cross_entropy(&m[0], &random(6, ROWS * 7), 20.0)?)
 });
+same!(token_losses, [(ROWS, 6), (7, 6)], [], |m, _v| {
+    let labels: Vec<usize> = (0..ROWS).map(|row| row % 7).collect();
+    ops::token_losses(&m[0], &m[1].clone().into(), None, &labels)
+});
 same!(squared_error, [(ROWS, 1)], [], |m, _v| one(
     ops::squared_error(&m[0], &random(5, ROWS), 20)?
 ));

@@ -103,6 +103,14 @@ fn definitions_are_those_of_pytorch() {
         let shares: Vec<f32> = labels.iter().flat_map(|label| row(*label)).collect();
         as_matrix(ops::soft_cross_entropy(&m[0], &shares, 6.0).unwrap())
     });
+    cases.case("token_losses", &|m, _| {
+        ops::token_losses(&m[0], &m[1].clone().into(), None, &[2, 0, 4, 1]).unwrap()
+    });
+    cases.case("log_odds", &|m, _| {
+        // Below 0, as logarithms of probabilities are.
+        let below = ops::activate(m[0].clone(), Activation::Sigmoid).unwrap();
+        ops::log_odds(&ops::scale(&below, -1.0).unwrap()).unwrap()
+    });
     cases.case("squared_error", &|m, _| {
         as_matrix(ops::squared_error(&m[0], &[0.5, -1.0, 2.0], 4).unwrap())
     });

@@ -42,6 +42,7 @@ fn prompt(tokens: &[u32], loaded: &Loaded) -> Example {
         decoder: start.map_or(Vec::new(), |start| vec![start, start]),
         target: Target::None,
         cut: 0,
+        others: Vec::new(),
     }
 }
 

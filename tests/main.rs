@@ -37,6 +37,7 @@ mod peft_methods;
 mod peft_python;
 mod precision;
 mod predict;
+mod prefer;
 mod resume;
 mod scripts;
 mod selectors;

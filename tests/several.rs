@@ -42,6 +42,7 @@ fn loss(settings: &str, targets: Vec<Target>, group_rows: usize) -> (f32, Vec<f3
             decoder: Vec::new(),
             target,
             cut: 0,
+            others: Vec::new(),
         })
         .collect();
     let all: Vec<&Example> = examples.iter().collect();

@@ -89,6 +89,7 @@ fn classifiers_of_tokens_are_those_of_transformers() {
                 decoder: Vec::new(),
                 target: Target::Classes(classes.clone()),
                 cut: 0,
+                others: Vec::new(),
             })
             .collect();
         let all: Vec<&Example> = examples.iter().collect();

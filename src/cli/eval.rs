@@ -40,8 +40,14 @@ fn eval_on(options: &EvalOptions, device: Device) -> Result<Ended, Problems> {
     }
     let mut loader = Loader::new(plan)?;
     let examples = loader.file(&file, task)?;
-    let evaluation =
-        crate::train::evaluate(&loaded.graph, &examples.all, task, loader.masking(task)?)?;
+    let reference = crate::run::reference(plan, &loaded.graph, task, &examples.all)?;
+    let evaluation = crate::train::evaluate(
+        &loaded.graph,
+        &examples.all,
+        task,
+        loader.masking(task)?,
+        &reference,
+    )?;
     if options.format != Format::Text {
         let json = json!({
             "file": file.path, "examples": evaluation.examples, "metrics": evaluation.metrics,

@@ -52,6 +52,7 @@ impl TextEncoder {
             decoder: Vec::new(),
             target: Target::Answers(answers.into_iter().filter_map(left).collect()),
             cut,
+            others: Vec::new(),
         })
     }
 

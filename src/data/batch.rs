@@ -5,7 +5,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::engine::{mix, Layout};
-use crate::graph::{Batch, DecoderRows, Targets};
+use crate::graph::{Batch, DecoderRows, Pairs, Targets};
 use crate::task::{Example, Shares, Target};
 
 /// The order of the examples in an epoch.
@@ -38,6 +38,10 @@ pub struct Prediction<'a> {
     pub predicts_first: bool,
     /// How much each class counts in the loss.
     pub shares: Option<&'a Shares>,
+    /// Whether the loss of a pair also counts the prompt of the preferred answer.
+    pub reads_prompts: bool,
+    /// The log-probabilities of both answers by the model that pairs are compared with, for each example.
+    pub reference: &'a [[f32; 2]],
 }
 
 /// Divides a batch into groups of whole sequences, with about `group_rows` rows each. Puts the longest
@@ -84,6 +88,16 @@ pub fn groups(
             *total = weights;
         }
     }
+    let tokens = batches.iter().map(|batch| match &batch.targets {
+        Targets::Pairs(pairs) => pairs.total,
+        _ => 0,
+    });
+    let tokens: usize = tokens.sum();
+    for batch in &mut batches {
+        if let Targets::Pairs(pairs) = &mut batch.targets {
+            pairs.total = tokens;
+        }
+    }
     let total: usize = batches.iter().map(|batch| batch.total).sum();
     batches
         .iter_mut()
@@ -103,15 +117,26 @@ pub fn batch(
         masking,
         predicts_first,
         shares,
+        ..
     } = prediction;
     let key = |place: &usize| mix(random ^ mix(*place as u64));
-    let keys: Vec<u64> = places.iter().map(key).collect();
+    // Each sequence of an example has a random key of its own.
+    let (mut sequences, mut keys) = (Vec::new(), Vec::new());
+    for (example, place) in examples.iter().zip(places) {
+        for (number, sequence) in example.sequences().enumerate() {
+            sequences.push(sequence);
+            keys.push(match number {
+                0 => key(place),
+                _ => mix(key(place) ^ number as u64),
+            });
+        }
+    }
     let mut tokens: Vec<usize> = Vec::new();
     let mut types: Vec<usize> = Vec::new();
     let (mut rows, mut predicted) = (Vec::new(), Vec::new());
     let (mut reads, mut soft) = (Vec::new(), Vec::new());
     let mut decoded: Vec<usize> = Vec::new();
-    for (example, key) in examples.iter().zip(&keys) {
+    for (example, key) in sequences.iter().zip(&keys) {
         let start = tokens.len();
         tokens.extend(example.text.tokens.iter().map(|&token| token as usize));
         types.extend(example.text.types.iter().map(|&kind| usize::from(kind)));
@@ -150,10 +175,10 @@ pub fn batch(
     }
     let decoder = (!decoded.is_empty()).then(|| DecoderRows {
         tokens: decoded,
-        layout: Layout::new(examples.iter().map(|e| e.decoder.len() - 1), keys.clone()),
+        layout: Layout::new(sequences.iter().map(|e| e.decoder.len() - 1), keys.clone()),
     });
     let layout = Layout::new(
-        examples.iter().map(|example| example.text.tokens.len()),
+        sequences.iter().map(|example| example.text.tokens.len()),
         keys,
     );
     let tokens_at = Targets::Tokens {
@@ -162,6 +187,9 @@ pub fn batch(
     };
     let targets = match masking {
         Some(_) => tokens_at,
+        None if examples.iter().any(|example| !example.others.is_empty()) => {
+            Targets::Pairs(pairs(&sequences, &layout, places, prediction))
+        }
         None => targets(examples, shares).unwrap_or(tokens_at),
     };
     let total = match &targets {
@@ -182,6 +210,34 @@ pub fn batch(
     }
 }
 
+/// The tokens of pairs: those of both answers and, if the loss counts it, of the preferred one's prompt.
+fn pairs(
+    sequences: &[&Example],
+    layout: &Layout,
+    places: &[usize],
+    prediction: Prediction,
+) -> Pairs {
+    let mut pairs = Pairs::default();
+    for (number, (example, range)) in sequences.iter().zip(layout.ranges()).enumerate() {
+        let is_whole = prediction.reads_prompts && number % 2 == 0;
+        let first = usize::from(!prediction.predicts_first);
+        for place in first..range.len() {
+            let is_answer = example.answers().iter().any(|own| own.contains(&place));
+            if is_answer || is_whole {
+                pairs.rows.push(range.start + place);
+                pairs.tokens.push(example.text.tokens[place] as usize);
+                pairs.places.push((number, is_answer));
+                pairs.total += usize::from(number % 2 == 0);
+            }
+        }
+    }
+    if !prediction.reference.is_empty() {
+        let of_example = |place: &usize| prediction.reference[*place];
+        pairs.reference = places.iter().flat_map(of_example).collect();
+    }
+    pairs
+}
+
 /// The places of the tokens that a language model without a decoder predicts.
 fn places_to_predict(example: &Example) -> Vec<std::ops::Range<usize>> {
     match &example.target {
@@ -195,7 +251,7 @@ fn places_to_predict(example: &Example) -> Vec<std::ops::Range<usize>> {
 fn targets(examples: &[&Example], shares: Option<&Shares>) -> Option<Targets> {
     let targets = examples.iter().map(|example| &example.target);
     match examples.first().map(|example| &example.target) {
-        Some(Target::NextTokens | Target::Answers(_)) => None,
+        Some(Target::NextTokens | Target::Answers(_) | Target::Preferred(_)) => None,
         Some(Target::Class(_)) => {
             let classes = targets.map(|target| match target {
                 Target::Class(class) => *class,

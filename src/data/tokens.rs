@@ -232,6 +232,7 @@ impl TextEncoder {
                 decoder: vec![start, start],
                 target: Target::None,
                 cut: 0,
+                others: Vec::new(),
             }),
         }
     }

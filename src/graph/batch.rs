@@ -62,6 +62,8 @@ pub enum Targets {
     },
     /// Whether each row that the head reads has each label, 1 or 0: `(rows, labels)`.
     Sets(Vec<f32>),
+    /// Pairs of sequences of which the first is preferred.
+    Pairs(Pairs),
     /// A number for each sequence.
     Numbers(Vec<f32>),
     /// The tokens at some rows.
@@ -74,6 +76,21 @@ pub enum Targets {
     },
     /// The targets are unknown.
     None,
+}
+
+/// Tokens of pairs of sequences, and what a loss of preferences compares.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Pairs {
+    /// The row of each token, which a causal model predicts from the row before it.
+    pub rows: Vec<usize>,
+    /// The tokens.
+    pub tokens: Vec<usize>,
+    /// For each of `rows`, its sequence, and whether it is of the answer.
+    pub places: Vec<(usize, bool)>,
+    /// The log-probabilities of the answers by the model that this one is compared with: one for each sequence, or none.
+    pub reference: Vec<f32>,
+    /// The number of tokens of all preferred sequences of the whole batch.
+    pub total: usize,
 }
 
 /// Activations that a pass begins with instead of the embeddings.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 
-use super::{device_problem, Batch, Graph};
+use super::{device_problem, Batch, Graph, Targets};
 use crate::delta::ParameterId;
 use crate::diagnostic::Problem;
 use crate::engine::{self, Deferred, Device, Semaphore};
@@ -121,6 +121,22 @@ impl Graph {
     /// The device fails, for example for want of memory.
     pub fn logits(&self, groups: &[Batch]) -> Result<Vec<Vec<f32>>, Problem> {
         self.map_logits(groups, |_, logits| logits)
+    }
+
+    /// `−log` of the probability of each token of the pairs of every group.
+    ///
+    /// # Errors
+    /// The device fails, for example for want of memory.
+    pub fn token_losses(&self, groups: &[Batch]) -> Result<Vec<Vec<f32>>, Problem> {
+        let at_once = rayon::current_num_threads();
+        let results = self.device.map_groups(groups, at_once, |group, _| {
+            let Targets::Pairs(pairs) = &group.targets else {
+                return Ok(Vec::new());
+            };
+            let losses = self.inference().token_losses(group, &pairs.tokens);
+            losses.map(|losses| losses.read()).map_err(device_problem)
+        });
+        results.into_iter().collect()
     }
 
     /// Applies `map` to every group and its logits. Logits over a vocabulary are large, so only those of the groups

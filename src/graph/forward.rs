@@ -77,6 +77,9 @@ impl<'g> Pass<'g> {
         if let (Targets::Tokens { tokens, .. }, true) = (&batch.targets, self.reads_vocabulary()) {
             return self.loss_of_tokens(x, &read, tokens, batch.total);
         }
+        if let Targets::Pairs(pairs) = &batch.targets {
+            return self.loss_of_pairs(x, &read, pairs, batch);
+        }
         let logits = self.head(x, &read)?;
         match &batch.targets {
             Targets::Classes(labels) => ops::cross_entropy(&logits, labels, batch.total),
@@ -84,6 +87,7 @@ impl<'g> Pass<'g> {
                 ops::soft_cross_entropy(&logits, shares, *total as f32)
             }
             Targets::Sets(sets) => self.loss_of_sets(&logits, sets, batch.total),
+            Targets::Pairs(_) => unreachable!("a language model's head ends with a vocabulary"),
             Targets::Numbers(numbers) => ops::squared_error(&logits, numbers, batch.total),
             Targets::Tokens { tokens, .. } => ops::cross_entropy(&logits, tokens, batch.total),
             Targets::None => unreachable!("a loss is only asked for where targets are known"),
@@ -97,6 +101,15 @@ impl<'g> Pass<'g> {
     pub fn logits(&self, batch: &Batch) -> Outcome<Matrix> {
         let (x, read) = self.head_input(batch)?;
         self.head(x, &read)
+    }
+
+    /// `−log` of the probability of each token that a batch asks for: `(tokens, 1)`.
+    ///
+    /// # Errors
+    /// The device fails, for example for want of memory.
+    pub fn token_losses(&self, batch: &Batch, tokens: &[usize]) -> Outcome<Matrix> {
+        let (x, read) = self.head_input(batch)?;
+        self.losses_of_rows(x, &read, tokens)
     }
 
     /// The last hidden states of the rows that the head reads, `(rows, hidden)`, and their layout.

@@ -3,7 +3,7 @@
 use super::forward::Pass;
 use super::layers::{Handle, HeadKind, HeadLayer};
 use crate::engine::{
-    ops, Activation, Layout, Matrix, Outcome, Scalar, Shape, Tensor, Variable, Weight,
+    ops, Activation, Layout, Matrix, Outcome, Scalar, Shape, Tensor, Variable, Vector, Weight,
 };
 use crate::plan::Cloze;
 
@@ -32,6 +32,27 @@ impl Pass<'_> {
         tokens: &[usize],
         total: usize,
     ) -> Outcome<Scalar> {
+        let (x, weight, bias) = self.vocabulary_input(x, layout)?;
+        ops::linear_cross_entropy(&x, &weight, bias.as_ref(), tokens, total)
+    }
+
+    /// `−log` of the probability of the token at each row that the head reads: `(rows, 1)`.
+    pub(super) fn losses_of_rows(
+        &self,
+        x: Matrix,
+        layout: &Layout,
+        tokens: &[usize],
+    ) -> Outcome<Matrix> {
+        let (x, weight, bias) = self.vocabulary_input(x, layout)?;
+        ops::token_losses(&x, &weight, bias.as_ref(), tokens)
+    }
+
+    /// What the last step of a language model's head multiplies, and adds.
+    fn vocabulary_input(
+        &self,
+        x: Matrix,
+        layout: &Layout,
+    ) -> Outcome<(Matrix, Weight, Option<Vector>)> {
         let (last, first) = self.layers.head.split_last().expect("a task is in place");
         let HeadKind::Vocabulary { weight, bias } = last.kind else {
             unreachable!("`reads_vocabulary` was asked");
@@ -42,7 +63,7 @@ impl Pass<'_> {
         }
         let x = self.scaled(&x)?;
         let bias = bias.map(|bias| self.vector(bias));
-        ops::linear_cross_entropy(&x, &self.weight(weight), bias.as_ref(), tokens, total)
+        Ok((x, self.weight(weight), bias))
     }
 
     /// The mean over all labels and rows of `−log` of the probability that a row has a label, or has it not:

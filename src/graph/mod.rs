@@ -16,6 +16,7 @@ mod layers;
 mod load;
 mod logits;
 pub mod optimizations;
+mod preference;
 mod rotary;
 mod site;
 mod store;
@@ -31,7 +32,7 @@ use crate::engine::{backward, Deferred, Device, Outcome, Precision, Semaphore, T
 use crate::plan::TaskPlan;
 
 pub use activate::check_trained;
-pub use batch::{Batch, CachedActivations, DecoderRows, Targets};
+pub use batch::{Batch, CachedActivations, DecoderRows, Pairs, Targets};
 pub use executor::this_machine;
 pub use forward::Pass;
 pub use generation::Generation;

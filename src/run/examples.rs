@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::reference::check_final;
 use super::ROWS_AT_EACH_END;
 use crate::data::{
     check_few, nothing_to_predict, warn_of_overlap, Example, Examples, Extent, Masking, Rows,
@@ -201,6 +202,7 @@ pub fn check_data(plan: &Plan, extent: Extent, loader: Option<&Loader>) -> DataC
     check
         .problems
         .extend(masking.into_iter().flatten().filter_map(Result::err));
+    check.problems.extend(check_final(plan).err());
     check.problems.dedup();
     if check.problems.is_empty() && examples.len() == plan.stages.len() {
         check.problems.extend(check_steps(plan, &examples).err());

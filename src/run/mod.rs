@@ -16,6 +16,7 @@ mod origin;
 mod precision;
 mod profile;
 mod profile_table;
+mod reference;
 mod replay;
 mod source;
 mod tying;
@@ -52,6 +53,7 @@ pub use merge::merge;
 pub use precision::PrecisionError;
 pub use profile::{profile, Profile};
 pub use profile_table::profile_table;
+pub use reference::reference;
 pub use replay::{replay, Compared, Replayed};
 pub use source::{read_text, whole, Checked, Confined, Source, ROWS_AT_EACH_END};
 pub use tying::has_head_weight;
@@ -166,7 +168,15 @@ pub fn run(
     let mut final_result = |file: Option<&FilePlan>| -> Result<Option<Evaluation>, Problem> {
         let Some(file) = file else { return Ok(None) };
         let examples = loader.file(file, task)?;
-        evaluate(&graph, &examples.all, task, loader.masking(task)?).map(Some)
+        let reference = reference(plan, &graph, task, &examples.all)?;
+        evaluate(
+            &graph,
+            &examples.all,
+            task,
+            loader.masking(task)?,
+            &reference,
+        )
+        .map(Some)
     };
     let files = plan.final_data();
     let is_zero_shot = plan.stages.is_empty();

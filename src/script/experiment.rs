@@ -342,7 +342,14 @@ fn score(plan: &Plan, graph: &Graph, file: &crate::plan::FilePlan) -> Result<f64
     let task = final_task(plan)?;
     let mut loader = Loader::new(plan)?;
     let examples = loader.file(file, task)?;
-    let found = evaluate(graph, &examples.all, task, loader.masking(task)?)?;
+    let reference = crate::run::reference(plan, graph, task, &examples.all)?;
+    let found = evaluate(
+        graph,
+        &examples.all,
+        task,
+        loader.masking(task)?,
+        &reference,
+    )?;
     Ok(found.get(task.metric))
 }
 

@@ -35,12 +35,28 @@ pub struct Example {
     pub target: Target,
     /// How many tokens were cut off because the text was too long, where the task counts them.
     pub cut: usize,
+    /// Further sequences that are compared with this one: they are always in a batch beside it.
+    pub others: Vec<Example>,
 }
 
 impl Example {
-    /// The rows that it takes in a batch, including the decoder's.
+    /// The rows that it takes in a batch, including the decoder's and those of the others.
     pub fn rows(&self) -> usize {
-        self.text.tokens.len() + self.decoder.len().saturating_sub(1)
+        let others: usize = self.others.iter().map(Example::rows).sum();
+        self.text.tokens.len() + self.decoder.len().saturating_sub(1) + others
+    }
+
+    /// This sequence, and the others.
+    pub fn sequences(&self) -> impl Iterator<Item = &Example> {
+        std::iter::once(self).chain(&self.others)
+    }
+
+    /// The places of the tokens that are answers.
+    pub fn answers(&self) -> &[Range<usize>] {
+        match &self.target {
+            Target::Answers(places) | Target::Preferred(places) => places,
+            _ => &[],
+        }
     }
 
     /// The number of tokens that a language model is to predict; 1 for any other target.
@@ -48,7 +64,9 @@ impl Example {
         match (&self.target, self.decoder.is_empty()) {
             (Target::NextTokens, true) => self.text.tokens.len().saturating_sub(1),
             (Target::NextTokens, false) => self.decoder.len() - 1,
-            (Target::Answers(places), _) => places.iter().map(Range::len).sum(),
+            (Target::Answers(_) | Target::Preferred(_), _) => {
+                self.answers().iter().map(Range::len).sum()
+            }
             (Target::MaskedTokens, _) => self.text.special.iter().filter(|own| !**own).count(),
             _ => 1,
         }
@@ -60,8 +78,9 @@ impl Example {
     pub fn learned(&self) -> Vec<bool> {
         let count = self.text.tokens.len();
         match &self.target {
-            Target::Answers(places) => {
-                let is_in = |place: &usize| places.iter().any(|range| range.contains(place));
+            Target::Answers(_) | Target::Preferred(_) => {
+                let is_in =
+                    |place: &usize| self.answers().iter().any(|range| range.contains(place));
                 (0..count).map(|place| is_in(&place)).collect()
             }
             Target::NextTokens => (0..count).map(|place| place > 0).collect(),
@@ -71,14 +90,11 @@ impl Example {
 
     /// Whether an answer has one of these tokens: for a target that is no answer, whether anything has.
     pub fn ends_with(&self, ends: &[u32]) -> bool {
-        let Target::Answers(places) = &self.target else {
-            return true;
-        };
         let has_end = |range: &Range<usize>| {
             let tokens = &self.text.tokens[range.clone()];
             tokens.iter().any(|token| ends.contains(token))
         };
-        places.iter().all(has_end)
+        self.answers().iter().all(has_end)
     }
 }
 

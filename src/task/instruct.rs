@@ -264,7 +264,7 @@ fn template(fields: &Fields, answer: &str) -> Option<Vec<Piece>> {
 }
 
 /// The messages of a cell: a list of objects with a `role`, or with ShareGPT's `from` and `value`.
-fn messages(text: &str) -> Result<Vec<Value>, Refusal> {
+pub(super) fn messages(text: &str) -> Result<Vec<Value>, Refusal> {
     let wrong = |message: &str| {
         let help = "write `[{\"role\": \"user\", \"content\": \"...\"}, {\"role\": \"assistant\", \"content\": \"...\"}]`";
         (message.to_owned(), help.to_owned())

@@ -93,6 +93,11 @@ macro_rules! tasks {
                 match self { $(Task::$task(task) => task.target_of(values),)* }
             }
 
+            /// See [`TaskKind::preference`].
+            pub fn preference(&self) -> Option<Preference> {
+                match self { $(Task::$task(task) => task.preference(),)* }
+            }
+
             /// See [`TaskKind::head`].
             pub fn head(&self) -> HeadKind {
                 match self { $(Task::$task(task) => task.head(),)* }

@@ -13,6 +13,8 @@ pub enum Metric {
     MacroF1,
     Precision,
     Recall,
+    /// The mean difference of the rewards of two answers.
+    Margin,
     Matthews,
     Pearson,
     Spearman,
@@ -31,6 +33,7 @@ impl Metric {
             Metric::MacroF1 => "macro_f1",
             Metric::Precision => "precision",
             Metric::Recall => "recall",
+            Metric::Margin => "margin",
             Metric::Matthews => "matthews",
             Metric::Pearson => "pearson",
             Metric::Spearman => "spearman",

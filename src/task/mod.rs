@@ -16,6 +16,7 @@ mod list;
 mod masked_lm;
 mod metric;
 mod metrics;
+mod prefer;
 mod regress;
 mod score;
 mod seq2seq;
@@ -42,6 +43,7 @@ pub use label::Label;
 pub use masked_lm::MaskedLm;
 pub use metric::Metric;
 pub use metrics::classification;
+pub use prefer::{Pair, Prefer, Preference};
 pub use regress::Regress;
 pub use score::{highest, softmax, Guess, Predictions};
 pub use seq2seq::Seq2seq;
@@ -121,6 +123,7 @@ pub trait TaskKind: Sized {
             text,
             target,
             cut: 0,
+            others: Vec::new(),
         })
     }
 
@@ -133,6 +136,11 @@ pub trait TaskKind: Sized {
             text: row.concat(),
             ..Marked::default()
         })
+    }
+
+    /// The loss of pairs of answers of which one is preferred.
+    fn preference(&self) -> Option<Preference> {
+        None
     }
 
     /// The head that answers.
@@ -258,4 +266,5 @@ tasks! {
     seq2seq::Seq2seq,
     instruct::Instruct,
     tag::Tag,
+    prefer::Prefer,
 }

@@ -1,5 +1,7 @@
 //! What a model predicted, gathered for the metrics.
 
+use super::{Pair, Preference};
+
 /// The index of the highest logit; the first one, if several are equal.
 pub fn highest(logits: &[f32]) -> usize {
     let better = |best: usize, i: usize| if logits[i] > logits[best] { i } else { best };
@@ -54,6 +56,8 @@ pub struct Predictions {
     pub sequences: Vec<usize>,
     /// For each example, whether it was predicted to have each label, and whether it has it.
     pub sets: Vec<Vec<(bool, bool)>>,
+    /// The rewards of the preferred answer and of the other, for each pair.
+    pub rewards: Vec<[f64; 2]>,
     /// Predicted numbers.
     pub predicted_numbers: Vec<f64>,
     /// The numbers that were to be predicted.
@@ -87,6 +91,14 @@ impl Predictions {
         self.sets.push(pairs.collect());
     }
 
+    /// Adds a pair of answers.
+    pub fn pair(&mut self, pair: &Pair, preference: Preference) {
+        let (rewards, loss) = preference.judge(pair);
+        self.has_infinite |= !loss.is_finite();
+        self.loss += loss;
+        self.rewards.push(rewards);
+    }
+
     /// Adds a number.
     pub fn number(&mut self, predicted: f32, number: f32) {
         self.has_infinite |= !predicted.is_finite();
@@ -98,10 +110,13 @@ impl Predictions {
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.classes
-            .len()
-            .max(self.numbers.len())
-            .max(self.sets.len())
+        let counts = [
+            self.classes.len(),
+            self.numbers.len(),
+            self.sets.len(),
+            self.rewards.len(),
+        ];
+        counts.into_iter().max().unwrap_or(0)
     }
 
     /// Whether there are none.

@@ -60,6 +60,7 @@ impl TaskKind for Seq2seq {
                 text,
                 target: Target::None,
                 cut: 0,
+                others: Vec::new(),
             });
         };
         let answer = encoder.texts(std::slice::from_ref(target))?;
@@ -73,6 +74,7 @@ impl TaskKind for Seq2seq {
             text,
             target: Target::NextTokens,
             cut: 0,
+            others: Vec::new(),
         })
     }
 

@@ -100,6 +100,7 @@ impl TaskKind for Tag {
             text,
             target,
             cut,
+            others: Vec::new(),
         })
     }
 

@@ -19,6 +19,8 @@ pub enum Target {
     NextTokens,
     /// The tokens at these places, each after those before it.
     Answers(Vec<Range<usize>>),
+    /// The same, of an answer that is preferred to the other sequence's.
+    Preferred(Vec<Range<usize>>),
     /// The target is unknown.
     None,
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::frozen::ActivationCache;
+use super::preferences::pairs;
 use crate::data::{batch, Example, Masking, Prediction};
 use crate::diagnostic::Problem;
 use crate::graph::{Batch, Graph, Targets};
@@ -33,12 +34,11 @@ impl Evaluation {
 const MOST_ROWS: usize = 8192;
 
 /// Examples in their order, in batches of about as many rows as a group has.
-fn batches(graph: &Graph, examples: &[Example], masking: Option<Masking>) -> Vec<Batch> {
+pub(super) fn batches(graph: &Graph, examples: &[Example], prediction: Prediction) -> Vec<Batch> {
     let limit = graph.device().group_rows().min(MOST_ROWS);
     let prediction = Prediction {
-        masking,
         predicts_first: graph.predicts_first(),
-        shares: None,
+        ..prediction
     };
     let mut batches = Vec::new();
     let mut start = 0;
@@ -71,7 +71,7 @@ fn predict_with(
     examples: &[Example],
     kept: Option<&ActivationCache>,
 ) -> Result<Vec<Vec<f32>>, Problem> {
-    let mut batches = batches(graph, examples, None);
+    let mut batches = batches(graph, examples, Prediction::default());
     if let Some(kept) = kept {
         kept.attach(graph, &mut batches)?;
     }
@@ -90,7 +90,7 @@ fn predict_with(
     Ok(rows)
 }
 
-/// Evaluates examples whose targets are known.
+/// Evaluates examples whose targets are known. `reference` is that of [`pairs`].
 ///
 /// # Errors
 /// The device fails, for example for want of memory.
@@ -99,8 +99,9 @@ pub fn evaluate(
     examples: &[Example],
     task: &TaskPlan,
     masking: Option<Masking>,
+    reference: &[[f32; 2]],
 ) -> Result<Evaluation, Problem> {
-    evaluate_with(graph, examples, task, masking, None)
+    evaluate_with(graph, examples, task, masking, reference, None)
 }
 
 /// [`evaluate`], with the activations that earlier evaluations of these examples kept.
@@ -109,12 +110,22 @@ pub(super) fn evaluate_with(
     examples: &[Example],
     task: &TaskPlan,
     masking: Option<Masking>,
+    reference: &[[f32; 2]],
     kept: Option<&ActivationCache>,
 ) -> Result<Evaluation, Problem> {
     let mut found = Predictions::default();
-    match task.kind.predicts_tokens() {
-        true => {
-            let batches = batches(graph, examples, masking);
+    match (task.kind.preference(), task.kind.predicts_tokens()) {
+        (Some(preference), _) => {
+            for pair in pairs(graph, examples, preference, reference)? {
+                found.pair(&pair, preference);
+            }
+        }
+        (None, true) => {
+            let prediction = Prediction {
+                masking,
+                ..Prediction::default()
+            };
+            let batches = batches(graph, examples, prediction);
             let rows = |batch: &Batch, logits: Vec<f32>| match &batch.targets {
                 Targets::Tokens { tokens, .. } => {
                     let width = logits.len() / tokens.len().max(1);
@@ -127,7 +138,7 @@ pub(super) fn evaluate_with(
                 found.class(guess);
             }
         }
-        false => {
+        (None, false) => {
             for (example, logits) in examples.iter().zip(predict_with(graph, examples, kept)?) {
                 match &example.target {
                     Target::Class(class) => found.class(Guess::new(&logits, *class)),

@@ -7,6 +7,7 @@ mod checkpoint;
 mod evaluate;
 mod frozen;
 pub mod optimizer;
+mod preferences;
 pub mod schedule;
 mod stage;
 
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use checkpoint::{load, save, Position, Snapshot, State};
 pub use evaluate::{evaluate, predict, Evaluation};
 pub use frozen::{ActivationCache, ActivationCaches, KEPT_IN_MEMORY};
+pub use preferences::{pairs, reference};
 pub use stage::{check_steps, train, warn_of_warmup, Data, Event, Watcher};
 
 /// The result of a stage.

@@ -8,6 +8,7 @@ use super::checkpoint::{Position, Snapshot, State};
 use super::evaluate::{evaluate_with, Evaluation};
 use super::frozen::{ActivationCache, ActivationCaches};
 use super::optimizer::{clip, Stepper};
+use super::preferences::reference;
 use super::schedule::factor;
 use super::StageResult;
 use crate::data::{groups, order, Example, Examples, Masking, Prediction};
@@ -17,7 +18,7 @@ use crate::engine::{mix, Outcome};
 use crate::graph::optimizations::frozen_blocks;
 use crate::graph::{device_problem, Graph};
 use crate::plan::{DeltaPlan, Keep, Length, Plan, StagePlan, TaskPlan, Unit, Warmup};
-use crate::task::Shares;
+use crate::task::{Preference, Shares};
 use crate::text::{counted, thousands};
 
 /// The examples of one stage.
@@ -173,6 +174,15 @@ pub fn train(
     Ok(Some(state))
 }
 
+/// Where a stage remembers the log-probabilities of the answers that it compares a model with: those of the training
+/// set, and those of the dev set.
+const REFERENCE: [&str; 2] = ["reference of train", "reference of dev"];
+
+/// The pair of an example among those of all.
+fn pair_of(all: &[f32], number: usize) -> [f32; 2] {
+    [all[2 * number], all[2 * number + 1]]
+}
+
 struct Stage<'a> {
     plan: &'a StagePlan,
     task: &'a TaskPlan,
@@ -237,6 +247,7 @@ impl<'a> Stage<'a> {
             step: first,
             steps: self.steps,
         })?;
+        self.remember_reference(graph)?;
         for step in first..self.steps {
             self.step(step, graph, watcher)?;
             self.state.position.step = step + 1;
@@ -257,6 +268,24 @@ impl<'a> Stage<'a> {
         Ok(true)
     }
 
+    /// Computes what a model as it stands makes of all pairs, if the stage compares it with that. A run that goes on has
+    /// it from its checkpoint.
+    fn remember_reference(&mut self, graph: &Graph) -> Result<(), Problem> {
+        let preference = self.task.kind.preference();
+        let dev = self.data.dev.as_ref();
+        let sets = [Some(&self.data.train), dev];
+        for (name, examples) in REFERENCE.into_iter().zip(sets) {
+            let Some(examples) = examples.filter(|_| !self.state.memory.contains_key(name)) else {
+                continue;
+            };
+            let found = reference(graph, &examples.all, preference)?;
+            if !found.is_empty() {
+                self.state.memory.insert(name.to_owned(), found.concat());
+            }
+        }
+        Ok(())
+    }
+
     fn step(
         &mut self,
         step: usize,
@@ -268,6 +297,12 @@ impl<'a> Stage<'a> {
         let all = &self.data.train.all;
         let examples: Vec<&Example> = numbers.iter().map(|&number| &all[number]).collect();
         let random = mix(self.seed ^ mix(step as u64));
+        let of_train = self.state.memory.get(REFERENCE[0]);
+        let reference: Vec<[f32; 2]> = match of_train {
+            Some(all) => numbers.iter().map(|number| pair_of(all, *number)).collect(),
+            None => Vec::new(),
+        };
+        let preference = self.task.kind.preference();
         let mut groups = groups(
             &examples,
             random,
@@ -275,6 +310,8 @@ impl<'a> Stage<'a> {
                 masking: self.data.masking,
                 predicts_first: graph.predicts_first(),
                 shares: self.data.shares.as_ref(),
+                reads_prompts: preference.is_some_and(Preference::reads_prompts),
+                reference: &reference,
             },
             graph.device().group_rows(),
         );
@@ -382,7 +419,13 @@ impl<'a> Stage<'a> {
             return Ok(false);
         };
         let kept = self.keeps[1].then_some(&*self.cache);
-        let evaluation = evaluate_with(graph, &dev.all, self.task, self.data.masking, kept)?;
+        let of_dev = self.state.memory.get(REFERENCE[1]);
+        let reference: Vec<[f32; 2]> = match of_dev {
+            Some(all) => (0..dev.len()).map(|number| pair_of(all, number)).collect(),
+            None => Vec::new(),
+        };
+        let masking = self.data.masking;
+        let evaluation = evaluate_with(graph, &dev.all, self.task, masking, &reference, kept)?;
         let value = evaluation.get(self.task.metric);
         let position = &mut self.state.position;
         let better = |best: &Evaluation| {

@@ -22,7 +22,9 @@ pub use arithmetic::{add, add_row, multiply, reciprocal, scale, scale_columns};
 pub use attention::{attend_kept, attention, Attending, AttentionShape, KeyValues};
 pub use dropout::{dropout, Dropout};
 pub use linear::{linear, linear_transposed};
-pub use loss::{cross_entropy, linear_cross_entropy, soft_cross_entropy, squared_error};
+pub use loss::{
+    cross_entropy, linear_cross_entropy, log_odds, soft_cross_entropy, squared_error, token_losses,
+};
 pub use low_rank::add_low_rank;
 pub use matmul::{kronecker, matmul};
 pub use norm::{layer_norm, rms_norm, row_norms};

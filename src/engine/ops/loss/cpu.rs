@@ -22,11 +22,50 @@ pub(super) fn linear_cross_entropy(
     labels: &[usize],
     total: usize,
 ) -> Scalar {
-    let ((_, input), (classes, _)) = (x.shape(), weight.shape());
     let slot = x.slot();
     let scale = 1.0 / total as f64;
+    let (losses, mut gradient) = rows(x, weight, bias, labels, scale as f32);
+    let loss: f64 = losses.into_iter().sum();
+    let values = vec![(loss * scale) as f32];
+    record_kernel(values, (), x.trace(), move |upstream| {
+        let Some(slot) = &slot else { return };
+        gradient.iter_mut().for_each(|value| *value *= upstream[0]);
+        slot.add(gradient);
+    })
+}
+
+/// See [`super::token_losses`].
+pub(super) fn token_losses(
+    x: &Matrix,
+    weight: &Weight,
+    bias: Option<&Vector>,
+    labels: &[usize],
+) -> Matrix {
+    let (slot, input) = (x.slot(), x.shape().1);
+    let (losses, mut gradient) = rows(x, weight, bias, labels, 1.0);
+    let losses: Vec<f32> = losses.into_iter().map(|loss| loss as f32).collect();
+    record_kernel(losses, (labels.len(), 1), x.trace(), move |upstream| {
+        let Some(slot) = &slot else { return };
+        let rows = gradient.chunks_exact_mut(input).zip(upstream);
+        for (row, factor) in rows {
+            row.iter_mut().for_each(|value| *value *= factor);
+        }
+        slot.add(gradient);
+    })
+}
+
+/// The loss of each row, and if `x` has a gradient that of `scale` times each row's loss, `(rows, in)`.
+fn rows(
+    x: &Matrix,
+    weight: &Weight,
+    bias: Option<&Vector>,
+    labels: &[usize],
+    scale: f32,
+) -> (Vec<f64>, Vec<f32>) {
+    let ((_, input), (classes, _)) = (x.shape(), weight.shape());
+    let slot = x.slot();
     let mut gradient = Vec::with_capacity(slot.as_ref().map_or(0, |_| x.count()));
-    let mut loss = 0.0f64;
+    let mut all = Vec::with_capacity(labels.len());
     for (x, labels) in x.data().chunks(ROWS * input).zip(labels.chunks(ROWS)) {
         let view = View::strided(x, labels.len(), input, input);
         let operand = weight.prepared.forward(weight.precision, &weight.elements);
@@ -40,10 +79,10 @@ pub(super) fn linear_cross_entropy(
             rows,
             || (),
             |(), ((row, label), loss)| {
-                *loss = turn_into_gradient(row, *label, scale as f32);
+                *loss = turn_into_gradient(row, *label, scale);
             },
         );
-        loss += losses.iter().sum::<f64>();
+        all.append(&mut losses);
         if slot.is_some() {
             let operand = weight.prepared.backward(weight.precision, &weight.elements);
             let view = View::strided(&logits, labels.len(), classes, classes);
@@ -51,12 +90,7 @@ pub(super) fn linear_cross_entropy(
         }
     }
     profile::kept(gradient.len());
-    let values = vec![(loss * scale) as f32];
-    record_kernel(values, (), x.trace(), move |upstream| {
-        let Some(slot) = &slot else { return };
-        gradient.iter_mut().for_each(|value| *value *= upstream[0]);
-        slot.add(gradient);
-    })
+    (all, gradient)
 }
 
 /// `logits ← scale · (softmax(logits) − 1 at the label)`. Returns `−log softmax(logits)[label]`.

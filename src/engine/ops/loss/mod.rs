@@ -76,6 +76,38 @@ pub fn linear_cross_entropy(
     }
 }
 
+/// `−log softmax(x weightᵀ + bias)[label]` of each row, `(rows, 1)`, with the operands of [`linear_cross_entropy`].
+///
+/// # Errors
+/// The device fails, for example for want of memory.
+pub fn token_losses(
+    x: &Matrix,
+    weight: &Weight,
+    bias: Option<&Vector>,
+    labels: &[usize],
+) -> Outcome<Matrix> {
+    let is_frozen = !weight.is_traced() && !bias.is_some_and(|bias| bias.trace().is_on());
+    match x.device() {
+        Device::Cpu if is_frozen => {
+            let count = labels.len() * weight.shape().0;
+            let kernel = || cpu::token_losses(x, weight, bias, labels);
+            Ok(profile::forward(Op::Loss, count, kernel))
+        }
+        device => {
+            let logits = linear(x, weight, bias)?;
+            run_definition!(device, |logits| definition::row_losses(&logits, labels))
+        }
+    }
+}
+
+/// `log (p / (1 − p))` of probabilities whose logarithms are the elements of `x`, all below 0.
+///
+/// # Errors
+/// The device fails, for example for want of memory.
+pub fn log_odds(x: &Matrix) -> Outcome<Matrix> {
+    run_definition!(x.device(), |x| definition::log_odds(&x))
+}
+
 /// `Σ (predicted − target)² / total` over the rows of `predicted (rows, 1)`.
 ///
 /// # Errors
