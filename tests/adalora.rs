@@ -79,7 +79,7 @@ fn ranks_go_as_in_peft() {
         assert!(found < 1e-4, "step {number}: the loss differs by {found}");
         stepper.begin();
         for (id, values) in &mut step.values {
-            stepper.update(id.path(), values, &step.gradients[id], 0.05);
+            stepper.update(id.path(), values, &step.gradients[id], 1, 0.05);
         }
         adalora.allocate(&mut step);
         let mut tensors = graph.trained_tensors();

@@ -31,6 +31,7 @@ mod labels;
 mod merge;
 mod methods;
 mod mistakes;
+mod optimizers;
 mod pairs;
 mod parity;
 mod peft_methods;

@@ -300,7 +300,7 @@ fn every_method_learns_and_is_read_back_the_same() {
                 let (_, gradients) = graph.gradients(&batch).unwrap();
                 let squares = gradients.values().flatten().map(|g| g * g);
                 let step = 0.05 / squares.sum::<f32>().sqrt();
-                let change = |_: &ParameterId, values: &mut [f32], gradient: &[f32]| {
+                let change = |_: &ParameterId, values: &mut [f32], gradient: &[f32], _: usize| {
                     let both = values.iter_mut().zip(gradient);
                     both.for_each(|(value, g)| *value -= step * g);
                 };

@@ -37,7 +37,7 @@ fn train(graph: &mut Graph, batch: &Batch) -> (f32, f32) {
         stepper.begin();
         let mut tensors = graph.trained_tensors();
         for (key, (values, _)) in &mut tensors {
-            stepper.update(key, values, &gradients[key.as_str()], 1e-3);
+            stepper.update(key, values, &gradients[key.as_str()], 1, 1e-3);
         }
         graph.set(tensors).unwrap();
     }

@@ -185,7 +185,7 @@ fn twenty_steps(graph: &mut Graph, batch: impl Fn(usize) -> Batch, lr: f32) -> V
         let mut tensors = graph.tensors();
         tensors.retain(|key, _| gradients.contains_key(key.as_str()));
         for (key, (values, _)) in &mut tensors {
-            stepper.update(key, values, &gradients[key.as_str()], lr);
+            stepper.update(key, values, &gradients[key.as_str()], 1, lr);
         }
         graph.set(tensors).unwrap();
     }

@@ -298,18 +298,20 @@ impl Graph {
         Ok(())
     }
 
-    /// Updates every parameter that has a gradient. `step` gets its elements and its gradient.
+    /// Updates every parameter that has a gradient. `step` gets its elements, its gradient, and the number of its columns,
+    /// 1 for a vector.
     ///
     /// # Errors
     /// The device fails, for example for want of memory.
     pub fn update(
         &mut self,
         gradients: &BTreeMap<ParameterId, Vec<f32>>,
-        mut step: impl FnMut(&ParameterId, &mut [f32], &[f32]),
+        mut step: impl FnMut(&ParameterId, &mut [f32], &[f32], usize),
     ) -> Result<(), Problem> {
         for (id, gradient) in gradients {
             if let Some(value) = self.values.get_mut(id) {
-                let change = |values: &mut [f32]| step(id, values, gradient);
+                let columns = value.shape().get(1).copied().unwrap_or(1);
+                let change = |values: &mut [f32]| step(id, values, gradient, columns);
                 value.update(change).map_err(device_problem)?;
             }
         }

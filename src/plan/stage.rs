@@ -83,13 +83,38 @@ pub enum Optimizer {
         /// Weight decay, added to the gradient.
         weight_decay: f32,
     },
+    /// Lion (Chen et al., arXiv 2302.06675, algorithm 2).
+    Lion {
+        /// Learning rate.
+        lr: f32,
+        /// The weight of the running mean in a step, and its decay rate.
+        betas: (f32, f32),
+        /// Decoupled weight decay.
+        weight_decay: f32,
+    },
+    /// Adafactor (Shazeer and Stern, arXiv 1804.04235), as transformers has it with a rate of its own.
+    Adafactor {
+        /// Learning rate.
+        lr: f32,
+        /// Whether the rate is relative to the size of a parameter.
+        scale_parameter: bool,
+        /// A step whose root mean square is larger is scaled down to it.
+        threshold: f32,
+        /// The power of the number of steps with which the running mean of squares decays.
+        decay: f32,
+        /// Decoupled weight decay.
+        weight_decay: f32,
+    },
 }
 
 impl Optimizer {
     /// The peak learning rate.
     pub fn lr(&self) -> f32 {
         match self {
-            Optimizer::AdamW { lr, .. } | Optimizer::Sgd { lr, .. } => *lr,
+            Optimizer::AdamW { lr, .. }
+            | Optimizer::Sgd { lr, .. }
+            | Optimizer::Lion { lr, .. }
+            | Optimizer::Adafactor { lr, .. } => *lr,
         }
     }
 }
@@ -105,7 +130,7 @@ pub struct Schedule {
 
 /// The course of the learning rate after the warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum ScheduleShape {
     /// Stays at the full rate to the end.
     Constant,
@@ -113,6 +138,9 @@ pub enum ScheduleShape {
     Linear,
     /// Falls along half a cosine to 0 at the end.
     Cosine,
+    /// Falls with the square root of the number of steps, from the end of the warm-up on; without a warm-up, from 10,000
+    /// steps before the first one.
+    InverseSqrt,
 }
 
 /// How long the warm-up is.

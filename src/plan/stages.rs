@@ -216,7 +216,9 @@ fn optimizer(fields: &Fields) -> Optimizer {
     if fields.raw("optimizer").is_none() {
         fields.missing("optimizer", "adamw { lr = 1e-3 }");
     }
-    let Some((name, settings)) = record(fields, "optimizer", &["adamw", "sgd"]) else {
+    let Some((name, settings)) =
+        record(fields, "optimizer", &["adamw", "sgd", "lion", "adafactor"])
+    else {
         return default;
     };
     let lr = settings.optional_number("lr", 1e-12..=1e3);
@@ -225,23 +227,38 @@ fn optimizer(fields: &Fields) -> Optimizer {
     }
     let lr = lr.unwrap_or(1e-3) as f32;
     let weight_decay = settings.number("weight_decay", 0.0, 0.0..=1.0) as f32;
-    let optimizer = if name == "adamw" {
-        Optimizer::AdamW {
+    let betas = |second: f64| {
+        (
+            settings.number("beta1", 0.9, 0.0..=0.999_999) as f32,
+            settings.number("beta2", second, 0.0..=0.999_999) as f32,
+        )
+    };
+    let optimizer = match name.as_str() {
+        "adamw" => Optimizer::AdamW {
             lr,
-            betas: (
-                settings.number("beta1", 0.9, 0.0..=0.999_999) as f32,
-                settings.number("beta2", 0.999, 0.0..=0.999_999) as f32,
-            ),
+            betas: betas(0.999),
             epsilon: settings.number("epsilon", 1e-8, 0.0..=1.0) as f32,
             weight_decay,
-        }
-    } else {
-        let momentum = settings.number("momentum", 0.0, 0.0..=0.999_999) as f32;
-        Optimizer::Sgd {
+        },
+        "lion" => Optimizer::Lion {
             lr,
-            momentum,
+            betas: betas(0.99),
             weight_decay,
-        }
+        },
+        "adafactor" => Optimizer::Adafactor {
+            lr,
+            scale_parameter: settings
+                .choice("scale_parameter", &[("on", true), ("off", false)])
+                .unwrap_or(false),
+            threshold: settings.number("threshold", 1.0, 1e-6..=1e6) as f32,
+            decay: settings.number("decay", 0.8, 0.0..=1.0) as f32,
+            weight_decay,
+        },
+        _ => Optimizer::Sgd {
+            lr,
+            momentum: settings.number("momentum", 0.0, 0.0..=0.999_999) as f32,
+            weight_decay,
+        },
     };
     settings.finish();
     optimizer
@@ -253,6 +270,7 @@ fn schedule(fields: &Fields) -> Schedule {
         ("linear", ScheduleShape::Linear),
         ("cosine", ScheduleShape::Cosine),
         ("constant", ScheduleShape::Constant),
+        ("inverse_sqrt", ScheduleShape::InverseSqrt),
     ];
     let mut schedule = Schedule {
         shape: ScheduleShape::Linear,

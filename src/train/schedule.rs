@@ -2,6 +2,9 @@
 
 use crate::plan::{Schedule, ScheduleShape, Warmup};
 
+/// transformers' `timescale` of an inverse square root without a warm-up.
+const TIMESCALE: usize = 10_000;
+
 /// The factor on the peak learning rate at `step` (from 0) of `total`.
 pub fn factor(schedule: &Schedule, step: usize, total: usize) -> f32 {
     let warmup = match schedule.warmup {
@@ -14,6 +17,11 @@ pub fn factor(schedule: &Schedule, step: usize, total: usize) -> f32 {
     let rest = total.saturating_sub(warmup).max(1) as f64;
     let progress = ((step - warmup) as f64 / rest).min(1.0);
     match schedule.shape {
+        ScheduleShape::InverseSqrt => {
+            let scale = if warmup == 0 { TIMESCALE } else { warmup };
+            let shift = scale - warmup;
+            (scale as f64 / (step + shift) as f64).sqrt() as f32
+        }
         ScheduleShape::Constant => 1.0,
         ScheduleShape::Linear => (1.0 - progress) as f32,
         ScheduleShape::Cosine => (0.5 * (1.0 + (std::f64::consts::PI * progress).cos())) as f32,
@@ -58,6 +66,20 @@ mod tests {
             all(ScheduleShape::Cosine, two, 8),
             [0.0, 0.5, 1.0, 0.933_012_7, 0.75, 0.5, 0.25, 0.066_987_3],
         );
+        // get_inverse_sqrt_schedule(o, 2), and (o, 0)
+        let falling = [
+            0.0,
+            0.5,
+            1.0,
+            0.816_496_6,
+            0.707_106_8,
+            0.632_455_5,
+            0.577_350_3,
+            0.534_522_5,
+        ];
+        close(all(ScheduleShape::InverseSqrt, two, 8), falling);
+        let late = all(ScheduleShape::InverseSqrt, Warmup::Steps(0), 8)[7];
+        assert!((late - 0.999_650_18).abs() < 1e-6, "{late}");
         close(
             all(ScheduleShape::Constant, Warmup::Fraction(0.25), 8),
             [0.0, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0],

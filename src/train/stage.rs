@@ -330,8 +330,8 @@ impl<'a> Stage<'a> {
         let lr = self.plan.optimizer.lr() * factor(&self.plan.schedule, step, self.steps);
         self.stepper.begin();
         let stepper = &mut self.stepper;
-        graph.update(&gradients, |id, values, gradient| {
-            stepper.update(id.path(), values, gradient, lr)
+        graph.update(&gradients, |id, values, gradient, columns| {
+            stepper.update(id.path(), values, gradient, columns, lr)
         })?;
         self.on_host(step, graph, &mut gradients, |method, step| {
             method.allocate(step);
@@ -373,7 +373,7 @@ impl<'a> Stage<'a> {
             act(method, &mut step).map_err(device_problem)?;
             let mut changed = step.values;
             changed.retain(|id, new| before.get(id).is_some_and(|old| old != new));
-            graph.update(&changed, |_, values, new| values.copy_from_slice(new))?;
+            graph.update(&changed, |_, values, new, _| values.copy_from_slice(new))?;
         }
         Ok(())
     }
