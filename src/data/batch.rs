@@ -6,7 +6,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::engine::{mix, Layout};
 use crate::graph::{Batch, DecoderRows, Pairs, Targets};
-use crate::task::{Example, Shares, Target};
+use crate::task::{Encoded, Example, Shares, Target};
 
 /// The order of the examples in an epoch.
 pub fn order(count: usize, seed: u64, epoch: usize) -> Vec<usize> {
@@ -78,31 +78,29 @@ pub fn groups(
             )
         })
         .collect();
-    let weights = batches.iter().map(|batch| match &batch.targets {
-        Targets::Shares { total, .. } => *total,
-        _ => 0.0,
-    });
-    let weights: f64 = weights.sum();
-    for batch in &mut batches {
-        if let Targets::Shares { total, .. } = &mut batch.targets {
-            *total = weights;
+    share_totals(&mut batches);
+    batches
+}
+
+/// Gives every group the numbers by which the loss of the whole batch is divided.
+fn share_totals(groups: &mut [Batch]) {
+    let (mut predictions, mut weights, mut tokens) = (0, 0.0, 0);
+    for group in groups.iter() {
+        predictions += group.total;
+        match &group.targets {
+            Targets::Shares { total, .. } => weights += total,
+            Targets::Pairs(pairs) => tokens += pairs.total,
+            _ => {}
         }
     }
-    let tokens = batches.iter().map(|batch| match &batch.targets {
-        Targets::Pairs(pairs) => pairs.total,
-        _ => 0,
-    });
-    let tokens: usize = tokens.sum();
-    for batch in &mut batches {
-        if let Targets::Pairs(pairs) = &mut batch.targets {
-            pairs.total = tokens;
+    for group in groups {
+        group.total = predictions.max(1);
+        match &mut group.targets {
+            Targets::Shares { total, .. } => *total = weights,
+            Targets::Pairs(pairs) => pairs.total = tokens,
+            _ => {}
         }
     }
-    let total: usize = batches.iter().map(|batch| batch.total).sum();
-    batches
-        .iter_mut()
-        .for_each(|batch| batch.total = usize::max(total, 1));
-    batches
 }
 
 /// Packs examples into one batch. `places` are their places in the whole batch, which together with `random`
@@ -113,101 +111,113 @@ pub fn batch(
     random: u64,
     prediction: Prediction,
 ) -> Batch {
-    let Prediction {
-        masking,
-        predicts_first,
-        shares,
-        ..
-    } = prediction;
-    let key = |place: &usize| mix(random ^ mix(*place as u64));
-    // Each sequence of an example has a random key of its own.
-    let (mut sequences, mut keys) = (Vec::new(), Vec::new());
-    for (example, place) in examples.iter().zip(places) {
-        for (number, sequence) in example.sequences().enumerate() {
-            sequences.push(sequence);
-            keys.push(match number {
-                0 => key(place),
-                _ => mix(key(place) ^ number as u64),
-            });
-        }
-    }
-    let mut tokens: Vec<usize> = Vec::new();
-    let mut types: Vec<usize> = Vec::new();
-    let (mut rows, mut predicted) = (Vec::new(), Vec::new());
-    let (mut reads, mut soft) = (Vec::new(), Vec::new());
-    let mut decoded: Vec<usize> = Vec::new();
-    for (example, key) in sequences.iter().zip(&keys) {
-        let start = tokens.len();
-        tokens.extend(example.text.tokens.iter().map(|&token| token as usize));
-        types.extend(example.text.types.iter().map(|&kind| usize::from(kind)));
-        reads.extend(example.text.reads.iter().map(|place| start + place));
-        soft.push(example.text.soft.unwrap_or(0));
-        let own = example.decoder.iter().map(|&token| token as usize);
-        let own: Vec<usize> = own.collect();
-        if let ([read @ .., _], [_, next @ ..]) = (own.as_slice(), own.as_slice()) {
-            let start = decoded.len();
-            decoded.extend_from_slice(read);
-            if example.target == Target::NextTokens {
-                rows.extend(start..decoded.len());
-                predicted.extend_from_slice(next);
-            }
-        } else {
-            // Nothing stands before the first token but a prompt's rows, which predict it.
-            let first = start + usize::from(!predicts_first);
-            for place in places_to_predict(example) {
-                let place = (start + place.start).max(first)..start + place.end;
-                predicted.extend_from_slice(&tokens[place.clone()]);
-                rows.extend(place);
-            }
-        }
-        if let Some(masking) = masking {
-            mask(
-                example,
-                masking,
-                *key,
-                &mut tokens[start..],
-                |position, token| {
-                    rows.push(start + position);
-                    predicted.push(token);
-                },
-            );
-        }
-    }
-    let decoder = (!decoded.is_empty()).then(|| DecoderRows {
-        tokens: decoded,
-        layout: Layout::new(sequences.iter().map(|e| e.decoder.len() - 1), keys.clone()),
+    let (sequences, keys) = sequences(examples, places, random);
+    let lengths = sequences.iter().map(|example| example.text.tokens.len());
+    let layout = Layout::new(lengths, keys.clone());
+    let mut tokens: Vec<usize> = all_of(&sequences, |text| text.tokens.iter().map(|t| *t as usize));
+    let types = all_of(&sequences, |text| {
+        text.types.iter().map(|t| usize::from(*t))
     });
-    let layout = Layout::new(
-        sequences.iter().map(|example| example.text.tokens.len()),
-        keys,
-    );
-    let tokens_at = Targets::Tokens {
-        rows,
-        tokens: predicted,
-    };
-    let targets = match masking {
-        Some(_) => tokens_at,
-        None if examples.iter().any(|example| !example.others.is_empty()) => {
-            Targets::Pairs(pairs(&sequences, &layout, places, prediction))
-        }
-        None => targets(examples, shares).unwrap_or(tokens_at),
+    let decoder = decoder_rows(&sequences, &keys);
+    let has_pairs = examples.iter().any(|example| !example.others.is_empty());
+    let targets = match prediction.masking {
+        Some(masking) => mask(&sequences, &layout, masking, &mut tokens),
+        None if has_pairs => Targets::Pairs(pairs(&sequences, &layout, places, prediction)),
+        None => targets(examples, prediction.shares).unwrap_or_else(|| {
+            let rows = decoder.as_ref().map_or(&layout, |decoder| &decoder.layout);
+            tokens_to_predict(&sequences, rows, prediction)
+        }),
     };
     let total = match &targets {
         Targets::Tokens { rows, .. } => rows.len(),
         Targets::Classes(classes) => classes.len(),
         _ => examples.len(),
     };
+    let reads = sequences.iter().zip(layout.ranges());
+    let reads = reads.flat_map(|(example, range)| {
+        let own = example.text.reads.iter();
+        own.map(move |place| range.start + place)
+    });
     Batch {
+        reads: reads.collect(),
+        soft: sequences
+            .iter()
+            .map(|example| example.text.soft.unwrap_or(0))
+            .collect(),
         tokens,
         types,
         layout,
-        reads,
-        soft,
         cached: None,
         decoder,
         targets,
         total,
     }
+}
+
+/// The sequences of examples, and a random key for each.
+fn sequences<'e>(
+    examples: &[&'e Example],
+    places: &[usize],
+    random: u64,
+) -> (Vec<&'e Example>, Vec<u64>) {
+    let of_example = |(example, place): (&&'e Example, &usize)| {
+        let key = mix(random ^ mix(*place as u64));
+        let key = move |number: usize| match number {
+            0 => key,
+            _ => mix(key ^ number as u64),
+        };
+        let all: Vec<(&'e Example, u64)> = example
+            .sequences()
+            .enumerate()
+            .map(|(number, sequence)| (sequence, key(number)))
+            .collect();
+        all
+    };
+    examples.iter().zip(places).flat_map(of_example).unzip()
+}
+
+/// Something of each token of all sequences.
+fn all_of<'e, I: Iterator<Item = usize> + 'e>(
+    sequences: &[&'e Example],
+    of: impl Fn(&'e Encoded) -> I,
+) -> Vec<usize> {
+    let all = sequences.iter().flat_map(|example| of(&example.text));
+    all.collect()
+}
+
+/// The rows that a decoder reads: all tokens but the last, which none follows.
+fn decoder_rows(sequences: &[&Example], keys: &[u64]) -> Option<DecoderRows> {
+    let read = |example: &&Example| example.decoder.len().saturating_sub(1);
+    let layout = Layout::new(sequences.iter().map(read), keys.to_vec());
+    let tokens = sequences.iter().flat_map(|example| {
+        let tokens = &example.decoder[..read(example)];
+        tokens.iter().map(|token| *token as usize)
+    });
+    (layout.rows() > 0).then(|| DecoderRows {
+        tokens: tokens.collect(),
+        layout,
+    })
+}
+
+/// The tokens that a language model predicts, with their rows; a decoder's row predicts the token after its own.
+fn tokens_to_predict(sequences: &[&Example], layout: &Layout, prediction: Prediction) -> Targets {
+    let (mut rows, mut tokens) = (Vec::new(), Vec::new());
+    for (example, range) in sequences.iter().zip(layout.ranges()) {
+        let number = |token: &u32| *token as usize;
+        if example.decoder.is_empty() {
+            // Nothing stands before the first token but a prompt's rows, which predict it.
+            let first = usize::from(!prediction.predicts_first);
+            for places in places_to_predict(example) {
+                let places = places.start.max(first)..places.end;
+                tokens.extend(example.text.tokens[places.clone()].iter().map(number));
+                rows.extend(range.start + places.start..range.start + places.end);
+            }
+        } else if example.target == Target::NextTokens {
+            rows.extend(range);
+            tokens.extend(example.decoder[1..].iter().map(number));
+        }
+    }
+    Targets::Tokens { rows, tokens }
 }
 
 /// The tokens of pairs: those of both answers and, if the loss counts it, of the preferred one's prompt.
@@ -296,28 +306,37 @@ fn targets(examples: &[&Example], shares: Option<&Shares>) -> Option<Targets> {
     }
 }
 
+/// Chooses tokens, changes them in `tokens`, and asks for them.
 fn mask(
-    example: &Example,
+    sequences: &[&Example],
+    layout: &Layout,
     masking: Masking,
-    key: u64,
     tokens: &mut [usize],
-    mut chosen: impl FnMut(usize, usize),
-) {
-    let mut random = ChaCha8Rng::seed_from_u64(key);
-    let mut places: Vec<usize> = (0..tokens.len())
-        .filter(|&i| !example.text.special.get(i).copied().unwrap_or(false))
-        .collect();
-    let count = (places.len() as f32 * masking.share).round().max(1.0) as usize;
-    places.shuffle(&mut random);
-    places.truncate(count);
-    places.sort_unstable();
-    for place in places {
-        chosen(place, tokens[place]);
-        let draw: f32 = random.random();
-        if draw < 0.8 {
-            tokens[place] = masking.mask_token as usize;
-        } else if draw < 0.9 {
-            tokens[place] = random.random_range(0..masking.vocabulary);
+) -> Targets {
+    let (mut rows, mut hidden) = (Vec::new(), Vec::new());
+    for (number, (example, range)) in sequences.iter().zip(layout.ranges()).enumerate() {
+        let mut random = ChaCha8Rng::seed_from_u64(layout.key(number));
+        let mut places: Vec<usize> = (0..range.len())
+            .filter(|&i| !example.text.special.get(i).copied().unwrap_or(false))
+            .collect();
+        let count = (places.len() as f32 * masking.share).round().max(1.0) as usize;
+        places.shuffle(&mut random);
+        places.truncate(count);
+        places.sort_unstable();
+        for place in places {
+            let token = &mut tokens[range.start + place];
+            rows.push(range.start + place);
+            hidden.push(*token);
+            let draw: f32 = random.random();
+            if draw < 0.8 {
+                *token = masking.mask_token as usize;
+            } else if draw < 0.9 {
+                *token = random.random_range(0..masking.vocabulary);
+            }
         }
+    }
+    Targets::Tokens {
+        rows,
+        tokens: hidden,
     }
 }
