@@ -112,6 +112,7 @@ fn losses_of_causal_models_are_those_of_peft() {
                 special: vec![false; range.len()],
                 reads: Vec::new(),
                 soft: None,
+                words: Vec::new(),
             },
             decoder: Vec::new(),
             target: Target::NextTokens,

@@ -79,6 +79,36 @@ fn conversations_are_written_as_transformers_writes_them() {
     assert_eq!(texts, 34);
 }
 
+/// A first turn of the assistant, which nobody asked for, is read and not learned.
+#[test]
+fn a_first_turn_of_the_assistant_is_no_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokenizer = fixture("tokenizers/fast_as_stored");
+    for file in ["tokenizer.json", "config.json"] {
+        std::fs::copy(tokenizer.join(file), folder.path().join(file)).unwrap();
+    }
+    let template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
+    std::fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
+    let encoder = TextEncoder::open(folder.path(), 512, &config(folder.path())).unwrap();
+    let turn = |role: &str, content: &str| json!({"role": role, "content": content});
+    let messages = vec![
+        turn("assistant", "hi"),
+        turn("user", "one"),
+        turn("assistant", "two"),
+    ];
+    let conversation = Conversation {
+        messages,
+        tools: None,
+    };
+    let found = encoder.converse(&conversation, false).unwrap();
+    let answers: Vec<&str> = found
+        .answers
+        .iter()
+        .map(|range| &found.text[range.clone()])
+        .collect();
+    assert_eq!(answers, ["two"]);
+}
+
 #[test]
 #[ignore = "needs DELTARUN_CHAT"]
 fn published_templates_write_what_transformers_writes() {

@@ -38,6 +38,7 @@ fn prompt(tokens: &[u32], loaded: &Loaded) -> Example {
             special: vec![false; tokens.len()],
             reads: Vec::new(),
             soft: None,
+            words: Vec::new(),
         },
         decoder: start.map_or(Vec::new(), |start| vec![start, start]),
         target: Target::None,

@@ -138,6 +138,32 @@ fn answers_before_a_bad_prompt_are_kept() {
     );
 }
 
+#[test]
+fn options_out_of_their_range_are_refused() {
+    let place = place();
+    place.write("prompts.jsonl", b"{\"text\": \"a film\"}\n");
+    for (options, said) in [
+        (
+            &["--stop", ""][..],
+            "`stop` must be a text that is not empty",
+        ),
+        (
+            &["--repetition-penalty", "0"],
+            "`repetition_penalty` must be above 0",
+        ),
+        (
+            &["--min-tokens", "9", "--max-tokens", "3"],
+            "`min_tokens` must be at most `max_tokens`",
+        ),
+        (&["--beams", "2", "--temperature", "1"], "draws none"),
+        (&["--backbone", "llama"], "has no backbone"),
+    ] {
+        let arguments = [&["generate", "llama", "--input", "prompts.jsonl"], options].concat();
+        let error = place.fail(2, &arguments);
+        assert!(error.contains(said), "{error}");
+    }
+}
+
 /// A backbone's `generation_config.json` decides, and a note says so; an option replaces what it says.
 #[test]
 fn defaults_of_a_backbone_are_honoured_aloud() {

@@ -30,6 +30,7 @@ fn sequence(prompt: &[u32], answer: &[u32], is_preferred: bool, others: Vec<Exam
             tokens,
             reads: Vec::new(),
             soft: None,
+            words: Vec::new(),
         },
         decoder: Vec::new(),
         target: match is_preferred {
@@ -209,7 +210,11 @@ fn pairs_are_learned_and_evaluated_and_refused_by_their_line() {
     place.write("pairs.jsonl", format!("{row}\n").as_bytes());
     let error = place.fail(2, &["check", "taste.delta"]);
     assert!(
-        error.contains("line 1") && error.contains("no answer of the assistant"),
+        error.contains("line 1") && error.contains("remove `prompt` from the task"),
         "{error}"
     );
+    let row = json!({"prompt": "a film", "chosen": null, "rejected": "b"});
+    place.write("pairs.jsonl", format!("{row}\n").as_bytes());
+    let error = place.fail(2, &["check", "taste.delta"]);
+    assert!(error.contains("`chosen` is null"), "{error}");
 }

@@ -38,6 +38,7 @@ fn loss(settings: &str, targets: Vec<Target>, group_rows: usize) -> (f32, Vec<f3
                 tokens,
                 reads: Vec::new(),
                 soft: None,
+                words: Vec::new(),
             },
             decoder: Vec::new(),
             target,

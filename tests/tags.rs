@@ -34,9 +34,10 @@ fn words_have_the_tokens_of_transformers() {
             let ids: Vec<u32> = serde_json::from_value(case["ids"].clone()).unwrap();
             let firsts: Vec<Option<usize>> =
                 serde_json::from_value(case["firsts"].clone()).unwrap();
-            let Sentence { text, places, .. } = encoder.words(&words).unwrap();
+            let Sentence { text, .. } = encoder.words(&words).unwrap();
             assert_eq!(text.tokens, ids, "{name}: {words:?}");
-            let found = places
+            let found = text
+                .words
                 .iter()
                 .map(|place| place.map(|place| text.reads[place]));
             assert_eq!(found.collect::<Vec<_>>(), firsts, "{name}: {words:?}");
@@ -85,6 +86,7 @@ fn classifiers_of_tokens_are_those_of_transformers() {
                     special: vec![false; tokens.len()],
                     reads: reads.clone(),
                     soft: None,
+                    words: Vec::new(),
                 },
                 decoder: Vec::new(),
                 target: Target::Classes(classes.clone()),
@@ -162,6 +164,14 @@ fn a_conll_file_becomes_a_model_that_finds_spans() {
         answers[0]["spans"],
         json!([{"type": "good", "start": 3, "end": 4}])
     );
+    // A word without tokens keeps its place.
+    place.write(
+        "input.jsonl",
+        b"{\"tokens\": [\"the\", \" \", \"superb\", \".\"]}\n",
+    );
+    let written = place.succeed(&["predict", "runs/find", "--input", "input.jsonl"]);
+    let answer: Value = serde_json::from_str(&written).unwrap();
+    assert_eq!(answer["tags"], json!(["O", null, "B-good", "O"]));
     assert_eq!(
         answers[1]["spans"],
         json!([{"type": "bad", "start": 3, "end": 4}])

@@ -42,10 +42,9 @@ impl<'a> Writer<'a> {
         }
         // A prompt may be longer than the texts of the training.
         let mut plan = loaded.plan.clone();
-        let config = &plan.backbone.config;
-        plan.backbone.max_length = config
-            .longest()
-            .saturating_sub(plan.tokens(plan.stages.len()));
+        let own = plan.tokens(plan.stages.len());
+        let longest = plan.backbone.config.longest().saturating_sub(own);
+        plan.backbone.max_length = plan.backbone.max_length.max(longest);
         let loader = Loader::new(&plan)?;
         let defaults = Defaults::read(&loaded.plan.backbone.directory)?;
         say_defaults(&defaults, options);
@@ -74,8 +73,7 @@ impl<'a> Writer<'a> {
                     "the prompt has {} tokens, and the longest sequence {length}",
                     length + cut
                 );
-                Err(Problem::new("delta::generate::too_long", message)
-                    .help("shorten it, or train with a larger `max_length`"))
+                Err(Problem::new("delta::generate::too_long", message).help("shorten it"))
             }
         }
     }
@@ -144,22 +142,14 @@ impl Answers for Writer<'_> {
         let kind = &self.loaded.task().map_err(said)?.kind;
         // A run reads what it was trained on; whatever else a model is, it may read a conversation.
         let columns = kind.texts();
-        if let (Some(Value::Array(messages)), false) = (
-            object.get("messages"),
-            columns.iter().all(|column| object.contains_key(column)),
-        ) {
-            let conversation = Conversation {
-                messages: messages.clone(),
-                tools: object
-                    .get("tools")
-                    .filter(|tools| tools.is_array())
-                    .cloned(),
-            };
-            return self
-                .loader
-                .encoder()
-                .converse(&conversation, true)
-                .map_err(said);
+        let has_own =
+            !columns.is_empty() && columns.iter().all(|column| object.contains_key(column));
+        if let (Some(messages), false) = (object.get("messages"), has_own) {
+            let tools = object.get("tools").map(Value::to_string);
+            let conversation = Conversation::read(&messages.to_string(), tools.as_deref())?;
+            let conversation = conversation.with_system(kind.system()).unanswered();
+            let encoder = self.loader.encoder();
+            return encoder.converse(&conversation, true).map_err(said);
         }
         let row = values(object, columns, kind)?;
         kind.open(&row, self.loader.encoder()).map_err(said)
@@ -202,9 +192,11 @@ impl Answers for Writer<'_> {
             true
         };
         let references: Vec<&Example> = prompts.iter().collect();
-        let mut each = |number: usize, written: &Written| match written.ended {
-            true => write(number, written, &mut done),
-            false => true,
+        let mut is_failed = false;
+        let mut each = |number: usize, written: &Written| {
+            // Nobody waits any more once an answer could not be written.
+            is_failed |= !is_failed && written.is_over && !write(number, written, &mut done);
+            !is_failed
         };
         let all = answers_of(
             &self.loaded.graph,
@@ -246,16 +238,23 @@ pub(super) fn chat(options: &ChatOptions) -> Result<Ended, Problems> {
     let loaded = open_source(&options.source, device(&options.source.device)?)?;
     let writer = Writer::new(&loaded, &options.decoding)?;
     let mut messages = Vec::new();
-    if let Some(system) = &options.system {
+    let own = loaded.task()?.kind.system();
+    if let Some(system) = options.system.as_deref().or(own) {
         messages.push(json!({"role": "system", "content": system}));
     }
     say("write a message and Enter; an empty line ends the conversation");
     loop {
         print("> ");
         let mut line = String::new();
-        let read = std::io::stdin().lock().read_line(&mut line);
+        let read = std::io::stdin().lock().read_line(&mut line).map_err(|e| {
+            Problem::new(
+                "delta::cli::input",
+                format!("the message cannot be read: {e}"),
+            )
+            .help("write it in UTF-8")
+        })?;
         let line = line.trim();
-        if !matches!(read, Ok(1..)) || line.is_empty() {
+        if read == 0 || line.is_empty() {
             return Ok(Ended::Done);
         }
         messages.push(json!({"role": "user", "content": line}));

@@ -20,7 +20,7 @@ pub(super) fn predict(options: &PredictOptions) -> Result<Ended, Problems> {
     if loaded.task()?.kind.predicts_tokens() {
         let message = "a language model has no labels to predict";
         return Err(Problem::new("delta::cli::task", message)
-            .help("write texts with `deltarun generate`, or use a run whose last task is `classify` or `regress`")
+            .help("write texts with `deltarun generate`, or use a run whose last task is `classify`, `regress` or `tag`")
             .into());
     }
     let loader = Loader::new(&loaded.plan)?;
@@ -47,6 +47,7 @@ pub(super) fn values<'c>(
         let wanted = Wanted {
             name,
             is_structured: task.is_structured(name),
+            may_be_null: task.may_be_null(name),
         };
         json_value(object, &wanted)
     };
@@ -101,7 +102,8 @@ impl Answers for Predictor<'_> {
             logits_of(&self.loaded.graph, &examples.all).map_err(|e| Stop::Problem(0, e))?;
         for (at, (logits, line)) in logits.iter().zip(asked).enumerate() {
             check_finite(logits).map_err(|e| Stop::Problem(at, e))?;
-            let answer = line.answered(task.kind.answer(logits).unwrap_or_default());
+            let answer = task.kind.answer(&examples.all[at], logits);
+            let answer = line.answered(answer.unwrap_or_default());
             writeln!(output, "{answer}").map_err(|e| stopped(at, &e))?;
         }
         output.flush().map_err(|e| stopped(asked.len(), &e))

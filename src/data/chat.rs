@@ -124,14 +124,14 @@ impl ChatTemplates {
         let mut answers: Vec<Range<usize>> = Vec::new();
         for (index, message) in messages.iter().enumerate() {
             // Turns of the assistant that follow each other, around a call of a tool, are each an answer.
-            if message["role"] != "assistant" {
+            // One that nobody asked for is read, and is no answer.
+            if message["role"] != "assistant" || index == 0 {
                 continue;
             }
             let asked = before(index, true)?;
-            let start = match text.starts_with(&asked) {
-                true => asked,
-                false => before(index, false)?,
-            };
+            let begun = before(index, false)?;
+            let start = common(&asked, &text);
+            let is_told = text.starts_with(&begun) && start >= begun.len();
             let end = match index + 1 == messages.len() {
                 true => text.len(),
                 false => {
@@ -143,12 +143,12 @@ impl ChatTemplates {
                     }
                 }
             };
-            if !text.starts_with(&start) || end <= start.len() {
+            if !is_told || end <= start {
                 let turn = index + 1;
                 let message = format!("the chat template writes message {turn} otherwise once others follow, so its answer cannot be told apart");
                 return Err(refused(&message).help("split the conversation so that it ends with this answer, or mark the answers in the template with `{% generation %}` and `{% endgeneration %}`"));
             }
-            answers.push(start.len()..end);
+            answers.push(start..end);
         }
         Ok(whole(text, answers))
     }
@@ -184,6 +184,13 @@ impl ChatTemplates {
                 ))
             })
     }
+}
+
+/// The length of what two texts have in common at their beginning, in bytes.
+fn common(a: &str, b: &str) -> usize {
+    let pairs = a.chars().zip(b.chars());
+    let same = pairs.take_while(|(a, b)| a == b);
+    same.map(|(a, _)| a.len_utf8()).sum()
 }
 
 fn refused(message: &str) -> Problem {

@@ -252,6 +252,7 @@ pub(super) fn wanted(task: &TaskPlan) -> Vec<Wanted<'_>> {
     let wanted = names.map(|name| Wanted {
         name,
         is_structured: task.kind.is_structured(name),
+        may_be_null: task.kind.may_be_null(name),
     });
     wanted.collect()
 }

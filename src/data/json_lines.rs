@@ -79,7 +79,10 @@ pub fn json_value(
     wanted: &Wanted,
 ) -> Result<String, (String, String)> {
     match object.get(wanted.name) {
-        Some(value) if wanted.is_structured && !value.is_string() => Ok(value.to_string()),
+        Some(value) if wanted.is_structured && !value.is_string() && !value.is_null() => {
+            Ok(value.to_string())
+        }
+        None | Some(serde_json::Value::Null) if wanted.may_be_null => Ok("null".to_owned()),
         _ => json_text(object, wanted.name),
     }
 }

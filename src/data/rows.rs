@@ -299,7 +299,10 @@ impl Rows {
             note(&mut self.swallowed);
         }
         let mut hasher = DefaultHasher::new();
-        texts.hash(&mut hasher);
+        match texts.is_empty() {
+            true => values.hash(&mut hasher),
+            false => texts.hash(&mut hasher),
+        }
         self.texts.insert(hasher.finish());
     }
 

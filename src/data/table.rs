@@ -38,6 +38,8 @@ pub struct Wanted<'a> {
     pub name: &'a str,
     /// Whether its values are lists or objects, given as their JSON.
     pub is_structured: bool,
+    /// Whether a row may lack a value.
+    pub may_be_null: bool,
 }
 
 impl<'a> Wanted<'a> {
@@ -46,6 +48,7 @@ impl<'a> Wanted<'a> {
         Wanted {
             name,
             is_structured: false,
+            may_be_null: false,
         }
     }
 }

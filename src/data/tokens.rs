@@ -227,14 +227,20 @@ impl TextEncoder {
         match self.start_token {
             None => self.encode_marked(marked),
             Some(start) => Ok(Example {
+                cut: self.excess(&marked.text)?,
                 text: self.texts(std::slice::from_ref(&marked.text))?,
                 // The last token of a decoder's sequence is predicted and never read.
                 decoder: vec![start, start],
                 target: Target::None,
-                cut: 0,
                 others: Vec::new(),
             }),
         }
+    }
+
+    /// How many tokens of a text are beyond the longest sequence.
+    fn excess(&self, text: &str) -> Result<usize, Problem> {
+        let whole = self.tokenizer.encode_fast(text, true).map_err(refused)?;
+        Ok(whole.len().saturating_sub(self.max_length()))
     }
 
     /// A token as a text of its own.
@@ -298,6 +304,7 @@ pub(super) fn encoded(encoding: &Encoding) -> Encoded {
             .collect(),
         reads: Vec::new(),
         soft: None,
+        words: Vec::new(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Beam search, as transformers 5 has it (`_beam_search`, `early_stopping = false`).
 
 use super::sample::{forbid, penalize};
-use super::{room, Decoding, Ending, Extended, Written};
+use super::{check_finite, room, Decoding, Ending, Extended, Written};
 use crate::diagnostic::Problem;
 use crate::graph::Graph;
 use crate::task::Example;
@@ -32,6 +32,7 @@ pub(super) fn search(
     for length in 1..=longest {
         let mut next: Vec<(f64, usize, usize)> = Vec::new();
         for (place, (beam, logits)) in running.iter().zip(&mut logits).enumerate() {
+            check_finite(logits)?;
             let mut scores = log_softmax(logits);
             let occurred = [ending.occurred(prompt), &beam.tokens].concat();
             penalize(&mut scores, &occurred, decoding.repetition_penalty);
@@ -83,6 +84,7 @@ pub(super) fn search(
     Ok(Written {
         tokens: beam.tokens,
         ended,
+        is_over: true,
     })
 }
 

@@ -88,12 +88,13 @@ impl Wishes {
             seed: self.seed.unwrap_or(0),
             ends,
         };
+        decoding.check()?;
         match decoding.beams > 1 && decoding.temperature > 0.0 {
             true => Err(Problem::new(
                 "delta::generate::beams",
                 "a beam search takes the most probable tokens and draws none",
             )
-            .help("leave out the beams, or set the temperature to 0")),
+            .help("leave out the beams, or add `--temperature 0`, also against `do_sample` of `generation_config.json`")),
             false => Ok(decoding),
         }
     }
@@ -119,6 +120,60 @@ pub struct Decoding {
     pub seed: u64,
     /// Tokens that end an answer.
     pub ends: Vec<u32>,
+}
+
+impl Decoding {
+    /// Checks the ranges of settings, whoever states them.
+    ///
+    /// # Errors
+    /// One is out of its range.
+    fn check(&self) -> Result<(), Problem> {
+        let share = 0.0..=1.0;
+        let wrong = [
+            (
+                "temperature",
+                "from 0 to 100",
+                (0.0..=100.0).contains(&self.temperature),
+            ),
+            (
+                "top_p",
+                "above 0 and at most 1",
+                self.top_p > 0.0 && self.top_p <= 1.0,
+            ),
+            ("min_p", "from 0 to 1", share.contains(&self.min_p)),
+            (
+                "repetition_penalty",
+                "above 0 and at most 100",
+                self.repetition_penalty > 0.0 && self.repetition_penalty <= 100.0,
+            ),
+            ("beams", "from 1 to 64", (1..=64).contains(&self.beams)),
+            (
+                "length_penalty",
+                "from -100 to 100",
+                (-100.0..=100.0).contains(&self.length_penalty),
+            ),
+            ("max_tokens", "at least 1", self.max_tokens > 0),
+            (
+                "min_tokens",
+                "at most `max_tokens`",
+                self.min_tokens <= self.max_tokens,
+            ),
+            (
+                "stop",
+                "a text that is not empty",
+                self.stop.iter().all(|stop| !stop.is_empty()),
+            ),
+        ];
+        match wrong.into_iter().find(|(_, _, is_right)| !is_right) {
+            None => Ok(()),
+            Some((name, wanted, _)) => {
+                let message = format!("`{name}` must be {wanted}");
+                Err(Problem::new("delta::generate::range", message).help(
+                    "change the option, or the setting of `generation_config.json` beside the model",
+                ))
+            }
+        }
+    }
 }
 
 /// What a backbone's `generation_config.json` says.

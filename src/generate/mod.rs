@@ -29,6 +29,8 @@ pub struct Written {
     pub tokens: Vec<u32>,
     /// Whether it ended by itself, and not at the most tokens that it may have.
     pub ended: bool,
+    /// Whether no more tokens come.
+    pub is_over: bool,
 }
 
 /// When an answer is over.
@@ -106,6 +108,7 @@ pub fn generate(
             let number = running[place];
             let written = &mut all[number];
             let occurred = [ending.occurred(prompts[number]), &written.tokens].concat();
+            check_finite(logits)?;
             penalize(logits, &occurred, decoding.repetition_penalty);
             if length <= decoding.min_tokens {
                 forbid(logits, &decoding.ends);
@@ -113,8 +116,9 @@ pub fn generate(
             let token = choose(logits, decoding, &mut random[number]);
             written.tokens.push(token as u32);
             written.ended = ending.is_reached(&written.tokens)?;
-            let goes_on = each(number, written) && length < room(graph, prompts[number], decoding);
-            if goes_on && !written.ended {
+            let longest = room(graph, prompts[number], decoding);
+            written.is_over = written.ended || length >= longest;
+            if each(number, written) && !written.is_over {
                 going.push(place);
                 tokens.push(token);
             }
@@ -129,6 +133,17 @@ pub fn generate(
         logits = extended.next(graph, &tokens)?;
     }
     Ok(all)
+}
+
+fn check_finite(logits: &[f32]) -> Result<(), Problem> {
+    match logits.iter().all(|logit| logit.is_finite()) {
+        true => Ok(()),
+        false => {
+            let message = "the model computed a logit that is NaN or infinite";
+            Err(Problem::failure("delta::generate::not_finite", message)
+                .help("look for NaN or infinity in the weights of the run and of its backbone"))
+        }
+    }
 }
 
 /// The most tokens of an answer to this prompt.

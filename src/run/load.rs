@@ -77,7 +77,14 @@ pub fn open_run(
         open_own(directory, backbone, integrity, device)
     } else if directory.join("adapter_config.json").exists() {
         open_adapter(directory, backbone, reads, device)
-    } else if is_language_model(directory) {
+    } else if is_language_model(directory)? {
+        if backbone.is_some() {
+            let message = format!(
+                "`{}` is a model itself, and has no backbone",
+                directory.display()
+            );
+            return Err(Problem::new("delta::run::reads", message).help("leave out `--backbone`"));
+        }
         open_backbone(directory, reads, device)
     } else {
         let message = format!("`{}` is neither a run nor an adapter", directory.display());
@@ -195,11 +202,13 @@ fn open_adapter(
 }
 
 /// Whether a directory has a model that writes text.
-fn is_language_model(directory: &Path) -> bool {
-    read_config(directory).is_ok_and(|config| {
-        let heads = &config.family().heads;
-        heads.causal_lm.is_some() || heads.seq2seq.is_some()
-    })
+fn is_language_model(directory: &Path) -> Result<bool, Problem> {
+    if !directory.join("config.json").exists() {
+        return Ok(false);
+    }
+    let config = read_config(directory)?;
+    let heads = &config.family().heads;
+    Ok(heads.causal_lm.is_some() || heads.seq2seq.is_some())
 }
 
 /// Opens a language model on its own.

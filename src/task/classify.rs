@@ -8,7 +8,7 @@ use super::cloze::{cloze, Cloze};
 use super::label::{label_of, labels, Label};
 use super::metrics::{classification, several};
 use super::{
-    column, softmax, text_columns, Metric, Predictions, Refusal, Shares, Target, TaskKind,
+    column, softmax, text_columns, Example, Metric, Predictions, Refusal, Shares, Target, TaskKind,
 };
 use crate::backbone::family::HeadKind;
 use crate::backbone::Config;
@@ -64,7 +64,8 @@ pub enum Weights {
     Each(Vec<f32>),
 }
 
-/// The most that a class may count.
+/// The least and the most that a class may count.
+const SMALLEST_WEIGHT: f64 = 1e-6;
 const LARGEST_WEIGHT: f64 = 1e6;
 
 impl TaskKind for Classify {
@@ -237,7 +238,7 @@ impl TaskKind for Classify {
     }
 
     /// The most probable label or all that are more probable than not, all probabilities, and the logits.
-    fn answer(&self, logits: &[f32]) -> Option<Vec<(String, Value)>> {
+    fn answer(&self, _: &Example, logits: &[f32]) -> Option<Vec<(String, Value)>> {
         let names = || self.labels.iter().map(|label| label.name.clone());
         let (answer, probabilities) = match self.several {
             None => {
@@ -330,9 +331,17 @@ fn weights(fields: &Fields, labels: &[Label], several: bool) -> Option<Weights> 
                     .iter()
                     .position(|label| label.name == setting.key.node);
                 let number = match fields.scope.resolve(&setting.value).node {
-                    Written::Number(number) if number > 0.0 && number <= LARGEST_WEIGHT => number,
+                    Written::Number(number)
+                        if (SMALLEST_WEIGHT..=LARGEST_WEIGHT).contains(&number) =>
+                    {
+                        number
+                    }
                     _ => {
-                        fields.wrong("weights", &setting.value, "a number above 0");
+                        fields.wrong(
+                            "weights",
+                            &setting.value,
+                            "a number from 0.000001 to 1,000,000",
+                        );
                         return None;
                     }
                 };

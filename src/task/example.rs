@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use serde_json::Value;
 
-use super::{Cloze, Target};
+use super::{Cloze, Refusal, Target};
 use crate::diagnostic::Problem;
 
 /// Tokens of one text, or of a pair.
@@ -21,6 +21,9 @@ pub struct Encoded {
     pub reads: Vec<usize>,
     /// The number of tokens before the soft tokens, if a template says where those stand.
     pub soft: Option<usize>,
+    /// For a sentence that came as words, the place of each word among those to read: none if it has no tokens, or is
+    /// beyond the longest sequence.
+    pub words: Vec<Option<usize>>,
 }
 
 /// One example.
@@ -107,6 +110,45 @@ pub struct Conversation {
     pub tools: Option<Value>,
 }
 
+impl Conversation {
+    /// A conversation from the JSON of a list of messages and of a list of tools.
+    ///
+    /// # Errors
+    /// They are no lists of messages and tools.
+    pub fn read(messages: &str, tools: Option<&str>) -> Result<Self, Refusal> {
+        Ok(Conversation {
+            messages: super::instruct::messages(messages)?,
+            tools: match tools {
+                Some(tools) => super::instruct::tools(tools)?,
+                None => None,
+            },
+        })
+    }
+
+    /// The same, begun by the system's message unless it has one.
+    pub fn with_system(mut self, system: Option<&str>) -> Self {
+        let first = self.messages.first();
+        let has_own = first.is_some_and(|first| first["role"] == "system");
+        if let Some(system) = system.filter(|_| !has_own) {
+            let message = serde_json::json!({"role": "system", "content": system});
+            self.messages.insert(0, message);
+        }
+        self
+    }
+
+    /// The same without a last turn of the assistant.
+    pub fn unanswered(mut self) -> Self {
+        if self
+            .messages
+            .last()
+            .is_some_and(|last| last["role"] == "assistant")
+        {
+            self.messages.pop();
+        }
+        self
+    }
+}
+
 /// A text, and the parts of it that are answers.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Marked {
@@ -123,8 +165,6 @@ pub struct Marked {
 pub struct Sentence {
     /// Its tokens, with the first of each word to be read.
     pub text: Encoded,
-    /// For each word, its place among the tokens to read: none if it has no tokens, or is beyond the longest sequence.
-    pub places: Vec<Option<usize>>,
     /// How many tokens were cut off.
     pub cut: usize,
 }

@@ -97,6 +97,14 @@ impl TaskKind for Instruct {
         self.form == Form::Messages && self.text.iter().any(|name| name == column)
     }
 
+    fn may_be_null(&self, column: &str) -> bool {
+        self.form == Form::Messages && self.text.get(1).is_some_and(|tools| tools == column)
+    }
+
+    fn system(&self) -> Option<&str> {
+        self.system.as_deref()
+    }
+
     fn target_of(&self, _: &[String]) -> Result<Target, Refusal> {
         Ok(Target::Answers(Vec::new()))
     }
@@ -139,12 +147,8 @@ impl TaskKind for Instruct {
                 Ok(marked)
             }
             _ => {
-                let mut conversation = self.conversation(row).map_err(refused)?;
-                let last = conversation.messages.last();
-                if last.is_some_and(|last| last["role"] == "assistant") {
-                    conversation.messages.pop();
-                }
-                encoder.converse(&conversation, true)
+                let conversation = self.conversation(row).map_err(refused)?;
+                encoder.converse(&conversation.unanswered(), true)
             }
         }
     }
@@ -167,24 +171,18 @@ impl TaskKind for Instruct {
 impl Instruct {
     /// The messages of a row, the answer among them if the row has it.
     fn conversation(&self, row: &[String]) -> Result<Conversation, Refusal> {
-        let (mut messages, tools) = match &self.form {
-            Form::Messages => (messages(&row[0])?, row.get(1).map(|text| tools(text))),
+        let conversation = match &self.form {
+            Form::Messages => Conversation::read(&row[0], row.get(1).map(String::as_str))?,
             _ => {
                 let turn = |(text, role): (&String, &str)| json!({"role": role, "content": text});
                 let turns = row.iter().zip(["user", "assistant"]);
-                (turns.map(turn).collect(), None)
+                Conversation {
+                    messages: turns.map(turn).collect(),
+                    tools: None,
+                }
             }
         };
-        let is_first = messages
-            .first()
-            .is_some_and(|first| first["role"] == "system");
-        if let Some(system) = self.system.as_ref().filter(|_| !is_first) {
-            messages.insert(0, json!({"role": "system", "content": system}));
-        }
-        Ok(Conversation {
-            messages,
-            tools: tools.transpose()?.flatten(),
-        })
+        Ok(conversation.with_system(self.system.as_deref()))
     }
 
     /// The texts of a row in the pipeline's own template. Without an answer, the text ends where it would stand.
@@ -304,7 +302,7 @@ fn rename_share_gpt(fields: &mut Map<String, Value>) {
 }
 
 /// The tools of a cell: a list; none if it is empty or null.
-fn tools(text: &str) -> Result<Option<Value>, Refusal> {
+pub(super) fn tools(text: &str) -> Result<Option<Value>, Refusal> {
     match serde_json::from_str(text) {
         Ok(Value::Array(tools)) if tools.is_empty() => Ok(None),
         Ok(Value::Null) => Ok(None),

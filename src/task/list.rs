@@ -69,6 +69,16 @@ macro_rules! tasks {
                 match self { $(Task::$task(task) => task.is_structured(column),)* }
             }
 
+            /// See [`TaskKind::may_be_null`].
+            pub fn may_be_null(&self, column: &str) -> bool {
+                match self { $(Task::$task(task) => task.may_be_null(column),)* }
+            }
+
+            /// See [`TaskKind::system`].
+            pub fn system(&self) -> Option<&str> {
+                match self { $(Task::$task(task) => task.system(),)* }
+            }
+
             /// See [`TaskKind::encode`].
             ///
             /// # Errors
@@ -162,8 +172,8 @@ macro_rules! tasks {
             }
 
             /// See [`TaskKind::answer`].
-            pub fn answer(&self, logits: &[f32]) -> Option<Vec<(String, Value)>> {
-                match self { $(Task::$task(task) => task.answer(logits),)* }
+            pub fn answer(&self, example: &Example, logits: &[f32]) -> Option<Vec<(String, Value)>> {
+                match self { $(Task::$task(task) => task.answer(example, logits),)* }
             }
 
             /// See [`TaskKind::outputs_of_config`].

@@ -92,6 +92,16 @@ pub trait TaskKind: Sized {
         false
     }
 
+    /// Whether a row may lack a value of a column.
+    fn may_be_null(&self, _column: &str) -> bool {
+        false
+    }
+
+    /// The system's message, before a conversation that has none.
+    fn system(&self) -> Option<&str> {
+        None
+    }
+
     /// The target of a row from the values of its columns.
     ///
     /// # Errors
@@ -203,7 +213,7 @@ pub trait TaskKind: Sized {
     fn metrics(&self, found: &Predictions) -> Vec<(Metric, f64)>;
 
     /// The answer to a text from its logits; `None` for a task whose answers are not logits of one row.
-    fn answer(&self, _logits: &[f32]) -> Option<Vec<(String, Value)>> {
+    fn answer(&self, _example: &Example, _logits: &[f32]) -> Option<Vec<(String, Value)>> {
         None
     }
 

@@ -6,7 +6,8 @@ use serde_json::{json, Value};
 
 use super::instruct::messages;
 use super::{
-    column, no_head, Conversation, Encoder, Example, Metric, Predictions, Refusal, Target, TaskKind,
+    column, no_head, refused, Conversation, Encoder, Example, Metric, Predictions, Refusal, Target,
+    TaskKind,
 };
 use crate::backbone::Config;
 use crate::diagnostic::Problem;
@@ -68,6 +69,9 @@ pub struct Pair {
     pub whole: f64,
 }
 
+/// The logarithm of a probability above which odds do not grow: nearer to 1, f32 has no other number.
+pub const NEAREST_TO_CERTAIN: f32 = -1e-6;
+
 impl Preference {
     /// Whether a model is compared with another one.
     pub fn has_reference(self) -> bool {
@@ -105,7 +109,10 @@ impl Preference {
                 (rewards, smoothed(margin, smoothing))
             }
             Preference::Orpo { beta } => {
-                let odds = |log: f64| log - (-log.exp()).ln_1p();
+                let odds = |log: f64| {
+                    let log = log.min(f64::from(NEAREST_TO_CERTAIN));
+                    log - (-log.exp()).ln_1p()
+                };
                 let ratio = odds(means[0]) - odds(means[1]);
                 let loss = pair.whole + f64::from(beta) * softplus(-ratio);
                 (means.map(|mean| f64::from(beta) * mean), loss)
@@ -160,6 +167,10 @@ impl TaskKind for Prefer {
         true
     }
 
+    fn system(&self) -> Option<&str> {
+        self.system.as_deref()
+    }
+
     fn target_of(&self, _: &[String]) -> Result<Target, Refusal> {
         Ok(Target::Answers(Vec::new()))
     }
@@ -180,7 +191,8 @@ impl TaskKind for Prefer {
     }
 
     fn open(&self, row: &[String], encoder: &dyn Encoder) -> Result<super::Marked, Problem> {
-        encoder.converse(&self.conversation(row, None), true)
+        let conversation = self.conversation(row, None).map_err(refused)?;
+        encoder.converse(&conversation.unanswered(), true)
     }
 
     fn check(&self, config: &Config) -> Result<(), Problem> {
@@ -213,7 +225,7 @@ impl Prefer {
         answer: &str,
         encoder: &dyn Encoder,
     ) -> Result<Example, Problem> {
-        let conversation = self.conversation(prompt, Some(answer));
+        let conversation = self.conversation(prompt, Some(answer)).map_err(refused)?;
         let mut marked = encoder.converse(&conversation, false)?;
         // Earlier turns of the assistant are both answers' prompt.
         marked.answers = marked.answers.pop().into_iter().collect();
@@ -239,21 +251,41 @@ impl Prefer {
     }
 
     /// The turns of a prompt and an answer: each is a text, or a list of messages.
-    fn conversation(&self, prompt: &[String], answer: Option<&str>) -> Conversation {
-        let turns = |text: &str, role: &str| match messages(text) {
-            Ok(messages) => messages,
-            Err(_) => vec![json!({"role": role, "content": text})],
-        };
-        let mut all: Vec<Value> = prompt.iter().flat_map(|text| turns(text, "user")).collect();
-        all.extend(answer.into_iter().flat_map(|text| turns(text, "assistant")));
-        let is_first = all.first().is_some_and(|first| first["role"] == "system");
-        if let Some(system) = self.system.as_ref().filter(|_| !is_first) {
-            all.insert(0, json!({"role": "system", "content": system}));
+    fn conversation(
+        &self,
+        prompt: &[String],
+        answer: Option<&str>,
+    ) -> Result<Conversation, Refusal> {
+        let mut all: Vec<Value> = Vec::new();
+        for text in prompt {
+            all.extend(turns(text, "user")?);
         }
-        Conversation {
+        if let Some(text) = answer {
+            let own = turns(text, "assistant")?;
+            let asks = own.iter().any(|message| message["role"] == "user");
+            if asks && !prompt.is_empty() {
+                return Err((
+                    "the answer is a conversation with a turn of the user, and there is a prompt as well"
+                        .to_owned(),
+                    "remove `prompt` from the task: the answers are whole conversations".to_owned(),
+                ));
+            }
+            all.extend(own);
+        }
+        let conversation = Conversation {
             messages: all,
             tools: None,
-        }
+        };
+        Ok(conversation.with_system(self.system.as_deref()))
+    }
+}
+
+/// The turns of a cell: those of a list of messages, or one with its text.
+fn turns(text: &str, role: &str) -> Result<Vec<Value>, Refusal> {
+    let is_list = text.trim_start().starts_with('[');
+    match serde_json::from_str::<Value>(text) {
+        Ok(Value::Array(_)) if is_list => messages(text),
+        _ => Ok(vec![json!({"role": role, "content": text})]),
     }
 }
 

@@ -6,7 +6,7 @@ use serde_json::{json, Map, Value as Json};
 use super::cloze::{cloze, Cloze};
 use super::label::Label;
 use super::metrics::regression;
-use super::{column, text_columns, Metric, Predictions, Refusal, Target, TaskKind};
+use super::{column, text_columns, Example, Metric, Predictions, Refusal, Target, TaskKind};
 use crate::backbone::family::HeadKind;
 use crate::backbone::Config;
 use crate::diagnostic::Problem;
@@ -88,7 +88,7 @@ impl TaskKind for Regress {
         regression(&found.predicted_numbers, &found.numbers)
     }
 
-    fn answer(&self, logits: &[f32]) -> Option<Vec<(String, Json)>> {
+    fn answer(&self, _: &Example, logits: &[f32]) -> Option<Vec<(String, Json)>> {
         Some(vec![
             ("value".to_owned(), json!(logits[0])),
             ("logits".to_owned(), json!(logits)),

@@ -41,7 +41,8 @@ pub fn spans<'a>(labels: &[&'a str], scheme: Scheme) -> Vec<Span<'a>> {
         let last = found.last_mut().filter(|last| is_open && last.kind == kind);
         let begins = match mark {
             "O" => false,
-            "B" | "S" => true,
+            "B" => true,
+            "S" => scheme != Scheme::Strict,
             _ => last.is_none() && scheme == Scheme::Bio,
         };
         match (begins, last) {

@@ -44,11 +44,27 @@ impl TaskKind for Tag {
             ("strict", Scheme::Strict),
             ("plain", Scheme::Plain),
         ];
+        let scheme = fields.choice("scheme", &schemes).unwrap_or(Scheme::Bio);
+        let labels = labels(fields);
+        let is_known = |name: &str| {
+            let mark = name.split_once('-').map(|(mark, _)| mark);
+            name == "O" || matches!(mark, Some("B" | "I" | "E" | "S"))
+        };
+        let odd = labels.iter().find(|label| !is_known(&label.name));
+        if let Some(odd) = odd.filter(|_| scheme != Scheme::Plain) {
+            let message = format!("the label `{}` is neither `O` nor one of a span", odd.name);
+            let span = fields.raw("labels").map(|value| value.span);
+            fields.report(
+                Problem::new("delta::plan::labels", message)
+                    .at(span.unwrap_or_default(), "in here")
+                    .help("name labels `O`, `B-TYPE` and `I-TYPE` (or `E-` and `S-`), or write `scheme = plain`"),
+            );
+        }
         Tag {
             tokens: vec![column(fields, "tokens", "tokens")],
             tags: column(fields, "tags", "tags"),
-            labels: labels(fields),
-            scheme: fields.choice("scheme", &schemes).unwrap_or(Scheme::Bio),
+            labels,
+            scheme,
         }
     }
 
@@ -73,7 +89,7 @@ impl TaskKind for Tag {
     /// A word is read at its first token, and one without tokens or beyond the longest sequence is not.
     fn encode(&self, row: &[String], encoder: &dyn Encoder) -> Result<Example, Problem> {
         let words = words(&row[0]).map_err(refused)?;
-        let Sentence { text, places, cut } = encoder.words(&words)?;
+        let Sentence { text, cut } = encoder.words(&words)?;
         let target = match &row[1..] {
             [] => Target::None,
             tags => {
@@ -90,7 +106,7 @@ impl TaskKind for Tag {
                         Problem::new("delta::data::tags", message).help("give every word a tag")
                     );
                 }
-                let read = classes.into_iter().zip(&places);
+                let read = classes.into_iter().zip(&text.words);
                 let read = read.filter(|(_, place)| place.is_some());
                 Target::Classes(read.map(|(class, _)| class).collect())
             }
@@ -153,13 +169,18 @@ impl TaskKind for Tag {
         ]
     }
 
-    /// The tag of each word that was read, and the spans: their first word, the word behind them, and their type.
-    fn answer(&self, logits: &[f32]) -> Option<Vec<(String, Value)>> {
-        let rows = logits.chunks(self.labels.len());
-        let tags = rows.map(|row| self.labels[highest(row)].name.as_str());
-        let tags: Vec<&str> = tags.collect();
+    /// The tag of each word, null for one that was not read, and the spans: their first word, the word behind them, and
+    /// their type. A word that was not read is in no span.
+    fn answer(&self, example: &Example, logits: &[f32]) -> Option<Vec<(String, Value)>> {
+        let rows: Vec<&[f32]> = logits.chunks(self.labels.len()).collect();
+        let tag = |place: &Option<usize>| {
+            let row = rows.get((*place)?)?;
+            Some(self.labels[highest(row)].name.as_str())
+        };
+        let tags: Vec<Option<&str>> = example.text.words.iter().map(tag).collect();
         let mut answer = vec![("tags".to_owned(), json!(tags))];
         if self.scheme != Scheme::Plain {
+            let tags: Vec<&str> = tags.iter().map(|tag| tag.unwrap_or("O")).collect();
             let found = spans(&tags, self.scheme).into_iter().map(|span| {
                 let (start, end) = (span.words.start, span.words.end);
                 json!({"type": span.kind, "start": start, "end": end})

@@ -70,8 +70,10 @@ pub(super) fn row_losses<D: DfdxDevice>(
 
 /// See [`super::log_odds`].
 pub(super) fn log_odds<D: DfdxDevice>(x: &DfdxMatrix<D>) -> DfdxResult<DfdxMatrix<D>, D> {
+    // Nearer to 1, 1 − p is 0 in f32.
+    let x = x.clone().try_clamp(f32::MIN, -1e-6)?;
     let others = x.clone().try_exp()?.try_negate()?.try_add(1.0)?.try_ln()?;
-    x.clone().try_sub(others)
+    x.try_sub(others)
 }
 
 /// See [`super::squared_error`].

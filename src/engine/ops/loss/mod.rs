@@ -100,7 +100,8 @@ pub fn token_losses(
     }
 }
 
-/// `log (p / (1 − p))` of probabilities whose logarithms are the elements of `x`, all below 0.
+/// `log (p / (1 − p))` of probabilities whose logarithms are the elements of `x`. Those above −1e-6 count as −1e-6, and
+/// have no gradient.
 ///
 /// # Errors
 /// The device fails, for example for want of memory.
