@@ -223,6 +223,11 @@ fn rows_that_teach_nothing_are_refused_by_name() {
         ),
         (
             messages,
+            json!({"messages": [{"role": "user", "content": "a"}, {"role": "asistant", "content": "b"}]}),
+            "did you mean `assistant`?",
+        ),
+        (
+            messages,
             json!({"messages": [{"content": "a"}]}),
             "a message has no `role`",
         ),

@@ -12,6 +12,7 @@ use super::{
 use crate::backbone::Config;
 use crate::diagnostic::Problem;
 use crate::settings::Fields;
+use crate::text::did_you_mean;
 
 /// `instruct { prompt = question, answer = answer }`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -261,6 +262,9 @@ fn template(fields: &Fields, answer: &str) -> Option<Vec<Piece>> {
     None
 }
 
+/// The roles that most chat templates know.
+const ROLES: [&str; 5] = ["system", "user", "assistant", "tool", "developer"];
+
 /// The messages of a cell: a list of objects with a `role`, or with ShareGPT's `from` and `value`.
 pub(super) fn messages(text: &str) -> Result<Vec<Value>, Refusal> {
     let wrong = |message: &str| {
@@ -278,8 +282,13 @@ pub(super) fn messages(text: &str) -> Result<Vec<Value>, Refusal> {
             return Err(wrong("a message is not an object"));
         };
         rename_share_gpt(fields);
-        if !fields.get("role").is_some_and(Value::is_string) {
+        let Some(role) = fields.get("role").and_then(Value::as_str) else {
             return Err(wrong("a message has no `role`"));
+        };
+        // A template may have roles of its own, but a misspelt one is read and never learned.
+        if let Some(near) = did_you_mean(role, ROLES).filter(|near| *near != role) {
+            let message = format!("a message has the role `{role}`");
+            return Err((message, format!("did you mean `{near}`?")));
         }
     }
     Ok(messages)
