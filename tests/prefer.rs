@@ -1,37 +1,22 @@
 //! Preferences: losses and gradients of pairs, by `tests/fixtures/make_preferences.py`, and a run.
 
 use crate::common::place::Place;
-use crate::common::{difference, fixture, plan_of};
+use crate::common::{difference, fixture, json_fixture, numbers, plan_of, text_of};
 use deltarun::data::{groups, Prediction};
 use deltarun::engine::Device;
 use deltarun::graph::Graph;
-use deltarun::task::{Encoded, Example, Pair, Preference, Target};
+use deltarun::task::{Example, Pair, Preference, Target};
 use serde_json::{json, Value};
 
 fn expected() -> Value {
-    let text = std::fs::read_to_string(fixture("preferences.json")).unwrap();
-    serde_json::from_str(&text).unwrap()
-}
-
-fn numbers(value: &Value) -> Vec<f32> {
-    match value {
-        Value::Array(items) => items.iter().flat_map(numbers).collect(),
-        number => vec![number.as_f64().unwrap() as f32],
-    }
+    json_fixture("preferences.json")
 }
 
 fn sequence(prompt: &[u32], answer: &[u32], is_preferred: bool, others: Vec<Example>) -> Example {
     let tokens = [prompt, answer].concat();
     let places = std::iter::once(prompt.len()..tokens.len()).collect();
     Example {
-        text: Encoded {
-            types: vec![0; tokens.len()],
-            special: vec![false; tokens.len()],
-            tokens,
-            reads: Vec::new(),
-            soft: None,
-            words: Vec::new(),
-        },
+        text: text_of(&tokens),
         decoder: Vec::new(),
         target: match is_preferred {
             true => Target::Preferred(places),

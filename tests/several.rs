@@ -2,16 +2,15 @@
 //! `tests/fixtures/make_losses.py`.
 
 use crate::common::place::Place;
-use crate::common::{difference, fixture, plan_of};
+use crate::common::{difference, fixture, json_fixture, numbers, plan_of, text_of};
 use deltarun::data::{groups, Prediction};
 use deltarun::engine::Device;
 use deltarun::graph::Graph;
-use deltarun::task::{Encoded, Example, Target};
+use deltarun::task::{Example, Target};
 use serde_json::{json, Value};
 
 fn expected() -> Value {
-    let text = std::fs::read_to_string(fixture("losses.json")).unwrap();
-    serde_json::from_str(&text).unwrap()
+    json_fixture("losses.json")
 }
 
 /// The loss and the gradient of the head, computed in groups of this many rows.
@@ -32,14 +31,7 @@ fn loss(settings: &str, targets: Vec<Target>, group_rows: usize) -> (f32, Vec<f3
         .into_iter()
         .zip(targets)
         .map(|(tokens, target)| Example {
-            text: Encoded {
-                types: vec![0; tokens.len()],
-                special: vec![false; tokens.len()],
-                tokens,
-                reads: Vec::new(),
-                soft: None,
-                words: Vec::new(),
-            },
+            text: text_of(&tokens),
             decoder: Vec::new(),
             target,
             cut: 0,
@@ -58,13 +50,6 @@ fn loss(settings: &str, targets: Vec<Target>, group_rows: usize) -> (f32, Vec<f3
         .into_iter()
         .find(|(id, _)| id.to_string().ends_with("head.weight"));
     (loss, weight.unwrap().1)
-}
-
-fn numbers(value: &Value) -> Vec<f32> {
-    match value {
-        Value::Array(items) => items.iter().flat_map(numbers).collect(),
-        number => vec![number.as_f64().unwrap() as f32],
-    }
 }
 
 fn check(of_torch: &Value, settings: &str, targets: &[Target]) {

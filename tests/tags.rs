@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::common::place::Place;
-use crate::common::{config, difference, fixture, plan_of};
+use crate::common::{config, difference, fixture, json_fixture, numbers, plan_of, text_of};
 use deltarun::data::{batch, Prediction, TextEncoder};
 use deltarun::engine::Device;
 use deltarun::graph::Graph;
@@ -12,15 +12,7 @@ use deltarun::task::{Encoded, Encoder, Example, Sentence, Target};
 use serde_json::{json, Value};
 
 fn expected() -> Value {
-    let text = std::fs::read_to_string(fixture("tags.json")).unwrap();
-    serde_json::from_str(&text).unwrap()
-}
-
-fn numbers(value: &Value) -> Vec<f32> {
-    match value {
-        Value::Array(items) => items.iter().flat_map(numbers).collect(),
-        number => vec![number.as_f64().unwrap() as f32],
-    }
+    json_fixture("tags.json")
 }
 
 #[test]
@@ -81,12 +73,8 @@ fn classifiers_of_tokens_are_those_of_transformers() {
             .zip(&classes)
             .map(|((tokens, reads), classes)| Example {
                 text: Encoded {
-                    tokens: tokens.clone(),
-                    types: vec![0; tokens.len()],
-                    special: vec![false; tokens.len()],
                     reads: reads.clone(),
-                    soft: None,
-                    words: Vec::new(),
+                    ..text_of(tokens)
                 },
                 decoder: Vec::new(),
                 target: Target::Classes(classes.clone()),

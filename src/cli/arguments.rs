@@ -302,11 +302,10 @@ pub struct EvalOptions {
     pub format: Format,
 }
 
+/// Where lines come from and go to.
 #[derive(Args)]
-pub struct PredictOptions {
-    #[command(flatten)]
-    pub source: SourceOptions,
-    /// JSON lines with the texts; standard input by default
+pub struct LineOptions {
+    /// JSON lines with the texts or prompts; standard input by default
     #[arg(long, value_name = "FILE.jsonl")]
     pub input: Option<PathBuf>,
     /// The file to write to; standard output by default
@@ -315,15 +314,19 @@ pub struct PredictOptions {
 }
 
 #[derive(Args)]
+pub struct PredictOptions {
+    #[command(flatten)]
+    pub source: SourceOptions,
+    #[command(flatten)]
+    pub files: LineOptions,
+}
+
+#[derive(Args)]
 pub struct GenerateOptions {
     #[command(flatten)]
     pub source: SourceOptions,
-    /// JSON lines with the prompts; standard input by default
-    #[arg(long, value_name = "FILE.jsonl")]
-    pub input: Option<PathBuf>,
-    /// The file to write to; standard output by default
-    #[arg(long, value_name = "FILE.jsonl")]
-    pub output: Option<PathBuf>,
+    #[command(flatten)]
+    pub files: LineOptions,
     #[command(flatten)]
     pub decoding: DecodingOptions,
 }

@@ -18,10 +18,10 @@ use crate::terminal::{note, print, say};
 use crate::text::list;
 
 pub(super) fn generate(options: &GenerateOptions) -> Result<Ended, Problems> {
-    check_apart(options.input.as_ref(), options.output.as_ref())?;
+    check_apart(&options.files)?;
     let loaded = open_source(&options.source, device(&options.source.device)?)?;
     let writer = Writer::new(&loaded, &options.decoding)?;
-    answer_file(&writer, options.input.as_ref(), options.output.as_ref())?;
+    answer_file(&writer, &options.files)?;
     Ok(Ended::Done)
 }
 

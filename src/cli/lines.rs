@@ -1,11 +1,12 @@
 //! JSON lines in, JSON lines out, each answered as it comes.
 
 use std::io::{BufRead, BufReader, BufWriter, ErrorKind, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc::{sync_channel, Receiver};
 
 use serde_json::{json, Map, Value};
 
+use super::arguments::LineOptions;
 use crate::diagnostic::{Problem, Problems};
 use crate::disk::{self, Pending};
 
@@ -82,11 +83,8 @@ pub(super) fn stopped(at: usize, error: &std::io::Error) -> Stop {
 ///
 /// # Errors
 /// Both are one file.
-pub(super) fn check_apart(
-    input: Option<&PathBuf>,
-    output: Option<&PathBuf>,
-) -> Result<(), Problem> {
-    let (Some(input), Some(output)) = (input, output) else {
+pub(super) fn check_apart(files: &LineOptions) -> Result<(), Problem> {
+    let (Some(input), Some(output)) = (&files.input, &files.output) else {
         return Ok(());
     };
     let (input, found) = (input.canonicalize(), output.canonicalize());
@@ -102,19 +100,15 @@ pub(super) fn check_apart(
 ///
 /// # Errors
 /// A line that cannot be answered, or that cannot be written. What came before it is kept.
-pub(super) fn answer_file<A: Answers>(
-    answers: &A,
-    input: Option<&PathBuf>,
-    output: Option<&PathBuf>,
-) -> Result<(), Problems> {
-    let input: Box<dyn Read + Send> = match input {
+pub(super) fn answer_file<A: Answers>(answers: &A, files: &LineOptions) -> Result<(), Problems> {
+    let input: Box<dyn Read + Send> = match &files.input {
         Some(path) => Box::new(std::fs::File::open(path).map_err(|e| {
             let message = format!("`{}` cannot be read: {e}", path.display());
             Problem::new("delta::cli::unreadable", message).help("check the path")
         })?),
         None => Box::new(std::io::stdin()),
     };
-    match output {
+    match &files.output {
         Some(path) => {
             let failed = |e: &std::io::Error| disk::failed("written", path, e);
             let mut file = BufWriter::new(Pending::new(path).map_err(|e| failed(&e))?);

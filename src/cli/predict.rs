@@ -15,7 +15,7 @@ use crate::task::Task;
 use crate::train::predict as logits_of;
 
 pub(super) fn predict(options: &PredictOptions) -> Result<Ended, Problems> {
-    check_apart(options.input.as_ref(), options.output.as_ref())?;
+    check_apart(&options.files)?;
     let loaded = open_source(&options.source, device(&options.source.device)?)?;
     if loaded.task()?.kind.predicts_tokens() {
         let message = "a language model has no labels to predict";
@@ -28,7 +28,7 @@ pub(super) fn predict(options: &PredictOptions) -> Result<Ended, Problems> {
         loaded: &loaded,
         loader,
     };
-    answer_file(&predictor, options.input.as_ref(), options.output.as_ref())?;
+    answer_file(&predictor, &options.files)?;
     Ok(Ended::Done)
 }
 

@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::metrics::accuracy;
-use super::{no_head, text_columns, Metric, Predictions, Refusal, Target, TaskKind};
+use super::{
+    check_causal, metrics_of_tokens, text_columns, Metric, Predictions, Refusal, Target, TaskKind,
+};
 use crate::backbone::Config;
 use crate::diagnostic::Problem;
 use crate::settings::Fields;
@@ -37,16 +38,10 @@ impl TaskKind for CausalLm {
     }
 
     fn check(&self, config: &Config) -> Result<(), Problem> {
-        match config.family().heads.causal_lm {
-            Some(_) => Ok(()),
-            None => Err(no_head(config, "causal-language-model")),
-        }
+        check_causal(config)
     }
 
     fn metrics(&self, found: &Predictions) -> Vec<(Metric, f64)> {
-        vec![
-            (Metric::Perplexity, found.perplexity()),
-            (Metric::Accuracy, accuracy(&found.predicted, &found.classes)),
-        ]
+        metrics_of_tokens(found)
     }
 }

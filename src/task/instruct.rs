@@ -4,10 +4,9 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{json, Map, Value};
 
-use super::metrics::accuracy;
 use super::{
-    column, no_head, refused, Conversation, Encoder, Example, Marked, Metric, Piece, Predictions,
-    Refusal, Target, TaskKind,
+    check_causal, column, metrics_of_tokens, refused, Conversation, Encoder, Example, Marked,
+    Metric, Piece, Predictions, Refusal, Target, TaskKind,
 };
 use crate::backbone::Config;
 use crate::diagnostic::Problem;
@@ -155,17 +154,11 @@ impl TaskKind for Instruct {
     }
 
     fn check(&self, config: &Config) -> Result<(), Problem> {
-        match config.family().heads.causal_lm {
-            Some(_) => Ok(()),
-            None => Err(no_head(config, "causal-language-model")),
-        }
+        check_causal(config)
     }
 
     fn metrics(&self, found: &Predictions) -> Vec<(Metric, f64)> {
-        vec![
-            (Metric::Perplexity, found.perplexity()),
-            (Metric::Accuracy, accuracy(&found.predicted, &found.classes)),
-        ]
+        metrics_of_tokens(found)
     }
 }
 

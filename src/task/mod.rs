@@ -235,6 +235,25 @@ fn no_head(config: &Config, head: &str) -> Problem {
         .help("use another task, or a backbone of another family")
 }
 
+/// Checks that a backbone predicts the token after each token.
+fn check_causal(config: &Config) -> Result<(), Problem> {
+    match config.family().heads.causal_lm {
+        Some(_) => Ok(()),
+        None => Err(no_head(config, "causal-language-model")),
+    }
+}
+
+/// The metrics of predicted tokens, except the loss.
+fn metrics_of_tokens(found: &Predictions) -> Vec<(Metric, f64)> {
+    vec![
+        (Metric::Perplexity, found.perplexity()),
+        (
+            Metric::Accuracy,
+            metrics::accuracy(&found.predicted, &found.classes),
+        ),
+    ]
+}
+
 /// The columns of `text`: one, or up to `most`.
 fn text_columns(fields: &Fields, most: usize) -> Vec<String> {
     let Some(names) = fields.names("text") else {

@@ -6,8 +6,8 @@ use serde_json::{json, Value};
 
 use super::instruct::messages;
 use super::{
-    column, no_head, refused, Conversation, Encoder, Example, Metric, Predictions, Refusal, Target,
-    TaskKind,
+    check_causal, column, refused, Conversation, Encoder, Example, Metric, Predictions, Refusal,
+    Target, TaskKind,
 };
 use crate::backbone::Config;
 use crate::diagnostic::Problem;
@@ -196,10 +196,7 @@ impl TaskKind for Prefer {
     }
 
     fn check(&self, config: &Config) -> Result<(), Problem> {
-        match config.family().heads.causal_lm {
-            Some(_) => Ok(()),
-            None => Err(no_head(config, "causal-language-model")),
-        }
+        check_causal(config)
     }
 
     fn preference(&self) -> Option<Preference> {

@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::metrics::accuracy;
 use super::{
-    column, no_head, Encoder, Example, Marked, Metric, Predictions, Refusal, Target, TaskKind,
+    column, metrics_of_tokens, no_head, Encoder, Example, Marked, Metric, Predictions, Refusal,
+    Target, TaskKind,
 };
 use crate::backbone::Config;
 use crate::diagnostic::Problem;
@@ -106,9 +106,6 @@ impl TaskKind for Seq2seq {
     }
 
     fn metrics(&self, found: &Predictions) -> Vec<(Metric, f64)> {
-        vec![
-            (Metric::Perplexity, found.perplexity()),
-            (Metric::Accuracy, accuracy(&found.predicted, &found.classes)),
-        ]
+        metrics_of_tokens(found)
     }
 }

@@ -6,6 +6,7 @@
 mod checkpoint;
 mod evaluate;
 mod frozen;
+mod length;
 pub mod optimizer;
 mod preferences;
 pub mod schedule;
@@ -16,8 +17,9 @@ use serde::{Deserialize, Serialize};
 pub use checkpoint::{load, save, Position, Snapshot, State};
 pub use evaluate::{evaluate, predict, Evaluation};
 pub use frozen::{ActivationCache, ActivationCaches, KEPT_IN_MEMORY};
+pub use length::{check_steps, warn_of_warmup};
 pub use preferences::{pairs, reference};
-pub use stage::{check_steps, train, warn_of_warmup, Data, Event, Watcher};
+pub use stage::{train, Data, Event, Watcher};
 
 /// The result of a stage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

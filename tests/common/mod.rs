@@ -355,3 +355,29 @@ pub const METHODS: [(&str, bool); 28] = [
         false,
     ),
 ];
+
+/// All numbers of a JSON value, in order.
+pub fn numbers(value: &serde_json::Value) -> Vec<f32> {
+    match value {
+        serde_json::Value::Array(items) => items.iter().flat_map(numbers).collect(),
+        number => vec![number.as_f64().unwrap() as f32],
+    }
+}
+
+/// A JSON file of the fixtures.
+pub fn json_fixture(name: &str) -> serde_json::Value {
+    let text = std::fs::read_to_string(fixture(name)).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+/// A text of these tokens.
+pub fn text_of(tokens: &[u32]) -> deltarun::task::Encoded {
+    deltarun::task::Encoded {
+        tokens: tokens.to_vec(),
+        types: vec![0; tokens.len()],
+        special: vec![false; tokens.len()],
+        reads: Vec::new(),
+        soft: None,
+        words: Vec::new(),
+    }
+}
