@@ -28,7 +28,7 @@ pub(super) struct ChatTemplates {
     marks_answers: BTreeMap<String, bool>,
 }
 
-/// The name of the template that counts where no other is asked for, and of that for conversations with tools.
+/// The names of the usual template and of the one for conversations with tools.
 const DEFAULT: &str = "default";
 const WITH_TOOLS: &str = "tool_use";
 

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::diagnostic::Problem;
 
-/// Settings of a generation, as far as somebody states them.
+/// Settings of a generation, each of which may be left open.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Wishes {

@@ -62,7 +62,7 @@ pub enum Targets {
     },
     /// Whether each row that the head reads has each label, 1 or 0: `(rows, labels)`.
     Sets(Vec<f32>),
-    /// Pairs of sequences of which the first is preferred.
+    /// Pairs of sequences; the first of each is preferred.
     Pairs(Pairs),
     /// A number for each sequence.
     Numbers(Vec<f32>),

@@ -1,4 +1,4 @@
-//! Losses of pairs of sequences of which one is preferred.
+//! Losses of pairs of sequences; the first of each is preferred.
 
 use super::forward::Pass;
 use super::{Batch, Pairs};

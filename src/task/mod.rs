@@ -148,7 +148,7 @@ pub trait TaskKind: Sized {
         })
     }
 
-    /// The loss of pairs of answers of which one is preferred.
+    /// The loss of pairs of answers, for a task that prefers one of each.
     fn preference(&self) -> Option<Preference> {
         None
     }
