@@ -5,25 +5,22 @@ use crate::common::{difference, fixture, json_fixture, numbers, plan_of, text_of
 use deltarun::data::{groups, Prediction};
 use deltarun::engine::Device;
 use deltarun::graph::Graph;
-use deltarun::task::{Example, Pair, Preference, Target};
+use deltarun::task::{Comparison, Example, Likelihoods, Target};
 use serde_json::{json, Value};
 
 fn expected() -> Value {
     json_fixture("preferences.json")
 }
 
-fn sequence(prompt: &[u32], answer: &[u32], is_preferred: bool, others: Vec<Example>) -> Example {
+fn sequence(prompt: &[u32], answer: &[u32]) -> Example {
     let tokens = [prompt, answer].concat();
     let places = std::iter::once(prompt.len()..tokens.len()).collect();
     Example {
         text: text_of(&tokens),
         decoder: Vec::new(),
-        target: match is_preferred {
-            true => Target::Preferred(places),
-            false => Target::Answers(places),
-        },
+        target: Target::Answers(places),
         cut: 0,
-        others,
+        others: Vec::new(),
     }
 }
 
@@ -50,8 +47,8 @@ fn losses_and_gradients_are_those_of_trl() {
     let examples: Vec<Example> = pairs
         .iter()
         .map(|[prompt, first, second]| {
-            let other = sequence(prompt, second, false, Vec::new());
-            sequence(prompt, first, true, vec![other])
+            let other = sequence(prompt, second);
+            sequence(prompt, first).among(vec![other], Some(0))
         })
         .collect();
     let all: Vec<&Example> = examples.iter().collect();
@@ -101,17 +98,19 @@ fn losses_and_gradients_are_those_of_trl() {
 /// An evaluation's loss and rewards are those of the formulas, in f64.
 #[test]
 fn rewards_are_those_of_the_formulas() {
-    let pair = Pair {
-        log_probs: [-6.0, -9.0],
-        tokens: [3, 4],
-        reference: [-7.0, -8.0],
+    let pair = Likelihoods {
+        sums: vec![-6.0, -9.0],
+        tokens: vec![3, 4],
+        reference: vec![-7.0, -8.0],
         whole: 2.5,
+        right: 0,
     };
-    let dpo = Preference::Dpo {
+    let dpo = Comparison::Dpo {
         beta: 0.1,
         smoothing: 0.0,
     };
-    let (rewards, loss) = dpo.judge(&pair);
+    let rewards = dpo.scores(&pair);
+    let loss = dpo.loss(&pair, &rewards);
     assert!(
         (rewards[0] - 0.1).abs() < 1e-7 && (rewards[1] + 0.1).abs() < 1e-7,
         "{rewards:?}"

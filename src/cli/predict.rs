@@ -17,7 +17,7 @@ use crate::train::predict as logits_of;
 pub(super) fn predict(options: &PredictOptions) -> Result<Ended, Problems> {
     check_apart(&options.files)?;
     let loaded = open_source(&options.source, device(&options.source.device)?)?;
-    if loaded.task()?.kind.predicts_tokens() {
+    if !loaded.task()?.kind.predicts() {
         let message = "a language model has no labels to predict";
         return Err(Problem::new("delta::cli::task", message)
             .help("write texts with `deltarun generate`, or use a run whose last task is `classify`, `regress` or `tag`")

@@ -5,7 +5,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::engine::{mix, Layout};
-use crate::graph::{Batch, DecoderRows, Pairs, Targets};
+use crate::graph::{AnswerPlace, Answers, Batch, DecoderRows, Targets};
 use crate::task::{Encoded, Example, Shares, Target};
 
 /// The order of the examples in an epoch.
@@ -38,9 +38,9 @@ pub struct Prediction<'a> {
     pub predicts_first: bool,
     /// How much each class counts in the loss.
     pub shares: Option<&'a Shares>,
-    /// Whether the loss of a pair also counts the prompt of the preferred answer.
+    /// Whether the loss also counts the prompt of the right answer.
     pub reads_prompts: bool,
-    /// The log-probabilities of both answers by the model that pairs are compared with, for each example.
+    /// The log-probabilities of both answers by the model that this one is compared with, for each example.
     pub reference: &'a [[f32; 2]],
 }
 
@@ -89,7 +89,7 @@ fn share_totals(groups: &mut [Batch]) {
         predictions += group.total;
         match &group.targets {
             Targets::Shares { total, .. } => weights += total,
-            Targets::Pairs(pairs) => tokens += pairs.total,
+            Targets::Answers(answers) => tokens += answers.total,
             _ => {}
         }
     }
@@ -97,7 +97,7 @@ fn share_totals(groups: &mut [Batch]) {
         group.total = predictions.max(1);
         match &mut group.targets {
             Targets::Shares { total, .. } => *total = weights,
-            Targets::Pairs(pairs) => pairs.total = tokens,
+            Targets::Answers(answers) => answers.total = tokens,
             _ => {}
         }
     }
@@ -119,10 +119,14 @@ pub fn batch(
         text.types.iter().map(|t| usize::from(*t))
     });
     let decoder = decoder_rows(&sequences, &keys);
-    let has_pairs = examples.iter().any(|example| !example.others.is_empty());
+    let is_compared = |example: &&Example| matches!(example.target, Target::OneOf { .. });
+    let has_answers = examples.iter().any(is_compared);
     let targets = match prediction.masking {
         Some(masking) => mask(&sequences, &layout, masking, &mut tokens),
-        None if has_pairs => Targets::Pairs(pairs(&sequences, &layout, places, prediction)),
+        None if has_answers => {
+            let rows = decoder.as_ref().map_or(&layout, |decoder| &decoder.layout);
+            Targets::Answers(answers(examples, rows, places, prediction))
+        }
         None => targets(examples, prediction.shares).unwrap_or_else(|| {
             let rows = decoder.as_ref().map_or(&layout, |decoder| &decoder.layout);
             tokens_to_predict(&sequences, rows, prediction)
@@ -220,32 +224,54 @@ fn tokens_to_predict(sequences: &[&Example], layout: &Layout, prediction: Predic
     Targets::Tokens { rows, tokens }
 }
 
-/// The tokens of pairs: those of both answers and, if the loss counts it, of the preferred one's prompt.
-fn pairs(
-    sequences: &[&Example],
+/// The tokens of answers that are compared and, if the loss counts it, of the right one's prompt.
+fn answers(
+    examples: &[&Example],
     layout: &Layout,
     places: &[usize],
     prediction: Prediction,
-) -> Pairs {
-    let mut pairs = Pairs::default();
-    for (number, (example, range)) in sequences.iter().zip(layout.ranges()).enumerate() {
-        let is_whole = prediction.reads_prompts && number % 2 == 0;
-        let first = usize::from(!prediction.predicts_first);
-        for place in first..range.len() {
-            let is_answer = example.answers().iter().any(|own| own.contains(&place));
-            if is_answer || is_whole {
-                pairs.rows.push(range.start + place);
-                pairs.tokens.push(example.text.tokens[place] as usize);
-                pairs.places.push((number, is_answer));
-                pairs.total += usize::from(number % 2 == 0);
+) -> Answers {
+    let mut answers = Answers::default();
+    let mut ranges = layout.ranges();
+    let first = usize::from(!prediction.predicts_first);
+    for (prompt, example) in examples.iter().enumerate() {
+        let right = match example.target {
+            Target::OneOf { right, .. } => right.unwrap_or(0),
+            _ => 0,
+        };
+        answers.counts.push(1 + example.others.len());
+        answers.right.push(right);
+        for (answer, sequence) in example.sequences().enumerate() {
+            let range = ranges.next().unwrap_or_default();
+            let is_whole = prediction.reads_prompts && answer == right;
+            // A decoder's rows are all the answer's, and each predicts the token after its own.
+            let tokens = match sequence.decoder.split_first() {
+                Some((_, tokens)) => tokens,
+                None => &sequence.text.tokens,
+            };
+            let has_decoder = !sequence.decoder.is_empty();
+            let begin = if has_decoder { 0 } else { first };
+            for (place, token) in tokens.iter().enumerate().take(range.len()).skip(begin) {
+                let within = |own: &std::ops::Range<usize>| own.contains(&place);
+                let is_own = has_decoder || sequence.answers().iter().any(within);
+                if is_own || is_whole {
+                    answers.rows.push(range.start + place);
+                    answers.tokens.push(*token as usize);
+                    answers.places.push(AnswerPlace {
+                        prompt,
+                        answer,
+                        is_own,
+                    });
+                    answers.total += usize::from(answer == right);
+                }
             }
         }
     }
     if !prediction.reference.is_empty() {
         let of_example = |place: &usize| prediction.reference[*place];
-        pairs.reference = places.iter().flat_map(of_example).collect();
+        answers.reference = places.iter().flat_map(of_example).collect();
     }
-    pairs
+    answers
 }
 
 /// The places of the tokens that a language model without a decoder predicts.
@@ -261,7 +287,7 @@ fn places_to_predict(example: &Example) -> Vec<std::ops::Range<usize>> {
 fn targets(examples: &[&Example], shares: Option<&Shares>) -> Option<Targets> {
     let targets = examples.iter().map(|example| &example.target);
     match examples.first().map(|example| &example.target) {
-        Some(Target::NextTokens | Target::Answers(_) | Target::Preferred(_)) => None,
+        Some(Target::NextTokens | Target::Answers(_) | Target::OneOf { .. }) => None,
         Some(Target::Class(_)) => {
             let classes = targets.map(|target| match target {
                 Target::Class(class) => *class,

@@ -62,8 +62,8 @@ pub enum Targets {
     },
     /// Whether each row that the head reads has each label, 1 or 0: `(rows, labels)`.
     Sets(Vec<f32>),
-    /// Pairs of sequences; the first of each is preferred.
-    Pairs(Pairs),
+    /// Several answers to each prompt, which are compared.
+    Answers(Answers),
     /// A number for each sequence.
     Numbers(Vec<f32>),
     /// The tokens at some rows.
@@ -78,19 +78,34 @@ pub enum Targets {
     None,
 }
 
-/// Tokens of pairs of sequences, and what a loss of preferences compares.
+/// Tokens of answers that are compared; each answer is a sequence.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Pairs {
-    /// The row of each token, which a causal model predicts from the row before it.
+pub struct Answers {
+    /// How many answers each prompt has.
+    pub counts: Vec<usize>,
+    /// Which of them is the right one.
+    pub right: Vec<usize>,
+    /// The row of each token; without a decoder, a causal model predicts it from the row before.
     pub rows: Vec<usize>,
     /// The tokens.
     pub tokens: Vec<usize>,
-    /// For each of `rows`, its sequence, and whether it is of the answer.
-    pub places: Vec<(usize, bool)>,
+    /// For each of `rows`, where it stands.
+    pub places: Vec<AnswerPlace>,
     /// The log-probabilities of the answers by the model that this one is compared with: one for each sequence, or none.
     pub reference: Vec<f32>,
-    /// The number of tokens of all preferred sequences of the whole batch.
+    /// The number of tokens of all right sequences of the whole batch.
     pub total: usize,
+}
+
+/// Where a token stands among the answers to a prompt.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AnswerPlace {
+    /// The number of the prompt.
+    pub prompt: usize,
+    /// The number of the answer among the prompt's.
+    pub answer: usize,
+    /// Whether the token is the answer's own, and not the prompt's.
+    pub is_own: bool,
 }
 
 /// Activations that a pass begins with instead of the embeddings.

@@ -123,17 +123,17 @@ impl Graph {
         self.map_logits(groups, |_, logits| logits)
     }
 
-    /// `−log` of the probability of each token of the pairs of every group.
+    /// `−log` of the probability of each token of the answers of every group.
     ///
     /// # Errors
     /// The device fails, for example for want of memory.
     pub fn token_losses(&self, groups: &[Batch]) -> Result<Vec<Vec<f32>>, Problem> {
         let at_once = rayon::current_num_threads();
         let results = self.device.map_groups(groups, at_once, |group, _| {
-            let Targets::Pairs(pairs) = &group.targets else {
+            let Targets::Answers(answers) = &group.targets else {
                 return Ok(Vec::new());
             };
-            let losses = self.inference().token_losses(group, &pairs.tokens);
+            let losses = self.inference().token_losses(group, &answers.tokens);
             losses.map(|losses| losses.read()).map_err(device_problem)
         });
         results.into_iter().collect()

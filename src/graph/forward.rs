@@ -77,8 +77,8 @@ impl<'g> Pass<'g> {
         if let (Targets::Tokens { tokens, .. }, true) = (&batch.targets, self.reads_vocabulary()) {
             return self.loss_of_tokens(x, &read, tokens, batch.total);
         }
-        if let Targets::Pairs(pairs) = &batch.targets {
-            return self.loss_of_pairs(x, &read, pairs, batch);
+        if let Targets::Answers(answers) = &batch.targets {
+            return self.loss_of_answers(x, &read, answers, batch.total);
         }
         let logits = self.head(x, &read)?;
         match &batch.targets {
@@ -87,7 +87,7 @@ impl<'g> Pass<'g> {
                 ops::soft_cross_entropy(&logits, shares, *total as f32)
             }
             Targets::Sets(sets) => self.loss_of_sets(&logits, sets, batch.total),
-            Targets::Pairs(_) => unreachable!("a language model's head ends with a vocabulary"),
+            Targets::Answers(_) => unreachable!("a language model's head ends with a vocabulary"),
             Targets::Numbers(numbers) => ops::squared_error(&logits, numbers, batch.total),
             Targets::Tokens { tokens, .. } => ops::cross_entropy(&logits, tokens, batch.total),
             Targets::None => unreachable!("a loss is only asked for where targets are known"),

@@ -7,6 +7,7 @@
 mod activate;
 mod attention;
 mod batch;
+mod comparison;
 mod executor;
 mod forward;
 mod generation;
@@ -16,7 +17,6 @@ mod layers;
 mod load;
 mod logits;
 pub mod optimizations;
-mod preference;
 mod rotary;
 mod site;
 mod store;
@@ -32,7 +32,7 @@ use crate::engine::{backward, Deferred, Device, Outcome, Precision, Semaphore, T
 use crate::plan::TaskPlan;
 
 pub use activate::check_trained;
-pub use batch::{Batch, CachedActivations, DecoderRows, Pairs, Targets};
+pub use batch::{AnswerPlace, Answers, Batch, CachedActivations, DecoderRows, Targets};
 pub use executor::this_machine;
 pub use forward::Pass;
 pub use generation::Generation;

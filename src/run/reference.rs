@@ -31,10 +31,10 @@ fn check(plan: &Plan) -> Result<(), Problem> {
 pub(super) fn check_final(plan: &Plan) -> Result<(), Problem> {
     let task = plan
         .final_task()
-        .and_then(|(_, task)| task.kind.preference());
+        .and_then(|(_, task)| task.kind.comparison());
     let has_test = plan.final_data().is_some_and(|data| data.test.is_some());
     let is_evaluated = has_test || plan.stages.is_empty();
-    match task.is_some_and(|preference| preference.has_reference()) && is_evaluated {
+    match task.is_some_and(|comparison| comparison.has_reference()) && is_evaluated {
         true => check(plan),
         false => Ok(()),
     }
@@ -51,12 +51,12 @@ pub fn reference(
     task: &TaskPlan,
     examples: &[Example],
 ) -> Result<Vec<[f32; 2]>, Problem> {
-    let preference = task.kind.preference();
-    if !preference.is_some_and(|preference| preference.has_reference()) {
+    let comparison = task.kind.comparison();
+    if !comparison.is_some_and(|comparison| comparison.has_reference()) {
         return Ok(Vec::new());
     }
     check(plan)?;
     let mut begun = Graph::load(plan, graph.device().clone())?;
     begun.activate(plan, 0)?;
-    train::reference(&begun, examples, preference)
+    train::reference(&begun, examples, comparison)
 }

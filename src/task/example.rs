@@ -57,9 +57,17 @@ impl Example {
     /// The places of the tokens that are answers.
     pub fn answers(&self) -> &[Range<usize>] {
         match &self.target {
-            Target::Answers(places) | Target::Preferred(places) => places,
+            Target::Answers(places) | Target::OneOf { answer: places, .. } => places,
             _ => &[],
         }
+    }
+
+    /// The same answer as the first of several.
+    pub fn among(mut self, others: Vec<Example>, right: Option<usize>) -> Self {
+        let answer = self.answers().to_vec();
+        self.target = Target::OneOf { answer, right };
+        self.others = others;
+        self
     }
 
     /// The number of tokens that a language model is to predict; 1 for any other target.
@@ -67,9 +75,10 @@ impl Example {
         match (&self.target, self.decoder.is_empty()) {
             (Target::NextTokens, true) => self.text.tokens.len().saturating_sub(1),
             (Target::NextTokens, false) => self.decoder.len() - 1,
-            (Target::Answers(_) | Target::Preferred(_), _) => {
+            (Target::Answers(_) | Target::OneOf { .. }, true) => {
                 self.answers().iter().map(Range::len).sum()
             }
+            (Target::OneOf { .. }, false) => self.decoder.len() - 1,
             (Target::MaskedTokens, _) => self.text.special.iter().filter(|own| !**own).count(),
             _ => 1,
         }
@@ -81,7 +90,7 @@ impl Example {
     pub fn learned(&self) -> Vec<bool> {
         let count = self.text.tokens.len();
         match &self.target {
-            Target::Answers(_) | Target::Preferred(_) => {
+            Target::Answers(_) | Target::OneOf { .. } => {
                 let is_in =
                     |place: &usize| self.answers().iter().any(|range| range.contains(place));
                 (0..count).map(|place| is_in(&place)).collect()

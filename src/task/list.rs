@@ -103,9 +103,9 @@ macro_rules! tasks {
                 match self { $(Task::$task(task) => task.target_of(values),)* }
             }
 
-            /// See [`TaskKind::preference`].
-            pub fn preference(&self) -> Option<Preference> {
-                match self { $(Task::$task(task) => task.preference(),)* }
+            /// See [`TaskKind::comparison`].
+            pub fn comparison(&self) -> Option<Comparison> {
+                match self { $(Task::$task(task) => task.comparison(),)* }
             }
 
             /// See [`TaskKind::head`].
@@ -184,6 +184,12 @@ macro_rules! tasks {
             /// Whether the head of a language model answers.
             pub fn uses_language_model(&self) -> bool {
                 self.head() == HeadKind::LanguageModel
+            }
+
+            /// Whether it answers with a label or a number, and not with a text.
+            pub fn predicts(&self) -> bool {
+                let chooses = matches!(self.comparison(), Some(Comparison::Choice { .. }));
+                chooses || !self.predicts_tokens()
             }
 
             /// Whether tokens are predicted, and no label or number.

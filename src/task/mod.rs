@@ -9,6 +9,7 @@
 mod causal_lm;
 mod classify;
 mod cloze;
+mod comparison;
 mod example;
 mod instruct;
 mod label;
@@ -37,13 +38,14 @@ use list::tasks;
 pub use causal_lm::CausalLm;
 pub use classify::{Classify, Several};
 pub use cloze::Cloze;
+pub use comparison::{Comparison, Likelihoods};
 pub use example::{Conversation, Encoded, Encoder, Example, Marked, Sentence};
 pub use instruct::Instruct;
 pub use label::Label;
 pub use masked_lm::MaskedLm;
 pub use metric::Metric;
 pub use metrics::classification;
-pub use prefer::{Pair, Prefer, Preference};
+pub use prefer::Prefer;
 pub use regress::Regress;
 pub use score::{highest, softmax, Guess, Predictions};
 pub use seq2seq::Seq2seq;
@@ -148,8 +150,8 @@ pub trait TaskKind: Sized {
         })
     }
 
-    /// The loss of pairs of answers, for a task that prefers one of each.
-    fn preference(&self) -> Option<Preference> {
+    /// The loss that compares several answers to each prompt, for a task with such answers.
+    fn comparison(&self) -> Option<Comparison> {
         None
     }
 

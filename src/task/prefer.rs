@@ -6,8 +6,8 @@ use serde_json::{json, Value};
 
 use super::instruct::messages;
 use super::{
-    check_causal, column, refused, Conversation, Encoder, Example, Metric, Predictions, Refusal,
-    Target, TaskKind,
+    check_causal, column, refused, Comparison, Conversation, Encoder, Example, Metric, Predictions,
+    Refusal, Target, TaskKind,
 };
 use crate::backbone::Config;
 use crate::diagnostic::Problem;
@@ -21,109 +21,10 @@ pub struct Prefer {
     /// The columns with the preferred answer and with the other one.
     pub answers: Vec<String>,
     /// The loss.
-    pub preference: Preference,
+    pub preference: Comparison,
     /// The system's message, before a conversation that has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub system: Option<String>,
-}
-
-/// The loss of a pair. `c` and `r` are the log-probabilities of the preferred answer and of the other one.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Preference {
-    /// `−log σ(β ((c − r) − (c' − r')))`, with `c'` and `r'` of the model as it stands when the stage begins; smoothed
-    /// labels take a share of the opposite (Rafailov et al., arXiv 2305.18290, eq. 7; Mitchell's note on cDPO).
-    Dpo {
-        /// β.
-        beta: f32,
-        /// The share of pairs that are assumed to be the wrong way round.
-        smoothing: f32,
-    },
-    /// The mean loss of all tokens of the preferred text, and `−β log σ(odds)` with the logarithm of the ratio of the
-    /// odds of both, by means per token (Hong et al., arXiv 2403.07691, eq. 6).
-    Orpo {
-        /// β; the paper's λ.
-        beta: f32,
-    },
-    /// `−log σ(β (c − r) − γ)` with means per token (Meng et al., arXiv 2405.14734, eq. 6).
-    Simpo {
-        /// β.
-        beta: f32,
-        /// γ.
-        gamma: f32,
-        /// As in DPO.
-        smoothing: f32,
-    },
-}
-
-/// What a model makes of a pair.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Pair {
-    /// The sums of the log-probabilities of the tokens of each answer, the preferred one first.
-    pub log_probs: [f64; 2],
-    /// The number of these tokens.
-    pub tokens: [usize; 2],
-    /// The same sums of the model that it is compared with; 0 if there is none.
-    pub reference: [f64; 2],
-    /// The mean loss of all tokens of the preferred text.
-    pub whole: f64,
-}
-
-/// The logarithm of a probability above which odds do not grow: nearer to 1, f32 has no other number.
-pub const NEAREST_TO_CERTAIN: f32 = -1e-6;
-
-impl Preference {
-    /// Whether a model is compared with another one.
-    pub fn has_reference(self) -> bool {
-        matches!(self, Preference::Dpo { .. })
-    }
-
-    /// Whether the prompt's tokens count as well.
-    pub fn reads_prompts(self) -> bool {
-        matches!(self, Preference::Orpo { .. })
-    }
-
-    /// The rewards of the two answers, as TRL logs them, and the loss.
-    pub fn judge(self, pair: &Pair) -> ([f64; 2], f64) {
-        let mean = |index: usize| pair.log_probs[index] / pair.tokens[index].max(1) as f64;
-        let means = [mean(0), mean(1)];
-        let smoothed = |x: f64, smoothing: f32| {
-            let smoothing = f64::from(smoothing);
-            (1.0 - smoothing) * softplus(-x) + smoothing * softplus(x)
-        };
-        match self {
-            Preference::Dpo { beta, smoothing } => {
-                let reward = |index: usize| {
-                    f64::from(beta) * (pair.log_probs[index] - pair.reference[index])
-                };
-                let rewards = [reward(0), reward(1)];
-                (rewards, smoothed(rewards[0] - rewards[1], smoothing))
-            }
-            Preference::Simpo {
-                beta,
-                gamma,
-                smoothing,
-            } => {
-                let rewards = means.map(|mean| f64::from(beta) * mean);
-                let margin = rewards[0] - rewards[1] - f64::from(gamma);
-                (rewards, smoothed(margin, smoothing))
-            }
-            Preference::Orpo { beta } => {
-                let odds = |log: f64| {
-                    let log = log.min(f64::from(NEAREST_TO_CERTAIN));
-                    log - (-log.exp()).ln_1p()
-                };
-                let ratio = odds(means[0]) - odds(means[1]);
-                let loss = pair.whole + f64::from(beta) * softplus(-ratio);
-                (means.map(|mean| f64::from(beta) * mean), loss)
-            }
-        }
-    }
-}
-
-/// `log (1 + eˣ)`
-fn softplus(x: f64) -> f64 {
-    x.max(0.0) + (-x.abs()).exp().ln_1p()
 }
 
 impl TaskKind for Prefer {
@@ -183,11 +84,7 @@ impl TaskKind for Prefer {
         let mut first = self.answer_to(prompt, chosen, encoder)?;
         let second = self.answer_to(prompt, rejected, encoder)?;
         first.cut = first.cut.max(second.cut);
-        if let Target::Answers(places) = first.target {
-            first.target = Target::Preferred(places);
-        }
-        first.others = vec![second];
-        Ok(first)
+        Ok(first.among(vec![second], Some(0)))
     }
 
     fn open(&self, row: &[String], encoder: &dyn Encoder) -> Result<super::Marked, Problem> {
@@ -199,17 +96,16 @@ impl TaskKind for Prefer {
         check_causal(config)
     }
 
-    fn preference(&self) -> Option<Preference> {
+    fn comparison(&self) -> Option<Comparison> {
         Some(self.preference)
     }
 
     fn metrics(&self, found: &Predictions) -> Vec<(Metric, f64)> {
-        let count = found.rewards.len().max(1) as f64;
-        let right = found.rewards.iter().filter(|[c, r]| c > r).count();
-        let margins: f64 = found.rewards.iter().map(|[c, r]| c - r).sum();
+        let margin = |(scores, _): &(Vec<f64>, usize)| scores[0] - scores[1];
+        let margins: f64 = found.scores.iter().map(margin).sum();
         vec![
-            (Metric::Accuracy, right as f64 / count),
-            (Metric::Margin, margins / count),
+            (Metric::Accuracy, found.right_answers()),
+            (Metric::Margin, margins / found.scores.len().max(1) as f64),
         ]
     }
 }
@@ -288,18 +184,18 @@ fn turns(text: &str, role: &str) -> Result<Vec<Value>, Refusal> {
 
 /// Reads `loss` and its settings. The defaults are TRL's for DPO and ORPO, and for SimPO those of its authors' code
 /// (β 2, γ half of it).
-fn preference(fields: &Fields) -> Preference {
+fn preference(fields: &Fields) -> Comparison {
     let losses = [("dpo", 0), ("orpo", 1), ("simpo", 2)];
     let positive = 1e-6..=1e6;
     match fields.choice("loss", &losses).unwrap_or(0) {
-        0 => Preference::Dpo {
+        0 => Comparison::Dpo {
             beta: fields.number("beta", 0.1, positive) as f32,
             smoothing: fields.number("smoothing", 0.0, 0.0..=0.5) as f32,
         },
-        1 => Preference::Orpo {
+        1 => Comparison::Orpo {
             beta: fields.number("beta", 0.1, positive) as f32,
         },
-        _ => Preference::Simpo {
+        _ => Comparison::Simpo {
             beta: fields.number("beta", 2.0, positive) as f32,
             gamma: fields.number("gamma", 1.0, 0.0..=1e6) as f32,
             smoothing: fields.number("smoothing", 0.0, 0.0..=0.5) as f32,

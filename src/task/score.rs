@@ -1,6 +1,6 @@
 //! What a model predicted, gathered for the metrics.
 
-use super::{Pair, Preference};
+use super::{Comparison, Likelihoods};
 
 /// The index of the highest logit; the first one, if several are equal.
 pub fn highest(logits: &[f32]) -> usize {
@@ -56,8 +56,8 @@ pub struct Predictions {
     pub sequences: Vec<usize>,
     /// For each example, whether it was predicted to have each label, and whether it has it.
     pub sets: Vec<Vec<(bool, bool)>>,
-    /// The rewards of the preferred answer and of the other, for each pair.
-    pub rewards: Vec<[f64; 2]>,
+    /// The scores of the answers to each prompt, and which of them is the right one.
+    pub scores: Vec<(Vec<f64>, usize)>,
     /// Predicted numbers.
     pub predicted_numbers: Vec<f64>,
     /// The numbers that were to be predicted.
@@ -91,12 +91,13 @@ impl Predictions {
         self.sets.push(pairs.collect());
     }
 
-    /// Adds a pair of answers.
-    pub fn pair(&mut self, pair: &Pair, preference: Preference) {
-        let (rewards, loss) = preference.judge(pair);
-        self.has_infinite |= !loss.is_finite();
+    /// Adds the answers to a prompt.
+    pub fn answers(&mut self, found: &Likelihoods, comparison: Comparison) {
+        let scores = comparison.scores(found);
+        let loss = comparison.loss(found, &scores);
+        self.has_infinite |= !loss.is_finite() || scores.iter().any(|score| !score.is_finite());
         self.loss += loss;
-        self.rewards.push(rewards);
+        self.scores.push((scores, found.right));
     }
 
     /// Adds a number.
@@ -114,7 +115,7 @@ impl Predictions {
             self.classes.len(),
             self.numbers.len(),
             self.sets.len(),
-            self.rewards.len(),
+            self.scores.len(),
         ];
         counts.into_iter().max().unwrap_or(0)
     }
@@ -122,6 +123,19 @@ impl Predictions {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The share of prompts whose right answer has a higher score than all others.
+    pub fn right_answers(&self) -> f64 {
+        let is_right = |(scores, right): &&(Vec<f64>, usize)| {
+            let mut others = scores
+                .iter()
+                .enumerate()
+                .filter(|(number, _)| number != right);
+            others.all(|(_, score)| scores[*right] > *score)
+        };
+        let right = self.scores.iter().filter(is_right).count();
+        right as f64 / self.scores.len().max(1) as f64
     }
 
     /// `exp` of the mean loss.

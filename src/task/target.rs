@@ -19,8 +19,13 @@ pub enum Target {
     NextTokens,
     /// The tokens at these places, each after those before it.
     Answers(Vec<Range<usize>>),
-    /// The same, of an answer that is preferred to the other sequence's.
-    Preferred(Vec<Range<usize>>),
+    /// The same, of the first of several answers.
+    OneOf {
+        /// The places of its tokens.
+        answer: Vec<Range<usize>>,
+        /// Which of all answers is the right one; none if that is unknown.
+        right: Option<usize>,
+    },
     /// The target is unknown.
     None,
 }

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use super::comparison::likelihoods;
 use super::frozen::ActivationCache;
-use super::preferences::pairs;
 use crate::data::{batch, Example, Masking, Prediction};
 use crate::diagnostic::Problem;
 use crate::graph::{Batch, Graph, Targets};
 use crate::plan::{Metric, TaskPlan};
-use crate::task::{Guess, Predictions, Target};
+use crate::task::{Guess, Likelihoods, Predictions, Target};
 
 /// The result of an evaluation.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -58,12 +58,20 @@ pub(super) fn batches(graph: &Graph, examples: &[Example], prediction: Predictio
     batches
 }
 
-/// The logits of every example, in order: `(rows that the head reads, outputs)` each.
+/// The logits of every example, in order: `(rows that the head reads, outputs)` each, or those of its answers.
 ///
 /// # Errors
 /// The device fails, for example for want of memory.
 pub fn predict(graph: &Graph, examples: &[Example]) -> Result<Vec<Vec<f32>>, Problem> {
-    predict_with(graph, examples, None)
+    let Some(comparison) = graph.task().and_then(|task| task.kind.comparison()) else {
+        return predict_with(graph, examples, None);
+    };
+    let found = likelihoods(graph, examples, comparison, &[])?;
+    let scores = |own: &Likelihoods| {
+        let scores = comparison.scores(own).into_iter();
+        scores.map(|score| score as f32).collect()
+    };
+    Ok(found.iter().map(scores).collect())
 }
 
 fn predict_with(
@@ -90,7 +98,7 @@ fn predict_with(
     Ok(rows)
 }
 
-/// Evaluates examples whose targets are known. `reference` is that of [`pairs`].
+/// Evaluates examples whose targets are known. `reference` is that of [`likelihoods`].
 ///
 /// # Errors
 /// The device fails, for example for want of memory.
@@ -114,10 +122,10 @@ pub(super) fn evaluate_with(
     kept: Option<&ActivationCache>,
 ) -> Result<Evaluation, Problem> {
     let mut found = Predictions::default();
-    match (task.kind.preference(), task.kind.predicts_tokens()) {
-        (Some(preference), _) => {
-            for pair in pairs(graph, examples, preference, reference)? {
-                found.pair(&pair, preference);
+    match (task.kind.comparison(), task.kind.predicts_tokens()) {
+        (Some(comparison), _) => {
+            for own in likelihoods(graph, examples, comparison, reference)? {
+                found.answers(&own, comparison);
             }
         }
         (None, true) => {

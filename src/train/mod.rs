@@ -4,21 +4,21 @@
 //! language.
 
 mod checkpoint;
+mod comparison;
 mod evaluate;
 mod frozen;
 mod length;
 pub mod optimizer;
-mod preferences;
 pub mod schedule;
 mod stage;
 
 use serde::{Deserialize, Serialize};
 
 pub use checkpoint::{load, save, Position, Snapshot, State};
+pub use comparison::{likelihoods, reference};
 pub use evaluate::{evaluate, predict, Evaluation};
 pub use frozen::{ActivationCache, ActivationCaches, KEPT_IN_MEMORY};
 pub use length::{check_steps, warn_of_warmup};
-pub use preferences::{pairs, reference};
 pub use stage::{train, Data, Event, Watcher};
 
 /// The result of a stage.

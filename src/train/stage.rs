@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::checkpoint::{Position, Snapshot, State};
+use super::comparison::reference;
 use super::evaluate::{evaluate_with, Evaluation};
 use super::frozen::{ActivationCache, ActivationCaches};
 use super::length::steps;
 use super::optimizer::{clip, Stepper};
-use super::preferences::reference;
 use super::schedule::factor;
 use super::StageResult;
 use crate::data::{groups, order, Example, Examples, Masking, Prediction};
@@ -19,7 +19,7 @@ use crate::engine::{mix, Outcome};
 use crate::graph::optimizations::frozen_blocks;
 use crate::graph::{device_problem, Graph};
 use crate::plan::{DeltaPlan, Keep, Plan, StagePlan, TaskPlan, Unit};
-use crate::task::{Preference, Shares};
+use crate::task::{Comparison, Shares};
 
 /// The examples of one stage.
 #[derive(Clone, Default)]
@@ -210,14 +210,14 @@ impl<'a> Stage<'a> {
     /// Computes what a model as it stands makes of all pairs, if the stage compares it with that. A run that goes on has
     /// it from its checkpoint.
     fn remember_reference(&mut self, graph: &Graph) -> Result<(), Problem> {
-        let preference = self.task.kind.preference();
+        let comparison = self.task.kind.comparison();
         let dev = self.data.dev.as_ref();
         let sets = [Some(&self.data.train), dev];
         for (name, examples) in REFERENCE.into_iter().zip(sets) {
             let Some(examples) = examples.filter(|_| !self.state.memory.contains_key(name)) else {
                 continue;
             };
-            let found = reference(graph, &examples.all, preference)?;
+            let found = reference(graph, &examples.all, comparison)?;
             if !found.is_empty() {
                 self.state.memory.insert(name.to_owned(), found.concat());
             }
@@ -241,7 +241,7 @@ impl<'a> Stage<'a> {
             Some(all) => numbers.iter().map(|number| pair_of(all, *number)).collect(),
             None => Vec::new(),
         };
-        let preference = self.task.kind.preference();
+        let comparison = self.task.kind.comparison();
         let mut groups = groups(
             &examples,
             random,
@@ -249,7 +249,7 @@ impl<'a> Stage<'a> {
                 masking: self.data.masking,
                 predicts_first: graph.predicts_first(),
                 shares: self.data.shares.as_ref(),
-                reads_prompts: preference.is_some_and(Preference::reads_prompts),
+                reads_prompts: comparison.is_some_and(Comparison::reads_prompts),
                 reference: &reference,
             },
             graph.device().group_rows(),

@@ -1,7 +1,7 @@
 //! Finds the rows of a batch that the head reads. The forward pass drops all other rows after the attention of the last
 //! block (`Pass::blocks` and `Pass::block`).
 
-use super::super::{Batch, Pairs, Targets};
+use super::super::{Answers, Batch, Targets};
 use crate::backbone::family::Reads;
 use crate::engine::Layout;
 
@@ -15,13 +15,15 @@ pub(in crate::graph) fn read_rows(reads: Reads, batch: &Batch, layout: &Layout) 
         (Reads::Masked | Reads::Next, targets) => {
             let rows: Vec<usize> = match targets {
                 _ if !batch.reads.is_empty() => batch.reads.clone(),
-                Targets::Tokens { rows, .. } | Targets::Pairs(Pairs { rows, .. }) => rows.clone(),
+                Targets::Tokens { rows, .. } | Targets::Answers(Answers { rows, .. }) => {
+                    rows.clone()
+                }
                 _ if batch.decoder.is_some() => (0..layout.rows()).collect(),
                 _ => (0..batch.layout.rows()).collect(),
             };
             // A prompt's last row predicts the first token.
             let is_before = reads == Reads::Next
-                && matches!(targets, Targets::Tokens { .. } | Targets::Pairs(_));
+                && matches!(targets, Targets::Tokens { .. } | Targets::Answers(_));
             match batch.decoder {
                 // Prompts extend the encoder's input, so the decoder's rows do not move.
                 Some(_) => rows,
