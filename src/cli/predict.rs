@@ -102,7 +102,7 @@ impl Answers for Predictor<'_> {
             logits_of(&self.loaded.graph, &examples.all).map_err(|e| Stop::Problem(0, e))?;
         for (at, (logits, line)) in logits.iter().zip(asked).enumerate() {
             check_finite(logits).map_err(|e| Stop::Problem(at, e))?;
-            let answer = task.kind.answer(&examples.all[at], logits);
+            let answer = task.kind.answer(&texts[at], &examples.all[at], logits);
             let answer = line.answered(answer.unwrap_or_default());
             writeln!(output, "{answer}").map_err(|e| stopped(at, &e))?;
         }

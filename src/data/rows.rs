@@ -138,7 +138,7 @@ impl Rows {
         let mut rest = waiting.as_slice();
         while !rest.is_empty() {
             match read_rows(rest, file, task, encoder) {
-                Ok(examples) => return self.count_tokens(&examples, encoder),
+                Ok(examples) => return self.count_tokens(&examples, task, encoder),
                 // Each refused row costs another pass over those behind it.
                 Err(_) if self.mistakes >= MOST_MISTAKES => {
                     self.gave_up = true;
@@ -153,7 +153,7 @@ impl Rows {
                 Err((index, problem)) => {
                     self.mistake(problem);
                     if let Ok(examples) = read_rows(&rest[..index], file, task, encoder) {
-                        self.count_tokens(&examples, encoder);
+                        self.count_tokens(&examples, task, encoder);
                     }
                     rest = &rest[index + 1..];
                 }
@@ -161,7 +161,7 @@ impl Rows {
         }
     }
 
-    fn count_tokens(&mut self, examples: &[Example], encoder: &TextEncoder) {
+    fn count_tokens(&mut self, examples: &[Example], task: &TaskPlan, encoder: &TextEncoder) {
         for example in examples {
             self.tokens.rows += 1;
             self.tokens.all += example.text.tokens.len();
@@ -172,7 +172,8 @@ impl Rows {
                 let (rows, most) = self.tokens.cut;
                 self.tokens.cut = (rows + 1, most.max(example.cut));
             } else if let Some(end) = encoder.end_token() {
-                self.tokens.unended += usize::from(!example.ends_with(&[end]));
+                let is_unended = task.kind.writes() && !example.ends_with(&[end]);
+                self.tokens.unended += usize::from(is_unended);
             }
         }
     }

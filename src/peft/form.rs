@@ -32,7 +32,10 @@ pub fn why_not(plan: &Plan) -> Option<String> {
 pub(super) fn form(plan: &Plan) -> Result<Form<'_>, String> {
     let active = plan.active(plan.stages.len());
     let Some(first) = active.first() else {
-        return Err("the run trained only the head".to_owned());
+        return Err(match plan.stages.is_empty() {
+            true => "the run trained nothing".to_owned(),
+            false => "the run trained only the head".to_owned(),
+        });
     };
     let task = plan.final_task().map(|(_, task)| task);
     let is_language_model = task.is_some_and(|task| task.kind.uses_language_model());

@@ -238,7 +238,7 @@ impl TaskKind for Classify {
     }
 
     /// The most probable label or all that are more probable than not, all probabilities, and the logits.
-    fn answer(&self, _: &Example, logits: &[f32]) -> Option<Vec<(String, Value)>> {
+    fn answer(&self, _: &[String], _: &Example, logits: &[f32]) -> Option<Vec<(String, Value)>> {
         let names = || self.labels.iter().map(|label| label.name.clone());
         let (answer, probabilities) = match self.several {
             None => {

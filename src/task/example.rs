@@ -62,6 +62,17 @@ impl Example {
         }
     }
 
+    /// The refusal of a text that was cut before something that it needs.
+    pub fn cut_before(&self, what: &str) -> Problem {
+        let length = self.text.tokens.len();
+        let message = format!(
+            "the text is cut before {what}: it has {} tokens, and the longest sequence {length}",
+            length + self.cut
+        );
+        Problem::new("delta::data::no_answer", message)
+            .help("raise `max_length`, or remove the row")
+    }
+
     /// The same answer as the first of several.
     pub fn among(mut self, others: Vec<Example>, right: Option<usize>) -> Self {
         let answer = self.answers().to_vec();

@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{json, Map, Value};
 
+use super::template::fill;
 use super::{
     check_causal, column, metrics_of_tokens, refused, Conversation, Encoder, Example, Marked,
     Metric, Piece, Predictions, Refusal, Target, TaskKind,
@@ -127,11 +128,7 @@ impl TaskKind for Instruct {
         match (example.predicted(), example.cut) {
             (0, 0) => Err(no_answer("no turn of the assistant is an answer")
                 .help("give every conversation a message whose `role` is `assistant`")),
-            (0, cut) => {
-                let length = example.text.tokens.len();
-                let message = format!("the text is cut before its answer: it has {} tokens, and the longest sequence {length}", length + cut);
-                Err(no_answer(&message).help("raise `max_length`, or remove the row"))
-            }
+            (0, _) => Err(example.cut_before("its answer")),
             _ => Ok(example),
         }
     }
@@ -181,25 +178,20 @@ impl Instruct {
 
     /// The texts of a row in the pipeline's own template. Without an answer, the text ends where it would stand.
     fn filled(&self, pieces: &[Piece], row: &[String]) -> Marked {
-        let mut marked = Marked::default();
-        for piece in pieces {
-            match piece {
-                Piece::Text(text) => marked.text.push_str(text),
-                Piece::Field { column, edits } => {
-                    let start = marked.text.len();
-                    let place = self.text.iter().position(|name| name == column);
-                    let text = row.get(place.unwrap_or(self.text.len()));
-                    let text = text.cloned().unwrap_or_default();
-                    let edited = edits.iter().fold(text, |text, edit| edit.apply(&text));
-                    marked.text.push_str(&edited);
-                    if place.is_none() {
-                        marked.answers.push(start..marked.text.len());
-                    }
-                }
-                _ => {}
-            }
+        let value = |column: &str| {
+            let place = self.text.iter().position(|name| name == column);
+            let text = row.get(place.unwrap_or(self.text.len()));
+            text.map_or("", String::as_str)
+        };
+        let (before, answer) = pieces.split_at(pieces.len() - 1);
+        let mut text = fill(before, value);
+        let start = text.len();
+        text.push_str(&fill(answer, value));
+        Marked {
+            answers: std::iter::once(start..text.len()).collect(),
+            text,
+            is_whole: false,
         }
-        marked
     }
 }
 
@@ -208,7 +200,7 @@ fn no_answer(message: &str) -> Problem {
 }
 
 /// Reads `template`, which names the answer's column once, at its end.
-fn template(fields: &Fields, answer: &str) -> Option<Vec<Piece>> {
+pub(super) fn template(fields: &Fields, answer: &str) -> Option<Vec<Piece>> {
     let template = fields.text("template")?;
     let report = |message: &str, help: &str| {
         let problem = Problem::new("delta::plan::template", message);
@@ -241,10 +233,7 @@ fn template(fields: &Fields, answer: &str) -> Option<Vec<Piece>> {
     let is_answer =
         |piece: &Piece| matches!(piece, Piece::Field { column, .. } if column == answer);
     if !pieces.iter().all(is_plain) {
-        report(
-            "the template of `instruct` has only texts and columns",
-            &example,
-        );
+        report("the template has more than texts and columns", &example);
     } else if pieces.iter().filter(|piece| is_answer(piece)).count() != 1
         || !pieces.last().is_some_and(is_answer)
     {

@@ -172,8 +172,8 @@ macro_rules! tasks {
             }
 
             /// See [`TaskKind::answer`].
-            pub fn answer(&self, example: &Example, logits: &[f32]) -> Option<Vec<(String, Value)>> {
-                match self { $(Task::$task(task) => task.answer(example, logits),)* }
+            pub fn answer(&self, row: &[String], example: &Example, logits: &[f32]) -> Option<Vec<(String, Value)>> {
+                match self { $(Task::$task(task) => task.answer(row, example, logits),)* }
             }
 
             /// See [`TaskKind::outputs_of_config`].

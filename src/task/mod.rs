@@ -214,8 +214,13 @@ pub trait TaskKind: Sized {
     /// The values of its metrics but the loss.
     fn metrics(&self, found: &Predictions) -> Vec<(Metric, f64)>;
 
-    /// The answer to a text from its logits; `None` for a task whose answers are not logits of one row.
-    fn answer(&self, _example: &Example, _logits: &[f32]) -> Option<Vec<(String, Value)>> {
+    /// The answer to a row's texts from the logits of its example; `None` for a task whose answers are not logits of one row.
+    fn answer(
+        &self,
+        _row: &[String],
+        _example: &Example,
+        _logits: &[f32],
+    ) -> Option<Vec<(String, Value)>> {
         None
     }
 

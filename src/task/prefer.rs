@@ -126,21 +126,12 @@ impl Prefer {
         if example.predicted() > 0 {
             return Ok(example);
         }
-        let length = example.text.tokens.len();
-        let (message, help) = match example.cut {
-            0 => (
-                "the last turn is no answer of the assistant".to_owned(),
-                "end both conversations with a message whose `role` is `assistant`",
-            ),
-            cut => (
-                format!(
-                    "the text is cut before its answer: it has {} tokens, and the longest sequence {length}",
-                    length + cut
-                ),
-                "raise `max_length`, or remove the row",
-            ),
-        };
-        Err(Problem::new("delta::data::no_answer", message).help(help))
+        if example.cut > 0 {
+            return Err(example.cut_before("its answer"));
+        }
+        let message = "the last turn is no answer of the assistant";
+        Err(Problem::new("delta::data::no_answer", message)
+            .help("end both conversations with a message whose `role` is `assistant`"))
     }
 
     /// The turns of a prompt and an answer: each is a text, or a list of messages.

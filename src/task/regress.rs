@@ -88,7 +88,7 @@ impl TaskKind for Regress {
         regression(&found.predicted_numbers, &found.numbers)
     }
 
-    fn answer(&self, _: &Example, logits: &[f32]) -> Option<Vec<(String, Json)>> {
+    fn answer(&self, _: &[String], _: &Example, logits: &[f32]) -> Option<Vec<(String, Json)>> {
         Some(vec![
             ("value".to_owned(), json!(logits[0])),
             ("logits".to_owned(), json!(logits)),

@@ -171,7 +171,12 @@ impl TaskKind for Tag {
 
     /// The tag of each word, null for one that was not read, and the spans: their first word, the word behind them, and
     /// their type. A word that was not read is in no span.
-    fn answer(&self, example: &Example, logits: &[f32]) -> Option<Vec<(String, Value)>> {
+    fn answer(
+        &self,
+        _: &[String],
+        example: &Example,
+        logits: &[f32],
+    ) -> Option<Vec<(String, Value)>> {
         let rows: Vec<&[f32]> = logits.chunks(self.labels.len()).collect();
         let tag = |place: &Option<usize>| {
             let row = rows.get((*place)?)?;

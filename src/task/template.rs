@@ -149,6 +149,22 @@ fn wrong(message: &str) -> (String, String) {
     (message.to_owned(), example.to_owned())
 }
 
+/// The text of pieces that are texts and columns; `value` gives the text of a column.
+pub(super) fn fill<'v>(pieces: &[Piece], value: impl Fn(&str) -> &'v str) -> String {
+    let mut filled = String::new();
+    for piece in pieces {
+        match piece {
+            Piece::Text(text) => filled.push_str(text),
+            Piece::Field { column, edits } => {
+                let text = value(column).to_owned();
+                filled.push_str(&edits.iter().fold(text, |text, edit| edit.apply(&text)));
+            }
+            _ => {}
+        }
+    }
+    filled
+}
+
 /// The columns that a template names, each once, in the order of the template.
 pub(super) fn columns(pieces: &[Piece]) -> Vec<String> {
     let mut columns: Vec<String> = Vec::new();
