@@ -9,6 +9,7 @@ mod adapters;
 mod chat;
 mod check;
 mod checkpoints;
+mod choose;
 mod combine;
 mod command_line;
 mod configs;

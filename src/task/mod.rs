@@ -7,6 +7,7 @@
 //! the end of this file.
 
 mod causal_lm;
+mod choose;
 mod classify;
 mod cloze;
 mod comparison;
@@ -36,6 +37,7 @@ use crate::settings::Fields;
 use list::tasks;
 
 pub use causal_lm::CausalLm;
+pub use choose::Choose;
 pub use classify::{Classify, Several};
 pub use cloze::Cloze;
 pub use comparison::{Comparison, Likelihoods};
@@ -303,4 +305,5 @@ tasks! {
     instruct::Instruct,
     tag::Tag,
     prefer::Prefer,
+    choose::Choose,
 }
