@@ -13,7 +13,7 @@ use deltarun::peft::import;
 use deltarun::plan::Metric;
 use deltarun::run::{open_run, Integrity, Loaded, Reads};
 use deltarun::task::Target;
-use deltarun::train::evaluate;
+use deltarun::train::{evaluate, Measuring};
 use serde_json::{json, Value};
 
 const CASES: [(&str, &str); 35] = [
@@ -120,7 +120,7 @@ fn losses_of_causal_models_are_those_of_peft() {
             others: Vec::new(),
         };
         let examples: Vec<Example> = batch.layout.ranges().map(example).collect();
-        let found = evaluate(&loaded.graph, &examples, task, None, &[]).unwrap();
+        let found = evaluate(&loaded.graph, &examples, task, Measuring::default()).unwrap();
         let (found, of_peft) = (
             found.get(Metric::Loss),
             Expected::open(&adapter).read("loss")[0],

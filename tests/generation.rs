@@ -2,9 +2,9 @@
 
 use crate::common::fixture;
 use deltarun::engine::Device;
-use deltarun::generate::{generate, Decoding, Wishes, Written};
+use deltarun::generate::{generate, Decoding, Written};
 use deltarun::run::{open_run, Integrity, Loaded, Reads};
-use deltarun::task::{Encoded, Example, Target};
+use deltarun::task::{Encoded, Example, Target, Wishes};
 use serde_json::Value;
 
 fn open(adapter: Option<&str>, backbone: &str) -> Loaded {
@@ -91,7 +91,7 @@ fn tokens_are_those_of_transformers_and_peft() {
             max_tokens: expected["tokens"].as_u64().map(|count| count as usize),
             ..wishes(case["way"].as_str().unwrap())
         };
-        let decoding = decoding.decide(vec![case["end"].as_u64().unwrap() as u32]);
+        let decoding = Decoding::of(decoding, vec![case["end"].as_u64().unwrap() as u32]);
         let decoding = decoding.unwrap();
         let prompts: Vec<Example> = prompts.iter().map(|ids| prompt(ids, &loaded)).collect();
         let all: Vec<&Example> = prompts.iter().collect();
@@ -122,7 +122,11 @@ fn draws_depend_on_the_seed_and_the_prompt_alone() {
             seed: Some(seed),
             ..Wishes::default()
         };
-        answers(&loaded, prompts, &wishes.decide(Vec::new()).unwrap())
+        answers(
+            &loaded,
+            prompts,
+            &Decoding::of(wishes.clone(), Vec::new()).unwrap(),
+        )
     };
     let both = drawn(1, &[&prompts[0], &prompts[1]]);
     assert_eq!(both, drawn(1, &[&prompts[0], &prompts[1]]));

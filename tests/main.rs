@@ -46,6 +46,7 @@ mod selectors;
 mod several;
 mod syntax;
 mod tags;
+mod texts;
 mod tokenizers;
 mod trust;
 mod wide;

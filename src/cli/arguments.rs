@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::generate::Wishes;
 use crate::run::{Integrity, Rule};
+use crate::task::Wishes;
 
 /// Delta tuning (parameter-efficient fine-tuning) from a small declarative file.
 #[derive(Parser)]

@@ -38,16 +38,7 @@ fn eval_on(options: &EvalOptions, device: Device) -> Result<Ended, Problems> {
         run.check_files()?;
         run.check_data(&file.path)?;
     }
-    let mut loader = Loader::new(plan)?;
-    let examples = loader.file(&file, task)?;
-    let reference = crate::run::reference(plan, &loaded.graph, task, &examples.all)?;
-    let evaluation = crate::train::evaluate(
-        &loaded.graph,
-        &examples.all,
-        task,
-        loader.masking(task)?,
-        &reference,
-    )?;
+    let evaluation = Loader::new(plan)?.evaluate(plan, &loaded.graph, task, &file)?;
     if options.format != Format::Text {
         let json = json!({
             "file": file.path, "examples": evaluation.examples, "metrics": evaluation.metrics,

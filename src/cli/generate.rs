@@ -11,9 +11,9 @@ use super::lines::{answer_file, at_line, check_apart, stopped, Answers, Asked, S
 use super::predict::{example, values};
 use super::Ended;
 use crate::diagnostic::{Problem, Problems};
-use crate::generate::{generate as answers_of, text_of, Decoding, Defaults, Wishes, Written};
+use crate::generate::{generate as answers_of, text_of, Decoding, Defaults, Written};
 use crate::run::{Loaded, Loader};
-use crate::task::{Conversation, Encoder, Example, Marked};
+use crate::task::{Conversation, Encoder, Example, Marked, Wishes};
 use crate::terminal::{note, print, say};
 use crate::text::list;
 
@@ -47,10 +47,11 @@ impl<'a> Writer<'a> {
         plan.backbone.max_length = plan.backbone.max_length.max(longest);
         let loader = Loader::new(&plan)?;
         let defaults = Defaults::read(&loaded.plan.backbone.directory)?;
-        say_defaults(&defaults, options);
+        say_defaults(&defaults, &options.wishes().or(task.kind.wishes()));
         let mut ends = defaults.ends;
         ends.extend(loader.encoder().end_token());
-        let decoding = options.wishes().or(defaults.wishes).decide(ends)?;
+        let wishes = options.wishes().or(task.kind.wishes()).or(defaults.wishes);
+        let decoding = Decoding::of(wishes, ends)?;
         Ok(Writer {
             loaded,
             loader,
@@ -85,16 +86,15 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// Says what a backbone's `generation_config.json` decides, and what of it is not done.
-fn say_defaults(defaults: &Defaults, options: &DecodingOptions) {
-    let wishes = options.wishes();
+/// Says what a backbone's `generation_config.json` decides beside `wishes`, and what of it is not done.
+fn say_defaults(defaults: &Defaults, wishes: &Wishes) {
     let stated = defaults.wishes.clone();
     if stated != Wishes::default() {
         let fields = |wishes: &Wishes| match serde_json::to_value(wishes) {
             Ok(Value::Object(fields)) => fields,
             _ => Map::new(),
         };
-        let own = fields(&wishes);
+        let own = fields(wishes);
         let (replaced, kept): (Vec<_>, Vec<_>) = fields(&stated)
             .into_iter()
             .map(|(key, value)| (own.contains_key(&key), format!("{key} = {value}")))
@@ -109,7 +109,7 @@ fn say_defaults(defaults: &Defaults, options: &DecodingOptions) {
         }
         if !replaced.is_empty() {
             note(&format!(
-                "the options replace {} of `generation_config.json`",
+                "the options or the pipeline replace {} of `generation_config.json`",
                 list(&names(replaced))
             ));
         }

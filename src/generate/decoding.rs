@@ -2,103 +2,10 @@
 
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::diagnostic::Problem;
-
-/// Settings of a generation, each of which may be left open.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Wishes {
-    /// The most tokens of an answer.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub max_tokens: Option<usize>,
-    /// No token ends an answer before it has this many.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub min_tokens: Option<usize>,
-    /// The divisor of logits before a draw; 0 takes the most probable token.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub temperature: Option<f32>,
-    /// A draw is among this many of the most probable tokens; 0 for all.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub top_k: Option<usize>,
-    /// A draw is among the most probable tokens that together have this probability.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub top_p: Option<f32>,
-    /// A draw is among tokens with at least this share of the highest probability.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub min_p: Option<f32>,
-    /// The divisor of the logits of tokens that occurred; 1 changes nothing.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub repetition_penalty: Option<f32>,
-    /// The number of beams; 1 for no search.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub beams: Option<usize>,
-    /// The power of the length by which a beam's score is divided.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub length_penalty: Option<f32>,
-    /// Texts that end an answer. They are no part of it.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub stop: Vec<String>,
-    /// The seed of draws.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub seed: Option<u64>,
-}
-
-impl Wishes {
-    /// These wishes, and `other`'s where there are none.
-    pub fn or(self, other: Wishes) -> Wishes {
-        Wishes {
-            max_tokens: self.max_tokens.or(other.max_tokens),
-            min_tokens: self.min_tokens.or(other.min_tokens),
-            temperature: self.temperature.or(other.temperature),
-            top_k: self.top_k.or(other.top_k),
-            top_p: self.top_p.or(other.top_p),
-            min_p: self.min_p.or(other.min_p),
-            repetition_penalty: self.repetition_penalty.or(other.repetition_penalty),
-            beams: self.beams.or(other.beams),
-            length_penalty: self.length_penalty.or(other.length_penalty),
-            stop: match self.stop.is_empty() {
-                true => other.stop,
-                false => self.stop,
-            },
-            seed: self.seed.or(other.seed),
-        }
-    }
-
-    /// All settings. Whoever wishes a limit on draws but no temperature wishes draws.
-    ///
-    /// # Errors
-    /// Beams and draws exclude each other.
-    pub fn decide(self, ends: Vec<u32>) -> Result<Decoding, Problem> {
-        let limits_draws = self.top_k.is_some() || self.top_p.is_some() || self.min_p.is_some();
-        let usual = if limits_draws { 1.0 } else { 0.0 };
-        let decoding = Decoding {
-            max_tokens: self.max_tokens.unwrap_or(MOST_TOKENS),
-            min_tokens: self.min_tokens.unwrap_or(0),
-            temperature: self.temperature.unwrap_or(usual),
-            top_k: self.top_k.unwrap_or(0),
-            top_p: self.top_p.unwrap_or(1.0),
-            min_p: self.min_p.unwrap_or(0.0),
-            repetition_penalty: self.repetition_penalty.unwrap_or(1.0),
-            beams: self.beams.unwrap_or(1),
-            length_penalty: self.length_penalty.unwrap_or(1.0),
-            stop: self.stop,
-            seed: self.seed.unwrap_or(0),
-            ends,
-        };
-        decoding.check()?;
-        match decoding.beams > 1 && decoding.temperature > 0.0 {
-            true => Err(Problem::new(
-                "delta::generate::beams",
-                "a beam search takes the most probable tokens and draws none",
-            )
-            .help("leave out the beams, or add `--temperature 0`, also against `do_sample` of `generation_config.json`")),
-            false => Ok(decoding),
-        }
-    }
-}
+use crate::task::Wishes;
 
 /// The most tokens of an answer, where nobody states another number.
 const MOST_TOKENS: usize = 256;
@@ -123,6 +30,37 @@ pub struct Decoding {
 }
 
 impl Decoding {
+    /// All settings. Whoever wishes a limit on draws but no temperature wishes draws.
+    ///
+    /// # Errors
+    /// Beams and draws exclude each other.
+    pub fn of(wishes: Wishes, ends: Vec<u32>) -> Result<Self, Problem> {
+        let usual = if wishes.limits_draws() { 1.0 } else { 0.0 };
+        let decoding = Decoding {
+            max_tokens: wishes.max_tokens.unwrap_or(MOST_TOKENS),
+            min_tokens: wishes.min_tokens.unwrap_or(0),
+            temperature: wishes.temperature.unwrap_or(usual),
+            top_k: wishes.top_k.unwrap_or(0),
+            top_p: wishes.top_p.unwrap_or(1.0),
+            min_p: wishes.min_p.unwrap_or(0.0),
+            repetition_penalty: wishes.repetition_penalty.unwrap_or(1.0),
+            beams: wishes.beams.unwrap_or(1),
+            length_penalty: wishes.length_penalty.unwrap_or(1.0),
+            stop: wishes.stop,
+            seed: wishes.seed.unwrap_or(0),
+            ends,
+        };
+        decoding.check()?;
+        match decoding.beams > 1 && decoding.temperature > 0.0 {
+            true => Err(Problem::new(
+                "delta::generate::beams",
+                "a beam search takes the most probable tokens and draws none",
+            )
+            .help("leave out the beams, or add `--temperature 0`, also against `do_sample` of `generation_config.json`")),
+            false => Ok(decoding),
+        }
+    }
+
     /// Checks the ranges of settings, whoever states them.
     ///
     /// # Errors

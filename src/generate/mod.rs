@@ -6,6 +6,7 @@
 mod beam;
 mod decoding;
 mod sample;
+mod writer;
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -16,8 +17,9 @@ use crate::engine::mix;
 use crate::graph::{device_problem, Generation, Graph};
 use crate::task::Example;
 
-pub use decoding::{Decoding, Defaults, Wishes};
+pub use decoding::{Decoding, Defaults};
 use sample::{choose, forbid, penalize};
+pub use writer::Writer;
 
 /// Makes a text of tokens.
 pub type Decode<'a> = &'a dyn Fn(&[u32]) -> Result<String, Problem>;

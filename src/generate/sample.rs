@@ -101,13 +101,14 @@ fn left(logits: &[f32], decoding: &Decoding) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::generate::Wishes;
+    use crate::task::Wishes;
 
     /// Values by transformers 5.23: its warpers, on the logits `log [0.4, 0.3, 0.15, 0.1, 0.05]`.
     #[test]
     fn limits_leave_the_tokens_that_transformers_leaves() {
         let logits = [0.4f32, 0.3, 0.15, 0.1, 0.05].map(f32::ln);
-        let count = |wishes: Wishes| left(&logits, &wishes.decide(Vec::new()).unwrap()).len();
+        let count =
+            |wishes: Wishes| left(&logits, &Decoding::of(wishes, Vec::new()).unwrap()).len();
         let wishes = Wishes::default;
         assert_eq!(
             count(Wishes {

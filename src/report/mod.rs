@@ -20,9 +20,13 @@ use crate::plan::Metric;
 /// A metric as people write it: shares in percent, the rest as numbers.
 pub fn metric_value(metric: Metric, value: f64) -> String {
     match metric {
-        Metric::Accuracy | Metric::F1 | Metric::MacroF1 | Metric::Precision | Metric::Recall => {
-            format!("{:.1} %", 100.0 * value)
-        }
+        Metric::Accuracy
+        | Metric::F1
+        | Metric::MacroF1
+        | Metric::Precision
+        | Metric::Recall
+        | Metric::ExactMatch
+        | Metric::F1OfWords => format!("{:.1} %", 100.0 * value),
         _ => format!("{value:.3}"),
     }
 }

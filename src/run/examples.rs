@@ -4,19 +4,22 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::reference::check_final;
+use super::reference::{check_final, reference};
 use super::ROWS_AT_EACH_END;
 use crate::data::{
     check_few, nothing_to_predict, warn_of_overlap, Example, Examples, Extent, Masking, Rows,
     TextEncoder,
 };
 use crate::diagnostic::{Problem, Span};
+use crate::generate::{Decoding, Defaults, Writer};
+use crate::graph::Graph;
 use crate::plan::{DataPlan, Few, FilePlan, Keep, Plan, StagePlan, TaskPlan};
-use crate::train::{check_steps, warn_of_warmup, Data};
+use crate::train::{check_steps, evaluate, warn_of_warmup, Data, Evaluation, Measuring};
 
 /// Reads files of examples for the tasks of a plan.
 pub struct Loader {
-    encoder: TextEncoder,
+    encoder: Arc<TextEncoder>,
+    backbone: PathBuf,
     vocabulary: usize,
     has_prompts: bool,
     /// Examples by file and task. The task is identified by its place in the pipeline's text.
@@ -33,7 +36,8 @@ impl Loader {
         let vocabulary = backbone.config.vocabulary;
         let encoder = TextEncoder::of(backbone).map_err(|problem| problem.or_at(backbone.span))?;
         Ok(Loader {
-            encoder,
+            encoder: Arc::new(encoder),
+            backbone: backbone.directory.clone(),
             vocabulary,
             has_prompts: has_prompts(plan),
             read: BTreeMap::new(),
@@ -67,6 +71,7 @@ impl Loader {
             };
             all.push(Data {
                 masking: self.masking(task)?,
+                writer: self.writer(task)?,
                 shares: task.kind.shares(&train.label_counts(task)),
                 train,
                 dev,
@@ -97,6 +102,42 @@ impl Loader {
         let examples = Arc::new(examples);
         self.read.insert(key, examples.clone());
         Ok(examples)
+    }
+
+    /// Evaluates a graph, in which the deltas of a plan's final stage are, on a file.
+    ///
+    /// # Errors
+    /// What [`Examples::read`] and [`reference`] report; the device fails.
+    pub fn evaluate(
+        &mut self,
+        plan: &Plan,
+        graph: &Graph,
+        task: &TaskPlan,
+        file: &FilePlan,
+    ) -> Result<Evaluation, Problem> {
+        let examples = self.file(file, task)?;
+        let writer = self.writer(task)?;
+        let measuring = Measuring {
+            masking: self.masking(task)?,
+            writer: writer.as_ref(),
+            reference: &reference(plan, graph, task, &examples.all)?,
+        };
+        evaluate(graph, &examples.all, task, measuring)
+    }
+
+    /// What writes texts for a task's metric; `None` unless the metric is one of texts. It takes the most probable tokens
+    /// unless the pipeline says otherwise, whatever `generation_config.json` does for people.
+    ///
+    /// # Errors
+    /// `generation_config.json` cannot be read.
+    pub fn writer(&self, task: &TaskPlan) -> Result<Option<Writer>, Problem> {
+        if !task.metric.is_of_texts() {
+            return Ok(None);
+        }
+        let mut ends = Defaults::read(&self.backbone)?.ends;
+        ends.extend(self.encoder.end_token());
+        let decoding = Decoding::of(task.kind.wishes(), ends)?;
+        Ok(Some(Writer::new(self.encoder.clone(), decoding)))
     }
 
     /// How tokens are masked for a task; `None` unless the task is masked language modelling.

@@ -10,7 +10,7 @@ use crate::engine::{Device, Precision};
 use crate::graph::{Graph, Tensors};
 use crate::peft;
 use crate::plan::{BackbonePlan, DeltaPlan, Label, Metric, Plan, Task, TaskPlan};
-use crate::task::{CausalLm, Classify, Regress, Seq2seq, Several};
+use crate::task::{CausalLm, Classify, Regress, Seq2seq, Several, Wishes};
 
 /// The longest text that a model reads which no run has set a length for, in tokens.
 const LONGEST: usize = 512;
@@ -320,6 +320,8 @@ fn language_model_task(text: Vec<String>, config: &Config) -> Result<TaskPlan, P
             text: vec![source.clone()],
             label: target.clone(),
             prefix: String::new(),
+            separator: None,
+            generate: Wishes::default(),
         }),
         (None, _) => {
             return wrong(

@@ -37,8 +37,7 @@ use crate::plan::{FilePlan, Metric, Plan};
 use crate::report::{metric_value, Progress, Table};
 use crate::text::thousands;
 use crate::train::{
-    check_steps, evaluate, train, ActivationCaches, Data, Evaluation, Event, Snapshot, StageResult,
-    Watcher,
+    check_steps, train, ActivationCaches, Data, Evaluation, Event, Snapshot, StageResult, Watcher,
 };
 
 pub use combine::{combine, combined, Combination, Rule};
@@ -167,16 +166,7 @@ pub fn run(
         .ok_or_else(|| Problem::internal("a run without a task"))?;
     let mut final_result = |file: Option<&FilePlan>| -> Result<Option<Evaluation>, Problem> {
         let Some(file) = file else { return Ok(None) };
-        let examples = loader.file(file, task)?;
-        let reference = reference(plan, &graph, task, &examples.all)?;
-        evaluate(
-            &graph,
-            &examples.all,
-            task,
-            loader.masking(task)?,
-            &reference,
-        )
-        .map(Some)
+        loader.evaluate(plan, &graph, task, file).map(Some)
     };
     let files = plan.final_data();
     let is_zero_shot = plan.stages.is_empty();

@@ -19,7 +19,6 @@ use crate::report::describe;
 use crate::run::{
     head_origins, mean_lengths, merge, open_run, FinishedRun, Loaded, Loader, Log, Reads, Source,
 };
-use crate::train::evaluate;
 
 /// A pipeline, not yet read.
 #[derive(Clone)]
@@ -340,16 +339,7 @@ fn evaluate_on_set(run: &Run, set: &str) -> Outcome<f64> {
 
 fn score(plan: &Plan, graph: &Graph, file: &crate::plan::FilePlan) -> Result<f64, Problem> {
     let task = final_task(plan)?;
-    let mut loader = Loader::new(plan)?;
-    let examples = loader.file(file, task)?;
-    let reference = crate::run::reference(plan, graph, task, &examples.all)?;
-    let found = evaluate(
-        graph,
-        &examples.all,
-        task,
-        loader.masking(task)?,
-        &reference,
-    )?;
+    let found = Loader::new(plan)?.evaluate(plan, graph, task, file)?;
     Ok(found.get(task.metric))
 }
 

@@ -198,6 +198,23 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// A list of texts, or one text, if the key is there.
+    pub fn texts(&self, key: &'static str) -> Option<Vec<String>> {
+        let value = self.value(key)?;
+        let text = |value: &Spanned<Value>| match self.scope.resolve(value).node {
+            Value::Text(text) => Some(text),
+            _ => None,
+        };
+        let texts = match &value.node {
+            Value::List(values) => values.iter().map(text).collect(),
+            _ => text(&value).map(|text| vec![text]),
+        };
+        if texts.is_none() {
+            self.wrong(key, &value, "a string in quotes, or a list of them");
+        }
+        texts
+    }
+
     /// A word or a text, such as the name of a field, if the key is there. Words are not params.
     pub fn name(&self, key: &'static str) -> Option<Spanned<String>> {
         let value = self.raw(key)?;

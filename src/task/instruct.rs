@@ -7,7 +7,7 @@ use serde_json::{json, Map, Value};
 use super::template::fill;
 use super::{
     check_causal, column, metrics_of_tokens, refused, Conversation, Encoder, Example, Marked,
-    Metric, Piece, Predictions, Refusal, Target, TaskKind,
+    Metric, Piece, Predictions, Refusal, Target, TaskKind, Wishes, METRICS_OF_TEXTS,
 };
 use crate::backbone::Config;
 use crate::diagnostic::Problem;
@@ -27,6 +27,9 @@ pub struct Instruct {
     /// The system's message, before a conversation that has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub system: Option<String>,
+    /// How it writes answers.
+    #[serde(default, skip_serializing_if = "Wishes::is_empty")]
+    pub generate: Wishes,
 }
 
 /// How columns become one text.
@@ -43,10 +46,11 @@ pub enum Form {
 
 impl TaskKind for Instruct {
     const NAME: &'static str = "instruct";
-    const METRICS: &'static [Metric] = &[Metric::Loss, Metric::Perplexity, Metric::Accuracy];
+    const METRICS: &'static [Metric] = METRICS_OF_TEXTS;
 
     fn read(fields: &Fields) -> Self {
         let system = fields.text("system").map(|text| text.node);
+        let generate = Wishes::read(fields);
         if let Some(messages) = fields.name("messages") {
             let tools = fields.name("tools").map(|name| name.node);
             return Instruct {
@@ -54,6 +58,7 @@ impl TaskKind for Instruct {
                 answer: None,
                 form: Form::Messages,
                 system,
+                generate,
             };
         }
         let answer = column(fields, "answer", "answer");
@@ -71,6 +76,7 @@ impl TaskKind for Instruct {
             answer: Some(answer),
             form,
             system,
+            generate,
         }
     }
 
@@ -88,6 +94,10 @@ impl TaskKind for Instruct {
 
     fn writes(&self) -> bool {
         true
+    }
+
+    fn wishes(&self) -> Wishes {
+        self.generate.clone()
     }
 
     fn has_answers(&self) -> bool {

@@ -59,6 +59,11 @@ macro_rules! tasks {
                 match self { $(Task::$task(task) => task.writes(),)* }
             }
 
+            /// See [`TaskKind::wishes`].
+            pub fn wishes(&self) -> Wishes {
+                match self { $(Task::$task(task) => task.wishes(),)* }
+            }
+
             /// See [`TaskKind::has_answers`].
             pub fn has_answers(&self) -> bool {
                 match self { $(Task::$task(task) => task.has_answers(),)* }

@@ -18,6 +18,16 @@ pub enum Metric {
     Matthews,
     Pearson,
     Spearman,
+    /// The share of written texts that are the wanted ones, as SQuAD compares them.
+    ExactMatch,
+    /// The mean F1 of the words of written texts, as SQuAD counts them.
+    F1OfWords,
+    /// BLEU of written texts.
+    Bleu,
+    /// chrF of written texts.
+    Chrf,
+    /// The mean F-measure of the longest common subsequence of words.
+    RougeL,
     /// Mean loss per prediction. Less is better, for this metric and the next.
     Loss,
     /// `exp` of the loss.
@@ -37,9 +47,22 @@ impl Metric {
             Metric::Matthews => "matthews",
             Metric::Pearson => "pearson",
             Metric::Spearman => "spearman",
+            Metric::ExactMatch => "exact_match",
+            Metric::F1OfWords => "f1_of_words",
+            Metric::Bleu => "bleu",
+            Metric::Chrf => "chrf",
+            Metric::RougeL => "rouge_l",
             Metric::Loss => "loss",
             Metric::Perplexity => "perplexity",
         }
+    }
+
+    /// Whether it measures texts that the model writes.
+    pub fn is_of_texts(self) -> bool {
+        matches!(
+            self,
+            Metric::ExactMatch | Metric::F1OfWords | Metric::Bleu | Metric::Chrf | Metric::RougeL
+        )
     }
 
     /// Whether `new` is better than `old`.

@@ -26,6 +26,8 @@ mod spans;
 mod tag;
 mod target;
 mod template;
+mod texts;
+mod wishes;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -54,6 +56,8 @@ pub use seq2seq::Seq2seq;
 pub use tag::Tag;
 pub use target::{Shares, Target};
 pub use template::{Edit, Piece};
+pub use texts::{metrics_of_texts, Texts};
+pub use wishes::Wishes;
 
 /// What is wrong in one sentence, and a way out.
 pub type Refusal = (String, String);
@@ -84,6 +88,11 @@ pub trait TaskKind: Sized {
     /// Whether the task answers with a text.
     fn writes(&self) -> bool {
         false
+    }
+
+    /// How it writes texts, as far as the pipeline says.
+    fn wishes(&self) -> Wishes {
+        Wishes::default()
     }
 
     /// Whether some tokens of a text are answers, and the others are only read.
@@ -252,16 +261,30 @@ fn check_causal(config: &Config) -> Result<(), Problem> {
     }
 }
 
-/// The metrics of predicted tokens, except the loss.
+/// The metrics of predicted tokens, and of written texts where there are any, except the loss.
 fn metrics_of_tokens(found: &Predictions) -> Vec<(Metric, f64)> {
-    vec![
+    let of_tokens = [
         (Metric::Perplexity, found.perplexity()),
         (
             Metric::Accuracy,
             metrics::accuracy(&found.predicted, &found.classes),
         ),
-    ]
+    ];
+    let of_texts = metrics_of_texts(&found.texts);
+    of_tokens.into_iter().chain(of_texts).collect()
 }
+
+/// The metrics of a task whose answers are texts. The first is the default.
+const METRICS_OF_TEXTS: &[Metric] = &[
+    Metric::Loss,
+    Metric::Perplexity,
+    Metric::Accuracy,
+    Metric::ExactMatch,
+    Metric::F1OfWords,
+    Metric::Bleu,
+    Metric::Chrf,
+    Metric::RougeL,
+];
 
 /// The columns of `text`: one, or up to `most`.
 fn text_columns(fields: &Fields, most: usize) -> Vec<String> {

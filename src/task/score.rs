@@ -1,6 +1,6 @@
 //! What a model predicted, gathered for the metrics.
 
-use super::{Comparison, Likelihoods};
+use super::{Comparison, Likelihoods, Texts};
 
 /// The index of the highest logit; the first one, if several are equal.
 pub fn highest(logits: &[f32]) -> usize {
@@ -58,6 +58,8 @@ pub struct Predictions {
     pub sets: Vec<Vec<(bool, bool)>>,
     /// The scores of the answers to each prompt, and which of them is the right one.
     pub scores: Vec<(Vec<f64>, usize)>,
+    /// Written texts and the wanted ones, where a metric asks for them.
+    pub texts: Vec<Texts>,
     /// Predicted numbers.
     pub predicted_numbers: Vec<f64>,
     /// The numbers that were to be predicted.

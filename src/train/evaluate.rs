@@ -6,6 +6,7 @@ use super::comparison::likelihoods;
 use super::frozen::ActivationCache;
 use crate::data::{batch, Example, Masking, Prediction};
 use crate::diagnostic::Problem;
+use crate::generate::Writer;
 use crate::graph::{Batch, Graph, Targets};
 use crate::plan::{Metric, TaskPlan};
 use crate::task::{Guess, Likelihoods, Predictions, Target};
@@ -98,7 +99,18 @@ fn predict_with(
     Ok(rows)
 }
 
-/// Evaluates examples whose targets are known. `reference` is that of [`likelihoods`].
+/// What an evaluation needs beside examples.
+#[derive(Clone, Copy, Default)]
+pub struct Measuring<'a> {
+    /// How tokens are masked, for a masked language model.
+    pub masking: Option<Masking>,
+    /// What writes texts, for a metric of texts.
+    pub writer: Option<&'a Writer>,
+    /// See [`likelihoods`].
+    pub reference: &'a [[f32; 2]],
+}
+
+/// Evaluates examples whose targets are known.
 ///
 /// # Errors
 /// The device fails, for example for want of memory.
@@ -106,10 +118,9 @@ pub fn evaluate(
     graph: &Graph,
     examples: &[Example],
     task: &TaskPlan,
-    masking: Option<Masking>,
-    reference: &[[f32; 2]],
+    measuring: Measuring,
 ) -> Result<Evaluation, Problem> {
-    evaluate_with(graph, examples, task, masking, reference, None)
+    evaluate_with(graph, examples, task, measuring, None)
 }
 
 /// [`evaluate`], with the activations that earlier evaluations of these examples kept.
@@ -117,20 +128,19 @@ pub(super) fn evaluate_with(
     graph: &Graph,
     examples: &[Example],
     task: &TaskPlan,
-    masking: Option<Masking>,
-    reference: &[[f32; 2]],
+    measuring: Measuring,
     kept: Option<&ActivationCache>,
 ) -> Result<Evaluation, Problem> {
     let mut found = Predictions::default();
     match (task.kind.comparison(), task.kind.predicts_tokens()) {
         (Some(comparison), _) => {
-            for own in likelihoods(graph, examples, comparison, reference)? {
+            for own in likelihoods(graph, examples, comparison, measuring.reference)? {
                 found.answers(&own, comparison);
             }
         }
         (None, true) => {
             let prediction = Prediction {
-                masking,
+                masking: measuring.masking,
                 ..Prediction::default()
             };
             let batches = batches(graph, examples, prediction);
@@ -144,6 +154,9 @@ pub(super) fn evaluate_with(
             };
             for guess in graph.map_logits(&batches, rows)?.into_iter().flatten() {
                 found.class(guess);
+            }
+            if let Some(writer) = measuring.writer {
+                found.texts = writer.texts(graph, examples)?;
             }
         }
         (None, false) => {

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use checkpoint::{load, save, Position, Snapshot, State};
 pub use comparison::{likelihoods, reference};
-pub use evaluate::{evaluate, predict, Evaluation};
+pub use evaluate::{evaluate, predict, Evaluation, Measuring};
 pub use frozen::{ActivationCache, ActivationCaches, KEPT_IN_MEMORY};
 pub use length::{check_steps, warn_of_warmup};
 pub use stage::{train, Data, Event, Watcher};

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::checkpoint::{Position, Snapshot, State};
 use super::comparison::reference;
-use super::evaluate::{evaluate_with, Evaluation};
+use super::evaluate::{evaluate_with, Evaluation, Measuring};
 use super::frozen::{ActivationCache, ActivationCaches};
 use super::length::steps;
 use super::optimizer::{clip, Stepper};
@@ -16,6 +16,7 @@ use crate::data::{groups, order, Example, Examples, Masking, Prediction};
 use crate::delta::{OnHost, ParameterId, Step};
 use crate::diagnostic::Problem;
 use crate::engine::{mix, Outcome};
+use crate::generate::Writer;
 use crate::graph::optimizations::frozen_blocks;
 use crate::graph::{device_problem, Graph};
 use crate::plan::{DeltaPlan, Keep, Plan, StagePlan, TaskPlan, Unit};
@@ -30,6 +31,8 @@ pub struct Data {
     pub dev: Option<std::sync::Arc<Examples>>,
     /// How tokens are masked, for a masked language model.
     pub masking: Option<Masking>,
+    /// What writes texts, for a metric of texts.
+    pub writer: Option<Writer>,
     /// How much each class counts in the loss of the training.
     pub shares: Option<Shares>,
 }
@@ -363,8 +366,12 @@ impl<'a> Stage<'a> {
             Some(all) => (0..dev.len()).map(|number| pair_of(all, number)).collect(),
             None => Vec::new(),
         };
-        let masking = self.data.masking;
-        let evaluation = evaluate_with(graph, &dev.all, self.task, masking, &reference, kept)?;
+        let measuring = Measuring {
+            masking: self.data.masking,
+            writer: self.data.writer.as_ref(),
+            reference: &reference,
+        };
+        let evaluation = evaluate_with(graph, &dev.all, self.task, measuring, kept)?;
         let value = evaluation.get(self.task.metric);
         let position = &mut self.state.position;
         let better = |best: &Evaluation| {
