@@ -44,6 +44,7 @@ mod resume;
 mod scripts;
 mod selectors;
 mod several;
+mod spans;
 mod syntax;
 mod tags;
 mod texts;

@@ -1,9 +1,10 @@
 //! Puts examples together: the order of an epoch, batches, and the groups that a device runs.
 
 use rand::seq::SliceRandom;
-use rand::{Rng, SeedableRng};
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
+use super::noise::Noising;
 use crate::engine::{mix, Layout};
 use crate::graph::{AnswerPlace, Answers, Batch, DecoderRows, Targets};
 use crate::task::{Encoded, Example, Shares, Target};
@@ -17,23 +18,11 @@ pub fn order(count: usize, seed: u64, epoch: usize) -> Vec<usize> {
     order
 }
 
-/// How tokens are masked for a masked language model (Devlin et al., arXiv 1810.04805, section 3.1). Of the
-/// chosen tokens, 80 % become the mask, 10 % become a random token, and 10 % stay.
-#[derive(Clone, Copy, Debug)]
-pub struct Masking {
-    /// The share of tokens that are chosen; at least one in every text.
-    pub share: f32,
-    /// The mask's number.
-    pub mask_token: u32,
-    /// The number of tokens in the vocabulary.
-    pub vocabulary: usize,
-}
-
 /// How the targets of a batch are made.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Prediction<'a> {
-    /// How a masked language model's tokens are chosen.
-    pub masking: Option<Masking>,
+    /// What is hidden from the model.
+    pub noising: Option<&'a Noising>,
     /// Whether a causal language model predicts the first token as well: behind a prompt, it can.
     pub predicts_first: bool,
     /// How much each class counts in the loss.
@@ -111,7 +100,13 @@ pub fn batch(
     random: u64,
     prediction: Prediction,
 ) -> Batch {
-    let (sequences, keys) = sequences(examples, places, random);
+    let (mut sequences, keys) = sequences(examples, places, random);
+    let hidden: Vec<Example>;
+    if let Some(Noising::Spans(spans)) = prediction.noising {
+        let hide = |(example, key): (&&Example, &u64)| spans.hide(example, *key);
+        hidden = sequences.iter().zip(&keys).map(hide).collect();
+        sequences = hidden.iter().collect();
+    }
     let lengths = sequences.iter().map(|example| example.text.tokens.len());
     let layout = Layout::new(lengths, keys.clone());
     let mut tokens: Vec<usize> = all_of(&sequences, |text| text.tokens.iter().map(|t| *t as usize));
@@ -121,13 +116,13 @@ pub fn batch(
     let decoder = decoder_rows(&sequences, &keys);
     let is_compared = |example: &&Example| matches!(example.target, Target::OneOf { .. });
     let has_answers = examples.iter().any(is_compared);
-    let targets = match prediction.masking {
-        Some(masking) => mask(&sequences, &layout, masking, &mut tokens),
-        None if has_answers => {
+    let targets = match prediction.noising {
+        Some(Noising::Tokens(masking)) => masking.hide(&sequences, &layout, &mut tokens),
+        _ if has_answers => {
             let rows = decoder.as_ref().map_or(&layout, |decoder| &decoder.layout);
             Targets::Answers(answers(examples, rows, places, prediction))
         }
-        None => targets(examples, prediction.shares).unwrap_or_else(|| {
+        _ => targets(&sequences, prediction.shares).unwrap_or_else(|| {
             let rows = decoder.as_ref().map_or(&layout, |decoder| &decoder.layout);
             tokens_to_predict(&sequences, rows, prediction)
         }),
@@ -329,40 +324,5 @@ fn targets(examples: &[&Example], shares: Option<&Shares>) -> Option<Targets> {
             Some(Targets::Numbers(numbers.collect()))
         }
         _ => Some(Targets::None),
-    }
-}
-
-/// Chooses tokens, changes them in `tokens`, and asks for them.
-fn mask(
-    sequences: &[&Example],
-    layout: &Layout,
-    masking: Masking,
-    tokens: &mut [usize],
-) -> Targets {
-    let (mut rows, mut hidden) = (Vec::new(), Vec::new());
-    for (number, (example, range)) in sequences.iter().zip(layout.ranges()).enumerate() {
-        let mut random = ChaCha8Rng::seed_from_u64(layout.key(number));
-        let mut places: Vec<usize> = (0..range.len())
-            .filter(|&i| !example.text.special.get(i).copied().unwrap_or(false))
-            .collect();
-        let count = (places.len() as f32 * masking.share).round().max(1.0) as usize;
-        places.shuffle(&mut random);
-        places.truncate(count);
-        places.sort_unstable();
-        for place in places {
-            let token = &mut tokens[range.start + place];
-            rows.push(range.start + place);
-            hidden.push(*token);
-            let draw: f32 = random.random();
-            if draw < 0.8 {
-                *token = masking.mask_token as usize;
-            } else if draw < 0.9 {
-                *token = random.random_range(0..masking.vocabulary);
-            }
-        }
-    }
-    Targets::Tokens {
-        rows,
-        tokens: hidden,
     }
 }

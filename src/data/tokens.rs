@@ -284,6 +284,12 @@ impl TextEncoder {
         self.mask().map(|(_, token)| token)
     }
 
+    /// The tokens that stand for spans that a T5 writes, in their order.
+    pub fn span_tokens(&self) -> Vec<u32> {
+        let number = |span: usize| self.tokenizer.token_to_id(&format!("<extra_id_{span}>"));
+        (0..).map_while(number).collect()
+    }
+
     pub(super) fn mask(&self) -> Option<(&'static str, u32)> {
         let names = ["[MASK]", "<mask>"].into_iter();
         names

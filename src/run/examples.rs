@@ -7,13 +7,14 @@ use std::sync::Arc;
 use super::reference::{check_final, reference};
 use super::ROWS_AT_EACH_END;
 use crate::data::{
-    check_few, nothing_to_predict, warn_of_overlap, Example, Examples, Extent, Masking, Rows,
-    TextEncoder,
+    check_few, nothing_to_predict, warn_of_overlap, Example, Examples, Extent, Masking, Noising,
+    Rows, Spans, TextEncoder,
 };
 use crate::diagnostic::{Problem, Span};
 use crate::generate::{Decoding, Defaults, Writer};
 use crate::graph::Graph;
 use crate::plan::{DataPlan, Few, FilePlan, Keep, Plan, StagePlan, TaskPlan};
+use crate::task::Noise;
 use crate::train::{check_steps, evaluate, warn_of_warmup, Data, Evaluation, Measuring};
 
 /// Reads files of examples for the tasks of a plan.
@@ -70,7 +71,7 @@ impl Loader {
                 None => None,
             };
             all.push(Data {
-                masking: self.masking(task)?,
+                noising: self.noising(task)?,
                 writer: self.writer(task)?,
                 shares: task.kind.shares(&train.label_counts(task)),
                 train,
@@ -116,9 +117,9 @@ impl Loader {
         file: &FilePlan,
     ) -> Result<Evaluation, Problem> {
         let examples = self.file(file, task)?;
-        let writer = self.writer(task)?;
+        let (writer, noising) = (self.writer(task)?, self.noising(task)?);
         let measuring = Measuring {
-            masking: self.masking(task)?,
+            noising: noising.as_ref(),
             writer: writer.as_ref(),
             reference: &reference(plan, graph, task, &examples.all)?,
         };
@@ -140,24 +141,43 @@ impl Loader {
         Ok(Some(Writer::new(self.encoder.clone(), decoding)))
     }
 
-    /// How tokens are masked for a task; `None` unless the task is masked language modelling.
+    /// What a task hides from the model; `None` for a task that hides nothing.
     ///
     /// # Errors
-    /// The tokenizer has no mask.
-    pub fn masking(&self, task: &TaskPlan) -> Result<Option<Masking>, Problem> {
-        let Some(share) = task.kind.masked_share() else {
-            return Ok(None);
-        };
-        let mask_token = self.encoder.mask_token().ok_or_else(|| {
-            Problem::new("delta::data::no_mask", "the tokenizer has no mask token")
+    /// The tokenizer has no token that stands for what is hidden.
+    pub fn noising(&self, task: &TaskPlan) -> Result<Option<Noising>, Problem> {
+        let lacks = |what: &str, help: &str| {
+            let message = format!("the tokenizer has no {what}");
+            Problem::new("delta::data::no_mask", message)
                 .at(task.span, "needed by this task")
-                .help("use a backbone whose tokenizer has `[MASK]` or `<mask>`")
-        })?;
-        Ok(Some(Masking {
-            share,
-            mask_token,
-            vocabulary: self.vocabulary,
-        }))
+                .help(help)
+        };
+        Ok(match task.kind.noise() {
+            None => None,
+            Some(Noise::Tokens(share)) => {
+                let mask_token = self.encoder.mask_token().ok_or_else(|| {
+                    let help = "use a backbone whose tokenizer has `[MASK]` or `<mask>`";
+                    lacks("mask token", help)
+                })?;
+                Some(Noising::Tokens(Masking {
+                    share,
+                    mask_token,
+                    vocabulary: self.vocabulary,
+                }))
+            }
+            Some(Noise::Spans { share, length }) => {
+                let marks = self.encoder.span_tokens();
+                if marks.is_empty() {
+                    let help = "use a T5, whose tokenizer has `<extra_id_0>` to `<extra_id_99>`";
+                    return Err(lacks("token `<extra_id_0>`", help));
+                }
+                Some(Noising::Spans(Spans {
+                    share,
+                    length,
+                    marks,
+                }))
+            }
+        })
     }
 }
 
@@ -235,14 +255,14 @@ pub fn check_data(plan: &Plan, extent: Extent, loader: Option<&Loader>) -> DataC
                 .push(problem.help("add `dev = tsv(\"dev.tsv\")` to the data set"));
         }
     }
-    let masking = loader.map(|loader| {
+    let noising = loader.map(|loader| {
         uses(plan)
             .into_iter()
-            .map(|(task, ..)| loader.masking(task))
+            .map(|(task, ..)| loader.noising(task))
     });
     check
         .problems
-        .extend(masking.into_iter().flatten().filter_map(Result::err));
+        .extend(noising.into_iter().flatten().filter_map(Result::err));
     check.problems.extend(check_final(plan).err());
     check.problems.dedup();
     if check.problems.is_empty() && examples.len() == plan.stages.len() {

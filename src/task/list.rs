@@ -158,9 +158,9 @@ macro_rules! tasks {
                 match self { $(Task::$task(task) => task.set_source_prefix(prefix),)* }
             }
 
-            /// See [`TaskKind::masked_share`].
-            pub fn masked_share(&self) -> Option<f32> {
-                match self { $(Task::$task(task) => task.masked_share(),)* }
+            /// See [`TaskKind::noise`].
+            pub fn noise(&self) -> Option<Noise> {
+                match self { $(Task::$task(task) => task.noise(),)* }
             }
 
             /// See [`TaskKind::check`].

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::metrics::accuracy;
-use super::{no_head, text_columns, Metric, Predictions, Refusal, Target, TaskKind};
+use super::{no_head, text_columns, Metric, Noise, Predictions, Refusal, Target, TaskKind};
 use crate::backbone::Config;
 use crate::diagnostic::Problem;
 use crate::settings::Fields;
@@ -39,8 +39,8 @@ impl TaskKind for MaskedLm {
         Ok(Target::MaskedTokens)
     }
 
-    fn masked_share(&self) -> Option<f32> {
-        Some(self.mask)
+    fn noise(&self) -> Option<Noise> {
+        Some(Noise::Tokens(self.mask))
     }
 
     fn check(&self, config: &Config) -> Result<(), Problem> {
@@ -55,7 +55,7 @@ impl TaskKind for MaskedLm {
     }
 }
 
-fn masked_share(fields: &Fields) -> Option<f32> {
+pub(super) fn masked_share(fields: &Fields) -> Option<f32> {
     let value = fields.value("mask")?;
     match value.node {
         Value::Percent(share) if share > 0.0 && share < 1.0 => Some(share as f32),

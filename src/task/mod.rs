@@ -22,6 +22,7 @@ mod prefer;
 mod regress;
 mod score;
 mod seq2seq;
+mod span_lm;
 mod spans;
 mod tag;
 mod target;
@@ -53,8 +54,9 @@ pub use prefer::Prefer;
 pub use regress::Regress;
 pub use score::{highest, softmax, Guess, Predictions};
 pub use seq2seq::Seq2seq;
+pub use span_lm::SpanLm;
 pub use tag::Tag;
-pub use target::{Shares, Target};
+pub use target::{Noise, Shares, Target};
 pub use template::{Edit, Piece};
 pub use texts::{metrics_of_texts, Texts};
 pub use wishes::Wishes;
@@ -211,8 +213,8 @@ pub trait TaskKind: Sized {
         false
     }
 
-    /// The share of a text's tokens that is masked in every step.
-    fn masked_share(&self) -> Option<f32> {
+    /// What is hidden from the model anew in every step, for it to find.
+    fn noise(&self) -> Option<Noise> {
         None
     }
 
@@ -325,6 +327,7 @@ tasks! {
     masked_lm::MaskedLm,
     causal_lm::CausalLm,
     seq2seq::Seq2seq,
+    span_lm::SpanLm,
     instruct::Instruct,
     tag::Tag,
     prefer::Prefer,

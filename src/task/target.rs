@@ -30,6 +30,20 @@ pub enum Target {
     None,
 }
 
+/// What is hidden of a text.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Noise {
+    /// This share of its tokens, which the model predicts at their places.
+    Tokens(f32),
+    /// Spans, which a decoder writes.
+    Spans {
+        /// The share of tokens that are in spans.
+        share: f32,
+        /// The mean number of tokens of a span.
+        length: f32,
+    },
+}
+
 /// How much each class counts in a loss.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Shares {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::comparison::likelihoods;
 use super::frozen::ActivationCache;
-use crate::data::{batch, Example, Masking, Prediction};
+use crate::data::{batch, Example, Noising, Prediction};
 use crate::diagnostic::Problem;
 use crate::generate::Writer;
 use crate::graph::{Batch, Graph, Targets};
@@ -102,8 +102,8 @@ fn predict_with(
 /// What an evaluation needs beside examples.
 #[derive(Clone, Copy, Default)]
 pub struct Measuring<'a> {
-    /// How tokens are masked, for a masked language model.
-    pub masking: Option<Masking>,
+    /// What is hidden from the model, if anything is.
+    pub noising: Option<&'a Noising>,
     /// What writes texts, for a metric of texts.
     pub writer: Option<&'a Writer>,
     /// See [`likelihoods`].
@@ -140,7 +140,7 @@ pub(super) fn evaluate_with(
         }
         (None, true) => {
             let prediction = Prediction {
-                masking: measuring.masking,
+                noising: measuring.noising,
                 ..Prediction::default()
             };
             let batches = batches(graph, examples, prediction);

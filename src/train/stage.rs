@@ -12,7 +12,7 @@ use super::length::steps;
 use super::optimizer::{clip, Stepper};
 use super::schedule::factor;
 use super::StageResult;
-use crate::data::{groups, order, Example, Examples, Masking, Prediction};
+use crate::data::{groups, order, Example, Examples, Noising, Prediction};
 use crate::delta::{OnHost, ParameterId, Step};
 use crate::diagnostic::Problem;
 use crate::engine::{mix, Outcome};
@@ -29,8 +29,8 @@ pub struct Data {
     pub train: std::sync::Arc<Examples>,
     /// What it is evaluated on.
     pub dev: Option<std::sync::Arc<Examples>>,
-    /// How tokens are masked, for a masked language model.
-    pub masking: Option<Masking>,
+    /// What is hidden from the model, if anything is.
+    pub noising: Option<Noising>,
     /// What writes texts, for a metric of texts.
     pub writer: Option<Writer>,
     /// How much each class counts in the loss of the training.
@@ -249,7 +249,7 @@ impl<'a> Stage<'a> {
             &examples,
             random,
             Prediction {
-                masking: self.data.masking,
+                noising: self.data.noising.as_ref(),
                 predicts_first: graph.predicts_first(),
                 shares: self.data.shares.as_ref(),
                 reads_prompts: comparison.is_some_and(Comparison::reads_prompts),
@@ -367,7 +367,7 @@ impl<'a> Stage<'a> {
             None => Vec::new(),
         };
         let measuring = Measuring {
-            masking: self.data.masking,
+            noising: self.data.noising.as_ref(),
             writer: self.data.writer.as_ref(),
             reference: &reference,
         };

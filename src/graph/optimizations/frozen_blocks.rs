@@ -34,7 +34,7 @@ pub fn check(plan: &Plan, index: usize) -> Result<usize, String> {
         Err("the stage trains something in the first block or below it".to_owned())
     } else if let Err(reason) = fits(config) {
         Err(reason)
-    } else if plan.tasks[&stage.task].kind.masked_share().is_some() {
+    } else if plan.tasks[&stage.task].kind.noise().is_some() {
         Err("every epoch draws new masks".to_owned())
     } else if config.dropout > 0.0
         || config.embedding_dropout() > 0.0
