@@ -80,33 +80,65 @@ fn conversations_are_written_as_transformers_writes_them() {
 }
 
 /// A first turn of the assistant, which nobody asked for, is read and not learned.
-#[test]
-fn a_first_turn_of_the_assistant_is_no_answer() {
+/// The answers of a conversation in a template.
+fn answers(template: &str, messages: Vec<Value>) -> Vec<String> {
     let folder = tempfile::tempdir().unwrap();
     let tokenizer = fixture("tokenizers/fast_as_stored");
     for file in ["tokenizer.json", "config.json"] {
         std::fs::copy(tokenizer.join(file), folder.path().join(file)).unwrap();
     }
-    let template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
     std::fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
     let encoder = TextEncoder::open(folder.path(), 512, &config(folder.path())).unwrap();
-    let turn = |role: &str, content: &str| json!({"role": role, "content": content});
-    let messages = vec![
-        turn("assistant", "hi"),
-        turn("user", "one"),
-        turn("assistant", "two"),
-    ];
     let conversation = Conversation {
         messages,
         tools: None,
     };
     let found = encoder.converse(&conversation, false).unwrap();
-    let answers: Vec<&str> = found
-        .answers
-        .iter()
-        .map(|range| &found.text[range.clone()])
-        .collect();
-    assert_eq!(answers, ["two"]);
+    let of = |range: &std::ops::Range<usize>| found.text[range.clone()].to_owned();
+    found.answers.iter().map(of).collect()
+}
+
+const PLAIN: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
+const MARKED: &str = "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}";
+
+fn turn(role: &str, content: &str) -> Value {
+    json!({"role": role, "content": content})
+}
+
+#[test]
+fn a_first_turn_of_the_assistant_is_no_answer() {
+    let messages = vec![
+        turn("assistant", "hi"),
+        turn("user", "one"),
+        turn("assistant", "two"),
+    ];
+    assert_eq!(answers(PLAIN, messages), ["two"]);
+}
+
+/// OpenAI's files say `weight`, Axolotl's `train`.
+#[test]
+fn an_answer_may_be_read_and_not_learned() {
+    for (key, no, yes) in [
+        ("weight", json!(0), json!(1)),
+        ("train", json!(false), json!(true)),
+    ] {
+        let with = |content: &str, value: &Value| {
+            let mut message = turn("assistant", content);
+            message[key] = value.clone();
+            message
+        };
+        let messages = vec![
+            turn("user", "a"),
+            with("one", &no),
+            turn("user", "b"),
+            with("two", &yes),
+            turn("user", "c"),
+            turn("assistant", "three"),
+        ];
+        for template in [PLAIN, MARKED] {
+            assert_eq!(answers(template, messages.clone()), ["two", "three"]);
+        }
+    }
 }
 
 #[test]

@@ -241,6 +241,21 @@ fn rows_that_teach_nothing_are_refused_by_name() {
             json!({"messages": [{"role": "user", "content": "a"}], "tools": "x"}),
             "the tools are not a JSON list",
         ),
+        (
+            "messages = messages, tools = tools",
+            json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "tools": [{"name": "x"}]}),
+            "the tokenizer's chat template reads none",
+        ),
+        (
+            messages,
+            json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0.5}]}),
+            "write 0 or 1",
+        ),
+        (
+            messages,
+            json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]}),
+            "no turn of the assistant is an answer",
+        ),
     ] {
         place.write("train.jsonl", format!("{row}\n").as_bytes());
         place.write("ask.delta", pipeline(task).as_bytes());

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::tokenizer_config::read;
 use crate::diagnostic::Problem;
-use crate::task::{Conversation, Marked};
+use crate::task::{is_learned, Conversation, Marked};
 
 /// What a template's `{% generation %}` block begins and ends with while it is rendered. Both are no characters, so no
 /// text has them.
@@ -91,9 +91,21 @@ impl ChatTemplates {
             return Ok(whole(text, Vec::new()));
         }
         if self.marks_answers[name] {
-            return Ok(unmarked(&text));
+            let mut marked = unmarked(&text);
+            leave_out(&conversation.messages, &mut marked)?;
+            return Ok(marked);
         }
         self.answers(name, conversation, text)
+    }
+
+    /// Whether the template for a conversation with tools reads them.
+    pub fn reads_tools(&self) -> bool {
+        let name = match self.marks_answers.contains_key(WITH_TOOLS) {
+            true => WITH_TOOLS,
+            false => DEFAULT,
+        };
+        let template = self.environment.get_template(name);
+        template.is_ok_and(|template| template.undeclared_variables(false).contains("tools"))
     }
 
     /// The template for a conversation: that for tools if it has any and there is one.
@@ -125,7 +137,7 @@ impl ChatTemplates {
         for (index, message) in messages.iter().enumerate() {
             // Turns of the assistant that follow each other, around a call of a tool, are each an answer.
             // One that nobody asked for is read, and is no answer.
-            if message["role"] != "assistant" || index == 0 {
+            if message["role"] != "assistant" || index == 0 || !is_learned(message) {
                 continue;
             }
             let asked = before(index, true)?;
@@ -204,6 +216,24 @@ fn whole(text: String, answers: Vec<Range<usize>>) -> Marked {
         answers,
         is_whole: true,
     }
+}
+
+/// Takes out the answers that are only read. A template's marks say which text is an answer, and not which turn it is of.
+fn leave_out(messages: &[Value], marked: &mut Marked) -> Result<(), Problem> {
+    let of_assistant = messages
+        .iter()
+        .filter(|message| message["role"] == "assistant");
+    let learned: Vec<bool> = of_assistant.map(is_learned).collect();
+    if learned.iter().all(|own| *own) {
+        return Ok(());
+    }
+    if learned.len() != marked.answers.len() {
+        let message = "a message has `weight: 0` or `train: false`, and the chat template marks another number of answers than there are turns of the assistant";
+        return Err(refused(message));
+    }
+    let mut learned = learned.into_iter();
+    marked.answers.retain(|_| learned.next() == Some(true));
+    Ok(())
 }
 
 /// Takes the marks out of a text and notes what stood between them.

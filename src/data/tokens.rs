@@ -354,6 +354,11 @@ impl Encoder for TextEncoder {
         self.encode_marked(marked)
     }
 
+    fn reads_tools(&self) -> bool {
+        let chat = self.chat.as_ref().ok().and_then(Option::as_ref);
+        chat.is_some_and(ChatTemplates::reads_tools)
+    }
+
     fn end(&self) -> Option<String> {
         self.eos.clone()
     }

@@ -218,6 +218,9 @@ pub trait Encoder {
     /// There is no chat template, or it refuses the conversation.
     fn converse(&self, conversation: &Conversation, is_open: bool) -> Result<Marked, Problem>;
 
+    /// Whether the tokenizer's chat template reads tools.
+    fn reads_tools(&self) -> bool;
+
     /// The example of a text with answers in it. The target is the tokens of the answers, cut to the longest sequence.
     ///
     /// # Errors

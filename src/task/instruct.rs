@@ -132,7 +132,16 @@ impl TaskKind for Instruct {
                 }
                 marked
             }
-            _ => encoder.converse(&self.conversation(row).map_err(refused)?, false)?,
+            _ => {
+                let conversation = self.conversation(row).map_err(refused)?;
+                if conversation.tools.is_some() && !encoder.reads_tools() {
+                    let message = "the row has tools, and the tokenizer's chat template reads none";
+                    return Err(Problem::new("delta::data::tools", message).help(
+                        "remove `tools` from the task, or use a model whose template has them",
+                    ));
+                }
+                encoder.converse(&conversation, false)?
+            }
         };
         let example = encoder.marked(&marked)?;
         match (example.predicted(), example.cut) {
@@ -277,6 +286,7 @@ pub(super) fn messages(text: &str) -> Result<Vec<Value>, Refusal> {
         let Some(role) = fields.get("role").and_then(Value::as_str) else {
             return Err(wrong("a message has no `role`"));
         };
+        check_weight(fields)?;
         // A template may have roles of its own, but a misspelt one is read and never learned.
         if let Some(near) = did_you_mean(role, ROLES).filter(|near| *near != role) {
             let message = format!("a message has the role `{role}`");
@@ -284,6 +294,29 @@ pub(super) fn messages(text: &str) -> Result<Vec<Value>, Refusal> {
         }
     }
     Ok(messages)
+}
+
+/// Whether an answer is learned, and not only read: OpenAI's files say `weight`, Axolotl's `train`.
+pub fn is_learned(message: &Value) -> bool {
+    message["weight"] != json!(0)
+        && message["weight"] != json!(0.0)
+        && message["train"] != json!(false)
+}
+
+fn check_weight(message: &Map<String, Value>) -> Result<(), Refusal> {
+    let number = message.get("weight").filter(|weight| !weight.is_null());
+    let is_known = |weight: &Value| matches!(weight.as_f64(), Some(0.0 | 1.0));
+    let train = message.get("train").filter(|train| !train.is_null());
+    let wrong = match (number, train) {
+        (Some(weight), _) if !is_known(weight) => ("weight", weight, "0 or 1"),
+        (_, Some(train)) if !train.is_boolean() => ("train", train, "true or false"),
+        _ => return Ok(()),
+    };
+    let (key, value, wanted) = wrong;
+    Err((
+        format!("a message has `{key}: {value}`"),
+        format!("write {wanted}: an answer is learned, or only read"),
+    ))
 }
 
 /// ShareGPT's names of roles and contents.

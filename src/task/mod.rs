@@ -45,7 +45,7 @@ pub use classify::{Classify, Several};
 pub use cloze::Cloze;
 pub use comparison::{Comparison, Likelihoods};
 pub use example::{Conversation, Encoded, Encoder, Example, Marked, Sentence};
-pub use instruct::Instruct;
+pub use instruct::{is_learned, Instruct};
 pub use label::Label;
 pub use masked_lm::MaskedLm;
 pub use metric::Metric;
