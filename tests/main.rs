@@ -45,6 +45,7 @@ mod scripts;
 mod selectors;
 mod several;
 mod spans;
+mod storage;
 mod syntax;
 mod tags;
 mod texts;

@@ -170,23 +170,22 @@ impl WeightSource for Mapped {
         !self.stored.transposed
     }
 
-    fn append(&self, range: Range<usize>, values: &mut Vec<f32>) {
+    fn read(&self, range: Range<usize>, values: &mut [f32]) {
         assert!(range.end <= self.count(), "mapped: no such element");
         if self.stored.transposed {
-            values.extend_from_slice(&self.elements()[range]);
+            values.copy_from_slice(&self.elements()[range]);
             return;
         }
         let (width, first) = (self.width(), self.own().start);
         let start = self.range.start + (first + range.start) * width;
         if cfg!(target_endian = "little") && self.stored.dtype == Dtype::F32 {
-            let place = values.len();
-            values.resize(place + range.len(), 0.0);
-            let bytes = bytemuck::cast_slice_mut(&mut values[place..]);
-            return self.file.read(start, bytes);
+            return self.file.read(start, bytemuck::cast_slice_mut(values));
         }
         let mut bytes = vec![0; range.len() * width];
         self.file.read(start, &mut bytes);
-        convert(self.stored.dtype, &bytes, values);
+        let mut converted = Vec::with_capacity(values.len());
+        convert(self.stored.dtype, &bytes, &mut converted);
+        values.copy_from_slice(&converted);
     }
 
     fn release(&self) {

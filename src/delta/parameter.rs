@@ -66,6 +66,14 @@ pub enum Init {
 }
 
 impl Init {
+    /// Whether it is computed from the module's own weight.
+    pub fn reads_weight(&self) -> bool {
+        matches!(
+            self,
+            Init::RowNorms | Init::PrincipalRows { .. } | Init::PrincipalColumns { .. }
+        )
+    }
+
     /// All zeros.
     pub const ZEROS: Init = Init::Constant(0.0);
 

@@ -29,6 +29,11 @@ impl Device {
         Ok(Device::DfdxCuda(OnCard::new(card)))
     }
 
+    /// Whether products on this device decode weights as they need them. Otherwise it keeps all weights in f32.
+    pub fn decodes(&self) -> bool {
+        matches!(self, Device::Cpu)
+    }
+
     /// Whether this device, on this machine, computes products in this precision.
     pub fn has(&self, precision: Precision) -> bool {
         match self {

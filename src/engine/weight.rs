@@ -137,10 +137,14 @@ pub trait WeightSource: Send + Sync {
     fn count(&self) -> usize;
     /// The elements, row by row: borrowed in place, or converted from the source's format.
     fn elements(&self) -> Cow<'_, [f32]>;
-    /// Whether the source has the elements row by row, so that [`WeightSource::append`] reads no more than it appends.
+    /// Whether the source has the elements row by row, so that [`WeightSource::read`] reads no more than it is asked for.
     fn has_rows(&self) -> bool;
-    /// Appends the elements of `range` to `values`. Brings nothing else into memory if the source has rows.
-    fn append(&self, range: Range<usize>, values: &mut Vec<f32>);
+    /// Whether the elements are kept in codes that products decode as they need them, instead of packing all of them.
+    fn is_coded(&self) -> bool {
+        false
+    }
+    /// Reads the elements of `range` into `values`. Brings nothing else into memory if the source has rows.
+    fn read(&self, range: Range<usize>, values: &mut [f32]);
     /// Tells the source that its elements are not needed for now, so that it may free their memory.
     fn release(&self);
 }

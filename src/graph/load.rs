@@ -9,8 +9,8 @@ use super::{device_problem, reordered, Active, Added, Backbones, Graph, HeadOrig
 use crate::backbone::{Architecture, Checkpoint, Module, Parameter, Positions, Tree};
 use crate::delta::{Init, NewParameter, ParameterId};
 use crate::diagnostic::Problem;
-use crate::engine::{Device, Svd};
-use crate::plan::{Change, Plan, TaskPlan};
+use crate::engine::{Device, Storage, Svd};
+use crate::plan::{BackbonePlan, Change, DeltaPlan, Plan, StagePlan, TaskPlan};
 
 impl Graph {
     /// Reads or draws every weight of a plan.
@@ -64,10 +64,10 @@ impl Graph {
             },
         };
         graph.base = backbones.get(plan, &graph.device, || {
-            graph.load_base(checkpoint.as_ref(), &initializer)
+            graph.load_base(&plan.backbone, checkpoint.as_ref(), &initializer)
         })?;
         for (name, task) in &plan.tasks {
-            graph.load_head(name, task, checkpoint.as_ref(), &initializer)?;
+            graph.load_head(plan, (name, task), checkpoint.as_ref(), &initializer)?;
         }
         graph.add_deltas(plan, &initializer)?;
         // Sort by path, so that sums over all parameters have a fixed order.
@@ -84,6 +84,7 @@ impl Graph {
     /// then belongs to the head.
     fn load_base(
         &self,
+        backbone: &BackbonePlan,
         checkpoint: Option<&Checkpoint>,
         initializer: &Initializer,
     ) -> Result<Store, Problem> {
@@ -106,7 +107,8 @@ impl Graph {
                     match *parameter.shape.as_slice() {
                         [out, input] => {
                             let stored = file.stored(parameter, prefix)?;
-                            Value::stored(&self.device, Box::new(stored), (out, input))
+                            let storage = backbone.storage_of(&parameter.path);
+                            Value::stored(&self.device, storage, Box::new(stored), (out, input))
                         }
                         _ => self.put(file.load(parameter, prefix)?, &parameter.shape)?,
                     }
@@ -120,8 +122,8 @@ impl Graph {
     /// Loads the head of a task from the checkpoint if it has one that fits, and draws it otherwise.
     fn load_head(
         &mut self,
-        name: &str,
-        task: &TaskPlan,
+        plan: &Plan,
+        (name, task): (&str, &TaskPlan),
         checkpoint: Option<&Checkpoint>,
         initializer: &Initializer,
     ) -> Result<(), Problem> {
@@ -131,6 +133,13 @@ impl Graph {
         }
         for parameter in self.head_parameters(task) {
             let id = ParameterId::of_head(name, &parameter.path);
+            if let Some(file) = checkpoint.filter(|_| is_coded(plan, name, task, &parameter)) {
+                let source = Box::new(file.stored(&parameter, &self.family.base_model_prefix)?);
+                let shape = (parameter.shape[0], parameter.shape[1]);
+                let value = Value::stored(&self.device, Storage::Bf16, source, shape);
+                self.values.insert(id, value);
+                continue;
+            }
             let stored = match checkpoint {
                 Some(file) => self.stored_head(&parameter, task, &origin, file)?,
                 None => None,
@@ -176,6 +185,20 @@ impl Graph {
             _ => file.load(parameter, prefix).map(Some),
         }
     }
+}
+
+/// Whether a parameter of a head is kept in codes: a large matrix, such as a language model's output, that no stage trains.
+fn is_coded(plan: &Plan, name: &str, task: &TaskPlan, parameter: &Parameter) -> bool {
+    let is_trained = |stage: &StagePlan| stage.train_head && stage.task == name;
+    let is_unfrozen = |delta: &DeltaPlan| match &delta.change {
+        Change::Unfreeze { parameters } => parameters.contains(&parameter.path),
+        Change::Method { .. } => false,
+    };
+    plan.backbone.storage != Storage::F32
+        && task.kind.uses_language_model()
+        && parameter.shape.len() == 2
+        && !plan.stages.iter().any(is_trained)
+        && !plan.deltas.iter().any(is_unfrozen)
 }
 
 impl Graph {

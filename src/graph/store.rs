@@ -9,7 +9,9 @@ use indexmap::IndexMap;
 
 use crate::delta::ParameterId;
 use crate::diagnostic::Problem;
-use crate::engine::{Device, Elements, Outcome, Prepared, Stored, Tensor, WeightSource};
+use crate::engine::{
+    Coded, Device, Elements, Outcome, Prepared, Storage, Stored, Tensor, WeightSource,
+};
 use crate::plan::Plan;
 
 /// One parameter.
@@ -39,12 +41,17 @@ impl Value {
         })
     }
 
-    /// A matrix that is read from `source` on demand.
+    /// A matrix that is read from `source` on demand, or encoded now.
     pub(super) fn stored(
         device: &Device,
+        storage: Storage,
         source: Box<dyn WeightSource>,
         shape: (usize, usize),
     ) -> Self {
+        let source = match Coded::new(storage, &*source, shape) {
+            Some(coded) => Box::new(coded),
+            None => source,
+        };
         let stored = Stored::new(source, shape, device.clone());
         Value::Matrix(Elements::Stored(Arc::new(stored)), Arc::default())
     }
@@ -121,9 +128,9 @@ pub type Tensors = BTreeMap<String, (Vec<f32>, Vec<usize>)>;
 /// Like [`Tensors`], but elements are borrowed if the host can address them.
 pub type Views<'a> = BTreeMap<String, (Cow<'a, [f32]>, Vec<usize>)>;
 
-/// Loaded backbones by device and directory, so that several graphs can share one.
+/// Loaded backbones by device, directory and storage, so that several graphs can share one.
 #[derive(Default)]
-pub struct Backbones(Mutex<BTreeMap<(String, PathBuf), Arc<Store>>>);
+pub struct Backbones(Mutex<BTreeMap<(String, PathBuf, Storage), Arc<Store>>>);
 
 impl Backbones {
     /// The backbone of a plan; `load` reads it if no graph has yet. Random backbones are not shared.
@@ -137,7 +144,12 @@ impl Backbones {
             return load().map(Arc::new);
         }
         let mut loaded = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (format!("{device:?}"), plan.backbone.directory.clone());
+        let backbone = &plan.backbone;
+        let key = (
+            format!("{device:?}"),
+            backbone.directory.clone(),
+            backbone.storage,
+        );
         if let Some(base) = loaded.get(&key) {
             return Ok(base.clone());
         }

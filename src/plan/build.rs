@@ -10,7 +10,7 @@ use super::{tasks, BackbonePlan, DataPlan, DeltaPlan, Origin, Plan, TaskPlan, SH
 use crate::backbone::family::{families, Family};
 use crate::backbone::Config;
 use crate::diagnostic::{Problem, Span};
-use crate::engine::Precision;
+use crate::engine::{Precision, Storage};
 use crate::settings::{Fields, Problems};
 use crate::settings::{Overrides, Scope};
 use crate::syntax::ast::{Block, Name, Pipeline, Spanned, Statement, Value};
@@ -233,6 +233,29 @@ impl<'a> Builder<'a> {
         let random = fields.choice("weights", &weights).unwrap_or(false);
         let precisions = [("f32", Precision::F32), ("bf16", Precision::Bf16)];
         let precision = fields.choice("precision", &precisions).unwrap_or_default();
+        let storages = [
+            ("f32", Storage::F32),
+            ("bf16", Storage::Bf16),
+            ("int8", Storage::Int8),
+            ("nf4", Storage::Nf4),
+        ];
+        let storage = fields.choice("storage", &storages).unwrap_or_default();
+        if let Some(value) = fields.raw("storage").filter(|_| storage != Storage::F32) {
+            let report = |message: &str, help: &str| {
+                let problem = Problem::new("delta::plan::storage", message);
+                self.report(problem.at(value.span, "here").help(help));
+            };
+            if random {
+                let message =
+                    "weights that are drawn at random are there to be trained, and are kept in f32";
+                report(message, "remove `storage`, or `weights = random`");
+            }
+            if precision != Precision::F32 {
+                let message =
+                    "products decode stored weights to f32, so `precision` changes nothing";
+                report(message, "remove `precision`, or `storage`");
+            }
+        }
         fields.finish();
         let mut backbone = BackbonePlan {
             location: text.clone(),
@@ -242,6 +265,7 @@ impl<'a> Builder<'a> {
             max_length,
             random,
             precision,
+            storage,
             span,
         };
         if !random && tasks.values().any(|task| task.kind.uses_language_model()) {

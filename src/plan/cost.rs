@@ -3,6 +3,7 @@
 use super::{Change, Plan, StagePlan};
 use crate::backbone::family::{Dimension, FeedForwardKind};
 use crate::backbone::{head_parameters, language_model_parameters, Tree};
+use crate::engine::Storage;
 
 /// The estimated cost of a stage.
 #[derive(Clone, Debug, PartialEq)]
@@ -80,11 +81,15 @@ impl Plan {
                 None => {}
             }
         }
-        // Each trained element also has a gradient and AdamW's two means: hence `4 * trained`.
+        // Each trained element also has a gradient and AdamW's two means: hence `4 * trained`. Codes are not packed.
         let packed = [(traced, true), (below, false)].map(|(weights, is_passed)| {
-            weights as f64 * ((machine.copies_of_a_weight)(config.hidden, is_passed) - 1.0)
+            let copies = (machine.copies_of_a_weight)(config.hidden, is_passed) - 1.0;
+            match self.backbone.storage {
+                Storage::F32 => weights as f64 * copies,
+                _ => 0.0,
+            }
         });
-        let floats = backbone
+        let floats = self.backbone.weight_bytes() / 4
             + packed.iter().sum::<f64>() as usize
             + in_place
             + 4 * trained

@@ -10,6 +10,7 @@ mod placing;
 mod selection;
 mod stage;
 mod stages;
+mod storage;
 mod stored;
 mod surroundings;
 mod tasks;
@@ -25,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::backbone::{Config, Module, Site};
 use crate::delta::{gate, Method, NewParameter, OnHost};
 use crate::diagnostic::Span;
-use crate::engine::Precision;
+use crate::engine::{Precision, Storage};
 pub use crate::syntax::ast::Unit;
 
 pub use crate::task::{Cloze, Edit, Label, Metric, Piece, Task};
@@ -151,6 +152,9 @@ pub struct BackbonePlan {
     /// The precision of products with frozen weights.
     #[serde(default)]
     pub precision: Precision,
+    /// How frozen weights are kept in memory.
+    #[serde(default)]
+    pub storage: Storage,
     /// The place of the statement.
     pub span: Span,
 }

@@ -128,6 +128,7 @@ impl Builder<'_> {
             .values()
             .for_each(|task| self.check_task(plan, task));
         self.check_named_use(plan);
+        self.check_storage(plan);
     }
 
     /// Reports a decoder without a start token, because its texts could not begin.

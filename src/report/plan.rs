@@ -6,7 +6,7 @@ use std::fmt::Write;
 use super::sites::selector;
 use super::Table;
 use crate::backbone::{language_model_parameters, Parameter, Tree};
-use crate::engine::Precision;
+use crate::engine::{Precision, Storage};
 use crate::graph::{optimizations, this_machine};
 use crate::plan::{Change, Plan};
 use crate::text::{bytes, counted, quoted_list, thousands, wrapped};
@@ -68,6 +68,16 @@ pub fn describe(
         thousands(count),
     );
     let _ = writeln!(text, "{}\n{}", plan.name, wrapped("  backbone ", &backbone));
+    if plan.backbone.storage != Storage::F32 {
+        let (own, whole) = (plan.backbone.weight_bytes(), 4 * count);
+        let line = format!(
+            "{}: {} of weights in memory, {} in f32",
+            plan.backbone.storage.name(),
+            bytes(own),
+            bytes(whole)
+        );
+        let _ = writeln!(text, "{}", wrapped("  storage ", &line));
+    }
     let _ = writeln!(text, "  seed {}\n", plan.seed);
     for delta in &plan.deltas {
         if let Change::Method { method, sites } = &delta.change {

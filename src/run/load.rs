@@ -6,7 +6,7 @@ use super::tying::has_head_weight;
 use super::{FinishedRun, Integrity};
 use crate::backbone::{fetch_weights, head_parameters, locate, read_config, Checkpoint, Config};
 use crate::diagnostic::{Problem, Span};
-use crate::engine::{Device, Precision};
+use crate::engine::{Device, Precision, Storage};
 use crate::graph::{Graph, Tensors};
 use crate::peft;
 use crate::plan::{BackbonePlan, DeltaPlan, Label, Metric, Plan, Task, TaskPlan};
@@ -272,6 +272,7 @@ fn plan_of(
             config,
             random: false,
             precision: Precision::F32,
+            storage: Storage::F32,
             span: Span::default(),
         },
         data: Default::default(),

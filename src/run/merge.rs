@@ -10,7 +10,7 @@ use crate::backbone::{read_config, write_tensors, Checkpoint, Module, Parameter,
 use crate::delta::{transposed, Folded, Preposition};
 use crate::diagnostic::Problem;
 use crate::disk;
-use crate::engine::Layout;
+use crate::engine::{Layout, Storage};
 use crate::graph::{device_problem, Batch, DecoderRows, Graph, Placed, Targets, Tensors};
 use crate::plan::{BackbonePlan, Plan};
 
@@ -94,6 +94,7 @@ fn check_logits(plan: &Plan, graph: &Graph, merged: &Path) -> Result<(), Problem
         backbone: BackbonePlan {
             directory: merged.to_owned(),
             random: false,
+            storage: Storage::F32,
             config,
             ..plan.backbone.clone()
         },

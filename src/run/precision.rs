@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::Example;
 use crate::diagnostic::Problem;
-use crate::engine::{Device, Precision};
+use crate::engine::{Device, Precision, Storage};
 use crate::graph::Graph;
 use crate::plan::Plan;
 use crate::train::predict;
@@ -25,6 +25,12 @@ pub struct PrecisionError {
 /// # Errors
 /// It does not.
 pub(super) fn check_precision(plan: &Plan, device: &Device) -> Result<(), Problem> {
+    if plan.backbone.storage != Storage::F32 && !device.decodes() {
+        let message = "this device keeps weights in f32";
+        return Err(Problem::new("delta::run::precision", message)
+            .at(plan.backbone.span, "set here")
+            .help("remove `storage`, or run on the CPU"));
+    }
     if device.has(plan.backbone.precision) {
         return Ok(());
     }

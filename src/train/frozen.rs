@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use memmap2::Mmap;
 
 use crate::diagnostic::Problem;
-use crate::engine::Precision;
+use crate::engine::{Precision, Storage};
 use crate::graph::optimizations::frozen_blocks;
 use crate::graph::{device_problem, Batch, CachedActivations, Graph};
 use crate::plan::Plan;
@@ -23,9 +23,18 @@ pub const KEPT_IN_MEMORY: usize = 1 << 30;
 #[derive(Default)]
 pub struct ActivationCaches(Mutex<BTreeMap<StoreKey, Arc<ActivationCache>>>);
 
-/// Everything that the kept activations depend on, if no delta has a part in them: the backbone's directory, the block
-/// that reads them, the places of the position table that deltas take, and whether products are in 16 bits.
-type StoreKey = (PathBuf, usize, usize, bool);
+/// Everything that the kept activations depend on, if no delta has a part in them.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct StoreKey {
+    directory: PathBuf,
+    storage: Storage,
+    /// Whether products are in 16 bits.
+    is_half: bool,
+    /// The block that reads the activations.
+    block: usize,
+    /// The places of the position table that deltas take.
+    places: usize,
+}
 
 impl ActivationCaches {
     /// The cache for the blocks below the lowest trained site of a stage. It is shared with earlier runs if they
@@ -35,10 +44,15 @@ impl ActivationCaches {
         if !frozen_blocks::are_shared(plan, stage) {
             return Arc::new(ActivationCache::new(block));
         }
-        let is_half = plan.backbone.precision == Precision::Bf16;
-        let directory = plan.backbone.directory.clone();
+        let key = StoreKey {
+            directory: plan.backbone.directory.clone(),
+            storage: plan.backbone.storage,
+            is_half: plan.backbone.precision == Precision::Bf16,
+            block,
+            places: plan.tokens(stage),
+        };
         let mut stores = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let store = stores.entry((directory, block, plan.tokens(stage), is_half));
+        let store = stores.entry(key);
         store
             .or_insert_with(|| Arc::new(ActivationCache::new(block)))
             .clone()

@@ -61,12 +61,14 @@ impl Forms {
 
 impl Prepared {
     /// `Wᵀ (in, out)`, to multiply with in `x Wᵀ`. Packed at the first call.
-    pub(crate) fn forward(&self, precision: Precision, weight: &Elements) -> Operand<'_> {
+    pub(crate) fn forward<'w>(&'w self, precision: Precision, weight: &'w Elements) -> Operand<'w> {
         let (out, input) = weight.shape();
+        if let Some(coded) = coded(weight) {
+            return coded.t();
+        }
         let pack = || match weight {
             Elements::Stored(stored) if stored.source().has_rows() => {
-                let read = |range, rows: &mut _| stored.source().append(range, rows);
-                Packed::transposed_by(read, input, out)
+                Packed::transposed_by(|range, rows| stored.source().read(range, rows), input, out)
             }
             _ => once(weight, |w| Packed::transposed(w, input, input, out)),
         };
@@ -76,8 +78,15 @@ impl Prepared {
     }
 
     /// `W (out, in)`, to multiply with in `dy W`. Packed at the first call.
-    pub(crate) fn backward(&self, precision: Precision, weight: &Elements) -> Operand<'_> {
+    pub(crate) fn backward<'w>(
+        &'w self,
+        precision: Precision,
+        weight: &'w Elements,
+    ) -> Operand<'w> {
         let (out, input) = weight.shape();
+        if let Some(coded) = coded(weight) {
+            return coded;
+        }
         if precision == Precision::F32 && is_wide(out.min(input)) {
             return self.forward(precision, weight).t();
         }
@@ -176,6 +185,17 @@ impl Operand<'_> {
     pub(crate) fn add_product(self, a: View, slot: &Slot) {
         let make = || self.product(a, None);
         slot.make_or_add(make, |sum| self.multiply_add(sum, a));
+    }
+}
+
+/// A weight `(out, in)` that is kept in codes.
+fn coded(weight: &Elements) -> Option<Operand<'_>> {
+    match weight {
+        Elements::Stored(stored) if stored.source().is_coded() => {
+            let shape = weight.shape();
+            Some(Operand::Plain(PackedOperand::coded(stored.source(), shape)))
+        }
+        _ => None,
     }
 }
 

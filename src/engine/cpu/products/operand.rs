@@ -5,9 +5,11 @@ use std::ops::Range;
 
 use super::super::helpers::share;
 use super::packed::Packed;
-use super::tile::{result, slices, Destination, Kernels, Mode, Pieces, Tile, MOST_ROWS, PANEL};
+use super::tile::{
+    result, slices, transpose, Destination, Kernels, Mode, Pieces, Tile, MOST_ROWS, PANEL,
+};
 use super::view::{multiply, View};
-use crate::profile;
+use crate::{profile, WeightSource};
 
 /// The least number of multiplications in a part of a product that is worth another thread's time: some 50
 /// microseconds.
@@ -18,19 +20,37 @@ thread_local! {
     static TRANSPOSED: RefCell<Vec<f32>> = RefCell::default();
 }
 
-/// A packed matrix or its transpose. The transpose is made panel by panel when it is needed, so that a weight is in
-/// memory once for both directions.
+/// A packed matrix or its transpose, or one in codes. The transpose is made panel by panel when it is needed, so that a
+/// weight is in memory once for both directions; so are the elements of codes.
 #[derive(Clone, Copy)]
 pub(crate) struct PackedOperand<'a> {
-    packed: &'a Packed,
+    matrix: Source<'a>,
     is_transposed: bool,
 }
+
+#[derive(Clone, Copy)]
+enum Source<'a> {
+    Packed(&'a Packed),
+    /// With its shape.
+    Coded(&'a dyn WeightSource, (usize, usize)),
+}
+
+/// The columns of a matrix in codes that are decoded for a part of a panel of its transpose.
+const DECODED: usize = 256;
 
 impl<'a> PackedOperand<'a> {
     /// The matrix as it is.
     pub(crate) fn new(packed: &'a Packed) -> Self {
         PackedOperand {
-            packed,
+            matrix: Source::Packed(packed),
+            is_transposed: false,
+        }
+    }
+
+    /// A matrix in codes, of this shape.
+    pub(crate) fn coded(source: &'a dyn WeightSource, shape: (usize, usize)) -> Self {
+        PackedOperand {
+            matrix: Source::Coded(source, shape),
             is_transposed: false,
         }
     }
@@ -46,7 +66,10 @@ impl<'a> PackedOperand<'a> {
 
     /// `(depth, columns)`
     pub(crate) fn shape(&self) -> (usize, usize) {
-        let Packed { depth, columns, .. } = *self.packed;
+        let (depth, columns) = match self.matrix {
+            Source::Packed(packed) => (packed.depth, packed.columns),
+            Source::Coded(_, shape) => shape,
+        };
         match self.is_transposed {
             false => (depth, columns),
             true => (columns, depth),
@@ -55,10 +78,10 @@ impl<'a> PackedOperand<'a> {
 
     /// The number of elements of room that [`PackedOperand::panel`] needs for this many rows.
     pub(crate) fn room(&self, rows: usize) -> usize {
-        if self.is_transposed {
-            rows * PANEL
-        } else {
-            0
+        match (self.matrix, self.is_transposed) {
+            (Source::Packed(_), false) => 0,
+            (Source::Packed(_), true) | (Source::Coded(..), false) => rows * PANEL,
+            (Source::Coded(..), true) => rows * PANEL + PANEL * DECODED,
         }
     }
 
@@ -72,18 +95,33 @@ impl<'a> PackedOperand<'a> {
     where
         'a: 'b,
     {
-        if self.is_transposed {
-            self.packed.transpose(number, rows, room);
-            return room;
+        match self.matrix {
+            Source::Packed(packed) if self.is_transposed => {
+                packed.transpose(number, rows, room);
+                room
+            }
+            Source::Packed(packed) => &packed.panel(number)[rows.start * PANEL..rows.end * PANEL],
+            Source::Coded(source, shape) => {
+                let (panel, rest) = room.split_at_mut(rows.len() * PANEL);
+                match self.is_transposed {
+                    true => decode_transposed(source, shape, number, rows, panel, rest),
+                    false => decode(source, shape, number, rows, panel),
+                }
+                panel
+            }
         }
-        &self.packed.panel(number)[rows.start * PANEL..rows.end * PANEL]
     }
 
-    /// The memory that [`PackedOperand::panel`] reads for these rows, to be prefetched.
-    pub(crate) fn pieces(&self, number: usize, rows: Range<usize>) -> Pieces {
+    /// The memory that [`PackedOperand::panel`] reads for these rows, to be prefetched: none of codes, which are small.
+    /// `at_hand` is memory that is in the caches.
+    pub(crate) fn pieces(&self, number: usize, rows: Range<usize>, at_hand: *const f32) -> Pieces {
+        let packed = match self.matrix {
+            Source::Packed(packed) => packed,
+            Source::Coded(..) => return Pieces::none(at_hand),
+        };
         if !self.is_transposed {
             return Pieces {
-                first: self.packed.panel(number)[rows.start * PANEL..].as_ptr(),
+                first: packed.panel(number)[rows.start * PANEL..].as_ptr(),
                 count: 1,
                 length: rows.len() * PANEL,
                 stride: 0,
@@ -93,10 +131,10 @@ impl<'a> PackedOperand<'a> {
         let (first, last) = (rows.start / PANEL, rows.end.div_ceil(PANEL));
         let row = number * PANEL;
         Pieces {
-            first: self.packed.panel(first)[row * PANEL..].as_ptr(),
+            first: packed.panel(first)[row * PANEL..].as_ptr(),
             count: last - first,
-            length: PANEL.min(self.packed.depth - row) * PANEL,
-            stride: self.packed.distance(),
+            length: PANEL.min(packed.depth - row) * PANEL,
+            stride: packed.distance(),
         }
     }
 
@@ -179,12 +217,13 @@ impl<'a> PackedOperand<'a> {
             TRANSPOSED.with_borrow_mut(|buffer| {
                 let [room] = slices(buffer, self.room(depth));
                 for number in panels.clone() {
-                    let next = self.pieces((number + 1).min(last), 0..depth);
+                    let panel = self.panel(number, 0..depth, room).as_ptr();
+                    let next = self.pieces((number + 1).min(last), 0..depth, panel);
                     let whole = Tile {
                         depth,
                         a: a.data.as_ptr(),
                         a_strides: a.strides,
-                        panel: self.panel(number, 0..depth, room).as_ptr(),
+                        panel,
                         coming: next.first,
                         target: place.target(0, number * PANEL, columns),
                     };
@@ -233,6 +272,46 @@ impl<'a> PackedOperand<'a> {
             let b = View::strided(panel, depth, PANEL.min(columns - first), PANEL);
             multiply(&mut out[first..], stride, a, b, 1.0, true);
         }
+    }
+}
+
+/// Decodes rows `rows` of a panel of a matrix, `(rows, 32)`.
+fn decode(
+    source: &dyn WeightSource,
+    (_, columns): (usize, usize),
+    number: usize,
+    rows: Range<usize>,
+    panel: &mut [f32],
+) {
+    let first = number * PANEL;
+    let count = PANEL.min(columns - first);
+    for (row, own) in rows.zip(panel.chunks_exact_mut(PANEL)) {
+        let start = row * columns + first;
+        source.read(start..start + count, &mut own[..count]);
+        own[count..].fill(0.0);
+    }
+}
+
+/// Decodes rows `rows` of a panel of the transpose of a matrix, `(rows, 32)`, with room for [`DECODED`] columns of 32 rows.
+fn decode_transposed(
+    source: &dyn WeightSource,
+    (depth, columns): (usize, usize),
+    number: usize,
+    rows: Range<usize>,
+    panel: &mut [f32],
+    room: &mut [f32],
+) {
+    let first = number * PANEL;
+    let count = PANEL.min(depth - first);
+    for part in rows.clone().step_by(DECODED) {
+        let width = DECODED.min(rows.end - part);
+        for (row, own) in room.chunks_exact_mut(width).take(count).enumerate() {
+            let start = (first + row) * columns + part;
+            source.read(start..start + width, own);
+        }
+        let place = (part - rows.start) * PANEL;
+        let panel = &mut panel[place..place + width * PANEL];
+        transpose(room, width, width, count, panel);
     }
 }
 

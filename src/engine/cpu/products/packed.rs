@@ -31,10 +31,10 @@ impl Packed {
         packed
     }
 
-    /// [`Packed::transposed`] of a matrix that `read` supplies, which appends a range of its elements, row by row. At
-    /// most 32 of its rows are in memory beside the result.
+    /// [`Packed::transposed`] of a matrix that `read` supplies, which reads a range of its elements, row by row. At most 32
+    /// of its rows are in memory beside the result.
     pub(crate) fn transposed_by(
-        read: impl Fn(Range<usize>, &mut Vec<f32>),
+        read: impl Fn(Range<usize>, &mut [f32]),
         depth: usize,
         columns: usize,
     ) -> Self {
@@ -42,13 +42,13 @@ impl Packed {
         packed.resize(depth, columns);
         let distance = packed.distance();
         let panels = packed.panels_mut().chunks_exact_mut(distance.max(1));
-        let mut rows = Vec::with_capacity(PANEL * depth);
+        let mut rows = vec![0.0; PANEL.min(columns) * depth];
         for (number, panel) in panels.enumerate() {
             let first = number * PANEL;
             let count = PANEL.min(columns - first);
-            rows.clear();
-            read(first * depth..(first + count) * depth, &mut rows);
-            transpose(&rows, depth, depth, count, panel);
+            let rows = &mut rows[..count * depth];
+            read(first * depth..(first + count) * depth, rows);
+            transpose(rows, depth, depth, count, panel);
         }
         packed
     }

@@ -229,6 +229,16 @@ pub(crate) struct Pieces {
 }
 
 impl Pieces {
+    /// Nothing to prefetch but what is at hand.
+    pub(crate) fn none(at_hand: *const f32) -> Self {
+        Pieces {
+            first: at_hand,
+            count: 0,
+            length: 0,
+            stride: 0,
+        }
+    }
+
     /// The places from which to prefetch [`coming_elements`], one for each of a series of products of this depth.
     pub(crate) fn places(self, depth: usize) -> Places {
         let step = coming_elements(depth).max(LINE);

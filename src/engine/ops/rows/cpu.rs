@@ -48,9 +48,12 @@ pub(super) fn look_up(table: &Stored, indices: &[usize]) -> Matrix {
         let (first, end) = (run[0], run[0] + run.len());
         match last == Some(first) && run.len() == 1 {
             true => values.extend_from_within(values.len() - columns..),
-            false => table
-                .source()
-                .append(first * columns..end * columns, &mut values),
+            false => {
+                let place = values.len();
+                values.resize(place + run.len() * columns, 0.0);
+                let range = first * columns..end * columns;
+                table.source().read(range, &mut values[place..]);
+            }
         }
         last = Some(end - 1);
     }

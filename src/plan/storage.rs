@@ -1,0 +1,77 @@
+//! How a plan's frozen weights are kept in memory, and what cannot be done with them then.
+
+use super::build::Builder;
+use super::{BackbonePlan, Change, Plan};
+use crate::backbone::Tree;
+use crate::diagnostic::Problem;
+use crate::engine::Storage;
+
+impl BackbonePlan {
+    /// How a weight of the backbone is kept. Only the matrices of blocks are kept in 8 bits or fewer; embeddings and
+    /// what else is a matrix are kept in bfloat16 then, as in quantized models of transformers.
+    pub fn storage_of(&self, path: &str) -> Storage {
+        match self.storage {
+            Storage::Int8 | Storage::Nf4 if self.config.block_of(path).is_none() => Storage::Bf16,
+            storage => storage,
+        }
+    }
+
+    /// The bytes of the backbone's own weights in memory.
+    pub fn weight_bytes(&self) -> usize {
+        let tree = Tree::new(&self.config);
+        let of = |parameter: &crate::backbone::Parameter| match *parameter.shape.as_slice() {
+            [out, input] => self.storage_of(&parameter.path).bytes((out, input)),
+            _ => 4 * parameter.count(),
+        };
+        tree.parameters().map(of).sum()
+    }
+}
+
+impl Builder<'_> {
+    /// Reports deltas that need the weights which a backbone keeps in codes.
+    pub(super) fn check_storage(&self, plan: &Plan) {
+        let backbone = &plan.backbone;
+        if backbone.storage == Storage::F32 {
+            return;
+        }
+        let tree = Tree::new(&backbone.config);
+        for delta in &plan.deltas {
+            let report = |message: String, help: &str| {
+                let problem = Problem::new("delta::plan::storage", message);
+                self.report(problem.at(delta.span, "declared here").help(help));
+            };
+            match &delta.change {
+                Change::Unfreeze { parameters } => {
+                    let is_coded = |path: &&String| {
+                        matches!(backbone.storage_of(path), Storage::Int8 | Storage::Nf4)
+                            && !path.ends_with(".bias")
+                            && tree
+                                .parameters()
+                                .any(|own| own.path == **path && own.shape.len() == 2)
+                    };
+                    if let Some(path) = parameters.iter().find(is_coded) {
+                        report(
+                            format!("`{}` unfreezes `{path}`, which `storage` keeps in codes of 8 bits or fewer: a step would be smaller than their distance", delta.name),
+                            "train a delta such as `lora` instead, or write `storage = bf16`",
+                        );
+                    }
+                }
+                Change::Method { method, sites } => {
+                    let mut modules = sites.iter().filter_map(|site| tree.module(site));
+                    let reads = modules.any(|module| {
+                        delta
+                            .parameters(module)
+                            .iter()
+                            .any(|own| own.init.reads_weight())
+                    });
+                    if reads {
+                        report(
+                            format!("`{}` ({}) is computed from whole weights, which `storage` keeps in codes", delta.name, method.name()),
+                            "use `lora` with its usual `init`, or remove `storage`",
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
