@@ -23,6 +23,7 @@ mod few;
 mod frozen_blocks;
 mod fuzz;
 mod generation;
+mod gguf;
 mod habits;
 mod house;
 mod inserts;

@@ -10,6 +10,7 @@ use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::Dtype;
 
+use super::gguf::Blocks;
 use crate::engine::WeightSource;
 
 /// A mapped file from which pieces can also be read without touching the map.
@@ -63,10 +64,32 @@ impl MappedFile {
     }
 }
 
+/// How elements are encoded in a file.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Encoding {
+    /// safetensors': one by one.
+    Plain(Dtype),
+    /// GGUF's.
+    Blocks(Blocks),
+}
+
+impl Encoding {
+    /// The bytes of this many elements, which are whole blocks; `None` if the type is not supported.
+    pub(super) fn bytes(self, count: usize) -> Option<usize> {
+        match self {
+            Encoding::Plain(dtype) => Some(width_of(dtype)? * count),
+            Encoding::Blocks(kind) => Some(count / kind.elements() * kind.bytes()),
+        }
+    }
+}
+
 /// How a file stores the elements of a weight.
 #[derive(Clone, Copy)]
 pub(super) struct Stored {
-    pub(super) dtype: Dtype,
+    pub(super) encoding: Encoding,
+    /// The number of heads whose rows llama.cpp permuted: of a head's rows, those of the first half stand at even places,
+    /// and those of the second half at odd ones.
+    pub(super) permuted: Option<usize>,
     /// `(out, in)`
     pub(super) shape: (usize, usize),
     /// Whether the file stores them as `(in, out)`.
@@ -88,7 +111,7 @@ impl Mapped {
     /// The weight whose tensor is at these bytes; `None` if the type is not supported or the length does not fit.
     pub(super) fn new(file: &Arc<MappedFile>, range: Range<usize>, stored: Stored) -> Option<Self> {
         let (out, input) = stored.shape;
-        let is_whole = width_of(stored.dtype)? * out * input * stored.parts == range.len();
+        let is_whole = stored.encoding.bytes(out * input * stored.parts)? == range.len();
         is_whole.then(|| Mapped {
             file: file.clone(),
             range,
@@ -102,14 +125,48 @@ impl Mapped {
         self.stored.shape
     }
 
-    fn width(&self) -> usize {
-        width_of(self.stored.dtype).unwrap_or(1)
+    /// The type of the elements, if the file has them one by one.
+    fn dtype(&self) -> Option<Dtype> {
+        match self.stored.encoding {
+            Encoding::Plain(dtype) => Some(dtype),
+            Encoding::Blocks(_) => None,
+        }
     }
 
-    /// The bytes of a range of elements of the whole tensor.
+    fn width(&self) -> usize {
+        self.dtype().and_then(width_of).unwrap_or(1)
+    }
+
+    /// The bytes of the whole tensor.
+    fn all_bytes(&self) -> &[u8] {
+        &self.file.bytes()[self.range.clone()]
+    }
+
+    /// The bytes of a range of elements of the whole tensor, which has them one by one.
     fn bytes(&self, elements: Range<usize>) -> &[u8] {
-        let (start, width) = (self.range.start, self.width());
-        &self.file.bytes()[start + elements.start * width..start + elements.end * width]
+        let width = self.width();
+        &self.all_bytes()[elements.start * width..elements.end * width]
+    }
+
+    /// Decodes elements of this part, which the file has in blocks.
+    fn decode(&self, kind: Blocks, range: Range<usize>, values: &mut [f32]) {
+        let (first, bytes) = (self.own().start, self.all_bytes());
+        let Some(heads) = self.stored.permuted else {
+            return kind.read(bytes, first + range.start, values);
+        };
+        let (out, input) = self.stored.shape;
+        let half = (out / heads / 2).max(1);
+        let mut rest = values;
+        let mut start = range.start;
+        while start < range.end {
+            let (row, column) = (start / input, start % input);
+            let (head, place) = (row / (2 * half), row % (2 * half));
+            let stored = head * 2 * half + place % half * 2 + place / half;
+            let count = (input - column).min(range.end - start);
+            let (own, after) = rest.split_at_mut(count);
+            kind.read(bytes, first + stored * input + column, own);
+            (rest, start) = (after, start + count);
+        }
     }
 
     /// The range of this part's elements in the whole tensor. Only in a tensor that is not transposed are they
@@ -131,7 +188,9 @@ impl Mapped {
             for column in start..(start + BLOCK).min(input) {
                 row.clear();
                 let place = column * total + first;
-                convert(self.stored.dtype, self.bytes(place..place + out), &mut row);
+                if let Some(dtype) = self.dtype() {
+                    convert(dtype, self.bytes(place..place + out), &mut row);
+                }
                 let targets = values[column..].iter_mut().step_by(input);
                 targets
                     .zip(&row)
@@ -148,18 +207,24 @@ impl WeightSource for Mapped {
     }
 
     fn elements(&self) -> Cow<'_, [f32]> {
-        if self.stored.transposed {
-            return Cow::Owned(self.transposed());
-        }
+        let dtype = match self.stored.encoding {
+            Encoding::Plain(_) if self.stored.transposed => return Cow::Owned(self.transposed()),
+            Encoding::Plain(dtype) => dtype,
+            Encoding::Blocks(kind) => {
+                let mut values = vec![0.0; self.count()];
+                self.decode(kind, 0..self.count(), &mut values);
+                return Cow::Owned(values);
+            }
+        };
         let bytes = self.bytes(self.own());
-        let in_place = match cfg!(target_endian = "little") && self.stored.dtype == Dtype::F32 {
+        let in_place = match cfg!(target_endian = "little") && dtype == Dtype::F32 {
             true => bytemuck::try_cast_slice(bytes).ok(),
             false => None,
         };
         in_place.map_or_else(
             || {
                 let mut values = Vec::with_capacity(self.count());
-                convert(self.stored.dtype, bytes, &mut values);
+                convert(dtype, bytes, &mut values);
                 Cow::Owned(values)
             },
             Cow::Borrowed,
@@ -172,20 +237,29 @@ impl WeightSource for Mapped {
 
     fn read(&self, range: Range<usize>, values: &mut [f32]) {
         assert!(range.end <= self.count(), "mapped: no such element");
+        let dtype = match self.stored.encoding {
+            Encoding::Blocks(kind) => return self.decode(kind, range, values),
+            Encoding::Plain(dtype) => dtype,
+        };
         if self.stored.transposed {
             values.copy_from_slice(&self.elements()[range]);
             return;
         }
         let (width, first) = (self.width(), self.own().start);
         let start = self.range.start + (first + range.start) * width;
-        if cfg!(target_endian = "little") && self.stored.dtype == Dtype::F32 {
+        if cfg!(target_endian = "little") && dtype == Dtype::F32 {
             return self.file.read(start, bytemuck::cast_slice_mut(values));
         }
         let mut bytes = vec![0; range.len() * width];
         self.file.read(start, &mut bytes);
         let mut converted = Vec::with_capacity(values.len());
-        convert(self.stored.dtype, &bytes, &mut converted);
+        convert(dtype, &bytes, &mut converted);
         values.copy_from_slice(&converted);
+    }
+
+    /// Blocks stay in the file, and f32 is faster in memory.
+    fn is_coded(&self) -> bool {
+        matches!(self.stored.encoding, Encoding::Blocks(kind) if kind != Blocks::F32)
     }
 
     fn release(&self) {

@@ -7,6 +7,7 @@ mod architecture;
 mod checks;
 mod config;
 pub mod family;
+mod gguf;
 mod keys;
 mod mapped;
 mod rotary;
@@ -19,6 +20,7 @@ pub use architecture::{
     Architecture, Distances, FeedForwardKind, NormKind, NormPlace, Positions, Stack,
 };
 pub use config::Config;
+pub use gguf::{exists, is_gguf, own_storage, read_text, text_in_gguf};
 pub use rotary::{RopeScaling, Rotary};
 pub use source::{fetch_weights, locate, locate_config, read_config};
 pub use tree::{

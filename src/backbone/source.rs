@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use hf_hub::api::sync::ApiBuilder;
 
-use super::Config;
+use super::{read_text, text_in_gguf, Config};
 use crate::diagnostic::Problem;
 use crate::terminal::note;
 
@@ -98,7 +98,10 @@ fn repository_files(
 /// The directory or the file is missing, or [`Config::parse`] refuses it.
 pub fn read_config(directory: &Path) -> Result<Config, Problem> {
     let path = directory.join("config.json");
-    let text = std::fs::read_to_string(&path).map_err(|e| {
+    if let Some(Err(problem)) = text_in_gguf(&path) {
+        return Err(problem);
+    }
+    let text = read_text(&path).map_err(|e| {
         let missing = !directory.exists();
         let message = match missing {
             true => format!("there is no backbone at `{}`", directory.display()),

@@ -1,13 +1,14 @@
 //! Reads safetensors: one file or an index of shards, in f64, f32, f16 or bf16.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use safetensors::tensor::TensorInfo;
 use safetensors::SafeTensors;
 
-use super::mapped::{convert, width_of, Mapped, MappedFile, Stored};
+use super::gguf::{is_gguf, Gguf, Names};
+use super::mapped::{Encoding, Mapped, MappedFile, Stored};
 use super::tree::{CheckpointTensor, Parameter};
 use crate::diagnostic::Problem;
 use crate::engine::WeightSource;
@@ -19,8 +20,17 @@ pub struct Checkpoint {
     tensors: HashMap<String, Place>,
 }
 
-/// Where a tensor is: the number of its file, the start of that file's data, its description.
-type Place = (usize, usize, TensorInfo);
+/// Where a tensor is, and how it is stored.
+struct Place {
+    /// The number of its file.
+    file: usize,
+    /// Its bytes in the file.
+    range: Range<usize>,
+    encoding: Encoding,
+    shape: Vec<usize>,
+    /// See [`Stored::permuted`].
+    permuted: Option<usize>,
+}
 
 fn problem(path: &Path, message: impl std::fmt::Display) -> Problem {
     Problem::new(
@@ -30,11 +40,14 @@ fn problem(path: &Path, message: impl std::fmt::Display) -> Problem {
 }
 
 impl Checkpoint {
-    /// Opens `model.safetensors`, or the shards that `model.safetensors.index.json` names.
+    /// Opens `model.safetensors`, or the shards that `model.safetensors.index.json` names, or a GGUF file.
     ///
     /// # Errors
     /// Neither is there, or a file is truncated or corrupt.
     pub fn open_directory(directory: &Path) -> Result<Self, Problem> {
+        if is_gguf(directory) {
+            return Checkpoint::open_gguf(directory);
+        }
         let single = directory.join("model.safetensors");
         let index = directory.join("model.safetensors.index.json");
         if single.exists() {
@@ -85,7 +98,14 @@ impl Checkpoint {
             })?;
             let number = checkpoint.files.len();
             for (name, info) in metadata.tensors() {
-                let place = (number, header + 8, info.clone());
+                let start = header + 8;
+                let place = Place {
+                    file: number,
+                    range: start + info.data_offsets.0..start + info.data_offsets.1,
+                    encoding: Encoding::Plain(info.dtype),
+                    shape: info.shape.clone(),
+                    permuted: None,
+                };
                 let earlier = checkpoint.tensors.insert(name.clone(), place);
                 found_twice.extend(earlier.map(|earlier| (name, earlier)));
             }
@@ -93,12 +113,12 @@ impl Checkpoint {
         }
         for (name, earlier) in found_twice {
             let later = &checkpoint.tensors[&name];
-            let is_same = (earlier.2.dtype, &earlier.2.shape) == (later.2.dtype, &later.2.shape)
+            let is_same = (earlier.encoding, &earlier.shape) == (later.encoding, &later.shape)
                 && checkpoint.bytes(&earlier) == checkpoint.bytes(later);
             if !is_same {
-                let other = checkpoint.files[earlier.0].path.display();
+                let other = checkpoint.files[earlier.file].path.display();
                 let message = format!("`{name}` differs from the tensor of that name in `{other}`");
-                return Err(problem(&checkpoint.files[later.0].path, message).help(
+                return Err(problem(&checkpoint.files[later.file].path, message).help(
                     "download the model again, or remove the file that does not belong to it",
                 ));
             }
@@ -106,8 +126,43 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    fn bytes(&self, (number, start, info): &Place) -> &[u8] {
-        &self.files[*number].bytes()[start + info.data_offsets.0..start + info.data_offsets.1]
+    /// Opens a GGUF file, whose tensors get the names that they have in a Hugging Face checkpoint.
+    fn open_gguf(path: &Path) -> Result<Self, Problem> {
+        let file = Gguf::open(path)?;
+        let names = Names::of(&file)?;
+        let mut tensors = HashMap::new();
+        for (name, tensor) in file.tensors {
+            let (name, permuted) = names.hugging_face(&name).ok_or_else(|| {
+                problem(
+                    path,
+                    format!("the tensor `{name}` has no place in this architecture"),
+                )
+                .help("use the model's Hugging Face directory")
+            })?;
+            let place = Place {
+                file: 0,
+                range: tensor.range,
+                encoding: Encoding::Blocks(tensor.kind),
+                shape: tensor.shape,
+                // Only matrices have rows; llama.cpp permutes biases alike.
+                permuted,
+            };
+            tensors.insert(name, place);
+        }
+        Ok(Checkpoint {
+            files: vec![file.file],
+            tensors,
+        })
+    }
+
+    fn bytes(&self, place: &Place) -> &[u8] {
+        &self.files[place.file].bytes()[place.range.clone()]
+    }
+
+    /// A tensor as a matrix: all of its outputs, or a part of them.
+    fn mapped(&self, name: &str, place: &Place, stored: Stored) -> Result<Mapped, Problem> {
+        Mapped::new(&self.files[place.file], place.range.clone(), stored)
+            .ok_or_else(|| self.unreadable(name, place))
     }
 
     /// The names of all tensors, sorted.
@@ -131,9 +186,7 @@ impl Checkpoint {
 
     /// The shape of a tensor.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.tensors
-            .get(name)
-            .map(|(_, _, info)| info.shape.as_slice())
+        self.tensors.get(name).map(|place| place.shape.as_slice())
     }
 
     /// A tensor's elements as f32, and its shape.
@@ -142,19 +195,26 @@ impl Checkpoint {
     /// There is no tensor of that name, or its type is not f64, f32, f16 or bf16.
     pub fn read(&self, name: &str) -> Result<(Vec<f32>, Vec<usize>), Problem> {
         let place = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
-        let ((number, _, info), bytes) = (place, self.bytes(place));
-        let width = width_of(info.dtype).ok_or_else(|| self.unreadable(name, *number, info))?;
-        let mut values = Vec::with_capacity(bytes.len() / width);
-        convert(info.dtype, bytes, &mut values);
-        Ok((values, info.shape.clone()))
+        let count: usize = place.shape.iter().product();
+        let out = place.shape.first().copied().unwrap_or(1);
+        let stored = Stored {
+            encoding: place.encoding,
+            permuted: place.permuted,
+            shape: (out, count / out.max(1)),
+            transposed: false,
+            part: 0,
+            parts: 1,
+        };
+        let mapped = self.mapped(name, place, stored)?;
+        Ok((mapped.elements().into_owned(), place.shape.clone()))
     }
 
-    fn unreadable(&self, name: &str, number: usize, info: &TensorInfo) -> Problem {
+    fn unreadable(&self, name: &str, place: &Place) -> Problem {
         let message = format!(
             "`{name}` has the dtype {:?}, but deltarun reads only f64, f32, f16 and bf16",
-            info.dtype
+            place.encoding
         );
-        problem(&self.files[number].path, message)
+        problem(&self.files[place.file].path, message)
     }
 
     fn missing(&self, name: &str) -> Problem {
@@ -255,14 +315,9 @@ impl Checkpoint {
 
     /// Whether two tensors have the same elements.
     fn are_equal(&self, first: &str, second: &str) -> Result<bool, Problem> {
-        let stored = |name: &str| {
-            let (number, start, info) = &self.tensors[name];
-            let range = start + info.data_offsets.0..start + info.data_offsets.1;
-            (info.dtype, &self.files[*number].bytes()[range])
-        };
-        let ((dtype, bytes), (other, others)) = (stored(first), stored(second));
-        match dtype == other {
-            true => Ok(bytes == others),
+        let (one, other) = (&self.tensors[first], &self.tensors[second]);
+        match one.encoding == other.encoding {
+            true => Ok(self.bytes(one) == self.bytes(other)),
             false => Ok(self.read(first)? == self.read(second)?),
         }
     }
@@ -273,18 +328,17 @@ impl Checkpoint {
     /// See [`Checkpoint::load`].
     pub fn stored(&self, parameter: &Parameter, prefix: &str) -> Result<Mapped, Problem> {
         let name = self.checked(parameter, prefix)?;
-        let (number, start, info) = &self.tensors[&name];
+        let place = &self.tensors[&name];
         let (out, source) = (parameter.shape[0], &parameter.source);
         let stored = Stored {
-            dtype: info.dtype,
+            encoding: place.encoding,
+            permuted: place.permuted,
             shape: (out, parameter.count() / out.max(1)),
             transposed: source.transposed,
             part: source.part,
             parts: source.parts,
         };
-        let range = start + info.data_offsets.0..start + info.data_offsets.1;
-        Mapped::new(&self.files[*number], range, stored)
-            .ok_or_else(|| self.unreadable(&name, *number, info))
+        self.mapped(&name, place, stored)
     }
 
     /// The SHA-256 hash of the contents of all files, as hexadecimal text.

@@ -120,8 +120,9 @@ fn dispatch(arguments: Arguments) -> Result<Ended, Problems> {
         Some(Command::Replay(options)) => replay::replay(&options),
         Some(Command::Eval(options)) => eval::eval(&options),
         Some(Command::Predict(options)) => predict::predict(&options),
-        Some(Command::Generate(options)) => generate::generate(&options),
-        Some(Command::Chat(options)) => generate::chat(&options),
+        // Products are shared out to other threads from a thread of the pool alone.
+        Some(Command::Generate(options)) => rayon::scope(|_| generate::generate(&options)),
+        Some(Command::Chat(options)) => rayon::scope(|_| generate::chat(&options)),
         Some(Command::Combine(options)) => commands::combine(&options),
         Some(Command::Merge {
             run,

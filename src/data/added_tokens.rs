@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use tokenizers::{AddedToken, Tokenizer};
 
 use super::tokenizer_config::{read, Class};
+use crate::backbone::read_text;
 use crate::diagnostic::Problem;
 
 /// The names of special tokens that every tokenizer may have, in the order in which new ones get their ids.
@@ -176,7 +177,7 @@ fn read_old_files(
             ));
         }
     }
-    let text = std::fs::read_to_string(directory.join("tokenizer.json")).unwrap_or_default();
+    let text = read_text(&directory.join("tokenizer.json")).unwrap_or_default();
     let stored: Stored = serde_json::from_str(&text).unwrap_or_default();
     for token in &stored.added_tokens {
         let id = token["id"].as_u64().and_then(|id| u32::try_from(id).ok());

@@ -12,6 +12,7 @@ use serde_json::ser::{PrettyFormatter, Serializer};
 use serde_json::Value;
 
 use super::tokenizer_config::read;
+use crate::backbone::read_text;
 use crate::diagnostic::Problem;
 use crate::task::{is_learned, Conversation, Marked};
 
@@ -273,7 +274,7 @@ fn sources(directory: &Path) -> Result<BTreeMap<String, String>, Problem> {
         })),
         _ => {}
     }
-    let file = |path: &Path| match std::fs::read_to_string(path) {
+    let file = |path: &Path| match read_text(path) {
         Ok(text) => Ok(Some(text)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(refused(&format!(

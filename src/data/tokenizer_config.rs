@@ -29,6 +29,7 @@ use tokenizers::{
 };
 
 use super::added_tokens;
+use crate::backbone::read_text;
 use crate::diagnostic::Problem;
 
 /// The settings that a [`Tokenizer`] does not hold itself.
@@ -120,7 +121,7 @@ pub(super) fn read(directory: &Path, name: &str) -> Result<Value, Problem> {
         Problem::new("delta::data::tokenizer", message)
             .help("replace the file with the one of the original model")
     };
-    match std::fs::read_to_string(&path) {
+    match read_text(&path) {
         Ok(text) => crate::text::json(&text).map_err(|e| unreadable(&e)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
         Err(e) => Err(unreadable(&e)),

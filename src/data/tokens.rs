@@ -8,7 +8,7 @@ use tokenizers::{Encoding, PostProcessor, Tokenizer, TruncationDirection, Trunca
 use super::chat::ChatTemplates;
 use super::tokenizer_config::TokenizerConfig;
 use crate::backbone::family::Reads;
-use crate::backbone::Config;
+use crate::backbone::{exists, read_text, text_in_gguf, Config};
 use crate::diagnostic::Problem;
 use crate::plan::{BackbonePlan, Cloze, Words};
 use crate::task::{Conversation, Encoded, Encoder, Example, Marked, Sentence, Target};
@@ -76,18 +76,22 @@ impl TextEncoder {
                 .help("add it to `config.json`; for T5 it is 0, the id of the padding token")
         })?;
         let path = directory.join("tokenizer.json");
-        if !path.exists() {
+        if !exists(&path) {
             let message = format!("`{}` has no `tokenizer.json`", directory.display());
             return Err(Problem::new("delta::data::tokenizer", message).help(
                 "write one with transformers: `AutoTokenizer.from_pretrained(d).save_pretrained(d)`",
             ));
+        }
+        if let Some(Err(problem)) = text_in_gguf(&path) {
+            return Err(problem);
         }
         let unreadable = |e: tokenizers::Error| {
             let message = format!("`{}` cannot be read: {e}", path.display());
             Problem::new("delta::data::tokenizer", message)
                 .help("write it again with transformers: `AutoTokenizer.from_pretrained(MODEL).save_pretrained(DIRECTORY)`")
         };
-        let mut tokenizer = Tokenizer::from_file(&path).map_err(unreadable)?;
+        let text = read_text(&path).map_err(|e| unreadable(e.into()))?;
+        let mut tokenizer: Tokenizer = text.parse().map_err(unreadable)?;
         let settings = TokenizerConfig::apply(directory, backbone, &mut tokenizer)?;
         tokenizer.with_truncation(None).map_err(unreadable)?;
         tokenizer.with_padding(None);

@@ -32,6 +32,11 @@ pub enum Storage {
     Bf16,
     /// In 8 bits, with a scale for each row: `w ≈ s q`, `q` from −127 to 127.
     Int8,
+    /// As the file has them, in blocks of few bits: GGUF.
+    File {
+        /// The bytes of all weights.
+        bytes: usize,
+    },
     /// In 4 bits, with a scale for each 64 elements, by the code NF4, whose scales are in 8 bits themselves (Dettmers et
     /// al., arXiv 2305.14314, sections 3 and 3.1), as bitsandbytes has it.
     Nf4,
@@ -45,16 +50,18 @@ impl Storage {
             Storage::Bf16 => "bf16",
             Storage::Int8 => "int8",
             Storage::Nf4 => "nf4",
+            Storage::File { .. } => "of the file",
         }
     }
 
-    /// The bytes that a weight `(out, in)` takes.
+    /// The bytes that a weight `(out, in)` takes; 0 in a file, which knows only the bytes of all.
     pub fn bytes(self, (out, input): (usize, usize)) -> usize {
         let count = out * input;
         match self {
             Storage::F32 => 4 * count,
             Storage::Bf16 => 2 * count,
             Storage::Int8 => count + 4 * out,
+            Storage::File { .. } => 0,
             Storage::Nf4 => {
                 let blocks = count.div_ceil(BLOCK);
                 count.div_ceil(2) + blocks + 4 * (blocks.div_ceil(SCALES) + 1)
@@ -155,7 +162,7 @@ impl Coded {
             }
         };
         let codes = match storage {
-            Storage::F32 => return None,
+            Storage::F32 | Storage::File { .. } => return None,
             Storage::Bf16 => Codes::Bf16(encoded(count, PIECE, |range, codes: &mut Vec<u16>| {
                 codes.extend(
                     read(range)

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::backbone::read_text;
 use crate::diagnostic::Problem;
 use crate::task::Wishes;
 
@@ -165,7 +166,7 @@ impl Defaults {
     pub fn read(backbone: &Path) -> Result<Self, Problem> {
         let json = |name: &str| {
             let path = backbone.join(name);
-            match std::fs::read_to_string(&path) {
+            match read_text(&path) {
                 Err(_) => Ok(Value::Null),
                 Ok(text) => crate::text::json(&text).map_err(|e| {
                     let message = format!("`{}` cannot be read: {e}", path.display());

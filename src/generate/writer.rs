@@ -30,6 +30,15 @@ impl Writer {
     /// # Errors
     /// The device fails; the tokenizer cannot decode an answer.
     pub fn texts(&self, graph: &Graph, examples: &[Example]) -> Result<Vec<Texts>, Problem> {
+        // Products are shared out to other threads from a thread of the pool alone.
+        rayon::scope(|_| self.texts_on_this_thread(graph, examples))
+    }
+
+    fn texts_on_this_thread(
+        &self,
+        graph: &Graph,
+        examples: &[Example],
+    ) -> Result<Vec<Texts>, Problem> {
         let decode = |tokens: &[u32]| self.encoder.decode(tokens);
         let mut texts = Vec::with_capacity(examples.len());
         for examples in examples.chunks(AT_ONCE) {

@@ -239,7 +239,22 @@ impl<'a> Builder<'a> {
             ("int8", Storage::Int8),
             ("nf4", Storage::Nf4),
         ];
-        let storage = fields.choice("storage", &storages).unwrap_or_default();
+        let own = surroundings.storage(&directory);
+        let own = own.map_err(|problem| self.report(problem.or_at(location.span)));
+        let storage = fields.choice("storage", &storages);
+        if let (Some(value), Some(_), Ok(Storage::File { .. })) =
+            (fields.raw("storage"), storage, &own)
+        {
+            let message = "the weights of a GGUF file stay as they are in it";
+            let problem = Problem::new("delta::plan::storage", message).at(value.span, "here");
+            self.report(
+                problem.help("remove `storage`, or use the model's Hugging Face directory"),
+            );
+        }
+        let storage = storage.or(own.ok()).unwrap_or_default();
+        let tokenizer = fields
+            .text("tokenizer")
+            .map(|text| self.base.join(text.node));
         if let Some(value) = fields.raw("storage").filter(|_| storage != Storage::F32) {
             let report = |message: &str, help: &str| {
                 let problem = Problem::new("delta::plan::storage", message);
@@ -260,7 +275,7 @@ impl<'a> Builder<'a> {
         let mut backbone = BackbonePlan {
             location: text.clone(),
             directory,
-            tokenizer: None,
+            tokenizer,
             config,
             max_length,
             random,

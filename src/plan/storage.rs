@@ -23,7 +23,10 @@ impl BackbonePlan {
             [out, input] => self.storage_of(&parameter.path).bytes((out, input)),
             _ => 4 * parameter.count(),
         };
-        tree.parameters().map(of).sum()
+        match self.storage {
+            Storage::File { bytes } => bytes,
+            _ => tree.parameters().map(of).sum(),
+        }
     }
 }
 
@@ -43,16 +46,18 @@ impl Builder<'_> {
             match &delta.change {
                 Change::Unfreeze { parameters } => {
                     let is_coded = |path: &&String| {
-                        matches!(backbone.storage_of(path), Storage::Int8 | Storage::Nf4)
-                            && !path.ends_with(".bias")
+                        matches!(
+                            backbone.storage_of(path),
+                            Storage::Int8 | Storage::Nf4 | Storage::File { .. }
+                        ) && !path.ends_with(".bias")
                             && tree
                                 .parameters()
                                 .any(|own| own.path == **path && own.shape.len() == 2)
                     };
                     if let Some(path) = parameters.iter().find(is_coded) {
                         report(
-                            format!("`{}` unfreezes `{path}`, which `storage` keeps in codes of 8 bits or fewer: a step would be smaller than their distance", delta.name),
-                            "train a delta such as `lora` instead, or write `storage = bf16`",
+                            format!("`{}` unfreezes `{path}`, which the backbone keeps in codes: a step would be smaller than their distance", delta.name),
+                            "train a delta such as `lora` instead, or keep the weights in f32 or bfloat16",
                         );
                     }
                 }
@@ -66,8 +71,8 @@ impl Builder<'_> {
                     });
                     if reads {
                         report(
-                            format!("`{}` ({}) is computed from whole weights, which `storage` keeps in codes", delta.name, method.name()),
-                            "use `lora` with its usual `init`, or remove `storage`",
+                            format!("`{}` ({}) is computed from whole weights, which the backbone keeps in codes", delta.name, method.name()),
+                            "use `lora` with its usual `init`, or keep the weights in f32",
                         );
                     }
                 }

@@ -1,10 +1,11 @@
 //! The interface through which planning looks at a pipeline file's surroundings.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{BackbonePlan, Cloze, DeltaPlan, Origin};
 use crate::backbone::Config;
 use crate::diagnostic::Problem;
+use crate::engine::Storage;
 
 /// The surroundings of a pipeline file: its backbone, the backbone's tokenizer, and finished runs.
 ///
@@ -16,6 +17,14 @@ pub trait Surroundings {
     /// # Errors
     /// There is no such backbone, or its dimensions cannot be found.
     fn backbone(&self, location: &str) -> Result<(PathBuf, Config), Problem>;
+
+    /// How a backbone's weights are stored where the pipeline does not say it.
+    ///
+    /// # Errors
+    /// The backbone cannot be read.
+    fn storage(&self, _directory: &Path) -> Result<Storage, Problem> {
+        Ok(Storage::F32)
+    }
 
     /// The name of a pipeline that has no `pipeline` statement.
     fn name(&self) -> &str {

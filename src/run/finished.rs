@@ -230,7 +230,7 @@ impl FinishedRun {
             ..self.manifest.clone()
         };
         let now = Manifest {
-            backbone_files: backbone_files(directory)?,
+            backbone_files: backbone_files(backbone)?,
             backbone_hash: self.manifest.backbone_hash.clone(),
             ..Manifest::default()
         };

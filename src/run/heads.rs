@@ -1,6 +1,6 @@
 //! Checks and describes a plan's backbone by the names and shapes in its checkpoint.
 
-use crate::backbone::{Checkpoint, Config, Tree};
+use crate::backbone::{read_text, Checkpoint, Config, Tree};
 use crate::diagnostic::Problem;
 use crate::graph::{check_trained, HeadOrigin};
 use crate::plan::{Change, DeltaPlan, Plan, TaskPlan};
@@ -184,7 +184,7 @@ fn beyond_pretraining(plan: &Plan) -> Option<Problem> {
 /// A warning about the keys of `config.json` that the family's description does not cover.
 fn unknown_keys(plan: &Plan) -> Option<Problem> {
     let path = plan.backbone.directory.join("config.json");
-    let text = std::fs::read_to_string(&path).ok()?;
+    let text = read_text(&path).ok()?;
     let unknown = Config::unknown_keys(&text);
     if unknown.is_empty() {
         return None;

@@ -4,9 +4,12 @@ use std::path::{Path, PathBuf};
 
 use super::tying::has_head_weight;
 use super::{FinishedRun, Integrity};
-use crate::backbone::{fetch_weights, head_parameters, locate, read_config, Checkpoint, Config};
+use crate::backbone::{
+    exists, fetch_weights, head_parameters, locate, own_storage, read_config, read_text,
+    Checkpoint, Config,
+};
 use crate::diagnostic::{Problem, Span};
-use crate::engine::{Device, Precision, Storage};
+use crate::engine::{Device, Precision};
 use crate::graph::{Graph, Tensors};
 use crate::peft;
 use crate::plan::{BackbonePlan, DeltaPlan, Label, Metric, Plan, Task, TaskPlan};
@@ -203,7 +206,7 @@ fn open_adapter(
 
 /// Whether a directory has a model that writes text.
 fn is_language_model(directory: &Path) -> Result<bool, Problem> {
-    if !directory.join("config.json").exists() {
+    if !exists(&directory.join("config.json")) {
         return Ok(false);
     }
     let config = read_config(directory)?;
@@ -260,6 +263,7 @@ fn plan_of(
     task: TaskPlan,
     deltas: Vec<DeltaPlan>,
 ) -> Plan {
+    let storage = own_storage(&directory).unwrap_or_default();
     let mut plan = Plan {
         name: "adapter".to_owned(),
         seed: 0,
@@ -272,7 +276,7 @@ fn plan_of(
             config,
             random: false,
             precision: Precision::F32,
-            storage: Storage::F32,
+            storage,
             span: Span::default(),
         },
         data: Default::default(),
@@ -348,7 +352,7 @@ fn language_model_task(text: Vec<String>, config: &Config) -> Result<TaskPlan, P
 /// only one output.
 fn adapter_task(backbone: &Path, outputs: usize, text: Vec<String>) -> TaskPlan {
     let config: PathBuf = backbone.join("config.json");
-    let json: serde_json::Value = std::fs::read_to_string(config)
+    let json: serde_json::Value = read_text(&config)
         .ok()
         .and_then(|text| serde_json::from_str(&text).ok())
         .unwrap_or_default();

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use crate::backbone::{Checkpoint, FILES_BESIDE_WEIGHTS};
 use crate::diagnostic::Problem;
 use crate::disk::{self, failed};
-use crate::plan::Plan;
+use crate::plan::{BackbonePlan, Plan};
 use crate::text::hexadecimal;
 
 /// The version of this program.
@@ -60,7 +60,7 @@ impl Manifest {
             deltarun: VERSION.to_owned(),
             file_hash: hexadecimal(&Sha256::digest(source)),
             backbone_hash,
-            backbone_files: backbone_files(&plan.backbone.directory)?,
+            backbone_files: backbone_files(&plan.backbone)?,
             data_hashes,
             plan_hash: plan.hash(),
             files: BTreeMap::new(),
@@ -122,9 +122,16 @@ fn changed_files<'a>(
 ///
 /// # Errors
 /// A file cannot be read.
-pub fn backbone_files(directory: &Path) -> Result<BTreeMap<String, String>, Problem> {
+pub fn backbone_files(backbone: &BackbonePlan) -> Result<BTreeMap<String, String>, Problem> {
     let mut hashes = BTreeMap::new();
+    let own = &backbone.directory;
+    let tokenizer = backbone.tokenizer.as_ref().unwrap_or(own);
     for name in FILES_BESIDE_WEIGHTS {
+        let directory = if name == "config.json" {
+            own
+        } else {
+            tokenizer
+        };
         let path = directory.join(name);
         if path.exists() {
             let hash = disk::hash(&path).map_err(|e| failed("read", &path, &e))?;

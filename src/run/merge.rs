@@ -6,7 +6,9 @@ use std::path::Path;
 use serde_json::{json, Value};
 
 use super::{has_head_weight, Directory};
-use crate::backbone::{read_config, write_tensors, Checkpoint, Module, Parameter, Site};
+use crate::backbone::{
+    exists, read_config, read_text, write_tensors, Checkpoint, Module, Parameter, Site,
+};
 use crate::delta::{transposed, Folded, Preposition};
 use crate::diagnostic::Problem;
 use crate::disk;
@@ -62,9 +64,14 @@ pub fn merge(plan: &Plan, graph: &Graph, out: &Path) -> Result<(), Problem> {
         let folders = own.chain([&plan.backbone.directory]);
         let source = folders
             .map(|folder| folder.join(file))
-            .find(|source| source.exists());
-        if let Some(source) = source {
-            std::fs::copy(source, place.path().join(file)).map_err(|e| failed(&e))?;
+            .find(|source| exists(source));
+        let Some(source) = source else { continue };
+        let copy = place.path().join(file);
+        if source.exists() {
+            std::fs::copy(source, copy).map_err(|e| failed(&e))?;
+        } else {
+            let text = read_text(&source).map_err(|e| failed(&e))?;
+            std::fs::write(copy, text).map_err(|e| failed(&e))?;
         }
     }
     check_logits(plan, graph, place.path())?;
@@ -299,7 +306,7 @@ fn stored(parts: BTreeMap<usize, (Parameter, Vec<f32>)>) -> (Vec<f32>, Vec<usize
 /// The backbone's `config.json`, with the labels and the architecture of the merged model.
 fn merged_config(plan: &Plan) -> Result<Value, Problem> {
     let path = plan.backbone.directory.join("config.json");
-    let text = std::fs::read_to_string(&path).map_err(|e| disk::failed("read", &path, &e))?;
+    let text = read_text(&path).map_err(|e| disk::failed("read", &path, &e))?;
     let mut config: Value = crate::text::json(&text).map_err(Problem::internal)?;
     // We write weights in f32. transformers would round them to the type named here.
     for key in ["dtype", "torch_dtype"] {

@@ -98,7 +98,7 @@ pub(super) fn check_origins(plan: &Plan, integrity: Integrity) -> Result<(), Pro
             continue;
         }
         let now = Manifest {
-            backbone_files: backbone_files(&plan.backbone.directory)?,
+            backbone_files: backbone_files(&plan.backbone)?,
             ..theirs.clone()
         };
         let changed = theirs.changed_input(&now);

@@ -4,9 +4,12 @@ use std::path::{Component, Path, PathBuf};
 
 use super::origin::{check_origins, origin_hash};
 use super::{backbone_warnings, check_backbone, check_data, has_head_weight, Integrity, Loader};
-use crate::backbone::{fetch_weights, locate, locate_config, read_config, Checkpoint, Config};
+use crate::backbone::{
+    fetch_weights, locate, locate_config, own_storage, read_config, Checkpoint, Config,
+};
 use crate::data::{Extent, TextEncoder};
 use crate::diagnostic::{Problem, Problems};
+use crate::engine::Storage;
 use crate::plan::{plan, BackbonePlan, DeltaPlan, Origin, Plan, Surroundings, Words};
 use crate::settings::Overrides;
 use crate::syntax::parse;
@@ -223,6 +226,10 @@ impl Surroundings for Source {
             }
         })?;
         Ok((directory, config))
+    }
+
+    fn storage(&self, directory: &Path) -> Result<Storage, Problem> {
+        own_storage(directory)
     }
 
     fn name(&self) -> &str {

@@ -35,6 +35,9 @@ enum Source<'a> {
     Coded(&'a dyn WeightSource, (usize, usize)),
 }
 
+/// Decoding an element takes as long as this many multiplications.
+const DECODING: usize = 32;
+
 /// The columns of a matrix in codes that are decoded for a part of a panel of its transpose.
 const DECODED: usize = 256;
 
@@ -210,7 +213,11 @@ impl<'a> PackedOperand<'a> {
         a: View,
     ) {
         let (depth, columns) = self.shape();
-        let least = |rows: usize| LEAST_SHARED.div_ceil((rows * depth * PANEL).max(1));
+        let decoding = match self.matrix {
+            Source::Packed(_) => 0,
+            Source::Coded(..) => DECODING,
+        };
+        let least = |rows: usize| LEAST_SHARED.div_ceil(((rows + decoding) * depth * PANEL).max(1));
         // The next panel is prefetched here, because this thread most likely multiplies with it too.
         let last = panels.end.saturating_sub(1);
         let work = |panels: Range<usize>, rows: Range<usize>| {

@@ -1,0 +1,243 @@
+//! The files of a Hugging Face directory that say what a GGUF file's metadata says. Whoever reads `DIRECTORY/config.json`
+//! may read `model.gguf/config.json` alike.
+
+use std::io::{Error, ErrorKind};
+use std::path::Path;
+
+use serde_json::{json, Map, Value};
+
+use super::names::{architecture, lacks, number};
+use super::tokenizer::{tokenizer, tokenizer_config};
+use super::{is_gguf, wrong, Gguf};
+use crate::diagnostic::Problem;
+
+/// The text of a file beside a backbone's weights.
+///
+/// # Errors
+/// There is no such file, or it cannot be read.
+pub fn read_text(path: &Path) -> std::io::Result<String> {
+    match text_in_gguf(path) {
+        None => std::fs::read_to_string(path),
+        Some(Ok(Some(text))) => Ok(text),
+        Some(Ok(None)) => Err(Error::from(ErrorKind::NotFound)),
+        Some(Err(problem)) => Err(Error::new(ErrorKind::InvalidData, problem.message)),
+    }
+}
+
+/// The text of a file beside a GGUF file's weights, if it has such a text; `None` for other backbones.
+pub fn text_in_gguf(path: &Path) -> Option<Result<Option<String>, Problem>> {
+    let parent = path.parent().filter(|parent| is_gguf(parent))?;
+    let read = || {
+        let file = Gguf::open(parent)?;
+        Ok(match path.file_name().and_then(|name| name.to_str()) {
+            Some("config.json") => Some(config(&file)?.to_string()),
+            Some("generation_config.json") => Some(generation_config(&file).to_string()),
+            Some("tokenizer.json") => Some(tokenizer(&file)?.to_string()),
+            Some("tokenizer_config.json") => Some(tokenizer_config(&file).to_string()),
+            _ => None,
+        })
+    };
+    Some(read())
+}
+
+/// Whether there is a file beside a backbone's weights.
+pub fn exists(path: &Path) -> bool {
+    match path.parent().filter(|parent| is_gguf(parent)) {
+        Some(_) => {
+            let names = [
+                "config.json",
+                "generation_config.json",
+                "tokenizer.json",
+                "tokenizer_config.json",
+            ];
+            path.file_name()
+                .is_some_and(|name| names.iter().any(|own| name == *own))
+        }
+        None => path.exists(),
+    }
+}
+
+/// `config.json`, in the spelling of transformers.
+fn config(file: &Gguf) -> Result<Value, Problem> {
+    let architecture = architecture(file)?;
+    let own = Own { file, architecture };
+    own.check_keys()?;
+    let heads = own.number("attention.head_count")?;
+    let width = own.number("embedding_length")?;
+    let tokens = file.metadata.get("tokenizer.ggml.tokens");
+    let tokens = tokens.and_then(Value::as_array).map(Vec::len);
+    let vocabulary = file
+        .tensors
+        .get("token_embd.weight")
+        .map(|table| table.shape[0]);
+    let vocabulary = vocabulary
+        .or(tokens)
+        .ok_or_else(|| own.lacks("vocab_size"))?;
+    let head_width = own
+        .optional("attention.key_length")
+        .unwrap_or(width / heads.max(1));
+    let rotated = own.optional("rope.dimension_count").unwrap_or(head_width);
+    if rotated != head_width
+        || own
+            .optional("attention.value_length")
+            .is_some_and(|v| v != head_width)
+    {
+        return Err(own.refused(format!(
+            "{rotated} of a head's {head_width} columns are rotated, or its values have another width"
+        )));
+    }
+    if file.tensors.contains_key("rope_freqs.weight") {
+        return Err(own.refused(
+            "it scales the rotary frequencies by a tensor `rope_freqs.weight`".to_owned(),
+        ));
+    }
+    let has = |name: &str| file.tensors.contains_key(name);
+    let special = |name: &str| {
+        file.metadata
+            .get(&format!("tokenizer.ggml.{name}_token_id"))
+    };
+    let (class, has_biases) = match architecture {
+        "qwen2" => ("Qwen2ForCausalLM", false),
+        _ => ("LlamaForCausalLM", has("blk.0.attn_q.bias")),
+    };
+    let mut config = json!({
+        "architectures": [class],
+        "model_type": architecture,
+        "hidden_size": width,
+        "intermediate_size": own.number("feed_forward_length")?,
+        "num_hidden_layers": own.number("block_count")?,
+        "num_attention_heads": heads,
+        "num_key_value_heads": own.optional("attention.head_count_kv").unwrap_or(heads),
+        "max_position_embeddings": own.number("context_length")?,
+        "rms_norm_eps": own.float("attention.layer_norm_rms_epsilon").ok_or_else(|| own.lacks("attention.layer_norm_rms_epsilon"))?,
+        "rope_theta": own.float("rope.freq_base").unwrap_or(10_000.0),
+        "vocab_size": vocabulary,
+        "hidden_act": "silu",
+        "tie_word_embeddings": !has("output.weight"),
+        "bos_token_id": special("bos"),
+        "eos_token_id": special("eos"),
+        "pad_token_id": special("padding"),
+    });
+    match architecture {
+        "qwen2" => config["use_sliding_window"] = json!(false),
+        _ => {
+            config["attention_bias"] = json!(has_biases);
+            config["mlp_bias"] = json!(false);
+            config["head_dim"] = json!(head_width);
+        }
+    }
+    if let Some(scaling) = own.scaling()? {
+        config["rope_scaling"] = scaling;
+    }
+    Ok(config)
+}
+
+/// `generation_config.json`: the tokens that end an answer.
+fn generation_config(file: &Gguf) -> Value {
+    let special = |name: &str| {
+        file.metadata
+            .get(&format!("tokenizer.ggml.{name}_token_id"))
+    };
+    let ends: Vec<&Value> = ["eos", "eot", "eom"]
+        .into_iter()
+        .filter_map(special)
+        .collect();
+    json!({ "bos_token_id": special("bos"), "eos_token_id": ends })
+}
+
+/// The keys of a file's own architecture.
+struct Own<'a> {
+    file: &'a Gguf,
+    architecture: &'static str,
+}
+
+impl Own<'_> {
+    fn key(&self, name: &str) -> String {
+        format!("{}.{name}", self.architecture)
+    }
+
+    fn metadata(&self) -> &Map<String, Value> {
+        &self.file.metadata
+    }
+
+    fn optional(&self, name: &str) -> Option<usize> {
+        number(self.metadata(), &self.key(name))
+    }
+
+    fn number(&self, name: &str) -> Result<usize, Problem> {
+        self.optional(name).ok_or_else(|| self.lacks(name))
+    }
+
+    /// A number in f32, as a person would write it.
+    fn float(&self, name: &str) -> Option<f64> {
+        let value = self.metadata().get(&self.key(name))?.as_f64()?;
+        format!("{}", value as f32).parse().ok()
+    }
+
+    fn lacks(&self, name: &str) -> Problem {
+        lacks(self.file.path(), &self.key(name))
+    }
+
+    fn refused(&self, message: String) -> Problem {
+        wrong(self.file.path(), message).help("use the model's Hugging Face directory")
+    }
+
+    /// `rope_scaling`.
+    fn scaling(&self) -> Result<Option<Value>, Problem> {
+        let kind = self
+            .metadata()
+            .get(&self.key("rope.scaling.type"))
+            .and_then(Value::as_str);
+        let factor = self.float("rope.scaling.factor");
+        match (kind, factor) {
+            (None | Some("none"), _) => Ok(None),
+            (Some("linear"), Some(factor)) => {
+                Ok(Some(json!({"rope_type": "linear", "factor": factor})))
+            }
+            (Some("yarn"), Some(factor)) => Ok(Some(json!({
+                "rope_type": "yarn",
+                "factor": factor,
+                "original_max_position_embeddings": self.number("rope.scaling.original_context_length")?,
+            }))),
+            (Some(kind), _) => {
+                Err(self.refused(format!("its rotary embeddings are scaled by `{kind}`")))
+            }
+        }
+    }
+
+    /// Refuses a key that says something of the model which nobody would read.
+    fn check_keys(&self) -> Result<(), Problem> {
+        const READ: [&str; 17] = [
+            "context_length",
+            "embedding_length",
+            "block_count",
+            "feed_forward_length",
+            "vocab_size",
+            "attention.head_count",
+            "attention.head_count_kv",
+            "attention.key_length",
+            "attention.value_length",
+            "attention.layer_norm_rms_epsilon",
+            "rope.dimension_count",
+            "rope.freq_base",
+            "rope.scaling.type",
+            "rope.scaling.factor",
+            "rope.scaling.original_context_length",
+            "rope.scaling.finetuned",
+            "tensor_data_layout",
+        ];
+        let prefix = self.key("");
+        for (key, value) in self.metadata() {
+            let Some(name) = key.strip_prefix(&prefix) else {
+                continue;
+            };
+            let is_neutral = value.as_f64() == Some(0.0) || value == &Value::Bool(false);
+            if !READ.contains(&name) && !is_neutral {
+                return Err(self.refused(format!(
+                    "its metadata has `{key}`, which deltarun does not know"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
