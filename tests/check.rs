@@ -496,6 +496,7 @@ fn check_finds_what_needs_no_run() {
         ("run::combine", OTHER),
         ("run::exists", OUTPUT),
         ("run::foreign", OUTPUT),
+        ("run::gguf", OTHER),
         ("run::locked", OUTPUT),
         ("run::manifest", OTHER),
         ("run::merged_differs", OTHER),

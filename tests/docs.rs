@@ -38,7 +38,13 @@ fn complete(sample: &str) -> String {
             text.push_str(ordinary);
         }
     }
-    text.push_str(sample);
+    // The files of a fixture stand for a model's.
+    let file = crate::common::fixture("gguf/blocks.gguf");
+    let file = format!("backbone \"{}\" {{ max_length = 128", file.display());
+    text.push_str(&sample.replace(
+        "backbone \"SmolLM2-135M-Instruct.Q4_1.gguf\" { max_length = 384",
+        &file,
+    ));
     if !has(sample, "stage") && !sample.contains("template =") {
         let names = sample.lines().filter_map(|line| {
             let mut words = line.split_whitespace();

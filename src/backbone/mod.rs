@@ -20,7 +20,10 @@ pub use architecture::{
     Architecture, Distances, FeedForwardKind, NormKind, NormPlace, Positions, Stack,
 };
 pub use config::Config;
-pub use gguf::{exists, is_gguf, own_storage, read_text, text_in_gguf};
+pub use gguf::{
+    exists, is_gguf, own_storage, read_text, text_in_gguf, write_adapter, write_model, LowRank,
+    MatrixType,
+};
 pub use rotary::{RopeScaling, Rotary};
 pub use source::{fetch_weights, locate, locate_config, read_config};
 pub use tree::{

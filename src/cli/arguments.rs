@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::backbone::MatrixType;
 use crate::run::{Integrity, Rule};
 use crate::task::Wishes;
 
@@ -88,12 +89,28 @@ pub enum Command {
     Chat(ChatOptions),
     /// Combine several LoRA runs into one, by average, TIES or DARE
     Combine(CombineOptions),
-    /// Merge a run into its backbone: write a directory that transformers loads without PEFT
+    /// Write a run's LoRA as a GGUF file, for llama.cpp's `--lora` and Ollama's `ADAPTER`
+    Export {
+        /// The run's directory, or that of a LoRA saved by PEFT
+        run: PathBuf,
+        /// The file to write
+        #[arg(value_name = "OUT.gguf")]
+        out: PathBuf,
+        /// The backbone's directory, if it has moved
+        #[arg(long)]
+        backbone: Option<String>,
+        #[command(flatten)]
+        integrity: IntegrityOptions,
+    },
+    /// Merge a run into its backbone: write a directory that transformers loads without PEFT, or a GGUF file
     Merge {
         /// The run's directory
         run: PathBuf,
-        /// The directory to write
+        /// The directory to write, or a file that ends in `.gguf` for a run on a GGUF file
         out: PathBuf,
+        /// The type of the matrices of a GGUF file: `f32`, `f16`, `bf16` or `q8_0`
+        #[arg(long = "type", value_name = "TYPE", value_parser = matrix_type)]
+        kind: Option<MatrixType>,
         /// The backbone's directory, if it has moved
         #[arg(long)]
         backbone: Option<String>,
@@ -407,6 +424,15 @@ fn number<const LOW: u32, const HIGH: u32>(text: &str) -> Result<f32, String> {
 
 /// The most threads that a process may start: more than any machine has processors.
 const MOST_THREADS: usize = 1024;
+
+/// The type of a GGUF file's matrices.
+fn matrix_type(text: &str) -> Result<MatrixType, String> {
+    let known = MatrixType::ALL.iter().find(|(name, _)| *name == text);
+    let names = MatrixType::ALL.map(|(name, _)| name).join(", ");
+    known
+        .map(|(_, kind)| *kind)
+        .ok_or_else(|| format!("it is one of {names}"))
+}
 
 fn threads(text: &str) -> Result<usize, String> {
     match text.parse() {

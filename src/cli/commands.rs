@@ -10,6 +10,7 @@ use super::arguments::{
     ProfileOptions, RunOptions, SourceOptions,
 };
 use super::{show, Ended};
+use crate::backbone::MatrixType;
 use crate::diagnostic::{Problem, Problems};
 use crate::disk;
 use crate::engine::{measure_limits, measure_rate, Device};
@@ -427,7 +428,7 @@ pub(super) fn open_source(source: &SourceOptions, device: Device) -> Result<Load
 }
 
 /// `deltarun merge`
-pub(super) fn merge(
+pub(super) fn export(
     directory: &Path,
     out: &Path,
     backbone: Option<&str>,
@@ -440,7 +441,45 @@ pub(super) fn merge(
         integrity,
         Device::Cpu,
     )?;
-    run::merge(&loaded.plan, &loaded.graph, out)?;
+    run::export_gguf(&loaded.plan, &loaded.graph, out)?;
+    let shown = out.display();
+    print(&format!(
+        "{shown}\n  llama.cpp: llama-cli -m MODEL.gguf --lora {shown}\n  Ollama: `ADAPTER {shown}` in a Modelfile, after `FROM MODEL.gguf`\n"
+    ));
+    Ok(Ended::Done)
+}
+
+pub(super) fn merge(
+    directory: &Path,
+    out: &Path,
+    kind: Option<MatrixType>,
+    backbone: Option<&str>,
+    integrity: Integrity,
+) -> Result<Ended, Problems> {
+    let loaded = open_run(
+        directory,
+        backbone,
+        Reads::default(),
+        integrity,
+        Device::Cpu,
+    )?;
+    let is_file = out.extension().is_some_and(|ending| ending == "gguf");
+    match (is_file, kind) {
+        (true, kind) => {
+            let kind = kind.unwrap_or(MatrixType::F16);
+            run::merge_gguf(&loaded.plan, &loaded.graph, out, kind)?;
+        }
+        (false, None) => run::merge(&loaded.plan, &loaded.graph, out)?,
+        (false, Some(_)) => {
+            let message = format!(
+                "`--type` belongs to a GGUF file, and `{}` is a directory",
+                out.display()
+            );
+            return Err(Problem::new("delta::cli::type", message)
+                .help("leave out `--type`, or name a file that ends in `.gguf`")
+                .into());
+        }
+    }
     print(&format!("{}\n", out.display()));
     Ok(Ended::Done)
 }

@@ -124,12 +124,19 @@ fn dispatch(arguments: Arguments) -> Result<Ended, Problems> {
         Some(Command::Generate(options)) => rayon::scope(|_| generate::generate(&options)),
         Some(Command::Chat(options)) => rayon::scope(|_| generate::chat(&options)),
         Some(Command::Combine(options)) => commands::combine(&options),
-        Some(Command::Merge {
+        Some(Command::Export {
             run,
             out,
             backbone,
             integrity,
-        }) => commands::merge(&run, &out, backbone.as_deref(), integrity.integrity()),
+        }) => commands::export(&run, &out, backbone.as_deref(), integrity.integrity()),
+        Some(Command::Merge {
+            run,
+            out,
+            kind,
+            backbone,
+            integrity,
+        }) => commands::merge(&run, &out, kind, backbone.as_deref(), integrity.integrity()),
         None => match &arguments.run.pipeline.file {
             Some(_) => commands::run(&arguments.run),
             None => {

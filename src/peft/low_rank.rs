@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 
 use serde_json::{json, Map, Value};
 
+use super::form::{form, Form};
 use super::{module_name, Written, KEY_PREFIX};
-use crate::backbone::{Module, Site};
+use crate::backbone::{LowRank, Module, Site};
 use crate::delta::{transposed, Lora, LoraInit, PeftAdapter, Scaling, INITIAL};
 use crate::graph::Graph;
 use crate::plan::{Change, Plan};
@@ -34,6 +35,39 @@ pub(super) fn low_rank(plan: &Plan, graph: &Graph) -> Written {
         tensors.insert(b_key, (adapter.b, b.to_vec()));
     }
     written
+}
+
+/// The LoRAs of a run at linear layers, by the names of their modules in the checkpoint.
+///
+/// # Errors
+/// The reason why the run's deltas are none, in a few words.
+pub fn plain_loras(plan: &Plan, graph: &Graph) -> Result<BTreeMap<String, LowRank>, String> {
+    match form(plan)? {
+        Form::LowRank => {}
+        _ => return Err("its deltas are no LoRA".to_owned()),
+    }
+    let adapters = adapters(plan, graph);
+    let is_table = |(_, adapter): &(&String, &Adapter)| adapter.is_embedding;
+    if let Some((name, _)) = adapters.iter().find(is_table) {
+        return Err(format!("llama.cpp has no LoRA at the table `{name}`"));
+    }
+    let rows = plan.active(plan.stages.len()).into_iter().find(|delta| {
+        matches!(&delta.change, Change::Method { method, .. } if matches!(method.peft_adapter(), PeftAdapter::Rows(_)))
+    });
+    if let Some(rows) = rows {
+        return Err(format!("`{}` trains rows of a table", rows.name));
+    }
+    let plain = adapters.into_iter().map(|(name, adapter)| {
+        let scale = adapter.scale();
+        let lora = LowRank {
+            a: adapter.a,
+            b: adapter.b,
+            rank: adapter.rank,
+            scale,
+        };
+        (name, lora)
+    });
+    Ok(plain.collect())
 }
 
 /// A LoRA at one checkpoint module, as PEFT stores it.

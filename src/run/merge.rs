@@ -158,7 +158,7 @@ fn probe(plan: &Plan) -> Batch {
 
 /// Every weight of the model under its checkpoint name, with deltas folded in. Other tensors of the checkpoint are
 /// copied unchanged.
-fn merged_tensors(plan: &Plan, graph: &Graph) -> Result<Tensors, Problem> {
+pub(super) fn merged_tensors(plan: &Plan, graph: &Graph) -> Result<Tensors, Problem> {
     let prefix = plan.name_prefix();
     // By name and part, so that a module which both the backbone and the head list occurs only once.
     let mut parts: BTreeMap<String, BTreeMap<usize, (Parameter, Vec<f32>)>> = BTreeMap::new();

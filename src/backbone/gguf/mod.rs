@@ -5,6 +5,7 @@ mod blocks;
 mod files;
 mod names;
 mod tokenizer;
+mod write;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -20,6 +21,7 @@ use crate::engine::Storage;
 pub(super) use blocks::Blocks;
 pub use files::{exists, read_text, text_in_gguf};
 pub(super) use names::Names;
+pub use write::{write_adapter, write_model, LowRank, MatrixType};
 
 /// Whether a path is that of a GGUF file.
 pub fn is_gguf(path: &Path) -> bool {
@@ -54,6 +56,9 @@ pub(super) struct Gguf {
     pub(super) metadata: Map<String, Value>,
     /// The tensors by their names in the file.
     pub(super) tensors: BTreeMap<String, GgufTensor>,
+    /// The bytes of the metadata, and where in the file the value of `general.file_type` is.
+    keys: Range<usize>,
+    file_type: Option<usize>,
 }
 
 /// A tensor of a GGUF file.
@@ -78,12 +83,29 @@ impl Gguf {
     /// The file is cut or corrupt, or has a tensor of a type that is not read.
     pub(super) fn open(path: &Path) -> Result<Self, Problem> {
         let file = MappedFile::open(path).map_err(|e| wrong(path, e))?;
-        let (metadata, tensors) = Header::read(file.bytes()).map_err(|e| wrong(path, e))?;
+        let Parts {
+            metadata,
+            tensors,
+            keys,
+            file_type,
+        } = Header::read(file.bytes()).map_err(|e| wrong(path, e))?;
         Ok(Gguf {
             file: Arc::new(file),
             metadata,
             tensors,
+            keys,
+            file_type,
         })
+    }
+
+    /// The bytes of the metadata for a file of another type, and how many keys they have.
+    fn keys_of_type(&self, file_type: u32) -> (Vec<u8>, u64) {
+        let mut keys = self.file.bytes()[self.keys.clone()].to_vec();
+        if let Some(place) = self.file_type {
+            let place = place - self.keys.start;
+            keys[place..place + 4].copy_from_slice(&file_type.to_le_bytes());
+        }
+        (keys, self.metadata.len() as u64)
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -99,8 +121,16 @@ struct Header<'b> {
 
 type Read<T> = Result<T, String>;
 
+/// What a file's header says.
+struct Parts {
+    metadata: Map<String, Value>,
+    tensors: BTreeMap<String, GgufTensor>,
+    keys: Range<usize>,
+    file_type: Option<usize>,
+}
+
 impl<'b> Header<'b> {
-    fn read(bytes: &'b [u8]) -> Read<(Map<String, Value>, BTreeMap<String, GgufTensor>)> {
+    fn read(bytes: &'b [u8]) -> Read<Parts> {
         let mut header = Header { bytes, place: 0 };
         if header.take(4)? != b"GGUF" {
             return Err("it does not begin with `GGUF`".to_owned());
@@ -112,15 +142,20 @@ impl<'b> Header<'b> {
             ));
         }
         let (tensors, keys) = (header.count()?, header.count()?);
-        let mut metadata = Map::new();
+        let (mut metadata, mut file_type) = (Map::new(), None);
+        let first = header.place;
         for _ in 0..keys {
             let key = header.text()?;
             let kind = header.u32()?;
+            if (key.as_str(), kind) == ("general.file_type", 4) {
+                file_type = Some(header.place);
+            }
             let value = header.value(kind, 0)?;
             if metadata.insert(key.clone(), value).is_some() {
                 return Err(format!("it has the key `{key}` twice"));
             }
         }
+        let keys = first..header.place;
         let mut described = Vec::new();
         for _ in 0..tensors {
             described.push(header.tensor()?);
@@ -133,7 +168,12 @@ impl<'b> Header<'b> {
         let alignment = alignment.ok_or("its alignment is no power of two")?;
         let start = header.place.next_multiple_of(alignment);
         let tensors = placed(described, start, bytes.len())?;
-        Ok((metadata, tensors))
+        Ok(Parts {
+            metadata,
+            tensors,
+            keys,
+            file_type,
+        })
     }
 
     fn take(&mut self, count: usize) -> Read<&'b [u8]> {
@@ -167,7 +207,9 @@ impl<'b> Header<'b> {
         usize::try_from(count)
             .ok()
             .filter(|count| *count <= left)
-            .ok_or_else(|| format!("the file is cut, or states {count} entries that it does not have"))
+            .ok_or_else(|| {
+                format!("the file is cut, or states {count} entries that it does not have")
+            })
     }
 
     fn text(&mut self) -> Read<String> {

@@ -14,6 +14,12 @@ pub(in crate::backbone) struct Names {
     permuted: Option<(usize, usize)>,
 }
 
+const FIXED: [(&str, &str); 3] = [
+    ("token_embd.weight", "model.embed_tokens.weight"),
+    ("output_norm.weight", "model.norm.weight"),
+    ("output.weight", "lm_head.weight"),
+];
+
 const MODULES: [(&str, &str); 9] = [
     ("attn_norm", "input_layernorm"),
     ("attn_q", "self_attn.q_proj"),
@@ -37,38 +43,49 @@ impl Names {
             let key = format!("{architecture}.{key}");
             number(&file.metadata, &key).ok_or_else(|| lacks(file.path(), &key))
         };
-        Ok(Names {
-            permuted: match architecture {
-                "llama" => {
-                    let heads = count("attention.head_count")?;
-                    let keys = count("attention.head_count_kv").unwrap_or(heads);
-                    Some((heads, keys))
-                }
-                _ => None,
-            },
-        })
+        let heads = count("attention.head_count")?;
+        let keys = count("attention.head_count_kv").unwrap_or(heads);
+        Ok(Names::new(architecture, (heads, keys)))
+    }
+
+    /// The names of an architecture, with its heads of queries and of keys.
+    pub(super) fn new(architecture: &str, heads: (usize, usize)) -> Self {
+        Names {
+            permuted: (architecture == "llama").then_some(heads),
+        }
+    }
+
+    /// The GGUF name of a tensor with this Hugging Face name, and the number of heads whose rows are permuted, if they are.
+    pub(super) fn gguf(&self, name: &str) -> Option<(String, Option<usize>)> {
+        if let Some((own, _)) = FIXED.iter().find(|(_, fixed)| *fixed == name) {
+            return Some(((*own).to_owned(), None));
+        }
+        let (block, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+        let (module, kind) = rest.rsplit_once('.')?;
+        let (own, _) = MODULES.iter().find(|(_, other)| *other == module)?;
+        Some((format!("blk.{block}.{own}.{kind}"), self.heads_of(own)))
+    }
+
+    /// The heads whose rows are permuted in a module.
+    fn heads_of(&self, module: &str) -> Option<usize> {
+        let (queries, keys) = self.permuted?;
+        match module {
+            "attn_q" => Some(queries),
+            "attn_k" => Some(keys),
+            _ => None,
+        }
     }
 
     /// The Hugging Face name of a tensor, and the number of heads whose rows are permuted, if they are.
     pub(in crate::backbone) fn hugging_face(&self, name: &str) -> Option<(String, Option<usize>)> {
-        let fixed = match name {
-            "token_embd.weight" => Some("model.embed_tokens.weight"),
-            "output_norm.weight" => Some("model.norm.weight"),
-            "output.weight" => Some("lm_head.weight"),
-            _ => None,
-        };
-        if let Some(fixed) = fixed {
-            return Some((fixed.to_owned(), None));
+        if let Some((_, fixed)) = FIXED.iter().find(|(own, _)| *own == name) {
+            return Some(((*fixed).to_owned(), None));
         }
         let (block, rest) = name.strip_prefix("blk.")?.split_once('.')?;
         let (module, kind) = rest.split_once('.')?;
         let (own, module) = MODULES.iter().find(|(own, _)| *own == module)?;
-        let heads = self.permuted.and_then(|(queries, keys)| match *own {
-            "attn_q" => Some(queries),
-            "attn_k" => Some(keys),
-            _ => None,
-        });
-        Some((format!("model.layers.{block}.{module}.{kind}"), heads))
+        let name = format!("model.layers.{block}.{module}.{kind}");
+        Some((name, self.heads_of(own)))
     }
 }
 
