@@ -134,6 +134,8 @@ fn table(bytes: &[u8], folder: &Path, format: FileFormat) {
         columns: None,
         separator: None,
         few: None,
+        part: None,
+        most: None,
         span: Default::default(),
     };
     let _ = {

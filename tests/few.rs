@@ -58,3 +58,69 @@ fn too_many_are_refused() {
         "the label `negative` has only 400 of the 500 examples that `few` takes"
     );
 }
+
+const ALL: &str = "tsv(\"train.tsv\")";
+
+fn of_class(set: &[Example], class: usize) -> usize {
+    let of_class = set
+        .iter()
+        .filter(|example| example.target == Target::Class(class));
+    of_class.count()
+}
+
+/// `split` takes its share of each label away from the training set, from the seed; `head` takes the first rows.
+#[test]
+fn a_split_is_a_share_of_each_label_and_is_not_trained_on() {
+    let [whole, _] = sets(ALL, ALL).unwrap();
+    let [train, dev] = sets(ALL, "split(train, 10%)").unwrap();
+    assert_eq!(train.len() + dev.len(), whole.len());
+    for class in 0..2 {
+        let share = of_class(&dev, class) as f64 / of_class(&whole, class) as f64;
+        assert!((share - 0.1).abs() < 0.01, "{share}");
+    }
+    // Every row is in one of the two as often as in the file, in its order.
+    let mut rest = train.iter().peekable();
+    let mut held = dev.iter().peekable();
+    for example in &whole {
+        let taken = rest.next_if(|own| *own == example);
+        assert!(taken
+            .or_else(|| held.next_if(|own| *own == example))
+            .is_some());
+    }
+    let [_, again] = sets(ALL, "split(train, 10%)").unwrap();
+    assert!(again == dev);
+    let [train, dev] = sets("head(tsv(\"train.tsv\"), 50)", "split(train, 20%)").unwrap();
+    assert!(
+        (train.len(), dev.len()) == (40, 10),
+        "{} {}",
+        train.len(),
+        dev.len()
+    );
+    assert!(train
+        .iter()
+        .chain(&dev)
+        .all(|example| whole[..50].contains(example)));
+}
+
+#[test]
+fn two_splits_share_no_row() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines/quickstart");
+    let text = format!(
+        "param seed = 3\nbackbone \"backbone\"\n\
+         data {{ train = {ALL}, dev = split(train, 10%), test = split(train, 25%) }}\n\
+         task classify {{ text = text, label = label, labels = [negative, positive] }}\n\
+         stage tune {{ train = [head], steps = 1, optimizer = sgd {{ lr = 1 }} }}"
+    );
+    let plan = plan_of(&text, &folder);
+    let data = &plan.data["data"];
+    let parts =
+        [&data.dev, &data.test, &data.train].map(|file| file.as_ref().unwrap().part.unwrap());
+    for rows in [1, 7, 10, 400, 1001] {
+        let places = parts.map(|part| part.of(rows));
+        assert_eq!(places[0].start, 0);
+        assert_eq!(places[0].end, places[1].start);
+        assert_eq!(places[1].end, places[2].start);
+        assert_eq!(places[2].end, rows);
+    }
+    assert!(parts.iter().all(|part| part.seed == 3));
+}

@@ -152,3 +152,132 @@ fn evaluate_puts_labels_in_one_order() {
         "{message}"
     );
 }
+
+/// Labels that a task leaves out are those of its training file: a run with them has the bits of one that names them.
+#[test]
+fn labels_are_found_in_the_training_file() {
+    let place = Place::new();
+    let named = "    labels = [negative, positive]\n";
+    let run = |text: &str, name: &str| {
+        place.write("x.delta", text.as_bytes());
+        place.succeed(&["x.delta", "--quiet", "--out", name]);
+        std::fs::read(place.path(&format!("{name}/delta.safetensors"))).unwrap()
+    };
+    assert!(PIPELINE.contains(named.trim()), "{PIPELINE}");
+    let left_out = PIPELINE.replace("labels = [negative, positive]", "");
+    let left_out = left_out.replace("label = label, ", "label = label");
+    assert_eq!(run(&left_out, "found"), run(PIPELINE, "named"));
+    place.write("x.delta", left_out.as_bytes());
+    let plan = place.succeed(&["plan", "x.delta"]);
+    assert!(
+        plan.contains("labels of `task`: 2 labels of the training file, `negative` and `positive`"),
+        "{plan}"
+    );
+    place.write("one.jsonl", b"{\"text\": \"a superb film\"}\n");
+    let answer = place.succeed(&["predict", "found", "--input", "one.jsonl"]);
+    assert!(answer.contains("\"positive\":"), "{answer}");
+    // Numbers are in the order of their size, and a row of another set with a label that no row trains is refused.
+    let rows = |labels: &[&str]| {
+        labels
+            .iter()
+            .map(|label| format!("a film\t{label}\n"))
+            .collect::<String>()
+    };
+    place.write(
+        "train.tsv",
+        format!("text\tlabel\n{}", rows(&["10", "9", "2", "10"])).as_bytes(),
+    );
+    place.write(
+        "dev.tsv",
+        format!("text\tlabel\n{}", rows(&["2", "9"])).as_bytes(),
+    );
+    let plan = place.succeed(&["plan", "x.delta"]);
+    assert!(plan.contains("`2`, `9` and `10`"), "{plan}");
+    place.write(
+        "dev.tsv",
+        format!("text\tlabel\n{}", rows(&["2", "3"])).as_bytes(),
+    );
+    let error = place.fail(2, &["check", "x.delta"]);
+    assert!(error.contains("does not name the label `3`"), "{error}");
+    for (labels, wanted) in [
+        (vec!["1", "1"], "has 1 label in"),
+        (vec![""], "has 0 labels in"),
+    ] {
+        place.write(
+            "train.tsv",
+            format!("text\tlabel\n{}", rows(&labels)).as_bytes(),
+        );
+        let error = place.fail(2, &["check", "x.delta"]);
+        assert!(error.contains(wanted), "{error}");
+    }
+    let many: String = (0..1001)
+        .map(|label| format!("a film\t{label}.5\n"))
+        .collect();
+    place.write("train.tsv", format!("text\tlabel\n{many}").as_bytes());
+    let error = place.fail(2, &["check", "x.delta"]);
+    assert!(
+        error.contains("has 1,001 different values") && error.contains("use `regress`"),
+        "{error}"
+    );
+    let error = place.fail(2, &["plan", "x.delta", "--config-only"]);
+    assert!(error.contains("which is not read here"), "{error}");
+}
+
+#[test]
+fn splits_that_cannot_be_are_refused_and_numbers_may_be_labels() {
+    let place = Place::new();
+    for (data, wanted) in [
+        (
+            "train = tsv(\"train.tsv\"), dev = split(train, 0.1)",
+            "such as `split(train, 10%)`",
+        ),
+        (
+            "train = tsv(\"train.tsv\"), dev = split(tsv(\"train.tsv\"), 10%)",
+            "such as `split(train, 10%)`",
+        ),
+        ("dev = split(train, 10%)", "no `train` to split"),
+        (
+            "train = tsv(\"train.tsv\"), dev = split(train, 60%), test = split(train, 50%)",
+            "leave nothing to train on",
+        ),
+        (
+            "train = few(tsv(\"train.tsv\"), 4), dev = split(train, 10%)",
+            "takes from a whole file",
+        ),
+        (
+            "train = head(tsv(\"train.tsv\"), 1), dev = split(train, 10%)",
+            "leaves none for this set",
+        ),
+        (
+            "train = head(tsv(\"train.tsv\"))",
+            "such as `head(tsv(\"train.tsv\"), 1000)`",
+        ),
+    ] {
+        let text = PIPELINE.replace(
+            "    train = tsv(\"train.tsv\")\n    dev = tsv(\"dev.tsv\")\n",
+            data,
+        );
+        place.write("x.delta", text.as_bytes());
+        let error = place.run(&["x.delta", "--quiet", "--out", "run"]);
+        let text = String::from_utf8(error.stderr).unwrap();
+        assert!(
+            error.status.code() == Some(2) && text.contains(wanted),
+            "{data}: {text}"
+        );
+    }
+    let text = PIPELINE.replace("dev = tsv(\"dev.tsv\")", "dev = split(train, 20%)");
+    place.write("x.delta", text.as_bytes());
+    place.succeed(&["x.delta", "--quiet", "--out", "run"]);
+    let found = place.succeed(&["eval", "run", "--format", "json"]);
+    let found: serde_json::Value = serde_json::from_str(&found).unwrap();
+    assert_eq!(found["examples"], 12, "{found}");
+    place.write(
+        "train.tsv",
+        b"text\tlabel\na superb film\t1\na stale film\t0\n",
+    );
+    let text = PIPELINE
+        .replace("[negative, positive]", "[0, 1]")
+        .replace("dev = tsv(\"dev.tsv\")", "");
+    place.write("x.delta", text.as_bytes());
+    place.succeed(&["check", "x.delta"]);
+}

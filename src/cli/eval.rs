@@ -83,6 +83,8 @@ fn data_file(path: &Path) -> Result<FilePlan, Problem> {
         columns: None,
         separator: None,
         few: None,
+        part: None,
+        most: None,
         span: Span::default(),
     })
 }

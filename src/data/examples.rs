@@ -1,5 +1,7 @@
 //! Turns a file's rows into examples of a task.
 
+use std::collections::BTreeMap;
+
 use rand::seq::SliceRandom;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -7,8 +9,10 @@ use rand_chacha::ChaCha8Rng;
 use super::table::{at_line, no_examples, visit, Row, Wanted};
 use super::tokens::TextEncoder;
 use crate::diagnostic::Problem;
-use crate::plan::{Few, FilePlan, TaskPlan};
+use crate::plan::{Few, FilePlan, Part, TaskPlan};
+
 use crate::task::{Example, Target};
+use crate::text::counted;
 
 /// The examples of a file, in its order.
 #[derive(Clone, Debug, Default)]
@@ -165,6 +169,40 @@ impl Examples {
             random.set_stream(class as u64);
             places.shuffle(&mut random);
             chosen.extend(places.into_iter().skip(few.skipped).take(few.per_class));
+        }
+        chosen.sort_unstable();
+        let all = chosen.into_iter().map(|place| self.all[place].clone());
+        Ok(Examples { all: all.collect() })
+    }
+
+    /// A part of the examples, in the order of the file: of each label alike where an example has one label.
+    ///
+    /// # Errors
+    /// The part has no examples.
+    pub fn part(&self, part: &Part) -> Result<Self, Problem> {
+        let mut groups: BTreeMap<Option<usize>, Vec<usize>> = BTreeMap::new();
+        for (place, example) in self.all.iter().enumerate() {
+            let label = match example.target {
+                Target::Class(class) => Some(class),
+                _ => None,
+            };
+            groups.entry(label).or_default().push(place);
+        }
+        let mut chosen = Vec::new();
+        for (label, mut places) in groups {
+            let mut random = ChaCha8Rng::seed_from_u64(part.seed);
+            random.set_stream(label.map_or(0, |label| 1 + label as u64));
+            places.shuffle(&mut random);
+            let own = part.of(places.len());
+            chosen.extend_from_slice(&places[own]);
+        }
+        if chosen.is_empty() {
+            let message = format!(
+                "the split of {} leaves none for this set",
+                counted(self.all.len(), "row")
+            );
+            return Err(Problem::new("delta::data::split", message)
+                .help("take another share, or name a file of its own"));
         }
         chosen.sort_unstable();
         let all = chosen.into_iter().map(|place| self.all[place].clone());

@@ -8,7 +8,7 @@ use super::examples::{checked_target, is_of_every_row, read_rows, wanted, ROWS_A
 use super::table::{at_line, no_examples, visit, Row};
 use super::tokens::TextEncoder;
 use crate::diagnostic::Problem;
-use crate::plan::{FileFormat, FilePlan, TaskPlan};
+use crate::plan::{FileFormat, FilePlan, Part, TaskPlan};
 use crate::task::{Example, Target};
 use crate::text::{counted, quoted_list};
 
@@ -175,6 +175,14 @@ impl Rows {
                 let is_unended = task.kind.writes() && !example.ends_with(&[end]);
                 self.tokens.unended += usize::from(is_unended);
             }
+        }
+    }
+
+    /// How many rows a part of the file has, all of whose rows were looked at.
+    pub fn count_of(&self, part: &Part, task: &TaskPlan) -> usize {
+        match task.kind.has_one_label() {
+            true => self.labels.iter().map(|count| part.of(*count).len()).sum(),
+            false => part.of(self.all).len(),
         }
     }
 

@@ -92,6 +92,11 @@ pub fn visit(
     wanted: &[Wanted],
     each: &mut dyn FnMut(Result<Row, Problem>) -> bool,
 ) -> Result<(), Problem> {
+    let mut left = file.most.unwrap_or(usize::MAX);
+    let each: &mut dyn FnMut(Result<Row, Problem>) -> bool = &mut |row| {
+        left -= 1;
+        each(row) && left > 0
+    };
     let text = read_text(file)?;
     match file.format {
         FileFormat::Tsv => tsv(file, &text, wanted, each),

@@ -116,6 +116,9 @@ impl<'a> Builder<'a> {
         };
         let stages = self.stages(&known);
         let backbone = backbone?;
+        if self.problems.borrow().is_empty() {
+            self.find_labels(&data, &stages, &mut tasks, surroundings);
+        }
         let mut deltas = self.deltas(&backbone, &tasks);
         // A file with mistakes may name the wrong files, so we read nothing for it.
         if self.problems.borrow().is_empty() {

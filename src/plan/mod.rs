@@ -5,6 +5,7 @@
 
 mod build;
 mod cost;
+mod labels;
 mod no_match;
 mod placing;
 mod selection;
@@ -185,6 +186,12 @@ pub struct FilePlan {
     /// Which examples are used; `None` for all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub few: Option<Few>,
+    /// The part of the rows that is taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<Part>,
+    /// Only this many rows are read, from the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub most: Option<usize>,
     /// The place of the path.
     pub span: Span,
 }
@@ -198,6 +205,31 @@ pub struct Few {
     pub skipped: usize,
     /// The seed of the order in which examples are taken.
     pub seed: u64,
+}
+
+/// A part of a file, drawn from a seed: of each label alike where a row has one label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Part {
+    /// Where the part begins in the order of the draw, in millionths of the rows.
+    pub from: u32,
+    /// Where it ends.
+    pub to: u32,
+    /// The seed of the order.
+    pub seed: u64,
+}
+
+impl Part {
+    /// All of a file, in millionths.
+    pub const WHOLE: u32 = 1_000_000;
+
+    /// The places that it has in the order of this many rows.
+    pub fn of(&self, rows: usize) -> std::ops::Range<usize> {
+        let place = |share: u32| {
+            let (share, whole) = (share as usize, Part::WHOLE as usize);
+            (rows * share + whole / 2) / whole
+        };
+        place(self.from)..place(self.to)
+    }
 }
 
 /// How a file of examples is read.
@@ -222,6 +254,9 @@ pub struct TaskPlan {
     /// The task with its settings.
     #[serde(flatten)]
     pub kind: Task,
+    /// Whether the labels are those of the training file.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub has_found_labels: bool,
     /// The metric that `evaluate` computes and `keep = best` compares.
     pub metric: Metric,
     /// The place of the statement.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{BackbonePlan, Cloze, DeltaPlan, Origin};
+use super::{BackbonePlan, Cloze, DeltaPlan, FilePlan, Origin, TaskPlan};
 use crate::backbone::Config;
 use crate::diagnostic::Problem;
 use crate::engine::Storage;
@@ -24,6 +24,14 @@ pub trait Surroundings {
     /// The backbone cannot be read.
     fn storage(&self, _directory: &Path) -> Result<Storage, Problem> {
         Ok(Storage::F32)
+    }
+
+    /// All labels of a task in files, each as often as it stands there; `None` if these surroundings have no data.
+    ///
+    /// # Errors
+    /// A file cannot be read, or lacks the column.
+    fn labels(&self, _: &TaskPlan, _: &[&FilePlan]) -> Result<Option<Vec<String>>, Problem> {
+        Ok(None)
     }
 
     /// The name of a pipeline that has no `pipeline` statement.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{DataPlan, Few, FileFormat, FilePlan, Metric, Task, TaskPlan};
+use super::{DataPlan, Few, FileFormat, FilePlan, Metric, Part, Task, TaskPlan};
 use crate::diagnostic::Problem;
 use crate::settings::synonyms;
 use crate::settings::Fields;
@@ -13,9 +13,19 @@ use crate::text::{did_you_mean, quoted_list};
 pub(super) fn data(fields: &Fields, base: &Path, seed: u64) -> DataPlan {
     let mut plan = DataPlan {
         train: file(fields, "train", base, seed),
-        dev: file(fields, "dev", base, seed),
-        test: file(fields, "test", base, seed),
+        dev: unless_split(fields, "dev").and_then(|()| file(fields, "dev", base, seed)),
+        test: unless_split(fields, "test").and_then(|()| file(fields, "test", base, seed)),
     };
+    let mut end = 0;
+    plan.dev = split(fields, "dev", &plan, &mut end, seed).or(plan.dev);
+    plan.test = split(fields, "test", &plan, &mut end, seed).or(plan.test);
+    if let Some(train) = plan.train.as_mut().filter(|_| end > 0) {
+        train.part = Some(Part {
+            from: end,
+            to: Part::WHOLE,
+            seed,
+        });
+    }
     fields.finish();
     // If `train` and `dev` take a few examples of the same file, they must not share any, so `dev` skips `train`'s.
     let train = plan
@@ -47,6 +57,9 @@ fn file(fields: &Fields, key: &'static str, base: &Path, seed: u64) -> Option<Fi
         Value::Call { name, arguments } if name.node == "few" => {
             few(fields, &value, arguments, base, seed)
         }
+        Value::Call { name, arguments } if name.node == "head" => {
+            head(fields, &value, arguments, base)
+        }
         _ => whole_file(fields, key, &value, base),
     };
     // Its mistake is reported. A file in its place keeps it from being called missing as well.
@@ -56,8 +69,110 @@ fn file(fields: &Fields, key: &'static str, base: &Path, seed: u64) -> Option<Fi
         columns: None,
         separator: None,
         few: None,
+        part: None,
+        most: None,
         span: value.span,
     }))
+}
+
+/// Whether a set is not `split(train, 10%)`.
+fn unless_split(fields: &Fields, key: &'static str) -> Option<()> {
+    match fields.value(key)?.node {
+        Value::Call { name, .. } if name.node == "split" => None,
+        _ => Some(()),
+    }
+}
+
+/// Reads `dev = split(train, 10%)`: a share of the training file, which the training then lacks. `end` is where the
+/// shares so far end.
+fn split(
+    fields: &Fields,
+    key: &'static str,
+    plan: &DataPlan,
+    end: &mut u32,
+    seed: u64,
+) -> Option<FilePlan> {
+    let value = fields.value(key)?;
+    let arguments = match &value.node {
+        Value::Call { name, arguments } if name.node == "split" => arguments,
+        _ => return None,
+    };
+    let resolved = |argument: &Argument| fields.scope.resolve(&argument.value).node;
+    let share = match arguments.as_slice() {
+        [set, share] if set.key.is_none() && share.key.is_none() => {
+            match (&set.value.node, resolved(share)) {
+                (Value::Word(word), Value::Percent(share)) if word == "train" => Some(share),
+                _ => None,
+            }
+        }
+        _ => None,
+    };
+    let share = share.filter(|share| *share > 0.0 && *share < 1.0);
+    let share = share.map(|share| (share * f64::from(Part::WHOLE)).round() as u32);
+    let refuse = |message: &str, help: &str| {
+        let problem = Problem::new("delta::plan::split", message).at(value.span, "here");
+        fields.report(problem.help(help));
+    };
+    // A mistake is reported once; a file in its place keeps it from being called missing as well.
+    let from = *end;
+    match (share, &plan.train) {
+        (None, _) => fields.wrong(
+            key,
+            &value,
+            "a share of the training file, such as `split(train, 10%)`",
+        ),
+        (_, None) => refuse(
+            "there is no `train` to split",
+            "add `train = tsv(\"train.tsv\")` to the data set",
+        ),
+        (_, Some(train)) if train.few.is_some() => refuse(
+            "`split` takes from a whole file, and `train` is a few examples of one",
+            "write `few(...)` for this set as well: it takes others of the same file",
+        ),
+        (Some(share), Some(train)) if from + share >= Part::WHOLE => {
+            let _ = train;
+            refuse(
+                "the shares leave nothing to train on",
+                "take smaller shares",
+            );
+        }
+        (Some(share), Some(_)) => *end = from + share,
+    }
+    let train = plan.train.clone()?;
+    Some(FilePlan {
+        part: Some(Part {
+            from,
+            to: *end,
+            seed,
+        }),
+        span: value.span,
+        ..train
+    })
+}
+
+/// Reads `head(tsv("train.tsv"), 1000)`: the first rows of a file.
+fn head(
+    fields: &Fields,
+    value: &Spanned<Value>,
+    arguments: &[Argument],
+    base: &Path,
+) -> Option<FilePlan> {
+    let count = |argument: &Argument| match fields.scope.resolve(&argument.value).node {
+        Value::Number(count) if count >= 1.0 && count.fract() == 0.0 => Some(count as usize),
+        _ => None,
+    };
+    let (file, count) = match arguments {
+        [file, most] if file.key.is_none() && most.key.is_none() => (&file.value, count(most)),
+        _ => (value, None),
+    };
+    let Some(count) = count else {
+        let wanted = "the first rows of a file, such as `head(tsv(\"train.tsv\"), 1000)`";
+        fields.wrong("head", value, wanted);
+        return None;
+    };
+    let mut plan = whole_file(fields, "head", file, base)?;
+    plan.most = Some(count);
+    Some(plan)
 }
 
 /// Reads `few(tsv("train.tsv"), 16)`: 16 examples of each label. `seed = N` draws other examples.
@@ -158,6 +273,8 @@ fn whole_file(fields: &Fields, key: &str, value: &Spanned<Value>, base: &Path) -
         columns,
         separator,
         few: None,
+        part: None,
+        most: None,
         span,
     })
 }
@@ -265,6 +382,7 @@ pub(super) fn task(kind: &Name, fields: &Fields) -> Option<TaskPlan> {
     let metric = fields.choice("metric", &named).unwrap_or(metrics[0]);
     fields.finish();
     Some(TaskPlan {
+        has_found_labels: false,
         kind: task,
         metric,
         span: fields.span(),

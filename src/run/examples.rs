@@ -13,9 +13,27 @@ use crate::data::{
 use crate::diagnostic::{Problem, Span};
 use crate::generate::{Decoding, Defaults, Writer};
 use crate::graph::Graph;
-use crate::plan::{DataPlan, Few, FilePlan, Keep, Plan, StagePlan, TaskPlan};
+use crate::plan::{DataPlan, Few, FilePlan, Keep, Part, Plan, StagePlan, TaskPlan};
 use crate::task::Noise;
 use crate::train::{check_steps, evaluate, warn_of_warmup, Data, Evaluation, Measuring};
+
+/// What a set takes of a file.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Drawn {
+    few: Option<Few>,
+    part: Option<Part>,
+    most: Option<usize>,
+}
+
+impl Drawn {
+    fn of(file: &FilePlan) -> Self {
+        Drawn {
+            few: file.few,
+            part: file.part,
+            most: file.most,
+        }
+    }
+}
 
 /// Reads files of examples for the tasks of a plan.
 pub struct Loader {
@@ -24,7 +42,7 @@ pub struct Loader {
     vocabulary: usize,
     has_prompts: bool,
     /// Examples by file and task. The task is identified by its place in the pipeline's text.
-    read: BTreeMap<(PathBuf, Option<Few>, Span), Arc<Examples>>,
+    read: BTreeMap<(PathBuf, Drawn, Span), Arc<Examples>>,
 }
 
 impl Loader {
@@ -86,7 +104,7 @@ impl Loader {
     /// # Errors
     /// What [`Examples::read`] reports.
     pub fn file(&mut self, file: &FilePlan, task: &TaskPlan) -> Result<Arc<Examples>, Problem> {
-        let key = (file.path.clone(), file.few, task.span);
+        let key = (file.path.clone(), Drawn::of(file), task.span);
         if let Some(examples) = self.read.get(&key) {
             return Ok(examples.clone());
         }
@@ -94,6 +112,11 @@ impl Loader {
         if let Some(few) = &file.few {
             examples = examples
                 .few(few, task)
+                .map_err(|problem| problem.or_at(file.span))?;
+        }
+        if let Some(part) = &file.part {
+            examples = examples
+                .part(part)
                 .map_err(|problem| problem.or_at(file.span))?;
         }
         let predicted: usize = examples.all.iter().map(Example::predicted).sum();
@@ -198,11 +221,11 @@ pub fn check_data(plan: &Plan, extent: Extent, loader: Option<&Loader>) -> DataC
     let mut check = DataCheck::default();
     let mut examples = Vec::new();
     let encoder = loader.map(Loader::encoder);
-    let mut seen: BTreeMap<(PathBuf, Span), Rows> = BTreeMap::new();
+    let mut seen: BTreeMap<(PathBuf, Option<usize>, Span), Rows> = BTreeMap::new();
     for (task, data, stage) in uses(plan) {
         for (file, trains) in [(&data.train, true), (&data.dev, false), (&data.test, false)] {
             let Some(file) = file else { continue };
-            let key = (file.path.clone(), task.span);
+            let key = (file.path.clone(), file.most, task.span);
             let rows = seen.entry(key).or_insert_with(|| {
                 let extent = match draws_from(plan, &file.path) {
                     true => Extent {
@@ -227,14 +250,15 @@ pub fn check_data(plan: &Plan, extent: Extent, loader: Option<&Loader>) -> DataC
             }
             if trains {
                 rows.warn_of_training(file, task);
-                examples.push(match &file.few {
-                    Some(few) => few.per_class * task.kind.labels().len(),
-                    None => rows.all,
+                examples.push(match (&file.few, &file.part) {
+                    (Some(few), _) => few.per_class * task.kind.labels().len(),
+                    (None, Some(part)) => rows.count_of(part, task),
+                    (None, None) => rows.all,
                 });
             }
             check.warnings.append(&mut rows.warnings);
         }
-        let rows = |file: &FilePlan| seen.get(&(file.path.clone(), task.span));
+        let rows = |file: &FilePlan| seen.get(&(file.path.clone(), file.most, task.span));
         if let (Some(train), Some(dev)) = (&data.train, &data.dev) {
             if let (Some(of_train), Some(of_dev)) = (rows(train), rows(dev)) {
                 check
@@ -273,11 +297,12 @@ pub fn check_data(plan: &Plan, extent: Extent, loader: Option<&Loader>) -> DataC
     check
 }
 
-/// Whether a set of a plan is a few of each label of this file: they are drawn from all of its rows.
+/// Whether a set of a plan is drawn from all rows of this file.
 fn draws_from(plan: &Plan, path: &Path) -> bool {
     let sets = |data: &DataPlan| [data.train.clone(), data.dev.clone(), data.test.clone()];
     let mut files = plan.data.values().flat_map(sets).flatten();
-    files.any(|file| file.few.is_some() && file.path == path)
+    let is_drawn = |file: &FilePlan| file.few.is_some() || file.part.is_some();
+    files.any(|file| is_drawn(&file) && file.path == path)
 }
 
 /// Whether prompts stand before texts, whose last row predicts the first token.

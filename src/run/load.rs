@@ -342,6 +342,7 @@ fn language_model_task(text: Vec<String>, config: &Config) -> Result<TaskPlan, P
         }
     };
     Ok(TaskPlan {
+        has_found_labels: false,
         kind,
         metric: Metric::Loss,
         span: Span::default(),
@@ -391,6 +392,7 @@ fn adapter_task(backbone: &Path, outputs: usize, text: Vec<String>) -> TaskPlan 
         }
     };
     TaskPlan {
+        has_found_labels: false,
         kind,
         metric,
         span: Span::default(),

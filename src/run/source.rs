@@ -10,7 +10,9 @@ use crate::backbone::{
 use crate::data::{Extent, TextEncoder};
 use crate::diagnostic::{Problem, Problems};
 use crate::engine::Storage;
-use crate::plan::{plan, BackbonePlan, DeltaPlan, Origin, Plan, Surroundings, Words};
+use crate::plan::{
+    plan, BackbonePlan, DeltaPlan, FilePlan, Origin, Plan, Surroundings, TaskPlan, Words,
+};
 use crate::settings::Overrides;
 use crate::syntax::parse;
 
@@ -226,6 +228,16 @@ impl Surroundings for Source {
             }
         })?;
         Ok((directory, config))
+    }
+
+    fn labels(&self, task: &TaskPlan, files: &[&FilePlan]) -> Result<Option<Vec<String>>, Problem> {
+        if self.config_only {
+            return Ok(None);
+        }
+        for file in files {
+            self.allow(&file.path)?;
+        }
+        crate::data::labels_in(task, files).map(Some)
     }
 
     fn storage(&self, directory: &Path) -> Result<Storage, Problem> {

@@ -13,7 +13,7 @@ enum Instead {
 use Instead::{Either, Ours, Write};
 
 /// Keys of PEFT, Axolotl, LLaMA-Factory and Hugging Face's Trainer.
-const KEYS: [(&str, Instead); 51] = [
+const KEYS: [(&str, Instead); 54] = [
     (
         "adapter",
         Write("the method after `reparam NAME =` or `insert NAME =`"),
@@ -51,6 +51,18 @@ const KEYS: [(&str, Instead); 51] = [
     (
         "learning_rate",
         Either("lr", "`optimizer = adamw { lr = 1e-3 }`"),
+    ),
+    (
+        "load_in_4bit",
+        Write("`backbone \"...\" { storage = nf4 }`"),
+    ),
+    (
+        "load_in_8bit",
+        Write("`backbone \"...\" { storage = int8 }`"),
+    ),
+    (
+        "quantization",
+        Write("`backbone \"...\" { storage = nf4 }`"),
     ),
     (
         "load_best_model_at_end",
@@ -131,7 +143,7 @@ const WORDS: [(&str, Instead); 23] = [
     ("none", Ours("off")),
     ("prefix_tuning", Ours("prefix")),
     ("prompt_tuning", Ours("prompt")),
-    ("qlora", Write("`lora`: deltarun does not support 4-bit weights yet")),
+    ("qlora", Write("`lora`, and `backbone \"...\" { storage = nf4 }`")),
     ("regression", Ours("regress")),
     ("rslora", Write("`lora { scaling = rank_stabilized }`")),
     ("seq_cls", Ours("classify")),

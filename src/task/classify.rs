@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{json, Map, Value};
 
 use super::cloze::{cloze, Cloze};
-use super::label::{label_of, labels, Label};
+use super::label::{label_of, labels, labels_or_none, Label};
 use super::metrics::{classification, several};
 use super::{
     column, softmax, text_columns, Example, Metric, Predictions, Refusal, Shares, Target, TaskKind,
@@ -88,7 +88,11 @@ impl TaskKind for Classify {
                 };
                 columns.iter().map(label).collect()
             }
-            _ => labels(fields),
+            // Words and weights of labels need their names.
+            _ if fields.raw("template").is_some() || fields.raw("words").is_some() => {
+                labels(fields)
+            }
+            _ => labels_or_none(fields),
         };
         if let Some(columns) = columns.as_ref().filter(|all| all.len() != labels.len()) {
             let message = format!(
@@ -203,6 +207,22 @@ impl TaskKind for Classify {
 
     fn labels(&self) -> &[Label] {
         &self.labels
+    }
+
+    fn lacks_labels(&self) -> bool {
+        self.labels.is_empty()
+    }
+
+    fn labels_in(&self, values: &[String]) -> Result<Vec<String>, Refusal> {
+        match (&self.several, values) {
+            (Some(Several::List), [value, ..]) => listed(value),
+            (_, values) => Ok(values.iter().map(|value| value.trim().to_owned()).collect()),
+        }
+    }
+
+    fn set_labels(&mut self, labels: Vec<Label>) -> Result<(), Refusal> {
+        self.labels = labels;
+        Ok(())
     }
 
     fn has_one_label(&self) -> bool {

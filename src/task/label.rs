@@ -47,6 +47,37 @@ pub(super) fn label_of(labels: &[Label], value: &str) -> Result<usize, Refusal> 
     Err((format!("the task does not name the label `{value}`"), help))
 }
 
+/// The labels of values that were found, without repeats: numbers by size, texts by their order in Unicode.
+pub fn sorted_labels(mut values: Vec<String>) -> Vec<Label> {
+    let number = |value: &String| {
+        value
+            .parse::<f64>()
+            .ok()
+            .filter(|number| number.is_finite())
+    };
+    match values.iter().all(|value| number(value).is_some()) {
+        true => values.sort_by(|a, b| {
+            let (first, second) = (number(a).unwrap_or(0.0), number(b).unwrap_or(0.0));
+            first.total_cmp(&second).then_with(|| a.cmp(b))
+        }),
+        false => values.sort(),
+    }
+    values.dedup();
+    let label = |value: String| Label {
+        name: value.clone(),
+        value,
+    };
+    values.into_iter().map(label).collect()
+}
+
+/// Reads `labels`; none if the setting is left out, and they are to be found in the training file.
+pub(super) fn labels_or_none(fields: &Fields) -> Vec<Label> {
+    match fields.raw("labels") {
+        Some(_) => labels(fields),
+        None => Vec::new(),
+    }
+}
+
 /// Reads `labels`.
 pub(super) fn labels(fields: &Fields) -> Vec<Label> {
     let Some(value) = fields.raw("labels") else {
@@ -91,16 +122,10 @@ pub(super) fn labels(fields: &Fields) -> Vec<Label> {
                             name: name.clone(),
                         });
                     }
-                    Value::Number(number) => {
-                        let help = format!("write `\"{number}\"`, or name it: `labels = {{ \"{number}\" = NAME }}`");
-                        let message = "a label is a text, not a number";
-                        fields.report(
-                            Problem::new("delta::plan::labels", message)
-                                .at(value.span, "here")
-                                .help(help),
-                        );
-                        is_whole = false;
-                    }
+                    Value::Number(number) => labels.push(Label {
+                        value: number.to_string(),
+                        name: number.to_string(),
+                    }),
                     _ => {
                         fields.wrong("labels", value, "a name");
                         is_whole = false;

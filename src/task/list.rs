@@ -128,6 +128,27 @@ macro_rules! tasks {
                 match self { $(Task::$task(task) => task.labels(),)* }
             }
 
+            /// See [`TaskKind::lacks_labels`].
+            pub fn lacks_labels(&self) -> bool {
+                match self { $(Task::$task(task) => task.lacks_labels(),)* }
+            }
+
+            /// See [`TaskKind::labels_in`].
+            ///
+            /// # Errors
+            /// The values are no labels.
+            pub fn labels_in(&self, values: &[String]) -> Result<Vec<String>, Refusal> {
+                match self { $(Task::$task(task) => task.labels_in(values),)* }
+            }
+
+            /// See [`TaskKind::set_labels`].
+            ///
+            /// # Errors
+            /// They cannot be this task's.
+            pub fn set_labels(&mut self, labels: Vec<Label>) -> Result<(), Refusal> {
+                match self { $(Task::$task(task) => task.set_labels(labels),)* }
+            }
+
             /// See [`TaskKind::has_one_label`].
             pub fn has_one_label(&self) -> bool {
                 match self { $(Task::$task(task) => task.has_one_label(),)* }

@@ -46,7 +46,7 @@ pub use cloze::Cloze;
 pub use comparison::{Comparison, Likelihoods};
 pub use example::{Conversation, Encoded, Encoder, Example, Marked, Sentence};
 pub use instruct::{is_learned, Instruct};
-pub use label::Label;
+pub use label::{sorted_labels, Label};
 pub use masked_lm::MaskedLm;
 pub use metric::Metric;
 pub use metrics::classification;
@@ -181,6 +181,27 @@ pub trait TaskKind: Sized {
     /// The labels, in the order of the logits.
     fn labels(&self) -> &[Label] {
         &[]
+    }
+
+    /// Whether its labels are to be found in the training file.
+    fn lacks_labels(&self) -> bool {
+        false
+    }
+
+    /// The labels in the values of a row's targets.
+    ///
+    /// # Errors
+    /// The values are no labels.
+    fn labels_in(&self, values: &[String]) -> Result<Vec<String>, Refusal> {
+        Ok(values.iter().map(|value| value.trim().to_owned()).collect())
+    }
+
+    /// Sets the labels that were found.
+    ///
+    /// # Errors
+    /// They cannot be this task's.
+    fn set_labels(&mut self, _labels: Vec<Label>) -> Result<(), Refusal> {
+        Ok(())
     }
 
     /// Whether every text has one of the labels.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{json, Map, Value};
 
-use super::label::{label_of, labels, Label};
+use super::label::{label_of, labels_or_none, Label};
 use super::metrics::accuracy;
 use super::spans::{matches, spans, Scheme};
 use super::{
@@ -45,20 +45,11 @@ impl TaskKind for Tag {
             ("plain", Scheme::Plain),
         ];
         let scheme = fields.choice("scheme", &schemes).unwrap_or(Scheme::Bio);
-        let labels = labels(fields);
-        let is_known = |name: &str| {
-            let mark = name.split_once('-').map(|(mark, _)| mark);
-            name == "O" || matches!(mark, Some("B" | "I" | "E" | "S"))
-        };
-        let odd = labels.iter().find(|label| !is_known(&label.name));
-        if let Some(odd) = odd.filter(|_| scheme != Scheme::Plain) {
-            let message = format!("the label `{}` is neither `O` nor one of a span", odd.name);
-            let span = fields.raw("labels").map(|value| value.span);
-            fields.report(
-                Problem::new("delta::plan::labels", message)
-                    .at(span.unwrap_or_default(), "in here")
-                    .help("name labels `O`, `B-TYPE` and `I-TYPE` (or `E-` and `S-`), or write `scheme = plain`"),
-            );
+        let labels = labels_or_none(fields);
+        if let (Err((message, help)), Some(value)) = (check(&labels, scheme), fields.raw("labels"))
+        {
+            let problem = Problem::new("delta::plan::labels", message);
+            fields.report(problem.at(value.span, "in here").help(help));
         }
         Tag {
             tokens: vec![column(fields, "tokens", "tokens")],
@@ -132,6 +123,22 @@ impl TaskKind for Tag {
         &self.labels
     }
 
+    fn lacks_labels(&self) -> bool {
+        self.labels.is_empty()
+    }
+
+    fn labels_in(&self, values: &[String]) -> Result<Vec<String>, Refusal> {
+        words(values.first().map_or("", String::as_str))
+    }
+
+    /// The label of words outside of spans is the first, as in most data sets.
+    fn set_labels(&mut self, mut labels: Vec<Label>) -> Result<(), Refusal> {
+        check(&labels, self.scheme)?;
+        labels.sort_by_key(|label| label.name != "O");
+        self.labels = labels;
+        Ok(())
+    }
+
     fn check(&self, config: &Config) -> Result<(), Problem> {
         match config.family().heads.tag {
             Some(_) => Ok(()),
@@ -198,6 +205,23 @@ impl TaskKind for Tag {
     fn outputs_of_config(&self) -> Option<(Map<String, Value>, Vec<String>)> {
         let names = self.labels.iter().map(|label| label.name.clone());
         Some((Map::new(), names.collect()))
+    }
+}
+
+/// Checks that labels are those of a scheme.
+fn check(labels: &[Label], scheme: Scheme) -> Result<(), Refusal> {
+    let is_known = |name: &str| {
+        let mark = name.split_once('-').map(|(mark, _)| mark);
+        name == "O" || matches!(mark, Some("B" | "I" | "E" | "S"))
+    };
+    let odd = labels.iter().find(|label| !is_known(&label.name));
+    match odd.filter(|_| scheme != Scheme::Plain) {
+        None => Ok(()),
+        Some(odd) => Err((
+            format!("the label `{}` is neither `O` nor one of a span", odd.name),
+            "name labels `O`, `B-TYPE` and `I-TYPE` (or `E-` and `S-`), or write `scheme = plain`"
+                .to_owned(),
+        )),
     }
 }
 
