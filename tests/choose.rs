@@ -212,7 +212,11 @@ fn rows_without_a_choice_are_refused_by_their_line() {
             "names for 1",
         ),
         (
-            json!({"q": long, "choices": ["a", "b"], "key": 0}),
+            json!({"q": "a film", "choices": {"text": ["a", "b"], "label": ["A", "A"]}, "key": "A"}),
+            "two of the row's answers are called `A`",
+        ),
+        (
+            json!({"q": long.clone(), "choices": ["a", "b"], "key": 0}),
             "cut before the end of an answer",
         ),
     ] {
@@ -233,4 +237,20 @@ fn rows_without_a_choice_are_refused_by_their_line() {
         error.contains("there are 2 answers and 3 labels"),
         "{error}"
     );
+    place.write(
+        "pick.delta",
+        pipeline(&llama, "choose { prompt = q, answers = [], label = key }").as_bytes(),
+    );
+    let error = place.fail(2, &["check", "pick.delta"]);
+    assert!(error.contains("has no `answers`"), "{error}");
+    // A T5 writes the answer apart from the prompt, and a cut one is refused as well.
+    let t5 = llama.replace("llama", "t5");
+    place.write(
+        "pick.delta",
+        pipeline(&t5, "choose { prompt = q, answers = choices, label = key }").as_bytes(),
+    );
+    let row = json!({"q": "a film", "choices": ["superb", long], "key": 0});
+    place.write("rows.jsonl", format!("{row}\n").as_bytes());
+    let error = place.fail(2, &["check", "pick.delta"]);
+    assert!(error.contains("cut before the end of an answer"), "{error}");
 }

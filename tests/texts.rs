@@ -105,6 +105,18 @@ fn settings_of_writing_are_refused_by_name() {
             "generate = { max_tokens = 4, min_tokens = 5 }",
             "`min_tokens` is above `max_tokens`",
         ),
+        (
+            "t5",
+            "generate = { min_tokens = 500 }",
+            "`min_tokens` is above `max_tokens`",
+        ),
+        ("t5", "generate = { stop = \"\" }", "would end every answer"),
+        (
+            "t5",
+            "generate = { seed = 3 }",
+            "`seed` leaves a setting without effect",
+        ),
+        ("t5", "generate = { length_penalty = 2 }", "set `beams`"),
         ("t5", "generate = { most = 4 }", "has no setting `most`"),
         ("t5", "generate = 4", "must be a block"),
         (

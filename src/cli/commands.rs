@@ -427,7 +427,7 @@ pub(super) fn open_source(source: &SourceOptions, device: Device) -> Result<Load
     )
 }
 
-/// `deltarun merge`
+/// `deltarun export`
 pub(super) fn export(
     directory: &Path,
     out: &Path,
@@ -449,6 +449,7 @@ pub(super) fn export(
     Ok(Ended::Done)
 }
 
+/// `deltarun merge`
 pub(super) fn merge(
     directory: &Path,
     out: &Path,

@@ -20,7 +20,7 @@ pub(super) fn predict(options: &PredictOptions) -> Result<Ended, Problems> {
     if !loaded.task()?.kind.predicts() {
         let message = "a language model has no labels to predict";
         return Err(Problem::new("delta::cli::task", message)
-            .help("write texts with `deltarun generate`, or use a run whose last task is `classify`, `regress` or `tag`")
+            .help("write texts with `deltarun generate`, or use a run whose last task is `classify`, `regress`, `tag` or `choose`")
             .into());
     }
     let loader = Loader::new(&loaded.plan)?;

@@ -8,7 +8,7 @@ use tokenizers::{Encoding, PostProcessor, Tokenizer, TruncationDirection, Trunca
 use super::chat::ChatTemplates;
 use super::tokenizer_config::TokenizerConfig;
 use crate::backbone::family::Reads;
-use crate::backbone::{exists, read_text, text_in_gguf, Config};
+use crate::backbone::{exists, is_gguf, read_text, text_in_gguf, Config};
 use crate::diagnostic::Problem;
 use crate::plan::{BackbonePlan, Cloze, Words};
 use crate::task::{Conversation, Encoded, Encoder, Example, Marked, Sentence, Target};
@@ -86,6 +86,14 @@ impl TextEncoder {
             return Err(problem);
         }
         let unreadable = |e: tokenizers::Error| {
+            if is_gguf(directory) {
+                let message = format!(
+                    "the tokenizer of `{}` cannot be read: {e}",
+                    directory.display()
+                );
+                return Problem::new("delta::data::tokenizer", message)
+                    .help("name the directory of the model's own: `backbone \"model.gguf\" { tokenizer = \"DIRECTORY\" }`");
+            }
             let message = format!("`{}` cannot be read: {e}", path.display());
             Problem::new("delta::data::tokenizer", message)
                 .help("write it again with transformers: `AutoTokenizer.from_pretrained(MODEL).save_pretrained(DIRECTORY)`")
@@ -326,6 +334,13 @@ impl Encoder for TextEncoder {
         };
         self.check(&encoded)?;
         Ok(encoded)
+    }
+
+    fn cut_of(&self, text: &str, encoded: &Encoded) -> Result<usize, Problem> {
+        match encoded.tokens.len() < self.max_length() {
+            true => Ok(0),
+            false => self.excess(text),
+        }
     }
 
     fn words(&self, words: &[String]) -> Result<Sentence, Problem> {

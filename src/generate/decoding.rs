@@ -6,10 +6,7 @@ use serde_json::Value;
 
 use crate::backbone::read_text;
 use crate::diagnostic::Problem;
-use crate::task::Wishes;
-
-/// The most tokens of an answer, where nobody states another number.
-const MOST_TOKENS: usize = 256;
+use crate::task::{Wishes, MOST_TOKENS};
 
 /// Settings of a generation. See [`Wishes`].
 #[derive(Clone, Debug, PartialEq)]

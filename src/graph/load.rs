@@ -136,7 +136,8 @@ impl Graph {
             if let Some(file) = checkpoint.filter(|_| is_coded(plan, name, task, &parameter)) {
                 let source = Box::new(file.stored(&parameter, &self.family.base_model_prefix)?);
                 let shape = (parameter.shape[0], parameter.shape[1]);
-                let value = Value::stored(&self.device, Storage::Bf16, source, shape);
+                let storage = plan.backbone.storage_of(&parameter.path);
+                let value = Value::stored(&self.device, storage, source, shape);
                 self.values.insert(id, value);
                 continue;
             }

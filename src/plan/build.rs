@@ -254,7 +254,10 @@ impl<'a> Builder<'a> {
                 problem.help("remove `storage`, or use the model's Hugging Face directory"),
             );
         }
-        let storage = storage.or(own.ok()).unwrap_or_default();
+        let storage = match random {
+            true => storage.unwrap_or_default(),
+            false => storage.or(own.ok()).unwrap_or_default(),
+        };
         let tokenizer = fields
             .text("tokenizer")
             .map(|text| self.base.join(text.node));
@@ -268,10 +271,17 @@ impl<'a> Builder<'a> {
                     "weights that are drawn at random are there to be trained, and are kept in f32";
                 report(message, "remove `storage`, or `weights = random`");
             }
+        }
+        if let (Some(value), true) = (fields.raw("precision"), storage != Storage::F32) {
             if precision != Precision::F32 {
                 let message =
-                    "products decode stored weights to f32, so `precision` changes nothing";
-                report(message, "remove `precision`, or `storage`");
+                    "products decode these weights to f32, so `precision` changes nothing";
+                let problem = Problem::new("delta::plan::storage", message);
+                self.report(
+                    problem
+                        .at(value.span, "here")
+                        .help("remove `precision`, or keep the weights in f32"),
+                );
             }
         }
         fields.finish();

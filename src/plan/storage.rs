@@ -57,7 +57,10 @@ impl Builder<'_> {
                     if let Some(path) = parameters.iter().find(is_coded) {
                         report(
                             format!("`{}` unfreezes `{path}`, which the backbone keeps in codes: a step would be smaller than their distance", delta.name),
-                            "train a delta such as `lora` instead, or keep the weights in f32 or bfloat16",
+                            match backbone.storage {
+                                Storage::File { .. } => "train a delta such as `lora` instead, or use the model's Hugging Face directory",
+                                _ => "train a delta such as `lora` instead, or write `storage = bf16`",
+                            },
                         );
                     }
                 }
@@ -72,7 +75,10 @@ impl Builder<'_> {
                     if reads {
                         report(
                             format!("`{}` ({}) is computed from whole weights, which the backbone keeps in codes", delta.name, method.name()),
-                            "use `lora` with its usual `init`, or keep the weights in f32",
+                            match backbone.storage {
+                                Storage::File { .. } => "use `lora` with its usual `init`, or the model's Hugging Face directory",
+                                _ => "use `lora` with its usual `init`, or remove `storage`",
+                            },
                         );
                     }
                 }

@@ -40,6 +40,7 @@ pub struct Loader {
     encoder: Arc<TextEncoder>,
     backbone: PathBuf,
     vocabulary: usize,
+    max_length: usize,
     has_prompts: bool,
     /// Examples by file and task. The task is identified by its place in the pipeline's text.
     read: BTreeMap<(PathBuf, Drawn, Span), Arc<Examples>>,
@@ -58,6 +59,7 @@ impl Loader {
             encoder: Arc::new(encoder),
             backbone: backbone.directory.clone(),
             vocabulary,
+            max_length: backbone.max_length,
             has_prompts: has_prompts(plan),
             read: BTreeMap::new(),
         })
@@ -193,6 +195,17 @@ impl Loader {
                 if marks.is_empty() {
                     let help = "use a T5, whose tokenizer has `<extra_id_0>` to `<extra_id_99>`";
                     return Err(lacks("token `<extra_id_0>`", help));
+                }
+                let longest = (self.max_length as f32 * share / length).round() as usize;
+                if longest > marks.len() {
+                    let message = format!(
+                        "texts of up to {} tokens have up to {longest} spans, and the tokenizer has {} tokens for them",
+                        self.max_length,
+                        marks.len()
+                    );
+                    return Err(Problem::new("delta::data::no_mask", message)
+                        .at(task.span, "of this task")
+                        .help("raise `length`, or lower `mask` or `max_length`"));
                 }
                 Some(Noising::Spans(Spans {
                     share,

@@ -29,7 +29,10 @@ pub(super) fn check_precision(plan: &Plan, device: &Device) -> Result<(), Proble
         let message = "this device keeps weights in f32";
         return Err(Problem::new("delta::run::precision", message)
             .at(plan.backbone.span, "set here")
-            .help("remove `storage`, or run on the CPU"));
+            .help(match plan.backbone.storage {
+                Storage::File { .. } => "run on the CPU, or use the model's Hugging Face directory",
+                _ => "remove `storage`, or run on the CPU",
+            }));
     }
     if device.has(plan.backbone.precision) {
         return Ok(());

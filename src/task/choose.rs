@@ -50,10 +50,11 @@ impl TaskKind for Choose {
         let of_prompt = super::template::columns(&template);
         let mut columns: Vec<String> = of_prompt.into_iter().filter(|c| c != ANSWER).collect();
         let prompt = columns.len();
-        let answers = fields.names("answers").unwrap_or_else(|| {
+        let answers = fields.names("answers");
+        if answers.as_ref().is_none_or(Vec::is_empty) {
             fields.missing("answers", "[first, second]");
-            Vec::new()
-        });
+        }
+        let answers = answers.unwrap_or_default();
         columns.extend(answers.into_iter().map(|name| name.node));
         let has_lists = columns.len() == prompt + 1;
         let labels = fields.names("labels").unwrap_or_default();
@@ -66,6 +67,15 @@ impl TaskKind for Choose {
                 Problem::new("delta::plan::labels", message)
                     .at(span.unwrap_or_default(), "here")
                     .help("name each answer once, in the order of `answers`"),
+            );
+        }
+        if let Some(twice) = twice(&labels) {
+            let span = fields.raw("labels").map(|value| value.span);
+            let message = format!("two answers are called `{twice}`");
+            fields.report(
+                Problem::new("delta::plan::labels", message)
+                    .at(span.unwrap_or_default(), "here")
+                    .help("give each answer a name of its own"),
             );
         }
         let lengths = [("sum", false), ("mean", true)];
@@ -204,6 +214,11 @@ impl Answers {
                 "the row has {answers} and names for {labels}"
             )));
         }
+        if let Some(twice) = twice(&labels) {
+            return Err(wrong(&format!(
+                "two of the row's answers are called `{twice}`"
+            )));
+        }
         Ok(Answers {
             texts: found,
             labels,
@@ -256,15 +271,18 @@ impl Choose {
         answer: &str,
         encoder: &dyn Encoder,
     ) -> Result<Example, Problem> {
-        let (_, before) = self.template.split_last().unwrap_or((&Piece::Mask, &[]));
+        let (before, place) = self
+            .template
+            .split_at(self.template.len().saturating_sub(1));
         let mut text = fill(before, |column| {
             let mut columns = self.columns[..self.prompt].iter().zip(prompt);
             let own = columns.find(|(name, _)| *name == column);
             own.map_or("", |(_, text)| text)
         });
+        let answer = fill(place, |_| answer);
         // The answer's first token includes the space before it.
         let start = text.trim_end_matches(' ').len();
-        let alone = encoder.texts(&[answer.to_owned()])?;
+        let alone = encoder.texts(std::slice::from_ref(&answer))?;
         if alone.tokens.iter().zip(&alone.special).all(|(_, own)| *own) {
             let message = "the tokenizer finds no tokens in an answer";
             return Err(Problem::new("delta::data::no_answer", message)
@@ -273,25 +291,43 @@ impl Choose {
         let decoder = encoder.decoded(&alone);
         if !decoder.is_empty() {
             text.truncate(start);
-            return Ok(Example {
-                text: encoder.texts(&[text])?,
+            let example = Example {
+                cut: encoder.cut_of(&answer, &alone)?,
+                text: encoder.texts(std::slice::from_ref(&text))?,
                 decoder,
                 target: Target::None,
-                cut: 0,
                 others: Vec::new(),
-            });
+            };
+            let cut = encoder.cut_of(&text, &example.text)?;
+            return match example.cut {
+                0 => Ok(Example { cut, ..example }),
+                _ => Err(example.cut_before("the end of an answer")),
+            };
         }
-        text.push_str(answer);
+        text.push_str(&answer);
         let example = encoder.marked(&Marked {
             answers: std::iter::once(start..text.len()).collect(),
             text,
             is_whole: false,
         })?;
+        let is_first = example.answers().first().is_some_and(|own| own.start == 0);
         match example.cut {
+            0 if is_first => {
+                let message = "nothing stands before an answer, so no token predicts its first one";
+                Err(Problem::new("delta::data::no_answer", message)
+                    .help("give the row a prompt, or a text before `{answer}` in the template"))
+            }
             0 => Ok(example),
             _ => Err(example.cut_before("the end of an answer")),
         }
     }
+}
+
+/// A name that stands twice.
+fn twice(names: &[String]) -> Option<&String> {
+    let mut all = names.iter().enumerate();
+    let twice = all.find(|(place, name)| names[..*place].contains(name));
+    twice.map(|(_, name)| name)
 }
 
 /// The prompt, a space and the answer.

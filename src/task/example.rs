@@ -197,6 +197,12 @@ pub trait Encoder {
     /// The tokenizer refuses a text, or the backbone has no embedding for a token or token type.
     fn texts(&self, texts: &[String]) -> Result<Encoded, Problem>;
 
+    /// How many tokens of a text were cut from its encoding.
+    ///
+    /// # Errors
+    /// The tokenizer refuses the text.
+    fn cut_of(&self, text: &str, encoded: &Encoded) -> Result<usize, Problem>;
+
     /// The tokens of a sentence's words, cut to the longest sequence.
     ///
     /// # Errors

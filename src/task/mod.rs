@@ -59,7 +59,7 @@ pub use tag::Tag;
 pub use target::{Noise, Shares, Target};
 pub use template::{Edit, Piece};
 pub use texts::{metrics_of_texts, Texts};
-pub use wishes::Wishes;
+pub use wishes::{Wishes, MOST_TOKENS};
 
 /// What is wrong in one sentence, and a way out.
 pub type Refusal = (String, String);

@@ -64,13 +64,15 @@ impl TaskKind for Seq2seq {
         if let (Some(separator), Some(target)) = (&self.separator, row.get(1)) {
             return self.joined(&row[0], separator, target, encoder);
         }
-        let text = encoder.texts(&[self.source(&row[0])])?;
+        let source = self.source(&row[0]);
+        let text = encoder.texts(std::slice::from_ref(&source))?;
+        let cut = encoder.cut_of(&source, &text)?;
         let Some(target) = row.get(1) else {
             return Ok(Example {
                 decoder: Vec::new(),
                 text,
                 target: Target::None,
-                cut: 0,
+                cut,
                 others: Vec::new(),
             });
         };
@@ -84,7 +86,7 @@ impl TaskKind for Seq2seq {
             decoder: encoder.decoded(&answer),
             text,
             target: Target::NextTokens,
-            cut: 0,
+            cut: cut.max(encoder.cut_of(target, &answer)?),
             others: Vec::new(),
         })
     }

@@ -33,7 +33,8 @@ fn mean(texts: &[Texts], of: fn(&str, &str) -> f64) -> f64 {
     sum / texts.len() as f64
 }
 
-/// The words of an answer as SQuAD's script (evaluate-v1.1.py) compares them: without case, punctuation and articles.
+/// The words of an answer as SQuAD's scripts compare them: without case, punctuation and articles. Two answers without
+/// words are equal, as in evaluate-v2.0.py.
 fn answer_words(text: &str) -> Vec<String> {
     static ARTICLES: LazyLock<Regex> = LazyLock::new(|| pattern(r"\b(a|an|the)\b"));
     let mut text = text.to_lowercase();

@@ -46,8 +46,24 @@ pub struct Wishes {
 }
 
 impl Wishes {
-    /// These wishes, and `other`'s where there are none.
+    /// These wishes, and `other`'s where there are none. Whoever wishes a search for beams leaves none of the other's
+    /// draws, and the other way round.
     pub fn or(self, other: Wishes) -> Wishes {
+        let other = match (self.searches(), self.draws()) {
+            (true, _) => Wishes {
+                temperature: None,
+                top_k: None,
+                top_p: None,
+                min_p: None,
+                ..other
+            },
+            (false, true) => Wishes {
+                beams: None,
+                temperature: other.temperature.filter(|own| *own > 0.0),
+                ..other
+            },
+            (false, false) => other,
+        };
         Wishes {
             max_tokens: self.max_tokens.or(other.max_tokens),
             min_tokens: self.min_tokens.or(other.min_tokens),
@@ -103,20 +119,53 @@ impl Wishes {
             let problem = Problem::new("delta::plan::generate", message);
             fields.report(problem.at(span, "in here").help(help));
         };
-        let draws = self
-            .temperature
-            .map_or(self.limits_draws(), |own| own > 0.0);
-        if self.beams.is_some_and(|beams| beams > 1) && draws {
+        let (searches, draws) = (self.searches(), self.draws());
+        if searches && draws {
             report(
                 "a beam search takes the most probable tokens and draws none",
                 "remove `beams`, or what draws: `temperature`, `top_k`, `top_p` and `min_p`",
             );
         }
-        if self.min_tokens > self.max_tokens.or(Some(MOST)) {
+        if self.stop.iter().any(String::is_empty) {
             report(
-                "`min_tokens` is above `max_tokens`",
+                "a text of `stop` is empty, and would end every answer",
+                "remove it",
+            );
+        }
+        let idle = [
+            (
+                "length_penalty",
+                self.length_penalty.is_some() && !searches,
+                "set `beams`",
+            ),
+            ("seed", self.seed.is_some() && !draws, "set `temperature`"),
+            (
+                "temperature = 0",
+                self.temperature == Some(0.0) && self.limits_draws(),
+                "remove it, or `top_k`, `top_p` and `min_p`",
+            ),
+        ];
+        for (key, _, help) in idle.into_iter().filter(|(_, is_idle, _)| *is_idle) {
+            report(&format!("`{key}` leaves a setting without effect"), help);
+        }
+        if self.min_tokens > self.max_tokens.or(Some(MOST_TOKENS)) {
+            report(
+                "`min_tokens` is above `max_tokens`, which is 256 unless it is set",
                 "raise `max_tokens`, or lower `min_tokens`",
             );
+        }
+    }
+
+    /// Whether a search for beams is wished.
+    fn searches(&self) -> bool {
+        self.beams.is_some_and(|beams| beams > 1)
+    }
+
+    /// Whether draws are wished: with a temperature, or with a limit on them alone.
+    fn draws(&self) -> bool {
+        match self.temperature {
+            Some(temperature) => temperature > 0.0,
+            None => self.limits_draws(),
         }
     }
 
@@ -130,6 +179,9 @@ impl Wishes {
         *self == Wishes::default()
     }
 }
+
+/// The most tokens of an answer, where nobody states another number.
+pub const MOST_TOKENS: usize = 256;
 
 /// The largest number of a setting.
 const MOST: usize = 1 << 30;

@@ -1,5 +1,6 @@
 """What llama.cpp (xllamacpp) makes of a GGUF file, beside an adapter if there is one: for each prompt, the log-probabilities
-of the most probable next tokens, as JSON. Usage: llama_cpp.py MODEL.gguf ADAPTER.gguf|- PROMPT..."""
+of the most probable next tokens, as JSON, or null where llama.cpp tells none: where the next token is a part of a character
+or ends the text. Usage: llama_cpp.py MODEL.gguf ADAPTER.gguf|- PROMPT..."""
 
 import json
 import sys
@@ -24,8 +25,8 @@ def main():
     for prompt in prompts:
         answer = server.handle_completions({"prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": 12})
         answer = json.loads(answer) if isinstance(answer, str) else answer
-        top = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-        found.append([[token["id"], token["logprob"]] for token in top])
+        told = answer["choices"][0]["logprobs"]
+        found.append(told and [[token["id"], token["logprob"]] for token in told["content"][0]["top_logprobs"]])
     print("FOUND " + json.dumps(found))
 
 

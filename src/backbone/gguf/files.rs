@@ -66,22 +66,22 @@ fn config(file: &Gguf) -> Result<Value, Problem> {
     let width = own.number("embedding_length")?;
     let tokens = file.metadata.get("tokenizer.ggml.tokens");
     let tokens = tokens.and_then(Value::as_array).map(Vec::len);
-    let vocabulary = file
-        .tensors
-        .get("token_embd.weight")
-        .map(|table| table.shape[0]);
-    let vocabulary = vocabulary
-        .or(tokens)
-        .ok_or_else(|| own.lacks("vocab_size"))?;
-    let head_width = own
-        .optional("attention.key_length")
-        .unwrap_or(width / heads.max(1));
-    let rotated = own.optional("rope.dimension_count").unwrap_or(head_width);
-    if rotated != head_width
-        || own
-            .optional("attention.value_length")
-            .is_some_and(|v| v != head_width)
+    let table = file.tensors.get("token_embd.weight");
+    let table = table.and_then(|table| table.shape.first().copied());
+    let vocabulary = table.or(tokens).ok_or_else(|| own.lacks("vocab_size"))?;
+    if let Some(stated) = own
+        .optional("vocab_size")?
+        .filter(|stated| *stated != vocabulary)
     {
+        return Err(own.refused(format!(
+            "its metadata states {stated} tokens, and its embeddings have {vocabulary} rows"
+        )));
+    }
+    let head_width = own.optional("attention.key_length")?;
+    let head_width = head_width.unwrap_or(width / heads.max(1));
+    let rotated = own.optional("rope.dimension_count")?.unwrap_or(head_width);
+    let value_width = own.optional("attention.value_length")?;
+    if rotated != head_width || value_width.is_some_and(|width| width != head_width) {
         return Err(own.refused(format!(
             "{rotated} of a head's {head_width} columns are rotated, or its values have another width"
         )));
@@ -107,10 +107,10 @@ fn config(file: &Gguf) -> Result<Value, Problem> {
         "intermediate_size": own.number("feed_forward_length")?,
         "num_hidden_layers": own.number("block_count")?,
         "num_attention_heads": heads,
-        "num_key_value_heads": own.optional("attention.head_count_kv").unwrap_or(heads),
+        "num_key_value_heads": own.optional("attention.head_count_kv")?.unwrap_or(heads),
         "max_position_embeddings": own.number("context_length")?,
-        "rms_norm_eps": own.float("attention.layer_norm_rms_epsilon").ok_or_else(|| own.lacks("attention.layer_norm_rms_epsilon"))?,
-        "rope_theta": own.float("rope.freq_base").unwrap_or(10_000.0),
+        "rms_norm_eps": own.float("attention.layer_norm_rms_epsilon")?.ok_or_else(|| own.lacks("attention.layer_norm_rms_epsilon"))?,
+        "rope_theta": own.float("rope.freq_base")?.unwrap_or(10_000.0),
         "vocab_size": vocabulary,
         "hidden_act": "silu",
         "tie_word_embeddings": !has("output.weight"),
@@ -160,18 +160,41 @@ impl Own<'_> {
         &self.file.metadata
     }
 
-    fn optional(&self, name: &str) -> Option<usize> {
-        number(self.metadata(), &self.key(name))
+    /// A whole number, if the key is there.
+    fn optional(&self, name: &str) -> Result<Option<usize>, Problem> {
+        let key = self.key(name);
+        match (self.metadata().get(&key), number(self.metadata(), &key)) {
+            (Some(value), None) => Err(self.odd(&key, value, "a whole number")),
+            (_, found) => Ok(found),
+        }
     }
 
     fn number(&self, name: &str) -> Result<usize, Problem> {
-        self.optional(name).ok_or_else(|| self.lacks(name))
+        self.optional(name)?.ok_or_else(|| self.lacks(name))
     }
 
-    /// A number in f32, as a person would write it.
-    fn float(&self, name: &str) -> Option<f64> {
-        let value = self.metadata().get(&self.key(name))?.as_f64()?;
-        format!("{}", value as f32).parse().ok()
+    /// A number in f32, as a person would write it, if the key is there.
+    fn float(&self, name: &str) -> Result<Option<f64>, Problem> {
+        let key = self.key(name);
+        let Some(value) = self.metadata().get(&key) else {
+            return Ok(None);
+        };
+        let number = value
+            .as_f64()
+            .and_then(|own| format!("{}", own as f32).parse().ok());
+        number
+            .map(Some)
+            .ok_or_else(|| self.odd(&key, value, "a number"))
+    }
+
+    fn odd(&self, key: &str, value: &Value, wanted: &str) -> Problem {
+        let kind = match value {
+            Value::Array(_) => "a list".to_owned(),
+            other => other.to_string(),
+        };
+        self.refused(format!(
+            "its metadata has {kind} as `{key}`, and not {wanted}"
+        ))
     }
 
     fn lacks(&self, name: &str) -> Problem {
@@ -184,13 +207,17 @@ impl Own<'_> {
 
     /// `rope_scaling`.
     fn scaling(&self) -> Result<Option<Value>, Problem> {
-        let kind = self
-            .metadata()
-            .get(&self.key("rope.scaling.type"))
-            .and_then(Value::as_str);
-        let factor = self.float("rope.scaling.factor");
-        match (kind, factor) {
-            (None | Some("none"), _) => Ok(None),
+        let key = self.key("rope.scaling.type");
+        let kind = match self.metadata().get(&key) {
+            Some(Value::String(kind)) => Some(kind.as_str()),
+            Some(other) => return Err(self.odd(&key, other, "a text")),
+            None => None,
+        };
+        let factor = self.float("rope.scaling.factor")?;
+        let factor = factor.filter(|factor| *factor != 0.0 && *factor != 1.0);
+        // llama.cpp takes a factor without a type as linear.
+        match (kind.or(factor.map(|_| "linear")), factor) {
+            (None | Some("none" | "linear"), None) | (Some("none"), _) => Ok(None),
             (Some("linear"), Some(factor)) => {
                 Ok(Some(json!({"rope_type": "linear", "factor": factor})))
             }
@@ -199,7 +226,8 @@ impl Own<'_> {
                 "factor": factor,
                 "original_max_position_embeddings": self.number("rope.scaling.original_context_length")?,
             }))),
-            (Some(kind), _) => {
+            (kind, _) => {
+                let kind = kind.unwrap_or_default();
                 Err(self.refused(format!("its rotary embeddings are scaled by `{kind}`")))
             }
         }
@@ -226,13 +254,21 @@ impl Own<'_> {
             "rope.scaling.finetuned",
             "tensor_data_layout",
         ];
+        /// Counts of parts that a model lacks, and factors that change nothing.
+        const NEUTRAL: [(&str, Option<f64>); 6] = [
+            ("expert_count", Some(0.0)),
+            ("expert_used_count", Some(0.0)),
+            ("attention.sliding_window", Some(0.0)),
+            ("logit_scale", Some(1.0)),
+            ("embedding_scale", Some(1.0)),
+            ("residual_scale", Some(1.0)),
+        ];
         let prefix = self.key("");
         for (key, value) in self.metadata() {
             let Some(name) = key.strip_prefix(&prefix) else {
                 continue;
             };
-            let is_neutral = value.as_f64() == Some(0.0) || value == &Value::Bool(false);
-            if !READ.contains(&name) && !is_neutral {
+            if !READ.contains(&name) && !NEUTRAL.contains(&(name, value.as_f64())) {
                 return Err(self.refused(format!(
                     "its metadata has `{key}`, which deltarun does not know"
                 )));

@@ -59,6 +59,8 @@ pub(super) struct Gguf {
     /// The bytes of the metadata, and where in the file the value of `general.file_type` is.
     keys: Range<usize>,
     file_type: Option<usize>,
+    /// Data begins at multiples of this.
+    alignment: usize,
 }
 
 /// A tensor of a GGUF file.
@@ -88,6 +90,7 @@ impl Gguf {
             tensors,
             keys,
             file_type,
+            alignment,
         } = Header::read(file.bytes()).map_err(|e| wrong(path, e))?;
         Ok(Gguf {
             file: Arc::new(file),
@@ -95,6 +98,7 @@ impl Gguf {
             tensors,
             keys,
             file_type,
+            alignment,
         })
     }
 
@@ -127,6 +131,7 @@ struct Parts {
     tensors: BTreeMap<String, GgufTensor>,
     keys: Range<usize>,
     file_type: Option<usize>,
+    alignment: usize,
 }
 
 impl<'b> Header<'b> {
@@ -173,6 +178,7 @@ impl<'b> Header<'b> {
             tensors,
             keys,
             file_type,
+            alignment,
         })
     }
 
@@ -246,7 +252,7 @@ impl<'b> Header<'b> {
     fn tensor(&mut self) -> Read<(String, Blocks, Vec<usize>, usize)> {
         let name = self.text()?;
         let dimensions = self.u32()?;
-        if dimensions > 4 {
+        if !(1..=4).contains(&dimensions) {
             return Err(format!("the tensor `{name}` has {dimensions} dimensions"));
         }
         let mut shape = Vec::new();

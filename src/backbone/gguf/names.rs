@@ -12,6 +12,8 @@ pub(in crate::backbone) struct Names {
     /// The heads whose rows llama.cpp permutes in the weights of queries and of keys: those of the rotary embedding's two
     /// halves stand in turn. None in architectures that keep them.
     permuted: Option<(usize, usize)>,
+    /// The number of blocks.
+    blocks: usize,
 }
 
 const FIXED: [(&str, &str); 3] = [
@@ -45,13 +47,17 @@ impl Names {
         };
         let heads = count("attention.head_count")?;
         let keys = count("attention.head_count_kv").unwrap_or(heads);
-        Ok(Names::new(architecture, (heads, keys)))
+        Ok(Names {
+            blocks: count("block_count")?,
+            ..Names::new(architecture, (heads, keys))
+        })
     }
 
     /// The names of an architecture, with its heads of queries and of keys.
     pub(super) fn new(architecture: &str, heads: (usize, usize)) -> Self {
         Names {
             permuted: (architecture == "llama").then_some(heads),
+            blocks: usize::MAX,
         }
     }
 
@@ -82,6 +88,10 @@ impl Names {
             return Some(((*fixed).to_owned(), None));
         }
         let (block, rest) = name.strip_prefix("blk.")?.split_once('.')?;
+        block
+            .parse::<usize>()
+            .ok()
+            .filter(|number| *number < self.blocks)?;
         let (module, kind) = rest.split_once('.')?;
         let (own, module) = MODULES.iter().find(|(own, _)| *own == module)?;
         let name = format!("model.layers.{block}.{module}.{kind}");
@@ -94,6 +104,12 @@ impl Names {
 /// # Errors
 /// deltarun does not know it.
 pub(super) fn architecture(file: &Gguf) -> Result<&'static str, Problem> {
+    let parts = number(&file.metadata, "split.count").unwrap_or(1);
+    if parts > 1 {
+        let message = format!("it is one of {parts} parts of a model");
+        return Err(wrong(file.path(), message)
+            .help("join them with llama.cpp's `llama-gguf-split --merge`"));
+    }
     let stated = file
         .metadata
         .get("general.architecture")

@@ -13,6 +13,7 @@ const LLAMA_3_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{
 const QWEN_2_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// llama.cpp's types of tokens.
+const NORMAL: u64 = 1;
 const UNKNOWN: u64 = 2;
 const CONTROL: u64 = 3;
 const USER_DEFINED: u64 = 4;
@@ -36,7 +37,7 @@ impl<'a> Vocabulary<'a> {
         let types: Vec<u64> = types
             .into_iter()
             .flatten()
-            .filter_map(Value::as_u64)
+            .map(|kind| kind.as_u64().unwrap_or(NORMAL))
             .collect();
         Some(Vocabulary {
             file,
@@ -46,7 +47,7 @@ impl<'a> Vocabulary<'a> {
     }
 
     fn kind(&self, id: usize) -> u64 {
-        self.types.get(id).copied().unwrap_or(1)
+        self.types.get(id).copied().unwrap_or(NORMAL)
     }
 
     /// The token whose number is a key's value.
@@ -188,7 +189,12 @@ fn of_bytes(vocabulary: &Vocabulary, pre: &str) -> Result<Parts, Problem> {
         }
     };
     let merges = vocabulary.file.metadata.get("tokenizer.ggml.merges");
-    let merges = merges.ok_or_else(|| lacks(vocabulary.file.path(), "tokenizer.ggml.merges"))?;
+    let merges = merges.and_then(Value::as_array).filter(|all| {
+        let is_pair = |merge: &Value| merge.as_str().is_some_and(|pair| pair.contains(' '));
+        all.iter().all(is_pair)
+    });
+    let merges =
+        merges.ok_or_else(|| unknown(vocabulary.file, "merges, `tokenizer.ggml.merges`"))?;
     Ok(Parts {
         normalizer,
         words,

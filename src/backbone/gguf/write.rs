@@ -178,7 +178,7 @@ pub fn write_adapter(
     head.text("general.name", name);
     head.text("adapter.type", "lora");
     head.float("adapter.lora.alpha", 1.0);
-    write(path, &head, tensors, MatrixType::F32)
+    write(path, &head, ALIGNMENT, tensors, MatrixType::F32)
 }
 
 /// Writes a model: tensors by their Hugging Face names, with the metadata of the GGUF file `source`.
@@ -207,7 +207,7 @@ pub fn write_model(
         named.insert(own, (values, shape));
     }
     let (keys, count) = file.keys_of_type(kind.numbers().1);
-    write(path, &Head { keys, count }, named, kind)
+    write(path, &Head { keys, count }, file.alignment, named, kind)
 }
 
 /// Rows in llama.cpp's order: those of the first half of a head at even places, and those of the second at odd ones.
@@ -223,14 +223,50 @@ fn permuted_rows(values: &[f32], columns: usize, heads: usize) -> Vec<f32> {
         .collect()
 }
 
-fn write(path: &Path, head: &Head, tensors: Tensors, kind: MatrixType) -> Result<(), Problem> {
-    const ALIGNMENT: usize = 32;
-    let is_finite = |values: &[f32]| values.iter().all(|value| value.is_finite());
-    if let Some((name, _)) = tensors.iter().find(|(_, (values, _))| !is_finite(values)) {
-        let message = format!("`{name}` contains NaN or infinity and was not written");
-        return Err(Problem::failure("delta::run::not_finite", message)
-            .help("look for NaN or infinity in the loss and in the weights it was made from"));
+/// Where data begins if a file does not say it: at multiples of this.
+const ALIGNMENT: usize = 32;
+
+/// The largest number in IEEE's 16 bits, which scales of Q8_0 have as well.
+const LARGEST_F16: f32 = 65504.0;
+
+/// Checks that every element of tensors has a value in its type.
+fn check_values(tensors: &Tensors, kind: MatrixType) -> Result<(), Problem> {
+    for (name, (values, shape)) in tensors {
+        let largest = values
+            .iter()
+            .fold(0.0f32, |most, value| match value.is_nan() {
+                true => f32::INFINITY,
+                false => most.max(value.abs()),
+            });
+        if !largest.is_finite() {
+            let message = format!("`{name}` contains NaN or infinity and was not written");
+            return Err(Problem::failure("delta::run::not_finite", message)
+                .help("look for NaN or infinity in the loss and in the weights it was made from"));
+        }
+        let most = match kind.of(shape) {
+            MatrixType::F16 => LARGEST_F16,
+            MatrixType::Q8_0 => 127.0 * LARGEST_F16,
+            MatrixType::F32 | MatrixType::Bf16 => f32::INFINITY,
+        };
+        if largest > most {
+            let message = format!(
+                "`{name}` has the value {largest}, which 16 bits of the type `f16` do not hold"
+            );
+            return Err(Problem::new("delta::run::gguf", message)
+                .help("write `--type bf16` or `--type f32`"));
+        }
     }
+    Ok(())
+}
+
+fn write(
+    path: &Path,
+    head: &Head,
+    alignment: usize,
+    tensors: Tensors,
+    kind: MatrixType,
+) -> Result<(), Problem> {
+    check_values(&tensors, kind)?;
     let mut bytes = b"GGUF".to_vec();
     bytes.extend(3u32.to_le_bytes());
     bytes.extend((tensors.len() as u64).to_le_bytes());
@@ -246,7 +282,7 @@ fn write(path: &Path, head: &Head, tensors: Tensors, kind: MatrixType) -> Result
         }
         bytes.extend(own.numbers().0.to_le_bytes());
         bytes.extend((offset as u64).to_le_bytes());
-        offset = (offset + own.bytes(values.len())).next_multiple_of(ALIGNMENT);
+        offset = (offset + own.bytes(values.len())).next_multiple_of(alignment);
     }
     let failed = |e: &std::io::Error| disk::failed("written", path, e);
     let file = Pending::new(path).map_err(|e| failed(&e))?;
@@ -254,8 +290,8 @@ fn write(path: &Path, head: &Head, tensors: Tensors, kind: MatrixType) -> Result
         let mut out = BufWriter::new(std::fs::File::create(file.temporary())?);
         let mut put = |bytes: &[u8]| -> std::io::Result<()> {
             out.write_all(bytes)?;
-            let gap = bytes.len().next_multiple_of(ALIGNMENT) - bytes.len();
-            out.write_all(&[0; ALIGNMENT][..gap])
+            let gap = bytes.len().next_multiple_of(alignment) - bytes.len();
+            out.write_all(&vec![0; gap])
         };
         put(&bytes)?;
         for (values, shape) in tensors.values() {
@@ -264,5 +300,7 @@ fn write(path: &Path, head: &Head, tensors: Tensors, kind: MatrixType) -> Result
         out.flush()
     };
     put().map_err(|e| failed(&e))?;
+    // What cannot be read back gets no name.
+    Gguf::open(file.temporary())?;
     file.complete().map_err(|e| failed(&e))
 }
