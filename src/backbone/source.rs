@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use hf_hub::api::sync::ApiBuilder;
 
-use super::{read_text, text_in_gguf, Config};
+use super::{is_gguf, read_text, text_in_gguf, Config};
 use crate::diagnostic::Problem;
 use crate::terminal::note;
 
@@ -92,6 +92,36 @@ fn repository_files(
     Ok(move |file: &str| model.get(file).map_err(failed))
 }
 
+/// The problem of a place that is a file, should be a GGUF file, or has one in it.
+fn no_directory(place: &Path) -> Option<Problem> {
+    let is_named_gguf = |path: &Path| {
+        path.extension()
+            .is_some_and(|own| own.eq_ignore_ascii_case("gguf"))
+    };
+    let refused = |message: String, help: &str| {
+        Some(Problem::new("delta::backbone::missing", message).help(help))
+    };
+    let shown = place.display();
+    if is_named_gguf(place) && !place.exists() {
+        let help = "check the path; it is relative to the directory of the `.delta` file";
+        return refused(format!("there is no file `{shown}`"), help);
+    }
+    if place.is_file() && !is_gguf(place) {
+        let help = "name a GGUF file, whose name ends in `.gguf`, or the directory of a Hugging Face model";
+        return refused(format!("`{shown}` is a file"), help);
+    }
+    if !place.is_dir() || place.join("config.json").exists() {
+        return None;
+    }
+    let mut files = std::fs::read_dir(place)
+        .ok()?
+        .flatten()
+        .map(|entry| entry.path());
+    let file = files.find(|path| is_named_gguf(path))?;
+    let help = format!("name the file in it: `backbone \"{}\"`", file.display());
+    refused(format!("`{shown}` has no `config.json`"), &help)
+}
+
 /// Reads the `config.json` of a backbone.
 ///
 /// # Errors
@@ -99,6 +129,9 @@ fn repository_files(
 pub fn read_config(directory: &Path) -> Result<Config, Problem> {
     let path = directory.join("config.json");
     if let Some(Err(problem)) = text_in_gguf(&path) {
+        return Err(problem);
+    }
+    if let Some(problem) = no_directory(directory) {
         return Err(problem);
     }
     let text = read_text(&path).map_err(|e| {

@@ -464,7 +464,9 @@ pub(super) fn merge(
         integrity,
         Device::Cpu,
     )?;
-    let is_file = out.extension().is_some_and(|ending| ending == "gguf");
+    let is_file = out
+        .extension()
+        .is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
     match (is_file, kind) {
         (true, kind) => {
             let kind = kind.unwrap_or(MatrixType::F16);

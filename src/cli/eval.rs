@@ -77,6 +77,11 @@ fn data_file(path: &Path) -> Result<FilePlan, Problem> {
                 .help("rename it to end in `.tsv`, `.csv`, `.jsonl`, `.txt` or `.conll`"));
         }
     };
+    if !path.exists() {
+        let message = format!("there is no file `{}`", path.display());
+        return Err(Problem::new("delta::data::missing_file", message)
+            .help("check the path; it is relative to the current directory"));
+    }
     Ok(FilePlan {
         format,
         path: path.to_path_buf(),

@@ -38,7 +38,10 @@ impl<'a> Writer<'a> {
         if !task.kind.writes() {
             let message = format!("the task `{}` writes no text", task.kind.name());
             return Err(Problem::new("delta::cli::task", message)
-                .help("answer with `deltarun predict`, or use a run whose last task is `instruct`, `causal_lm` or `seq2seq`"));
+                .help(match task.kind.predicts() {
+                    true => "answer with `deltarun predict`, or use a run whose last task is `instruct`, `causal_lm` or `seq2seq`",
+                    false => "use a run whose last task is `instruct`, `causal_lm` or `seq2seq`, such as a further stage of this one",
+                }));
         }
         // A prompt may be longer than the texts of the training.
         let mut plan = loaded.plan.clone();

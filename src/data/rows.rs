@@ -164,7 +164,9 @@ impl Rows {
     fn count_tokens(&mut self, examples: &[Example], task: &TaskPlan, encoder: &TextEncoder) {
         for example in examples {
             self.tokens.rows += 1;
-            self.tokens.all += example.text.tokens.len();
+            // Answers that are compared are sequences of their own.
+            let sequences = example.sequences().map(|one| one.text.tokens.len());
+            self.tokens.all += sequences.sum::<usize>();
             self.tokens.unknown += encoder.unknown_tokens(&example.text);
             self.tokens.begun_twice += usize::from(encoder.begins_twice(&example.text));
             self.tokens.predicted += example.predicted();

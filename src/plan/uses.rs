@@ -1,7 +1,7 @@
 //! Checks that everything declared is used, and that every stage and task can work.
 
 use super::build::Builder;
-use super::{Change, Plan, StagePlan, TaskPlan, SHORTEST};
+use super::{Change, DataPlan, Plan, StagePlan, TaskPlan, SHORTEST};
 use crate::backbone::{head_parameters, language_model_parameters};
 use crate::diagnostic::Problem;
 use crate::syntax::ast::Statement;
@@ -119,6 +119,14 @@ impl Builder<'_> {
                     "the file has no `stage`, and none of its tasks works without training",
                 )
                 .help("add a `stage`, or evaluate zero-shot by adding a `template` and `words` to the task"),
+            );
+        }
+        let has_set = |data: &DataPlan| data.dev.is_some() || data.test.is_some();
+        if plan.stages.is_empty() && !plan.final_data().is_some_and(has_set) {
+            let message = "the file has no `stage` to train, and no `test` or `dev` set to measure";
+            self.report(
+                Problem::new("delta::plan::no_stage", message)
+                    .help("add a `stage`, or `test = tsv(\"test.tsv\")` to the data set"),
             );
         }
         if !plan.tasks.is_empty() {

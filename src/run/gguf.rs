@@ -16,6 +16,12 @@ use crate::plan::Plan;
 /// The run's deltas are no LoRA, or llama.cpp has no such model; the file is there or cannot be written.
 pub fn export_gguf(plan: &Plan, graph: &Graph, out: &Path) -> Result<(), Problem> {
     check(out)?;
+    if plan.backbone.random {
+        let message =
+            "the run's backbone was drawn at random, and is in no file that llama.cpp could read";
+        return Err(Problem::new("delta::run::gguf", message)
+            .help("merge the run into a directory instead"));
+    }
     let config = &plan.backbone.config;
     let architecture = config.family().name.as_str();
     let refused = |reason: &str| {
@@ -60,7 +66,10 @@ pub fn merge_gguf(plan: &Plan, graph: &Graph, out: &Path, kind: MatrixType) -> R
 }
 
 fn check(out: &Path) -> Result<(), Problem> {
-    if out.extension().is_none_or(|ending| ending != "gguf") {
+    if out
+        .extension()
+        .is_none_or(|ending| !ending.eq_ignore_ascii_case("gguf"))
+    {
         let message = format!("`{}` does not end in `.gguf`", out.display());
         return Err(
             Problem::new("delta::run::gguf", message).help("name a file such as `lora.gguf`")

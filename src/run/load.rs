@@ -71,7 +71,10 @@ pub fn open_run(
     integrity: Integrity,
     device: Device,
 ) -> Result<Loaded, Problem> {
-    if directory.join("plan.yaml").exists() {
+    let is_partial = directory
+        .extension()
+        .is_some_and(|ending| ending == "partial");
+    if directory.join("plan.yaml").exists() && !is_partial {
         if let Some(option) = reads.options().next() {
             let message =
                 format!("`{option}` applies only to adapters: a run records what it reads");
@@ -90,7 +93,16 @@ pub fn open_run(
         }
         open_backbone(directory, reads, device)
     } else {
-        let message = format!("`{}` is neither a run nor an adapter", directory.display());
+        if let Some(partial) = unfinished(directory) {
+            let message = format!("the run `{}` is unfinished", partial.display());
+            return Err(Problem::new("delta::run::not_a_run", message).help(
+                "run its `.delta` file again with the same `--out`: it goes on where it stopped",
+            ));
+        }
+        let message = match directory.exists() {
+            true => format!("`{}` is neither a run nor an adapter", directory.display()),
+            false => format!("there is no `{}`", directory.display()),
+        };
         let problem = Problem::new("delta::run::not_a_run", message);
         let below = std::fs::read_dir(directory).into_iter().flatten().flatten();
         let mut adapters = below
@@ -104,6 +116,17 @@ pub fn open_run(
             None => problem.help("name a directory with `plan.yaml` (written by a run), `adapter_config.json` (saved by PEFT), or a language model's `config.json`"),
         })
     }
+}
+
+/// The directory of a run that has not ended, if this is its name.
+fn unfinished(directory: &Path) -> Option<PathBuf> {
+    let name = directory.file_name()?.to_str()?;
+    let partial = directory.with_file_name(format!("{name}.partial"));
+    let has_plan =
+        |place: &PathBuf| place.join("plan.yaml").exists() || place.join("manifest.yaml").exists();
+    [partial, directory.to_owned()].into_iter().find(|place| {
+        place.extension().is_some_and(|ending| ending == "partial") && has_plan(place)
+    })
 }
 
 fn open_own(
@@ -120,7 +143,11 @@ fn open_own(
         plan.backbone.directory = locate(name, Path::new(""))?;
     }
     fetch_weights(backbone.unwrap_or(&plan.backbone.location))?;
-    read_config(&plan.backbone.directory)?;
+    read_config(&plan.backbone.directory).map_err(|problem| match backbone {
+        None => problem
+            .help("name the place that it has moved to: `--backbone DIRECTORY`, or a GGUF file"),
+        Some(_) => problem,
+    })?;
     run.check_backbone(&plan.backbone)?;
     let stored = run.tensors()?;
     let mut tensors = Tensors::new();

@@ -281,7 +281,7 @@ fn folded(graph: &Graph, module: &Module) -> Result<Option<Folded>, Problem> {
                 module.path
             );
             return Err(Problem::new("delta::run::cannot_merge", message)
-                .help("keep the run as it is: `deltarun predict` reads it"));
+                .help("keep the run as it is: `deltarun eval`, `predict` and `generate` read it"));
         }
     }
     Ok(Some(layer))

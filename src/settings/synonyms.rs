@@ -13,7 +13,7 @@ enum Instead {
 use Instead::{Either, Ours, Write};
 
 /// Keys of PEFT, Axolotl, LLaMA-Factory and Hugging Face's Trainer.
-const KEYS: [(&str, Instead); 54] = [
+const KEYS: [(&str, Instead); 59] = [
     (
         "adapter",
         Write("the method after `reparam NAME =` or `insert NAME =`"),
@@ -92,6 +92,11 @@ const KEYS: [(&str, Instead); 54] = [
     ("model", Write("`backbone \"DIRECTORY\"`")),
     ("num_epochs", Ours("epochs")),
     ("num_labels", Write("all labels: `labels = [a, b]`")),
+    ("do_sample", Write("`temperature = 1`")),
+    ("instruction", Ours("prompt")),
+    ("max_new_tokens", Ours("max_tokens")),
+    ("num_beams", Ours("beams")),
+    ("output", Either("answer", "`target = COLUMN`")),
     ("num_train_epochs", Ours("epochs")),
     ("num_virtual_tokens", Ours("tokens")),
     ("per_device_train_batch_size", Ours("batch")),
@@ -128,7 +133,7 @@ const KEYS: [(&str, Instead); 54] = [
 ];
 
 /// Words that stand for a value, a method or a task elsewhere.
-const WORDS: [(&str, Instead); 23] = [
+const WORDS: [(&str, Instead); 25] = [
     ("acc", Ours("accuracy")),
     ("adam", Ours("adamw")),
     ("adamw_torch", Ours("adamw")),
@@ -140,6 +145,8 @@ const WORDS: [(&str, Instead); 23] = [
     ("false", Ours("off")),
     ("full", Write("`unfreeze NAME = **`")),
     ("gated", Write("`gate = on` in a delta's settings")),
+    ("fp4", Ours("nf4")),
+    ("int4", Ours("nf4")),
     ("none", Ours("off")),
     ("prefix_tuning", Ours("prefix")),
     ("prompt_tuning", Ours("prompt")),

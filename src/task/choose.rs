@@ -198,6 +198,13 @@ impl Answers {
             list => (texts(list), None),
         };
         let found = found.ok_or_else(|| wrong("the answers are no list of texts"))?;
+        if own.is_some() && !labels.is_empty() {
+            let message = "the row's answers have names of their own, and the task's `labels` names them as well";
+            return Err((
+                message.to_owned(),
+                "remove `labels` from the task".to_owned(),
+            ));
+        }
         let labels = match own {
             Some(own) => own.ok_or_else(|| wrong("the labels of the answers are no list"))?,
             None => labels.iter().take(found.len()).cloned().collect(),

@@ -121,6 +121,10 @@ impl TaskKind for Instruct {
     }
 
     fn encode(&self, row: &[String], encoder: &dyn Encoder) -> Result<Example, Problem> {
+        let answer = row.get(self.text.len()).filter(|_| self.answer.is_some());
+        if answer.is_some_and(|answer| answer.trim().is_empty()) {
+            return Err(no_answer("the answer is empty").help("fill it in, or remove the row"));
+        }
         let marked = match &self.form {
             Form::Template(pieces) => {
                 let mut marked = self.filled(pieces, row);

@@ -39,6 +39,10 @@ pub(super) fn label_of(labels: &[Label], value: &str) -> Result<usize, Refusal> 
             "did you mean `{near}`? the task names {}",
             quoted_list(known())
         ),
+        None if value.parse::<f64>().is_ok() => format!(
+            "say what it stands for: `labels = {{ \"{value}\" = NAME, ... }}`; the task names {}",
+            quoted_list(known())
+        ),
         None => format!(
             "add it to `labels`; the task names {}",
             quoted_list(known())
@@ -162,12 +166,9 @@ fn check_labels(fields: &Fields, value: &Spanned<Value>, labels: &[Label]) {
         );
     } else if labels.len() < 2 {
         fields.report(
-            Problem::new(
-                "delta::plan::labels",
-                "a `classify` task needs at least two labels",
-            )
-            .at(value.span, "here")
-            .help("list every label of the data"),
+            Problem::new("delta::plan::labels", "a task needs at least two labels")
+                .at(value.span, "here")
+                .help("list every label of the data"),
         );
     }
 }

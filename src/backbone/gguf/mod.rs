@@ -25,7 +25,10 @@ pub use write::{write_adapter, write_model, LowRank, MatrixType};
 
 /// Whether a path is that of a GGUF file.
 pub fn is_gguf(path: &Path) -> bool {
-    path.extension().is_some_and(|ending| ending == "gguf") && path.is_file()
+    let is_named = path
+        .extension()
+        .is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
+    is_named && path.is_file()
 }
 
 /// How the weights of a backbone are stored where the pipeline does not say it: those of a GGUF file as they are in it.

@@ -104,6 +104,11 @@ impl Names {
 /// # Errors
 /// deltarun does not know it.
 pub(super) fn architecture(file: &Gguf) -> Result<&'static str, Problem> {
+    if file.metadata.get("general.type").and_then(Value::as_str) == Some("adapter") {
+        return Err(wrong(file.path(), "it is a LoRA, and no model").help(
+            "name the run that it was exported from; llama.cpp reads it beside its model: `--lora`",
+        ));
+    }
     let parts = number(&file.metadata, "split.count").unwrap_or(1);
     if parts > 1 {
         let message = format!("it is one of {parts} parts of a model");

@@ -6,8 +6,11 @@ pub mod frozen_blocks;
 pub(super) mod read_rows;
 
 use crate::backbone::family::HeadKind;
-use crate::engine::{uses_amx, Precision};
+use crate::engine::{uses_amx, Precision, Storage};
 use crate::plan::{Change, DeltaPlan, Plan};
+
+/// Why products with weights in codes are in f32.
+const DECODED: &str = "products decode the frozen weights, which are kept in codes, to f32";
 
 /// An optimization that may apply to a stage.
 pub struct Optimization {
@@ -79,6 +82,7 @@ pub const ALL: [Optimization; 8] = [
     Optimization {
         name: "half of each product's bytes",
         check: |plan, _| match plan.backbone.precision {
+            _ if plan.backbone.storage != Storage::F32 => Err(DECODED.to_owned()),
             Precision::Bf16 => Ok("frozen weights and their inputs are in bfloat16".to_owned()),
             Precision::F32 => Err(
                 "`precision = bf16` in `backbone` rounds frozen weights and their inputs"
@@ -92,6 +96,7 @@ pub const ALL: [Optimization; 8] = [
         check: |plan, _| {
             let hidden = plan.backbone.config.hidden;
             match plan.backbone.precision {
+                _ if plan.backbone.storage != Storage::F32 => Err(DECODED.to_owned()),
                 Precision::Bf16 => Err("the products are in bfloat16".to_owned()),
                 _ if uses_amx(hidden, hidden) => Ok("elements are 24-bit integers".to_owned()),
                 _ => Err("the processor has no AMX, or the backbone is too narrow".to_owned()),
