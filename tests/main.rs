@@ -41,6 +41,7 @@ mod peft_python;
 mod precision;
 mod predict;
 mod prefer;
+mod readers;
 mod resume;
 mod scripts;
 mod selectors;

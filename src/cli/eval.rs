@@ -65,16 +65,26 @@ fn eval_on(options: &EvalOptions, device: Device) -> Result<Ended, Problems> {
 
 /// A data file whose ending says how it is read.
 fn data_file(path: &Path) -> Result<FilePlan, Problem> {
-    let format = match path.extension().and_then(|ending| ending.to_str()) {
+    let stem = match path.extension().is_some_and(|ending| ending == "gz") {
+        true => path.with_extension(""),
+        false => path.to_path_buf(),
+    };
+    let format = match stem.extension().and_then(|ending| ending.to_str()) {
         Some("tsv") => FileFormat::Tsv,
         Some("csv") => FileFormat::Csv,
-        Some("jsonl" | "json") => FileFormat::Jsonl,
+        Some("jsonl") => FileFormat::Jsonl,
+        // Many files of this name have an object on each line.
+        Some("json") => match std::fs::read_to_string(path) {
+            Ok(text) if !text.trim_start().starts_with('[') => FileFormat::Jsonl,
+            _ => FileFormat::Json,
+        },
+        Some("parquet") => FileFormat::Parquet,
         Some("txt") => FileFormat::Text,
         Some("conll" | "bio" | "iob") => FileFormat::Conll,
         _ => {
             let message = format!("`{}` has no known file extension", path.display());
             return Err(Problem::new("delta::cli::data", message)
-                .help("rename it to end in `.tsv`, `.csv`, `.jsonl`, `.txt` or `.conll`"));
+                .help("rename it to end in `.tsv`, `.csv`, `.jsonl`, `.json`, `.parquet`, `.txt` or `.conll`"));
         }
     };
     if !path.exists() {

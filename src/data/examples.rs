@@ -6,7 +6,7 @@ use rand::seq::SliceRandom;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use super::table::{at_line, no_examples, visit, Row, Wanted};
+use super::table::{at_line, no_examples, unit, visit, Row, Wanted};
 use super::tokens::TextEncoder;
 use crate::diagnostic::Problem;
 use crate::plan::{Few, FilePlan, Part, TaskPlan};
@@ -40,8 +40,9 @@ pub(super) fn read_rows(
                 return (index, problem.or_at(task.span));
             }
             problem.message = format!(
-                "`{}`, line {line}: {}",
+                "`{}`, {} {line}: {}",
                 file.path.display(),
+                unit(file),
                 problem.message
             );
             (index, problem.or_at(task.span))
@@ -93,7 +94,7 @@ pub fn check_few(few: &Few, task: &TaskPlan, counts: &[usize]) -> Result<(), Pro
 /// A language model has nothing to learn from texts of one token each.
 pub fn nothing_to_predict(file: &FilePlan) -> Problem {
     let message = "no text has a token to predict";
-    at_line("delta::data::nothing_to_predict", &file.path, 0, message)
+    at_line("delta::data::nothing_to_predict", file, 0, message)
         .at(file.span, "this file")
         .help("give longer texts, or raise `max_length`")
 }
@@ -303,7 +304,7 @@ pub(super) fn checked_target(
     task: &TaskPlan,
 ) -> Result<Target, Problem> {
     task.kind.target_of(values).map_err(|(message, help)| {
-        at_line("delta::data::label", &file.path, line, message)
+        at_line("delta::data::label", file, line, message)
             .at(task.span, "the task")
             .help(help)
     })

@@ -14,7 +14,7 @@ fn object(
     serde_json::from_str(line).map_err(|e| {
         let message = format!("the line is not a JSON object: {e}");
         let problem =
-            at_line("delta::data::json", &file.path, number, message).at(file.span, "this file");
+            at_line("delta::data::json", file, number, message).at(file.span, "this file");
         problem.help("write one object per line: `{\"text\": \"...\", \"label\": \"...\"}`")
     })
 }
@@ -31,16 +31,16 @@ pub(super) fn jsonl(
 ) -> Result<(), Problem> {
     if text.trim_start().starts_with('[') {
         let message = "the file is a JSON list, not an object per line";
-        return Err(at_line("delta::data::json", &file.path, 0, message)
+        return Err(at_line("delta::data::json", file, 0, message)
             .at(file.span, "this file")
-            .help("write each object of the list on a line: `jq -c '.[]' FILE > NEW`, or in Python `pandas.read_json(FILE).to_json(NEW, orient=\"records\", lines=True)`"));
+            .help("read it with `json(...)`"));
     }
     if let Some((_, "{")) = lines(text)
         .next()
         .map(|(number, line)| (number, line.trim()))
     {
         let message = "an object is spread over several lines";
-        return Err(at_line("delta::data::json", &file.path, 1, message)
+        return Err(at_line("delta::data::json", file, 1, message)
             .at(file.span, "this file")
             .help("write each object on a line of its own: `jq -c . FILE > NEW`"));
     }
@@ -52,22 +52,65 @@ pub(super) fn jsonl(
             places(file, &columns, wanted)?;
             is_first = false;
         }
-        let row = object.and_then(|object| {
-            let value = |wanted: &Wanted| {
-                json_value(&object, wanted).map_err(|(message, help)| {
-                    at_line("delta::data::json", &file.path, number, message)
-                        .at(file.span, "this file")
-                        .help(help)
-                })
-            };
-            let row = wanted.iter().map(value).collect::<Result<_, _>>()?;
-            Ok((number, row))
-        });
+        let row = object.and_then(|object| values(file, number, &object, wanted));
         if !each(row) {
             break;
         }
     }
     Ok(())
+}
+
+/// Calls `each` with the wanted values of each object of a JSON list.
+///
+/// # Errors
+/// The file is no list of objects, or its first object lacks a wanted value.
+pub(super) fn json(
+    file: &FilePlan,
+    text: &str,
+    wanted: &[Wanted],
+    each: &mut dyn FnMut(Result<Row, Problem>) -> bool,
+) -> Result<(), Problem> {
+    let list: Vec<serde_json::Value> = serde_json::from_str(text).map_err(|e| {
+        let problem = at_line("delta::data::json", file, 0, format!("the file is not a JSON list: {e}"));
+        let problem = problem.at(file.span, "this file");
+        problem.help("write `[{\"text\": \"...\"}, ...]`; a file with an object on each line is read with `jsonl(...)`")
+    })?;
+    for (number, value) in (1..).zip(list) {
+        let object = match value {
+            serde_json::Value::Object(object) => Ok(object),
+            _ => Err(
+                at_line("delta::data::json", file, number, "it is not an object")
+                    .at(file.span, "this file")
+                    .help("write each row as an object: `{\"text\": \"...\"}`"),
+            ),
+        };
+        if let (Ok(object), 1) = (&object, number) {
+            let columns: Vec<String> = object.keys().cloned().collect();
+            places(file, &columns, wanted)?;
+        }
+        if !each(object.and_then(|object| values(file, number, &object, wanted))) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// The wanted values of an object, which is a row of a file.
+pub(super) fn values(
+    file: &FilePlan,
+    number: usize,
+    object: &serde_json::Map<String, serde_json::Value>,
+    wanted: &[Wanted],
+) -> Result<Row, Problem> {
+    let value = |wanted: &Wanted| {
+        json_value(object, wanted).map_err(|(message, help)| {
+            at_line("delta::data::json", file, number, message)
+                .at(file.span, "this file")
+                .help(help)
+        })
+    };
+    let row = wanted.iter().map(value).collect::<Result<_, _>>()?;
+    Ok((number, row))
 }
 
 /// A value of an object: its JSON if the column is structured, else [`json_text`].

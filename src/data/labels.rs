@@ -28,7 +28,7 @@ pub fn labels_in(task: &TaskPlan, files: &[&FilePlan]) -> Result<Vec<String>, Pr
             match kind.labels_in(&values) {
                 Ok(labels) => found.extend(labels.into_iter().filter(|label| !label.is_empty())),
                 Err((message, help)) => {
-                    let problem = at_line("delta::data::label", &file.path, line, message);
+                    let problem = at_line("delta::data::label", file, line, message);
                     wrong = Some(problem.at(file.span, "this file").help(help));
                 }
             }

@@ -358,7 +358,7 @@ impl Rows {
         for ((count, first), code, what, help) in odd {
             let Some(line) = first else { continue };
             let message = format!("{what} (in {} of {seen})", counted(count, "row"));
-            let said = at_line(code, &file.path, line, message);
+            let said = at_line(code, file, line, message);
             let problem = Problem::warning(code, said.message).at(file.span, "this file");
             self.warnings.push(problem.help(help));
         }

@@ -1,9 +1,10 @@
 //! Reads TSV, CSV, JSON lines and plain text into columns of texts.
 
-use std::path::Path;
+use std::io::Read;
 
 use super::conll::conll;
-use super::json_lines::jsonl;
+use super::json_lines::{json, jsonl};
+use super::parquet::parquet;
 use crate::diagnostic::Problem;
 use crate::plan::{FileFormat, FilePlan};
 use crate::text::{counted, did_you_mean, quoted_list};
@@ -15,19 +16,25 @@ pub struct Table {
     pub rows: Vec<Row>,
 }
 
-/// A problem in a line of a data file; line 0 is the file as a whole.
+/// A problem in a line of a data file, or in a row of one without lines; line 0 is the file as a whole.
 pub(super) fn at_line(
     code: &'static str,
-    path: &Path,
+    file: &FilePlan,
     line: usize,
     message: impl std::fmt::Display,
 ) -> Problem {
+    let path = file.path.display();
     match line {
-        0 => Problem::new(code, format!("`{}`: {message}", path.display())),
-        _ => Problem::new(
-            code,
-            format!("`{}`, line {line}: {message}", path.display()),
-        ),
+        0 => Problem::new(code, format!("`{path}`: {message}")),
+        _ => Problem::new(code, format!("`{path}`, {} {line}: {message}", unit(file))),
+    }
+}
+
+/// What the number of a row counts in a file.
+pub(super) fn unit(file: &FilePlan) -> &'static str {
+    match file.format {
+        FileFormat::Json | FileFormat::Parquet => "row",
+        _ => "line",
     }
 }
 
@@ -97,8 +104,13 @@ pub fn visit(
         left -= 1;
         each(row) && left > 0
     };
+    if file.format == FileFormat::Parquet {
+        return parquet(file, wanted, each);
+    }
     let text = read_text(file)?;
     match file.format {
+        FileFormat::Json => json(file, &text, wanted, each),
+        FileFormat::Parquet => Ok(()),
         FileFormat::Tsv => tsv(file, &text, wanted, each),
         FileFormat::Csv => csv(file, &text, wanted, each),
         FileFormat::Jsonl => jsonl(file, &text, wanted, each),
@@ -132,7 +144,7 @@ pub(super) fn places(
             (Some((place, _)), None) => Ok(place),
             (Some(_), Some(_)) => {
                 let message = format!("the header has two columns named `{name}`");
-                Err(at_line("delta::data::column", &file.path, 1, message)
+                Err(at_line("delta::data::column", file, 1, message)
                     .at(file.span, "this file")
                     .help("give each column a name of its own"))
             }
@@ -164,7 +176,7 @@ fn other_reader(file: &FilePlan, columns: &[String]) -> Option<String> {
     let header = columns.join(", ");
     let first = match file.format {
         FileFormat::Csv | FileFormat::Tsv => columns.first()?,
-        FileFormat::Jsonl | FileFormat::Text | FileFormat::Conll => return None,
+        _ => return None,
     };
     if first.starts_with('{') {
         return Some("read it with `jsonl(...)`: its first line is a JSON object".to_owned());
@@ -195,7 +207,7 @@ fn headless(file: &FilePlan, columns: &[String]) -> Option<String> {
     let reader = match file.format {
         FileFormat::Csv => "csv",
         FileFormat::Tsv => "tsv",
-        FileFormat::Jsonl | FileFormat::Text | FileFormat::Conll => return None,
+        _ => return None,
     };
     let header = columns.join(", ");
     // A column's name is a word or two; a sentence or a number is an example.
@@ -208,17 +220,12 @@ fn headless(file: &FilePlan, columns: &[String]) -> Option<String> {
 }
 
 pub(super) fn no_examples(file: &FilePlan) -> Problem {
-    at_line(
-        "delta::data::empty",
-        &file.path,
-        0,
-        "the file has no examples",
-    )
-    .at(file.span, "this file")
-    .help("give a file with at least one row below its header")
+    at_line("delta::data::empty", file, 0, "the file has no examples")
+        .at(file.span, "this file")
+        .help("give a file with at least one row below its header")
 }
 
-fn unreadable(file: &FilePlan, error: &std::io::Error) -> Problem {
+pub(super) fn unreadable(file: &FilePlan, error: &std::io::Error) -> Problem {
     let path = file.path.display();
     let message = match error.kind() {
         std::io::ErrorKind::NotFound => format!("there is no file `{path}`"),
@@ -231,24 +238,39 @@ fn unreadable(file: &FilePlan, error: &std::io::Error) -> Problem {
 
 fn read_text(file: &FilePlan) -> Result<String, Problem> {
     let bytes = std::fs::read(&file.path).map_err(|e| unreadable(file, &e))?;
+    let bytes = unpacked(file, bytes)?;
     if let Some((what, help)) = other_kind(&bytes) {
-        return Err(at_line(
-            "delta::data::kind",
-            &file.path,
-            0,
-            format!("the file is {what}"),
-        )
-        .at(file.span, "this file")
-        .help(help));
+        return Err(
+            at_line("delta::data::kind", file, 0, format!("the file is {what}"))
+                .at(file.span, "this file")
+                .help(help),
+        );
     }
     utf8(file, bytes)
 }
 
+/// The bytes of a file; those that gzip packed are unpacked.
+fn unpacked(file: &FilePlan, bytes: Vec<u8>) -> Result<Vec<u8>, Problem> {
+    if !bytes.starts_with(b"\x1f\x8b") {
+        return Ok(bytes);
+    }
+    let mut whole = Vec::new();
+    // A file may have several members, one after the other.
+    let mut reader = flate2::read::MultiGzDecoder::new(bytes.as_slice());
+    match reader.read_to_end(&mut whole) {
+        Ok(_) => Ok(whole),
+        Err(e) => {
+            let message = format!("the file cannot be unpacked: {e}");
+            Err(at_line("delta::data::kind", file, 0, message)
+                .at(file.span, "this file")
+                .help("download it again, or unpack it with `gunzip -k FILE` to see what is wrong"))
+        }
+    }
+}
+
 /// What the first bytes of a file say that it is, if it is no text, and how to make one of it.
 fn other_kind(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
-    const PARQUET: &str = "convert it in Python: `pandas.read_parquet(FILE).to_json(NEW, orient=\"records\", lines=True)`, and read that with `jsonl(...)`";
-    let kinds: [(&[u8], &str, &str); 4] = [
-        (b"\x1f\x8b", "compressed", "unpack it with `gunzip -k FILE`"),
+    let kinds: [(&[u8], &str, &str); 3] = [
         (
             b"\x28\xb5\x2f\xfd",
             "compressed",
@@ -259,7 +281,7 @@ fn other_kind(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
             "a ZIP archive or a spreadsheet",
             "unpack it, or save it as CSV",
         ),
-        (b"PAR1", "a Parquet file", PARQUET),
+        (b"PAR1", "a Parquet file", "read it with `parquet(...)`"),
     ];
     let found = kinds
         .into_iter()
@@ -289,7 +311,7 @@ fn utf8(file: &FilePlan, bytes: Vec<u8>) -> Result<String, Problem> {
             };
             Err(at_line(
                 "delta::data::not_utf8",
-                &file.path,
+                file,
                 line,
                 format!("the text is {found}"),
             )
@@ -314,7 +336,7 @@ pub(super) fn wrong_width(file: &FilePlan, line: usize, found: usize, expected: 
         "the row has {}, but the header has {expected}",
         counted(found, "column")
     );
-    at_line("delta::data::width", &file.path, line, message)
+    at_line("delta::data::width", file, line, message)
         .at(file.span, "this file")
         .help("give every row a value for every column")
 }
@@ -381,7 +403,7 @@ fn csv(
     if let Some(line) = stray_quote(text, separator) {
         let message =
             "a quoted text has a quote that is not doubled, or has more text after its closing quote";
-        return Err(at_line("delta::data::csv", &file.path, line, message)
+        return Err(at_line("delta::data::csv", file, line, message)
             .at(file.span, "this file")
             .help("write `\"\"` for a quote inside a quoted text, and quote every text with commas, quotes or line breaks"));
     }
@@ -395,7 +417,7 @@ fn csv(
     for record in reader.records() {
         let record = record.map_err(|e| {
             let line = e.position().map_or(0, |place| lines.at(place.byte()));
-            at_line("delta::data::csv", &file.path, line, e)
+            at_line("delta::data::csv", file, line, e)
                 .help("quote every text with commas or line breaks")
         })?;
         let line = record.position().map_or(0, |place| lines.at(place.byte()));

@@ -246,6 +246,10 @@ pub enum FileFormat {
     Text,
     /// A word per line with its tags, and an empty line behind each sentence.
     Conll,
+    /// A JSON list of objects.
+    Json,
+    /// Parquet, as the Hugging Face hub has data sets.
+    Parquet,
 }
 
 /// A task of a plan.

@@ -43,10 +43,12 @@ pub(super) fn data(fields: &Fields, base: &Path, seed: u64) -> DataPlan {
     plan
 }
 
-const READERS: [(&str, FileFormat); 5] = [
+const READERS: [(&str, FileFormat); 7] = [
     ("tsv", FileFormat::Tsv),
     ("csv", FileFormat::Csv),
     ("jsonl", FileFormat::Jsonl),
+    ("json", FileFormat::Json),
+    ("parquet", FileFormat::Parquet),
     ("text", FileFormat::Text),
     ("conll", FileFormat::Conll),
 ];
@@ -237,7 +239,7 @@ fn whole_file(fields: &Fields, key: &str, value: &Spanned<Value>, base: &Path) -
     for argument in arguments {
         match &argument.key {
             None if path.is_none() => path = path_of(fields, name, argument),
-            Some(key) if key.node == "columns" && *format != FileFormat::Jsonl => {
+            Some(key) if key.node == "columns" && !has_names(*format) => {
                 columns = Some(column_names(fields, argument));
             }
             Some(key) if key.node == "separator" && *format == FileFormat::Csv => {
@@ -279,10 +281,18 @@ fn whole_file(fields: &Fields, key: &str, value: &Spanned<Value>, base: &Path) -
     })
 }
 
+/// Whether each row of a format has the names of its columns.
+fn has_names(format: FileFormat) -> bool {
+    matches!(
+        format,
+        FileFormat::Jsonl | FileFormat::Json | FileFormat::Parquet
+    )
+}
+
 /// The arguments of a reader, in words.
 fn arguments_of(format: FileFormat) -> &'static str {
     match format {
-        FileFormat::Jsonl => "a path",
+        FileFormat::Jsonl | FileFormat::Json | FileFormat::Parquet => "a path",
         FileFormat::Csv => "a path, `columns = [...]` and `separator = \";\"`",
         FileFormat::Tsv | FileFormat::Text | FileFormat::Conll => "a path and `columns = [...]`",
     }
