@@ -212,3 +212,48 @@ fn what_codes_cannot_do_is_refused_by_name() {
         std::fs::remove_dir_all(place.path("run")).unwrap();
     }
 }
+
+/// Every family computes with weights in codes what it computes in f32, up to the codes' rounding; GPT-2 stores its weights
+/// transposed, and T5 has two stacks.
+#[test]
+fn every_family_computes_with_codes() {
+    use crate::common::{plan_of, text_of};
+    use deltarun::data::{batch, Prediction};
+    use deltarun::graph::Graph;
+    use deltarun::task::{Example, Target};
+    for family in ["bert_a", "roberta", "gpt2", "llama_a", "qwen2", "t5_v1_0"] {
+        let directory = fixture(family);
+        let logits = |storage: &str| {
+            let text = format!(
+                "backbone \"{}\" {{ dropout = off, storage = {storage} }}\n\
+                 data {{ train = tsv(\"t\") }}\n\
+                 task classify {{ text = a, label = b, labels = [x, y, z] }}\n\
+                 stage s {{ train = [head], epochs = 1, optimizer = adamw {{ lr = 1e-3 }} }}",
+                directory.display()
+            );
+            let plan = plan_of(&text, &directory);
+            let mut graph = Graph::load(&plan, Device::Cpu).unwrap();
+            graph.activate(&plan, 0).unwrap();
+            let tokens = [5, 9, 33, 12, 7];
+            let example = Example {
+                text: text_of(&tokens),
+                decoder: if family.starts_with("t5") {
+                    [&[0], &tokens[..]].concat()
+                } else {
+                    Vec::new()
+                },
+                target: Target::None,
+                cut: 0,
+                others: Vec::new(),
+            };
+            let batch = batch(&[&example], &[0], 0, Prediction::default());
+            graph.inference().hidden(&batch).unwrap().read()
+        };
+        let exact = logits("f32");
+        for (storage, most) in [("bf16", 0.03), ("int8", 0.05), ("nf4", 0.6)] {
+            let found = logits(storage);
+            let worst = crate::common::difference(&found, &exact, true);
+            assert!(worst < most && worst > 0.0, "{family}, {storage}: {worst}");
+        }
+    }
+}
