@@ -281,3 +281,46 @@ fn splits_that_cannot_be_are_refused_and_numbers_may_be_labels() {
     place.write("x.delta", text.as_bytes());
     place.succeed(&["check", "x.delta"]);
 }
+
+/// `eval` says how each label does: values by scikit-learn 1.9's `precision_recall_fscore_support` for these counts.
+#[test]
+fn every_label_has_its_measures() {
+    let confusion = vec![vec![5, 2, 0], vec![1, 7, 3], vec![0, 0, 0]];
+    let found = deltarun::report::of_labels(&confusion);
+    for (own, expected) in found.iter().zip([
+        [
+            0.833_333_333_333_333_4,
+            0.714_285_714_285_714_3,
+            0.769_230_769_230_769_2,
+            7.0,
+        ],
+        [0.777_777_777_777_777_8, 0.636_363_636_363_636_4, 0.7, 11.0],
+        [0.0, 0.0, 0.0, 0.0],
+    ]) {
+        let own = [own.precision, own.recall, own.f1, own.examples as f64];
+        for (own, expected) in own.iter().zip(expected) {
+            assert!((own - expected).abs() < 1e-12, "{own} {expected}");
+        }
+    }
+    let place = Place::new();
+    place.write("x.delta", PIPELINE.as_bytes());
+    place.succeed(&["x.delta", "--quiet", "--out", "run"]);
+    let text = place.succeed(&["eval", "run"]);
+    assert!(
+        text.contains("precision") && text.contains("label, taken for"),
+        "{text}"
+    );
+    let json: serde_json::Value =
+        serde_json::from_str(&place.succeed(&["eval", "run", "--format", "json"])).unwrap();
+    let counts: Vec<Vec<usize>> = serde_json::from_value(json["confusion"].clone()).unwrap();
+    assert_eq!(
+        counts.concat().iter().sum::<usize>() as u64,
+        json["examples"].as_u64().unwrap()
+    );
+    let right = (counts[0][0] + counts[1][1]) as f64 / json["examples"].as_f64().unwrap();
+    assert!(
+        (right - json["metrics"]["accuracy"].as_f64().unwrap()).abs() < 1e-9,
+        "{json}"
+    );
+    assert!(json["labels"]["positive"]["recall"].is_number(), "{json}");
+}

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use serde_json::json;
+use serde_json::{json, Map, Value};
 
 use super::arguments::{EvalOptions, Format};
 use super::commands::{device, open_source};
@@ -10,7 +10,7 @@ use super::Ended;
 use crate::diagnostic::{Problem, Problems, Span};
 use crate::engine::Device;
 use crate::plan::{FileFormat, FilePlan};
-use crate::report::metric_value;
+use crate::report::{label_report, metric_value, of_labels, OfLabel};
 use crate::run::Loader;
 use crate::terminal::print;
 
@@ -39,10 +39,31 @@ fn eval_on(options: &EvalOptions, device: Device) -> Result<Ended, Problems> {
         run.check_data(&file.path)?;
     }
     let evaluation = Loader::new(plan)?.evaluate(plan, &loaded.graph, task, &file)?;
+    let names: Vec<&str> = task
+        .kind
+        .labels()
+        .iter()
+        .map(|label| label.name.as_str())
+        .collect();
     if options.format != Format::Text {
-        let json = json!({
+        let mut json = json!({
             "file": file.path, "examples": evaluation.examples, "metrics": evaluation.metrics,
         });
+        if let Some(confusion) = &evaluation.confusion {
+            let of_label = |(name, own): (&&str, OfLabel)| {
+                let measures = json!({
+                    "precision": own.precision, "recall": own.recall, "f1": own.f1, "examples": own.examples,
+                });
+                ((*name).to_owned(), measures)
+            };
+            let labels: Map<String, Value> = names
+                .iter()
+                .zip(of_labels(confusion))
+                .map(of_label)
+                .collect();
+            json["labels"] = labels.into();
+            json["confusion"] = json!(confusion);
+        }
         print(&format!("{json}\n"));
         return Ok(Ended::Done);
     }
@@ -58,6 +79,9 @@ fn eval_on(options: &EvalOptions, device: Device) -> Result<Ended, Problems> {
             format!("{value:.4}")
         };
         text += &format!("  {name} {metric}\n");
+    }
+    if let Some(confusion) = &evaluation.confusion {
+        text += &format!("\n{}", label_report(&names, confusion));
     }
     print(&text);
     Ok(Ended::Done)

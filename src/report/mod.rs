@@ -1,6 +1,7 @@
 //! What a person sees of a run: progress while it goes on, tables when it is over.
 
 mod example;
+mod labels;
 mod page;
 mod plan;
 mod plot;
@@ -8,6 +9,7 @@ mod progress;
 mod table;
 
 pub use example::{example, Shown};
+pub use labels::{label_report, of_labels, OfLabel};
 pub use page::Page;
 pub use plan::{against_precision, describe};
 pub use plot::{plot, Series};

@@ -22,6 +22,10 @@ pub struct Evaluation {
     /// label.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub collapsed_to: Option<usize>,
+    /// In a classification of one label, for each label how many of its examples were predicted to have each label. Only
+    /// the evaluation itself has it, and no log or checkpoint.
+    #[serde(skip)]
+    pub confusion: Option<Vec<Vec<usize>>>,
 }
 
 impl Evaluation {
@@ -181,10 +185,18 @@ pub(super) fn evaluate_with(
         return Err(Problem::failure("delta::train::not_finite", message)
             .help("look for NaN or infinity in the weights of the run and of its backbone"));
     }
+    let confusion = task.kind.has_one_label().then(|| {
+        let count = task.kind.labels().len();
+        let mut confusion = vec![vec![0; count]; count];
+        let pairs = found.classes.iter().zip(&found.predicted);
+        pairs.for_each(|(class, predicted)| confusion[*class][*predicted] += 1);
+        confusion
+    });
     let loss = (Metric::Loss, found.loss / found.len().max(1) as f64);
     let metrics = task.kind.metrics(&found).into_iter().chain([loss]);
     Ok(Evaluation {
         examples: examples.len(),
+        confusion,
         collapsed_to: found
             .collapsed_to()
             .filter(|_| !task.kind.labels().is_empty()),
