@@ -50,6 +50,7 @@ mod spans;
 mod storage;
 mod syntax;
 mod tags;
+mod tasks;
 mod texts;
 mod tokenizers;
 mod trust;

@@ -1,0 +1,215 @@
+//! Every method for every task that a family has: a few steps lower the loss of a batch, and what is saved and loaded
+//! evaluates to the same numbers. What a family cannot have is a mistake with its reason.
+
+use std::path::Path;
+
+use crate::common::place::Place;
+use crate::common::{planned, METHODS};
+use deltarun::backbone::{write_tensors, Checkpoint};
+use deltarun::data::{groups, Prediction};
+use deltarun::engine::Device;
+use deltarun::graph::Graph;
+use deltarun::plan::{Optimizer, Plan};
+use deltarun::run::Loader;
+use deltarun::task::{Comparison, Example};
+use deltarun::train::optimizer::Stepper;
+use deltarun::train::{evaluate, Measuring};
+use serde_json::json;
+
+const TEMPLATE: &str = "{% for m in messages %}{{ m.content }} {% if m.role == 'assistant' %}[SEP]{% endif %}{% endfor %}";
+
+/// A place with rows for every task, and a backbone of each family.
+fn place() -> Place {
+    let place = Place::new();
+    let architectures = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines/architectures");
+    for name in ["llama", "t5"] {
+        std::fs::create_dir(place.path(name)).unwrap();
+        for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+            std::fs::copy(
+                architectures.join(name).join(file),
+                place.path(name).join(file),
+            )
+            .unwrap();
+        }
+        let settings = json!({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "[SEP]", "chat_template": TEMPLATE});
+        place.write(
+            &format!("{name}/tokenizer_config.json"),
+            settings.to_string().as_bytes(),
+        );
+    }
+    let table = std::fs::read_to_string(place.path("train.tsv")).unwrap();
+    let rows = table.lines().skip(1).take(8).map(|line| {
+        let (text, label) = line.split_once('\t').unwrap();
+        let (good, bad) = if label == "positive" { ("superb", "stale") } else { ("stale", "superb") };
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let tags: Vec<&str> = words.iter().map(|word| if word.len() > 4 { "B-long" } else { "O" }).collect();
+        json!({
+            "text": text, "label": label, "score": words.len(), "both": [label, "seen"], "words": words, "tags": tags,
+            "good": good, "bad": bad, "choices": ["superb", "stale"], "key": usize::from(good == "stale"),
+        })
+    });
+    let rows: String = rows.map(|row| format!("{row}\n")).collect();
+    place.write("rows.jsonl", rows.as_bytes());
+    place
+}
+
+/// Tasks, and whether each has a head of its own.
+const CLASSIFY: (&str, bool) = (
+    "classify { text = text, label = label, labels = [negative, positive] }",
+    true,
+);
+const SEVERAL: (&str, bool) = (
+    "classify { text = text, label = both, several = on, labels = [negative, positive, seen] }",
+    true,
+);
+const REGRESS: (&str, bool) = ("regress { text = text, label = score }", true);
+const TAG: (&str, bool) = (
+    "tag { tokens = words, tags = tags, labels = [\"O\", \"B-long\"] }",
+    true,
+);
+const MASKED: (&str, bool) = ("masked_lm { text = text }", false);
+const CAUSAL: (&str, bool) = ("causal_lm { text = text }", false);
+const INSTRUCT: (&str, bool) = ("instruct { prompt = text, answer = good }", false);
+const PREFER: (&str, bool) = (
+    "prefer { prompt = text, chosen = good, rejected = bad, loss = orpo }",
+    false,
+);
+const CHOOSE: (&str, bool) = (
+    "choose { prompt = text, answers = choices, label = key }",
+    false,
+);
+const JOINED: (&str, bool) = (
+    "seq2seq { source = text, target = good, separator = \" was \" }",
+    false,
+);
+const SEQ2SEQ: (&str, bool) = ("seq2seq { source = text, target = good }", false);
+
+fn load(plan: &Plan) -> Graph {
+    let mut graph = Graph::load(plan, Device::Cpu).unwrap();
+    graph.activate(plan, 0).unwrap();
+    graph
+}
+
+/// Trains on all rows and checks what is saved. `file` is where.
+fn try_out(plan: &Plan, file: &Path, what: &str) {
+    let task = &plan.tasks["task"];
+    let mut loader = Loader::new(plan).unwrap();
+    let data = loader.stages(plan).unwrap().remove(0);
+    let mut graph = load(plan);
+    let examples: Vec<&Example> = data.train.all.iter().collect();
+    let prediction = Prediction {
+        noising: data.noising.as_ref(),
+        predicts_first: graph.predicts_first(),
+        reads_prompts: task
+            .kind
+            .comparison()
+            .is_some_and(Comparison::reads_prompts),
+        ..Prediction::default()
+    };
+    let groups = groups(&examples, 7, prediction, 64);
+    let mut stepper = Stepper::new(Optimizer::AdamW {
+        lr: 1e-3,
+        betas: (0.9, 0.999),
+        epsilon: 1e-8,
+        weight_decay: 0.0,
+    });
+    let (before, _) = graph.gradients(&groups).unwrap();
+    for _ in 0..3 {
+        let (_, gradients) = graph.gradients(&groups).unwrap();
+        stepper.begin();
+        let mut tensors = graph.trained_tensors();
+        for (key, (values, _)) in &mut tensors {
+            stepper.update(key, values, &gradients[key.as_str()], 1, 1e-3);
+        }
+        graph.set(tensors).unwrap();
+    }
+    let (after, _) = graph.gradients(&groups).unwrap();
+    assert!(after < before, "{what}: {before} became {after}");
+    write_tensors(file, &graph.tensors(), None).unwrap();
+    let saved = Checkpoint::open(&[file.to_owned()]).unwrap();
+    let names = saved.names().into_iter().map(str::to_owned);
+    let tensors = names.map(|name| (name.clone(), saved.read(&name).unwrap()));
+    let mut again = load(plan);
+    again.set(tensors.collect()).unwrap();
+    let measuring = Measuring {
+        noising: data.noising.as_ref(),
+        ..Measuring::default()
+    };
+    let measured = |graph: &Graph| evaluate(graph, &data.train.all, task, measuring).unwrap();
+    assert_eq!(measured(&graph), measured(&again), "{what}");
+}
+
+/// Tries every method for tasks of a backbone. Returns how many were trained, and the statements that were refused.
+fn try_all(
+    backbone: &str,
+    tasks: &[(&str, bool)],
+    adapt: impl Fn(&str) -> String,
+) -> (usize, Vec<String>) {
+    let place = place();
+    let file = place.path("delta.safetensors");
+    let (mut trained, mut refused) = (0, Vec::new());
+    for (task, has_head) in tasks {
+        for (statement, _) in METHODS {
+            let statement = adapt(statement);
+            let heads = if *has_head { ", head" } else { "" };
+            let text = format!(
+                "backbone \"{backbone}\" {{ dropout = off, max_length = 24 }}\n\
+                 data {{ train = jsonl(\"rows.jsonl\") }}\n\
+                 task {task}\n{statement}\n\
+                 stage s {{ train = [delta{heads}], epochs = 1, batch = 8, optimizer = adamw {{ lr = 1e-3 }} }}"
+            );
+            match planned(&text, &place.path("")) {
+                Ok(plan) => {
+                    try_out(&plan, &file, &format!("{backbone}: {task}: {statement}"));
+                    trained += 1;
+                }
+                Err(problems) => refused.push(format!("{statement}: {}", problems[0].code)),
+            }
+        }
+    }
+    refused.sort();
+    refused.dedup();
+    (trained, refused)
+}
+
+/// Neither family has biases.
+const NO_BIASES: &str = "unfreeze delta = **.bias: delta::plan::no_match";
+
+#[test]
+fn every_method_does_every_task_of_bert() {
+    let tasks = [CLASSIFY, SEVERAL, REGRESS, TAG, MASKED];
+    let (trained, refused) = try_all("backbone", &tasks, str::to_owned);
+    assert_eq!(
+        (trained, refused),
+        (METHODS.len() * tasks.len(), Vec::new())
+    );
+}
+
+#[test]
+fn every_method_does_every_task_of_llama() {
+    let tasks = [
+        CLASSIFY, SEVERAL, REGRESS, TAG, CAUSAL, INSTRUCT, PREFER, CHOOSE, JOINED,
+    ];
+    let (trained, refused) = try_all("llama", &tasks, str::to_owned);
+    assert_eq!(
+        (trained, refused),
+        (
+            (METHODS.len() - 1) * tasks.len(),
+            vec![NO_BIASES.to_owned()]
+        )
+    );
+}
+
+#[test]
+fn every_method_does_every_task_of_t5() {
+    let tasks = [CLASSIFY, REGRESS, SEQ2SEQ, CHOOSE];
+    let encoder = |statement: &str| statement.replace("block.*", "encoder.block.*");
+    let (trained, refused) = try_all("t5", &tasks, encoder);
+    assert_eq!(
+        (trained, refused),
+        (
+            (METHODS.len() - 1) * tasks.len(),
+            vec![NO_BIASES.to_owned()]
+        )
+    );
+}
