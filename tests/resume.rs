@@ -81,6 +81,36 @@ fn an_interrupted_run_goes_on_to_the_same_bits() {
     assert_eq!(events("whole/log.jsonl"), events("runs/long/log.jsonl"));
 }
 
+/// So does a run of another task: with the reference of its pairs, with texts that it writes.
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_of_any_task_goes_on_to_the_same_bits() {
+    for (backbone, task) in [
+        ("llama", "instruct { prompt = text, answer = good }"),
+        ("llama", "prefer { prompt = text, chosen = good, rejected = bad, loss = dpo }"),
+        ("llama", "choose { prompt = text, answers = choices, label = key }"),
+        ("backbone", "tag { tokens = words, tags = tags }"),
+        ("t5", "seq2seq { source = text, target = good, metric = bleu, generate = { max_tokens = 3 } }"),
+    ] {
+        let place = crate::tasks::place();
+        let head = if task.starts_with("tag") { ", head" } else { "" };
+        let text = format!(
+            "pipeline long\nbackbone \"{backbone}\" {{ max_length = 24 }}\n\
+             data {{ train = jsonl(\"rows.jsonl\"), dev = jsonl(\"rows.jsonl\") }}\n\
+             task {task}\n\
+             reparam low = lora {{ rank = 2, dropout = 0.1 }} on **.{{q,v}}\n\
+             stage tune {{ train = [low{head}], steps = 1600, batch = 4, optimizer = adamw {{ lr = 1e-3 }}, evaluate = every 400 steps }}\n"
+        );
+        place.write("long.delta", text.as_bytes());
+        place.succeed(&["long.delta", "--quiet", "--out", "whole"]);
+        assert_eq!(stop(&place, "-INT"), Some(130), "{task}");
+        assert_eq!(place.runs(), ["long.partial"], "{task}");
+        place.succeed(&["long.delta", "--quiet"]);
+        let read = |name: &str| std::fs::read(place.path(name)).unwrap();
+        assert!(read("whole/delta.safetensors") == read("runs/long/delta.safetensors"), "{task}");
+    }
+}
+
 #[test]
 fn a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint() {
     let place = Place::new();

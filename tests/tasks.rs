@@ -19,7 +19,7 @@ use serde_json::json;
 const TEMPLATE: &str = "{% for m in messages %}{{ m.content }} {% if m.role == 'assistant' %}[SEP]{% endif %}{% endfor %}";
 
 /// A place with rows for every task, and a backbone of each family.
-fn place() -> Place {
+pub fn place() -> Place {
     let place = Place::new();
     let architectures = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines/architectures");
     for name in ["llama", "t5"] {

@@ -7,6 +7,7 @@ mod generate;
 mod lines;
 mod predict;
 mod replay;
+mod results;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -123,20 +124,20 @@ fn dispatch(arguments: Arguments) -> Result<Ended, Problems> {
         // Products are shared out to other threads from a thread of the pool alone.
         Some(Command::Generate(options)) => rayon::scope(|_| generate::generate(&options)),
         Some(Command::Chat(options)) => rayon::scope(|_| generate::chat(&options)),
-        Some(Command::Combine(options)) => commands::combine(&options),
+        Some(Command::Combine(options)) => results::combine(&options),
         Some(Command::Export {
             run,
             out,
             backbone,
             integrity,
-        }) => commands::export(&run, &out, backbone.as_deref(), integrity.integrity()),
+        }) => results::export(&run, &out, backbone.as_deref(), integrity.integrity()),
         Some(Command::Merge {
             run,
             out,
             kind,
             backbone,
             integrity,
-        }) => commands::merge(&run, &out, kind, backbone.as_deref(), integrity.integrity()),
+        }) => results::merge(&run, &out, kind, backbone.as_deref(), integrity.integrity()),
         None => match &arguments.run.pipeline.file {
             Some(_) => commands::run(&arguments.run),
             None => {

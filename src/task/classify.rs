@@ -80,6 +80,14 @@ impl TaskKind for Classify {
             true => label_columns(fields),
             false => (column(fields, "label", "label"), None),
         };
+        // Words and weights are of labels with these names.
+        let weights_each = fields
+            .raw("weights")
+            .is_some_and(|own| matches!(own.node, Written::Block(_)));
+        let needs_names = weights_each
+            || ["template", "words"]
+                .into_iter()
+                .any(|key| fields.raw(key).is_some());
         let labels = match &columns {
             Some(columns) if fields.raw("labels").is_none() => {
                 let label = |name: &String| Label {
@@ -88,10 +96,7 @@ impl TaskKind for Classify {
                 };
                 columns.iter().map(label).collect()
             }
-            // Words and weights of labels need their names.
-            _ if fields.raw("template").is_some() || fields.raw("words").is_some() => {
-                labels(fields)
-            }
+            _ if needs_names => labels(fields),
             _ => labels_or_none(fields),
         };
         if let Some(columns) = columns.as_ref().filter(|all| all.len() != labels.len()) {

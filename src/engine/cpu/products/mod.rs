@@ -3,6 +3,7 @@
 
 #[cfg_attr(not(target_arch = "x86_64"), path = "amx/absent.rs")]
 mod amx;
+mod coded;
 mod half;
 mod operand;
 mod packed;

@@ -4,10 +4,9 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::super::helpers::share;
+use super::coded::{decode, decode_transposed, DECODED};
 use super::packed::Packed;
-use super::tile::{
-    result, slices, transpose, Destination, Kernels, Mode, Pieces, Tile, MOST_ROWS, PANEL,
-};
+use super::tile::{result, slices, Destination, Kernels, Mode, Pieces, Tile, MOST_ROWS, PANEL};
 use super::view::{multiply, View};
 use crate::{profile, WeightSource};
 
@@ -37,9 +36,6 @@ enum Source<'a> {
 
 /// Decoding an element takes as long as this many multiplications.
 const DECODING: usize = 32;
-
-/// The columns of a matrix in codes that are decoded for a part of a panel of its transpose.
-const DECODED: usize = 256;
 
 impl<'a> PackedOperand<'a> {
     /// The matrix as it is.
@@ -279,46 +275,6 @@ impl<'a> PackedOperand<'a> {
             let b = View::strided(panel, depth, PANEL.min(columns - first), PANEL);
             multiply(&mut out[first..], stride, a, b, 1.0, true);
         }
-    }
-}
-
-/// Decodes rows `rows` of a panel of a matrix, `(rows, 32)`.
-fn decode(
-    source: &dyn WeightSource,
-    (_, columns): (usize, usize),
-    number: usize,
-    rows: Range<usize>,
-    panel: &mut [f32],
-) {
-    let first = number * PANEL;
-    let count = PANEL.min(columns - first);
-    for (row, own) in rows.zip(panel.chunks_exact_mut(PANEL)) {
-        let start = row * columns + first;
-        source.read(start..start + count, &mut own[..count]);
-        own[count..].fill(0.0);
-    }
-}
-
-/// Decodes rows `rows` of a panel of the transpose of a matrix, `(rows, 32)`, with room for [`DECODED`] columns of 32 rows.
-fn decode_transposed(
-    source: &dyn WeightSource,
-    (depth, columns): (usize, usize),
-    number: usize,
-    rows: Range<usize>,
-    panel: &mut [f32],
-    room: &mut [f32],
-) {
-    let first = number * PANEL;
-    let count = PANEL.min(depth - first);
-    for part in rows.clone().step_by(DECODED) {
-        let width = DECODED.min(rows.end - part);
-        for (row, own) in room.chunks_exact_mut(width).take(count).enumerate() {
-            let start = (first + row) * columns + part;
-            source.read(start..start + width, own);
-        }
-        let place = (part - rows.start) * PANEL;
-        let panel = &mut panel[place..place + width * PANEL];
-        transpose(room, width, width, count, panel);
     }
 }
 

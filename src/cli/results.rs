@@ -1,0 +1,98 @@
+//! What becomes of finished runs: a file for llama.cpp, a merged model, one run of several.
+
+use std::path::{Path, PathBuf};
+
+use super::arguments::CombineOptions;
+use super::Ended;
+use crate::backbone::MatrixType;
+use crate::diagnostic::{Problem, Problems};
+use crate::engine::Device;
+use crate::run::{self, open_run, Integrity, Reads};
+use crate::terminal::print;
+
+/// `deltarun export`
+pub(super) fn export(
+    directory: &Path,
+    out: &Path,
+    backbone: Option<&str>,
+    integrity: Integrity,
+) -> Result<Ended, Problems> {
+    let loaded = open_run(
+        directory,
+        backbone,
+        Reads::default(),
+        integrity,
+        Device::Cpu,
+    )?;
+    run::export_gguf(&loaded.plan, &loaded.graph, out)?;
+    let shown = out.display();
+    print(&format!(
+        "{shown}\n  llama.cpp: llama-cli -m MODEL.gguf --lora {shown}\n  Ollama: `ADAPTER {shown}` in a Modelfile, after `FROM MODEL.gguf`\n"
+    ));
+    Ok(Ended::Done)
+}
+
+/// `deltarun merge`
+pub(super) fn merge(
+    directory: &Path,
+    out: &Path,
+    kind: Option<MatrixType>,
+    backbone: Option<&str>,
+    integrity: Integrity,
+) -> Result<Ended, Problems> {
+    let loaded = open_run(
+        directory,
+        backbone,
+        Reads::default(),
+        integrity,
+        Device::Cpu,
+    )?;
+    let is_file = out
+        .extension()
+        .is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
+    match (is_file, kind) {
+        (true, kind) => {
+            let kind = kind.unwrap_or(MatrixType::F16);
+            run::merge_gguf(&loaded.plan, &loaded.graph, out, kind)?;
+        }
+        (false, None) => run::merge(&loaded.plan, &loaded.graph, out)?,
+        (false, Some(_)) => {
+            let message = format!(
+                "`--type` belongs to a GGUF file, and `{}` is a directory",
+                out.display()
+            );
+            return Err(Problem::new("delta::cli::type", message)
+                .help("leave out `--type`, or name a file that ends in `.gguf`")
+                .into());
+        }
+    }
+    print(&format!("{}\n", out.display()));
+    Ok(Ended::Done)
+}
+
+pub(super) fn combine(options: &CombineOptions) -> Result<Ended, Problems> {
+    let open = |run: &PathBuf| {
+        open_run(
+            run,
+            options.backbone.as_deref(),
+            Reads::default(),
+            options.integrity.integrity(),
+            Device::Cpu,
+        )
+    };
+    let runs = options
+        .runs
+        .iter()
+        .map(open)
+        .collect::<Result<Vec<_>, _>>()?;
+    let combination = run::Combination {
+        rule: options.by,
+        weights: options.weights.clone(),
+        density: options.density,
+        rank: options.rank,
+        seed: options.seed,
+    };
+    run::combine(&runs, &combination, Device::Cpu, &options.out)?;
+    print(&format!("{}\n", options.out.display()));
+    Ok(Ended::Done)
+}
