@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::common::json_fixture;
 use crate::common::place::{Place, PIPELINE};
 
 #[test]
@@ -462,5 +463,30 @@ fn a_decoder_that_is_trained_alone_is_evaluated_from_its_beginning() {
             (in_training - alone).abs() < 1e-6,
             "{name}: {in_training} {alone}"
         );
+    }
+}
+
+/// Published protocols are ready but for weights and data: their files are sound for a model of the family, and the plan
+/// tells what a step takes.
+#[test]
+fn published_protocols_are_planned_from_a_configuration() {
+    let place = Place::new();
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    for (file, model) in [
+        ("metamath", "llama-3.2-1b-instruct"),
+        ("t5_text_to_text", "t5-small"),
+    ] {
+        let published = json_fixture(&format!("published/{model}.json"));
+        std::fs::create_dir(place.path(model)).unwrap();
+        place.write(
+            &format!("{model}/config.json"),
+            published["config"].to_string().as_bytes(),
+        );
+        let path = root.join(format!("pipelines/published/{file}.delta"));
+        let path = path.to_str().unwrap();
+        let model = format!("model={}", place.path(model).display());
+        place.succeed(&["check", path, "--config-only", "--set", &model]);
+        let plan = place.succeed(&["plan", path, "--config-only", "--set", &model]);
+        assert!(plan.contains("per step"), "{plan}");
     }
 }
