@@ -243,6 +243,14 @@ fn rows_without_a_choice_are_refused_by_their_line() {
     );
     let error = place.fail(2, &["check", "pick.delta"]);
     assert!(error.contains("has no `answers`"), "{error}");
+    for (task, wanted) in [
+        ("choose { template = \"{q} of {choices}: {answer}\", answers = choices, label = key }", "a column of answers"),
+        ("choose { prompt = q, answers = [a, b], label = key, labels = { \"0\" = A, \"1\" = B } }", "must be a list"),
+    ] {
+        place.write("pick.delta", pipeline(&llama, task).as_bytes());
+        let error = place.fail(2, &["check", "pick.delta"]);
+        assert!(error.contains(wanted), "{task}: {error}");
+    }
     // A T5 writes the answer apart from the prompt, and a cut one is refused as well.
     let t5 = llama.replace("llama", "t5");
     place.write(

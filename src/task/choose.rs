@@ -12,6 +12,7 @@ use super::{
 use crate::backbone::Config;
 use crate::diagnostic::Problem;
 use crate::settings::Fields;
+use crate::syntax::ast::{Spanned, Value as Written};
 use crate::text::{counted, quoted_list};
 
 /// `choose { prompt = question, answers = [first, second], label = right }`
@@ -55,9 +56,28 @@ impl TaskKind for Choose {
             fields.missing("answers", "[first, second]");
         }
         let answers = answers.unwrap_or_default();
+        let is_named = |answer: &&Spanned<String>| columns.contains(&answer.node);
+        if let Some(answer) = answers.iter().find(is_named) {
+            let message = format!("the template names `{}`, a column of answers", answer.node);
+            fields.report(
+                Problem::new("delta::plan::template", message)
+                    .at(answer.span, "named here as well")
+                    .help("write `{answer}`, which stands for each of the answers"),
+            );
+        }
         columns.extend(answers.into_iter().map(|name| name.node));
         let has_lists = columns.len() == prompt + 1;
-        let labels = fields.names("labels").unwrap_or_default();
+        let labels = match fields.raw("labels") {
+            Some(value) if matches!(value.node, Written::Block(_)) => {
+                fields.wrong(
+                    "labels",
+                    value,
+                    "a list with the name of each answer, such as `[A, B]`",
+                );
+                Vec::new()
+            }
+            _ => fields.names("labels").unwrap_or_default(),
+        };
         let labels: Vec<String> = labels.into_iter().map(|name| name.node).collect();
         let count = columns.len() - prompt;
         if !has_lists && !labels.is_empty() && labels.len() != count {
