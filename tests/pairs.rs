@@ -2,13 +2,12 @@
 //! and what is saved and loaded gives the same bits. A pair that cannot share a model is a mistake
 //! with its reason.
 
-use crate::common::{classifier, fixture, try_plan, Expected, METHODS};
+use crate::common::{classifier, fixture, three_steps, try_plan, Expected, METHODS};
 use deltarun::backbone::write_tensors;
 use deltarun::backbone::Checkpoint;
 use deltarun::engine::Device;
 use deltarun::graph::{Batch, Graph};
-use deltarun::plan::{Optimizer, Plan};
-use deltarun::train::optimizer::Stepper;
+use deltarun::plan::Plan;
 
 /// The two statements, the first delta named `first` and the second `second`.
 fn statements(first: &str, second: &str) -> String {
@@ -20,28 +19,6 @@ fn load(plan: &Plan) -> Graph {
     let mut graph = Graph::load(plan, Device::Cpu).unwrap();
     graph.activate(plan, 0).unwrap();
     graph
-}
-
-/// The loss before and after a few small steps.
-fn train(graph: &mut Graph, batch: &Batch) -> (f32, f32) {
-    let mut stepper = Stepper::new(Optimizer::AdamW {
-        lr: 1e-3,
-        betas: (0.9, 0.999),
-        epsilon: 1e-8,
-        weight_decay: 0.0,
-    });
-    let groups = [batch.clone()];
-    let (before, _) = graph.gradients(&groups).unwrap();
-    for _ in 0..3 {
-        let (_, gradients) = graph.gradients(&groups).unwrap();
-        stepper.begin();
-        let mut tensors = graph.trained_tensors();
-        for (key, (values, _)) in &mut tensors {
-            stepper.update(key, values, &gradients[key.as_str()], 1, 1e-3);
-        }
-        graph.set(tensors).unwrap();
-    }
-    (before, graph.gradients(&groups).unwrap().0)
 }
 
 fn logits(graph: &Graph, batch: &Batch) -> Vec<f32> {
@@ -66,7 +43,7 @@ fn try_pairs(name: &str) {
             }
             let plan = classifier(&directory, 3, &text, "first, second, head");
             let mut graph = load(&plan);
-            let (before, after) = train(&mut graph, &batch);
+            let (before, after) = three_steps(&mut graph, std::slice::from_ref(&batch));
             assert!(after < before, "{text}: {before} became {after}");
             write_tensors(&file, &graph.tensors(), None).unwrap();
             let saved = Checkpoint::open(std::slice::from_ref(&file)).unwrap();

@@ -4,15 +4,14 @@
 use std::path::Path;
 
 use crate::common::place::Place;
-use crate::common::{planned, METHODS};
+use crate::common::{planned, three_steps, METHODS};
 use deltarun::backbone::{write_tensors, Checkpoint};
 use deltarun::data::{groups, Prediction};
 use deltarun::engine::Device;
 use deltarun::graph::Graph;
-use deltarun::plan::{Optimizer, Plan};
+use deltarun::plan::Plan;
 use deltarun::run::Loader;
 use deltarun::task::{Comparison, Example};
-use deltarun::train::optimizer::Stepper;
 use deltarun::train::{evaluate, Measuring};
 use serde_json::json;
 
@@ -107,23 +106,7 @@ fn try_out(plan: &Plan, file: &Path, what: &str) {
         ..Prediction::default()
     };
     let groups = groups(&examples, 7, prediction, 64);
-    let mut stepper = Stepper::new(Optimizer::AdamW {
-        lr: 1e-3,
-        betas: (0.9, 0.999),
-        epsilon: 1e-8,
-        weight_decay: 0.0,
-    });
-    let (before, _) = graph.gradients(&groups).unwrap();
-    for _ in 0..3 {
-        let (_, gradients) = graph.gradients(&groups).unwrap();
-        stepper.begin();
-        let mut tensors = graph.trained_tensors();
-        for (key, (values, _)) in &mut tensors {
-            stepper.update(key, values, &gradients[key.as_str()], 1, 1e-3);
-        }
-        graph.set(tensors).unwrap();
-    }
-    let (after, _) = graph.gradients(&groups).unwrap();
+    let (before, after) = three_steps(&mut graph, &groups);
     assert!(after < before, "{what}: {before} became {after}");
     write_tensors(file, &graph.tensors(), None).unwrap();
     let saved = Checkpoint::open(&[file.to_owned()]).unwrap();

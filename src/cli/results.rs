@@ -7,8 +7,19 @@ use super::Ended;
 use crate::backbone::MatrixType;
 use crate::diagnostic::{Problem, Problems};
 use crate::engine::Device;
-use crate::run::{self, open_run, Integrity, Reads};
+use crate::run::{self, open_run, Integrity, Loaded, Reads};
 use crate::terminal::print;
+
+/// Opens a finished run, or a LoRA that PEFT saved.
+fn open(directory: &Path, backbone: Option<&str>, integrity: Integrity) -> Result<Loaded, Problem> {
+    open_run(
+        directory,
+        backbone,
+        Reads::default(),
+        integrity,
+        Device::Cpu,
+    )
+}
 
 /// `deltarun export`
 pub(super) fn export(
@@ -17,13 +28,7 @@ pub(super) fn export(
     backbone: Option<&str>,
     integrity: Integrity,
 ) -> Result<Ended, Problems> {
-    let loaded = open_run(
-        directory,
-        backbone,
-        Reads::default(),
-        integrity,
-        Device::Cpu,
-    )?;
+    let loaded = open(directory, backbone, integrity)?;
     run::export_gguf(&loaded.plan, &loaded.graph, out)?;
     let shown = out.display();
     print(&format!(
@@ -40,13 +45,7 @@ pub(super) fn merge(
     backbone: Option<&str>,
     integrity: Integrity,
 ) -> Result<Ended, Problems> {
-    let loaded = open_run(
-        directory,
-        backbone,
-        Reads::default(),
-        integrity,
-        Device::Cpu,
-    )?;
+    let loaded = open(directory, backbone, integrity)?;
     let is_file = out
         .extension()
         .is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
@@ -71,15 +70,8 @@ pub(super) fn merge(
 }
 
 pub(super) fn combine(options: &CombineOptions) -> Result<Ended, Problems> {
-    let open = |run: &PathBuf| {
-        open_run(
-            run,
-            options.backbone.as_deref(),
-            Reads::default(),
-            options.integrity.integrity(),
-            Device::Cpu,
-        )
-    };
+    let (backbone, integrity) = (options.backbone.as_deref(), options.integrity.integrity());
+    let open = |run: &PathBuf| open(run, backbone, integrity);
     let runs = options
         .runs
         .iter()

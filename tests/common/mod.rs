@@ -12,9 +12,10 @@ use deltarun::engine::Device;
 use deltarun::engine::Layout;
 use deltarun::graph::{Batch, DecoderRows, Graph, Targets};
 use deltarun::peft::Imported;
-use deltarun::plan::{plan, BackbonePlan, Plan, Surroundings};
+use deltarun::plan::{plan, BackbonePlan, Optimizer, Plan, Surroundings};
 use deltarun::run::has_head_weight;
 use deltarun::syntax::parse;
+use deltarun::train::optimizer::Stepper;
 
 pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -380,4 +381,25 @@ pub fn text_of(tokens: &[u32]) -> deltarun::task::Encoded {
         soft: None,
         words: Vec::new(),
     }
+}
+
+/// The loss of a batch before and after three small steps of AdamW.
+pub fn three_steps(graph: &mut Graph, groups: &[Batch]) -> (f32, f32) {
+    let mut stepper = Stepper::new(Optimizer::AdamW {
+        lr: 1e-3,
+        betas: (0.9, 0.999),
+        epsilon: 1e-8,
+        weight_decay: 0.0,
+    });
+    let (before, _) = graph.gradients(groups).unwrap();
+    for _ in 0..3 {
+        let (_, gradients) = graph.gradients(groups).unwrap();
+        stepper.begin();
+        let mut tensors = graph.trained_tensors();
+        for (key, (values, _)) in &mut tensors {
+            stepper.update(key, values, &gradients[key.as_str()], 1, 1e-3);
+        }
+        graph.set(tensors).unwrap();
+    }
+    (before, graph.gradients(groups).unwrap().0)
 }
