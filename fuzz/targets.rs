@@ -17,7 +17,7 @@ use deltarun::{peft, script, syntax, text};
 pub type Target = (&'static str, fn(&[u8], &Path));
 
 /// All targets.
-pub const TARGETS: [Target; 14] = [
+pub const TARGETS: [Target; 17] = [
     ("grammar", grammar),
     ("selectors", selectors),
     ("templates", templates),
@@ -25,11 +25,18 @@ pub const TARGETS: [Target; 14] = [
     ("config", config),
     ("tokenizer_config", tokenizer_config),
     ("safetensors", safetensors),
+    ("gguf", gguf),
     ("adapter_config", adapter_config),
     ("tsv", |bytes, folder| table(bytes, folder, FileFormat::Tsv)),
     ("csv", |bytes, folder| table(bytes, folder, FileFormat::Csv)),
     ("jsonl", |bytes, folder| {
         table(bytes, folder, FileFormat::Jsonl)
+    }),
+    ("json", |bytes, folder| {
+        table(bytes, folder, FileFormat::Json)
+    }),
+    ("parquet", |bytes, folder| {
+        table(bytes, folder, FileFormat::Parquet)
     }),
     ("predict_input", predict_input),
     ("rhai", rhai),
@@ -118,6 +125,21 @@ fn safetensors(bytes: &[u8], folder: &Path) {
     }
 }
 
+/// A model's file: its configuration, its tokenizer and its tensors.
+fn gguf(bytes: &[u8], folder: &Path) {
+    let path = write(folder, "model.gguf", bytes);
+    if let Ok(file) = Checkpoint::open_directory(&path) {
+        for name in file.names() {
+            let _ = file.read(name);
+        }
+    }
+    if let Ok(config) = read_config(&path) {
+        if let Ok(encoder) = TextEncoder::open(&path, 8, &config) {
+            let _ = encoder.texts(&["a film".into()]);
+        }
+    }
+}
+
 fn adapter_config(bytes: &[u8], folder: &Path) {
     let adapter = fixture("methods/rslora");
     let tensors = "adapter_model.safetensors";
@@ -128,16 +150,7 @@ fn adapter_config(bytes: &[u8], folder: &Path) {
 }
 
 fn table(bytes: &[u8], folder: &Path, format: FileFormat) {
-    let file = FilePlan {
-        format,
-        path: write(folder, "table", bytes),
-        columns: None,
-        separator: None,
-        few: None,
-        part: None,
-        most: None,
-        span: Default::default(),
-    };
+    let file = FilePlan::whole(format, write(folder, "table", bytes), Default::default());
     let _ = {
         let extent = Extent {
             at_each_end: 1000,

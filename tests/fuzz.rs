@@ -67,6 +67,12 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
         ],
         "tokenizer_config" => &["tests/fixtures/tokenizers/bert_left/tokenizer_config.json"],
         "safetensors" => &["tests/fixtures/methods/ia3/adapter_model.safetensors"],
+        "gguf" => &[
+            "tests/fixtures/gguf/pieces.gguf",
+            "tests/fixtures/gguf/qwen2.gguf",
+        ],
+        "json" => &["tests/fixtures/rows.json"],
+        "parquet" => &["tests/fixtures/rows.parquet"],
         "adapter_config" => &[
             "tests/fixtures/methods/rslora/adapter_config.json",
             "tests/fixtures/methods/prefix/adapter_config.json",
@@ -87,7 +93,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
     };
     let read = |file: &&str| {
         let bytes = std::fs::read(root().join(file)).unwrap();
-        bytes[..bytes.len().min(6000)].to_vec()
+        bytes[..bytes.len().min(8000)].to_vec()
     };
     let texts = texts.iter().map(|text| text.as_bytes().to_vec());
     files.iter().map(read).chain(texts).collect()

@@ -247,7 +247,12 @@ fn what_a_file_does_not_allow_is_refused_by_name() {
             LORA,
             "remove `precision`",
         ),
-        (whole.clone(), "", "unfreeze low = **", "keeps in codes"),
+        (
+            whole.clone(),
+            "",
+            "unfreeze low = **",
+            "rounding would lose its steps",
+        ),
         (
             whole.clone(),
             "",

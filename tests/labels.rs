@@ -200,8 +200,8 @@ fn labels_are_found_in_the_training_file() {
     let error = place.fail(2, &["check", "x.delta"]);
     assert!(error.contains("does not name the label `3`"), "{error}");
     for (labels, wanted) in [
-        (vec!["1", "1"], "has 1 label in"),
-        (vec![""], "has 0 labels in"),
+        (vec!["1", "1"], "the label's column has 1 label,"),
+        (vec![""], "the label's column has 0 labels,"),
     ] {
         place.write(
             "train.tsv",

@@ -9,19 +9,6 @@ use deltarun::diagnostic::Span;
 use deltarun::plan::{FileFormat, FilePlan};
 use serde_json::Value;
 
-fn plan(format: FileFormat, path: std::path::PathBuf) -> FilePlan {
-    FilePlan {
-        format,
-        path,
-        columns: None,
-        separator: None,
-        few: None,
-        part: None,
-        most: None,
-        span: Span::default(),
-    }
-}
-
 fn rows(file: &FilePlan, wanted: &[Wanted]) -> Vec<(usize, Vec<String>)> {
     let mut rows = Vec::new();
     visit(file, wanted, &mut |row| {
@@ -49,7 +36,10 @@ fn parquet_and_json_have_the_values_of_datasets() {
         (FileFormat::Parquet, "rows.parquet"),
         (FileFormat::Json, "rows.json"),
     ] {
-        let found = rows(&plan(format, fixture(name)), &wanted);
+        let found = rows(
+            &FilePlan::whole(format, fixture(name), Span::default()),
+            &wanted,
+        );
         assert_eq!(found.len(), 16);
         for ((number, values), expected) in found.iter().zip(expected.as_array().unwrap()) {
             for (wanted, value) in wanted.iter().zip(values) {

@@ -179,7 +179,7 @@ fn what_codes_cannot_do_is_refused_by_name() {
         (
             "storage = nf4",
             "unfreeze low = **",
-            "a step would be smaller than their distance",
+            "rounding would lose its steps",
         ),
         (
             "storage = int8",

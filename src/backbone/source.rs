@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use hf_hub::api::sync::ApiBuilder;
 
-use super::{is_gguf, read_text, text_in_gguf, Config};
+use super::{is_gguf, text_in_gguf, Config};
 use crate::diagnostic::Problem;
 use crate::terminal::note;
 
@@ -128,13 +128,14 @@ fn no_directory(place: &Path) -> Option<Problem> {
 /// The directory or the file is missing, or [`Config::parse`] refuses it.
 pub fn read_config(directory: &Path) -> Result<Config, Problem> {
     let path = directory.join("config.json");
-    if let Some(Err(problem)) = text_in_gguf(&path) {
-        return Err(problem);
-    }
-    if let Some(problem) = no_directory(directory) {
-        return Err(problem);
-    }
-    let text = read_text(&path).map_err(|e| {
+    let text = match text_in_gguf(&path) {
+        Some(found) => found?.ok_or_else(|| std::io::ErrorKind::NotFound.into()),
+        None => match no_directory(directory) {
+            Some(problem) => return Err(problem),
+            None => std::fs::read_to_string(&path),
+        },
+    };
+    let text = text.map_err(|e: std::io::Error| {
         let missing = !directory.exists();
         let message = match missing {
             true => format!("there is no backbone at `{}`", directory.display()),

@@ -144,7 +144,7 @@ impl Checkpoint {
                 range: tensor.range,
                 encoding: Encoding::Blocks(tensor.kind),
                 shape: tensor.shape,
-                // Only matrices have rows; llama.cpp permutes biases alike.
+                // llama.cpp permutes the biases of queries and keys as it does their rows.
                 permuted,
             };
             tensors.insert(name, place);
@@ -210,10 +210,12 @@ impl Checkpoint {
     }
 
     fn unreadable(&self, name: &str, place: &Place) -> Problem {
-        let message = format!(
-            "`{name}` has the dtype {:?}, but deltarun reads only f64, f32, f16 and bf16",
-            place.encoding
-        );
+        let message = match place.encoding {
+            Encoding::Plain(dtype) => format!(
+                "`{name}` has the dtype {dtype:?}, but deltarun reads only f64, f32, f16 and bf16"
+            ),
+            Encoding::Blocks(_) => format!("`{name}` does not have the bytes that its shape needs"),
+        };
         problem(&self.files[place.file].path, message)
     }
 

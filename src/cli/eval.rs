@@ -116,14 +116,5 @@ fn data_file(path: &Path) -> Result<FilePlan, Problem> {
         return Err(Problem::new("delta::data::missing_file", message)
             .help("check the path; it is relative to the current directory"));
     }
-    Ok(FilePlan {
-        format,
-        path: path.to_path_buf(),
-        columns: None,
-        separator: None,
-        few: None,
-        part: None,
-        most: None,
-        span: Span::default(),
-    })
+    Ok(FilePlan::whole(format, path.to_path_buf(), Span::default()))
 }

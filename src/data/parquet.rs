@@ -56,8 +56,14 @@ pub(super) fn parquet(
         .get_row_iter(Some(projection))
         .map_err(|e| wrong(&e))?;
     for (number, row) in (1..).zip(rows) {
-        let row = row.map_err(|e| wrong(&e));
-        let row = row.and_then(|row| values(file, number, &object(&row, &features), wanted));
+        // The reader does not go on behind what it cannot read, and would say so for ever.
+        let row = match row {
+            Ok(row) => values(file, number, &object(&row, &features), wanted),
+            Err(e) => {
+                each(Err(wrong(&e)));
+                break;
+            }
+        };
         if !each(row) {
             break;
         }

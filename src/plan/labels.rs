@@ -13,7 +13,7 @@ use crate::text::{counted, thousands};
 const MOST_LABELS: usize = 1000;
 
 impl Builder<'_> {
-    /// Finds the labels of tasks that name none in the files that they are trained on.
+    /// Finds the labels of tasks that name none: in the training files of their stages, or without a stage in all files.
     pub(super) fn find_labels(
         &self,
         data: &BTreeMap<String, DataPlan>,
@@ -55,7 +55,10 @@ impl Builder<'_> {
             let labels = sorted_labels(found);
             match labels.len() {
                 0 | 1 => {
-                    let message = format!("the training file has {} in the label's column, and a task needs two or more", counted(labels.len(), "label"));
+                    let message = format!(
+                        "the label's column has {}, and a task needs two or more",
+                        counted(labels.len(), "label")
+                    );
                     report(&message, "use a file with rows of each label, or name the labels: `labels = [negative, positive]`");
                 }
                 2..=MOST_LABELS => {

@@ -196,6 +196,22 @@ pub struct FilePlan {
     pub span: Span,
 }
 
+impl FilePlan {
+    /// All rows of a file.
+    pub fn whole(format: FileFormat, path: PathBuf, span: Span) -> Self {
+        FilePlan {
+            format,
+            path,
+            columns: None,
+            separator: None,
+            few: None,
+            part: None,
+            most: None,
+            span,
+        }
+    }
+}
+
 /// A few examples of each label, drawn from a seed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Few {
@@ -258,7 +274,7 @@ pub struct TaskPlan {
     /// The task with its settings.
     #[serde(flatten)]
     pub kind: Task,
-    /// Whether the labels are those of the training file.
+    /// Whether the labels were found in the data.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub has_found_labels: bool,
     /// The metric that `evaluate` computes and `keep = best` compares.

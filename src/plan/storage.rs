@@ -49,14 +49,13 @@ impl Builder<'_> {
                         matches!(
                             backbone.storage_of(path),
                             Storage::Int8 | Storage::Nf4 | Storage::File { .. }
-                        ) && !path.ends_with(".bias")
-                            && tree
-                                .parameters()
-                                .any(|own| own.path == **path && own.shape.len() == 2)
+                        ) && tree
+                            .parameters()
+                            .any(|own| own.path == **path && own.shape.len() == 2)
                     };
                     if let Some(path) = parameters.iter().find(is_coded) {
                         report(
-                            format!("`{}` unfreezes `{path}`, which the backbone keeps in codes: a step would be smaller than their distance", delta.name),
+                            format!("`{}` unfreezes `{path}`, which the backbone keeps in few bits: rounding would lose its steps", delta.name),
                             match backbone.storage {
                                 Storage::File { .. } => "train a delta such as `lora` instead, or use the model's Hugging Face directory",
                                 _ => "train a delta such as `lora` instead, or write `storage = bf16`",

@@ -65,16 +65,7 @@ fn file(fields: &Fields, key: &'static str, base: &Path, seed: u64) -> Option<Fi
         _ => whole_file(fields, key, &value, base),
     };
     // Its mistake is reported. A file in its place keeps it from being called missing as well.
-    Some(read.unwrap_or_else(|| FilePlan {
-        format: FileFormat::Text,
-        path: base.to_owned(),
-        columns: None,
-        separator: None,
-        few: None,
-        part: None,
-        most: None,
-        span: value.span,
-    }))
+    Some(read.unwrap_or_else(|| FilePlan::whole(FileFormat::Text, base.to_owned(), value.span)))
 }
 
 /// Whether a set is not `split(train, 10%)`.
@@ -131,8 +122,7 @@ fn split(
             "`split` takes from a whole file, and `train` is a few examples of one",
             "write `few(...)` for this set as well: it takes others of the same file",
         ),
-        (Some(share), Some(train)) if from + share >= Part::WHOLE => {
-            let _ = train;
+        (Some(share), Some(_)) if from + share >= Part::WHOLE => {
             refuse(
                 "the shares leave nothing to train on",
                 "take smaller shares",
@@ -270,14 +260,9 @@ fn whole_file(fields: &Fields, key: &str, value: &Spanned<Value>, base: &Path) -
     }
     let (path, span) = path?;
     Some(FilePlan {
-        format: *format,
-        path: base.join(path),
         columns,
         separator,
-        few: None,
-        part: None,
-        most: None,
-        span,
+        ..FilePlan::whole(*format, base.join(path), span)
     })
 }
 

@@ -92,7 +92,7 @@ pub trait TaskKind: Sized {
         false
     }
 
-    /// How it writes texts, as far as the pipeline says.
+    /// The settings of a generation that the pipeline states.
     fn wishes(&self) -> Wishes {
         Wishes::default()
     }

@@ -1,5 +1,4 @@
-//! Pairs of answers of which one is preferred: the model learns to find it more likely than the other, by DPO, ORPO or
-//! SimPO.
+//! Pairs of a preferred and another answer: the model learns to find the preferred one more likely, by DPO, ORPO or SimPO.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{json, Value};

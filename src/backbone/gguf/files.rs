@@ -81,10 +81,13 @@ fn config(file: &Gguf) -> Result<Value, Problem> {
     let head_width = head_width.unwrap_or(width / heads.max(1));
     let rotated = own.optional("rope.dimension_count")?.unwrap_or(head_width);
     let value_width = own.optional("attention.value_length")?;
-    if rotated != head_width || value_width.is_some_and(|width| width != head_width) {
-        return Err(own.refused(format!(
-            "{rotated} of a head's {head_width} columns are rotated, or its values have another width"
-        )));
+    if rotated != head_width {
+        let message = format!("it rotates {rotated} of a head's {head_width} columns");
+        return Err(own.refused(message));
+    }
+    if let Some(width) = value_width.filter(|width| *width != head_width) {
+        let message = format!("a head's keys have {head_width} columns, and its values {width}");
+        return Err(own.refused(message));
     }
     if file.tensors.contains_key("rope_freqs.weight") {
         return Err(own.refused(
@@ -96,9 +99,9 @@ fn config(file: &Gguf) -> Result<Value, Problem> {
         file.metadata
             .get(&format!("tokenizer.ggml.{name}_token_id"))
     };
-    let (class, has_biases) = match architecture {
-        "qwen2" => ("Qwen2ForCausalLM", false),
-        _ => ("LlamaForCausalLM", has("blk.0.attn_q.bias")),
+    let class = match architecture {
+        "qwen2" => "Qwen2ForCausalLM",
+        _ => "LlamaForCausalLM",
     };
     let mut config = json!({
         "architectures": [class],
@@ -121,7 +124,7 @@ fn config(file: &Gguf) -> Result<Value, Problem> {
     match architecture {
         "qwen2" => config["use_sliding_window"] = json!(false),
         _ => {
-            config["attention_bias"] = json!(has_biases);
+            config["attention_bias"] = json!(has("blk.0.attn_q.bias"));
             config["mlp_bias"] = json!(false);
             config["head_dim"] = json!(head_width);
         }
@@ -233,9 +236,9 @@ impl Own<'_> {
         }
     }
 
-    /// Refuses a key that says something of the model which nobody would read.
+    /// Refuses a key that may change the model and that deltarun does not know.
     fn check_keys(&self) -> Result<(), Problem> {
-        const READ: [&str; 17] = [
+        const KNOWN: [&str; 17] = [
             "context_length",
             "embedding_length",
             "block_count",
@@ -268,7 +271,7 @@ impl Own<'_> {
             let Some(name) = key.strip_prefix(&prefix) else {
                 continue;
             };
-            if !READ.contains(&name) && !NEUTRAL.contains(&(name, value.as_f64())) {
+            if !KNOWN.contains(&name) && !NEUTRAL.contains(&(name, value.as_f64())) {
                 return Err(self.refused(format!(
                     "its metadata has `{key}`, which deltarun does not know"
                 )));

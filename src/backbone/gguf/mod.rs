@@ -209,7 +209,7 @@ impl<'b> Header<'b> {
         self.array().map(u64::from_le_bytes)
     }
 
-    /// A number of things of which each takes a byte or more.
+    /// A number of entries. Each takes a byte or more, so a larger number than there are bytes is refused.
     fn count(&mut self) -> Read<usize> {
         let count = self.u64()?;
         let left = self.bytes.len() - self.place;
@@ -277,7 +277,7 @@ impl<'b> Header<'b> {
     }
 }
 
-/// Finds the bytes of tensors, none of which may have a part of another's.
+/// Finds the bytes of each tensor. Tensors that overlap are refused.
 fn placed(
     described: Vec<(String, Blocks, Vec<usize>, usize)>,
     start: usize,
