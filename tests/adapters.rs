@@ -16,7 +16,7 @@ use deltarun::task::Target;
 use deltarun::train::{evaluate, Measuring};
 use serde_json::{json, Value};
 
-const CASES: [(&str, &str); 35] = [
+const CASES: [(&str, &str); 42] = [
     ("layers", "bert_b"),
     ("layers_pattern", "gpt2"),
     ("bias_all", "bert_a"),
@@ -45,6 +45,13 @@ const CASES: [(&str, &str); 35] = [
     ("early_names", "bert_a"),
     ("python_pattern", "bert_b"),
     ("ia3_qwen2", "qwen2"),
+    ("prefix_qwen3", "qwen3"),
+    ("prefix_mistral", "mistral"),
+    ("prefix_gemma3", "gemma3"),
+    ("prompt_gemma2", "gemma2"),
+    ("embed_gemma", "gemma"),
+    ("ia3_gemma3", "gemma3"),
+    ("distilbert_head", "distilbert"),
     ("t5_prefix", "t5_v1_0"),
     ("t5_prefix_even", "t5_v1_1"),
     ("t5_prompt", "t5_v1_1"),
@@ -131,7 +138,7 @@ fn losses_of_causal_models_are_those_of_peft() {
         );
         cases += 1;
     }
-    assert_eq!(cases, 11);
+    assert_eq!(cases, 17);
 }
 
 /// An adapter's directory whose configuration has other values.

@@ -6,7 +6,9 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::common::fixture;
-use deltarun::backbone::{language_model_parameters, Config, Parameter, Tree};
+use deltarun::backbone::{
+    language_model_parameters, BlockKind, Config, Parameter, RopeScaling, Rotation, Tree,
+};
 use deltarun::engine::Activation;
 use serde_json::{json, Map, Value};
 
@@ -16,7 +18,7 @@ fn families(directory: &Path) -> Keys {
     let text = std::fs::read_to_string(directory.join("keys.json")).unwrap();
     let mut all: Keys = serde_json::from_str(&text).unwrap();
     all.remove("transformers").unwrap();
-    assert_eq!(all.len(), 7);
+    assert_eq!(all.len(), 14);
     all
 }
 
@@ -151,11 +153,25 @@ fn values_that_change_the_model_are_refused_by_name() {
             json!({ "rope_parameters": { "rope_type": "linear", "factor": 2, "low_freq_factor": 1 } }),
         ),
         ("llama", json!({ "mlp_bias": "yes" })),
-        ("qwen2", json!({ "use_sliding_window": true })),
         (
-            "qwen2",
-            json!({ "layer_types": ["full_attention", "sliding_attention"] }),
+            "qwen3",
+            json!({ "layer_types": ["full_attention", "sliding_attention"], "use_sliding_window": true }),
         ),
+        (
+            "gemma3_text",
+            json!({ "layer_types": ["full_attention", "chunked_attention"], "num_hidden_layers": 2 }),
+        ),
+        (
+            "smollm3",
+            json!({ "no_rope_layers": [1, 2], "num_hidden_layers": 2 }),
+        ),
+        (
+            "mistral",
+            json!({ "layer_types": ["full_attention"], "num_hidden_layers": 1 }),
+        ),
+        ("gemma2", json!({ "attn_logit_softcapping": -1.0 })),
+        ("gemma", json!({ "use_bidirectional_attention": true })),
+        ("distilbert", json!({ "dim": 18, "hidden_size": 20 })),
     ];
     for (family, more) in cases {
         let error = parse(family, more.clone()).unwrap_err();
@@ -193,6 +209,125 @@ fn what_families_differ_in_is_read() {
     assert_eq!(roberta(json!(5)).first_position(), 6);
     assert_eq!(roberta(json!(5)).longest(), 512 - 6);
     assert_eq!(parse("bert", json!({})).unwrap().norm_epsilon, 1e-12);
+}
+
+/// The blocks that transformers' configurations give a window or no rotation (`__post_init__` of each), by default, by
+/// their switches and by lists.
+#[test]
+fn blocks_have_the_windows_and_angles_of_transformers() {
+    let blocks = |family: &str, more: Value| -> String {
+        let mut more = more;
+        more["num_hidden_layers"] = json!(7);
+        let config = parse(family, more).unwrap();
+        let letter = |block: usize| match config.block_kind(block) {
+            BlockKind {
+                window: None,
+                rotation: Rotation::Usual,
+            } => 'u',
+            BlockKind {
+                window: None,
+                rotation: Rotation::Off,
+            } => 'o',
+            BlockKind {
+                window: Some(_),
+                rotation: Rotation::Usual,
+            } => 'w',
+            BlockKind {
+                window: Some(_),
+                rotation: Rotation::Local,
+            } => 'l',
+            kind => panic!("{kind:?}"),
+        };
+        (0..7).map(letter).collect()
+    };
+    let list = ["full_attention", "sliding_attention"]
+        .map(|word| [word; 5])
+        .concat();
+    let cases = [
+        ("llama", json!({}), "uuuuuuu"),
+        ("mistral", json!({}), "wwwwwww"),
+        ("mistral", json!({ "sliding_window": null }), "uuuuuuu"),
+        (
+            "qwen2",
+            json!({ "use_sliding_window": true, "max_window_layers": 5 }),
+            "uuuuuww",
+        ),
+        (
+            "qwen3",
+            json!({ "use_sliding_window": true, "max_window_layers": 0 }),
+            "wwwwwww",
+        ),
+        (
+            "qwen3",
+            json!({ "sliding_window": 9, "max_window_layers": 0 }),
+            "uuuuuuu",
+        ),
+        // A list may be longer than the backbone.
+        (
+            "qwen3",
+            json!({ "use_sliding_window": true, "layer_types": list }),
+            "uuuuuww",
+        ),
+        ("smollm3", json!({}), "uuuouuu"),
+        ("smollm3", json!({ "no_rope_layer_interval": 3 }), "uuouuou"),
+        (
+            "smollm3",
+            json!({ "no_rope_layers": [0, 1, 1, 1, 1, 1, 0] }),
+            "ouuuuuo",
+        ),
+        ("gemma", json!({}), "uuuuuuu"),
+        ("gemma2", json!({}), "wuwuwuw"),
+        ("gemma3_text", json!({}), "lllllul"),
+        (
+            "gemma3_text",
+            json!({ "sliding_window_pattern": 3 }),
+            "llullul",
+        ),
+        ("gemma3_text", json!({ "layer_types": list }), "uuuuull"),
+        ("gemma3_text", json!({ "sliding_window": null }), "uuuuuuu"),
+    ];
+    for (family, more, expected) in cases {
+        assert_eq!(blocks(family, more.clone()), expected, "{family} {more}");
+    }
+}
+
+/// The angles of Gemma 3's two kinds of blocks, as transformers 4 and 5 write them (`convert_rope_params_to_dict`).
+#[test]
+fn a_gemma_3_has_two_kinds_of_angles() {
+    let angles = |more: Value| {
+        let config = parse("gemma3_text", more).unwrap();
+        let [usual, local] = [config.rotary, config.local_rotary].map(Option::unwrap);
+        (usual.theta, usual.scaling, local.theta, local.scaling)
+    };
+    let plain = (1e6, RopeScaling::Default, 1e4, RopeScaling::Default);
+    assert_eq!(angles(json!({})), plain);
+    let linear = json!({ "rope_type": "linear", "factor": 8.0 });
+    let scaled = (
+        1e6,
+        RopeScaling::Linear { factor: 8.0 },
+        1e4,
+        RopeScaling::Default,
+    );
+    assert_eq!(
+        angles(json!({ "rope_scaling": linear, "rope_theta": 1000000 })),
+        scaled
+    );
+    let new = json!({ "rope_parameters": {
+        "full_attention": { "rope_type": "linear", "factor": 8.0, "rope_theta": 1e6 },
+        "sliding_attention": { "rope_type": "default", "rope_theta": 500.0 },
+    } });
+    let own = (
+        1e6,
+        RopeScaling::Linear { factor: 8.0 },
+        500.0,
+        RopeScaling::Default,
+    );
+    assert_eq!(angles(new), own);
+    let one = json!({ "rope_parameters": { "full_attention": { "rope_theta": 700.0 } } });
+    assert_eq!(
+        angles(one),
+        (700.0, RopeScaling::Default, 1e4, RopeScaling::Default)
+    );
 }
 
 /// What T5's `config.json` says beside the defaults, as transformers reads it (`T5Config.__post_init__`), or a sentence.
@@ -309,5 +444,5 @@ fn published_models_are_read_and_have_their_parameters() {
         assert!(unknown.is_empty(), "{name}: {unknown:?}");
         cases += 1;
     }
-    assert_eq!(cases, 15);
+    assert_eq!(cases, 24);
 }

@@ -118,6 +118,8 @@ fn shape(causal: bool, prefix: usize) -> AttentionShape {
         scale: 0.5,
         causal,
         prefix,
+        window: None,
+        cap: None,
     }
 }
 
@@ -147,7 +149,7 @@ same!(rms_norm, [(ROWS, 33)], [33], |m, v| ops::rms_norm(
     &m[0], &v[0], 1e-5
 ));
 same!(rotary, [(ROWS, 24)], [], |m, _v| {
-    let angles = std::sync::Arc::new(Angles::new(&[1.0, 0.3, 0.02], 0.9, ROWS));
+    let angles = std::sync::Arc::new(Angles::new(&[1.0, 0.3, 0.02], 0.9, ROWS, 6));
     ops::rotary(m[0].clone(), &(0..ROWS).collect::<Vec<_>>(), &angles)
 });
 /// The same of non-linearities.
@@ -273,7 +275,12 @@ same!(soft_cross_entropy, [(ROWS, 7)], [], |m, _v| {
 });
 same!(token_losses, [(ROWS, 6), (7, 6)], [], |m, _v| {
     let labels: Vec<usize> = (0..ROWS).map(|row| row % 7).collect();
-    ops::token_losses(&m[0], &m[1].clone().into(), None, &labels)
+    let output = ops::Output {
+        weight: m[1].clone().into(),
+        bias: None,
+        cap: Some(0.7),
+    };
+    ops::token_losses(&m[0], &output, &labels)
 });
 same!(squared_error, [(ROWS, 1)], [], |m, _v| one(
     ops::squared_error(&m[0], &random(5, ROWS), 20)?

@@ -104,7 +104,10 @@ fn definitions_are_those_of_pytorch() {
         as_matrix(ops::soft_cross_entropy(&m[0], &shares, 6.0).unwrap())
     });
     cases.case("token_losses", &|m, _| {
-        ops::token_losses(&m[0], &m[1].clone().into(), None, &[2, 0, 4, 1]).unwrap()
+        ops::token_losses(&m[0], &output(&m[1], None), &[2, 0, 4, 1]).unwrap()
+    });
+    cases.case("token_losses_capped", &|m, _| {
+        ops::token_losses(&m[0], &output(&m[1], Some(0.7)), &[2, 0, 4, 1]).unwrap()
     });
     cases.case("log_odds", &|m, _| {
         // Below 0, as logarithms of probabilities are.
@@ -135,10 +138,22 @@ fn linear_and_norms(cases: &mut Cases) {
     cases.case("rms_norm", &|m, v| {
         ops::rms_norm(&m[0], &v[0], 1e-5).unwrap()
     });
-    let angles = Arc::new(Angles::new(&[1.0, 0.2, 0.03], 1.0, 4));
+    let angles = Arc::new(Angles::new(&[1.0, 0.2, 0.03], 1.0, 4, 6));
     cases.case("rotary", &|m, _| {
         ops::rotary(m[0].clone(), &[0, 3, 1], &angles).unwrap()
     });
+    let part = Arc::new(Angles::new(&[1.0, 0.2], 1.0, 4, 6));
+    cases.case("rotary_of_a_part", &|m, _| {
+        ops::rotary(m[0].clone(), &[0, 3, 1], &part).unwrap()
+    });
+}
+
+fn output(weight: &Matrix, cap: Option<f32>) -> ops::Output {
+    ops::Output {
+        weight: weight.clone().into(),
+        bias: None,
+        cap,
+    }
 }
 
 fn attentions(cases: &mut Cases) {
@@ -156,6 +171,20 @@ fn attentions(cases: &mut Cases) {
         scale: 0.5,
         causal,
         prefix,
+        window: None,
+        cap: None,
+    };
+    let seeing = |window| AttentionShape {
+        window: Some(window),
+        ..shape(true, 0)
+    };
+    let capped = AttentionShape {
+        cap: Some(0.3),
+        ..shape(true, 0)
+    };
+    let around = AttentionShape {
+        causal: false,
+        ..seeing(2)
     };
     for (name, attending, shape) in [
         ("attention", within, shape(false, 0)),
@@ -163,6 +192,9 @@ fn attentions(cases: &mut Cases) {
         ("attention_prefix", within, shape(true, 2)),
         ("attention_cross", cross, shape(false, 0)),
         ("attention_of_rows", of_rows, shape(false, 0)),
+        ("attention_window", within, seeing(3)),
+        ("attention_around", within, around),
+        ("attention_capped", within, capped),
     ] {
         cases.case(name, &|m, _| {
             let bias = m.get(3);

@@ -17,7 +17,17 @@ fn step(graph: &Graph, batch: &Batch) -> (f32, BTreeMap<ParameterId, Vec<f32>>) 
 #[test]
 fn steps_by_definitions_are_those_by_kernels() {
     for name in [
-        "bert_a", "roberta", "gpt2", "llama_a", "qwen2", "t5_v1_0", "t5_v1_1",
+        "bert_a",
+        "roberta",
+        "gpt2",
+        "llama_a",
+        "qwen2",
+        "gemma2",
+        "gemma3",
+        "smollm3",
+        "distilbert",
+        "t5_v1_0",
+        "t5_v1_1",
     ] {
         let directory = fixture(name);
         let full = crate::common::classifier(&directory, 3, "unfreeze all = **", "all, head");

@@ -54,10 +54,13 @@ fn in_both_stacks(statement: &str) -> String {
 /// the gradient's norm.
 #[test]
 fn gradients_are_those_of_finite_differences() {
-    for backbone in ["bert_a", "roberta", "gpt2", "llama_a", "qwen2", "t5_v1_1"] {
+    for backbone in [
+        "bert_a", "roberta", "gpt2", "llama_a", "qwen2", "gemma3", "t5_v1_1",
+    ] {
         for (statement, _) in METHODS {
             let statement = &match backbone {
                 "t5_v1_1" => in_both_stacks(statement),
+                "gemma3" => statement.replace("**.bias", "**.norm"),
                 _ => statement.to_owned(),
             };
             let (_, mut graph, batch) = load(backbone, statement, "delta, head");

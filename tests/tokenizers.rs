@@ -29,7 +29,7 @@ fn tokens_are_those_of_transformers() {
         }
         cases += 1;
     }
-    assert_eq!(cases, 64);
+    assert_eq!(cases, 72);
 }
 
 /// A causal model's word brings the space before it: that of the template is not there twice.

@@ -97,6 +97,8 @@ fn attention(bench: &mut Criterion) {
             scale: 0.18,
             causal: false,
             prefix: 0,
+            window: None,
+            cap: None,
         };
         let attending = Attending::within(&layout, None);
         let name = format!("attention of {length}");

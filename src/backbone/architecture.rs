@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+use super::blocks::BlockKind;
 use super::config::Config;
 use super::rotary::Rotary;
 use crate::engine::Activation;
@@ -21,8 +22,14 @@ pub struct Architecture {
     pub feed_forward: FeedForward,
     /// Its stacks of blocks, in the order of the forward pass: a single stack, or an encoder and a decoder.
     pub stacks: Vec<Stack>,
+    /// The kind of each block, by its number over all stacks.
+    pub blocks: Vec<BlockKind>,
+    /// The factor of word embeddings.
+    pub embedding_scale: f32,
     /// The factor of hidden states before the output layer of a language-model head.
     pub logit_scale: f32,
+    /// Logits `l` of a language-model head become `cap · tanh(l / cap)`.
+    pub logit_cap: Option<f32>,
     /// Dropout after the last norm of a stack.
     pub last_dropout: f32,
 }
@@ -57,6 +64,8 @@ pub struct Norm {
     pub place: NormPlace,
     /// ε.
     pub epsilon: f32,
+    /// Whether 1 is added to the weight.
+    pub is_offset: bool,
 }
 
 /// What a norm computes.
@@ -87,7 +96,12 @@ pub enum Positions {
         first: usize,
     },
     /// Rotates queries and keys by angles that grow with the position.
-    Rotary(Rotary),
+    Rotary {
+        /// Of all blocks, but for those with [`Rotation::Local`](super::Rotation::Local) or none.
+        usual: Rotary,
+        /// Of blocks with [`Rotation::Local`](super::Rotation::Local).
+        local: Option<Rotary>,
+    },
     /// Adds a bias to each score by the distance of the key. All blocks of a stack share the biases.
     Distances(Distances),
 }
@@ -153,8 +167,12 @@ pub struct Attention {
     pub width: usize,
     /// The factor of scores before the softmax.
     pub scale: f32,
+    /// Scores `s` become `cap · tanh(s / cap)`.
+    pub cap: Option<f32>,
     /// Dropout of the attention weights.
     pub dropout: f32,
+    /// Dropout of its output.
+    pub output_dropout: f32,
 }
 
 /// The feed-forward of every block.
@@ -188,9 +206,13 @@ impl Architecture {
                 kind: family.norm.kind,
                 place: family.norm.place,
                 epsilon: config.norm_epsilon,
+                is_offset: family.norm.is_offset,
             },
             positions: match (&config.rotary, config.distances) {
-                (Some(rotary), _) => Positions::Rotary(rotary.clone()),
+                (Some(rotary), _) => Positions::Rotary {
+                    usual: rotary.clone(),
+                    local: config.local_rotary.clone(),
+                },
                 (None, Some(distances)) => Positions::Distances(distances),
                 (None, None) => Positions::Learned {
                     first: config.first_position(),
@@ -201,10 +223,15 @@ impl Architecture {
                 key_value_heads: config.key_value_heads(),
                 width,
                 scale: match family.scaled_attention {
-                    true => 1.0 / (width as f32).sqrt(),
+                    true => 1.0 / config.score_width.unwrap_or(width as f32).sqrt(),
                     false => 1.0,
                 },
+                cap: config.score_cap,
                 dropout: config.attention_dropout,
+                output_dropout: match family.undropped_attention {
+                    true => 0.0,
+                    false => config.dropout,
+                },
             },
             feed_forward: FeedForward {
                 kind: config.feed_forward(),
@@ -212,6 +239,14 @@ impl Architecture {
                 dropout: config.inner_dropout,
             },
             stacks: config.stacks(),
+            blocks: (0..config.block_count())
+                .map(|block| config.block_kind(block))
+                .collect(),
+            embedding_scale: match family.scaled_embeddings {
+                true => (config.hidden as f32).sqrt(),
+                false => 1.0,
+            },
+            logit_cap: config.logit_cap,
             logit_scale: match config.scales_logits {
                 true => 1.0 / (config.hidden as f32).sqrt(),
                 false => 1.0,
@@ -227,7 +262,7 @@ impl Architecture {
     /// The reason it cannot, as a phrase.
     pub fn absorbs_keys(&self) -> Result<(), String> {
         match (&self.positions, &self.attention) {
-            (Positions::Rotary(_), _) => Err("rotary embeddings rotate the keys".to_owned()),
+            (Positions::Rotary { .. }, _) => Err("rotary embeddings rotate the keys".to_owned()),
             (Positions::Distances(_), _) => {
                 Err("attention scores have a relative position bias".to_owned())
             }

@@ -1,7 +1,9 @@
-//! Checks that the dimensions of a `config.json` are consistent.
+//! Checks that the dimensions of a `config.json` are consistent, and that it asks for nothing that we do not compute.
+
+use serde_json::Value;
 
 use super::config::{Config, LARGEST};
-use super::family::families;
+use super::family::{families, Family};
 
 /// The most blocks of a stack: far more than any model has, but few enough to list.
 const MOST_BLOCKS: usize = 1 << 12;
@@ -71,6 +73,12 @@ impl Config {
         if width == 0 || width * self.heads > LARGEST {
             return Err(format!("its attention heads cannot be {width} wide"));
         }
+        let caps = [self.score_cap, self.score_width, self.logit_cap];
+        let are_positive = caps.into_iter().flatten().all(|cap| cap > 0.0);
+        let windows = self.blocks.iter().filter_map(|kind| kind.window);
+        if !are_positive || windows.into_iter().any(|window| window == 0) {
+            return Err("a window or a cap of the backbone is not above 0".to_owned());
+        }
         if self.rotary.is_some() && !width.is_multiple_of(2) {
             return Err(format!(
                 "rotary embeddings need heads of an even width, but its heads are {width} wide"
@@ -78,4 +86,33 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// Checks that every key in the family's `only` has a supported value.
+pub(super) fn check_only(json: &Value, family: &Family) -> Result<(), String> {
+    for (key, allowed) in &family.only {
+        let found = match json.get(key) {
+            None | Some(Value::Null) => continue,
+            Some(found) => found,
+        };
+        let is_same = |allowed: &Value, found: &Value| match (allowed.as_f64(), found.as_f64()) {
+            (Some(allowed), Some(found)) => allowed == found,
+            _ => allowed == found,
+        };
+        let is_allowed = |found: &Value| allowed.iter().any(|allowed| is_same(allowed, found));
+        // A list has a value for each block, so each of them must be supported.
+        let is_list = |found: &Value| match found.as_array() {
+            Some(items) => !items.is_empty() && items.iter().all(is_allowed),
+            None => false,
+        };
+        if !is_allowed(found) && !is_list(found) {
+            let allowed: Vec<String> = allowed.iter().map(|value| format!("`{value}`")).collect();
+            let wanted = match allowed.is_empty() {
+                true => "the key must be absent".to_owned(),
+                false => format!("deltarun supports only {}", crate::text::list(&allowed)),
+            };
+            return Err(format!("its `{key}` is {found}: {wanted}"));
+        }
+    }
+    Ok(())
 }

@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::architecture::{Distances, FeedForwardKind, Stack};
+use super::blocks::{read_blocks, BlockKind};
+use super::checks::check_only;
 use super::family::{families, ConfigKeys, Dimension, Family, FeedForwardEntry};
 use super::keys::Keys;
 use super::rotary::Rotary;
@@ -42,6 +44,21 @@ pub struct Config {
     /// The rotary embeddings, if the family has them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotary: Option<Rotary>,
+    /// The rotary embeddings of blocks with a window, if they are not those of the other blocks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_rotary: Option<Rotary>,
+    /// The kind of every block; empty if none has a window and all rotate alike.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blocks: Vec<BlockKind>,
+    /// Scores are divided by the square root of this, if it is not a head's width.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score_width: Option<f32>,
+    /// Scores `s` become `cap · tanh(s / cap)`, if there is a cap.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score_cap: Option<f32>,
+    /// Logits `l` of a language-model head become `cap · tanh(l / cap)`, if there is a cap.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logit_cap: Option<f32>,
     /// Entries of the token-type embedding; 0 if the family has none.
     pub types: usize,
     /// Whether the linear layers of attentions have biases, in families where `config.json` decides that.
@@ -121,12 +138,20 @@ impl Config {
             Some(key) => keys.count(key)?,
             None => LARGEST,
         };
-        let (mut activation, is_gated) = activation_of(family, &activation);
+        let meant = family.activations.get(&activation);
+        let (mut activation, is_gated) = gating(family, meant.unwrap_or(&activation));
         let inner_activation = keys.some_text(&stated.inner_activation)?;
         activation = inner_activation.as_deref().unwrap_or(activation);
         let layers = keys.count(&stated.layers)?;
         let heads = keys.count(&stated.heads)?;
+        let around = (family.windows.as_ref(), family.unrotated.as_ref());
+        let (blocks, local_rotary) = read_blocks(&keys, around, (layers, positions))?;
         let config = Config {
+            blocks,
+            local_rotary,
+            score_width: keys.some_positive(&stated.score_width)?,
+            score_cap: keys.some_positive(&stated.score_cap)?,
+            logit_cap: keys.some_positive(&stated.logit_cap)?,
             hidden,
             layers,
             decoder_layers: match &stated.decoder_layers {
@@ -148,7 +173,10 @@ impl Config {
             positions,
             distances: distances(&keys, stated)?,
             rotary: match &stated.rope_theta {
-                Some(key) => Some(Rotary::parse(&json, keys.positive(key)?, positions)?),
+                Some(key) => {
+                    let theta = keys.positive(key)?;
+                    Some(Rotary::parse(&json, theta, positions, "full_attention")?)
+                }
                 None => None,
             },
             attention_bias: keys.switch_or(&stated.attention_bias, false)?,
@@ -255,6 +283,11 @@ impl Config {
         }
     }
 
+    /// The kind of a block, numbered over all stacks.
+    pub fn block_kind(&self, block: usize) -> BlockKind {
+        self.blocks.get(block).copied().unwrap_or_default()
+    }
+
     /// The number of blocks of all stacks together.
     pub fn block_count(&self) -> usize {
         self.layers + self.decoder_layers.unwrap_or(0)
@@ -350,10 +383,8 @@ impl Config {
 }
 
 /// The name of an activation, and whether it stands for a gated feed-forward.
-fn activation_of<'n>(family: &Family, name: &'n str) -> (&'n str, bool) {
+fn gating<'n>(family: &Family, name: &'n str) -> (&'n str, bool) {
     match name.strip_prefix("gated-") {
-        // T5's authors mean another GELU than transformers' `gelu`.
-        Some("gelu") if family.feed_forward == FeedForwardEntry::Named => ("gelu_new", true),
         Some(gated) if family.feed_forward == FeedForwardEntry::Named => (gated, true),
         _ => (name, false),
     }
@@ -454,33 +485,4 @@ fn labels(json: &Value) -> Option<Vec<String>> {
 
 fn read_json(text: &str) -> Result<Value, String> {
     crate::text::json(text).map_err(|e| format!("it is not JSON: {e}"))
-}
-
-/// Checks that every key in the family's `only` has a supported value.
-fn check_only(json: &Value, family: &Family) -> Result<(), String> {
-    for (key, allowed) in &family.only {
-        let found = match json.get(key) {
-            None | Some(Value::Null) => continue,
-            Some(found) => found,
-        };
-        let is_same = |allowed: &Value, found: &Value| match (allowed.as_f64(), found.as_f64()) {
-            (Some(allowed), Some(found)) => allowed == found,
-            _ => allowed == found,
-        };
-        let is_allowed = |found: &Value| allowed.iter().any(|allowed| is_same(allowed, found));
-        // A list has a value for each block, so each of them must be supported.
-        let is_list = |found: &Value| match found.as_array() {
-            Some(items) => !items.is_empty() && items.iter().all(is_allowed),
-            None => false,
-        };
-        if !is_allowed(found) && !is_list(found) {
-            let allowed: Vec<String> = allowed.iter().map(|value| format!("`{value}`")).collect();
-            let wanted = match allowed.is_empty() {
-                true => "the key must be absent".to_owned(),
-                false => format!("deltarun supports only {}", crate::text::list(&allowed)),
-            };
-            return Err(format!("its `{key}` is {found}: {wanted}"));
-        }
-    }
-    Ok(())
 }

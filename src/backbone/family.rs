@@ -4,8 +4,11 @@ use std::sync::OnceLock;
 
 use indexmap::IndexMap;
 use serde::Deserialize;
+use serde_yaml::{Mapping, Value as Yaml};
 
 pub use super::architecture::{FeedForwardKind, NormKind, NormPlace};
+use super::blocks::{Unrotated, Windows};
+pub use super::config_keys::{ConfigKeys, Key};
 
 /// A family's description, one YAML file each in `families/`.
 #[derive(Debug, Deserialize)]
@@ -32,12 +35,28 @@ pub struct Family {
     pub causal: bool,
     /// The kind and the place of its norms.
     pub norm: NormEntry,
+    /// Which blocks attend within a window, in families that have such blocks.
+    pub windows: Option<Windows>,
+    /// Which blocks do not rotate queries and keys, in families that have such blocks.
+    pub unrotated: Option<Unrotated>,
+    /// Whether word embeddings are multiplied by the square root of their width.
+    #[serde(default)]
+    pub scaled_embeddings: bool,
+    /// Names of activations that mean another one in this family.
+    #[serde(default)]
+    pub activations: IndexMap<String, String>,
+    /// Whether no dropout follows the attention.
+    #[serde(default)]
+    pub undropped_attention: bool,
     /// Whether scores are divided by the square root of a head's width.
     #[serde(default = "yes")]
     pub scaled_attention: bool,
     /// The parts of its feed-forwards.
     #[serde(default)]
     pub feed_forward: FeedForwardEntry,
+    /// Whether the model ignores the types that a tokenizer gives tokens.
+    #[serde(default)]
+    pub ignores_types: bool,
     /// Whether the first position has the padding token's number plus 1. Padding itself takes no position.
     #[serde(default)]
     pub positions_follow_padding: bool,
@@ -47,124 +66,6 @@ pub struct Family {
     pub peft_feedforward: String,
     /// The heads that can read the last hidden state.
     pub heads: Heads,
-}
-
-/// The keys of `config.json` for each dimension and setting.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[allow(missing_docs)]
-pub struct ConfigKeys {
-    pub hidden: Key,
-    pub layers: Key,
-    /// For a family with an encoder and a decoder; `layers` is then the encoder's number. Default: equal to `layers`.
-    pub decoder_layers: Option<Key>,
-    pub heads: Key,
-    /// Default: equal to `heads`.
-    pub key_value_heads: Option<Key>,
-    /// Default: the hidden width divided by `heads`.
-    pub head_width: Option<Key>,
-    /// If the description has no default: four times the hidden width.
-    pub inner: Key,
-    pub vocabulary: Key,
-    /// For a family with a fixed number of positions.
-    pub positions: Option<Key>,
-    /// For a family whose scores have a bias by the distance of the key.
-    pub distance_buckets: Option<Key>,
-    pub longest_distance: Option<Key>,
-    /// For a family with rotary embeddings. Such a family also has the keys `rope_scaling` and `rope_parameters`.
-    pub rope_theta: Option<Key>,
-    pub attention_bias: Option<Key>,
-    pub feed_forward_bias: Option<Key>,
-    pub types: Option<Key>,
-    pub norm_epsilon: Key,
-    pub activation: Key,
-    /// The activation of feed-forwards, and whether they are gated. If present, these two keys override `activation`.
-    pub inner_activation: Option<Key>,
-    pub gated: Option<Key>,
-    /// 0 if the family has no such key.
-    pub dropout: Option<Key>,
-    /// Default: the dropout of hidden states.
-    pub embedding_dropout: Option<Key>,
-    pub attention_dropout: Key,
-    /// 0 if the family has no such key.
-    pub inner_dropout: Option<Key>,
-    /// 0 if the family has no such key.
-    pub last_dropout: Option<Key>,
-    /// Default: the dropout of hidden states.
-    pub classifier_dropout: Option<Key>,
-    /// The standard deviation of fresh weights that have no `fan`.
-    pub initializer_range: Option<Key>,
-    /// A factor of the standard deviation of fresh weights that have a `fan`.
-    pub initializer_factor: Option<Key>,
-    pub pad_token: Key,
-    /// The token with which a decoder's sequences begin.
-    pub start_token: Option<Key>,
-    /// The token with which texts end, if the classifier reads its row.
-    pub end_token: Option<Key>,
-    /// Whether a language-model head has the word embedding as its weight. Without this key, it has.
-    pub tied: Option<Key>,
-    /// Whether a language-model head divides hidden states by the square root of their width.
-    pub scaled_logits: Option<Key>,
-}
-
-impl ConfigKeys {
-    fn all(&self) -> impl Iterator<Item = &Key> {
-        let always = [
-            &self.hidden,
-            &self.layers,
-            &self.heads,
-            &self.inner,
-            &self.vocabulary,
-            &self.norm_epsilon,
-            &self.activation,
-            &self.attention_dropout,
-            &self.pad_token,
-        ];
-        let sometimes = [
-            &self.decoder_layers,
-            &self.positions,
-            &self.distance_buckets,
-            &self.longest_distance,
-            &self.inner_activation,
-            &self.gated,
-            &self.inner_dropout,
-            &self.last_dropout,
-            &self.initializer_range,
-            &self.initializer_factor,
-            &self.start_token,
-            &self.end_token,
-            &self.tied,
-            &self.scaled_logits,
-            &self.dropout,
-            &self.key_value_heads,
-            &self.head_width,
-            &self.rope_theta,
-            &self.attention_bias,
-            &self.feed_forward_bias,
-            &self.types,
-            &self.embedding_dropout,
-            &self.classifier_dropout,
-        ];
-        always.into_iter().chain(sometimes.into_iter().flatten())
-    }
-}
-
-/// A key of `config.json`.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Key {
-    /// Its name.
-    pub key: String,
-    /// Other names that transformers knows it by.
-    #[serde(default)]
-    pub also: Vec<String>,
-    /// Another key, whose value transformers uses if this one is absent.
-    #[serde(default)]
-    pub otherwise: Option<String>,
-    /// The value that transformers uses if the key is absent. A key without it is required, unless its field has a
-    /// default of its own.
-    #[serde(default)]
-    pub default: Option<serde_json::Value>,
 }
 
 impl Family {
@@ -181,7 +82,12 @@ impl Family {
             "original_max_position_embeddings",
         ];
         let is_rope = is_rope.contains(&key);
-        self.config.all().any(|known| is_named(&known))
+        let of_blocks = self.windows.iter().flat_map(Windows::keys);
+        let of_blocks = of_blocks.chain(self.unrotated.iter().flat_map(Unrotated::keys));
+        self.config
+            .all()
+            .chain(of_blocks)
+            .any(|known| is_named(&known))
             || (is_rope && self.config.rope_theta.is_some())
             || self.neutral.iter().any(|neutral| neutral == key)
             || self.only.contains_key(key)
@@ -196,6 +102,9 @@ pub struct NormEntry {
     pub kind: NormKind,
     /// Where they are.
     pub place: NormPlace,
+    /// Whether a checkpoint stores weights less 1.
+    #[serde(default)]
+    pub is_offset: bool,
 }
 
 /// Which feed-forwards of a family are gated.
@@ -405,17 +314,33 @@ pub struct HeadStep {
     pub untied: Option<String>,
     /// Applied to the step's result: an activation's name, or `config` for the backbone's own.
     pub activation: Option<String>,
-    /// Whether the classifier's dropout precedes it.
-    #[serde(default)]
-    pub dropout: bool,
+    /// The dropout that precedes it.
+    pub dropout: Option<StepDropout>,
 }
 
-const FAMILIES: [&str; 6] = [
+/// The dropout before a step of a head.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum StepDropout {
+    /// The one before classifiers.
+    Classifier,
+    /// The one of hidden states.
+    Hidden,
+}
+
+const FAMILIES: [&str; 13] = [
     include_str!("families/bert.yaml"),
     include_str!("families/roberta.yaml"),
     include_str!("families/gpt2.yaml"),
     include_str!("families/llama.yaml"),
     include_str!("families/qwen2.yaml"),
+    include_str!("families/qwen3.yaml"),
+    include_str!("families/mistral.yaml"),
+    include_str!("families/smollm3.yaml"),
+    include_str!("families/gemma.yaml"),
+    include_str!("families/gemma2.yaml"),
+    include_str!("families/gemma3.yaml"),
+    include_str!("families/distilbert.yaml"),
     include_str!("families/t5.yaml"),
 ];
 
@@ -433,17 +358,45 @@ pub fn families() -> &'static [Family] {
     ALL.get_or_init(|| {
         let every: Every = serde_yaml::from_str(include_str!("families/every.yaml"))
             .expect("what is built in is well-formed; a test reads it");
-        let read = |text: &&str| {
-            let mut family: Family = serde_yaml::from_str(text)
+        let mut descriptions: Vec<Mapping> = Vec::new();
+        let mut read = |text: &&str| {
+            let own: Mapping = serde_yaml::from_str(text)
+                .expect("a built-in family is well-formed; a test reads them all");
+            let whole = description(own, &descriptions);
+            descriptions.push(whole.clone());
+            let mut family: Family = serde_yaml::from_value(whole.into())
                 .expect("a built-in family is well-formed; a test reads them all");
             // A family's own word counts before what holds for all.
-            let others = every.only.iter();
-            for (key, values) in others.filter(|(key, _)| !family.neutral.contains(key)) {
-                family.only.entry(key.clone()).or_insert(values.clone());
+            for (key, values) in &every.only {
+                if !family.knows(key) {
+                    family.only.insert(key.clone(), values.clone());
+                }
             }
             family.neutral.extend(every.neutral.iter().cloned());
             family
         };
-        FAMILIES.iter().map(read).collect()
+        FAMILIES.iter().map(&mut read).collect()
     })
+}
+
+/// A family's whole description: what it says itself, and for the rest what the family says that it is `like`. Its keys of
+/// `config.json` are added to those of the other, and `null` takes one away.
+fn description(mut own: Mapping, others: &[Mapping]) -> Mapping {
+    let Some(name) = own.remove("like") else {
+        return own;
+    };
+    let other = others.iter().find(|other| other.get("name") == Some(&name));
+    let mut whole = other.expect("a family is like one before it").clone();
+    for (key, value) in own {
+        match (whole.get_mut(&key), value) {
+            (Some(Yaml::Mapping(keys)), Yaml::Mapping(value)) if key == "config" => {
+                keys.extend(value);
+                keys.retain(|_, value| !value.is_null());
+            }
+            (_, value) => {
+                whole.insert(key, value);
+            }
+        }
+    }
+    whole
 }

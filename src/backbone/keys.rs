@@ -125,6 +125,57 @@ impl Keys<'_> {
         }
     }
 
+    /// A count, if there is one; `null` means that there is none, even if the key has a default.
+    pub(super) fn optional_count(&self, key: &Key) -> Result<Option<usize>, String> {
+        match (self.find(key)?, self.0.get(&key.key)) {
+            (None, Some(_)) => Ok(None),
+            (None, None) if key.default.is_none() => Ok(None),
+            _ => self.count(key).map(Some),
+        }
+    }
+
+    /// A count that may be 0.
+    pub(super) fn count_or_zero(&self, key: &Key) -> Result<usize, String> {
+        match self.value(key)?.1.as_u64() {
+            Some(0) => Ok(0),
+            _ => self.count(key),
+        }
+    }
+
+    /// A number above 0, if there is one; `null` means that there is none, even if the key has a default.
+    pub(super) fn some_positive(&self, key: &Option<Key>) -> Result<Option<f32>, String> {
+        let Some(key) = key else { return Ok(None) };
+        match (self.find(key)?, self.0.get(&key.key)) {
+            (None, Some(_)) => Ok(None),
+            (None, None) if key.default.is_none() => Ok(None),
+            _ => self.positive(key).map(|number| Some(number as f32)),
+        }
+    }
+
+    /// A list with an entry for each block, which `read` takes if it is `wanted`.
+    pub(super) fn list<T>(
+        &self,
+        key: &Key,
+        blocks: usize,
+        wanted: &str,
+        read: impl Fn(&Value) -> Option<T>,
+    ) -> Result<Vec<T>, String> {
+        let (name, value) = self.value(key)?;
+        let entries = value.as_array().map_or(&[][..], Vec::as_slice);
+        // transformers takes a list that is longer than the backbone.
+        if entries.len() < blocks {
+            let found = entries.len();
+            return Err(format!(
+                "its `{name}` must have an entry for each of its {blocks} blocks, found {found}"
+            ));
+        }
+        let entry = |entry: &Value| {
+            let wrong = || format!("an entry of its `{name}` must be {wanted}, found {entry}");
+            read(entry).ok_or_else(wrong)
+        };
+        entries[..blocks].iter().map(entry).collect()
+    }
+
     /// A token, if there is one.
     pub(super) fn some_token(&self, key: &Option<Key>) -> Result<Option<u32>, String> {
         key.as_ref().map_or(Ok(None), |key| self.token(key))

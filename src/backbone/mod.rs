@@ -4,8 +4,10 @@
 //! graph. This module knows nothing of deltas or training.
 
 mod architecture;
+mod blocks;
 mod checks;
 mod config;
+mod config_keys;
 pub mod family;
 mod gguf;
 mod keys;
@@ -19,6 +21,7 @@ mod written;
 pub use architecture::{
     Architecture, Distances, FeedForwardKind, NormKind, NormPlace, Positions, Stack,
 };
+pub use blocks::{BlockKind, Rotation};
 pub use config::Config;
 pub use gguf::{
     exists, is_gguf, own_storage, read_text, text_in_gguf, write_adapter, write_model, LowRank,

@@ -57,24 +57,27 @@ pub enum RopeScaling {
 }
 
 impl Rotary {
-    /// Reads `rope_parameters`, as transformers 5 writes it, or `rope_theta` and `rope_scaling`, as 4 did.
+    /// Reads `rope_parameters`, as transformers 5 writes it, or `rope_theta` and `rope_scaling`, as 4 did. A backbone
+    /// whose blocks have two kinds of frequencies states them under the names of `layer_types`, of which `layers` is
+    /// one; `rope_scaling` is then for `full_attention`.
     ///
     /// # Errors
     /// One sentence: the kind of scaling is not supported, a key is unknown, or a number is missing or wrong.
-    pub fn parse(json: &Value, theta: f64, positions: usize) -> Result<Self, String> {
-        let is_stated = |key: &&str| match json.get(*key) {
-            None | Some(Value::Null) => false,
-            Some(value) => *value != Value::Object(Map::new()),
-        };
+    pub fn parse(json: &Value, theta: f64, positions: usize, layers: &str) -> Result<Self, String> {
+        let is_stated = |value: &&Value| !value.is_null() && **value != Value::Object(Map::new());
+        let stated = |name: &'static str| Some((name, json.get(name).filter(is_stated)?));
+        let scaling = stated("rope_scaling").filter(|_| layers == "full_attention");
         // As in transformers, the older name takes precedence if both are present.
-        let stated = ["rope_scaling", "rope_parameters"]
-            .into_iter()
-            .find(is_stated);
-        let Some(name) = stated else {
+        let Some((name, value)) = scaling.or_else(|| stated("rope_parameters")) else {
             let scaling = RopeScaling::Default;
             return Ok(Rotary { theta, scaling });
         };
-        let Some(map) = json[name].as_object() else {
+        let value = match (value.get(layers), value.get("full_attention")) {
+            (Some(of_layers), _) => of_layers,
+            (None, Some(_)) => &Value::Object(Map::new()),
+            (None, None) => value,
+        };
+        let Some(map) = value.as_object() else {
             return Err(format!("its `{name}` must be an object"));
         };
         let original = json.get("original_max_position_embeddings");

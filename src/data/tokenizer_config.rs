@@ -13,6 +13,7 @@ use serde_json::Value;
 use tokenizers::decoders::DecoderWrapper;
 use tokenizers::models::unigram::Unigram;
 use tokenizers::normalizers::bert::BertNormalizer;
+use tokenizers::normalizers::Replace;
 use tokenizers::normalizers::NFC;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -52,6 +53,7 @@ pub(super) enum Class {
     Roberta,
     Gpt2,
     Llama,
+    Gemma,
     Qwen2,
     T5,
     XlmRoberta,
@@ -66,6 +68,7 @@ impl Class {
             "RobertaTokenizer" | "BartTokenizer" => Class::Roberta,
             "GPT2Tokenizer" => Class::Gpt2,
             "LlamaTokenizer" => Class::Llama,
+            "GemmaTokenizer" => Class::Gemma,
             "Qwen2Tokenizer" => Class::Qwen2,
             "T5Tokenizer" => Class::T5,
             "XLMRobertaTokenizer" => Class::XlmRoberta,
@@ -87,6 +90,11 @@ impl Class {
             (Class::Roberta | Class::XlmRoberta | Class::T5, "pad_token") => "<pad>",
             (Class::Roberta | Class::XlmRoberta | Class::Llama | Class::T5, "unk_token") => "<unk>",
             (Class::Llama, "bos_token") => "<s>",
+            (Class::Gemma, "unk_token") => "<unk>",
+            (Class::Gemma, "bos_token") => "<bos>",
+            (Class::Gemma, "eos_token") => "<eos>",
+            (Class::Gemma, "pad_token") => "<pad>",
+            (Class::Gemma, "mask_token") => "<mask>",
             (Class::Llama | Class::T5, "eos_token") => "</s>",
             (Class::Gpt2, "unk_token" | "bos_token" | "eos_token") => "<|endoftext|>",
             (Class::Qwen2, "unk_token" | "eos_token" | "pad_token") => "<|endoftext|>",
@@ -97,17 +105,18 @@ impl Class {
 
 /// Types of models for which transformers takes the class of the model whatever the files state: many of those on the
 /// hub state another (`MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS`).
-const STATED_WRONGLY: [&str; 1] = ["qwen2"];
+const STATED_WRONGLY: [&str; 3] = ["modernbert", "phi3", "qwen2"];
 
 /// The class that transformers uses for a model that names none.
 fn class_of_model(model_type: &str) -> &'static str {
     match model_type {
-        "bert" => "BertTokenizer",
+        "bert" | "distilbert" => "BertTokenizer",
         "roberta" => "RobertaTokenizer",
         "xlm-roberta" => "XLMRobertaTokenizer",
         "gpt2" => "GPT2Tokenizer",
         "llama" => "LlamaTokenizer",
-        "qwen2" => "Qwen2Tokenizer",
+        "qwen2" | "qwen3" => "Qwen2Tokenizer",
+        "gemma" | "gemma2" | "gemma3_text" => "GemmaTokenizer",
         "t5" => "T5Tokenizer",
         _ => "",
     }
@@ -154,7 +163,7 @@ impl TokenizerConfig {
         let class = match (class, tokenizer.get_model()) {
             (Class::Bert, ModelWrapper::WordPiece(_)) => class,
             // A tokenizer that splits bytes is not Llama's, even if declared so. transformers checks this as well.
-            (Class::Llama, ModelWrapper::BPE(_)) if !is_of_bytes(tokenizer) => class,
+            (Class::Llama | Class::Gemma, ModelWrapper::BPE(_)) if !is_of_bytes(tokenizer) => class,
             (Class::Roberta | Class::Gpt2 | Class::Qwen2, ModelWrapper::BPE(_)) => class,
             (Class::T5 | Class::XlmRoberta, ModelWrapper::Unigram(_)) => class,
             _ => Class::AsStored,
@@ -211,9 +220,12 @@ fn rebuild(class: Class, settings: &Settings, tokenizer: &mut Tokenizer) -> Resu
     let mut model = tokenizer.get_model().clone();
     match &mut model {
         ModelWrapper::BPE(model) => {
-            let is_llama = class == Class::Llama;
-            (model.fuse_unk, model.byte_fallback) = (is_llama, is_llama);
+            let has_pieces = matches!(class, Class::Llama | Class::Gemma);
+            (model.fuse_unk, model.byte_fallback) = (has_pieces, has_pieces);
             (model.unk_token, model.dropout, model.ignore_merges) = (None, None, false);
+            if class == Class::Gemma {
+                model.unk_token = Some(settings.token("unk_token").unwrap_or("<unk>".to_owned()));
+            }
             (model.continuing_subword_prefix, model.end_of_word_suffix) = (None, None);
         }
         ModelWrapper::WordPiece(model) => {
@@ -247,6 +259,15 @@ fn rebuild(class: Class, settings: &Settings, tokenizer: &mut Tokenizer) -> Resu
                 (true, false) => PrependScheme::First,
             };
             (None, Metaspace::new('▁', scheme, false).into())
+        }
+        Class::Gemma => {
+            let spaces = Replace::new(" ", "▁").map_err(Problem::internal)?;
+            let pattern = SplitPattern::String(" ".to_owned());
+            let words = Split::new(pattern, SplitDelimiterBehavior::MergedWithPrevious, false);
+            (
+                Some(spaces.into()),
+                words.map_err(Problem::internal)?.into(),
+            )
         }
         Class::Qwen2 => {
             let pattern = SplitPattern::Regex(QWEN2_WORDS.to_owned());
@@ -344,7 +365,7 @@ fn frame(class: Class, settings: &Settings, tokenizer: &mut Tokenizer) -> Result
                 tokenizer.with_post_processor(Some(processing));
             }
         }
-        Class::Gpt2 | Class::Llama | Class::Qwen2 | Class::AsStored => {}
+        Class::Gpt2 | Class::Llama | Class::Gemma | Class::Qwen2 | Class::AsStored => {}
     }
     Ok(())
 }

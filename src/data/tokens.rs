@@ -119,7 +119,7 @@ impl TextEncoder {
             before_word: settings.before_word,
             tokenizer,
             truncation,
-            passes_types: settings.passes_types,
+            passes_types: settings.passes_types && !config.family().ignores_types,
             vocabulary: config.vocabulary,
             types: config.types,
             padding: Padding::of(config),

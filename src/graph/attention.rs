@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use super::forward::{Mode, Pass};
-use super::layers::{Attention, StackLayers};
+use super::layers::{Attention, Norm, StackLayers};
 use crate::backbone::Positions;
 use crate::engine::{ops, Attending, AttentionShape, KeyValues, Layout, Matrix, Outcome};
 
@@ -48,7 +48,7 @@ impl Pass<'_> {
                 }
             }
         };
-        let [q, k] = self.rotary([q, k], attending.keys, attending.rows)?;
+        let [q, k] = self.placed(layer, [q, k], attending.keys, attending.rows)?;
         let ([k, v], prefix) = self.prefixed(&layer.around.deltas, x, [k, v], attending.keys)?;
         if let Mode::Begin(kept) = self.mode {
             let counts = attending.keys.ranges().map(|range| range.len() + prefix);
@@ -57,13 +57,34 @@ impl Pass<'_> {
         let shape = AttentionShape {
             causal,
             prefix,
-            ..self.shape()
+            ..self.shape(layer)
         };
         let dropout = self.dropout(attention.dropout, layer.dropout);
         ops::attention(&q, &k, &v, attending, shape, bias, dropout)
     }
 
-    fn shape(&self) -> AttentionShape {
+    /// Queries and keys as they are compared: normalized head by head and rotated, as far as the family does either.
+    fn placed(
+        &self,
+        layer: &Attention,
+        [q, k]: [Matrix; 2],
+        layout: &Layout,
+        queries: Option<&[usize]>,
+    ) -> Outcome<[Matrix; 2]> {
+        let q = self.head_norm(&layer.q_norm, q)?;
+        let k = self.head_norm(&layer.k_norm, k)?;
+        self.rotary(layer.kind.rotation, [q, k], layout, queries)
+    }
+
+    /// Applies a norm to every head of a row.
+    fn head_norm(&self, norm: &Option<Norm>, x: Matrix) -> Outcome<Matrix> {
+        let Some(norm) = norm else { return Ok(x) };
+        let (shape, width) = (x.shape(), self.graph.architecture.attention.width);
+        let heads = x.reshaped((shape.0 * shape.1 / width, width)); // (rows · heads, width)
+        Ok(self.norm(norm, &heads)?.reshaped(shape))
+    }
+
+    fn shape(&self, layer: &Attention) -> AttentionShape {
         let attention = &self.graph.architecture.attention;
         AttentionShape {
             heads: attention.heads,
@@ -71,6 +92,8 @@ impl Pass<'_> {
             scale: attention.scale,
             causal: true,
             prefix: 0,
+            window: layer.kind.window,
+            cap: attention.cap,
         }
     }
 
@@ -85,7 +108,7 @@ impl Pass<'_> {
         bias: Option<&Matrix>,
     ) -> Outcome<Matrix> {
         if layer.is_cross {
-            return ops::attend_kept(&q, &kept.borrow()[layer.number], self.shape(), bias);
+            return ops::attend_kept(&q, &kept.borrow()[layer.number], self.shape(layer), bias);
         }
         let [k, v] = [&layer.k, &layer.v].map(|part| self.linear(part, x, layout));
         self.extend(layer, [q, k?, v?], layout, kept, bias)
@@ -100,10 +123,10 @@ impl Pass<'_> {
         kept: &RefCell<Vec<KeyValues>>,
         bias: Option<&Matrix>,
     ) -> Outcome<Matrix> {
-        let [q, k] = self.rotary([q, k], layout, None)?;
+        let [q, k] = self.placed(layer, [q, k], layout, None)?;
         let kept = &mut kept.borrow_mut()[layer.number];
         kept.push(&k, &v, layout.ranges().map(|range| range.len()));
-        ops::attend_kept(&q, kept, self.shape(), bias)
+        ops::attend_kept(&q, kept, self.shape(layer), bias)
     }
 
     /// Applies the deltas on a fused checkpoint weight. They act on q, k and v side by side.

@@ -1,6 +1,6 @@
 //! The transformer interpreter: one forward pass of any family, with the deltas at their sites.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -8,12 +8,12 @@ use super::layers::{
     Block, DropoutPlace, Handle, Layers, Linear, Norm, ParameterIndex, StackLayers, SubLayer,
 };
 use super::optimizations::read_rows::{read_layout, read_rows};
-use super::rotary::positions;
+use super::rotary::{positions, PassAngles};
 use super::{Batch, CachedActivations, Graph, Targets, Value};
 use crate::backbone::Positions;
 use crate::engine::{
-    ops, Angles, Attending, Dropout, KeyValues, Layout, Matrix, Outcome, Precision, Scalar,
-    Semaphore, Tensor, Trace, Vector, Weight,
+    ops, Attending, Dropout, KeyValues, Layout, Matrix, Outcome, Precision, Scalar, Semaphore,
+    Tensor, Trace, Vector, Weight,
 };
 
 /// One forward pass. A live trace records every operation on a trained parameter.
@@ -22,8 +22,7 @@ pub struct Pass<'g> {
     pub(super) layers: &'g Layers,
     trace: Trace,
     pub(super) mode: Mode<'g>,
-    /// The rotary angles of this pass's positions, computed at first use.
-    pub(super) angles: OnceCell<Arc<Angles>>,
+    pub(super) angles: PassAngles,
 }
 
 /// What a pass is for.
@@ -59,7 +58,7 @@ impl<'g> Pass<'g> {
             layers: graph.layers(),
             trace: Trace::off(),
             mode,
-            angles: OnceCell::new(),
+            angles: PassAngles::default(),
         }
     }
 
@@ -157,7 +156,7 @@ impl<'g> Pass<'g> {
             return self.embed(batch);
         };
         let (layout, layers) = (decoder.layout.clone(), &self.layers.embeddings);
-        let x = self.look_up(&layers.word, &decoder.tokens, &layout)?;
+        let x = self.words(&decoder.tokens, &layout)?;
         let dropout = self.graph.config.embedding_dropout();
         let x = self.drop(x, &layout, dropout, layers.decoder_dropout)?;
         Ok((x, layout))
@@ -264,11 +263,20 @@ impl<'g> Pass<'g> {
         self.drop(x, layout, probability, stack.dropout)
     }
 
+    /// The embeddings of tokens.
+    fn words(&self, tokens: &[usize], layout: &Layout) -> Outcome<Matrix> {
+        let x = self.look_up(&self.layers.embeddings.word, tokens, layout)?;
+        match self.graph.architecture.embedding_scale {
+            1.0 => Ok(x),
+            scale => ops::scale(&x, scale),
+        }
+    }
+
     /// The embeddings of a batch, with prompts before or in every sequence, and their layout.
     fn embed(&self, batch: &Batch) -> Outcome<(Matrix, Layout)> {
         let layers = &self.layers.embeddings;
         let mut layout = batch.layout.clone();
-        let mut x = self.look_up(&layers.word, &batch.tokens, &layout)?;
+        let mut x = self.words(&batch.tokens, &layout)?;
         let mut types = batch.types.clone();
         // A prompt is before the rows that an earlier pass kept.
         let prompt = match self.mode {
@@ -360,7 +368,11 @@ impl<'g> Pass<'g> {
         out: Matrix,
         layout: &Layout,
     ) -> Outcome<Matrix> {
-        let out = self.drop(out, layout, self.graph.config.dropout, around.dropout)?;
+        let out = match &around.norm_after {
+            Some(norm) => self.norm(norm, &out)?,
+            None => out,
+        };
+        let out = self.drop(out, layout, around.probability, around.dropout)?;
         let out = self.adapt(&around.deltas, input, out, layout, Some(&residual))?;
         let sum = ops::add(out, &residual)?;
         match &around.norm {
@@ -377,9 +389,19 @@ impl<'g> Pass<'g> {
     }
 
     pub(super) fn norm(&self, layer: &Norm, x: &Matrix) -> Outcome<Matrix> {
-        let epsilon = self.graph.architecture.norm.epsilon;
+        let norm = self.graph.architecture.norm;
+        let epsilon = norm.epsilon;
         match *layer {
-            Norm::Rms { weight } => ops::rms_norm(x, &self.vector(weight), epsilon),
+            Norm::Rms { weight } => {
+                let mut weight = self.vector(weight);
+                if norm.is_offset {
+                    let count = weight.count();
+                    let ones = self.constant(vec![1.0; count], (1, count))?;
+                    let sum = ops::add(ones, &weight.reshaped((1, count)))?;
+                    weight = sum.reshaped((count,));
+                }
+                ops::rms_norm(x, &weight, epsilon)
+            }
             Norm::Layer { weight, bias } => {
                 ops::layer_norm(x, &self.vector(weight), &self.vector(bias), epsilon)
             }

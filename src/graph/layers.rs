@@ -7,8 +7,8 @@
 use std::ops::Range;
 
 use super::{Graph, Placed};
-use crate::backbone::family::{HeadStep, Kind, Reads};
-use crate::backbone::{FeedForwardKind, NormKind, NormPlace, Stack};
+use crate::backbone::family::{HeadStep, Kind, Reads, StepDropout};
+use crate::backbone::{BlockKind, FeedForwardKind, NormKind, NormPlace, Stack};
 use crate::delta::{Method, ParameterId};
 use crate::engine::Activation;
 
@@ -106,8 +106,12 @@ pub(super) struct SubLayer {
     pub norm: Option<Norm>,
     /// Dropout of the sub-layer's output.
     pub dropout: DropoutPlace,
+    /// Its probability.
+    pub probability: f32,
     /// Deltas on the sub-layer as a whole.
     pub deltas: Vec<DeltaLayer>,
+    /// The norm of its output before the residual sum, in families that have one.
+    pub norm_after: Option<Norm>,
 }
 
 pub(super) struct Attention {
@@ -116,6 +120,12 @@ pub(super) struct Attention {
     pub k: Linear,
     pub v: Linear,
     pub o: Linear,
+    /// The norm of every head of the queries, in families that have one.
+    pub q_norm: Option<Norm>,
+    /// The norm of every head of the keys, in families that have one.
+    pub k_norm: Option<Norm>,
+    /// Its window, and how it rotates.
+    pub kind: BlockKind,
     /// Deltas on q, k and v as the checkpoint stores them fused.
     pub fused: Vec<DeltaLayer>,
     /// Dropout of the attention weights.
@@ -137,8 +147,8 @@ pub(super) struct FeedForward {
 
 /// A step of a head.
 pub(super) struct HeadLayer {
-    /// Dropout of the step's input, if the family has one.
-    pub dropout: Option<DropoutPlace>,
+    /// The dropout of the step's input, if the family has one.
+    pub dropout: Option<(StepDropout, DropoutPlace)>,
     pub kind: HeadKind,
     /// Applied to the step's output.
     pub activation: Option<Activation>,
@@ -227,7 +237,7 @@ impl Graph {
                 .expect("every block has an attention"),
             cross: self.attention_layer(&format!("{path}.cross"), 2 * number + 1),
             feed_forward: FeedForward {
-                around: self.sub_layer(&feed_forward),
+                around: self.sub_layer(&feed_forward, self.config.dropout),
                 gate: match self.architecture.feed_forward.kind {
                     FeedForwardKind::Gated => self.linear_layer(&module("gate")),
                     FeedForwardKind::Plain => None,
@@ -246,7 +256,10 @@ impl Graph {
             k: self.existing(&module("k")),
             v: self.existing(&module("v")),
             o: self.existing(&module("o")),
-            around: self.sub_layer(path),
+            q_norm: self.norm(&module("q_norm")),
+            k_norm: self.norm(&module("k_norm")),
+            kind: self.architecture.blocks[number / 2],
+            around: self.sub_layer(path, self.architecture.attention.output_dropout),
             fused: self.delta_layers(&module("qkv")),
             dropout: DropoutPlace::new(&module("weights")),
             number,
@@ -254,11 +267,13 @@ impl Graph {
         })
     }
 
-    fn sub_layer(&self, path: &str) -> SubLayer {
+    fn sub_layer(&self, path: &str, probability: f32) -> SubLayer {
         SubLayer {
             norm: self.norm(&format!("{path}.norm")),
             dropout: DropoutPlace::new(path),
+            probability,
             deltas: self.delta_layers(path),
+            norm_after: self.norm(&format!("{path}.norm_after")),
         }
     }
 
@@ -279,7 +294,7 @@ impl Graph {
             _ => HeadKind::Linear(self.existing(module)),
         };
         HeadLayer {
-            dropout: step.dropout.then(|| DropoutPlace::new(module)),
+            dropout: step.dropout.map(|which| (which, DropoutPlace::new(module))),
             kind,
             activation: match step.activation.as_deref() {
                 Some("config") => Some(self.config.activation),
@@ -404,7 +419,12 @@ mod tests {
     fn places(layers: &Layers) -> Vec<u32> {
         let mut places = vec![layers.embeddings.dropout, layers.embeddings.decoder_dropout];
         places.extend(layers.stacks.iter().map(|stack| stack.dropout));
-        places.extend(layers.head.iter().filter_map(|layer| layer.dropout));
+        places.extend(
+            layers
+                .head
+                .iter()
+                .filter_map(|layer| Some(layer.dropout?.1)),
+        );
         let mut deltas = Vec::new();
         for block in &layers.blocks {
             for attention in [Some(&block.attention), block.cross.as_ref()]

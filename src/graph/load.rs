@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::init::Initializer;
+use super::rotary::Frequencies;
 use super::{device_problem, reordered, Active, Added, Backbones, Graph, HeadOrigin, Store, Value};
 use crate::backbone::{Architecture, Checkpoint, Module, Parameter, Positions, Tree};
 use crate::delta::{Init, NewParameter, ParameterId};
@@ -37,7 +38,13 @@ impl Graph {
         };
         let architecture = Architecture::new(&config);
         let frequencies = match &architecture.positions {
-            Positions::Rotary(rotary) => Some(rotary.frequencies(architecture.attention.width)),
+            Positions::Rotary { usual, local } => {
+                let width = architecture.attention.width;
+                Some(Frequencies {
+                    usual: usual.frequencies(width),
+                    local: local.as_ref().map(|local| local.frequencies(width)),
+                })
+            }
             Positions::Learned { .. } | Positions::Distances(_) => None,
         };
         let mut graph = Graph {
@@ -60,6 +67,7 @@ impl Graph {
             deviation: graph.config.initializer_range,
             norm: match graph.family.config.initializer_factor {
                 Some(_) => graph.config.initializer_range,
+                None if graph.architecture.norm.is_offset => 0.0,
                 None => 1.0,
             },
         };

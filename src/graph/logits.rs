@@ -2,8 +2,10 @@
 
 use super::forward::Pass;
 use super::layers::{Handle, HeadKind, HeadLayer};
+use crate::backbone::family::StepDropout;
+use crate::engine::ops::Output;
 use crate::engine::{
-    ops, Activation, Layout, Matrix, Outcome, Scalar, Shape, Tensor, Variable, Vector, Weight,
+    ops, Activation, Layout, Matrix, Outcome, Scalar, Shape, Tensor, Variable, Weight,
 };
 use crate::plan::Cloze;
 
@@ -32,8 +34,8 @@ impl Pass<'_> {
         tokens: &[usize],
         total: usize,
     ) -> Outcome<Scalar> {
-        let (x, weight, bias) = self.vocabulary_input(x, layout)?;
-        ops::linear_cross_entropy(&x, &weight, bias.as_ref(), tokens, total)
+        let (x, output) = self.vocabulary_input(x, layout)?;
+        ops::linear_cross_entropy(&x, &output, tokens, total)
     }
 
     /// `−log` of the probability of the token at each row that the head reads: `(rows, 1)`.
@@ -43,27 +45,25 @@ impl Pass<'_> {
         layout: &Layout,
         tokens: &[usize],
     ) -> Outcome<Matrix> {
-        let (x, weight, bias) = self.vocabulary_input(x, layout)?;
-        ops::token_losses(&x, &weight, bias.as_ref(), tokens)
+        let (x, output) = self.vocabulary_input(x, layout)?;
+        ops::token_losses(&x, &output, tokens)
     }
 
-    /// What the last step of a language model's head multiplies, and adds.
-    fn vocabulary_input(
-        &self,
-        x: Matrix,
-        layout: &Layout,
-    ) -> Outcome<(Matrix, Weight, Option<Vector>)> {
+    /// The last step of a language model's head, and its input.
+    fn vocabulary_input(&self, x: Matrix, layout: &Layout) -> Outcome<(Matrix, Output)> {
         let (last, first) = self.layers.head.split_last().expect("a task is in place");
         let HeadKind::Vocabulary { weight, bias } = last.kind else {
             unreachable!("`reads_vocabulary` was asked");
         };
         let mut x = self.steps(first, x, layout)?;
-        if let Some(place) = last.dropout {
-            x = self.drop(x, layout, self.graph.config.classifier_dropout, place)?;
-        }
+        x = self.drop_step(last, x, layout)?;
         let x = self.scaled(&x)?;
-        let bias = bias.map(|bias| self.vector(bias));
-        Ok((x, self.weight(weight), bias))
+        let output = Output {
+            weight: self.weight(weight),
+            bias: bias.map(|bias| self.vector(bias)),
+            cap: self.graph.architecture.logit_cap,
+        };
+        Ok((x, output))
     }
 
     /// The mean over all labels and rows of `−log` of the probability that a row has a label, or has it not:
@@ -97,12 +97,20 @@ impl Pass<'_> {
         }
     }
 
+    fn drop_step(&self, layer: &HeadLayer, x: Matrix, layout: &Layout) -> Outcome<Matrix> {
+        let config = &self.graph.config;
+        match layer.dropout {
+            Some((StepDropout::Classifier, place)) => {
+                self.drop(x, layout, config.classifier_dropout, place)
+            }
+            Some((StepDropout::Hidden, place)) => self.drop(x, layout, config.dropout, place),
+            None => Ok(x),
+        }
+    }
+
     fn steps(&self, layers: &[HeadLayer], mut x: Matrix, layout: &Layout) -> Outcome<Matrix> {
         for layer in layers {
-            if let Some(place) = layer.dropout {
-                let probability = self.graph.config.classifier_dropout;
-                x = self.drop(x, layout, probability, place)?;
-            }
+            x = self.drop_step(layer, x, layout)?;
             x = match &layer.kind {
                 HeadKind::Norm(norm) => self.norm(norm, &x)?,
                 HeadKind::Vocabulary { weight, bias } => self.vocabulary(*weight, *bias, &x)?,
@@ -124,7 +132,8 @@ impl Pass<'_> {
         let bias = bias.map(|bias| self.vector(bias));
         let x = &self.scaled(x)?;
         let Some(cloze) = self.cloze() else {
-            return ops::linear(x, &weight, bias.as_ref());
+            let cap = self.graph.architecture.logit_cap;
+            return Output { weight, bias, cap }.logits(x);
         };
         let tokens = cloze.tokens.concat();
         let words = ops::look_up(&weight, &tokens)?; // (tokens, hidden)
@@ -136,7 +145,8 @@ impl Pass<'_> {
             }
             None => None,
         };
-        let mut logits = ops::linear(x, &words.into(), bias.as_ref())?; // (rows, tokens)
+        let logits = ops::linear(x, &words.into(), bias.as_ref())?; // (rows, tokens)
+        let mut logits = ops::cap(logits, self.graph.architecture.logit_cap)?;
         if tokens.len() > cloze.tokens.len() {
             logits = ops::linear(&logits, &self.means(&cloze.tokens)?, None)?; // (rows, labels)
         }

@@ -24,6 +24,7 @@ mod store;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use self::rotary::Frequencies;
 use crate::backbone::family::{Family, Head};
 use crate::backbone::{head_parameters, Architecture, Config, NormPlace, Parameter, Site, Tree};
 use crate::delta::{Method, ParameterId};
@@ -49,7 +50,7 @@ pub struct Graph {
     architecture: Architecture,
     /// For rotary embeddings: the frequency of each pair of columns, in radians per position, and the factor of
     /// cosines and sines.
-    frequencies: Option<(Vec<f32>, f32)>,
+    frequencies: Option<Frequencies>,
     tree: Tree,
     /// The precision of products with the backbone's own weights.
     precision: Precision,

@@ -257,8 +257,11 @@ proptest! {
         prefix in 0..4usize,
         drop: bool,
         scale in prop::sample::select(vec![1.0f32, 6.0]),
+        window in prop::option::of(1..8usize),
+        cap in prop::option::of(0.5..3.0f32),
     ) {
         let mut random = Random::new(seed);
+        let window = window.filter(|_| !is_cross);
         let heads = key_value_heads * group;
         let (of_queries, of_keys): (Vec<usize>, Vec<usize>) = lengths.into_iter().unzip();
         let (queries, causal) = (layout(&of_queries), causal && !is_cross);
@@ -276,7 +279,7 @@ proptest! {
         };
         let of_all = inputs(rows);
         let scale = 1.0 / (width as f32).sqrt();
-        let shape = AttentionShape { heads, key_value_heads, scale, causal, prefix };
+        let shape = AttentionShape { heads, key_value_heads, scale, causal, prefix, window, cap };
         let dropout = drop.then_some(Dropout { probability: 0.3, place: 5 });
         let bias = |m: &[Matrix]| is_biased.then(|| m[3].clone());
         let attending = Attending { queries: &queries, rows: None, keys: &keys };
@@ -299,7 +302,13 @@ proptest! {
     }
 
     #[test]
-    fn attention_of_long_sequences(seed: u64, length in 250..300usize, causal: bool) {
+    fn attention_of_long_sequences(
+        seed: u64,
+        length in 250..300usize,
+        causal: bool,
+        window in prop::option::of(200..280usize),
+        cap in prop::option::of(0.5..3.0f32),
+    ) {
         // Weights of so many keys are computed again in the backward pass.
         let mut random = Random::new(seed);
         let inputs = Inputs {
@@ -309,7 +318,7 @@ proptest! {
             vectors: vec![],
         };
         let layout = layout(&[length]);
-        let shape = AttentionShape { heads: 2, key_value_heads: 2, scale: 0.5, causal, prefix: 0 };
+        let shape = AttentionShape { heads: 2, key_value_heads: 2, scale: 0.5, causal, prefix: 0, window, cap };
         let attending = Attending::within(&layout, None);
         compare(
             &inputs,
@@ -319,13 +328,13 @@ proptest! {
     }
 
     #[test]
-    fn rotary(seed: u64, rows in 1..20usize, heads in 1..5usize, pairs in 1..9usize, is_shared: bool) {
+    fn rotary(seed: u64, rows in 1..20usize, heads in 1..5usize, pairs in 1..9usize, rest in 0..3usize, is_shared: bool) {
         let mut random = Random::new(seed);
         let inputs = Inputs {
-            matrices: vec![random.matrix(rows, heads * 2 * pairs, 1.0)],
+            matrices: vec![random.matrix(rows, heads * (2 * pairs + rest), 1.0)],
             vectors: vec![],
         };
-        let angles = Arc::new(Angles::new(&random.values(pairs, 1.0), 0.9, 2 * rows));
+        let angles = Arc::new(Angles::new(&random.values(pairs, 1.0), 0.9, 2 * rows, 2 * pairs + rest));
         let positions: Vec<usize> = (0..rows).map(|row| (row * 7) % (2 * rows)).collect();
         compare(
             &inputs,
@@ -420,16 +429,20 @@ fn a_loss_without_logits() {
         };
         let bias = Tensor::new(&Device::Cpu, random.values(classes, 1.0), (classes,));
         let bias = bias.unwrap().constant();
-        for bias in [None, Some(&bias)] {
+        for (bias, cap) in [(None, None), (Some(&bias), None), (Some(&bias), Some(1.5))] {
             let of = |whole: bool| {
                 value_and_gradients(&Device::Cpu, &inputs, &|m, _| {
                     let weight = Weight::from(weight.clone().constant());
+                    let output = ops::Output {
+                        weight,
+                        bias: bias.cloned(),
+                        cap,
+                    };
                     let loss = match whole {
                         true => {
-                            let logits = ops::linear(&m[0], &weight, bias).unwrap();
-                            ops::cross_entropy(&logits, &labels, rows + 3)
+                            ops::cross_entropy(&output.logits(&m[0]).unwrap(), &labels, rows + 3)
                         }
-                        false => ops::linear_cross_entropy(&m[0], &weight, bias, &labels, rows + 3),
+                        false => ops::linear_cross_entropy(&m[0], &output, &labels, rows + 3),
                     };
                     loss.unwrap().reshaped((1, 1))
                 })
@@ -459,6 +472,8 @@ fn a_nan_stays_one() {
         scale: 0.5,
         causal: false,
         prefix: 0,
+        window: None,
+        cap: None,
     };
     let layout = layout(&[1]);
     let attending = Attending::within(&layout, None);

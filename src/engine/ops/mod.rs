@@ -23,7 +23,8 @@ pub use attention::{attend_kept, attention, Attending, AttentionShape, KeyValues
 pub use dropout::{dropout, Dropout};
 pub use linear::{linear, linear_transposed};
 pub use loss::{
-    cross_entropy, linear_cross_entropy, log_odds, soft_cross_entropy, squared_error, token_losses,
+    cap, cross_entropy, linear_cross_entropy, log_odds, soft_cross_entropy, squared_error,
+    token_losses, Output,
 };
 pub use low_rank::add_low_rank;
 pub use matmul::{kronecker, matmul};

@@ -95,6 +95,8 @@ impl Pass<'_> {
             scale: attention.scale,
             causal,
             prefix: 0,
+            window: None,
+            cap: None,
         };
         let rows = of_each_head(asking);
         let attending = Attending::within(layout, Some(&rows));

@@ -1,14 +1,14 @@
 //! Attention on the CPU, with a fused softmax. The attention weights grow with the square of the sequence length. Short
 //! sequences keep them for the backward pass; for long ones the backward pass computes them again.
 
-use multiversion::multiversion;
+use std::ops::Range;
+
 use rayon::prelude::*;
 
+use super::softmax::{cap_backward, cap_scores, softmax, softmax_backward};
 use super::{Attending, AttentionShape};
 use crate::cpu::helpers::share_items;
 use crate::cpu::is_wide;
-use crate::cpu::lanes::{join_lanes, sum_lanes, LANES};
-use crate::cpu::math::exp;
 use crate::cpu::products::{Destination, Mode, Packed, View};
 use crate::gradient::{record_kernel, Slot};
 use crate::noise::Noise;
@@ -124,6 +124,7 @@ struct Buffers {
     weights: Vec<f32>,
     dropped: Vec<f32>,
     dscores: Vec<f32>,
+    capped: Vec<f32>,
 }
 
 impl Heads {
@@ -210,10 +211,16 @@ impl Heads {
     }
 
     /// The range of the head's distances whose biases are added to the scores of a row of q, from its first key on.
-    fn distances(&self, head: Head, row: usize) -> Option<std::ops::Range<usize>> {
+    fn distances(&self, head: Head, row: usize) -> Option<Range<usize>> {
         let count = self.bias.as_ref()?.len() / self.shape.heads;
         let first = count / 2 - self.shape.prefix - self.places[head.row + row];
         Some(first..first + head.keys)
+    }
+
+    /// The keys of a head that a row of q sees.
+    fn seen(&self, head: Head, row: usize) -> Range<usize> {
+        let query = self.shape.prefix + self.places[head.row + row];
+        self.shape.seen(query, head.keys)
     }
 
     /// `weights ← softmax(scale · q kᵀ + bias)` of one head, without dropout.
@@ -231,21 +238,21 @@ impl Heads {
         *weights = packed.plain().product_in(room, q, None);
         let rows = weights.chunks_exact_mut(head.keys.max(1));
         for (i, row) in rows.enumerate() {
-            let seen = match self.shape.causal {
-                true => self.shape.prefix + self.places[head.row + i] + 1,
-                false => head.keys,
-            };
-            let scale = match (&self.bias, self.distances(head, i)) {
-                (Some(bias), Some(distances)) => {
-                    let bias = &bias[head.index * (bias.len() / self.shape.heads)..][distances];
-                    let scores = row.iter_mut().zip(bias);
-                    scores.for_each(|(score, bias)| *score = self.shape.scale * *score + bias);
-                    1.0
-                }
-                _ => self.shape.scale,
-            };
-            softmax(&mut row[..seen], scale);
-            row[seen..].fill(0.0);
+            let seen = self.seen(head, i);
+            let mut scale = self.shape.scale;
+            if let Some(cap) = self.shape.cap {
+                cap_scores(&mut row[seen.clone()], scale, cap);
+                scale = 1.0;
+            }
+            if let (Some(bias), Some(distances)) = (&self.bias, self.distances(head, i)) {
+                let bias = &bias[head.index * (bias.len() / self.shape.heads)..][distances];
+                let scores = row.iter_mut().zip(bias);
+                scores.for_each(|(score, bias)| *score = scale * *score + bias);
+                scale = 1.0;
+            }
+            softmax(&mut row[seen.clone()], scale);
+            row[..seen.start].fill(0.0);
+            row[seen.end..].fill(0.0);
         }
     }
 
@@ -304,6 +311,7 @@ impl Heads {
                 weights,
                 dropped,
                 dscores,
+                capped,
             } = buffers;
             // The first head of a group writes the gradients of its keys and values, the others add to them.
             let shared = |place: Destination| Destination {
@@ -333,6 +341,7 @@ impl Heads {
             }
             self.scores_backward(packed, dscores, head, weights, v, upstream);
             self.bias_backward(dscores, head, bias);
+            self.cap_backward(packed, (capped, dscores), head, [q, k]);
             let dscores = View::strided(dscores, head.queries, head.keys, head.keys);
             if let Some(dq) = dq {
                 let k = &k[head.key_start..];
@@ -387,15 +396,32 @@ impl Heads {
                 let sums = gradient.iter_mut().zip(&*dscores);
                 sums.for_each(|(sum, dscore)| *sum += dscore);
             }
-            dscores
-                .iter_mut()
-                .for_each(|dscore| *dscore *= self.shape.scale);
+            if self.shape.cap.is_none() {
+                let scores = dscores.iter_mut();
+                scores.for_each(|dscore| *dscore *= self.shape.scale);
+            }
         }
     }
 
+    /// Turns the gradient of a head's capped scores into that of the products q kᵀ, which it computes once more.
+    fn cap_backward(
+        &self,
+        packed: &mut Packed,
+        (products, dscores): (&mut Vec<f32>, &mut [f32]),
+        head: Head,
+        [q, k]: [&[f32]; 2],
+    ) {
+        let Some(cap) = self.shape.cap else { return };
+        let stride = self.keys_stride();
+        packed.pack_transposed(&k[head.key_start..], stride, self.width(), head.keys);
+        let room = std::mem::take(products);
+        *products = packed.plain().product_in(room, self.view(q, head), None);
+        cap_backward(dscores, products, self.shape.scale, cap);
+    }
+
     /// Computes in `dscores` the gradient of the weights after dropout, from it the gradient of the weights, and from
-    /// that the gradient of the scores. Without a bias the last step also applies the scale, which gives the gradient
-    /// of the products q kᵀ.
+    /// that the gradient of the scores. Without a bias and a cap the last step also applies the scale, which gives the
+    /// gradient of the products q kᵀ.
     fn scores_backward(
         &self,
         packed: &mut Packed,
@@ -414,9 +440,9 @@ impl Heads {
             .multiply_into(dscores, keys, self.view(dy, head));
         self.drop(dscores, head);
         let rows = weights.chunks_exact(keys.max(1));
-        let scale = match self.bias {
-            Some(_) => 1.0,
-            None => self.shape.scale,
+        let scale = match (&self.bias, self.shape.cap) {
+            (None, None) => self.shape.scale,
+            _ => 1.0,
         };
         for (dscores, weights) in dscores.chunks_exact_mut(keys.max(1)).zip(rows) {
             softmax_backward(dscores, weights, scale);
@@ -428,35 +454,4 @@ impl Heads {
 fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
     let column = |column: usize| values[column..].iter().step_by(columns);
     (0..columns).flat_map(column).copied().collect()
-}
-
-/// `row ← softmax(scale · row)`.
-#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
-pub(super) fn softmax(row: &mut [f32], scale: f32) {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let mut chunks = row.chunks_exact(LANES);
-    let larger = |a: f32, b: f32| if b > a { b } else { a };
-    for chunk in &mut chunks {
-        for (lane, value) in lanes.iter_mut().zip(chunk) {
-            *lane = larger(*lane, *value);
-        }
-    }
-    let rest = chunks.remainder().iter();
-    let highest = rest.fold(join_lanes(lanes, larger), |a, b| larger(a, *b));
-    for value in row.iter_mut() {
-        *value = exp((*value - highest) * scale);
-    }
-    let inverse = 1.0 / sum_lanes(row, row, |x, _| x);
-    for value in row.iter_mut() {
-        *value *= inverse;
-    }
-}
-
-/// `dscores ← scale · weights ⊙ (dscores − Σ dscores ⊙ weights)`.
-#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
-fn softmax_backward(dscores: &mut [f32], weights: &[f32], scale: f32) {
-    let along = sum_lanes(dscores, weights, |s, w| s * w);
-    for (dscore, weight) in dscores.iter_mut().zip(weights) {
-        *dscore = scale * weight * (*dscore - along);
-    }
 }

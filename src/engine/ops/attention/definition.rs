@@ -68,6 +68,10 @@ fn attention_of_all<D: DfdxDevice>(
     let scores = q
         .try_mul(shape.scale)?
         .try_matmul(k.try_permute::<_, Axes4<0, 1, 3, 2>>()?)?; // square
+    let scores = match shape.cap {
+        Some(cap) => scores.try_div(cap)?.try_tanh()?.try_mul(cap)?,
+        None => scores,
+    };
     let mask = device.try_tensor_from_vec(mask(attending, shape), (batch, longest, seen))?;
     let mut scores = scores.try_add(mask.try_broadcast_like::<_, Axis<1>>(&square)?)?;
     if let Some(bias) = bias {
@@ -162,14 +166,11 @@ fn mask(attending: Attending, shape: AttentionShape) -> Vec<f32> {
     let mut mask = Vec::with_capacity(keys.sequences() * longest * columns);
     for range in keys.ranges() {
         for from in 0..longest {
-            mask.extend((0..columns).map(|to| {
-                let to = to.saturating_sub(shape.prefix);
-                let seen = to < range.len() && (!shape.causal || to <= from);
-                if seen {
-                    0.0
-                } else {
-                    -1e30
-                }
+            let seen = shape.seen(shape.prefix + from, shape.prefix + range.len());
+            let is_seen = |to: usize| seen.contains(&to) && to < shape.prefix + range.len();
+            mask.extend((0..columns).map(|to| match is_seen(to) {
+                true => 0.0,
+                false => -1e30,
             }));
         }
     }

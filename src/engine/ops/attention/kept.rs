@@ -3,7 +3,7 @@
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::cpu::softmax;
+use super::softmax::{cap_scores, softmax};
 use super::AttentionShape;
 use crate::cpu::helpers::share_items;
 use crate::cpu::lanes::sum_lanes;
@@ -100,23 +100,29 @@ pub fn attend_kept(
                 );
                 let Kept { keys, values } = &kept.sequences[sequence];
                 let columns = shape.key_value_heads * width;
+                // An attention to the encoder's output has no window.
+                let seen = shape.window.unwrap_or(usize::MAX);
+                let first = (keys.len() / columns).saturating_sub(seen) * columns;
+                let (keys, values) = (&keys[first..], &values[first..]);
                 let count = keys.len() / columns;
                 for (place, (out, q)) in out.chunks_mut(width).zip(q.chunks(width)).enumerate() {
                     weights.resize(count, 0.0);
                     products(weights, q, &keys[head * width..], columns);
-                    let scale = match &bias {
-                        None => shape.scale,
-                        Some(bias) => {
-                            // The query is the last position, so its keys take the distances up to 0.
-                            let middle = bias.len() / shape.heads / 2;
-                            let first = middle + 1 - count;
-                            for (key, weight) in weights.iter_mut().enumerate() {
-                                let bias = bias[(first + key) * shape.heads + head * group + place];
-                                *weight = shape.scale * *weight + bias;
-                            }
-                            1.0
+                    let mut scale = shape.scale;
+                    if let Some(cap) = shape.cap {
+                        cap_scores(weights, scale, cap);
+                        scale = 1.0;
+                    }
+                    if let Some(bias) = &bias {
+                        // The query is the last position, so its keys take the distances up to 0.
+                        let middle = bias.len() / shape.heads / 2;
+                        let first = middle + 1 - count;
+                        for (key, weight) in weights.iter_mut().enumerate() {
+                            let bias = bias[(first + key) * shape.heads + head * group + place];
+                            *weight = scale * *weight + bias;
                         }
-                    };
+                        scale = 1.0;
+                    }
                     softmax(weights, scale);
                     mixture(out, weights, &values[head * width..], columns);
                 }

@@ -3,6 +3,9 @@
 mod cpu;
 mod definition;
 mod kept;
+mod softmax;
+
+use std::ops::Range;
 
 use super::super::definition::run_definition;
 use super::super::profile::{self, Op};
@@ -21,8 +24,24 @@ pub struct AttentionShape {
     pub scale: f32,
     /// Whether a position sees only itself and what is before it.
     pub causal: bool,
-    /// Rows of `k` and `v` that stand before each sequence's own, seen by all of its positions.
+    /// Rows of `k` and `v` that stand before each sequence's own, and take its first positions.
     pub prefix: usize,
+    /// A position sees only keys that are fewer positions away than this, itself included.
+    pub window: Option<usize>,
+    /// Scores `s` become `cap · tanh(s / cap)` before a bias is added.
+    pub cap: Option<f32>,
+}
+
+impl AttentionShape {
+    /// The keys that a query sees, of `keys` in its sequence. All are counted with the prefix.
+    fn seen(&self, query: usize, keys: usize) -> Range<usize> {
+        let window = self.window.unwrap_or(usize::MAX);
+        let end = match self.causal {
+            true => query + 1,
+            false => keys.min(query.saturating_add(window)),
+        };
+        (query + 1).saturating_sub(window)..end
+    }
 }
 
 /// Which rows attend to which.
@@ -53,7 +72,8 @@ impl<'a> Attending<'a> {
 /// for each sequence, before its own.
 ///
 /// Row `positions − 1 + key − query` of `bias (2 · positions − 1, heads)` is added to the score of a key, by its
-/// distance from the query (Raffel et al., arXiv 1910.10683, section 2.1). A prefix takes the first positions.
+/// distance from the query (Raffel et al., arXiv 1910.10683, section 2.1). A prefix takes the first positions. Windows
+/// are those of Beltagy et al. (Longformer, arXiv 2004.05150), caps those of Gemma 2 (arXiv 2408.00118, section 2).
 ///
 /// # Errors
 /// The device fails, for example for want of memory.

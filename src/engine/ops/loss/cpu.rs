@@ -3,12 +3,13 @@
 use multiversion::multiversion;
 use rayon::prelude::*;
 
+use super::Output;
 use crate::cpu::helpers::share_items;
 use crate::cpu::lanes::{join_lanes, sum_lanes, LANES};
-use crate::cpu::math::exp;
+use crate::cpu::math::{exp, tanh};
 use crate::cpu::products::View;
 use crate::gradient::record_kernel;
-use crate::{profile, Matrix, Scalar, Vector, Weight};
+use crate::{profile, Matrix, Scalar, Vector};
 
 /// Rows whose logits are in memory together: enough for a product to be worth reading the weight once more.
 const ROWS: usize = 64;
@@ -17,14 +18,13 @@ const ROWS: usize = 64;
 /// computed at once, and nothing else is kept.
 pub(super) fn linear_cross_entropy(
     x: &Matrix,
-    weight: &Weight,
-    bias: Option<&Vector>,
+    output: &Output,
     labels: &[usize],
     total: usize,
 ) -> Scalar {
     let slot = x.slot();
     let scale = 1.0 / total as f64;
-    let (losses, mut gradient) = rows(x, weight, bias, labels, scale as f32);
+    let (losses, mut gradient) = rows(x, output, labels, scale as f32);
     let loss: f64 = losses.into_iter().sum();
     let values = vec![(loss * scale) as f32];
     record_kernel(values, (), x.trace(), move |upstream| {
@@ -35,14 +35,9 @@ pub(super) fn linear_cross_entropy(
 }
 
 /// See [`super::token_losses`].
-pub(super) fn token_losses(
-    x: &Matrix,
-    weight: &Weight,
-    bias: Option<&Vector>,
-    labels: &[usize],
-) -> Matrix {
+pub(super) fn token_losses(x: &Matrix, output: &Output, labels: &[usize]) -> Matrix {
     let (slot, input) = (x.slot(), x.shape().1);
-    let (losses, mut gradient) = rows(x, weight, bias, labels, 1.0);
+    let (losses, mut gradient) = rows(x, output, labels, 1.0);
     let losses: Vec<f32> = losses.into_iter().map(|loss| loss as f32).collect();
     record_kernel(losses, (labels.len(), 1), x.trace(), move |upstream| {
         let Some(slot) = &slot else { return };
@@ -55,13 +50,8 @@ pub(super) fn token_losses(
 }
 
 /// The loss of each row, and if `x` has a gradient that of `scale` times each row's loss, `(rows, in)`.
-fn rows(
-    x: &Matrix,
-    weight: &Weight,
-    bias: Option<&Vector>,
-    labels: &[usize],
-    scale: f32,
-) -> (Vec<f64>, Vec<f32>) {
+fn rows(x: &Matrix, output: &Output, labels: &[usize], scale: f32) -> (Vec<f64>, Vec<f32>) {
+    let Output { weight, bias, cap } = output;
     let ((_, input), (classes, _)) = (x.shape(), weight.shape());
     let slot = x.slot();
     let mut gradient = Vec::with_capacity(slot.as_ref().map_or(0, |_| x.count()));
@@ -69,7 +59,8 @@ fn rows(
     for (x, labels) in x.data().chunks(ROWS * input).zip(labels.chunks(ROWS)) {
         let view = View::strided(x, labels.len(), input, input);
         let operand = weight.prepared.forward(weight.precision, &weight.elements);
-        let mut logits = operand.product(view, bias.map(Vector::data)); // (some rows, classes)
+        let bias = bias.as_ref().map(Vector::data);
+        let mut logits = operand.product(view, bias); // (some rows, classes)
         let mut losses = vec![0.0; labels.len()];
         let rows = logits
             .par_chunks_exact_mut(classes)
@@ -77,9 +68,16 @@ fn rows(
             .zip(&mut losses);
         share_items(
             rows,
-            || (),
-            |(), ((row, label), loss)| {
-                *loss = turn_into_gradient(row, *label, scale);
+            Vec::new,
+            |capped: &mut Vec<f32>, ((row, label), loss)| match *cap {
+                None => *loss = turn_into_gradient(row, *label, scale),
+                Some(cap) => {
+                    cap_logits(row, cap);
+                    capped.clear();
+                    capped.extend_from_slice(row);
+                    *loss = turn_into_gradient(row, *label, scale);
+                    cap_backward(row, capped, cap);
+                }
             },
         );
         all.append(&mut losses);
@@ -91,6 +89,25 @@ fn rows(
     }
     profile::kept(gradient.len());
     (all, gradient)
+}
+
+/// `logits ← cap · tanh(logits / cap)`.
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
+fn cap_logits(logits: &mut [f32], cap: f32) {
+    let inverse = 1.0 / cap;
+    for value in logits.iter_mut() {
+        *value = cap * tanh(inverse * *value);
+    }
+}
+
+/// `gradient ← gradient ⊙ (1 − (capped / cap)²)`.
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2+fma"))]
+fn cap_backward(gradient: &mut [f32], capped: &[f32], cap: f32) {
+    let inverse = 1.0 / cap;
+    for (gradient, capped) in gradient.iter_mut().zip(capped) {
+        let tanh = inverse * capped;
+        *gradient *= 1.0 - tanh * tanh;
+    }
 }
 
 /// `logits ← scale · (softmax(logits) − 1 at the label)`. Returns `−log softmax(logits)[label]`.

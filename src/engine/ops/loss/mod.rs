@@ -6,7 +6,7 @@ mod definition;
 use super::super::definition::run_definition;
 use super::super::profile::{self, Op};
 use super::super::{Device, Matrix, Outcome, Scalar, Vector, Weight};
-use super::linear;
+use super::{activate, linear, scale, Activation};
 
 /// `Σ −log softmax(logits)[label] / total` over the rows of `logits (rows, classes)`. `total` is the number of rows of
 /// the whole batch; `logits` may be a part of it.
@@ -47,16 +47,52 @@ pub fn soft_cross_entropy(logits: &Matrix, shares: &[f32], total: f32) -> Outcom
     ))
 }
 
-/// [`cross_entropy`] of the logits `x weightᵀ + bias`, with `x (rows, in)`, `weight (classes, in)` and `bias (classes)`.
-/// The CPU never holds the logits of more than some rows, nor their gradients, unless the weight or the bias is trained
+/// The last layer of a language model: `logits = x weightᵀ + bias`, with `x (rows, in)`, `weight (classes, in)` and
+/// `bias (classes)`.
+pub struct Output {
+    /// `weight`
+    pub weight: Weight,
+    /// `bias`
+    pub bias: Option<Vector>,
+    /// Logits `l` become `cap · tanh(l / cap)` (Gemma 2, arXiv 2408.00118, section 2).
+    pub cap: Option<f32>,
+}
+
+impl Output {
+    /// The logits, `(rows, classes)`.
+    ///
+    /// # Errors
+    /// The device fails, for example for want of memory.
+    pub fn logits(&self, x: &Matrix) -> Outcome<Matrix> {
+        let logits = linear(x, &self.weight, self.bias.as_ref())?;
+        cap(logits, self.cap)
+    }
+
+    fn is_frozen(&self) -> bool {
+        let bias = self.bias.as_ref();
+        !self.weight.is_traced() && !bias.is_some_and(|bias| bias.trace().is_on())
+    }
+}
+
+/// `cap · tanh(x / cap)`, if there is a cap.
+///
+/// # Errors
+/// The device fails, for example for want of memory.
+pub fn cap(x: Matrix, cap: Option<f32>) -> Outcome<Matrix> {
+    match cap {
+        None => Ok(x),
+        Some(cap) => scale(&activate(scale(&x, 1.0 / cap)?, Activation::Tanh)?, cap),
+    }
+}
+
+/// [`cross_entropy`] of the logits of an output layer. The CPU never holds the logits of more than some rows, nor their gradients, unless the weight or the bias is trained
 /// (the idea is that of Hsu et al., Liger Kernel, arXiv 2410.10989, section 3.2).
 ///
 /// # Errors
 /// The device fails, for example for want of memory.
 pub fn linear_cross_entropy(
     x: &Matrix,
-    weight: &Weight,
-    bias: Option<&Vector>,
+    output: &Output,
     labels: &[usize],
     total: usize,
 ) -> Outcome<Scalar> {
@@ -65,36 +101,29 @@ pub fn linear_cross_entropy(
         labels.len(),
         "cross entropy: rows and labels disagree"
     );
-    let is_frozen = !weight.is_traced() && !bias.is_some_and(|bias| bias.trace().is_on());
     match x.device() {
-        Device::Cpu if is_frozen => {
-            let count = labels.len() * weight.shape().0;
-            let kernel = || cpu::linear_cross_entropy(x, weight, bias, labels, total);
+        Device::Cpu if output.is_frozen() => {
+            let count = labels.len() * output.weight.shape().0;
+            let kernel = || cpu::linear_cross_entropy(x, output, labels, total);
             Ok(profile::forward(Op::Loss, count, kernel))
         }
-        _ => cross_entropy(&linear(x, weight, bias)?, labels, total),
+        _ => cross_entropy(&output.logits(x)?, labels, total),
     }
 }
 
-/// `−log softmax(x weightᵀ + bias)[label]` of each row, `(rows, 1)`, with the operands of [`linear_cross_entropy`].
+/// `−log softmax(logits)[label]` of each row, `(rows, 1)`, with the operands of [`linear_cross_entropy`].
 ///
 /// # Errors
 /// The device fails, for example for want of memory.
-pub fn token_losses(
-    x: &Matrix,
-    weight: &Weight,
-    bias: Option<&Vector>,
-    labels: &[usize],
-) -> Outcome<Matrix> {
-    let is_frozen = !weight.is_traced() && !bias.is_some_and(|bias| bias.trace().is_on());
+pub fn token_losses(x: &Matrix, output: &Output, labels: &[usize]) -> Outcome<Matrix> {
     match x.device() {
-        Device::Cpu if is_frozen => {
-            let count = labels.len() * weight.shape().0;
-            let kernel = || cpu::token_losses(x, weight, bias, labels);
+        Device::Cpu if output.is_frozen() => {
+            let count = labels.len() * output.weight.shape().0;
+            let kernel = || cpu::token_losses(x, output, labels);
             Ok(profile::forward(Op::Loss, count, kernel))
         }
         device => {
-            let logits = linear(x, weight, bias)?;
+            let logits = output.logits(x)?;
             run_definition!(device, |logits| definition::row_losses(&logits, labels))
         }
     }

@@ -3,7 +3,9 @@
 /// Cosines and sines of the angles by which each position rotates the pairs of columns of a head.
 #[derive(Debug)]
 pub struct Angles {
-    /// Pairs of columns: half the width of a head.
+    /// The width of a head.
+    width: usize,
+    /// Pairs of columns that are rotated, at most half the width.
     pairs: usize,
     /// `(positions, pairs)`, cosine and sine.
     turns: Vec<(f32, f32)>,
@@ -11,14 +13,20 @@ pub struct Angles {
 
 impl Angles {
     /// The angles of the positions below `positions`: a pair is rotated by its frequency times the position. Cosines
-    /// and sines are multiplied by `factor`. Angles are rounded to f32, as in transformers.
-    pub fn new(frequencies: &[f32], factor: f32, positions: usize) -> Self {
+    /// and sines are multiplied by `factor`. Angles are rounded to f32, as in transformers. A head is `width` columns
+    /// wide; those after the pairs are not rotated.
+    pub fn new(frequencies: &[f32], factor: f32, positions: usize, width: usize) -> Self {
+        assert!(
+            2 * frequencies.len() <= width,
+            "rotary: more pairs than columns"
+        );
         let turn = |angle: f32| (angle.cos() * factor, angle.sin() * factor);
         let rows = (0..positions).flat_map(|position| {
             let angles = frequencies.iter().map(move |f| position as f32 * f);
             angles.map(turn)
         });
         Angles {
+            width,
             pairs: frequencies.len(),
             turns: rows.collect(),
         }
@@ -26,7 +34,12 @@ impl Angles {
 
     /// The width of a head.
     pub fn width(&self) -> usize {
-        2 * self.pairs
+        self.width
+    }
+
+    /// The number of pairs of columns that are rotated.
+    pub fn pairs(&self) -> usize {
+        self.pairs
     }
 
     /// The number of positions.

@@ -35,7 +35,7 @@ fn turn(values: &mut [f32], columns: usize, positions: &[usize], angles: &Angles
         for (row, &position) in rows {
             let turns = angles.at(position);
             for head in row.chunks_exact_mut(angles.width()) {
-                let (first, second) = head.split_at_mut(turns.len());
+                let (first, second) = head[..2 * turns.len()].split_at_mut(turns.len());
                 for ((a, b), (cosine, sine)) in first.iter_mut().zip(second).zip(turns) {
                     let sine = sign * sine;
                     (*a, *b) = (*a * cosine - *b * sine, *b * cosine + *a * sine);

@@ -16,16 +16,17 @@ pub(super) fn rotary<D: DfdxDevice>(
     let table = |part: fn(&(f32, f32)) -> f32| {
         let rows = positions.iter().flat_map(|&position| {
             let half = angles.at(position).iter().map(part);
-            let both: Vec<f32> = half.clone().chain(half).collect();
+            let rest = std::iter::repeat_n(part(&(1.0, 0.0)), width - 2 * half.len());
+            let both: Vec<f32> = half.clone().chain(half).chain(rest).collect();
             std::iter::repeat_n(both, shape.1 / width).flatten()
         });
         x.device().try_tensor_from_vec(rows.collect(), heads)
     };
     let (cosines, sines) = (table(|turn| turn.0)?, table(|turn| turn.1)?);
-    let pairs = width / 2;
+    let pairs = angles.pairs();
     let half_turn = (0..width * width).map(|i| match (i / width, i % width) {
-        (from, to) if from == to + pairs => -1.0,
-        (from, to) if from + pairs == to => 1.0,
+        (from, to) if from == to + pairs && from < 2 * pairs => -1.0,
+        (from, to) if from + pairs == to && to < 2 * pairs => 1.0,
         _ => 0.0,
     });
     let half_turn = half_turn.collect();

@@ -12,8 +12,9 @@ use super::super::{Device, Matrix, Outcome};
 
 pub use angles::Angles;
 
-/// Rotates the columns `j` and `j + width / 2` of every head of `x (rows, heads · width)` by the angle of the row's
-/// position (Su et al., arXiv 2104.09864, with the order of columns of GPT-NeoX).
+/// Rotates the columns `j` and `j + pairs` of every head of `x (rows, heads · width)` by the angle of the row's position
+/// (Su et al., arXiv 2104.09864, with the order of columns of GPT-NeoX). The first `2 · pairs` columns of a head are
+/// rotated.
 ///
 /// # Errors
 /// The device fails, for example for want of memory.
