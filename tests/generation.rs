@@ -106,7 +106,7 @@ fn tokens_are_those_of_transformers_and_peft() {
             seen += 1;
         }
     }
-    assert_eq!(seen, 320);
+    assert_eq!(seen, 352);
 }
 
 /// Draws depend on the seed and the prompt, and on nothing else.

@@ -14,16 +14,25 @@ use deltarun::task::Encoder;
 use deltarun::train::optimizer::Stepper;
 
 /// Those that have a head of a language model's as well.
-const DECODERS: [&str; 9] = [
+const DECODERS: [&str; 10] = [
     "llama_a", "llama_b", "qwen2", "mistral", "qwen3", "smollm3", "gemma", "gemma2", "gemma3",
+    "phi3",
 ];
 
 /// Those that have an encoder and a decoder.
-const ENCODER_DECODERS: [&str; 2] = ["t5_v1_0", "t5_v1_1"];
+const ENCODER_DECODERS: [&str; 3] = ["t5_v1_0", "t5_v1_1", "mt5"];
 
 /// The fixtures, and how close hidden states and logits must be to them.
 fn fixtures() -> impl Iterator<Item = (PathBuf, f32)> {
-    let others = ["bert_a", "bert_b", "roberta", "gpt2", "distilbert"];
+    let others = [
+        "bert_a",
+        "bert_b",
+        "roberta",
+        "gpt2",
+        "distilbert",
+        "modernbert",
+        "modernbert_first",
+    ];
     let all = others.into_iter().chain(DECODERS).chain(ENCODER_DECODERS);
     all.map(|name| (fixture(name), 1e-5))
 }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::blocks::BlockKind;
 use super::config::Config;
+use super::family::OutputDropout;
 use super::rotary::Rotary;
 use crate::engine::Activation;
 
@@ -228,9 +229,10 @@ impl Architecture {
                 },
                 cap: config.score_cap,
                 dropout: config.attention_dropout,
-                output_dropout: match family.undropped_attention {
-                    true => 0.0,
-                    false => config.dropout,
+                output_dropout: match family.attention_output {
+                    OutputDropout::Hidden => config.dropout,
+                    OutputDropout::Attention => config.attention_dropout,
+                    OutputDropout::Off => 0.0,
                 },
             },
             feed_forward: FeedForward {

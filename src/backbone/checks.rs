@@ -79,10 +79,8 @@ impl Config {
         if !are_positive || windows.into_iter().any(|window| window == 0) {
             return Err("a window or a cap of the backbone is not above 0".to_owned());
         }
-        if self.rotary.is_some() && !width.is_multiple_of(2) {
-            return Err(format!(
-                "rotary embeddings need heads of an even width, but its heads are {width} wide"
-            ));
+        for rotary in [&self.rotary, &self.local_rotary].into_iter().flatten() {
+            rotary.check(width)?;
         }
         Ok(())
     }

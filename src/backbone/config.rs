@@ -8,7 +8,7 @@ use super::blocks::{read_blocks, BlockKind};
 use super::checks::check_only;
 use super::family::{families, ConfigKeys, Dimension, Family, FeedForwardEntry};
 use super::keys::Keys;
-use super::rotary::Rotary;
+use super::rotary::{RopeScaling, Rotary};
 use crate::engine::Activation;
 use crate::text::{did_you_mean, quoted_list};
 
@@ -94,6 +94,9 @@ pub struct Config {
     /// The number of the padding token, if there is one.
     #[serde(default)]
     pub pad_token: Option<u32>,
+    /// Whether a classifier reads the mean of a sequence's rows instead of the first.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pools_mean: bool,
     /// The number of the token with which a decoder's sequences begin, if the family has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_token: Option<u32>,
@@ -130,6 +133,7 @@ impl Config {
         let family = find_family(&json)?;
         check_only(&json, family)?;
         let keys = Keys(&json);
+        let model_type = &family.model_types[0];
         let stated = &family.config;
         let hidden = keys.count(&stated.hidden)?;
         let activation = keys.text(&stated.activation)?;
@@ -175,7 +179,11 @@ impl Config {
             rotary: match &stated.rope_theta {
                 Some(key) => {
                     let theta = keys.positive(key)?;
-                    Some(Rotary::parse(&json, theta, positions, "full_attention")?)
+                    let rotary = Rotary::parse(&json, theta, positions, "full_attention")?;
+                    if rotary.share != 1.0 && !family.partial_rotary {
+                        return Err(format!("its `partial_rotary_factor` is {}, but a {model_type} rotates all columns of a head", rotary.share));
+                    }
+                    Some(rotary)
                 }
                 None => None,
             },
@@ -201,6 +209,10 @@ impl Config {
             has_head_weight: false,
             labels: labels(&json),
             pad_token: pad_token(&keys, family)?,
+            pools_mean: match &stated.pooling {
+                Some(key) => keys.word(key, ["cls", "mean"])? == "mean",
+                None => false,
+            },
             start_token: keys.some_token(&stated.start_token)?,
             end_token: keys.some_token(&stated.end_token)?,
             family: family.name.clone(),
@@ -373,9 +385,13 @@ impl Config {
     }
 
     /// The longest sequence that can be computed, in tokens. Rotary embeddings have an angle for every position, those
-    /// beyond the texts of the pre-training included.
+    /// beyond the texts of the pre-training included; LongRoPE has other angles there, which we do not compute.
     pub fn limit(&self) -> usize {
-        match self.rotary {
+        match &self.rotary {
+            Some(Rotary {
+                scaling: RopeScaling::Long { original, .. },
+                ..
+            }) => *original as usize,
             Some(_) => LARGEST,
             None => self.longest(),
         }

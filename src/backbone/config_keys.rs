@@ -81,6 +81,8 @@ config_keys! {
         initializer_range,
         /// A factor of the standard deviation of fresh weights that have a `fan`.
         initializer_factor,
+        /// Whether classifiers read a sequence's first row (`cls`) or the mean of its rows (`mean`).
+        pooling,
         /// The token with which a decoder's sequences begin.
         start_token,
         /// The token with which texts end, if the classifier reads its row.

@@ -39,15 +39,18 @@ pub struct Family {
     pub windows: Option<Windows>,
     /// Which blocks do not rotate queries and keys, in families that have such blocks.
     pub unrotated: Option<Unrotated>,
+    /// Whether rotary embeddings may rotate a part of each head's columns.
+    #[serde(default)]
+    pub partial_rotary: bool,
     /// Whether word embeddings are multiplied by the square root of their width.
     #[serde(default)]
     pub scaled_embeddings: bool,
     /// Names of activations that mean another one in this family.
     #[serde(default)]
     pub activations: IndexMap<String, String>,
-    /// Whether no dropout follows the attention.
+    /// The dropout of an attention's output.
     #[serde(default)]
-    pub undropped_attention: bool,
+    pub attention_output: OutputDropout,
     /// Whether scores are divided by the square root of a head's width.
     #[serde(default = "yes")]
     pub scaled_attention: bool,
@@ -79,6 +82,7 @@ impl Family {
         let is_rope = [
             "rope_scaling",
             "rope_parameters",
+            "partial_rotary_factor",
             "original_max_position_embeddings",
         ];
         let is_rope = is_rope.contains(&key);
@@ -118,6 +122,19 @@ pub enum FeedForwardEntry {
     Gated,
     /// They are gated if the name of the activation begins with `gated-`.
     Named,
+}
+
+/// The dropout of an attention's output.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum OutputDropout {
+    /// That of hidden states.
+    #[default]
+    Hidden,
+    /// That of attention weights.
+    Attention,
+    /// None.
+    Off,
 }
 
 fn yes() -> bool {
@@ -184,12 +201,15 @@ pub struct ModuleEntry {
     /// Whether the checkpoint stores the weight as `(in, out)`.
     #[serde(default)]
     pub transposed: bool,
-    /// Its place among the `parts` equal parts of a fused weight's outputs, from 0.
+    /// Its place among the parts of a fused weight, from 0.
     #[serde(default)]
     pub part: usize,
-    /// How many modules share the fused weight.
-    #[serde(default = "one")]
-    pub parts: usize,
+    /// The outputs of each part of that weight; empty if the weight is its own.
+    #[serde(default)]
+    pub of: Vec<Dimension>,
+    /// Whether the first block has no such module.
+    #[serde(default)]
+    pub not_first: bool,
     /// Fresh weights have the backbone's standard deviation, divided by the square root of the product of these. If
     /// absent, nothing is divided.
     #[serde(default)]
@@ -209,10 +229,6 @@ pub enum Bias {
     Attention,
     /// It has one if `feed_forward_bias` is on.
     FeedForward,
-}
-
-fn one() -> usize {
-    1
 }
 
 /// The heads that a family has.
@@ -287,6 +303,8 @@ pub enum Reads {
     Each,
     /// Every row that has a next row, to predict the next row's token.
     Next,
+    /// The mean of all rows of each sequence.
+    Mean,
 }
 
 /// One step of a head: a module of its own, or one of the backbone's.
@@ -328,7 +346,7 @@ pub enum StepDropout {
     Hidden,
 }
 
-const FAMILIES: [&str; 13] = [
+const FAMILIES: [&str; 16] = [
     include_str!("families/bert.yaml"),
     include_str!("families/roberta.yaml"),
     include_str!("families/gpt2.yaml"),
@@ -340,8 +358,11 @@ const FAMILIES: [&str; 13] = [
     include_str!("families/gemma.yaml"),
     include_str!("families/gemma2.yaml"),
     include_str!("families/gemma3.yaml"),
+    include_str!("families/phi3.yaml"),
     include_str!("families/distilbert.yaml"),
+    include_str!("families/modernbert.yaml"),
     include_str!("families/t5.yaml"),
+    include_str!("families/mt5.yaml"),
 ];
 
 /// Entries that hold for the `config.json` of every family.

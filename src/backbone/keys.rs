@@ -85,6 +85,19 @@ impl Keys<'_> {
         text.ok_or_else(|| format!("its `{name}` must be a string, found {value}"))
     }
 
+    /// One of two words.
+    pub(super) fn word(&self, key: &Key, words: [&'static str; 2]) -> Result<&'static str, String> {
+        let (name, value) = self.value(key)?;
+        let wrong = || {
+            let [one, other] = words;
+            format!("its `{name}` must be `{one}` or `{other}`, found {value}")
+        };
+        words
+            .into_iter()
+            .find(|word| value == word)
+            .ok_or_else(wrong)
+    }
+
     pub(super) fn token(&self, key: &Key) -> Result<Option<u32>, String> {
         let default = key.default.as_ref().map(|value| (key.key.as_str(), value));
         let Some((name, value)) = self.find_named(key)?.or(default) else {

@@ -11,6 +11,7 @@ use memmap2::Mmap;
 use safetensors::Dtype;
 
 use super::gguf::Blocks;
+use super::tree::Part;
 use crate::engine::WeightSource;
 
 /// A mapped file from which pieces can also be read without touching the map.
@@ -94,9 +95,8 @@ pub(super) struct Stored {
     pub(super) shape: (usize, usize),
     /// Whether the file stores them as `(in, out)`.
     pub(super) transposed: bool,
-    /// The weight's place among the `parts` equal parts of the tensor's outputs, from 0.
-    pub(super) part: usize,
-    pub(super) parts: usize,
+    /// Which of the tensor's outputs they are.
+    pub(super) part: Part,
 }
 
 /// A weight in a mapped file, or a part of one.
@@ -110,8 +110,8 @@ pub struct Mapped {
 impl Mapped {
     /// The weight whose tensor is at these bytes; `None` if the type is not supported or the length does not fit.
     pub(super) fn new(file: &Arc<MappedFile>, range: Range<usize>, stored: Stored) -> Option<Self> {
-        let (out, input) = stored.shape;
-        let is_whole = stored.encoding.bytes(out * input * stored.parts)? == range.len();
+        let input = stored.shape.1;
+        let is_whole = stored.encoding.bytes(stored.part.outputs * input)? == range.len();
         is_whole.then(|| Mapped {
             file: file.clone(),
             range,
@@ -172,8 +172,8 @@ impl Mapped {
     /// The range of this part's elements in the whole tensor. Only in a tensor that is not transposed are they
     /// contiguous.
     fn own(&self) -> Range<usize> {
-        let count = self.count();
-        self.stored.part * count..(self.stored.part + 1) * count
+        let start = self.stored.part.first * self.stored.shape.1;
+        start..start + self.count()
     }
 
     /// The elements of a part of a transposed tensor, row by row as `(out, in)`. Goes block by block, so that a block
@@ -181,13 +181,13 @@ impl Mapped {
     fn transposed(&self) -> Vec<f32> {
         const BLOCK: usize = 32;
         let (out, input) = self.stored.shape;
-        let (total, first) = (out * self.stored.parts, out * self.stored.part);
+        let Part { outputs, first } = self.stored.part;
         let mut values = vec![0.0; out * input];
         let mut row = Vec::with_capacity(out);
         for start in (0..input).step_by(BLOCK) {
             for column in start..(start + BLOCK).min(input) {
                 row.clear();
-                let place = column * total + first;
+                let place = column * outputs + first;
                 if let Some(dtype) = self.dtype() {
                     convert(dtype, self.bytes(place..place + out), &mut row);
                 }

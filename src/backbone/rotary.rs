@@ -14,6 +14,17 @@ pub struct Rotary {
     /// How the frequencies are changed.
     #[serde(default)]
     pub scaling: RopeScaling,
+    /// The share of a head's columns that is rotated, from the first on.
+    #[serde(default = "whole", skip_serializing_if = "is_whole")]
+    pub share: f64,
+}
+
+fn whole() -> f64 {
+    1.0
+}
+
+fn is_whole(share: &f64) -> bool {
+    *share == 1.0
 }
 
 /// A change of the frequencies.
@@ -54,6 +65,15 @@ pub enum RopeScaling {
         /// The factor of cosines and sines.
         attention_factor: f64,
     },
+    /// LongRoPE (Ding et al., arXiv 2402.13753), for texts within `original` positions: longer ones have other factors.
+    Long {
+        /// The divisor of each frequency.
+        factors: Vec<f64>,
+        /// The positions that the model was first trained for.
+        original: f64,
+        /// The factor of cosines and sines.
+        attention_factor: f64,
+    },
 }
 
 impl Rotary {
@@ -70,7 +90,12 @@ impl Rotary {
         // As in transformers, the older name takes precedence if both are present.
         let Some((name, value)) = scaling.or_else(|| stated("rope_parameters")) else {
             let scaling = RopeScaling::Default;
-            return Ok(Rotary { theta, scaling });
+            let share = share_of(json.get("partial_rotary_factor"))?;
+            return Ok(Rotary {
+                theta,
+                scaling,
+                share: share.unwrap_or(1.0),
+            });
         };
         let value = match (value.get(layers), value.get("full_attention")) {
             (Some(of_layers), _) => of_layers,
@@ -91,15 +116,49 @@ impl Rotary {
         if !(theta.is_finite() && theta > 1.0) {
             return Err(format!("its `rope_theta` must be above 1, found {theta}"));
         }
-        Ok(Rotary { theta, scaling })
+        let inner = share_of(map.get("partial_rotary_factor"))?;
+        let outer = share_of(json.get("partial_rotary_factor"))?;
+        Ok(Rotary {
+            theta,
+            scaling,
+            share: inner.or(outer).unwrap_or(1.0),
+        })
+    }
+
+    /// Checks that it fits heads of a width.
+    ///
+    /// # Errors
+    /// One sentence that says why it does not.
+    pub(super) fn check(&self, width: usize) -> Result<(), String> {
+        let rotated = (width as f64 * self.share) as usize;
+        if rotated == 0 || !rotated.is_multiple_of(2) {
+            return Err(format!("rotary embeddings need an even number of columns, but rotate {rotated} of the {width} columns of its heads"));
+        }
+        match &self.scaling {
+            RopeScaling::Long { factors, .. } if factors.len() != rotated / 2 => Err(format!(
+                "its `short_factor` must have {} numbers, one for each pair of columns, found {}",
+                rotated / 2,
+                factors.len()
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// The frequency of each pair of columns in a head of `width` columns, `(width / 2)`, in radians per position;
     /// and the factor of cosines and sines.
     pub fn frequencies(&self, width: usize) -> (Vec<f32>, f32) {
+        let width = (width as f64 * self.share) as usize;
         let plain = |pair: usize| self.theta.powf(-(2.0 * pair as f64) / width as f64);
         let pairs = 0..width / 2;
         match self.scaling {
+            RopeScaling::Long {
+                ref factors,
+                attention_factor,
+                ..
+            } => {
+                let scaled = |pair: usize| (plain(pair) / factors[pair]) as f32;
+                (pairs.map(scaled).collect(), attention_factor as f32)
+            }
             RopeScaling::Default => (pairs.map(|pair| plain(pair) as f32).collect(), 1.0),
             RopeScaling::Linear { factor } => (
                 pairs.map(|pair| (plain(pair) / factor) as f32).collect(),
@@ -146,6 +205,19 @@ impl Rotary {
     }
 }
 
+/// The share of a head's columns that is rotated, if it is stated.
+fn share_of(stated: Option<&Value>) -> Result<Option<f64>, String> {
+    match stated.filter(|stated| !stated.is_null()) {
+        None => Ok(None),
+        Some(stated) => match stated.as_f64() {
+            Some(share) if share > 0.0 && share <= 1.0 => Ok(Some(share)),
+            _ => Err(format!(
+                "its `partial_rotary_factor` must be above 0 and at most 1, found {stated}"
+            )),
+        },
+    }
+}
+
 /// The keys of `rope_parameters` or `rope_scaling`.
 struct RopeKeys<'a> {
     name: &'a str,
@@ -159,6 +231,8 @@ impl RopeKeys<'_> {
     fn scaling(&self, positions: f64) -> Result<RopeScaling, String> {
         let kind = self.map.get("rope_type").or(self.map.get("type"));
         let kind = kind.and_then(Value::as_str).unwrap_or("default");
+        // The name of the first files.
+        let kind = if kind == "su" { "longrope" } else { kind };
         let own: &[&str] = match kind {
             "default" => &[],
             "linear" | "dynamic" => &["factor", "original_max_position_embeddings"],
@@ -178,9 +252,16 @@ impl RopeKeys<'_> {
                 "truncate",
                 "original_max_position_embeddings",
             ],
+            "longrope" => &[
+                "factor",
+                "short_factor",
+                "long_factor",
+                "attention_factor",
+                "original_max_position_embeddings",
+            ],
             _ => {
                 return Err(format!(
-                    "the rotary scaling `{kind}` of its `{}` is not one of `default`, `linear`, `dynamic`, `llama3` and `yarn`",
+                    "the rotary scaling `{kind}` of its `{}` is not one of `default`, `linear`, `dynamic`, `llama3`, `yarn` and `longrope`",
                     self.name
                 ))
             }
@@ -194,15 +275,6 @@ impl RopeKeys<'_> {
                 self.name
             ));
         }
-        match self.number("partial_rotary_factor")? {
-            None | Some(1.0) => {}
-            Some(share) => {
-                return Err(format!(
-                "`partial_rotary_factor` of its `{}` is {share}, but deltarun supports only `1.0`",
-                self.name
-            ))
-            }
-        }
         Ok(match kind {
             "linear" => RopeScaling::Linear {
                 factor: self.at_least_1("factor")?,
@@ -214,6 +286,7 @@ impl RopeKeys<'_> {
                 original: self.original(positions)?,
             },
             "yarn" => self.yarn(positions)?,
+            "longrope" => self.long(positions)?,
             _ => RopeScaling::Default,
         })
     }
@@ -244,6 +317,29 @@ impl RopeKeys<'_> {
             },
             original: self.original(positions)?,
             attention_factor,
+        })
+    }
+
+    fn long(&self, positions: f64) -> Result<RopeScaling, String> {
+        let list = |key: &str| {
+            let entries = self.map.get(key).and_then(Value::as_array);
+            let numbers = entries.and_then(|all| all.iter().map(Value::as_f64).collect());
+            let are_positive = |numbers: &Vec<f64>| numbers.iter().all(|number| *number > 0.0);
+            let missing = || format!("its `{}` has no list `{key}` of numbers above 0", self.name);
+            numbers.filter(are_positive).ok_or_else(missing)
+        };
+        let factors = list("short_factor")?;
+        list("long_factor")?;
+        let original = self.original(positions)?;
+        let factor = self.positive("factor")?.unwrap_or(positions / original);
+        Ok(RopeScaling::Long {
+            factors,
+            original,
+            attention_factor: match self.number("attention_factor")? {
+                Some(stated) => stated,
+                None if factor <= 1.0 => 1.0,
+                None => (1.0 + factor.ln() / original.ln()).sqrt(),
+            },
         })
     }
 

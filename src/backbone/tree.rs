@@ -65,6 +65,14 @@ pub struct Module {
     pub parameters: Vec<Parameter>,
 }
 
+impl Module {
+    /// Whether a checkpoint stores it fused with other modules.
+    pub fn is_part(&self) -> bool {
+        let mut parameters = self.parameters.iter();
+        parameters.any(|parameter| parameter.source.part.is_some())
+    }
+}
+
 /// One tensor of a backbone or a head.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Parameter {
@@ -101,13 +109,28 @@ pub struct CheckpointTensor {
     pub prefixed: bool,
     /// Whether the checkpoint has it as `(in, out)`.
     pub transposed: bool,
-    /// Its place among the `parts` equal parts of the outputs, from 0.
-    pub part: usize,
-    /// How many modules share the tensor.
-    pub parts: usize,
+    /// Which of the tensor's outputs it is, if several modules share the tensor.
+    pub part: Option<Part>,
+}
+
+/// Some of the outputs of a tensor that several modules share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The first of them.
+    pub first: usize,
+    /// The number of all outputs of the tensor.
+    pub outputs: usize,
 }
 
 impl CheckpointTensor {
+    /// The first of the tensor's outputs, and the number of all, for a parameter with `own` outputs.
+    pub fn outputs(&self, own: usize) -> Part {
+        self.part.unwrap_or(Part {
+            first: 0,
+            outputs: own,
+        })
+    }
+
     /// The tensor's name in a checkpoint of a model with a head.
     pub fn full_name(&self, prefix: &str) -> String {
         match self.prefixed {
@@ -139,7 +162,8 @@ impl Tree {
         };
         let mut add = |path: &str, entry: &ModuleEntry, block: usize| {
             let number = |text: &str| text.replacen(".N.", &format!(".{block}."), 1);
-            if let Some(name) = name_of(config, entry).map(number) {
+            let name = name_of(config, entry).filter(|_| block > 0 || !entry.not_first);
+            if let Some(name) = name.map(number) {
                 let path = number(path);
                 add_groups(&mut modules, &mut groups, &path, config);
                 modules.push(sized_module(config, &path, &name, entry, 0));
@@ -210,7 +234,8 @@ fn head_module(config: &Config, step: &HeadStep, labels: usize) -> Option<Module
         bias: step.bias,
         transposed: false,
         part: 0,
-        parts: 1,
+        of: Vec::new(),
+        not_first: false,
         fan: step.fan.clone(),
     };
     let mut module = sized_module(config, &step.module, step.name.as_ref()?, &entry, labels);
@@ -225,8 +250,7 @@ fn head_module(config: &Config, step: &HeadStep, labels: usize) -> Option<Module
                 copies: Vec::new(),
                 prefixed: false,
                 transposed: false,
-                part: 0,
-                parts: 1,
+                part: None,
             },
             fan: None,
         };
@@ -270,8 +294,10 @@ fn sized_module(
                 .collect(),
             prefixed: true,
             transposed: entry.transposed && leaf == "weight",
-            part: entry.part,
-            parts: entry.parts,
+            part: (!entry.of.is_empty()).then(|| Part {
+                first: entry.of[..entry.part].iter().map(size).sum(),
+                outputs: entry.of.iter().map(size).sum(),
+            }),
         },
         fan: entry.fan.as_ref().map(|fan| fan.iter().map(size).product()),
     };
@@ -353,10 +379,7 @@ fn add_head_weight(modules: &mut [Module], config: &Config) {
 /// Adds a node for every tensor that several modules share: `q`, `k` and `v` of one `c_attn` make
 /// `qkv`.
 fn add_fused(modules: &mut Vec<Module>) {
-    let shared: Vec<&Module> = modules
-        .iter()
-        .filter(|module| module.parameters.iter().any(|p| p.source.parts > 1))
-        .collect();
+    let shared: Vec<&Module> = modules.iter().filter(|module| module.is_part()).collect();
     let mut fused: Vec<Module> = Vec::new();
     for module in shared {
         let (parent, leaf) = module.path.rsplit_once('.').unwrap_or(("", &module.path));

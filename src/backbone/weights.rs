@@ -9,7 +9,7 @@ use safetensors::SafeTensors;
 
 use super::gguf::{is_gguf, Gguf, Names};
 use super::mapped::{Encoding, Mapped, MappedFile, Stored};
-use super::tree::{CheckpointTensor, Parameter};
+use super::tree::{CheckpointTensor, Parameter, Part};
 use crate::diagnostic::Problem;
 use crate::engine::WeightSource;
 use crate::text::quoted_list;
@@ -202,8 +202,10 @@ impl Checkpoint {
             permuted: place.permuted,
             shape: (out, count / out.max(1)),
             transposed: false,
-            part: 0,
-            parts: 1,
+            part: Part {
+                first: 0,
+                outputs: out,
+            },
         };
         let mapped = self.mapped(name, place, stored)?;
         Ok((mapped.elements().into_owned(), place.shape.clone()))
@@ -280,7 +282,7 @@ impl Checkpoint {
             .find(parameter, prefix)
             .ok_or_else(|| self.missing(&source.full_name(prefix)))?;
         let mut expected = parameter.shape.clone();
-        expected[0] *= source.parts;
+        expected[0] = source.outputs(expected[0]).outputs;
         if source.transposed {
             expected.reverse();
         }
@@ -337,8 +339,7 @@ impl Checkpoint {
             permuted: place.permuted,
             shape: (out, parameter.count() / out.max(1)),
             transposed: source.transposed,
-            part: source.part,
-            parts: source.parts,
+            part: source.outputs(out),
         };
         self.mapped(&name, place, stored)
     }
@@ -382,7 +383,7 @@ mod tests {
                 let (whole, shape) = file.read(&name).unwrap();
                 let source = &parameter.source;
                 let (out, input) = mapped.shape();
-                let first = source.part * out;
+                let first = source.outputs(out).first;
                 let at = |row: usize, column: usize| match source.transposed {
                     true => whole[column * shape[1] + first + row],
                     false => whole[(first + row) * input + column],

@@ -117,7 +117,7 @@ fn class_of_model(model_type: &str) -> &'static str {
         "llama" => "LlamaTokenizer",
         "qwen2" | "qwen3" => "Qwen2Tokenizer",
         "gemma" | "gemma2" | "gemma3_text" => "GemmaTokenizer",
-        "t5" => "T5Tokenizer",
+        "t5" | "mt5" => "T5Tokenizer",
         _ => "",
     }
 }

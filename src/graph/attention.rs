@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use super::forward::{Mode, Pass};
-use super::layers::{Attention, Norm, StackLayers};
+use super::layers::{Attention, DeltaLayer, Norm, StackLayers};
 use crate::backbone::Positions;
 use crate::engine::{ops, Attending, AttentionShape, KeyValues, Layout, Matrix, Outcome};
 
@@ -38,7 +38,7 @@ impl Pass<'_> {
             false => {
                 let parts = [&layer.q, &layer.k, &layer.v];
                 let [q, k, v] = parts.map(|part| self.linear(part, x, attending.keys));
-                let [q, k, v] = self.adapt_fused(layer, x, [q?, k?, v?], attending.keys)?;
+                let [q, k, v] = self.adapt_fused(&layer.fused, x, [q?, k?, v?], attending.keys)?;
                 if let Mode::Extend(kept) = self.mode {
                     return self.extend(layer, [q, k, v], own, kept, bias);
                 }
@@ -129,22 +129,23 @@ impl Pass<'_> {
         ops::attend_kept(&q, kept, self.shape(layer), bias)
     }
 
-    /// Applies the deltas on a fused checkpoint weight. They act on q, k and v side by side.
-    fn adapt_fused(
+    /// Applies the deltas on a fused checkpoint weight. They act on the outputs of its parts side by side.
+    pub(super) fn adapt_fused<const N: usize>(
         &self,
-        layer: &Attention,
+        deltas: &[DeltaLayer],
         x: &Matrix,
-        parts: [Matrix; 3],
+        mut parts: [Matrix; N],
         layout: &Layout,
-    ) -> Outcome<[Matrix; 3]> {
-        let hidden = parts[0].shape().1;
-        let joined = ops::join_columns(&parts)?; // (rows, 3 hidden)
-        let joined = self.adapt(&layer.fused, x, joined, layout, None)?;
-        Ok([
-            ops::columns(&joined, 0..hidden)?,
-            ops::columns(&joined, hidden..2 * hidden)?,
-            ops::columns(&joined, 2 * hidden..3 * hidden)?,
-        ])
+    ) -> Outcome<[Matrix; N]> {
+        let joined = ops::join_columns(&parts)?; // (rows, all outputs)
+        let joined = self.adapt(deltas, x, joined, layout, None)?;
+        let mut first = 0;
+        for part in &mut parts {
+            let columns = first..first + part.shape().1;
+            first = columns.end;
+            *part = ops::columns(&joined, columns)?;
+        }
+        Ok(parts)
     }
 
     /// The bias that a stack's attentions add to a score by the distance of the key, if the family has one:

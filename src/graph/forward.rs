@@ -10,6 +10,7 @@ use super::layers::{
 use super::optimizations::read_rows::{read_layout, read_rows};
 use super::rotary::{positions, PassAngles};
 use super::{Batch, CachedActivations, Graph, Targets, Value};
+use crate::backbone::family::Reads;
 use crate::backbone::Positions;
 use crate::engine::{
     ops, Attending, Dropout, KeyValues, Layout, Matrix, Outcome, Precision, Scalar, Semaphore,
@@ -131,7 +132,24 @@ impl<'g> Pass<'g> {
         let range = first..last.blocks.end;
         let x = self.blocks(range, x, &layout, Some(&rows), encoded.as_ref())?;
         let read = read_layout(&layout, &rows);
-        Ok((self.last_norm(last, x, &read)?, read))
+        let x = self.last_norm(last, x, &read)?;
+        match self.layers.reads {
+            Reads::Mean => self.means_of_sequences(&x, &layout),
+            _ => Ok((x, read)),
+        }
+    }
+
+    /// The mean of the rows of each sequence, `(rows, hidden)` → `(sequences, hidden)`, and its layout.
+    fn means_of_sequences(&self, x: &Matrix, layout: &Layout) -> Outcome<(Matrix, Layout)> {
+        let rows = layout.rows();
+        let mut shares = vec![0.0; layout.sequences() * rows];
+        for (range, shares) in layout.ranges().zip(shares.chunks_exact_mut(rows)) {
+            let share = 1.0 / range.len() as f32;
+            shares[range].fill(share);
+        }
+        let shares = self.constant(shares, (layout.sequences(), rows))?;
+        let firsts: Vec<usize> = layout.ranges().map(|range| range.start).collect();
+        Ok((ops::matmul(&shares, x)?, read_layout(layout, &firsts)))
     }
 
     pub(super) fn last_stack(&self) -> &'g StackLayers {
@@ -338,11 +356,14 @@ impl<'g> Pass<'g> {
         let ff = &block.feed_forward;
         let input = self.sub_layer_input(&ff.around, &x)?;
         let of_family = self.graph.architecture.feed_forward;
-        let up = self.linear(&ff.up, &input, layout)?; // (rows, inner)
+        let mut up = self.linear(&ff.up, &input, layout)?; // (rows, inner)
         let inner = match &ff.gate {
             None => ops::activate(up, of_family.activation)?,
             Some(gate) => {
-                let gate = self.linear(gate, &input, layout)?;
+                let mut gate = self.linear(gate, &input, layout)?;
+                if !ff.fused.is_empty() {
+                    [gate, up] = self.adapt_fused(&ff.fused, &input, [gate, up], layout)?;
+                }
                 ops::multiply(&ops::activate(gate, of_family.activation)?, &up)?
             }
         };
@@ -403,7 +424,12 @@ impl<'g> Pass<'g> {
                 ops::rms_norm(x, &weight, epsilon)
             }
             Norm::Layer { weight, bias } => {
-                ops::layer_norm(x, &self.vector(weight), &self.vector(bias), epsilon)
+                let weight = self.vector(weight);
+                let bias = match bias {
+                    Some(bias) => self.vector(bias),
+                    None => self.constant(vec![0.0; weight.count()], (weight.count(),))?,
+                };
+                ops::layer_norm(x, &weight, &bias, epsilon)
             }
         }
     }

@@ -61,8 +61,13 @@ pub(super) struct Linear {
 
 #[derive(Clone, Copy)]
 pub(super) enum Norm {
-    Layer { weight: Handle, bias: Handle },
-    Rms { weight: Handle },
+    Layer {
+        weight: Handle,
+        bias: Option<Handle>,
+    },
+    Rms {
+        weight: Handle,
+    },
 }
 
 /// An embedding table.
@@ -138,6 +143,8 @@ pub(super) struct Attention {
 
 pub(super) struct FeedForward {
     pub around: SubLayer,
+    /// Deltas on gate and up as the checkpoint stores them fused.
+    pub fused: Vec<DeltaLayer>,
     pub gate: Option<Linear>,
     pub up: Linear,
     pub down: Linear,
@@ -224,7 +231,10 @@ impl Graph {
                 .map(|(number, path)| self.block(number, &path))
                 .collect(),
             head: steps.iter().map(|step| self.head_layer(step)).collect(),
-            reads: head.unwrap_or(&self.family.heads.classify).reads,
+            reads: match head.unwrap_or(&self.family.heads.classify).reads {
+                Reads::First if self.config.pools_mean => Reads::Mean,
+                reads => reads,
+            },
         }
     }
 
@@ -242,6 +252,7 @@ impl Graph {
                     FeedForwardKind::Gated => self.linear_layer(&module("gate")),
                     FeedForwardKind::Plain => None,
                 },
+                fused: self.delta_layers(&module("gateup")),
                 up: self.existing(&module("up")),
                 down: self.existing(&module("down")),
                 dropout: DropoutPlace::new(&module("down")),
@@ -330,9 +341,7 @@ impl Graph {
             NormKind::Rms => Norm::Rms { weight },
             NormKind::Layer => Norm::Layer {
                 weight,
-                bias: self
-                    .parameter(&format!("{path}.bias"))
-                    .expect("a layer norm has a bias"),
+                bias: self.parameter(&format!("{path}.bias")),
             },
         })
     }
@@ -440,7 +449,7 @@ mod tests {
             places.extend([ff.dropout, ff.around.dropout]);
             let linears = [Some(&ff.up), Some(&ff.down), ff.gate.as_ref()];
             deltas.extend(linears.into_iter().flatten().map(|linear| &linear.deltas));
-            deltas.push(&ff.around.deltas);
+            deltas.extend([&ff.around.deltas, &ff.fused]);
         }
         places.extend(deltas.into_iter().flatten().map(|delta| delta.dropout));
         places.into_iter().map(|place| place.0).collect()

@@ -2,7 +2,7 @@
 
 use super::import::WORD_TABLE;
 use super::prompts;
-use crate::backbone::{Site, Tree};
+use crate::backbone::{Module, Site, Tree};
 use crate::delta::{Method, PeftAdapter};
 use crate::plan::{Change, DeltaPlan, Plan};
 
@@ -210,7 +210,7 @@ fn check_sites(plan: &Plan, deltas: &[&DeltaPlan]) -> Result<(), String> {
             let module = tree
                 .module(site)
                 .filter(|module| module.site == Site::Linear);
-            let is_part = module.is_some_and(|m| m.parameters.iter().any(|p| p.source.parts > 1));
+            let is_part = module.is_some_and(Module::is_part);
             if is_part {
                 return Err(format!(
                     "`{site}` is part of a fused layer, which PEFT adapts only as a whole"

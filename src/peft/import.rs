@@ -385,11 +385,10 @@ fn target_sites<'t>(
     let saved = saved_modules(adapter);
     let targets = adapter.get("target_modules").unwrap_or(&Value::Null);
     let excluded = adapter.get("exclude_modules").unwrap_or(&Value::Null);
-    let is_fused = |module: &Module| module.parameters.iter().any(|p| p.source.parts > 1);
     let sites: Vec<_> = tree
         .modules()
         .iter()
-        .filter(|module| is_wanted(module.site) && !is_fused(module))
+        .filter(|module| is_wanted(module.site) && !module.is_part())
         .filter(|module| targets != "all-linear" || module.site != Site::Embedding)
         .map(|module| (module, module_name(prefix, &module.checkpoint_name)))
         .filter(|(_, name)| names(targets, name) && layers.have(name, targets))

@@ -187,7 +187,8 @@ fn place_in_checkpoint(module: &Module) -> (usize, usize) {
     match module.parameters.first() {
         Some(parameter) if module.site == Site::Linear => {
             let source = &parameter.source;
-            (source.part * module.output, source.parts * module.output)
+            let part = source.outputs(module.output);
+            (part.first, part.outputs)
         }
         _ if module.site == Site::Embedding => (0, module.input),
         _ => (0, module.output),

@@ -63,13 +63,13 @@ pub(super) fn read(
                 (_, true) if bias == "all" && reader.has(&plain) => plain,
                 _ => continue,
             };
-            let (part, parts) = (parameter.source.part, parameter.source.parts);
+            let part = parameter.source.part;
             if reader.is_taken(&stored) && !fused.contains(&stored) {
                 continue;
             }
             // A part of a fused weight is some of its rows.
             let mut shape = parameter.shape.clone();
-            shape[0] *= parts;
+            shape[0] = parameter.source.outputs(shape[0]).outputs;
             if parameter.source.transposed {
                 shape.reverse();
             }
@@ -77,9 +77,10 @@ pub(super) fn read(
             if parameter.source.transposed {
                 values = transposed(&values, shape[1]);
             }
-            if parts > 1 {
+            if let Some(part) = part {
                 let count = parameter.count();
-                values = values[part * count..(part + 1) * count].to_vec();
+                let start = part.first * (count / parameter.shape[0]);
+                values = values[start..start + count].to_vec();
                 fused.push(stored);
             }
             let key = format!("{NAME}.{}", parameter.path);

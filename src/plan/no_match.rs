@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::selection::{matches, Modules};
 use super::translate::{all_linear, selector_of, tail, Names};
-use crate::backbone::Module;
+use crate::backbone::{Module, Site};
 use crate::diagnostic::Problem;
 use crate::syntax::ast::{Pattern, Segment, Selector};
 use crate::text::{did_you_mean, quoted_list};
@@ -187,7 +187,11 @@ impl Modules<'_> {
                     children.push(child);
                 }
             }
-            let children: Vec<&str> = children.into_iter().filter(|c| *c != "qkv").collect();
+            let is_fused = |child: &str| {
+                let module = self.tree.module(&format!("{prefix}{child}"));
+                module.is_some_and(|module| module.site == Site::Fused)
+            };
+            let children: Vec<&str> = children.into_iter().filter(|c| !is_fused(c)).collect();
             let place = if parent.is_empty() {
                 "the backbone".to_owned()
             } else {

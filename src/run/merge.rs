@@ -160,12 +160,13 @@ fn probe(plan: &Plan) -> Batch {
 /// copied unchanged.
 pub(super) fn merged_tensors(plan: &Plan, graph: &Graph) -> Result<Tensors, Problem> {
     let prefix = plan.name_prefix();
-    // By name and part, so that a module which both the backbone and the head list occurs only once.
+    // By name and first output, so that a module which both the backbone and the head list occurs only once.
     let mut parts: BTreeMap<String, BTreeMap<usize, (Parameter, Vec<f32>)>> = BTreeMap::new();
     let mut add = |parameter: &Parameter, values| {
         let name = parameter.source.full_name(prefix);
         let parts = parts.entry(name).or_default();
-        parts.insert(parameter.source.part, (parameter.clone(), values));
+        let first = parameter.source.part.map_or(0, |part| part.first);
+        parts.insert(first, (parameter.clone(), values));
     };
     for module in graph.tree().modules() {
         let layer = folded(graph, module)?;
@@ -289,13 +290,12 @@ fn folded(graph: &Graph, module: &Module) -> Result<Option<Folded>, Problem> {
 
 /// A tensor as the checkpoint stores it: with the parts of a fused weight joined, and transposed if necessary.
 fn stored(parts: BTreeMap<usize, (Parameter, Vec<f32>)>) -> (Vec<f32>, Vec<usize>) {
-    let count = parts.len();
     let mut parts = parts.into_values();
     let Some((parameter, mut values)) = parts.next() else {
         return Default::default();
     };
     let mut shape = parameter.shape.clone();
-    shape[0] *= count;
+    shape[0] = parameter.source.outputs(shape[0]).outputs;
     parts.for_each(|(_, more)| values.extend(more));
     if !parameter.source.transposed {
         return (values, shape);

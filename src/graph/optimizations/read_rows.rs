@@ -11,6 +11,7 @@ pub(in crate::graph) fn read_rows(reads: Reads, batch: &Batch, layout: &Layout) 
         // As in PEFT, the first row belongs to the prompt if there is one.
         (Reads::First, _) => layout.ranges().map(|range| range.start).collect(),
         (Reads::Last, _) => layout.ranges().map(|range| range.end - 1).collect(),
+        (Reads::Mean, _) => (0..layout.rows()).collect(),
         (Reads::Each, _) => moved_rows(&batch.reads, batch, layout),
         (Reads::Masked | Reads::Next, targets) => {
             let rows: Vec<usize> = match targets {
