@@ -477,3 +477,77 @@ fn peft_loads_one_file_on_three_architectures() {
         place.compare_on(&backbone, "check_peft.py", &[name]);
     }
 }
+
+/// A backbone of a family's fixture with a tokenizer of some words of the quickstart.
+fn with_words(place: &Place, family: &str) -> PathBuf {
+    let directory = place.folder.path().join(family);
+    std::fs::create_dir(&directory).unwrap();
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(fixture.join(family).join(file), directory.join(file)).unwrap();
+    }
+    let mut words = vec!["[PAD]", "[END]", "[BEGIN]", "[UNK]"];
+    for word in place.texts.iter().flat_map(|text| text.split(' ')) {
+        if words.len() < 61 && !words.contains(&word) {
+            words.push(word);
+        }
+    }
+    let ids = words.iter().enumerate().map(|(id, word)| (*word, id));
+    let vocab: std::collections::BTreeMap<&str, usize> = ids.collect();
+    let tokenizer = serde_json::json!({
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": null,
+        "pre_tokenizer": { "type": "WhitespaceSplit" },
+        "post_processor": null,
+        "decoder": null,
+        "model": { "type": "WordLevel", "vocab": vocab, "unk_token": "[UNK]" },
+    });
+    std::fs::write(directory.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let class = r#"{ "tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]" }"#;
+    std::fs::write(directory.join("tokenizer_config.json"), class).unwrap();
+    directory
+}
+
+/// What runs on the families leave: adapters, and merged models.
+#[test]
+#[ignore = "needs DELTARUN_PYTHON"]
+fn peft_and_transformers_load_what_runs_of_every_family_leave() {
+    let place = Place::new();
+    let data = quickstart().join("dev.tsv");
+    for family in [
+        "distilbert",
+        "modernbert",
+        "mistral",
+        "qwen3",
+        "smollm3",
+        "gemma",
+        "gemma2",
+        "gemma3",
+        "phi3",
+    ] {
+        let backbone = with_words(&place, family);
+        // PEFT has no place for a norm's weight beside a LoRA; the merged model has.
+        let (norms, trained) = match family {
+            "gemma2" => ("unfreeze norms = **.norm", "delta, norms, head"),
+            _ => ("", "delta, head"),
+        };
+        let text = format!(
+            r#"
+            backbone "{family}" {{ max_length = 24 }}
+            data {{ train = tsv("{}") }}
+            task classify {{ text = text, label = label, labels = [negative, positive, neither] }}
+            reparam delta = lora {{ rank = 3 }} on {{**.attn.{{q,v}}, **.ff.{{up,down}}}}
+            {norms}
+            stage tune {{ train = [{trained}], steps = 6, optimizer = adamw {{ lr = 1e-2 }} }}
+            "#,
+            data.display()
+        );
+        place.write("p.delta", &text);
+        let run = format!("run-{family}");
+        place.run(&["p.delta", "--quiet", "--out", &run]);
+        place.run(&["merge", &run, &format!("{run}-merged")]);
+        place.predict(&run, &format!("{run}.jsonl"));
+        place.compare_on(&backbone, "check_peft.py", &[&run]);
+    }
+}
