@@ -18,7 +18,15 @@ fn file(name: &str) -> PathBuf {
 /// Every type of block has the values of gguf's `dequantize`, to the bit, and the rows are in transformers' order.
 #[test]
 fn weights_are_those_that_the_blocks_stand_for() {
-    for (name, count) in [("blocks", 20), ("qwen2", 27)] {
+    for (name, count) in [
+        ("blocks", 20),
+        ("qwen2", 27),
+        ("qwen3", 24),
+        ("gemma", 20),
+        ("gemma2", 24),
+        ("gemma3", 80),
+        ("factors", 21),
+    ] {
         let expected = Expected::of_file(&fixture("gguf").join(format!("{name}.safetensors")));
         let found = Checkpoint::open_directory(&file(name)).unwrap();
         let weights = expected
@@ -27,7 +35,8 @@ fn weights_are_those_that_the_blocks_stand_for() {
             .filter(|own| own.contains("weight") || own.contains("bias"));
         let mut seen = 0;
         // The one file ties its output to the embeddings.
-        for weight in weights.filter(|own| name == "qwen2" || own != "lm_head.weight") {
+        let is_tied = !matches!(name, "qwen2" | "factors");
+        for weight in weights.filter(|own| !is_tied || own != "lm_head.weight") {
             let (values, shape) = found.read(&weight).unwrap();
             assert_eq!(
                 (shape, &values),
@@ -42,7 +51,9 @@ fn weights_are_those_that_the_blocks_stand_for() {
 
 #[test]
 fn logits_are_those_of_transformers() {
-    for name in ["blocks", "qwen2"] {
+    for name in [
+        "blocks", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "factors",
+    ] {
         let expected = Expected::of_file(&fixture("gguf").join(format!("{name}.safetensors")));
         let path = file(name);
         let text = format!(
@@ -117,7 +128,9 @@ const LORA: &str = "reparam low = lora { rank = 4 } on **.{q,v}";
 
 fn place() -> Place {
     let place = Place::new();
-    for name in ["blocks", "qwen2", "pieces"] {
+    for name in [
+        "blocks", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "factors", "pieces",
+    ] {
         std::fs::copy(file(name), place.path(&format!("{name}.gguf"))).unwrap();
     }
     let rows = (0..8).map(|number| json!({"q": format!("the film {number}"), "a": "worth it"}));
@@ -372,7 +385,9 @@ fn llama_cpp_reads_what_is_exported() {
     };
     let deltas = "reparam low = lora { rank = 4, alpha = 12 } on **.attn.{q,k,v,o}\n\
                   reparam up = lora { rank = 2, scaling = rank_stabilized } on **.ff.{gate,up,down}";
-    for name in ["blocks", "qwen2"] {
+    for name in [
+        "blocks", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "factors",
+    ] {
         let text = pipeline(&format!("{name}.gguf"), "dropout = off", deltas)
             .replace("train = [low]", "train = [low, up]");
         place.write("small.delta", text.as_bytes());
@@ -382,7 +397,13 @@ fn llama_cpp_reads_what_is_exported() {
         place.succeed(&["merge", name, &merged, "--type", "f32"]);
         let own = ours(&place.path(name), &prompts);
         let in_f32 = worst(&own, &judged(&merged, "-"));
-        assert!(in_f32 < 1e-4, "{name}: {in_f32}");
+        // llama.cpp reads GELU from a table in 16 bits (`findings/llama-cpp-gelu-f16.sh`).
+        let most = match name.starts_with("gemma") {
+            true => 3e-3,
+            false => 1e-4,
+        };
+        println!("{name}: {in_f32}");
+        assert!(in_f32 < most, "{name}: {in_f32}");
         let model = format!("{name}.gguf");
         let (without, with) = (
             worst(&own, &judged(&model, "-")),
@@ -401,7 +422,7 @@ fn merged_files_are_read_back() {
     let place = place();
     let prompts = ["the film was", "worth every dollar"];
     // The data of the second file begins at multiples of 64 bytes.
-    for name in ["qwen2", "blocks"] {
+    for name in ["qwen2", "gemma3", "factors", "blocks"] {
         let text = pipeline(&format!("{name}.gguf"), "dropout = off", LORA);
         place.write("small.delta", text.as_bytes());
         let _ = std::fs::remove_dir_all(place.path("run"));

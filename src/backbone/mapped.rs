@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::Dtype;
 
-use super::gguf::Blocks;
+use super::gguf::{Blocks, Rearranged};
 use super::tree::Part;
 use crate::engine::WeightSource;
 
@@ -88,9 +88,9 @@ impl Encoding {
 #[derive(Clone, Copy)]
 pub(super) struct Stored {
     pub(super) encoding: Encoding,
-    /// The number of heads whose rows llama.cpp permuted: of a head's rows, those of the first half stand at even places,
-    /// and those of the second half at odd ones.
-    pub(super) permuted: Option<usize>,
+    /// What llama.cpp did to it. Of a permuted head's rows, those of the first half stand at even places, and those of the
+    /// second half at odd ones.
+    pub(super) rearranged: Rearranged,
     /// `(out, in)`
     pub(super) shape: (usize, usize),
     /// Whether the file stores them as `(in, out)`.
@@ -151,8 +151,12 @@ impl Mapped {
     /// Decodes elements of this part, which the file has in blocks.
     fn decode(&self, kind: Blocks, range: Range<usize>, values: &mut [f32]) {
         let (first, bytes) = (self.own().start, self.all_bytes());
-        let Some(heads) = self.stored.permuted else {
-            return kind.read(bytes, first + range.start, values);
+        let Some(heads) = self.stored.rearranged.permuted else {
+            kind.read(bytes, first + range.start, values);
+            if self.stored.rearranged.plus_one {
+                values.iter_mut().for_each(|value| *value -= 1.0);
+            }
+            return;
         };
         let (out, input) = self.stored.shape;
         let half = (out / heads / 2).max(1);

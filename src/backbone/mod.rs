@@ -24,8 +24,8 @@ pub use architecture::{
 pub use blocks::{BlockKind, Rotation};
 pub use config::Config;
 pub use gguf::{
-    exists, is_gguf, own_storage, read_text, text_in_gguf, write_adapter, write_model, LowRank,
-    MatrixType,
+    architecture_of_family, exists, is_gguf, own_storage, read_text, text_in_gguf, write_adapter,
+    write_model, LowRank, MatrixType,
 };
 pub use rotary::{RopeScaling, Rotary};
 pub use source::{fetch_weights, locate, locate_config, read_config};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use safetensors::SafeTensors;
 
-use super::gguf::{is_gguf, Gguf, Names};
+use super::gguf::{is_gguf, Gguf, Names, Rearranged, ROPE_FACTORS};
 use super::mapped::{Encoding, Mapped, MappedFile, Stored};
 use super::tree::{CheckpointTensor, Parameter, Part};
 use crate::diagnostic::Problem;
@@ -28,8 +28,7 @@ struct Place {
     range: Range<usize>,
     encoding: Encoding,
     shape: Vec<usize>,
-    /// See [`Stored::permuted`].
-    permuted: Option<usize>,
+    rearranged: Rearranged,
 }
 
 fn problem(path: &Path, message: impl std::fmt::Display) -> Problem {
@@ -104,7 +103,7 @@ impl Checkpoint {
                     range: start + info.data_offsets.0..start + info.data_offsets.1,
                     encoding: Encoding::Plain(info.dtype),
                     shape: info.shape.clone(),
-                    permuted: None,
+                    rearranged: Rearranged::default(),
                 };
                 let earlier = checkpoint.tensors.insert(name.clone(), place);
                 found_twice.extend(earlier.map(|earlier| (name, earlier)));
@@ -132,7 +131,10 @@ impl Checkpoint {
         let names = Names::of(&file)?;
         let mut tensors = HashMap::new();
         for (name, tensor) in file.tensors {
-            let (name, permuted) = names.hugging_face(&name).ok_or_else(|| {
+            if name == ROPE_FACTORS {
+                continue;
+            }
+            let (name, rearranged) = names.hugging_face(&name).ok_or_else(|| {
                 problem(
                     path,
                     format!("the tensor `{name}` has no place in this architecture"),
@@ -145,7 +147,7 @@ impl Checkpoint {
                 encoding: Encoding::Blocks(tensor.kind),
                 shape: tensor.shape,
                 // llama.cpp permutes the biases of queries and keys as it does their rows.
-                permuted,
+                rearranged,
             };
             tensors.insert(name, place);
         }
@@ -199,7 +201,7 @@ impl Checkpoint {
         let out = place.shape.first().copied().unwrap_or(1);
         let stored = Stored {
             encoding: place.encoding,
-            permuted: place.permuted,
+            rearranged: place.rearranged,
             shape: (out, count / out.max(1)),
             transposed: false,
             part: Part {
@@ -336,7 +338,7 @@ impl Checkpoint {
         let (out, source) = (parameter.shape[0], &parameter.source);
         let stored = Stored {
             encoding: place.encoding,
-            permuted: place.permuted,
+            rearranged: place.rearranged,
             shape: (out, parameter.count() / out.max(1)),
             transposed: source.transposed,
             part: source.outputs(out),

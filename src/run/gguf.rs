@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::merge::merged_tensors;
-use crate::backbone::{is_gguf, write_adapter, write_model, MatrixType};
+use crate::backbone::{architecture_of_family, is_gguf, write_adapter, write_model, MatrixType};
 use crate::diagnostic::Problem;
 use crate::disk;
 use crate::graph::Graph;
@@ -23,15 +23,15 @@ pub fn export_gguf(plan: &Plan, graph: &Graph, out: &Path) -> Result<(), Problem
             .help("merge the run into a directory instead"));
     }
     let config = &plan.backbone.config;
-    let architecture = config.family().name.as_str();
+    let family = config.family().name.as_str();
     let refused = |reason: &str| {
         let message = format!("the run cannot be a GGUF adapter: {reason}");
         Problem::new("delta::run::gguf", message)
     };
-    if !matches!(architecture, "llama" | "qwen2") {
-        let reason = format!("deltarun writes no GGUF files for the family {architecture}");
+    let Some(architecture) = architecture_of_family(family) else {
+        let reason = format!("deltarun writes no GGUF files for the family {family}");
         return Err(refused(&reason).help("use the adapter in `peft`"));
-    }
+    };
     let task = plan.final_task();
     let writes = task.is_some_and(|(_, task)| task.kind.predicts_tokens());
     let trains_head = plan.stages.iter().any(|stage| stage.train_head);

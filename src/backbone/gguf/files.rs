@@ -6,9 +6,10 @@ use std::path::Path;
 
 use serde_json::{json, Map, Value};
 
-use super::names::{architecture, lacks, number};
+use super::names::{architecture, lacks, number, Architecture};
 use super::tokenizer::{tokenizer, tokenizer_config};
-use super::{is_gguf, wrong, Gguf};
+use super::{is_gguf, wrong, Gguf, ROPE_FACTORS};
+use crate::backbone::config::LARGEST;
 use crate::diagnostic::Problem;
 
 /// The text of a file beside a backbone's weights.
@@ -89,23 +90,15 @@ fn config(file: &Gguf) -> Result<Value, Problem> {
         let message = format!("a head's keys have {head_width} columns, and its values {width}");
         return Err(own.refused(message));
     }
-    if file.tensors.contains_key("rope_freqs.weight") {
-        return Err(own.refused(
-            "it scales the rotary frequencies by a tensor `rope_freqs.weight`".to_owned(),
-        ));
-    }
     let has = |name: &str| file.tensors.contains_key(name);
     let special = |name: &str| {
         file.metadata
             .get(&format!("tokenizer.ggml.{name}_token_id"))
     };
-    let class = match architecture {
-        "qwen2" => "Qwen2ForCausalLM",
-        _ => "LlamaForCausalLM",
-    };
+    let is_gemma = architecture.name.starts_with("gemma");
     let mut config = json!({
-        "architectures": [class],
-        "model_type": architecture,
+        "architectures": [architecture.class],
+        "model_type": architecture.model_type,
         "hidden_size": width,
         "intermediate_size": own.number("feed_forward_length")?,
         "num_hidden_layers": own.number("block_count")?,
@@ -113,21 +106,26 @@ fn config(file: &Gguf) -> Result<Value, Problem> {
         "num_key_value_heads": own.optional("attention.head_count_kv")?.unwrap_or(heads),
         "max_position_embeddings": own.number("context_length")?,
         "rms_norm_eps": own.float("attention.layer_norm_rms_epsilon")?.ok_or_else(|| own.lacks("attention.layer_norm_rms_epsilon"))?,
-        "rope_theta": own.float("rope.freq_base")?.unwrap_or(10_000.0),
+        "rope_theta": own.float("rope.freq_base")?.unwrap_or(match architecture.name {
+            "gemma3" => 1_000_000.0,
+            _ => 10_000.0,
+        }),
         "vocab_size": vocabulary,
-        "hidden_act": "silu",
+        "hidden_act": if is_gemma { "gelu_pytorch_tanh" } else { "silu" },
+        "head_dim": head_width,
         "tie_word_embeddings": !has("output.weight"),
         "bos_token_id": special("bos"),
         "eos_token_id": special("eos"),
         "pad_token_id": special("padding"),
     });
-    match architecture {
-        "qwen2" => config["use_sliding_window"] = json!(false),
-        _ => {
-            config["attention_bias"] = json!(has("blk.0.attn_q.bias"));
-            config["mlp_bias"] = json!(false);
-            config["head_dim"] = json!(head_width);
-        }
+    match architecture.name {
+        "qwen2" | "qwen3" => config["use_sliding_window"] = json!(false),
+        "llama" => config["mlp_bias"] = json!(false),
+        "gemma2" | "gemma3" => own.gemma(&mut config)?,
+        _ => {}
+    }
+    if architecture.name != "qwen2" {
+        config["attention_bias"] = json!(has("blk.0.attn_q.bias"));
     }
     if let Some(scaling) = own.scaling()? {
         config["rope_scaling"] = scaling;
@@ -151,12 +149,12 @@ fn generation_config(file: &Gguf) -> Value {
 /// The keys of a file's own architecture.
 struct Own<'a> {
     file: &'a Gguf,
-    architecture: &'static str,
+    architecture: &'static Architecture,
 }
 
 impl Own<'_> {
     fn key(&self, name: &str) -> String {
-        format!("{}.{name}", self.architecture)
+        format!("{}.{name}", self.architecture.name)
     }
 
     fn metadata(&self) -> &Map<String, Value> {
@@ -208,8 +206,48 @@ impl Own<'_> {
         wrong(self.file.path(), message).help("use the model's Hugging Face directory")
     }
 
+    /// What Gemma 2 and 3 have beside the others. llama.cpp does not state by what their scores are scaled, but knows the
+    /// models of 27 billion parameters, which differ, by the number of their blocks (`src/models/gemma2.cpp`, `gemma3.cpp`).
+    fn gemma(&self, config: &mut Value) -> Result<(), Problem> {
+        let is_largest = matches!(
+            (self.architecture.name, self.number("block_count")?),
+            ("gemma2", 46) | ("gemma3", 62)
+        );
+        let (width, heads) = (&config["hidden_size"], &config["num_attention_heads"]);
+        config["query_pre_attn_scalar"] = match (is_largest, width.as_u64().zip(heads.as_u64())) {
+            (true, Some((width, heads))) => json!(width / heads.max(1)),
+            _ => config["head_dim"].clone(),
+        };
+        config["sliding_window"] = json!(self.number("attention.sliding_window")?);
+        config["attn_logit_softcapping"] = json!(self.float("attn_logit_softcapping")?);
+        config["final_logit_softcapping"] = json!(self.float("final_logit_softcapping")?);
+        if self.architecture.name == "gemma3" {
+            let every = self.optional("attention.sliding_window_pattern")?;
+            config["sliding_window_pattern"] = json!(every.unwrap_or(6));
+            let theta = self.float("rope.freq_base_swa")?.unwrap_or(10_000.0);
+            config["rope_local_base_freq"] = json!(theta);
+        }
+        Ok(())
+    }
+
+    /// The divisors of the rotary frequencies, of Llama 3.1 and later: the same for texts of any length.
+    fn rope_factors(&self) -> Option<Value> {
+        let tensor = self.file.tensors.get(ROPE_FACTORS)?;
+        let factors = self.file.values(tensor);
+        Some(json!({
+            "rope_type": "longrope",
+            "short_factor": factors,
+            "long_factor": factors,
+            "attention_factor": 1.0,
+            "original_max_position_embeddings": LARGEST,
+        }))
+    }
+
     /// `rope_scaling`.
     fn scaling(&self) -> Result<Option<Value>, Problem> {
+        if let Some(factors) = self.rope_factors() {
+            return Ok(Some(factors));
+        }
         let key = self.key("rope.scaling.type");
         let kind = match self.metadata().get(&key) {
             Some(Value::String(kind)) => Some(kind.as_str()),
@@ -257,6 +295,14 @@ impl Own<'_> {
             "rope.scaling.finetuned",
             "tensor_data_layout",
         ];
+        /// Keys of Gemma 2 and 3.
+        const GEMMA: [&str; 5] = [
+            "attention.sliding_window",
+            "attention.sliding_window_pattern",
+            "attn_logit_softcapping",
+            "final_logit_softcapping",
+            "rope.freq_base_swa",
+        ];
         /// Counts of parts that a model lacks, and factors that change nothing.
         const NEUTRAL: [(&str, Option<f64>); 6] = [
             ("expert_count", Some(0.0)),
@@ -271,6 +317,10 @@ impl Own<'_> {
             let Some(name) = key.strip_prefix(&prefix) else {
                 continue;
             };
+            let is_gemma = matches!(self.architecture.name, "gemma2" | "gemma3");
+            if is_gemma && GEMMA.contains(&name) {
+                continue;
+            }
             if !KNOWN.contains(&name) && !NEUTRAL.contains(&(name, value.as_f64())) {
                 return Err(self.refused(format!(
                     "its metadata has `{key}`, which deltarun does not know"

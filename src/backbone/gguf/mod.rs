@@ -20,8 +20,12 @@ use crate::engine::Storage;
 
 pub(super) use blocks::Blocks;
 pub use files::{exists, read_text, text_in_gguf};
-pub(super) use names::Names;
+pub use names::architecture_of_family;
+pub(super) use names::{Names, Rearranged};
 pub use write::{write_adapter, write_model, LowRank, MatrixType};
+
+/// The tensor with the divisors of the rotary frequencies.
+pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
 
 /// Whether a path is that of a GGUF file.
 pub fn is_gguf(path: &Path) -> bool {
@@ -82,6 +86,14 @@ fn wrong(path: &Path, message: impl std::fmt::Display) -> Problem {
 }
 
 impl Gguf {
+    /// The elements of a small tensor.
+    fn values(&self, tensor: &GgufTensor) -> Vec<f32> {
+        let mut values = vec![0.0; tensor.shape.iter().product()];
+        let bytes = &self.file.bytes()[tensor.range.clone()];
+        tensor.kind.read(bytes, 0, &mut values);
+        values
+    }
+
     /// Opens a file and reads all but its tensors' elements.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use std::path::Path;
 use half::{bf16, f16};
 
 use super::names::Names;
-use super::{wrong, Gguf};
+use super::{wrong, Gguf, ROPE_FACTORS};
 use crate::diagnostic::Problem;
 use crate::disk::{self, Pending};
 
@@ -154,14 +154,17 @@ pub fn write_adapter(
     let names = Names::new(architecture, heads);
     let mut tensors = Tensors::new();
     for (module, adapter) in adapters {
-        let (own, permuted) = names.gguf(&format!("{module}.weight")).ok_or_else(|| {
+        let found = names
+            .as_ref()
+            .and_then(|names| names.gguf(&format!("{module}.weight")));
+        let (own, rearranged) = found.ok_or_else(|| {
             let message = format!("`{module}` has no name in a GGUF file");
             Problem::new("delta::run::gguf", message)
                 .help("train the LoRA on linear layers of blocks alone")
         })?;
         let (rank, factor) = (adapter.rank, adapter.scale * adapter.rank as f32);
         let b: Vec<f32> = adapter.b.iter().map(|value| value * factor).collect();
-        let b = match permuted {
+        let b = match rearranged.permuted {
             Some(heads) => permuted_rows(&b, rank, heads),
             None => b,
         };
@@ -195,16 +198,25 @@ pub fn write_model(
     let names = Names::of(&file)?;
     let mut named = Tensors::new();
     for (name, (values, shape)) in tensors {
-        let (own, permuted) = names.gguf(&name).ok_or_else(|| {
+        let (own, rearranged) = names.gguf(&name).ok_or_else(|| {
             wrong(source, format!("the tensor `{name}` has no name in a GGUF file"))
                 .help("merge into a directory instead, and convert that with llama.cpp's `convert_hf_to_gguf.py`")
         })?;
         let columns = values.len() / shape.first().copied().unwrap_or(1).max(1);
-        let values = match permuted {
+        let mut values = match rearranged.permuted {
             Some(heads) => permuted_rows(&values, columns, heads),
             None => values,
         };
+        if rearranged.plus_one {
+            values.iter_mut().for_each(|value| *value += 1.0);
+        }
         named.insert(own, (values, shape));
+    }
+    if let Some(factors) = file.tensors.get(ROPE_FACTORS) {
+        named.insert(
+            ROPE_FACTORS.to_owned(),
+            (file.values(factors), factors.shape.clone()),
+        );
     }
     let (keys, count) = file.keys_of_type(kind.numbers().1);
     write(path, &Head { keys, count }, file.alignment, named, kind)
