@@ -1,9 +1,12 @@
 //! Adapters that PEFT does not have: the numbers of their papers' formulas in PyTorch, by
 //! `tests/fixtures/make_inserts.py`.
 
-use crate::common::{classifier, difference, fixture, Expected};
+use crate::common::{classifier, config, difference, fixture, Expected};
+use deltarun::delta::{Method, PrefixText};
 use deltarun::engine::Device;
 use deltarun::graph::Graph;
+use deltarun::peft::import;
+use deltarun::plan::Change;
 
 /// The name of a method, and its statement.
 const CASES: [(&str, &str); 5] = [
@@ -63,5 +66,47 @@ fn logits_and_gradients_are_those_of_the_formulas() {
                 "{backbone}, {name}: {logits} {loss} {worst}"
             );
         }
+    }
+}
+
+/// A prefix that begins from a text has the keys and values that PEFT's `initialize_kv_prefix_from_text` gives it; also
+/// where the text is longer than the prefix, or than a window.
+#[test]
+fn prefixes_begin_as_those_of_peft() {
+    const TEXT: [usize; 10] = [5, 9, 33, 12, 40, 7, 22, 31, 18, 50];
+    for (name, backbone, rows) in [
+        ("prefix_text", "llama_a", 3),
+        ("prefix_text_windows", "gemma3", 5),
+    ] {
+        let directory = fixture(backbone);
+        let statement = format!("insert delta = prefix {{ tokens = {rows} }} before block.*.attn");
+        let mut plan = classifier(&directory, 3, &statement, "delta");
+        let Change::Method { method, .. } = &mut plan.deltas[0].change else {
+            panic!("a method");
+        };
+        let Method::Prefix(prefix) = method else {
+            panic!("a prefix");
+        };
+        prefix.init = Some(PrefixText {
+            text: String::new(),
+            tokens: Vec::new(),
+        });
+        assert!(method.set_tokens(vec![TEXT[..2].to_vec()]).is_err());
+        method.set_tokens(vec![TEXT.to_vec()]).unwrap();
+        let graph = Graph::load(&plan, Device::Cpu).unwrap();
+        let adapter = fixture("adapters").join(name);
+        let imported = import(&adapter, &config(&directory)).unwrap();
+        let delta = &imported.deltas[0].name;
+        let mut seen = 0;
+        for (key, (values, shape)) in graph.tensors() {
+            let Some(rest) = key.strip_prefix("delta.") else {
+                continue;
+            };
+            let (of_peft, of_shape) = &imported.tensors[&format!("{delta}.{rest}")];
+            let worst = difference(&values, of_peft, false);
+            assert!(&shape == of_shape && worst < 1e-5, "{name}, {key}: {worst}");
+            seen += 1;
+        }
+        assert_eq!(seen, 2 * config(&directory).layers);
     }
 }

@@ -97,6 +97,21 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ("wrong_unit", "warmup = 6%", "warmup = 0.06"),
     ("unknown_word", "keep = best", "keep = bst"),
     (
+        "rate_of_what_is_not_trained",
+        "    steps = 300\n",
+        "    steps = 300\n    rates = { biases = 1e-4, low_rank = 1e-3 }\n",
+    ),
+    (
+        "rate_that_is_no_number",
+        "    steps = 300\n",
+        "    steps = 300\n    rates = { biases = fast }\n",
+    ),
+    (
+        "lora_plus_without_a_lora",
+        "    steps = 300\n",
+        "    steps = 300\n    lora_plus = 16\n",
+    ),
+    (
         "unknown_optimizer",
         "adamw { lr = 5e-4 }",
         "adam { lr = 5e-4 }",
@@ -276,6 +291,16 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "prefix_at_a_feed_forward",
         ADAPTERS,
         "insert adapters = prefix { tokens = 2 } before block.*.{attn,ff}",
+    ),
+    (
+        "prefix_of_an_encoder_from_a_text",
+        ADAPTERS,
+        "insert adapters = prefix { tokens = 2, init = \"a good film\" } before block.*.attn",
+    ),
+    (
+        "prefix_by_an_mlp_from_a_text",
+        ADAPTERS,
+        "insert adapters = prefix { tokens = 2, hidden = 4, init = \"a good film\" } before block.*.attn",
     ),
     (
         "prompt_at_attentions",

@@ -295,6 +295,11 @@ impl Config {
         }
     }
 
+    /// Whether it is a single stack whose positions see only what is before them.
+    pub fn is_decoder(&self) -> bool {
+        self.decoder_layers.is_none() && self.family().causal
+    }
+
     /// The kind of a block, numbered over all stacks.
     pub fn block_kind(&self, block: usize) -> BlockKind {
         self.blocks.get(block).copied().unwrap_or_default()

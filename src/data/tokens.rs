@@ -416,6 +416,12 @@ impl Words for TextEncoder {
         self.check(&encoded)?;
         Ok(encoded.tokens.iter().map(|token| *token as usize).collect())
     }
+
+    fn framed(&self, text: &str) -> Result<Vec<usize>, Problem> {
+        let encoded = encoded(&self.tokenizer.encode(text, true).map_err(refused)?);
+        self.check(&encoded)?;
+        Ok(encoded.tokens.iter().map(|token| *token as usize).collect())
+    }
 }
 
 /// How a padding token inside a text would change what transformers computes. We add no padding ourselves.

@@ -58,6 +58,10 @@ impl DeltaMethod for Dora {
         parameters
     }
 
+    fn second_factor(&self) -> Option<&'static str> {
+        Some("B")
+    }
+
     fn dropout(&self) -> f32 {
         self.low_rank.dropout
     }

@@ -158,6 +158,21 @@ macro_rules! methods {
                 match self { $(Method::$method(method) => method.dropout(),)* }
             }
 
+            /// See [`DeltaMethod::reads_frame`].
+            pub fn reads_frame(&self) -> bool {
+                match self { $(Method::$method(method) => method.reads_frame(),)* }
+            }
+
+            /// See [`DeltaMethod::begins_after`].
+            pub fn begins_after(&self) -> Option<&[usize]> {
+                match self { $(Method::$method(method) => method.begins_after(),)* }
+            }
+
+            /// See [`DeltaMethod::second_factor`].
+            pub fn second_factor(&self) -> Option<&'static str> {
+                match self { $(Method::$method(method) => method.second_factor(),)* }
+            }
+
             /// See [`DeltaMethod::on_host`].
             pub fn on_host(&self) -> Option<&dyn OnHost> {
                 match self { $(Method::$method(method) => method.on_host(),)* }

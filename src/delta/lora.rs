@@ -190,6 +190,10 @@ impl DeltaMethod for Lora {
         ]
     }
 
+    fn second_factor(&self) -> Option<&'static str> {
+        Some("B")
+    }
+
     fn dropout(&self) -> f32 {
         self.dropout
     }

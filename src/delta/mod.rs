@@ -42,7 +42,7 @@ pub use id::ParameterId;
 pub(crate) use lora::{transposed, INITIAL};
 pub use lora::{Lora, LoraInit, Scaling};
 pub use parameter::{Init, NewParameter};
-pub use prefix::Prefix;
+pub use prefix::{Prefix, PrefixText};
 pub use prompt::{Prompt, PromptInit};
 pub use trainable_tokens::TrainableTokens;
 
@@ -170,6 +170,21 @@ pub trait DeltaMethod: Sized {
     /// The probability of the method's own dropout, whose mask is drawn anew in every step.
     fn dropout(&self) -> f32 {
         0.0
+    }
+
+    /// Whether its texts are read with what the tokenizer puts before a text, such as the first token of every text.
+    fn reads_frame(&self) -> bool {
+        false
+    }
+
+    /// The tokens as whose keys and values its parameters `keys` and `values` begin, if they do.
+    fn begins_after(&self) -> Option<&[usize]> {
+        None
+    }
+
+    /// The name of the parameter that begins as zeros in a product `B A`: LoRA+ gives it a larger rate.
+    fn second_factor(&self) -> Option<&'static str> {
+        None
     }
 
     /// The part of the method that runs on the host in every step of a stage that trains it, if there is one.

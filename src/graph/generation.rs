@@ -98,6 +98,31 @@ impl Graph {
     }
 }
 
+impl Graph {
+    /// The keys and the values of every self-attention of a decoder after it read these tokens, `(tokens, columns)` each.
+    pub(super) fn keys_and_values(&self, tokens: &[usize]) -> Outcome<Vec<[Vec<f32>; 2]>> {
+        let kept = RefCell::new(vec![KeyValues::default(); 2 * self.layers().blocks.len()]);
+        let layout = Layout::new([tokens.len()], vec![0]);
+        let batch = Batch {
+            tokens: tokens.to_vec(),
+            types: vec![0; tokens.len()],
+            layout: layout.clone(),
+            reads: Vec::new(),
+            soft: Vec::new(),
+            decoder: None,
+            targets: Targets::None,
+            cached: None,
+            total: tokens.len(),
+        };
+        let pass = Pass::new(self, Mode::Begin(&kept));
+        let (x, layout) = pass.embed_last(&batch)?;
+        pass.blocks(pass.last_stack().blocks.clone(), x, &layout, None, None)?;
+        let kept = kept.into_inner();
+        let of_block = |kept: &KeyValues| kept.rows(0).map(<[f32]>::to_vec);
+        Ok(kept.iter().step_by(2).map(of_block).collect())
+    }
+}
+
 impl Pass<'_> {
     /// Runs the last stack on its embedded input, and the head on the last row of each sequence.
     fn last_logits(

@@ -81,7 +81,31 @@ impl Graph {
         // Sort by path, so that sums over all parameters have a fixed order.
         graph.values.sort_keys();
         graph.layers = Some(graph.layers_in_place());
+        graph.begin_prefixes(plan)?;
         Ok(graph)
+    }
+
+    /// Sets the prefixes that begin as the keys and values of a text. No delta is in place yet.
+    fn begin_prefixes(&mut self, plan: &Plan) -> Result<(), Problem> {
+        for delta in &plan.deltas {
+            let Change::Method { method, sites } = &delta.change else {
+                continue;
+            };
+            let Some(tokens) = method.begins_after() else {
+                continue;
+            };
+            let all = self.keys_and_values(tokens).map_err(device_problem)?;
+            for site in sites {
+                let block = self.config.block_of(site).unwrap_or_default();
+                for (name, values) in ["keys", "values"].into_iter().zip(&all[block]) {
+                    let shape = [tokens.len(), values.len() / tokens.len()];
+                    let id = ParameterId::at_site(&delta.name, site, name);
+                    let value = self.put(values.clone(), &shape)?;
+                    self.values.insert(id, value);
+                }
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn put(&self, values: Vec<f32>, shape: &[usize]) -> Result<Value, Problem> {

@@ -137,7 +137,14 @@ pub(super) fn read(
                 }
             }
             let hidden = None;
-            (Method::from(Prefix { tokens, hidden }), sites)
+            (
+                Method::from(Prefix {
+                    tokens,
+                    hidden,
+                    init: None,
+                }),
+                sites,
+            )
         }
         _ => {
             // For an encoder and a decoder, PEFT may store twice as many rows, but reads only the first half.

@@ -25,7 +25,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::backbone::{Config, Module, Site};
-use crate::delta::{gate, Method, NewParameter, OnHost};
+use crate::delta::{gate, Method, NewParameter, OnHost, ParameterId};
 use crate::diagnostic::Span;
 use crate::engine::{Precision, Storage};
 pub use crate::syntax::ast::Unit;
@@ -113,6 +113,22 @@ impl Plan {
             .iter()
             .filter(|delta| stage.train.contains(&delta.name));
         trained.filter(|delta| delta.on_host().is_some()).collect()
+    }
+
+    /// The peak learning rate of a parameter in a stage.
+    pub fn rate(&self, stage: &StagePlan, id: &ParameterId) -> f32 {
+        let name = id.delta().unwrap_or("head");
+        let own = stage.rates.get(name).copied();
+        let rate = own.unwrap_or_else(|| stage.optimizer.lr());
+        let method = self
+            .deltas
+            .iter()
+            .find(|delta| delta.name == name)
+            .and_then(DeltaPlan::method);
+        match (stage.lora_plus, method.and_then(Method::second_factor)) {
+            (Some(factor), Some(second)) if id.name() == second => factor * rate,
+            _ => rate,
+        }
     }
 
     /// The number of positions that the deltas in place during a stage take.
@@ -312,9 +328,17 @@ pub struct Origin {
 }
 
 impl DeltaPlan {
+    /// Its method; `None` if it unfreezes parameters.
+    pub fn method(&self) -> Option<&Method> {
+        match &self.change {
+            Change::Method { method, .. } => Some(method),
+            Change::Unfreeze { .. } => None,
+        }
+    }
+
     /// The parameters that it adds at a module, including its gate's.
     pub fn parameters(&self, module: &Module) -> Vec<NewParameter> {
-        let Change::Method { method, .. } = &self.change else {
+        let Some(method) = self.method() else {
             return Vec::new();
         };
         let mut parameters = method.parameters(module);
@@ -326,18 +350,12 @@ impl DeltaPlan {
 
     /// Texts in its settings whose tokens it needs.
     pub fn texts(&self) -> Vec<&str> {
-        match &self.change {
-            Change::Method { method, .. } => method.texts(),
-            Change::Unfreeze { .. } => Vec::new(),
-        }
+        self.method().map_or(Vec::new(), Method::texts)
     }
 
     /// The part of its method that runs on the host, if there is one.
     pub fn on_host(&self) -> Option<&dyn OnHost> {
-        match &self.change {
-            Change::Method { method, .. } => method.on_host(),
-            Change::Unfreeze { .. } => None,
-        }
+        self.method()?.on_host()
     }
 
     /// Whether it trains parameters of the backbone itself.

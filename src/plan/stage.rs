@@ -1,5 +1,7 @@
 //! A stage of a plan, and its settings.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::diagnostic::Span;
@@ -28,6 +30,12 @@ pub struct StagePlan {
     pub accumulate: usize,
     /// The optimizer and its settings.
     pub optimizer: Optimizer,
+    /// The peak learning rates of deltas, and of `head`, where they are not the optimizer's.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub rates: BTreeMap<String, f32>,
+    /// The factor of the learning rate of every LoRA's B (LoRA+: Hayou et al., arXiv 2402.12354).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora_plus: Option<f32>,
     /// How the learning rate changes over the steps.
     pub schedule: Schedule,
     /// The norm to which the gradient of a step is clipped; `None` for no clipping.

@@ -1,5 +1,7 @@
 //! Reads `stage` blocks: what to train, on which data, for how long, and how.
 
+use std::collections::BTreeMap;
+
 use super::{Interval, Keep, Length, Optimizer, Schedule, ScheduleShape, StagePlan, Unit, Warmup};
 use crate::diagnostic::Problem;
 use crate::settings::synonyms;
@@ -41,6 +43,10 @@ pub(super) fn stage(name: &Name, fields: &Fields, known: &Known) -> StagePlan {
     check_deltas(fields, &deltas, known);
     check_deltas(fields, &without, known);
     let plan = StagePlan {
+        rates: rates(fields, &deltas, train_head),
+        lora_plus: fields
+            .optional_number("lora_plus", 1.0..=1e4)
+            .map(|factor| factor as f32),
         name: name.node.clone(),
         train: deltas.into_iter().map(|name| name.node).collect(),
         train_head,
@@ -62,6 +68,49 @@ pub(super) fn stage(name: &Name, fields: &Fields, known: &Known) -> StagePlan {
     };
     fields.finish();
     plan
+}
+
+/// Reads `rates = { low = 1e-4, head = 1e-3 }`.
+fn rates(fields: &Fields, deltas: &[Spanned<String>], head: bool) -> BTreeMap<String, f32> {
+    let mut rates = BTreeMap::new();
+    let Some(value) = fields.raw("rates") else {
+        return rates;
+    };
+    let Value::Block(block) = &value.node else {
+        fields.wrong(
+            "rates",
+            value,
+            "a block such as `{ low = 1e-4, head = 1e-3 }`",
+        );
+        return rates;
+    };
+    let own = fields.nested("`rates`", value.span, block);
+    for setting in own.all() {
+        let name = &setting.key.node;
+        let names = deltas.iter().map(|delta| delta.node.as_str());
+        let names = || names.clone().chain(head.then_some("head"));
+        if !names().any(|trained| trained == name) {
+            let message = format!("{} does not train `{name}`", fields.owner());
+            let problem = Problem::new("delta::plan::unknown_delta", message);
+            fields.report(problem.at(setting.key.span, "here").help(
+                match did_you_mean(name, names()) {
+                    Some(near) => format!("did you mean `{near}`?"),
+                    None => format!("it trains {}", quoted_list(names())),
+                },
+            ));
+            continue;
+        }
+        match fields.scope.resolve(&setting.value) {
+            Spanned {
+                node: Value::Number(rate),
+                ..
+            } if (1e-12..=1e3).contains(&rate) => {
+                rates.insert(name.clone(), rate as f32);
+            }
+            wrong => fields.wrong(name, &wrong, "a number from 1e-12 to 1000"),
+        }
+    }
+    rates
 }
 
 fn check_deltas(fields: &Fields, names: &[Spanned<String>], known: &Known) {

@@ -84,4 +84,10 @@ pub trait Words {
     /// # Errors
     /// The tokenizer refuses it.
     fn tokens(&self, text: &str) -> Result<Vec<usize>, Problem>;
+
+    /// The same as a text of its own, with what the tokenizer puts around it.
+    ///
+    /// # Errors
+    /// The tokenizer refuses it.
+    fn framed(&self, text: &str) -> Result<Vec<usize>, Problem>;
 }

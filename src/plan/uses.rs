@@ -1,8 +1,9 @@
 //! Checks that everything declared is used, and that every stage and task can work.
 
 use super::build::Builder;
-use super::{Change, DataPlan, Plan, StagePlan, TaskPlan, SHORTEST};
+use super::{Change, DataPlan, DeltaPlan, Plan, StagePlan, TaskPlan, SHORTEST};
 use crate::backbone::{head_parameters, language_model_parameters};
+use crate::delta::Method;
 use crate::diagnostic::Problem;
 use crate::syntax::ast::Statement;
 
@@ -92,6 +93,7 @@ impl Builder<'_> {
                 }
             }
             self.check_patience(plan, stage);
+            self.check_lora_plus(plan, stage);
             self.check_unfrozen_head(plan, stage);
             self.check_trained(plan, stage);
             if plan
@@ -175,6 +177,20 @@ impl Builder<'_> {
             let problem = Problem::new("delta::plan::nothing_trained", message);
             self.report(problem.at(stage.span, "in this stage").help(
                 "write `unfreeze words = embeddings.word` and train `words`, or train a delta",
+            ));
+        }
+    }
+
+    /// Reports `lora_plus` in a stage that trains no LoRA.
+    fn check_lora_plus(&self, plan: &Plan, stage: &StagePlan) {
+        let mut trained = plan.deltas.iter().filter(|d| stage.train.contains(&d.name));
+        let has_factors =
+            |delta: &DeltaPlan| delta.method().and_then(Method::second_factor).is_some();
+        if stage.lora_plus.is_some() && !trained.any(has_factors) {
+            let message = format!("stage `{}` has `lora_plus`, but trains no LoRA", stage.name);
+            let problem = Problem::new("delta::plan::lora_plus", message);
+            self.report(problem.at(stage.span, "here").help(
+                "remove `lora_plus`, or train a `lora` or `dora`; `rates` gives any delta a rate of its own",
             ));
         }
     }

@@ -64,7 +64,11 @@ fn look_up_texts(delta: &mut DeltaPlan, words: &dyn Words) -> Result<(), Problem
     };
     let mut found = Vec::new();
     for text in method.texts() {
-        let tokens = words.tokens(text).map_err(|problem| problem.or_at(span))?;
+        let read = match method.reads_frame() {
+            true => words.framed(text),
+            false => words.tokens(text),
+        };
+        let tokens = read.map_err(|problem| problem.or_at(span))?;
         if tokens.is_empty() {
             return Err(wrong(format!(
                 "the tokenizer finds no tokens in the text {text:?}"

@@ -134,6 +134,8 @@ struct Stage<'a> {
     epoch_steps: usize,
     steps: usize,
     stepper: Stepper,
+    /// The plan, which knows the rate of each parameter.
+    rates: &'a Plan,
     state: State,
     started: Instant,
     order: (usize, Vec<usize>),
@@ -172,6 +174,7 @@ impl<'a> Stage<'a> {
             epoch_steps,
             steps,
             stepper,
+            rates: plan,
             state,
             started: Instant::now(),
             order: (usize::MAX, Vec::new()),
@@ -269,10 +272,11 @@ impl<'a> Stage<'a> {
         if !loss.is_finite() || !norm.is_finite() {
             return Err(self.not_a_number(step + 1, loss));
         }
-        let lr = self.plan.optimizer.lr() * factor(&self.plan.schedule, step, self.steps);
+        let share = factor(&self.plan.schedule, step, self.steps);
         self.stepper.begin();
-        let stepper = &mut self.stepper;
+        let (stepper, rates) = (&mut self.stepper, &self.rates);
         graph.update(&gradients, |id, values, gradient, columns| {
+            let lr = share * rates.rate(self.plan, id);
             stepper.update(id.path(), values, gradient, columns, lr)
         })?;
         self.on_host(step, graph, &mut gradients, |method, step| {
@@ -285,7 +289,7 @@ impl<'a> Stage<'a> {
             step: step + 1,
             epoch,
             loss,
-            lr,
+            lr: share * self.plan.optimizer.lr(),
             norm,
             seconds: started.elapsed().as_secs_f64(),
         })

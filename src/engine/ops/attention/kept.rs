@@ -29,6 +29,12 @@ impl KeyValues {
         self.sequences.is_empty()
     }
 
+    /// The keys and the values of a sequence, `(rows, columns)` each.
+    pub fn rows(&self, sequence: usize) -> [&[f32]; 2] {
+        let kept = &self.sequences[sequence];
+        [&kept.keys, &kept.values]
+    }
+
     /// Appends rows of `k` and `v` to each sequence: `counts` of them, one sequence after the other.
     pub fn push(&mut self, k: &Matrix, v: &Matrix, counts: impl Iterator<Item = usize>) {
         let columns = k.shape().1;
