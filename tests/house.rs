@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// From the ground up.
-const ORDER: [&str; 22] = [
+const ORDER: [&str; 23] = [
     "text",
     "pattern",
     "memory",
@@ -25,6 +25,7 @@ const ORDER: [&str; 22] = [
     "train",
     "report",
     "run",
+    "init",
     "script",
     "cli",
 ];

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::init::InitOptions;
 use crate::backbone::MatrixType;
 use crate::run::{Integrity, Rule};
 use crate::task::Wishes;
@@ -17,6 +18,7 @@ use crate::task::Wishes;
     after_help = "\
 Start here:
   deltarun pipelines/quickstart.delta          train a delta on the built-in example
+  deltarun init reviews.csv                    draft a pipeline for a file of your own
   deltarun check FILE.delta                    find every mistake without running anything
   deltarun plan FILE.delta                     show what would be trained, and its cost
   deltarun eval runs/quickstart                evaluate a finished run
@@ -62,6 +64,20 @@ impl Arguments {
 
 #[derive(Subcommand)]
 pub enum Command {
+    /// Draft a pipeline for a file of examples
+    Init(InitOptions),
+    /// List the methods, or show the settings of one
+    Methods {
+        /// The method
+        name: Option<String>,
+    },
+    /// List the tasks with their metrics, or show the settings of one
+    Tasks {
+        /// The task
+        name: Option<String>,
+    },
+    /// List the families of backbones
+    Families,
     /// Find every mistake in a pipeline without running it
     Check(CheckOptions),
     /// Show the module tree with its deltas, the trained parameters, and the estimated memory and time

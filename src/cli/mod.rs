@@ -4,7 +4,9 @@ mod arguments;
 mod commands;
 mod eval;
 mod generate;
+mod init;
 mod lines;
+mod lists;
 mod predict;
 mod replay;
 mod results;
@@ -114,6 +116,10 @@ fn dispatch(arguments: Arguments) -> Result<Ended, Problems> {
         })?;
     }
     match arguments.command {
+        Some(Command::Init(options)) => init::init(&options),
+        Some(Command::Methods { name }) => lists::methods(name.as_deref()),
+        Some(Command::Tasks { name }) => lists::tasks(name.as_deref()),
+        Some(Command::Families) => Ok(lists::list_families()),
         Some(Command::Check(options)) => commands::check(&options),
         Some(Command::Plan(options)) => commands::plan(&options),
         Some(Command::Profile(options)) => commands::profile(&options),

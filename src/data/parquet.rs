@@ -22,19 +22,11 @@ pub(super) fn parquet(
     wanted: &[Wanted],
     each: &mut dyn FnMut(Result<Row, Problem>) -> bool,
 ) -> Result<(), Problem> {
-    let wrong = |e: &dyn std::fmt::Display| {
-        let message = format!("the file cannot be read as Parquet: {e}");
-        at_line("delta::data::parquet", file, 0, message)
-            .at(file.span, "this file")
-            .help("download it again; or write it anew in Python: `pandas.read_parquet(FILE).to_parquet(NEW, compression=\"snappy\")`")
-    };
-    let opened = File::open(&file.path).map_err(|e| unreadable(file, &e))?;
-    let reader = SerializedFileReader::new(opened).map_err(|e| wrong(&e))?;
+    let wrong = |e: &dyn std::fmt::Display| wrong(file, e);
+    let reader = open(file)?;
+    places(file, &names(&reader), wanted)?;
     let metadata = reader.metadata().file_metadata();
     let schema = metadata.schema_descr().root_schema();
-    let columns = schema.get_fields().iter();
-    let columns: Vec<String> = columns.map(|column| column.name().to_owned()).collect();
-    places(file, &columns, wanted)?;
     let own = metadata.key_value_metadata().into_iter().flatten();
     let own = own.filter(|pair| pair.key == "huggingface");
     let features = own.filter_map(|pair| serde_json::from_str::<Value>(pair.value.as_ref()?).ok());
@@ -69,6 +61,32 @@ pub(super) fn parquet(
         }
     }
     Ok(())
+}
+
+/// The names of a file's columns.
+///
+/// # Errors
+/// The file is missing, or is no Parquet file.
+pub(super) fn parquet_columns(file: &FilePlan) -> Result<Vec<String>, Problem> {
+    Ok(names(&open(file)?))
+}
+
+fn open(file: &FilePlan) -> Result<SerializedFileReader<File>, Problem> {
+    let opened = File::open(&file.path).map_err(|e| unreadable(file, &e))?;
+    SerializedFileReader::new(opened).map_err(|e| wrong(file, &e))
+}
+
+fn names(reader: &SerializedFileReader<File>) -> Vec<String> {
+    let schema = reader.metadata().file_metadata().schema_descr();
+    let columns = schema.root_schema().get_fields().iter();
+    columns.map(|column| column.name().to_owned()).collect()
+}
+
+fn wrong(file: &FilePlan, e: &dyn std::fmt::Display) -> Problem {
+    let message = format!("the file cannot be read as Parquet: {e}");
+    at_line("delta::data::parquet", file, 0, message)
+        .at(file.span, "this file")
+        .help("download it again; or write it anew in Python: `pandas.read_parquet(FILE).to_parquet(NEW, compression=\"snappy\")`")
 }
 
 /// A row as JSON.

@@ -236,7 +236,7 @@ pub(super) fn unreadable(file: &FilePlan, error: &std::io::Error) -> Problem {
         .help("check the path; it is relative to the directory of the `.delta` file")
 }
 
-fn read_text(file: &FilePlan) -> Result<String, Problem> {
+pub(super) fn read_text(file: &FilePlan) -> Result<String, Problem> {
     let bytes = std::fs::read(&file.path).map_err(|e| unreadable(file, &e))?;
     let bytes = unpacked(file, bytes)?;
     if let Some((what, help)) = other_kind(&bytes) {
@@ -385,7 +385,7 @@ fn tsv(
     Ok(())
 }
 
-fn csv_reader(text: &str, separator: char) -> csv::Reader<&[u8]> {
+pub(super) fn csv_reader(text: &str, separator: char) -> csv::Reader<&[u8]> {
     csv::ReaderBuilder::new()
         .delimiter(separator as u8)
         .has_headers(false)

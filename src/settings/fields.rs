@@ -271,6 +271,11 @@ impl<'a> Fields<'a> {
         None
     }
 
+    /// Every key that was asked for, sorted.
+    pub fn known(&self) -> Vec<&'static str> {
+        self.asked.borrow().iter().copied().collect()
+    }
+
     /// Notes every key that nobody asked for.
     pub fn finish(&self) {
         let asked = self.asked.borrow();

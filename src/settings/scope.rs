@@ -14,6 +14,7 @@ use crate::text::{did_you_mean, quoted_list};
 pub type Overrides = BTreeMap<String, String>;
 
 /// The params of a file, and which of them were used.
+#[derive(Default)]
 pub struct Scope {
     params: BTreeMap<String, Spanned<Value>>,
     declared: Vec<Name>,

@@ -1,0 +1,423 @@
+//! Guesses what the columns of a file are for: by their names first, then by their values.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use crate::backbone::Config;
+use crate::data::Sample;
+
+/// What a file is for.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Guess {
+    /// Conversations in one column.
+    Messages { messages: String },
+    /// A prompt and its answer.
+    Instruct { prompt: String, answer: String },
+    /// The same for a tokenizer without a chat template.
+    Plain { prompt: String, answer: String },
+    /// An instruction, what it works on, and its answer.
+    Alpaca {
+        instruction: String,
+        input: String,
+        answer: String,
+    },
+    /// A preferred and another answer.
+    Prefer {
+        prompt: Option<String>,
+        chosen: String,
+        rejected: String,
+    },
+    /// A label for each word.
+    Tag { tokens: String, tags: String },
+    /// A label, or several, for one text or two.
+    Classify {
+        text: Vec<String>,
+        label: String,
+        is_several: bool,
+    },
+    /// A number for one text or two.
+    Regress { text: Vec<String>, label: String },
+    /// A text from a text.
+    Translate { source: String, target: String },
+    /// Texts alone.
+    Language { text: String },
+}
+
+impl Guess {
+    /// The same for a backbone whose tokenizer has no chat template.
+    pub(super) fn without_chat_template(self) -> Self {
+        match self {
+            Guess::Instruct { prompt, answer } => Guess::Plain { prompt, answer },
+            other => other,
+        }
+    }
+}
+
+/// What is wrong, and the way out.
+type Refusal = (String, String);
+
+/// What a column holds.
+struct Column<'a> {
+    name: &'a str,
+    /// Values that are there.
+    values: Vec<&'a Value>,
+    /// Of all rows.
+    rows: usize,
+}
+
+impl Column<'_> {
+    fn texts(&self) -> impl Iterator<Item = &str> {
+        self.values.iter().filter_map(|value| value.as_str())
+    }
+
+    fn is_text(&self) -> bool {
+        !self.values.is_empty() && self.values.iter().all(|value| value.is_string())
+    }
+
+    fn has_lists(&self) -> bool {
+        !self.values.is_empty() && self.values.iter().all(|value| value.is_array())
+    }
+
+    /// Lists of texts or numbers.
+    fn has_words(&self) -> bool {
+        let is_word = |value: &Value| value.is_string() || value.is_number();
+        let items = |value: &&Value| {
+            value
+                .as_array()
+                .is_some_and(|list| list.iter().all(is_word))
+        };
+        self.has_lists() && self.values.iter().all(items)
+    }
+
+    /// Lists of objects with a role.
+    fn has_messages(&self) -> bool {
+        let has_role = |message: &Value| message["role"].is_string();
+        let are_messages = |value: &&Value| {
+            value
+                .as_array()
+                .is_some_and(|list| !list.is_empty() && list.iter().all(has_role))
+        };
+        self.has_lists() && self.values.iter().all(are_messages)
+    }
+
+    fn distinct(&self) -> usize {
+        self.texts().collect::<BTreeSet<_>>().len()
+    }
+
+    /// The mean number of words.
+    fn words(&self) -> f64 {
+        let words: usize = self
+            .texts()
+            .map(|text| text.split_whitespace().count())
+            .sum();
+        words as f64 / self.values.len().max(1) as f64
+    }
+
+    fn has_numbers(&self) -> bool {
+        self.is_text() && self.texts().all(|text| text.trim().parse::<f64>().is_ok())
+    }
+
+    fn has_fractions(&self) -> bool {
+        let is_fraction = |text: &str| {
+            text.trim()
+                .parse::<f64>()
+                .is_ok_and(|number| number.fract() != 0.0)
+        };
+        self.has_numbers() && self.texts().any(is_fraction)
+    }
+
+    fn is_named(&self, names: &[&str]) -> bool {
+        let own = self.name.to_lowercase();
+        names.iter().any(|name| *name == own)
+    }
+
+    /// Whether its values can be labels: few, short and repeated.
+    fn can_be_label(&self) -> bool {
+        let distinct = self.distinct();
+        self.is_text()
+            && distinct > 1
+            && distinct <= 200
+            && 2 * distinct <= self.rows
+            && self.words() <= 4.0
+    }
+}
+
+const PROMPTS: [&str; 8] = [
+    "prompt",
+    "question",
+    "instruction",
+    "query",
+    "problem",
+    "user",
+    "human",
+    "input",
+];
+const ANSWERS: [&str; 9] = [
+    "answer",
+    "response",
+    "output",
+    "completion",
+    "solution",
+    "assistant",
+    "gpt",
+    "reply",
+    "target",
+];
+const LABELS: [&str; 14] = [
+    "label",
+    "labels",
+    "class",
+    "category",
+    "sentiment",
+    "intent",
+    "target",
+    "topic",
+    "stars",
+    "rating",
+    "score",
+    "emotion",
+    "polarity",
+    "gold",
+];
+const PAIRS: [(&str, &str); 7] = [
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("text1", "text2"),
+    ("question", "sentence"),
+    ("question", "context"),
+    ("query", "passage"),
+];
+const TRANSLATIONS: [(&str, &str); 6] = [
+    ("source", "target"),
+    ("en", "de"),
+    ("en", "fr"),
+    ("article", "summary"),
+    ("document", "summary"),
+    ("meaning_representation", "human_reference"),
+];
+
+/// Guesses what a file is for. The backbone decides between tasks that differ in it.
+pub(super) fn guess(sample: &Sample, config: Option<&Config>) -> Result<Guess, Refusal> {
+    let values = |place: usize| {
+        let cells = sample.rows.iter().map(move |row| &row[place]);
+        let is_there = |cell: &&Value| !cell.is_null() && cell.as_str() != Some("");
+        cells.filter(is_there).collect()
+    };
+    let names = sample.columns.iter().enumerate();
+    let columns: Vec<Column> = names
+        .map(|(place, name)| Column {
+            name,
+            values: values(place),
+            rows: sample.rows.len(),
+        })
+        .collect();
+    let guess = of_columns(&columns, config).ok_or_else(|| {
+        let names: Vec<&str> = columns.iter().map(|column| column.name).collect();
+        let message = format!(
+            "its columns {} fit no task",
+            crate::text::quoted_list(names.iter().copied())
+        );
+        let help = "write the file by hand, as docs/language.md has it; or rename the columns, for example to `text` and `label`, `prompt` and `answer`, or `messages`";
+        (message, help.to_owned())
+    })?;
+    check(&guess, config)?;
+    Ok(guess)
+}
+
+fn of_columns(columns: &[Column], config: Option<&Config>) -> Option<Guess> {
+    let named = |names: &[&str]| columns.iter().find(|column| column.is_named(names));
+    let one = |name: &str| named(&[name]).filter(|column| column.is_text());
+    let own = |column: &Column| column.name.to_owned();
+    if let Some(messages) = columns.iter().find(|column| column.has_messages()) {
+        if !messages.is_named(&["chosen", "rejected"]) {
+            return Some(Guess::Messages {
+                messages: own(messages),
+            });
+        }
+    }
+    if let (Some(chosen), Some(rejected)) = (named(&["chosen"]), named(&["rejected"])) {
+        let prompt = named(&["prompt", "question", "instruction"]);
+        return Some(Guess::Prefer {
+            prompt: prompt.map(own),
+            chosen: own(chosen),
+            rejected: own(rejected),
+        });
+    }
+    let lists: Vec<&Column> = columns.iter().filter(|column| column.has_words()).collect();
+    if let [tokens, tags, ..] = lists.as_slice() {
+        let tags = lists
+            .iter()
+            .find(|c| c.is_named(&["tags", "ner_tags", "labels", "pos_tags"]))
+            .unwrap_or(tags);
+        return Some(Guess::Tag {
+            tokens: own(tokens),
+            tags: own(tags),
+        });
+    }
+    let texts = texts(columns);
+    if let ([labels], [text, ..]) = (lists.as_slice(), texts.as_slice()) {
+        return Some(Guess::Classify {
+            text: vec![own(text)],
+            label: own(labels),
+            is_several: true,
+        });
+    }
+    let is_two_stacks = config.is_some_and(|config| config.decoder_layers.is_some());
+    let translation = TRANSLATIONS
+        .iter()
+        .find_map(|(a, b)| Some((one(a)?, one(b)?)));
+    if let Some((source, target)) = translation.filter(|(_, target)| !target.can_be_label()) {
+        return Some(Guess::Translate {
+            source: own(source),
+            target: own(target),
+        });
+    }
+    if let Some(guess) = named_label(columns).and_then(|label| labelled(columns, &texts, label)) {
+        return Some(guess);
+    }
+    let is_filled = |column: &&Column| !column.values.is_empty();
+    if let (Some(instruction), Some(input), Some(answer)) = (
+        one("instruction"),
+        named(&["input"]).filter(is_filled),
+        named(&["output", "response"]),
+    ) {
+        return Some(Guess::Alpaca {
+            instruction: own(instruction),
+            input: own(input),
+            answer: own(answer),
+        });
+    }
+    if let (Some(prompt), Some(answer)) = (named(&PROMPTS), named(&ANSWERS)) {
+        return Some(match is_two_stacks {
+            true => Guess::Translate {
+                source: own(prompt),
+                target: own(answer),
+            },
+            false => Guess::Instruct {
+                prompt: own(prompt),
+                answer: own(answer),
+            },
+        });
+    }
+    if let Some(guess) = only_label(columns).and_then(|label| labelled(columns, &texts, label)) {
+        return Some(guess);
+    }
+    // Two texts without names that say it: the second is written from the first.
+    let in_order: Vec<&Column> = columns
+        .iter()
+        .filter(|c| texts.iter().any(|t| t.name == c.name))
+        .collect();
+    match in_order.as_slice() {
+        [source, target] if is_two_stacks => Some(Guess::Translate {
+            source: own(source),
+            target: own(target),
+        }),
+        [prompt, answer] => Some(Guess::Instruct {
+            prompt: own(prompt),
+            answer: own(answer),
+        }),
+        [text] => Some(Guess::Language { text: own(text) }),
+        _ => None,
+    }
+}
+
+/// The columns with whole texts, the longest first.
+fn texts<'a, 'c>(columns: &'a [Column<'c>]) -> Vec<&'a Column<'c>> {
+    let is_other = |column: &Column| {
+        column.is_named(&["id", "idx", "index", "url", "date", "split", "guid"])
+            || column.has_numbers()
+    };
+    let mut texts: Vec<&Column> = columns
+        .iter()
+        .filter(|column| column.is_text() && !is_other(column))
+        .collect();
+    texts.retain(|column| column.words() >= 1.5 || column.is_named(&["text", "sentence", "word"]));
+    texts.sort_by(|a, b| b.words().total_cmp(&a.words()));
+    texts
+}
+
+/// The task of a text, or two, and a label or a number.
+fn labelled(columns: &[Column], texts: &[&Column], label: &Column) -> Option<Guess> {
+    let text = pair(columns).or_else(|| {
+        let text = texts.iter().find(|column| column.name != label.name)?;
+        Some(vec![text.name.to_owned()])
+    })?;
+    let label_name = label.name.to_owned();
+    Some(match label.has_fractions() {
+        true => Guess::Regress {
+            text,
+            label: label_name,
+        },
+        false => Guess::Classify {
+            text,
+            label: label_name,
+            is_several: false,
+        },
+    })
+}
+
+/// The column whose name says that it has labels or numbers to predict.
+fn named_label<'a, 'c>(columns: &'a [Column<'c>]) -> Option<&'a Column<'c>> {
+    let fits = |column: &&Column| column.can_be_label() || column.has_fractions();
+    LABELS.iter().find_map(|name| {
+        let mut named = columns.iter().filter(|column| column.is_named(&[name]));
+        named.find(fits)
+    })
+}
+
+/// The only column with few, short and repeated values.
+fn only_label<'a, 'c>(columns: &'a [Column<'c>]) -> Option<&'a Column<'c>> {
+    let mut all = columns.iter().filter(|column| column.can_be_label());
+    match (all.next(), all.next()) {
+        (Some(only), None) => Some(only),
+        _ => None,
+    }
+}
+
+/// Two columns whose texts belong together.
+fn pair(columns: &[Column]) -> Option<Vec<String>> {
+    let one = |name: &str| {
+        columns
+            .iter()
+            .find(|column| column.is_named(&[name]) && column.is_text())
+    };
+    let found = PAIRS.iter().find_map(|(a, b)| Some((one(a)?, one(b)?)));
+    found.map(|(a, b)| vec![a.name.to_owned(), b.name.to_owned()])
+}
+
+/// Checks that a backbone can do the task.
+fn check(guess: &Guess, config: Option<&Config>) -> Result<(), Refusal> {
+    let Some(config) = config else { return Ok(()) };
+    let family = &config.family().name;
+    let (what, fits, example) = match guess {
+        Guess::Messages { .. }
+        | Guess::Instruct { .. }
+        | Guess::Plain { .. }
+        | Guess::Alpaca { .. }
+        | Guess::Prefer { .. } => (
+            "prompts and answers",
+            config.is_decoder(),
+            "hf:HuggingFaceTB/SmolLM2-135M-Instruct",
+        ),
+        Guess::Translate { .. } => (
+            "texts and their targets",
+            config.is_decoder() || config.decoder_layers.is_some(),
+            "hf:google/flan-t5-small",
+        ),
+        Guess::Tag { .. } => (
+            "words and their tags",
+            config.family().heads.tag.is_some(),
+            "hf:distilbert/distilbert-base-cased",
+        ),
+        _ => return Ok(()),
+    };
+    match fits {
+        true => Ok(()),
+        false => Err((
+            format!("its rows are {what}, which a backbone of the family {family} does not learn"),
+            format!("name another backbone, such as `--backbone {example}`"),
+        )),
+    }
+}

@@ -1,0 +1,76 @@
+//! Drafts a pipeline for a file of examples: finds its format, its columns, what they are for, and how long its texts are.
+//!
+//! In: a data file, and a backbone if there is one already. Out: the text of a `.delta` file that runs, whose comments say
+//! what was assumed. It knows no plans of other files, and trains nothing.
+
+mod file;
+mod guess;
+mod write;
+
+use std::path::Path;
+
+use crate::backbone::{locate_config, read_config, Config};
+use crate::data::{sample, TextEncoder};
+use crate::diagnostic::Problem;
+use crate::task::{Conversation, Encoder};
+
+/// Whether a backbone has a chat template, as far as we can tell: of a model of the hub, only `config.json` is here.
+fn converses(directory: &Path, config: &Config) -> bool {
+    let Ok(encoder) = TextEncoder::open(directory, 512, config) else {
+        return true;
+    };
+    let messages = vec![serde_json::json!({ "role": "user", "content": "a" })];
+    let conversation = Conversation {
+        messages,
+        tools: None,
+    };
+    match encoder.converse(&conversation, true) {
+        Err(problem) => problem.code != "delta::data::no_chat_template",
+        Ok(_) => true,
+    }
+}
+
+/// A drafted pipeline.
+#[derive(Debug)]
+pub struct Draft {
+    /// Its name, from the file's.
+    pub name: String,
+    /// Its text.
+    pub text: String,
+    /// What was found in the file, in one sentence.
+    pub found: String,
+}
+
+/// Drafts a pipeline for a file. The paths in it are relative to this directory; they are whole if the pipeline
+/// `is_elsewhere`.
+///
+/// # Errors
+/// The file cannot be read, no task fits its columns, or the backbone cannot do the task.
+pub fn draft(data: &Path, backbone: Option<&str>, is_elsewhere: bool) -> Result<Draft, Problem> {
+    let file = file::recognize(data)?;
+    let sample = sample(&file.plan)?;
+    let directory = match backbone {
+        None => None,
+        Some(name) => Some(locate_config(name, Path::new(""))?),
+    };
+    let config = match &directory {
+        None => None,
+        Some(directory) => Some(read_config(directory)?),
+    };
+    let mut guess = guess::guess(&sample, config.as_ref()).map_err(|(message, help)| {
+        let message = format!("`{}`: {message}", data.display());
+        Problem::new("delta::init::task", message).help(help)
+    })?;
+    if let (Some(directory), Some(config)) = (&directory, &config) {
+        if !converses(directory, config) {
+            guess = guess.without_chat_template();
+        }
+    }
+    Ok(write::write(
+        &file,
+        &sample,
+        &guess,
+        (backbone, config.as_ref()),
+        is_elsewhere,
+    ))
+}

@@ -1,0 +1,279 @@
+//! Writes the drafted pipeline, with a comment where something was assumed.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::file::DataFile;
+use super::guess::Guess;
+use super::Draft;
+use crate::backbone::{Config, FeedForwardKind};
+use crate::data::Sample;
+use crate::text::counted;
+
+/// Steps that a short training needs to learn anything.
+const LEAST_STEPS: usize = 300;
+
+/// Writes the pipeline for a file.
+pub(super) fn write(
+    file: &DataFile,
+    sample: &Sample,
+    guess: &Guess,
+    (backbone, config): (Option<&str>, Option<&Config>),
+    is_elsewhere: bool,
+) -> Draft {
+    let name = name(file);
+    let (kind, settings) = task(guess);
+    let proposed = proposed(guess);
+    let model = backbone.unwrap_or(proposed);
+    let is_decoder = match config {
+        Some(config) => config.is_decoder(),
+        None => matches!(kind, "instruct" | "prefer"),
+    };
+    let has_own_head = matches!(kind, "classify" | "regress" | "tag");
+    let (length, longest) = lengths(sample, guess);
+    let rows = sample.rows.len();
+    let batch = if has_own_head { 16 } else { 8 };
+    let epochs = (LEAST_STEPS * batch)
+        .div_ceil(rows.max(1))
+        .clamp(if has_own_head { 3 } else { 1 }, 20);
+    let rate = match (kind, is_decoder) {
+        ("prefer", _) => "5e-5",
+        (_, true) => "2e-4",
+        ("seq2seq", false) => "1e-3",
+        _ => "5e-4",
+    };
+    let mut text = format!(
+        "# Drafted by `deltarun init` from {}; read it once, and change what you know better.\n",
+        quoted(&file.plan.path.display().to_string())
+    );
+    let mut line = |line: &str| {
+        let _ = writeln!(text, "{line}");
+    };
+    line(&format!("pipeline {name}\n"));
+    if backbone.is_none() {
+        line("# Any directory of a Hugging Face model, a GGUF file, or a model of the hub.");
+    }
+    line(&format!(
+        "# The longest of the first {} has about {longest} tokens; longer texts are cut.",
+        counted(rows, "row")
+    ));
+    line(&format!(
+        "backbone {} {{ max_length = {length} }}\n",
+        quoted(model)
+    ));
+    line("data {");
+    let read = |path: &Path| {
+        let whole = path.canonicalize().ok().filter(|_| is_elsewhere);
+        let path = whole.as_deref().unwrap_or(path);
+        format!(
+            "{}({}{})",
+            file.reader.0,
+            quoted(&path.display().to_string()),
+            file.reader.1
+        )
+    };
+    line(&format!("    train = {}", read(&file.plan.path)));
+    match &file.dev {
+        Some(dev) => line(&format!("    dev = {}", read(dev))),
+        None if rows >= 20 => line("    dev = split(train, 10%)   # taken away from the training"),
+        None => line("    # Too few rows to take some away: the training is not evaluated."),
+    }
+    if let Some(test) = &file.test {
+        line(&format!("    test = {}", read(test)));
+    }
+    line("}\n");
+    line(&format!("task {kind} {{"));
+    settings
+        .iter()
+        .for_each(|setting| line(&format!("    {setting}")));
+    line("}\n");
+    line(&format!(
+        "reparam low_rank = lora {{ rank = 16, alpha = 32 }} on {}\n",
+        sites(config, is_decoder)
+    ));
+    line("stage tune {");
+    line(match has_own_head {
+        true => "    train = [low_rank, head]",
+        false => "    train = [low_rank]",
+    });
+    line(&format!("    epochs = {epochs}"));
+    line(&format!("    batch = {batch}"));
+    line(&format!("    optimizer = adamw {{ lr = {rate} }}"));
+    line("    schedule = linear { warmup = 6% }");
+    line("}");
+    let found = format!(
+        "{}{} with {}: the task `{kind}`",
+        counted(rows, "row"),
+        if Some(rows) == file.plan.most {
+            " or more"
+        } else {
+            ""
+        },
+        crate::text::quoted_list(sample.columns.iter().map(String::as_str)),
+    );
+    let text = crate::syntax::format(&text).unwrap_or(text);
+    Draft { name, text, found }
+}
+
+/// The file's name as the pipeline's: letters, digits and underscores.
+fn name(file: &DataFile) -> String {
+    let stem = file
+        .plan
+        .path
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy();
+    let stem = stem.split('.').next().unwrap_or_default().to_owned();
+    // `train` alone says nothing; its directory may.
+    let parent = file
+        .plan
+        .path
+        .parent()
+        .and_then(|parent| parent.file_name());
+    let whole = match (stem.as_str(), parent) {
+        ("train" | "dev" | "test" | "data", Some(parent)) => parent.to_string_lossy().into_owned(),
+        _ => stem,
+    };
+    let name: String = whole
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() {
+                c.to_ascii_lowercase()
+            } else {
+                '_'
+            }
+        })
+        .collect();
+    let name = name.trim_matches('_');
+    match name.chars().next() {
+        Some(first) if first.is_ascii_alphabetic() => name.to_owned(),
+        _ => format!("task_{name}"),
+    }
+}
+
+/// The task's kind and its settings.
+fn task(guess: &Guess) -> (&'static str, Vec<String>) {
+    let text = |names: &[String]| match names {
+        [one] => format!("text = {}", word(one)),
+        several => {
+            let names: Vec<String> = several.iter().map(|name| word(name)).collect();
+            format!("text = [{}]", names.join(", "))
+        }
+    };
+    match guess {
+        Guess::Messages { messages } => ("instruct", vec![format!("messages = {}", word(messages))]),
+        Guess::Instruct { prompt, answer } => {
+            ("instruct", vec![format!("prompt = {}", word(prompt)), format!("answer = {}", word(answer))])
+        }
+        Guess::Plain { prompt, answer } => (
+            "instruct",
+            vec![
+                format!("template = \"{{{prompt}}}\\n{{{answer}}}\"   # the tokenizer has no chat template"),
+                format!("answer = {}", word(answer)),
+            ],
+        ),
+        Guess::Alpaca { instruction, input, answer } => (
+            "instruct",
+            vec![
+                format!("template = \"### Instruction:\\n{{{instruction}}}\\n\\n### Input:\\n{{{input}}}\\n\\n### Response:\\n{{{answer}}}\""),
+                format!("answer = {}", word(answer)),
+            ],
+        ),
+        Guess::Prefer { prompt, chosen, rejected } => {
+            let prompt = prompt.iter().map(|prompt| format!("prompt = {}", word(prompt)));
+            let answers = [("chosen", chosen), ("rejected", rejected)];
+            let answers = answers.map(|(key, column)| format!("{key} = {}", word(column)));
+            ("prefer", prompt.chain(answers).chain(["loss = dpo".to_owned()]).collect())
+        }
+        Guess::Tag { tokens, tags } => {
+            ("tag", vec![format!("tokens = {}", word(tokens)), format!("tags = {}", word(tags))])
+        }
+        Guess::Classify { text: names, label, is_several } => {
+            let mut settings = vec![text(names), format!("label = {}", word(label))];
+            settings.push(match is_several {
+                true => "several = on".to_owned(),
+                false => "metric = f1   # the mean over all labels; with two, of the second".to_owned(),
+            });
+            ("classify", settings)
+        }
+        Guess::Regress { text: names, label } => ("regress", vec![text(names), format!("label = {}", word(label))]),
+        Guess::Translate { source, target } => (
+            "seq2seq",
+            vec![
+                format!("source = {}", word(source)),
+                format!("target = {}", word(target)),
+                "metric = rouge_l".to_owned(),
+                "generate = { max_tokens = 64 }".to_owned(),
+            ],
+        ),
+        Guess::Language { text } => ("causal_lm", vec![format!("text = {}", word(text))]),
+    }
+}
+
+/// A small backbone of the hub for a task.
+fn proposed(guess: &Guess) -> &'static str {
+    match guess {
+        Guess::Classify { .. } | Guess::Regress { .. } => "hf:distilbert/distilbert-base-uncased",
+        Guess::Tag { .. } => "hf:distilbert/distilbert-base-cased",
+        Guess::Translate { .. } => "hf:google/flan-t5-small",
+        Guess::Language { .. } => "hf:HuggingFaceTB/SmolLM2-135M",
+        _ => "hf:HuggingFaceTB/SmolLM2-135M-Instruct",
+    }
+}
+
+/// Where a LoRA pays most (Dettmers et al., arXiv 2305.14314, section 4: at all linear layers of a decoder).
+fn sites(config: Option<&Config>, is_decoder: bool) -> &'static str {
+    let is_gated = config.is_none_or(|config| config.feed_forward() == FeedForwardKind::Gated);
+    let has_two = config.is_some_and(|config| config.decoder_layers.is_some());
+    match (is_decoder, has_two) {
+        (true, _) if is_gated => "block.*.{attn.{q,k,v,o},ff.{gate,up,down}}",
+        (true, _) => "block.*.{attn.{q,k,v,o},ff.{up,down}}",
+        (false, true) => "**.attn.{q,v}",
+        (false, false) => "**.attn.{q,v}",
+    }
+}
+
+/// A `max_length`, and the tokens of the longest row: four bytes of a text are about one.
+fn lengths(sample: &Sample, guess: &Guess) -> (usize, usize) {
+    let is_read = |name: &String| match guess {
+        Guess::Classify { text, .. } | Guess::Regress { text, .. } => text.contains(name),
+        _ => true,
+    };
+    let places: Vec<usize> = (0..sample.columns.len())
+        .filter(|place| is_read(&sample.columns[*place]))
+        .collect();
+    let bytes = |value: &Value| match value {
+        Value::String(text) => text.len(),
+        Value::Null => 0,
+        other => other.to_string().len(),
+    };
+    let tokens = |row: &Vec<Value>| {
+        places
+            .iter()
+            .map(|place| bytes(&row[*place]))
+            .sum::<usize>()
+            / 4
+            + 8
+    };
+    let mut all: Vec<usize> = sample.rows.iter().map(tokens).collect();
+    all.sort_unstable();
+    let usual = all[(all.len() * 99 / 100).min(all.len() - 1)];
+    let length = usual.next_power_of_two().clamp(32, 512);
+    (length, all[all.len() - 1])
+}
+
+/// A name as the language writes it.
+fn word(name: &str) -> String {
+    let is_plain = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+        && name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    match is_plain {
+        true => name.to_owned(),
+        false => quoted(name),
+    }
+}
+
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}

@@ -1,0 +1,243 @@
+//! `deltarun init` on files of many kinds: the drafted pipeline has the task that the file is for, and passes `check`.
+
+use std::path::Path;
+
+use crate::common::place::Place;
+use serde_json::json;
+
+/// Rows of a made file: `count` lines by their numbers.
+fn lines(count: usize, line: impl Fn(usize) -> String) -> String {
+    (0..count).map(|number| line(number) + "\n").collect()
+}
+
+/// The file's name and content, the backbone, and what the draft says.
+fn cases() -> Vec<(&'static str, String, &'static str, Vec<&'static str>)> {
+    let mood = |n: usize| ["good", "bad", "fair"][n % 3];
+    let text = |n: usize| format!("the film number {n} was rather {}", mood(n));
+    vec![
+        (
+            "reviews.csv",
+            format!("id,text,label\n{}", lines(60, |n| format!("{n},\"{}, they say\",{}", text(n), mood(n)))),
+            "bert",
+            vec!["csv(\"reviews.csv\")", "task classify", "text = text", "label = label", "split(train, 10%)"],
+        ),
+        (
+            "german.csv",
+            format!("satz;klasse\n{}", lines(60, |n| format!("{};{}", text(n), n % 3))),
+            "bert",
+            vec!["separator = \";\"", "text = satz", "label = klasse"],
+        ),
+        (
+            "pairs.tsv",
+            format!("premise\thypothesis\tgold label\n{}", lines(60, |n| format!("{}\t{}\t{}", text(n), text(n + 1), mood(n)))),
+            "bert",
+            vec!["text = [premise, hypothesis]", "label = \"gold label\""],
+        ),
+        (
+            "similar.tsv",
+            format!("sentence1\tsentence2\tscore\n{}", lines(60, |n| format!("{}\t{}\t{}.5", text(n), text(n + 1), n % 5))),
+            "bert",
+            vec!["task regress", "label = score"],
+        ),
+        (
+            "topics.jsonl",
+            lines(60, |n| json!({ "body": text(n), "topics": [mood(n), mood(n + 1)] }).to_string()),
+            "bert",
+            vec!["text = body", "label = topics", "several = on"],
+        ),
+        (
+            "words.jsonl",
+            lines(60, |n| json!({ "tokens": ["the", "film", "X"], "ner_tags": ["O", "O", if n % 2 == 0 { "B-FILM" } else { "O" }] }).to_string()),
+            "bert",
+            vec!["task tag", "tokens = tokens", "tags = ner_tags"],
+        ),
+        (
+            "names.conll",
+            lines(60, |n| format!("the O\nfilm O\nX{n} B-FILM\n")),
+            "bert",
+            vec!["conll(\"names.conll\")", "task tag"],
+        ),
+        (
+            "chat.json",
+            json!((0..40).map(|n| json!({ "messages": [{ "role": "user", "content": text(n) }, { "role": "assistant", "content": mood(n) }] })).collect::<Vec<_>>()).to_string(),
+            "chat",
+            vec!["json(\"chat.json\")", "task instruct", "messages = messages", "ff.{gate,up,down}"],
+        ),
+        (
+            "questions.jsonl",
+            lines(40, |n| json!({ "question": text(n), "answer": format!("it was {} as ever", mood(n)) }).to_string()),
+            "chat",
+            vec!["prompt = question", "answer = answer", "train = [low_rank]"],
+        ),
+        (
+            "plain.jsonl",
+            lines(40, |n| json!({ "question": text(n), "answer": format!("it was {} as ever", mood(n)) }).to_string()),
+            "llama",
+            vec!["template = \"{question}\\n{answer}\"", "answer = answer"],
+        ),
+        (
+            "alpaca.jsonl",
+            lines(40, |n| json!({ "instruction": "judge the film", "input": text(n), "output": mood(n) }).to_string()),
+            "llama",
+            vec!["template = \"### Instruction:\\n{instruction}\\n\\n### Input:\\n{input}", "answer = output"],
+        ),
+        (
+            "taste.jsonl",
+            lines(40, |n| json!({ "prompt": text(n), "chosen": "yes, it was", "rejected": "no idea at all" }).to_string()),
+            "chat",
+            vec!["task prefer", "chosen = chosen", "loss = dpo"],
+        ),
+        (
+            "summaries.jsonl",
+            lines(40, |n| json!({ "article": text(n).repeat(3), "summary": format!("film {n} in short") }).to_string()),
+            "t5",
+            vec!["task seq2seq", "source = article", "target = summary", "metric = rouge_l"],
+        ),
+        (
+            "book.txt",
+            lines(40, text),
+            "llama",
+            vec!["text(\"book.txt\")", "task causal_lm"],
+        ),
+    ]
+}
+
+/// The embedded backbones.
+fn backbone(name: &str) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines");
+    let path = match name {
+        "bert" => root.join("quickstart/backbone"),
+        other => root.join("architectures").join(other),
+    };
+    path.display().to_string()
+}
+
+/// A folder with the embedded Llama, with a chat template.
+fn with_chat(place: &Place) {
+    let llama = backbone("llama");
+    std::fs::create_dir(place.path("chat_model")).unwrap();
+    for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+        let copy = place.path("chat_model").join(file);
+        std::fs::copy(Path::new(&llama).join(file), copy).unwrap();
+    }
+    let template = "{% for m in messages %}{{ m.role }} {{ m.content }} {{ eos_token }}{% endfor %}{% if add_generation_prompt %}assistant {% endif %}";
+    let config = json!({ "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template, "eos_token": "[SEP]" });
+    place.write(
+        "chat_model/tokenizer_config.json",
+        config.to_string().as_bytes(),
+    );
+}
+
+#[test]
+fn files_of_many_kinds_get_a_pipeline_that_passes_the_check() {
+    let place = Place::new();
+    with_chat(&place);
+    for (file, content, model, expected) in cases() {
+        place.write(file, content.as_bytes());
+        let model = match model {
+            "chat" => "chat_model".to_owned(),
+            other => backbone(other),
+        };
+        let said = place.succeed(&["init", file, "--backbone", &model]);
+        let name = format!("{}.delta", file.split('.').next().unwrap());
+        assert!(said.contains(&format!("wrote {name}")), "{said}");
+        let draft = std::fs::read_to_string(place.path(&name)).unwrap();
+        for part in expected {
+            assert!(draft.contains(part), "{file}: no {part} in\n{draft}");
+        }
+        place.succeed(&["check", &name]);
+        place.succeed(&["fmt", "--check", &name]);
+    }
+    // A draft runs: the labels are learned.
+    place.write("short.yaml", b"");
+    let text = std::fs::read_to_string(place.path("reviews.delta")).unwrap();
+    place.write(
+        "reviews.delta",
+        text.replace("epochs = 20", "epochs = 2").as_bytes(),
+    );
+    place.succeed(&["reviews.delta", "--quiet"]);
+    // Without a backbone, it names one of the hub.
+    place.succeed(&["init", "reviews.csv", "--out", "other.delta"]);
+    let other = std::fs::read_to_string(place.path("other.delta")).unwrap();
+    assert!(other.contains("\"hf:distilbert/"), "{other}");
+    // A pipeline elsewhere has whole paths.
+    std::fs::create_dir(place.path("below")).unwrap();
+    let model = backbone("bert");
+    place.succeed(&[
+        "init",
+        "reviews.csv",
+        "--backbone",
+        &model,
+        "--out",
+        "below/x.delta",
+    ]);
+    place.succeed(&["check", "below/x.delta"]);
+}
+
+#[test]
+fn what_cannot_be_drafted_is_said() {
+    let place = Place::new();
+    place.write(
+        "chat.jsonl",
+        lines(9, |_| {
+            json!({ "prompt": "a film", "answer": "it is good enough" }).to_string()
+        })
+        .as_bytes(),
+    );
+    place.write("numbers.csv", b"a,b\n1,2\n3,4\n");
+    place.write("data.xyz", b"a");
+    place.write("small.delta", b"");
+    let bert = backbone("bert");
+    for (arguments, wanted) in [
+        (&["init", "none.csv"][..], "`none.csv` cannot be read"),
+        (&["init", "data.xyz"], "does not say its format"),
+        (
+            &["init", "numbers.csv"],
+            "its columns `a` and `b` fit no task",
+        ),
+        (
+            &["init", "chat.jsonl", "--backbone", &bert],
+            "which a backbone of the family bert does not learn",
+        ),
+        (
+            &["init", "chat.jsonl", "--out", "small.delta"],
+            "is there already",
+        ),
+        (&["methods", "lorra"], "did you mean `lora`?"),
+        (&["tasks", "clasify"], "did you mean `classify`?"),
+    ] {
+        let error = place.fail(2, arguments);
+        assert!(error.contains(wanted), "{arguments:?}: {error}");
+    }
+}
+
+/// The lists come from what reads the language: every method, task and family has its line, and a default its value.
+#[test]
+fn what_the_language_knows_is_listed() {
+    let place = Place::new();
+    let methods = place.succeed(&["methods"]);
+    for (name, _) in deltarun::delta::Method::ALL {
+        assert!(methods.contains(&format!("{name} ")), "{methods}");
+        place.succeed(&["methods", name]);
+    }
+    let lora = place.succeed(&["methods", "lora"]);
+    assert!(
+        lora.contains("reparam NAME = lora { … } on SELECTOR"),
+        "{lora}"
+    );
+    assert!(
+        lora.lines().any(|line| line == "rank                8"),
+        "{lora}"
+    );
+    let tasks = place.succeed(&["tasks"]);
+    for name in deltarun::task::Task::NAMES {
+        assert!(tasks.contains(&format!("{name} ")), "{tasks}");
+        place.succeed(&["tasks", name]);
+    }
+    let families = place.succeed(&["families"]);
+    assert!(families.contains("gemma3_text"), "{families}");
+    assert_eq!(
+        families.lines().count(),
+        deltarun::backbone::family::families().len() + 1
+    );
+}
