@@ -167,6 +167,28 @@ fn values_that_change_the_model_are_refused_by_name() {
             json!({ "layer_types": ["full_attention"], "num_hidden_layers": 1 }),
         ),
         ("gemma2", json!({ "attn_logit_softcapping": -1.0 })),
+        ("gemma3_text", json!({ "attn_logit_softcapping": 50.0 })),
+        ("gemma3_text", json!({ "sliding_window": null })),
+        (
+            "gemma3_text",
+            json!({ "rope_parameters": { "rope_type": "default", "rope_theta": 500.0 } }),
+        ),
+        (
+            "modernbert",
+            json!({ "rope_parameters": { "rope_theta": 500.0 } }),
+        ),
+        (
+            "llama",
+            json!({ "rope_scaling": { "rope_type": 7, "factor": 2.0 } }),
+        ),
+        (
+            "phi3",
+            json!({ "rope_scaling": { "rope_type": "yarn", "factor": 2.0 } }),
+        ),
+        (
+            "phi3",
+            json!({ "rope_scaling": { "type": "su", "short_factor": [1.0], "long_factor": [1.0, 2.0] } }),
+        ),
         ("gemma", json!({ "use_bidirectional_attention": true })),
         ("distilbert", json!({ "dim": 18, "hidden_size": 20 })),
     ];
@@ -281,7 +303,12 @@ fn blocks_have_the_windows_and_angles_of_transformers() {
             "llullul",
         ),
         ("gemma3_text", json!({ "layer_types": list }), "uuuuull"),
-        ("gemma3_text", json!({ "sliding_window": null }), "uuuuuuu"),
+        ("modernbert", json!({}), "ullullu"),
+        (
+            "modernbert",
+            json!({ "global_attn_every_n_layers": 2 }),
+            "ulululu",
+        ),
     ];
     for (family, more, expected) in cases {
         assert_eq!(blocks(family, more.clone()), expected, "{family} {more}");

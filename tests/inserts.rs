@@ -2,7 +2,8 @@
 //! `tests/fixtures/make_inserts.py`.
 
 use crate::common::{classifier, config, difference, fixture, Expected};
-use deltarun::delta::{Method, PrefixText};
+use deltarun::backbone::Checkpoint;
+use deltarun::delta::{Method, PrefixText, Prompt, PromptInit};
 use deltarun::engine::Device;
 use deltarun::graph::Graph;
 use deltarun::peft::import;
@@ -66,6 +67,50 @@ fn logits_and_gradients_are_those_of_the_formulas() {
                 "{backbone}, {name}: {logits} {loss} {worst}"
             );
         }
+    }
+}
+
+/// A prompt begins as the embeddings that blocks read, which a Gemma multiplies by the root of their width
+/// (`GemmaTextScaledWordEmbedding`, whose forward PEFT calls); trained rows of the table begin as the table has them.
+#[test]
+fn prompts_begin_as_scaled_embeddings() {
+    for (backbone, scale) in [("llama_a", 1.0), ("gemma", 24.0f32.sqrt())] {
+        let directory = fixture(backbone);
+        let statement = "insert delta = prompt { tokens = 3 } before embeddings";
+        let mut plan = classifier(&directory, 3, statement, "delta");
+        let Change::Method { method, .. } = &mut plan.deltas[0].change else {
+            panic!("a method");
+        };
+        *method = Method::Prompt(Prompt {
+            tokens: 3,
+            init: PromptInit::Text {
+                text: String::new(),
+                tokens: vec![5, 9],
+            },
+        });
+        let graph = Graph::load(&plan, Device::Cpu).unwrap();
+        let (prompt, shape) = &graph.tensors()["delta.embeddings.prompt"];
+        let file = Checkpoint::open_directory(&directory).unwrap();
+        let (table, _) = file.read("model.embed_tokens.weight").unwrap();
+        let row = |token: usize| &table[token * shape[1]..][..shape[1]];
+        let rows = [row(5), row(9), row(5)].concat();
+        let expected: Vec<f32> = rows.iter().map(|value| scale * value).collect();
+        assert_eq!(difference(prompt, &expected, false), 0.0, "{backbone}");
+    }
+}
+
+/// LongRoPE has other angles beyond the positions of the pre-training: texts end there, read or written.
+#[test]
+fn texts_with_longrope_end_where_its_angles_change() {
+    let directory = fixture("phi3");
+    let plan = classifier(&directory, 3, "", "head");
+    assert_eq!(plan.backbone.max_length, 24);
+    let graph = Graph::load(&plan, Device::Cpu).unwrap();
+    assert_eq!(graph.most_rows(), Some(24));
+    let others = ["mistral", "gemma3"].map(|name| classifier(&fixture(name), 3, "", "head"));
+    for plan in others {
+        let graph = Graph::load(&plan, Device::Cpu).unwrap();
+        assert_eq!(graph.most_rows(), None);
     }
 }
 

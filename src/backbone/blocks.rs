@@ -111,7 +111,13 @@ impl Windows {
             return Ok(vec![None; blocks]);
         }
         let Some(size) = keys.optional_count(&self.size)? else {
-            return Ok(vec![None; blocks]);
+            return match self.rope_theta {
+                None => Ok(vec![None; blocks]),
+                Some(_) => Err(format!(
+                    "its `{}` is null, but its blocks with a window rotate by angles of their own",
+                    self.size.key
+                )),
+            };
         };
         let window = match self.is_two_sided {
             true => size / 2 + 1,
@@ -186,7 +192,7 @@ pub(super) fn read_blocks(
                 keys.0,
                 theta,
                 positions,
-                "sliding_attention",
+                Some("sliding_attention"),
             )?);
         }
         for (kind, window) in kinds.iter_mut().zip(sizes) {

@@ -133,7 +133,6 @@ impl Config {
         let family = find_family(&json)?;
         check_only(&json, family)?;
         let keys = Keys(&json);
-        let model_type = &family.model_types[0];
         let stated = &family.config;
         let hidden = keys.count(&stated.hidden)?;
         let activation = keys.text(&stated.activation)?;
@@ -176,17 +175,7 @@ impl Config {
             vocabulary: keys.count(&stated.vocabulary)?,
             positions,
             distances: distances(&keys, stated)?,
-            rotary: match &stated.rope_theta {
-                Some(key) => {
-                    let theta = keys.positive(key)?;
-                    let rotary = Rotary::parse(&json, theta, positions, "full_attention")?;
-                    if rotary.share != 1.0 && !family.partial_rotary {
-                        return Err(format!("its `partial_rotary_factor` is {}, but a {model_type} rotates all columns of a head", rotary.share));
-                    }
-                    Some(rotary)
-                }
-                None => None,
-            },
+            rotary: rotary(&keys, family, positions)?,
             attention_bias: keys.switch_or(&stated.attention_bias, false)?,
             feed_forward_bias: keys.switch_or(&stated.feed_forward_bias, false)?,
             types: match &stated.types {
@@ -384,21 +373,30 @@ impl Config {
         }
     }
 
-    /// The longest sequence that there are positions for, in tokens.
+    /// The longest sequence that the backbone was made for, in tokens.
     pub fn longest(&self) -> usize {
-        self.positions.saturating_sub(self.first_position())
+        let stated = self.positions.saturating_sub(self.first_position());
+        match self.long_rope() {
+            Some(original) => stated.min(original),
+            None => stated,
+        }
+    }
+
+    /// The positions within which LongRoPE has the angles that we compute.
+    fn long_rope(&self) -> Option<usize> {
+        match self.rotary.as_ref()?.scaling {
+            RopeScaling::Long { original, .. } => Some(original as usize),
+            _ => None,
+        }
     }
 
     /// The longest sequence that can be computed, in tokens. Rotary embeddings have an angle for every position, those
     /// beyond the texts of the pre-training included; LongRoPE has other angles there, which we do not compute.
     pub fn limit(&self) -> usize {
-        match &self.rotary {
-            Some(Rotary {
-                scaling: RopeScaling::Long { original, .. },
-                ..
-            }) => *original as usize,
-            Some(_) => LARGEST,
-            None => self.longest(),
+        match (&self.rotary, self.long_rope()) {
+            (_, Some(original)) => original,
+            (Some(_), None) => LARGEST,
+            (None, None) => self.longest(),
         }
     }
 }
@@ -422,6 +420,32 @@ fn pad_token(keys: &Keys, family: &Family) -> Result<Option<u32>, String> {
         )),
         _ => Ok(token),
     }
+}
+
+/// The rotary embeddings, if the family has them.
+fn rotary(keys: &Keys, family: &Family, positions: usize) -> Result<Option<Rotary>, String> {
+    let Some(key) = &family.config.rope_theta else {
+        return Ok(None);
+    };
+    let windows = family.windows.as_ref();
+    let has_two = windows.is_some_and(|windows| windows.rope_theta.is_some());
+    let layers = has_two.then_some("full_attention");
+    let rotary = Rotary::parse(keys.0, keys.positive(key)?, positions, layers)?;
+    let (kind, kinds) = (rotary.scaling.name(), &family.rope_types);
+    if !kinds.is_empty() && kinds.iter().all(|own| own != kind) {
+        return Err(format!(
+            "its rotary scaling (`rope_scaling` or `rope_parameters`) is `{kind}`, but a {} has {}",
+            family.model_types[0],
+            quoted_list(kinds.iter().map(String::as_str))
+        ));
+    }
+    if rotary.share != 1.0 && !family.partial_rotary {
+        return Err(format!(
+            "its `partial_rotary_factor` is {}, but a {} rotates all columns of a head",
+            rotary.share, family.model_types[0]
+        ));
+    }
+    Ok(Some(rotary))
 }
 
 fn distances(keys: &Keys, stated: &ConfigKeys) -> Result<Option<Distances>, String> {
@@ -481,7 +505,7 @@ fn is_zero(value: &f32) -> bool {
 }
 
 /// The largest dimension that we accept: far above any real one, but a product of two fits into a `usize`.
-pub(super) const LARGEST: usize = 1 << 24;
+pub const LARGEST: usize = 1 << 24;
 
 /// The names of a head's outputs, from `id2label`. If `num_labels` is another number, transformers ignores the names,
 /// and so do we. We also ignore the names `LABEL_0` and so on, which transformers makes up.

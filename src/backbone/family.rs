@@ -39,6 +39,9 @@ pub struct Family {
     pub windows: Option<Windows>,
     /// Which blocks do not rotate queries and keys, in families that have such blocks.
     pub unrotated: Option<Unrotated>,
+    /// The kinds of rotary scaling that it has; empty for all.
+    #[serde(default)]
+    pub rope_types: Vec<String>,
     /// Whether rotary embeddings may rotate a part of each head's columns.
     #[serde(default)]
     pub partial_rotary: bool,
@@ -65,6 +68,9 @@ pub struct Family {
     pub positions_follow_padding: bool,
     /// The module tree, in the order of the forward pass. `N` in a name stands for the number of the block.
     pub modules: IndexMap<String, ModuleEntry>,
+    /// Whether transformers' model takes the keys and values of a prefix, as PEFT hands it them.
+    #[serde(default = "yes")]
+    pub takes_prefixes: bool,
     /// The end of the names of those modules whose input PEFT's (IA)³ scales, unless an adapter lists them itself.
     pub peft_feedforward: String,
     /// The heads that can read the last hidden state.

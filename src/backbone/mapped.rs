@@ -151,9 +151,14 @@ impl Mapped {
     /// Decodes elements of this part, which the file has in blocks.
     fn decode(&self, kind: Blocks, range: Range<usize>, values: &mut [f32]) {
         let (first, bytes) = (self.own().start, self.all_bytes());
-        let Some(heads) = self.stored.rearranged.permuted else {
+        let rearranged = self.stored.rearranged;
+        assert!(
+            !(rearranged.plus_one && rearranged.permuted.is_some()),
+            "llama.cpp permutes weights, and adds 1 to norms alone"
+        );
+        let Some(heads) = rearranged.permuted else {
             kind.read(bytes, first + range.start, values);
-            if self.stored.rearranged.plus_one {
+            if rearranged.plus_one {
                 values.iter_mut().for_each(|value| *value -= 1.0);
             }
             return;

@@ -22,7 +22,7 @@ pub use architecture::{
     Architecture, Distances, FeedForwardKind, NormKind, NormPlace, Positions, Stack,
 };
 pub use blocks::{BlockKind, Rotation};
-pub use config::Config;
+pub use config::{Config, LARGEST};
 pub use gguf::{
     architecture_of_family, exists, is_gguf, own_storage, read_text, text_in_gguf, write_adapter,
     write_model, LowRank, MatrixType,

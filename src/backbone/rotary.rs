@@ -76,17 +76,35 @@ pub enum RopeScaling {
     },
 }
 
+impl RopeScaling {
+    /// transformers' `rope_type`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            RopeScaling::Default => "default",
+            RopeScaling::Linear { .. } => "linear",
+            RopeScaling::Llama3 { .. } => "llama3",
+            RopeScaling::Yarn { .. } => "yarn",
+            RopeScaling::Long { .. } => "longrope",
+        }
+    }
+}
+
 impl Rotary {
     /// Reads `rope_parameters`, as transformers 5 writes it, or `rope_theta` and `rope_scaling`, as 4 did. A backbone
-    /// whose blocks have two kinds of frequencies states them under the names of `layer_types`, of which `layers` is
-    /// one; `rope_scaling` is then for `full_attention`.
+    /// whose blocks have two kinds of frequencies states them under the names of `layer_types`, of which `layers` is then
+    /// one; `rope_scaling` is for `full_attention`.
     ///
     /// # Errors
     /// One sentence: the kind of scaling is not supported, a key is unknown, or a number is missing or wrong.
-    pub fn parse(json: &Value, theta: f64, positions: usize, layers: &str) -> Result<Self, String> {
+    pub fn parse(
+        json: &Value,
+        theta: f64,
+        positions: usize,
+        layers: Option<&str>,
+    ) -> Result<Self, String> {
         let is_stated = |value: &&Value| !value.is_null() && **value != Value::Object(Map::new());
         let stated = |name: &'static str| Some((name, json.get(name).filter(is_stated)?));
-        let scaling = stated("rope_scaling").filter(|_| layers == "full_attention");
+        let scaling = stated("rope_scaling").filter(|_| layers != Some("sliding_attention"));
         // As in transformers, the older name takes precedence if both are present.
         let Some((name, value)) = scaling.or_else(|| stated("rope_parameters")) else {
             let scaling = RopeScaling::Default;
@@ -97,10 +115,17 @@ impl Rotary {
                 share: share.unwrap_or(1.0),
             });
         };
-        let value = match (value.get(layers), value.get("full_attention")) {
-            (Some(of_layers), _) => of_layers,
-            (None, Some(_)) => &Value::Object(Map::new()),
-            (None, None) => value,
+        let none = Value::Object(Map::new());
+        let value = match layers.filter(|_| name == "rope_parameters") {
+            None => value,
+            Some(layers) => {
+                let kinds = ["full_attention", "sliding_attention"];
+                let keys = value.as_object().into_iter().flat_map(|map| map.keys());
+                if let Some(key) = keys.into_iter().find(|key| !kinds.contains(&key.as_str())) {
+                    return Err(format!("its `{name}` has `{key}` beside `full_attention` and `sliding_attention`, which its two kinds of blocks read"));
+                }
+                value.get(layers).filter(is_stated).unwrap_or(&none)
+            }
         };
         let Some(map) = value.as_object() else {
             return Err(format!("its `{name}` must be an object"));
@@ -229,8 +254,13 @@ struct RopeKeys<'a> {
 
 impl RopeKeys<'_> {
     fn scaling(&self, positions: f64) -> Result<RopeScaling, String> {
-        let kind = self.map.get("rope_type").or(self.map.get("type"));
-        let kind = kind.and_then(Value::as_str).unwrap_or("default");
+        let is_there = |value: &&Value| !value.is_null();
+        let stated = |key: &str| self.map.get(key).filter(is_there);
+        let kind = match stated("rope_type").or(stated("type")) {
+            None => "default",
+            Some(Value::String(kind)) => kind,
+            Some(other) => return Err(self.wrong("rope_type", "a text", other)),
+        };
         // The name of the first files.
         let kind = if kind == "su" { "longrope" } else { kind };
         let own: &[&str] = match kind {
@@ -329,7 +359,12 @@ impl RopeKeys<'_> {
             numbers.filter(are_positive).ok_or_else(missing)
         };
         let factors = list("short_factor")?;
-        list("long_factor")?;
+        if list("long_factor")?.len() != factors.len() {
+            return Err(format!(
+                "`short_factor` and `long_factor` of its `{}` have different lengths",
+                self.name
+            ));
+        }
         let original = self.original(positions)?;
         let factor = self.positive("factor")?.unwrap_or(positions / original);
         Ok(RopeScaling::Long {

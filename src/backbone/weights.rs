@@ -146,7 +146,6 @@ impl Checkpoint {
                 range: tensor.range,
                 encoding: Encoding::Blocks(tensor.kind),
                 shape: tensor.shape,
-                // llama.cpp permutes the biases of queries and keys as it does their rows.
                 rearranged,
             };
             tensors.insert(name, place);

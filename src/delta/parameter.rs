@@ -49,9 +49,11 @@ pub enum Init {
     Uniform(f32),
     /// The Euclidean norms of the rows of the module's own weight.
     RowNorms,
-    /// Rows of the word embeddings, drawn uniformly.
+    /// Word embeddings as blocks read them, drawn uniformly.
     Vocabulary,
-    /// These rows of the word embeddings, repeated from the first if there are too few.
+    /// Word embeddings of these tokens as blocks read them, repeated from the first if there are too few.
+    Words(Vec<usize>),
+    /// These rows of the table of word embeddings.
     Rows(Vec<usize>),
     /// `√(S / scale) Vᵀ (rank, in)` of the module's own weight `U S Vᵀ`, for the largest singular values.
     PrincipalRows {

@@ -21,7 +21,7 @@ pub struct Prompt {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PromptInit {
-    /// Rows of the word embeddings, drawn from the seed.
+    /// Word embeddings, drawn from the seed.
     Vocabulary,
     /// A standard normal distribution.
     Random,
@@ -69,7 +69,7 @@ impl DeltaMethod for Prompt {
         let init = match &self.init {
             PromptInit::Vocabulary => Init::Vocabulary,
             PromptInit::Random => Init::Normal(1.0),
-            PromptInit::Text { tokens, .. } => Init::Rows(tokens.clone()),
+            PromptInit::Text { tokens, .. } => Init::Words(tokens.clone()),
         };
         vec![NewParameter::new(
             "prompt",

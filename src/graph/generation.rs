@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use super::forward::{Mode, Pass};
 use super::optimizations::read_rows::read_layout;
 use super::{Batch, DecoderRows, Graph, Targets};
-use crate::backbone::Positions;
+use crate::backbone::LARGEST;
 use crate::engine::{KeyValues, Layout, Matrix, Outcome};
 
 /// Sequences that are being extended.
@@ -41,10 +41,8 @@ impl Graph {
     /// How many rows a sequence may have; `None` if there are positions for any number.
     pub fn most_rows(&self) -> Option<usize> {
         let own = self.active.prefix_tokens + self.active.prompt_rows;
-        match self.architecture.positions {
-            Positions::Learned { .. } => Some(self.config.longest().saturating_sub(own)),
-            _ => None,
-        }
+        let limit = self.config.limit();
+        (limit < LARGEST).then(|| limit.saturating_sub(own))
     }
 
     /// Reads the sequences of a batch; of a backbone with a decoder, its texts and the first tokens of the decoder.

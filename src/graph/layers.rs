@@ -80,7 +80,7 @@ pub(super) struct Embeddings {
     pub word: Table,
     pub types: Option<Table>,
     pub positions: Option<Table>,
-    /// Present in post-norm families.
+    /// Of families that normalize embeddings.
     pub norm: Option<Norm>,
     pub dropout: DropoutPlace,
     /// Dropout of the decoder's embeddings.

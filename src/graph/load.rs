@@ -300,12 +300,22 @@ impl Graph {
             let chosen = chosen.iter().cycle().take(parameter.shape[0]);
             chosen.flat_map(|row| rows[*row]).copied().collect()
         };
+        let scaled = |mut rows: Vec<f32>| {
+            let scale = self.architecture.embedding_scale;
+            rows.iter_mut().for_each(|value| *value *= scale);
+            rows
+        };
         let values = match (&parameter.init, own) {
             (_, Some(values)) => values,
             (Init::Rows(chosen), _) => rows(chosen),
+            (Init::Words(chosen), _) => scaled(rows(chosen)),
             (Init::Vocabulary, _) => {
                 let entries = self.config.vocabulary;
-                rows(&initializer.choices(id.path(), parameter.shape[0], entries))
+                scaled(rows(&initializer.choices(
+                    id.path(),
+                    parameter.shape[0],
+                    entries,
+                )))
             }
             (init, _) => initializer.values(id.path(), parameter.count(), init),
         };

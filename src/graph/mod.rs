@@ -48,8 +48,7 @@ pub struct Graph {
     family: &'static Family,
     /// The computations of the backbone.
     architecture: Architecture,
-    /// For rotary embeddings: the frequency of each pair of columns, in radians per position, and the factor of
-    /// cosines and sines.
+    /// Of rotary embeddings, if the family has them.
     frequencies: Option<Frequencies>,
     tree: Tree,
     /// The precision of products with the backbone's own weights.

@@ -126,6 +126,12 @@ fn check_stacks(
 /// Checks that prefixes are exactly where PEFT has them: at all attentions of the last stack.
 fn check_prefixes(plan: &Plan, methods: &[(&Method, &Vec<String>)]) -> Result<(), String> {
     let config = &plan.backbone.config;
+    if !config.family().takes_prefixes {
+        return Err(format!(
+            "transformers' {} takes no prefixes",
+            config.family().architecture
+        ));
+    }
     if !prompts::has_own_prefixes(config) {
         return Err(
             "PEFT shares each prefix between two blocks of a decoder with an even number of blocks"

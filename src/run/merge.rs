@@ -230,10 +230,27 @@ fn tied_copies(plan: &Plan) -> Vec<String> {
     }
 }
 
-/// A module's weight and bias with its deltas folded in; `None` if it has no deltas.
+/// A module's weight and bias with its deltas folded in, and its part of the deltas at the fused weight that it belongs to;
+/// `None` if there are none.
 fn folded(graph: &Graph, module: &Module) -> Result<Option<Folded>, Problem> {
-    let deltas = graph.deltas_at(&module.path);
-    if deltas.is_empty() {
+    let mut modules = graph.tree().modules().iter();
+    let is_whole = |other: &&Module| {
+        other.site == Site::Fused && other.checkpoint_name == module.checkpoint_name
+    };
+    let whole = modules.find(is_whole).filter(|_| module.is_part());
+    let own = graph
+        .deltas_at(&module.path)
+        .iter()
+        .map(|own| (own, module));
+    let fused = whole.map(|whole| {
+        graph
+            .deltas_at(&whole.path)
+            .iter()
+            .map(move |own| (own, whole))
+    });
+    let deltas: Vec<(&Placed, &Module)> = own.chain(fused.into_iter().flatten()).collect();
+    // Its parts take what is at a fused weight.
+    if deltas.is_empty() || module.site == Site::Fused {
         return Ok(None);
     }
     let base = graph.effective(&format!("{}.weight", module.path));
@@ -245,16 +262,19 @@ fn folded(graph: &Graph, module: &Module) -> Result<Option<Folded>, Problem> {
         base,
         base_bias: bias,
     };
-    for Placed {
-        delta,
-        method,
-        is_gated,
-    } in deltas
-    {
+    for (placed, at) in deltas {
+        let Placed {
+            delta,
+            method,
+            is_gated,
+        } = placed;
         let tensor = |name: &str| {
-            graph
-                .delta_tensor(delta, &module.path, name)
-                .unwrap_or_default()
+            let all = graph.delta_tensor(delta, &at.path, name);
+            let all = all.unwrap_or_default();
+            match at.site == Site::Fused && method.second_factor() == Some(name) {
+                true => rows_of_part(module, at, &all),
+                false => all,
+            }
         };
         let reason = match module.site {
             _ if *is_gated => Some("its gate depends on the text"),
@@ -273,7 +293,7 @@ fn folded(graph: &Graph, module: &Module) -> Result<Option<Folded>, Problem> {
             Site::Attention | Site::CrossAttention | Site::Embeddings => {
                 Some("it adds virtual tokens, which no weight can represent")
             }
-            _ => Some("it spans several weights"),
+            _ => Some("nothing is there to fold it into"),
         };
         if let Some(reason) = reason {
             let message = format!(
@@ -286,6 +306,14 @@ fn folded(graph: &Graph, module: &Module) -> Result<Option<Folded>, Problem> {
         }
     }
     Ok(Some(layer))
+}
+
+/// The rows of a LoRA's B at a fused weight that belong to a part of it.
+fn rows_of_part(part: &Module, whole: &Module, b: &[f32]) -> Vec<f32> {
+    let rank = b.len() / whole.output.max(1);
+    let first = part.parameters.iter().find_map(|own| own.source.part);
+    let first = first.map_or(0, |part| part.first) * rank;
+    b[first..first + part.output * rank].to_vec()
 }
 
 /// A tensor as the checkpoint stores it: with the parts of a fused weight joined, and transposed if necessary.

@@ -95,7 +95,6 @@ fn config(file: &Gguf) -> Result<Value, Problem> {
         file.metadata
             .get(&format!("tokenizer.ggml.{name}_token_id"))
     };
-    let is_gemma = architecture.name.starts_with("gemma");
     let mut config = json!({
         "architectures": [architecture.class],
         "model_type": architecture.model_type,
@@ -111,7 +110,7 @@ fn config(file: &Gguf) -> Result<Value, Problem> {
             _ => 10_000.0,
         }),
         "vocab_size": vocabulary,
-        "hidden_act": if is_gemma { "gelu_pytorch_tanh" } else { "silu" },
+        "hidden_act": architecture.activation,
         "head_dim": head_width,
         "tie_word_embeddings": !has("output.weight"),
         "bos_token_id": special("bos"),
@@ -218,10 +217,23 @@ impl Own<'_> {
             (true, Some((width, heads))) => json!(width / heads.max(1)),
             _ => config["head_dim"].clone(),
         };
-        config["sliding_window"] = json!(self.number("attention.sliding_window")?);
-        config["attn_logit_softcapping"] = json!(self.float("attn_logit_softcapping")?);
-        config["final_logit_softcapping"] = json!(self.float("final_logit_softcapping")?);
-        if self.architecture.name == "gemma3" {
+        // What a file does not state is as llama.cpp has it.
+        let window = self.optional("attention.sliding_window")?;
+        if self.architecture.name == "gemma2" {
+            config["sliding_window"] = json!(window.unwrap_or(4096));
+            let cap = |key, usual| Ok(json!(self.float(key)?.unwrap_or(usual)));
+            config["attn_logit_softcapping"] = cap("attn_logit_softcapping", 50.0)?;
+            config["final_logit_softcapping"] = cap("final_logit_softcapping", 30.0)?;
+        } else {
+            match window.filter(|window| *window > 0) {
+                Some(window) => config["sliding_window"] = json!(window),
+                // Without a window, all blocks are alike.
+                None => {
+                    let blocks = self.number("block_count")?;
+                    config["layer_types"] = json!(vec!["full_attention"; blocks]);
+                }
+            }
+            config["final_logit_softcapping"] = json!(self.float("final_logit_softcapping")?);
             let every = self.optional("attention.sliding_window_pattern")?;
             config["sliding_window_pattern"] = json!(every.unwrap_or(6));
             let theta = self.float("rope.freq_base_swa")?.unwrap_or(10_000.0);
@@ -231,23 +243,35 @@ impl Own<'_> {
     }
 
     /// The divisors of the rotary frequencies, of Llama 3.1 and later: the same for texts of any length.
-    fn rope_factors(&self) -> Option<Value> {
-        let tensor = self.file.tensors.get(ROPE_FACTORS)?;
+    fn rope_factors(&self) -> Result<Option<Value>, Problem> {
+        let Some(tensor) = self.file.tensors.get(ROPE_FACTORS) else {
+            return Ok(None);
+        };
         let factors = self.file.values(tensor);
-        Some(json!({
+        let heads = self.number("attention.head_count")?;
+        let width = match self.optional("attention.key_length")? {
+            Some(width) => width,
+            None => self.number("embedding_length")? / heads.max(1),
+        };
+        let is_usable = |factor: &f32| factor.is_finite() && *factor > 0.0;
+        if factors.len() != width / 2 || !factors.iter().all(is_usable) {
+            let message = format!(
+                "its tensor `{ROPE_FACTORS}` must have {} numbers above 0, one for each pair of columns of a head",
+                width / 2
+            );
+            return Err(self.refused(message));
+        }
+        Ok(Some(json!({
             "rope_type": "longrope",
             "short_factor": factors,
             "long_factor": factors,
             "attention_factor": 1.0,
             "original_max_position_embeddings": LARGEST,
-        }))
+        })))
     }
 
     /// `rope_scaling`.
     fn scaling(&self) -> Result<Option<Value>, Problem> {
-        if let Some(factors) = self.rope_factors() {
-            return Ok(Some(factors));
-        }
         let key = self.key("rope.scaling.type");
         let kind = match self.metadata().get(&key) {
             Some(Value::String(kind)) => Some(kind.as_str()),
@@ -257,6 +281,14 @@ impl Own<'_> {
         let factor = self.float("rope.scaling.factor")?;
         let factor = factor.filter(|factor| *factor != 0.0 && *factor != 1.0);
         // llama.cpp takes a factor without a type as linear.
+        if let Some(factors) = self.rope_factors()? {
+            return match (kind, factor) {
+                (None | Some("none" | "linear"), None) => Ok(Some(factors)),
+                _ => Err(self.refused(format!(
+                    "it scales its rotary frequencies twice: by a tensor `{ROPE_FACTORS}` and by `{key}`"
+                ))),
+            };
+        }
         match (kind.or(factor.map(|_| "linear")), factor) {
             (None | Some("none" | "linear"), None) | (Some("none"), _) => Ok(None),
             (Some("linear"), Some(factor)) => {
@@ -317,8 +349,8 @@ impl Own<'_> {
             let Some(name) = key.strip_prefix(&prefix) else {
                 continue;
             };
-            let is_gemma = matches!(self.architecture.name, "gemma2" | "gemma3");
-            if is_gemma && GEMMA.contains(&name) {
+            let has_windows = matches!(self.architecture.name, "gemma2" | "gemma3");
+            if has_windows && GEMMA.contains(&name) {
                 continue;
             }
             if !KNOWN.contains(&name) && !NEUTRAL.contains(&(name, value.as_f64())) {

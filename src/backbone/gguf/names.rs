@@ -20,6 +20,8 @@ pub(super) struct Architecture {
     /// The families of deltarun whose models llama.cpp takes for it.
     families: &'static [&'static str],
     modules: &'static [(&'static str, &'static str)],
+    /// transformers' name of the activation of its feed-forwards.
+    pub activation: &'static str,
     /// Whether llama.cpp permutes the rows of queries and keys.
     permutes: bool,
     /// Whether llama.cpp adds 1 to the weights of norms.
@@ -33,6 +35,7 @@ const ARCHITECTURES: [Architecture; 6] = [
         class: "LlamaForCausalLM",
         families: &["llama", "mistral"],
         modules: &LLAMA,
+        activation: "silu",
         permutes: true,
         adds_one: false,
     },
@@ -42,6 +45,7 @@ const ARCHITECTURES: [Architecture; 6] = [
         class: "Qwen2ForCausalLM",
         families: &["qwen2"],
         modules: &LLAMA,
+        activation: "silu",
         permutes: false,
         adds_one: false,
     },
@@ -51,6 +55,7 @@ const ARCHITECTURES: [Architecture; 6] = [
         class: "Qwen3ForCausalLM",
         families: &["qwen3"],
         modules: &LLAMA,
+        activation: "silu",
         permutes: false,
         adds_one: false,
     },
@@ -60,6 +65,7 @@ const ARCHITECTURES: [Architecture; 6] = [
         class: "GemmaForCausalLM",
         families: &["gemma"],
         modules: &LLAMA,
+        activation: "gelu_pytorch_tanh",
         permutes: false,
         adds_one: true,
     },
@@ -69,6 +75,7 @@ const ARCHITECTURES: [Architecture; 6] = [
         class: "Gemma2ForCausalLM",
         families: &["gemma2"],
         modules: &GEMMA_2,
+        activation: "gelu_pytorch_tanh",
         permutes: false,
         adds_one: true,
     },
@@ -78,6 +85,7 @@ const ARCHITECTURES: [Architecture; 6] = [
         class: "Gemma3ForCausalLM",
         families: &["gemma3"],
         modules: &GEMMA_2,
+        activation: "gelu_pytorch_tanh",
         permutes: false,
         adds_one: true,
     },
@@ -187,7 +195,7 @@ impl Names {
         Some((format!("blk.{block}.{own}.{kind}"), self.rearranged(own)))
     }
 
-    /// What llama.cpp does to the tensors of a module.
+    /// What llama.cpp does to the tensors of a module: to its bias as to its rows.
     fn rearranged(&self, module: &str) -> Rearranged {
         let module = module.trim_end_matches(".weight");
         let (queries, keys) = self.heads;
