@@ -25,6 +25,7 @@ pub mod diagnostic;
 pub mod disk;
 pub mod generate;
 pub mod graph;
+pub mod hub;
 pub mod init;
 pub mod memory;
 pub mod pattern;

@@ -241,3 +241,47 @@ fn what_the_language_knows_is_listed() {
         deltarun::backbone::family::families().len() + 1
     );
 }
+
+/// Two runs that differ in a rate: both are listed, and the comparison names the rate and both results.
+#[test]
+fn runs_are_listed_and_compared() {
+    let place = Place::new();
+    place.succeed(&["small.delta", "--quiet", "--out", "runs/one"]);
+    let text = std::fs::read_to_string(place.path("small.delta")).unwrap();
+    place.write(
+        "other.delta",
+        text.replace("lr = 1e-3", "lr = 2e-3").as_bytes(),
+    );
+    place.succeed(&["other.delta", "--quiet", "--out", "runs/two"]);
+    std::fs::create_dir(place.path("runs/none")).unwrap();
+    let listed = place.succeed(&["runs"]);
+    assert_eq!(listed.lines().count(), 3, "{listed}");
+    for name in ["runs/one", "runs/two"] {
+        let line = listed.lines().find(|line| line.starts_with(name)).unwrap();
+        assert!(
+            line.contains("accuracy 0.") && line.contains("(dev)"),
+            "{line}"
+        );
+    }
+    let compared = place.succeed(&["compare", "runs/one", "runs/two"]);
+    let rate = compared.lines().find(|line| line.contains("lr")).unwrap();
+    assert!(
+        rate.contains("0.001") && rate.contains("0.002"),
+        "{compared}"
+    );
+    assert!(
+        compared.starts_with("1 difference in the plans"),
+        "{compared}"
+    );
+    assert!(
+        compared.lines().any(|line| line.starts_with("dev loss")),
+        "{compared}"
+    );
+    let same = place.succeed(&["compare", "runs/one", "runs/one"]);
+    assert!(same.starts_with("the plans are the same"), "{same}");
+    let error = place.fail(2, &["runs", "elsewhere"]);
+    assert!(
+        error.contains("there is no directory `elsewhere`"),
+        "{error}"
+    );
+}

@@ -26,6 +26,7 @@ mod generation;
 mod gguf;
 mod habits;
 mod house;
+mod hub;
 mod init;
 mod inserts;
 mod instruct;

@@ -2,10 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use hf_hub::api::sync::ApiBuilder;
-
 use super::{is_gguf, text_in_gguf, Config};
 use crate::diagnostic::Problem;
+use crate::hub::{in_hub, model_files};
 use crate::terminal::note;
 
 /// Finds the directory of a backbone. `hf:organisation/name` is looked up in the local cache of the hub. Of
@@ -15,10 +14,10 @@ use crate::terminal::note;
 /// # Errors
 /// A download failed.
 pub fn locate(name: &str, base: &Path) -> Result<PathBuf, Problem> {
-    let Some(repository) = name.strip_prefix("hf:") else {
+    let Some(repository) = in_hub(name) else {
         return Ok(base.join(name));
     };
-    let get = repository_files(repository)?;
+    let get = model_files(repository)?;
     get("tokenizer.json")?;
     // Not every repository has these files, so we report only failures other than 404.
     let optional = |file: &str| match get(file) {
@@ -46,10 +45,10 @@ pub fn locate(name: &str, base: &Path) -> Result<PathBuf, Problem> {
 /// # Errors
 /// A download failed.
 pub fn locate_config(name: &str, base: &Path) -> Result<PathBuf, Problem> {
-    let Some(repository) = name.strip_prefix("hf:") else {
+    let Some(repository) = in_hub(name) else {
         return Ok(base.join(name));
     };
-    let config = repository_files(repository)?("config.json")?;
+    let config = model_files(repository)?("config.json")?;
     Ok(config.parent().map(Path::to_path_buf).unwrap_or_default())
 }
 
@@ -59,10 +58,10 @@ pub fn locate_config(name: &str, base: &Path) -> Result<PathBuf, Problem> {
 /// # Errors
 /// A download failed.
 pub fn fetch_weights(name: &str) -> Result<(), Problem> {
-    let Some(repository) = name.strip_prefix("hf:") else {
+    let Some(repository) = in_hub(name) else {
         return Ok(());
     };
-    let get = repository_files(repository)?;
+    let get = model_files(repository)?;
     if get("model.safetensors").is_ok() {
         return Ok(());
     }
@@ -76,20 +75,6 @@ pub fn fetch_weights(name: &str) -> Result<(), Problem> {
     shards
         .filter_map(|shard| shard.as_str())
         .try_for_each(|shard| get(shard).map(drop))
-}
-
-/// A function that gets a file of a hub repository, from the local cache if it is there.
-fn repository_files(
-    repository: &str,
-) -> Result<impl Fn(&str) -> Result<PathBuf, Problem> + use<'_>, Problem> {
-    let failed = move |e: hf_hub::api::sync::ApiError| {
-        let message = format!("`hf:{repository}` could not be downloaded from the Hub: {e}");
-        let help = "check the name and the network, or use the directory of a downloaded model";
-        Problem::failure("delta::backbone::download", message).help(help)
-    };
-    let api = ApiBuilder::from_env().build().map_err(failed)?;
-    let model = api.model(repository.to_owned());
-    Ok(move |file: &str| model.get(file).map_err(failed))
 }
 
 /// The problem of a place that is a file, should be a GGUF file, or has one in it.

@@ -78,6 +78,19 @@ pub enum Command {
     },
     /// List the families of backbones
     Families,
+    /// List the runs below a directory: results, sizes, the newest first
+    Runs {
+        /// The directory
+        #[arg(default_value = "runs")]
+        directory: PathBuf,
+    },
+    /// Show in what two runs differ: their plans and their results
+    Compare {
+        /// A run's directory
+        first: PathBuf,
+        /// Another run's directory
+        second: PathBuf,
+    },
     /// Find every mistake in a pipeline without running it
     Check(CheckOptions),
     /// Show the module tree with its deltas, the trained parameters, and the estimated memory and time

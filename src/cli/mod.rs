@@ -10,6 +10,7 @@ mod lists;
 mod predict;
 mod replay;
 mod results;
+mod runs;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -120,6 +121,8 @@ fn dispatch(arguments: Arguments) -> Result<Ended, Problems> {
         Some(Command::Methods { name }) => lists::methods(name.as_deref()),
         Some(Command::Tasks { name }) => lists::tasks(name.as_deref()),
         Some(Command::Families) => Ok(lists::list_families()),
+        Some(Command::Runs { directory }) => runs::runs(&directory),
+        Some(Command::Compare { first, second }) => runs::compare(&first, &second),
         Some(Command::Check(options)) => commands::check(&options),
         Some(Command::Plan(options)) => commands::plan(&options),
         Some(Command::Profile(options)) => commands::profile(&options),

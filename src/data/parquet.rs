@@ -10,6 +10,7 @@ use serde_json::{json, Map, Value};
 use super::json_lines::values;
 use super::table::{at_line, places, unreadable, Row, Wanted};
 use crate::diagnostic::Problem;
+use crate::hub::local;
 use crate::plan::FilePlan;
 
 /// Calls `each` with the wanted values of each row. A column of a kind of numbers that stand for names (`ClassLabel` of
@@ -72,7 +73,8 @@ pub(super) fn parquet_columns(file: &FilePlan) -> Result<Vec<String>, Problem> {
 }
 
 fn open(file: &FilePlan) -> Result<SerializedFileReader<File>, Problem> {
-    let opened = File::open(&file.path).map_err(|e| unreadable(file, &e))?;
+    let path = local(&file.path).map_err(|problem| problem.at(file.span, "named here"))?;
+    let opened = File::open(path).map_err(|e| unreadable(file, &e))?;
     SerializedFileReader::new(opened).map_err(|e| wrong(file, &e))
 }
 

@@ -6,6 +6,7 @@ use super::conll::conll;
 use super::json_lines::{json, jsonl};
 use super::parquet::parquet;
 use crate::diagnostic::Problem;
+use crate::hub::local;
 use crate::plan::{FileFormat, FilePlan};
 use crate::text::{counted, did_you_mean, quoted_list};
 
@@ -237,7 +238,8 @@ pub(super) fn unreadable(file: &FilePlan, error: &std::io::Error) -> Problem {
 }
 
 pub(super) fn read_text(file: &FilePlan) -> Result<String, Problem> {
-    let bytes = std::fs::read(&file.path).map_err(|e| unreadable(file, &e))?;
+    let path = local(&file.path).map_err(|problem| problem.at(file.span, "named here"))?;
+    let bytes = std::fs::read(path).map_err(|e| unreadable(file, &e))?;
     let bytes = unpacked(file, bytes)?;
     if let Some((what, help)) = other_kind(&bytes) {
         return Err(

@@ -115,10 +115,24 @@ impl Plan {
         strip(&mut other);
         let mut found = Vec::new();
         differ("", &other, &own, &mut found);
+        let in_words =
+            |[place, then, now]: [String; 3]| format!("`{place}` was {then} and is now {now}");
+        let mut found: Vec<String> = found.into_iter().map(in_words).collect();
         let more = found.len().saturating_sub(MOST_DIFFERENCES);
         found.truncate(MOST_DIFFERENCES);
         if more > 0 {
             found.push(format!("and {} more", counted(more, "difference")));
+        }
+        found
+    }
+}
+
+impl Plan {
+    /// Every difference from another plan: its place in the plan, what the other has there, and what this one has.
+    pub fn compared(&self, other: &Plan) -> Vec<[String; 3]> {
+        let mut found = Vec::new();
+        if let (Ok(own), Ok(other)) = (self.meaning(), other.meaning()) {
+            differ("", &other, &own, &mut found);
         }
         found
     }
@@ -205,7 +219,7 @@ fn strip_spans(value: &mut Value) {
 }
 
 /// Collects where two values differ, each as `place: then, now`.
-fn differ(place: &str, then: &Value, now: &Value, found: &mut Vec<String>) {
+fn differ(place: &str, then: &Value, now: &Value, found: &mut Vec<[String; 3]>) {
     let within = |key: &str| match place {
         "" => key.to_owned(),
         _ => format!("{place}.{key}"),
@@ -231,11 +245,7 @@ fn differ(place: &str, then: &Value, now: &Value, found: &mut Vec<String>) {
                 );
             }
         }
-        _ => found.push(format!(
-            "`{place}` was {} and is now {}",
-            brief(then),
-            brief(now)
-        )),
+        _ => found.push([place.to_owned(), brief(then), brief(now)]),
     }
 }
 

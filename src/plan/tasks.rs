@@ -1,9 +1,10 @@
 //! Reads `data` and `task` blocks.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{DataPlan, Few, FileFormat, FilePlan, Metric, Part, Task, TaskPlan};
 use crate::diagnostic::Problem;
+use crate::hub::in_hub;
 use crate::settings::synonyms;
 use crate::settings::Fields;
 use crate::syntax::ast::{Argument, Name, Spanned, Value};
@@ -262,8 +263,16 @@ fn whole_file(fields: &Fields, key: &str, value: &Spanned<Value>, base: &Path) -
     Some(FilePlan {
         columns,
         separator,
-        ..FilePlan::whole(*format, base.join(path), span)
+        ..FilePlan::whole(*format, place(base, path), span)
     })
+}
+
+/// A path of a file relative to `base`, or one in the hub.
+fn place(base: &Path, path: String) -> PathBuf {
+    match in_hub(&path) {
+        Some(_) => PathBuf::from(path),
+        None => base.join(path),
+    }
 }
 
 /// Whether each row of a format has the names of its columns.

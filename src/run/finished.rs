@@ -10,6 +10,7 @@ use super::Summary;
 use crate::backbone::Checkpoint;
 use crate::diagnostic::Problem;
 use crate::disk;
+use crate::hub::local;
 use crate::plan::{BackbonePlan, Plan};
 use crate::terminal::note;
 use crate::text::{hexadecimal, list};
@@ -155,7 +156,8 @@ impl FinishedRun {
         let Some(recorded) = recorded else {
             return Ok(());
         };
-        let hash = disk::hash(path).map_err(|e| disk::failed("read", path, &e))?;
+        let own = local(path)?;
+        let hash = disk::hash(&own).map_err(|e| disk::failed("read", path, &e))?;
         match hash == *recorded {
             true => Ok(()),
             false => refuse_change(

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use crate::backbone::{Checkpoint, FILES_BESIDE_WEIGHTS};
 use crate::diagnostic::Problem;
 use crate::disk::{self, failed};
+use crate::hub::local;
 use crate::plan::{BackbonePlan, Plan};
 use crate::text::hexadecimal;
 
@@ -52,7 +53,8 @@ impl Manifest {
         let mut data_hashes = BTreeMap::new();
         for data in plan.data.values() {
             for file in [&data.train, &data.dev, &data.test].into_iter().flatten() {
-                let hash = disk::hash(&file.path).map_err(|e| failed("read", &file.path, &e))?;
+                let path = local(&file.path)?;
+                let hash = disk::hash(&path).map_err(|e| failed("read", &path, &e))?;
                 data_hashes.insert(file.path.display().to_string(), hash);
             }
         }

@@ -1,0 +1,138 @@
+//! Data sets of the hub, by a server of our own that answers as the hub does: `HF_ENDPOINT` and `HF_HOME`, which Python's
+//! libraries read as well, say where it and its cache are.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+
+use crate::common::place::{Place, PIPELINE};
+
+/// Serves the files of one data set, `some/films`, until the test ends. Returns the endpoint.
+fn serve(files: Vec<(&'static str, Vec<u8>)>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let _ = answer(stream, &files);
+        }
+    });
+    endpoint
+}
+
+/// Answers one request for a file, or for a range of its bytes.
+fn answer(stream: TcpStream, files: &[(&str, Vec<u8>)]) -> std::io::Result<()> {
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut first = String::new();
+    reader.read_line(&mut first)?;
+    let mut range = None;
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line)? == 0 || line.trim().is_empty() {
+            break;
+        }
+        let line = line.to_lowercase();
+        range = range.or(line
+            .strip_prefix("range: bytes=")
+            .map(|range| range.trim().to_owned()));
+    }
+    let path = first.split(' ').nth(1).unwrap_or_default();
+    let wanted = path.strip_prefix("/datasets/some/films/resolve/main/");
+    let file = files.iter().find(|(name, _)| Some(*name) == wanted);
+    let mut stream = stream;
+    let Some((_, content)) = file else {
+        return stream.write_all(
+            b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+        );
+    };
+    let (from, to) = match range.as_deref().and_then(|range| range.split_once('-')) {
+        Some((from, to)) => (
+            from.parse().unwrap_or(0),
+            to.parse().unwrap_or(content.len() - 1),
+        ),
+        None => (0, content.len() - 1),
+    };
+    let part = &content[from..=to.min(content.len() - 1)];
+    write!(
+        stream,
+        "HTTP/1.1 206 Partial Content\r\nContent-Length: {}\r\nContent-Range: bytes {from}-{to}/{}\r\nETag: \"e{}\"\r\n\
+         X-Repo-Commit: abc\r\nConnection: close\r\n\r\n",
+        part.len(),
+        content.len(),
+        content.len()
+    )?;
+    stream.write_all(part)
+}
+
+#[test]
+fn data_sets_of_the_hub_are_downloaded_once() {
+    let place = Place::new();
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let files = vec![
+        (
+            "data/train.tsv",
+            std::fs::read(place.path("train.tsv")).unwrap(),
+        ),
+        (
+            "rows.parquet",
+            std::fs::read(fixture.join("rows.parquet")).unwrap(),
+        ),
+    ];
+    let endpoint = serve(files);
+    let run = |endpoint: &str, arguments: &[&str]| {
+        let mut command = place.command(arguments);
+        let command = command.env("HF_HOME", place.path("cache"));
+        command.env("HF_ENDPOINT", endpoint).output().unwrap()
+    };
+    let hub = "tsv(\"hf:some/films/data/train.tsv\")";
+    let own = PIPELINE.replace("tsv(\"train.tsv\")", hub);
+    assert!(own.contains(hub));
+    place.write("small.delta", own.as_bytes());
+    let first = run(&endpoint, &["small.delta", "--quiet", "--out", "first"]);
+    assert!(
+        first.status.success(),
+        "{}",
+        String::from_utf8_lossy(&first.stderr)
+    );
+    // The hub is not asked again, and the bits are those of the same file here.
+    let none = "http://127.0.0.1:1";
+    let second = run(none, &["small.delta", "--quiet", "--out", "second"]);
+    assert!(
+        second.status.success(),
+        "{}",
+        String::from_utf8_lossy(&second.stderr)
+    );
+    place.write("small.delta", PIPELINE.as_bytes());
+    place.succeed(&["small.delta", "--quiet", "--out", "here"]);
+    let delta = |run: &str| std::fs::read(place.path(run).join("delta.safetensors")).unwrap();
+    assert!(delta("first") == delta("second") && delta("first") == delta("here"));
+    let manifest = std::fs::read_to_string(place.path("first/manifest.yaml")).unwrap();
+    assert!(
+        manifest.contains("hf:some/films/data/train.tsv"),
+        "{manifest}"
+    );
+    // Parquet, a file that is not there, and a name without a file.
+    for (reader, wanted) in [
+        (
+            "parquet(\"hf:some/films/rows.parquet\")",
+            "the tokens of `hf:some/films/rows.parquet`",
+        ),
+        (
+            "tsv(\"hf:some/films/none.tsv\")",
+            "could not be downloaded from the Hub",
+        ),
+        ("tsv(\"hf:some/films\")", "names no file of a data set"),
+        (
+            "tsv(\"hf:some/films/../../../train.tsv\")",
+            "names no file of a data set",
+        ),
+    ] {
+        place.write(
+            "small.delta",
+            PIPELINE.replace("tsv(\"train.tsv\")", reader).as_bytes(),
+        );
+        let output = run(&endpoint, &["check", "small.delta"]);
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(message.contains(wanted), "{reader}: {message}");
+        assert_eq!(output.status.success(), reader.starts_with("parquet"), "{message}");
+    }
+}
