@@ -133,6 +133,10 @@ fn data_sets_of_the_hub_are_downloaded_once() {
         let output = run(&endpoint, &["check", "small.delta"]);
         let message = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(message.contains(wanted), "{reader}: {message}");
-        assert_eq!(output.status.success(), reader.starts_with("parquet"), "{message}");
+        assert_eq!(
+            output.status.success(),
+            reader.starts_with("parquet"),
+            "{message}"
+        );
     }
 }

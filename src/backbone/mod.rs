@@ -8,6 +8,7 @@ mod blocks;
 mod checks;
 mod config;
 mod config_keys;
+mod derived;
 pub mod family;
 mod gguf;
 mod keys;

@@ -227,99 +227,114 @@ pub(super) fn guess(sample: &Sample, config: Option<&Config>) -> Result<Guess, R
 }
 
 fn of_columns(columns: &[Column], config: Option<&Config>) -> Option<Guess> {
-    let named = |names: &[&str]| columns.iter().find(|column| column.is_named(names));
-    let one = |name: &str| named(&[name]).filter(|column| column.is_text());
-    let own = |column: &Column| column.name.to_owned();
-    if let Some(messages) = columns.iter().find(|column| column.has_messages()) {
-        if !messages.is_named(&["chosen", "rejected"]) {
-            return Some(Guess::Messages {
-                messages: own(messages),
-            });
-        }
-    }
-    if let (Some(chosen), Some(rejected)) = (named(&["chosen"]), named(&["rejected"])) {
-        let prompt = named(&["prompt", "question", "instruction"]);
-        return Some(Guess::Prefer {
-            prompt: prompt.map(own),
-            chosen: own(chosen),
-            rejected: own(rejected),
-        });
-    }
-    let lists: Vec<&Column> = columns.iter().filter(|column| column.has_words()).collect();
-    if let [tokens, tags, ..] = lists.as_slice() {
-        let tags = lists
-            .iter()
-            .find(|c| c.is_named(&["tags", "ner_tags", "labels", "pos_tags"]))
-            .unwrap_or(tags);
-        return Some(Guess::Tag {
-            tokens: own(tokens),
-            tags: own(tags),
-        });
-    }
     let texts = texts(columns);
-    if let ([labels], [text, ..]) = (lists.as_slice(), texts.as_slice()) {
-        return Some(Guess::Classify {
+    let is_two_stacks = config.is_some_and(|config| config.decoder_layers.is_some());
+    let of = |label| labelled(columns, &texts, label);
+    of_lists(columns, &texts)
+        .or_else(|| of_answers(columns))
+        .or_else(|| translation(columns))
+        .or_else(|| named_label(columns).and_then(of))
+        .or_else(|| of_prompts(columns, is_two_stacks))
+        .or_else(|| only_label(columns).and_then(of))
+        .or_else(|| of_texts(columns, &texts, is_two_stacks))
+}
+
+/// The first column with one of these names.
+fn named<'a, 'c>(columns: &'a [Column<'c>], names: &[&str]) -> Option<&'a Column<'c>> {
+    columns.iter().find(|column| column.is_named(names))
+}
+
+fn own(column: &Column) -> String {
+    column.name.to_owned()
+}
+
+/// Conversations, words with tags, and texts with several labels.
+fn of_lists(columns: &[Column], texts: &[&Column]) -> Option<Guess> {
+    const TAGS: [&str; 4] = ["tags", "ner_tags", "labels", "pos_tags"];
+    let is_answer = |column: &Column| column.is_named(&["chosen", "rejected"]);
+    let mut conversations = columns.iter().filter(|column| column.has_messages());
+    if let Some(messages) = conversations.find(|column| !is_answer(column)) {
+        return Some(Guess::Messages {
+            messages: own(messages),
+        });
+    }
+    let lists: Vec<&Column> = columns.iter().filter(|c| c.has_words()).collect();
+    match (lists.as_slice(), texts) {
+        ([tokens, second, ..], _) => {
+            let tags = lists.iter().find(|column| column.is_named(&TAGS));
+            Some(Guess::Tag {
+                tokens: own(tokens),
+                tags: own(tags.unwrap_or(second)),
+            })
+        }
+        ([labels], [text, ..]) => Some(Guess::Classify {
             text: vec![own(text)],
             label: own(labels),
             is_several: true,
-        });
+        }),
+        _ => None,
     }
-    let is_two_stacks = config.is_some_and(|config| config.decoder_layers.is_some());
-    let translation = TRANSLATIONS
-        .iter()
-        .find_map(|(a, b)| Some((one(a)?, one(b)?)));
-    if let Some((source, target)) = translation.filter(|(_, target)| !target.can_be_label()) {
-        return Some(Guess::Translate {
-            source: own(source),
-            target: own(target),
-        });
-    }
-    if let Some(guess) = named_label(columns).and_then(|label| labelled(columns, &texts, label)) {
-        return Some(guess);
-    }
-    let is_filled = |column: &&Column| !column.values.is_empty();
-    if let (Some(instruction), Some(input), Some(answer)) = (
-        one("instruction"),
-        named(&["input"]).filter(is_filled),
-        named(&["output", "response"]),
-    ) {
+}
+
+/// A preferred answer and another one.
+fn of_answers(columns: &[Column]) -> Option<Guess> {
+    Some(Guess::Prefer {
+        chosen: own(named(columns, &["chosen"])?),
+        rejected: own(named(columns, &["rejected"])?),
+        prompt: named(columns, &["prompt", "question", "instruction"]).map(own),
+    })
+}
+
+/// Two columns whose names say that one is written from the other.
+fn translation(columns: &[Column]) -> Option<Guess> {
+    let one = |name: &str| named(columns, &[name]).filter(|column| column.is_text());
+    let mut pairs = TRANSLATIONS.iter();
+    let (source, target) = pairs.find_map(|(a, b)| Some((one(a)?, one(b)?)))?;
+    (!target.can_be_label()).then(|| Guess::Translate {
+        source: own(source),
+        target: own(target),
+    })
+}
+
+/// Prompts and answers by their names.
+fn of_prompts(columns: &[Column], is_two_stacks: bool) -> Option<Guess> {
+    let input = named(columns, &["input"]).filter(|column| !column.values.is_empty());
+    let answer = named(columns, &["output", "response"]);
+    if let (Some(instruction), Some(input), Some(answer)) =
+        (named(columns, &["instruction"]), input, answer)
+    {
         return Some(Guess::Alpaca {
             instruction: own(instruction),
             input: own(input),
             answer: own(answer),
         });
     }
-    if let (Some(prompt), Some(answer)) = (named(&PROMPTS), named(&ANSWERS)) {
-        return Some(match is_two_stacks {
-            true => Guess::Translate {
-                source: own(prompt),
-                target: own(answer),
-            },
-            false => Guess::Instruct {
-                prompt: own(prompt),
-                answer: own(answer),
-            },
-        });
-    }
-    if let Some(guess) = only_label(columns).and_then(|label| labelled(columns, &texts, label)) {
-        return Some(guess);
-    }
-    // Two texts without names that say it: the second is written from the first.
-    let in_order: Vec<&Column> = columns
-        .iter()
-        .filter(|c| texts.iter().any(|t| t.name == c.name))
-        .collect();
+    let (prompt, answer) = (named(columns, &PROMPTS)?, named(columns, &ANSWERS)?);
+    Some(written(prompt, answer, is_two_stacks))
+}
+
+/// Texts without names that say what they are for: of two, the second is written from the first.
+fn of_texts(columns: &[Column], texts: &[&Column], is_two_stacks: bool) -> Option<Guess> {
+    let is_text = |column: &&Column| texts.iter().any(|text| text.name == column.name);
+    let in_order: Vec<&Column> = columns.iter().filter(is_text).collect();
     match in_order.as_slice() {
-        [source, target] if is_two_stacks => Some(Guess::Translate {
-            source: own(source),
-            target: own(target),
-        }),
-        [prompt, answer] => Some(Guess::Instruct {
-            prompt: own(prompt),
-            answer: own(answer),
-        }),
+        [source, target] => Some(written(source, target, is_two_stacks)),
         [text] => Some(Guess::Language { text: own(text) }),
         _ => None,
+    }
+}
+
+/// A text that is written from another one.
+fn written(source: &Column, target: &Column, is_two_stacks: bool) -> Guess {
+    match is_two_stacks {
+        true => Guess::Translate {
+            source: own(source),
+            target: own(target),
+        },
+        false => Guess::Instruct {
+            prompt: own(source),
+            answer: own(target),
+        },
     }
 }
 

@@ -23,98 +23,87 @@ pub(super) fn write(
     (backbone, config): (Option<&str>, Option<&Config>),
     is_elsewhere: bool,
 ) -> Draft {
-    let name = name(file);
-    let (kind, settings) = task(guess);
-    let proposed = proposed(guess);
-    let model = backbone.unwrap_or(proposed);
+    let (kind, settings) = task(guess, config);
     let is_decoder = match config {
         Some(config) => config.is_decoder(),
-        None => matches!(kind, "instruct" | "prefer"),
+        None => matches!(kind, "instruct" | "prefer" | "causal_lm"),
     };
-    let has_own_head = matches!(kind, "classify" | "regress" | "tag");
     let (length, longest) = lengths(sample, guess);
     let rows = sample.rows.len();
-    let batch = if has_own_head { 16 } else { 8 };
-    let epochs = (LEAST_STEPS * batch)
-        .div_ceil(rows.max(1))
-        .clamp(if has_own_head { 3 } else { 1 }, 20);
+    let (name, seen) = (name(file), counted(rows, "row"));
+    let mut text = format!(
+        "# Drafted by `deltarun init` from {}; read it once, and change what you know better.\npipeline {name}\n\n",
+        quoted(&file.plan.path.display().to_string())
+    );
+    if backbone.is_none() {
+        text += "# Any directory of a Hugging Face model, a GGUF file, or a model of the hub.\n";
+    }
+    let model = quoted(backbone.unwrap_or(proposed(guess)));
+    let _ = write!(
+        text,
+        "# The longest of the first {seen} has about {longest} tokens; longer texts are cut.\n\
+         backbone {model} {{ max_length = {length} }}\n\n"
+    );
+    text += &data(file, rows, is_elsewhere);
+    let _ = write!(text, "task {kind} {{\n{}\n}}\n\n", settings.join("\n"));
+    let sites = sites(config, is_decoder);
+    let _ = write!(
+        text,
+        "reparam low_rank = lora {{ rank = 16, alpha = 32 }} on {sites}\n\n"
+    );
+    text += &stage(kind, is_decoder, rows);
+    let or_more = match Some(rows) == file.plan.most {
+        true => " or more",
+        false => "",
+    };
+    let columns = crate::text::quoted_list(sample.columns.iter().map(String::as_str));
+    Draft {
+        name,
+        found: format!("{seen}{or_more} with {columns}: the task `{kind}`"),
+        text: crate::syntax::format(&text).unwrap_or(text),
+    }
+}
+
+/// The `data` block.
+fn data(file: &DataFile, rows: usize, is_elsewhere: bool) -> String {
+    let read = |path: &Path| {
+        let whole = path.canonicalize().ok().filter(|_| is_elsewhere);
+        let path = whole.as_deref().unwrap_or(path).display().to_string();
+        let (reader, settings) = &file.reader;
+        format!("{reader}({}{settings})", quoted(&path))
+    };
+    let mut text = format!("data {{\ntrain = {}\n", read(&file.plan.path));
+    text += &match &file.dev {
+        Some(dev) => format!("dev = {}\n", read(dev)),
+        None if rows >= 20 => {
+            "dev = split(train, 10%)   # taken away from the training\n".to_owned()
+        }
+        None => "# Too few rows to take some away: the training is not evaluated.\n".to_owned(),
+    };
+    if let Some(test) = &file.test {
+        text += &format!("test = {}\n", read(test));
+    }
+    text + "}\n\n"
+}
+
+/// The stage. Rates are usual ones for LoRA: QLoRA's for decoders, and larger ones for encoders and T5.
+fn stage(kind: &str, is_decoder: bool, rows: usize) -> String {
+    let has_own_head = matches!(kind, "classify" | "regress" | "tag");
+    let (batch, least, trained) = match has_own_head {
+        true => (16, 3, "low_rank, head"),
+        false => (8, 1, "low_rank"),
+    };
+    let epochs = (LEAST_STEPS * batch).div_ceil(rows.max(1)).clamp(least, 20);
     let rate = match (kind, is_decoder) {
         ("prefer", _) => "5e-5",
         (_, true) => "2e-4",
-        ("seq2seq", false) => "1e-3",
+        ("seq2seq" | "span_lm", false) => "1e-3",
         _ => "5e-4",
     };
-    let mut text = format!(
-        "# Drafted by `deltarun init` from {}; read it once, and change what you know better.\n",
-        quoted(&file.plan.path.display().to_string())
-    );
-    let mut line = |line: &str| {
-        let _ = writeln!(text, "{line}");
-    };
-    line(&format!("pipeline {name}\n"));
-    if backbone.is_none() {
-        line("# Any directory of a Hugging Face model, a GGUF file, or a model of the hub.");
-    }
-    line(&format!(
-        "# The longest of the first {} has about {longest} tokens; longer texts are cut.",
-        counted(rows, "row")
-    ));
-    line(&format!(
-        "backbone {} {{ max_length = {length} }}\n",
-        quoted(model)
-    ));
-    line("data {");
-    let read = |path: &Path| {
-        let whole = path.canonicalize().ok().filter(|_| is_elsewhere);
-        let path = whole.as_deref().unwrap_or(path);
-        format!(
-            "{}({}{})",
-            file.reader.0,
-            quoted(&path.display().to_string()),
-            file.reader.1
-        )
-    };
-    line(&format!("    train = {}", read(&file.plan.path)));
-    match &file.dev {
-        Some(dev) => line(&format!("    dev = {}", read(dev))),
-        None if rows >= 20 => line("    dev = split(train, 10%)   # taken away from the training"),
-        None => line("    # Too few rows to take some away: the training is not evaluated."),
-    }
-    if let Some(test) = &file.test {
-        line(&format!("    test = {}", read(test)));
-    }
-    line("}\n");
-    line(&format!("task {kind} {{"));
-    settings
-        .iter()
-        .for_each(|setting| line(&format!("    {setting}")));
-    line("}\n");
-    line(&format!(
-        "reparam low_rank = lora {{ rank = 16, alpha = 32 }} on {}\n",
-        sites(config, is_decoder)
-    ));
-    line("stage tune {");
-    line(match has_own_head {
-        true => "    train = [low_rank, head]",
-        false => "    train = [low_rank]",
-    });
-    line(&format!("    epochs = {epochs}"));
-    line(&format!("    batch = {batch}"));
-    line(&format!("    optimizer = adamw {{ lr = {rate} }}"));
-    line("    schedule = linear { warmup = 6% }");
-    line("}");
-    let found = format!(
-        "{}{} with {}: the task `{kind}`",
-        counted(rows, "row"),
-        if Some(rows) == file.plan.most {
-            " or more"
-        } else {
-            ""
-        },
-        crate::text::quoted_list(sample.columns.iter().map(String::as_str)),
-    );
-    let text = crate::syntax::format(&text).unwrap_or(text);
-    Draft { name, text, found }
+    format!(
+        "stage tune {{\ntrain = [{trained}]\nepochs = {epochs}\nbatch = {batch}\n\
+         optimizer = adamw {{ lr = {rate} }}\nschedule = linear {{ warmup = 6% }}\n}}\n"
+    )
 }
 
 /// The file's name as the pipeline's: letters, digits and underscores.
@@ -154,7 +143,7 @@ fn name(file: &DataFile) -> String {
 }
 
 /// The task's kind and its settings.
-fn task(guess: &Guess) -> (&'static str, Vec<String>) {
+fn task(guess: &Guess, config: Option<&Config>) -> (&'static str, Vec<String>) {
     let text = |names: &[String]| match names {
         [one] => format!("text = {}", word(one)),
         several => {
@@ -208,7 +197,14 @@ fn task(guess: &Guess) -> (&'static str, Vec<String>) {
                 "generate = { max_tokens = 64 }".to_owned(),
             ],
         ),
-        Guess::Language { text } => ("causal_lm", vec![format!("text = {}", word(text))]),
+        Guess::Language { text } => {
+            let kind = match config {
+                Some(config) if config.decoder_layers.is_some() => "span_lm",
+                Some(config) if !config.is_decoder() => "masked_lm",
+                _ => "causal_lm",
+            };
+            (kind, vec![format!("text = {}", word(text))])
+        }
     }
 }
 
