@@ -77,7 +77,18 @@ fn losses_and_gradients_are_those_of_trl() {
                     ..Prediction::default()
                 };
                 let groups = groups(&all, 0, prediction, group_rows);
-                let (loss, gradients) = graph.gradients(&groups).unwrap();
+                let ((loss, gradients), compared) = graph.gradients_and_answers(&groups).unwrap();
+                let logged = [
+                    ("margin", compared.margins / compared.prompts as f64),
+                    ("accuracy", compared.right as f64 / compared.prompts as f64),
+                ];
+                for (key, value) in logged {
+                    let of_trl = of_trl[key].as_f64().unwrap();
+                    assert!(
+                        (value - of_trl).abs() < 1e-5,
+                        "{name}, {key}: {value} {of_trl}"
+                    );
+                }
                 assert!(
                     (loss - loss_of_trl).abs() < 2e-5 * loss_of_trl.abs().max(1.0),
                     "{name}, {delta}: {loss}, {loss_of_trl}"

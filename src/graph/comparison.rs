@@ -3,7 +3,7 @@
 use super::forward::Pass;
 use super::{AnswerPlace, Answers};
 use crate::engine::{ops, Layout, Matrix, Outcome, Scalar};
-use crate::task::Comparison;
+use crate::task::{Compared, Comparison};
 
 /// The logit of an answer that is not there: its probability is 0 in f32.
 const ABSENT: f32 = -1e30;
@@ -25,6 +25,8 @@ impl Pass<'_> {
         let sums = answers.sums(comparison.is_mean());
         let sums = self.constant(sums, (count * most, answers.rows.len()))?;
         let sums = ops::matmul(&sums, &losses)?.reshaped((count, most)); // −log p of the answers
+        self.compared
+            .set(answers.compared(comparison, &sums.read()));
         let (ratio, shares) = match comparison {
             Comparison::Choice { .. } => {
                 let logits = ops::scale(&sums, -1.0)?;
@@ -74,6 +76,25 @@ impl Pass<'_> {
 }
 
 impl Answers {
+    /// How the answers compare, by `sums (prompts, most)` of −log p.
+    fn compared(&self, comparison: Comparison, sums: &[f32]) -> Compared {
+        let (most, beta) = (self.most(), comparison.beta());
+        let mut compared = Compared::default();
+        for (prompt, (count, right)) in self.counts.iter().zip(&self.right).enumerate() {
+            let score = |answer: usize| {
+                let reference = self
+                    .reference
+                    .get(2 * prompt + answer)
+                    .filter(|_| most == 2);
+                let reference = reference.copied().unwrap_or(0.0);
+                -beta * f64::from(sums[prompt * most + answer] + reference)
+            };
+            let scores: Vec<f64> = (0..*count).map(score).collect();
+            compared.add(&scores, *right);
+        }
+        compared
+    }
+
     /// The most answers that a prompt has.
     fn most(&self) -> usize {
         self.counts.iter().copied().max().unwrap_or(0)

@@ -9,6 +9,7 @@ use crate::delta::ParameterId;
 use crate::diagnostic::Problem;
 use crate::engine::{self, Deferred, Device, Semaphore};
 use crate::plan::Machine;
+use crate::task::Compared;
 
 /// Describes this machine, with `threads` threads, for cost estimates.
 pub fn this_machine(threads: usize) -> Machine {
@@ -31,7 +32,18 @@ impl Graph {
     /// # Errors
     /// The device fails, for example for want of memory.
     pub fn gradients(&self, groups: &[Batch]) -> Result<Gradients, Problem> {
-        let mut loss = 0.0;
+        Ok(self.gradients_and_answers(groups)?.0)
+    }
+
+    /// The same, and how the answers to prompts compare, if the task compares some.
+    ///
+    /// # Errors
+    /// See [`Graph::gradients`].
+    pub fn gradients_and_answers(
+        &self,
+        groups: &[Batch],
+    ) -> Result<(Gradients, Compared), Problem> {
+        let (mut loss, mut compared) = (0.0, Compared::default());
         let mut sums: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
         // Hold few enough groups that their gradients take little memory, but enough to keep all threads busy.
         // Gradients are summed in the order of the groups, so this number does not change the result.
@@ -55,6 +67,7 @@ impl Graph {
             for result in results {
                 let group = result?;
                 loss += group.loss;
+                compared.join(group.compared);
                 for (index, gradient) in group.whole {
                     match sums.get_mut(&index) {
                         Some(sum) => sum.iter_mut().zip(&gradient).for_each(|(s, g)| *s += g),
@@ -73,7 +86,7 @@ impl Graph {
             let (id, _) = self.values.get_index(index)?;
             Some((id.clone(), sum))
         });
-        Ok((loss, named.collect()))
+        Ok(((loss, named.collect()), compared))
     }
 
     /// Computes the deferred parts of each gradient and adds them to `sums`, in the order of the groups. A

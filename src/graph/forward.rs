@@ -1,6 +1,6 @@
 //! The transformer interpreter: one forward pass of any family, with the deltas at their sites.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -16,6 +16,7 @@ use crate::engine::{
     ops, Attending, Dropout, KeyValues, Layout, Matrix, Outcome, Precision, Scalar, Semaphore,
     Tensor, Trace, Vector, Weight,
 };
+use crate::task::Compared;
 
 /// One forward pass. A live trace records every operation on a trained parameter.
 pub struct Pass<'g> {
@@ -24,6 +25,8 @@ pub struct Pass<'g> {
     trace: Trace,
     pub(super) mode: Mode<'g>,
     pub(super) angles: PassAngles,
+    /// How answers compare, once a loss compared them.
+    pub(super) compared: Cell<Compared>,
 }
 
 /// What a pass is for.
@@ -60,6 +63,7 @@ impl<'g> Pass<'g> {
             trace: Trace::off(),
             mode,
             angles: PassAngles::default(),
+            compared: Cell::default(),
         }
     }
 

@@ -31,6 +31,7 @@ use crate::delta::{Method, ParameterId};
 use crate::diagnostic::Problem;
 use crate::engine::{backward, Deferred, Device, Outcome, Precision, Semaphore, Trace};
 use crate::plan::TaskPlan;
+use crate::task::Compared;
 
 pub use activate::check_trained;
 pub use batch::{AnswerPlace, Answers, Batch, CachedActivations, DecoderRows, Targets};
@@ -92,6 +93,7 @@ struct Active {
 /// What the sequences of one group add to the gradients of a batch.
 struct GroupGradients {
     loss: f32,
+    compared: Compared,
     /// Complete gradients, each with the index of its parameter.
     whole: Vec<(usize, Vec<f32>)>,
     /// Deferred parts of gradients, in the order of the backward pass.
@@ -340,7 +342,8 @@ impl Graph {
             .filter_map(|index| Some((self.values[*index].id()?, *index)))
             .collect();
         let trace = Trace::deferring(places.keys().copied().collect());
-        let loss = Pass::training(self, trace.clone(), semaphore).loss(batch)?;
+        let pass = Pass::training(self, trace.clone(), semaphore);
+        let loss = pass.loss(batch)?;
         let value = loss.read()[0];
         start_next();
         let mut gradients = backward(loss)?;
@@ -348,6 +351,7 @@ impl Graph {
         let whole = self.active.trained.difference(&self.active.deferred);
         Ok(GroupGradients {
             loss: value,
+            compared: pass.compared.get(),
             parts: parts.map(|part| (places[&part.parameter], part)).collect(),
             whole: whole
                 .map(|index| match &self.values[*index] {

@@ -62,9 +62,18 @@ impl Log {
                 lr,
                 norm,
                 seconds,
-            } => json!({
-                "stage": stage.name, "step": step, "epoch": epoch, "loss": loss, "lr": lr, "gradient_norm": norm, "seconds": seconds,
-            }),
+                compared,
+            } => {
+                let mut line = json!({
+                    "stage": stage.name, "step": step, "epoch": epoch, "loss": loss, "lr": lr, "gradient_norm": norm, "seconds": seconds,
+                });
+                if compared.prompts > 0 {
+                    let count = compared.prompts as f64;
+                    line["accuracy"] = json!(compared.right as f64 / count);
+                    line["margin"] = json!(compared.margins / count);
+                }
+                line
+            }
             Event::Evaluated {
                 stage,
                 step,

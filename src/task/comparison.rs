@@ -52,6 +52,40 @@ pub struct Likelihoods {
     pub right: usize,
 }
 
+/// What the answers to some prompts of a step were found to be.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Compared {
+    /// The number of prompts.
+    pub prompts: usize,
+    /// Those whose right answer has the highest score.
+    pub right: usize,
+    /// The sum of the differences between the score of the right answer and the best of the others.
+    pub margins: f64,
+}
+
+impl Compared {
+    /// Adds a prompt: the scores of its answers, and the right one.
+    pub fn add(&mut self, scores: &[f64], right: usize) {
+        let others = scores
+            .iter()
+            .enumerate()
+            .filter(|(answer, _)| *answer != right);
+        let best = others.fold(f64::NEG_INFINITY, |best, (_, score)| best.max(*score));
+        self.prompts += 1;
+        self.right += usize::from(scores[right] > best);
+        if best.is_finite() {
+            self.margins += scores[right] - best;
+        }
+    }
+
+    /// Adds the prompts of another part of the step.
+    pub fn join(&mut self, other: Compared) {
+        self.prompts += other.prompts;
+        self.right += other.right;
+        self.margins += other.margins;
+    }
+}
+
 /// The logarithm of a probability above which odds do not grow: nearer to 1, f32 has no other number.
 const NEAREST_TO_CERTAIN: f32 = -1e-6;
 
@@ -77,12 +111,7 @@ impl Comparison {
 
     /// The score of each answer: its reward, as TRL logs it, or its logit.
     pub fn scores(self, found: &Likelihoods) -> Vec<f64> {
-        let beta = match self {
-            Comparison::Dpo { beta, .. }
-            | Comparison::Orpo { beta }
-            | Comparison::Simpo { beta, .. } => f64::from(beta),
-            Comparison::Choice { .. } => 1.0,
-        };
+        let beta = self.beta();
         let score = |number: usize| {
             let reference = found.reference.get(number).copied().unwrap_or(0.0);
             beta * match self.is_mean() {
@@ -91,6 +120,16 @@ impl Comparison {
             }
         };
         (0..found.sums.len()).map(score).collect()
+    }
+
+    /// The factor of a score.
+    pub fn beta(self) -> f64 {
+        match self {
+            Comparison::Dpo { beta, .. }
+            | Comparison::Orpo { beta }
+            | Comparison::Simpo { beta, .. } => f64::from(beta),
+            Comparison::Choice { .. } => 1.0,
+        }
     }
 
     /// The loss of the answers, whose scores are `scores`.

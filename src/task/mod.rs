@@ -43,7 +43,7 @@ pub use causal_lm::CausalLm;
 pub use choose::Choose;
 pub use classify::{Classify, Several};
 pub use cloze::Cloze;
-pub use comparison::{Comparison, Likelihoods};
+pub use comparison::{Compared, Comparison, Likelihoods};
 pub use example::{Conversation, Encoded, Encoder, Example, Marked, Sentence};
 pub use instruct::{is_learned, Instruct};
 pub use label::{sorted_labels, Label};

@@ -20,7 +20,7 @@ use crate::generate::Writer;
 use crate::graph::optimizations::frozen_blocks;
 use crate::graph::{device_problem, Graph};
 use crate::plan::{DeltaPlan, Keep, Plan, StagePlan, TaskPlan, Unit};
-use crate::task::{Comparison, Shares};
+use crate::task::{Compared, Comparison, Shares};
 
 /// The examples of one stage.
 #[derive(Clone, Default)]
@@ -55,6 +55,8 @@ pub enum Event<'a> {
         lr: f32,
         norm: f32,
         seconds: f64,
+        /// How the step's answers compared, if the task compares some.
+        compared: Compared,
     },
     /// The dev set was evaluated.
     Evaluated {
@@ -263,7 +265,7 @@ impl<'a> Stage<'a> {
         if self.keeps[0] {
             self.cache.attach(graph, &mut groups)?;
         }
-        let (mut loss, mut gradients) = graph.gradients(&groups)?;
+        let ((mut loss, mut gradients), compared) = graph.gradients_and_answers(&groups)?;
         self.on_host(step, graph, &mut gradients, |method, step| {
             loss += method.penalty(step)?;
             Ok(())
@@ -292,6 +294,7 @@ impl<'a> Stage<'a> {
             lr: share * self.plan.optimizer.lr(),
             norm,
             seconds: started.elapsed().as_secs_f64(),
+            compared,
         })
     }
 
