@@ -94,6 +94,69 @@ fn cases() -> Vec<(&'static str, String, &'static str, Vec<&'static str>)> {
             vec!["task seq2seq", "source = article", "target = summary", "metric = rouge_l"],
         ),
         (
+            "share.jsonl",
+            lines(40, |n| json!({ "conversations": [{ "from": "human", "value": text(n) }, { "from": "gpt", "value": mood(n) }] }).to_string()),
+            "chat",
+            vec!["messages = conversations"],
+        ),
+        (
+            "whole.jsonl",
+            lines(40, |n| {
+                let answer = |a: &str| json!([{ "role": "user", "content": text(n) }, { "role": "assistant", "content": a }]);
+                json!({ "prompt": text(n), "chosen": answer("yes"), "rejected": answer("no") }).to_string()
+            }),
+            "chat",
+            vec!["task prefer", "# Not read: `prompt`."],
+        ),
+        (
+            "speech.jsonl",
+            lines(60, |n| json!({ "tokens": ["the", "film"], "tags": ["DET", if n % 2 == 0 { "NOUN" } else { "VERB" }] }).to_string()),
+            "bert",
+            vec!["task tag", "scheme = plain"],
+        ),
+        (
+            "choices.jsonl",
+            lines(40, |n| json!({ "question": text(n), "choices": ["good", "bad"], "answer": n % 2 }).to_string()),
+            "llama",
+            vec!["task choose", "answers = choices", "label = answer"],
+        ),
+        (
+            "titled.csv",
+            format!("title,body,label\n{}", lines(60, |n| format!("film {n},{},{}", text(n), mood(n)))),
+            "bert",
+            vec!["text = [title, body]"],
+        ),
+        (
+            "tagged.tsv",
+            lines(60, |n| format!("the\tO\nfilm\tO\nX{n}\tB-FILM\n")),
+            "bert",
+            vec!["conll(\"tagged.tsv\")", "task tag"],
+        ),
+        (
+            "two_languages.tsv",
+            format!("en\tde\n{}", lines(40, |n| format!("the film {n} was good\tder film {n} war gut"))),
+            "llama",
+            vec!["task seq2seq", "separator = "],
+        ),
+        (
+            "sorted.csv",
+            format!("text,label\n{}", lines(2500, |n| format!("{},{}", text(n), if n < 2100 { "neg" } else { "pos" }))),
+            "bert",
+            vec!["task classify", "label = label"],
+        ),
+        (
+            "train.csv",
+            format!("text,label,extra\n{}", lines(60, |n| format!("{},{},{n}", text(n), mood(n)))),
+            "bert",
+            vec!["has other columns, and is left out", "split(train, 10%)", "# Not read: `extra`."],
+        ),
+        (
+            "lines.csv",
+            format!("text\n{}", lines(40, text)),
+            "bert",
+            vec!["task masked_lm", "train = [low_rank, head]"],
+        ),
+        (
             "book.txt",
             lines(40, text),
             "llama",
@@ -132,6 +195,8 @@ fn with_chat(place: &Place) {
 fn files_of_many_kinds_get_a_pipeline_that_passes_the_check() {
     let place = Place::new();
     with_chat(&place);
+    // As competitions have it: a test file without labels beside the training file.
+    place.write("test.csv", b"text\na film\n");
     for (file, content, model, expected) in cases() {
         place.write(file, content.as_bytes());
         let model = match model {
@@ -186,11 +251,33 @@ fn what_cannot_be_drafted_is_said() {
     );
     place.write("numbers.csv", b"a,b\n1,2\n3,4\n");
     place.write("data.xyz", b"a");
+    place.write(
+        "nohead.csv",
+        b"a film that was rather good,positive\nanother film that was bad,negative\n",
+    );
+    let row =
+        |n: usize| format!("the film {n} was good,the house {n} was large,the street {n} was long");
+    place.write(
+        "unnamed.csv",
+        format!("a,b,c\n{}", lines(40, row)).as_bytes(),
+    );
+    let talk = |_| {
+        json!({ "messages": [{ "role": "user", "content": "a" }, { "role": "assistant", "content": "b" }] }).to_string()
+    };
+    place.write("talk.jsonl", lines(9, talk).as_bytes());
+    let llama = backbone("llama");
     place.write("small.delta", b"");
     let bert = backbone("bert");
     for (arguments, wanted) in [
         (&["init", "none.csv"][..], "`none.csv` cannot be read"),
         (&["init", "data.xyz"], "does not say its format"),
+        (&["init", "backbone"], "`backbone` is a directory"),
+        (&["init", "nohead.csv"], "its first line is no header"),
+        (&["init", "unnamed.csv"], "fit no task"),
+        (
+            &["init", "talk.jsonl", "--backbone", &llama],
+            "has no chat template",
+        ),
         (
             &["init", "numbers.csv"],
             "its columns `a` and `b` fit no task",
@@ -270,7 +357,7 @@ fn runs_are_listed_and_compared() {
         "{compared}"
     );
     assert!(
-        compared.starts_with("1 difference in the plans"),
+        compared.starts_with("1 difference in plans and data"),
         "{compared}"
     );
     assert!(
@@ -278,7 +365,10 @@ fn runs_are_listed_and_compared() {
         "{compared}"
     );
     let same = place.succeed(&["compare", "runs/one", "runs/one"]);
-    assert!(same.starts_with("the plans are the same"), "{same}");
+    assert!(
+        same.starts_with("the plans and the data are the same"),
+        "{same}"
+    );
     let error = place.fail(2, &["runs", "elsewhere"]);
     assert!(
         error.contains("there is no directory `elsewhere`"),

@@ -9,7 +9,7 @@ use crate::backbone::family::{families, Family};
 use crate::backbone::Config;
 use crate::delta::Method;
 use crate::diagnostic::{Problem, Problems, Span};
-use crate::settings::{Fields, Scope};
+use crate::settings::{synonyms, Fields, Scope};
 use crate::task::Task;
 use crate::terminal::print;
 use crate::text::{did_you_mean, quoted_list, wrapped};
@@ -133,6 +133,9 @@ fn table(settings: &[&str], defaults: &Value) -> String {
 fn unknown(kind: &str, name: &str, known: &[&str]) -> Problem {
     let message = format!("there is no {kind} `{name}`");
     let problem = Problem::new("delta::cli::unknown_name", message);
+    if let Some(help) = synonyms::for_word(name, known.iter().copied()) {
+        return problem.help(help);
+    }
     match did_you_mean(name, known.iter().copied()) {
         Some(near) => problem.help(format!("did you mean `{near}`?")),
         None => problem.help(format!(

@@ -17,6 +17,12 @@ const DEPTH: usize = 2;
 
 /// `deltarun runs [DIR]`
 pub(super) fn runs(directory: &Path) -> Result<Ended, Problems> {
+    if directory.is_file() {
+        let message = format!("`{}` is a file", directory.display());
+        return Err(Problem::new("delta::cli::runs", message)
+            .help("name the directory that holds runs")
+            .into());
+    }
     if !directory.is_dir() {
         let message = format!("there is no directory `{}`", directory.display());
         return Err(Problem::new("delta::cli::runs", message)
@@ -111,14 +117,22 @@ pub(super) fn compare(first: &Path, second: &Path) -> Result<Ended, Problems> {
     let (plans, summaries) = ([a.plan()?, b.plan()?], [a.summary()?, b.summary()?]);
     let names = [first, second].map(|path| path.display().to_string());
     let header = ["".to_owned(), names[0].clone(), names[1].clone()];
-    let differences = plans[1].compared(&plans[0]);
+    let mut differences = plans[1].compared(&plans[0]);
+    // Files of the same name whose content differs.
+    let [hashes, others] = [&a, &b].map(|run| &run.manifest().data_hashes);
+    for (path, hash) in hashes {
+        if let Some(other) = others.get(path).filter(|other| *other != hash) {
+            let short = |hash: &String| format!("SHA-256 {}…", &hash[..hash.len().min(8)]);
+            differences.push([format!("content of {path}"), short(hash), short(other)]);
+        }
+    }
     let mut text = String::new();
     match differences.is_empty() {
-        true => text.push_str("the plans are the same\n\n"),
+        true => text.push_str("the plans and the data are the same\n\n"),
         false => {
             let _ = writeln!(
                 text,
-                "{} in the plans\n",
+                "{} in plans and data\n",
                 counted(differences.len(), "difference")
             );
             text += &aligned(&header, &differences);

@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use crate::data::sample;
 use crate::diagnostic::{Problem, Span};
 use crate::plan::{FileFormat, FilePlan};
 
@@ -21,6 +22,29 @@ pub(super) struct DataFile {
     pub test: Option<PathBuf>,
 }
 
+impl DataFile {
+    /// Leaves out the files beside it that have other columns. Returns what is left out, in words.
+    pub fn keep_like(&mut self, columns: &[String]) -> Vec<String> {
+        let mut notes = Vec::new();
+        for beside in [&mut self.dev, &mut self.test] {
+            let Some(path) = beside.clone() else { continue };
+            let plan = FilePlan {
+                path: path.clone(),
+                ..self.plan.clone()
+            };
+            let is_alike = sample(&plan).is_ok_and(|other| other.columns == columns);
+            if !is_alike {
+                notes.push(format!(
+                    "`{}` has other columns, and is left out",
+                    path.display()
+                ));
+                *beside = None;
+            }
+        }
+        notes
+    }
+}
+
 /// Finds out how a file is read.
 ///
 /// # Errors
@@ -29,6 +53,7 @@ pub(super) fn recognize(path: &Path) -> Result<DataFile, Problem> {
     let start = beginning(path)?;
     let ending = ending(path);
     let (format, name) = match ending.as_str() {
+        "tsv" if is_conll(&start) => (FileFormat::Conll, "conll"),
         "tsv" => (FileFormat::Tsv, "tsv"),
         "csv" => (FileFormat::Csv, "csv"),
         "jsonl" | "ndjson" => (FileFormat::Jsonl, "jsonl"),
@@ -75,6 +100,10 @@ fn beginning(path: &Path) -> Result<String, Problem> {
         let message = format!("`{}` cannot be read: {e}", path.display());
         Problem::new("delta::init::file", message).help("check the path")
     };
+    if path.is_dir() {
+        let message = format!("`{}` is a directory", path.display());
+        return Err(Problem::new("delta::init::file", message).help("name a file in it"));
+    }
     let file = std::fs::File::open(path).map_err(wrong)?;
     let mut bytes = vec![0; 1 << 16];
     let is_packed = path.extension().is_some_and(|ending| ending == "gz");

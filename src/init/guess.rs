@@ -29,7 +29,18 @@ pub(super) enum Guess {
         rejected: String,
     },
     /// A label for each word.
-    Tag { tokens: String, tags: String },
+    Tag {
+        tokens: String,
+        tags: String,
+        /// Whether the labels are no spans.
+        is_plain: bool,
+    },
+    /// One of several answers.
+    Choose {
+        prompt: String,
+        answers: String,
+        label: String,
+    },
     /// A label, or several, for one text or two.
     Classify {
         text: Vec<String>,
@@ -46,10 +57,14 @@ pub(super) enum Guess {
 
 impl Guess {
     /// The same for a backbone whose tokenizer has no chat template.
-    pub(super) fn without_chat_template(self) -> Self {
+    pub(super) fn without_chat_template(self) -> Result<Self, Refusal> {
         match self {
-            Guess::Instruct { prompt, answer } => Guess::Plain { prompt, answer },
-            other => other,
+            Guess::Instruct { prompt, answer } => Ok(Guess::Plain { prompt, answer }),
+            Guess::Messages { .. } | Guess::Prefer { .. } => Err((
+                "its rows are conversations, and the backbone's tokenizer has no chat template".to_owned(),
+                "name a model that was tuned for chat, such as `--backbone hf:HuggingFaceTB/SmolLM2-135M-Instruct`".to_owned(),
+            )),
+            other => Ok(other),
         }
     }
 }
@@ -92,13 +107,44 @@ impl Column<'_> {
 
     /// Lists of objects with a role.
     fn has_messages(&self) -> bool {
-        let has_role = |message: &Value| message["role"].is_string();
+        let has_role = |message: &Value| message["role"].is_string() || message["from"].is_string();
         let are_messages = |value: &&Value| {
             value
                 .as_array()
                 .is_some_and(|list| !list.is_empty() && list.iter().all(has_role))
         };
         self.has_lists() && self.values.iter().all(are_messages)
+    }
+
+    /// The items of its lists.
+    fn items(&self) -> impl Iterator<Item = &Value> {
+        self.values
+            .iter()
+            .filter_map(|value| value.as_array())
+            .flatten()
+    }
+
+    /// Whether its lists have the labels of spans, such as `B-person`.
+    fn has_spans(&self) -> bool {
+        let mut labels = self.items().filter_map(Value::as_str).peekable();
+        let is_span =
+            |label: &str| label == "O" || label.starts_with("B-") || label.starts_with("I-");
+        labels.peek().is_some() && labels.all(is_span)
+    }
+
+    /// Whether it numbers or names the row, and says nothing of it.
+    fn is_of_the_row(&self) -> bool {
+        self.name.trim().is_empty()
+            || self.is_named(&[
+                "id",
+                "idx",
+                "index",
+                "url",
+                "date",
+                "split",
+                "guid",
+                "unnamed: 0",
+            ])
     }
 
     fn distinct(&self) -> usize {
@@ -164,7 +210,8 @@ const ANSWERS: [&str; 9] = [
     "reply",
     "target",
 ];
-const LABELS: [&str; 14] = [
+const LABELS: [&str; 15] = [
+    "gold_label",
     "label",
     "labels",
     "class",
@@ -180,7 +227,7 @@ const LABELS: [&str; 14] = [
     "polarity",
     "gold",
 ];
-const PAIRS: [(&str, &str); 7] = [
+const PAIRS: [(&str, &str); 12] = [
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
     ("question1", "question2"),
@@ -188,6 +235,11 @@ const PAIRS: [(&str, &str); 7] = [
     ("question", "sentence"),
     ("question", "context"),
     ("query", "passage"),
+    ("title", "body"),
+    ("title", "text"),
+    ("title", "description"),
+    ("summary", "text"),
+    ("subject", "body"),
 ];
 const TRANSLATIONS: [(&str, &str); 6] = [
     ("source", "target"),
@@ -213,6 +265,14 @@ pub(super) fn guess(sample: &Sample, config: Option<&Config>) -> Result<Guess, R
             rows: sample.rows.len(),
         })
         .collect();
+    let is_example =
+        |name: &&String| name.split_whitespace().count() > 4 || name.trim().parse::<f64>().is_ok();
+    if let Some(name) = sample.columns.iter().find(is_example) {
+        return Err((
+            format!("its first line is no header: it has `{name}`"),
+            "add a first line with names of the columns, such as `text` and `label`".to_owned(),
+        ));
+    }
     let guess = of_columns(&columns, config).ok_or_else(|| {
         let names: Vec<&str> = columns.iter().map(|column| column.name).collect();
         let message = format!(
@@ -230,11 +290,13 @@ fn of_columns(columns: &[Column], config: Option<&Config>) -> Option<Guess> {
     let texts = texts(columns);
     let is_two_stacks = config.is_some_and(|config| config.decoder_layers.is_some());
     let of = |label| labelled(columns, &texts, label);
-    of_lists(columns, &texts)
-        .or_else(|| of_answers(columns))
+    of_answers(columns)
+        .or_else(|| of_choices(columns))
+        .or_else(|| of_lists(columns))
         .or_else(|| translation(columns))
-        .or_else(|| named_label(columns).and_then(of))
         .or_else(|| of_prompts(columns, is_two_stacks))
+        .or_else(|| named_label(columns).and_then(of))
+        .or_else(|| of_several(columns, &texts))
         .or_else(|| only_label(columns).and_then(of))
         .or_else(|| of_texts(columns, &texts, is_two_stacks))
 }
@@ -248,40 +310,66 @@ fn own(column: &Column) -> String {
     column.name.to_owned()
 }
 
-/// Conversations, words with tags, and texts with several labels.
-fn of_lists(columns: &[Column], texts: &[&Column]) -> Option<Guess> {
+/// Conversations, and words with tags.
+fn of_lists(columns: &[Column]) -> Option<Guess> {
     const TAGS: [&str; 4] = ["tags", "ner_tags", "labels", "pos_tags"];
-    let is_answer = |column: &Column| column.is_named(&["chosen", "rejected"]);
-    let mut conversations = columns.iter().filter(|column| column.has_messages());
-    if let Some(messages) = conversations.find(|column| !is_answer(column)) {
+    if let Some(messages) = columns.iter().find(|column| column.has_messages()) {
         return Some(Guess::Messages {
             messages: own(messages),
         });
     }
     let lists: Vec<&Column> = columns.iter().filter(|c| c.has_words()).collect();
-    match (lists.as_slice(), texts) {
-        ([tokens, second, ..], _) => {
-            let tags = lists.iter().find(|column| column.is_named(&TAGS));
-            Some(Guess::Tag {
-                tokens: own(tokens),
-                tags: own(tags.unwrap_or(second)),
-            })
-        }
-        ([labels], [text, ..]) => Some(Guess::Classify {
-            text: vec![own(text)],
-            label: own(labels),
-            is_several: true,
-        }),
-        _ => None,
-    }
+    let [tokens, second, ..] = lists.as_slice() else {
+        return None;
+    };
+    let tags = lists.iter().find(|column| column.is_named(&TAGS));
+    let tags = tags.unwrap_or(second);
+    Some(Guess::Tag {
+        tokens: own(tokens),
+        tags: own(tags),
+        is_plain: !tags.has_spans(),
+    })
+}
+
+/// A text with a list of labels.
+fn of_several(columns: &[Column], texts: &[&Column]) -> Option<Guess> {
+    let is_text = |value: &Value| value.is_string();
+    let has_texts = |column: &&Column| column.has_words() && column.items().all(is_text);
+    let labels = columns.iter().find(has_texts)?;
+    Some(Guess::Classify {
+        text: vec![own(texts.first()?)],
+        label: own(labels),
+        is_several: true,
+    })
+}
+
+/// A question, a list of answers, and the number of the right one.
+fn of_choices(columns: &[Column]) -> Option<Guess> {
+    let prompt = named(columns, &["question", "prompt", "ctx", "query", "premise"])?;
+    let answers = named(columns, &["choices", "options", "endings", "answers"])?;
+    let label = named(
+        columns,
+        &["answer", "label", "answer_idx", "gold", "correct"],
+    )?;
+    let fits = answers.has_words() && label.has_numbers();
+    fits.then(|| Guess::Choose {
+        prompt: own(prompt),
+        answers: own(answers),
+        label: own(label),
+    })
 }
 
 /// A preferred answer and another one.
 fn of_answers(columns: &[Column]) -> Option<Guess> {
+    let chosen = named(columns, &["chosen"])?;
+    let prompt = named(columns, &["prompt", "question", "instruction"]);
+    // A whole conversation has the prompt in it.
+    let asks = |message: &Value| message["role"] == "user";
+    let prompt = prompt.filter(|_| !chosen.items().any(asks));
     Some(Guess::Prefer {
-        chosen: own(named(columns, &["chosen"])?),
+        prompt: prompt.map(own),
+        chosen: own(chosen),
         rejected: own(named(columns, &["rejected"])?),
-        prompt: named(columns, &["prompt", "question", "instruction"]).map(own),
     })
 }
 
@@ -298,7 +386,8 @@ fn translation(columns: &[Column]) -> Option<Guess> {
 
 /// Prompts and answers by their names.
 fn of_prompts(columns: &[Column], is_two_stacks: bool) -> Option<Guess> {
-    let input = named(columns, &["input"]).filter(|column| !column.values.is_empty());
+    let input = named(columns, &["input", "context"]);
+    let input = input.filter(|column| !column.values.is_empty());
     let answer = named(columns, &["output", "response"]);
     if let (Some(instruction), Some(input), Some(answer)) =
         (named(columns, &["instruction"]), input, answer)
@@ -310,16 +399,19 @@ fn of_prompts(columns: &[Column], is_two_stacks: bool) -> Option<Guess> {
         });
     }
     let (prompt, answer) = (named(columns, &PROMPTS)?, named(columns, &ANSWERS)?);
-    Some(written(prompt, answer, is_two_stacks))
+    let is_written = answer.is_text() && !answer.can_be_label() && !answer.has_numbers();
+    (is_written && prompt.is_text()).then(|| written(prompt, answer, is_two_stacks))
 }
 
 /// Texts without names that say what they are for: of two, the second is written from the first.
 fn of_texts(columns: &[Column], texts: &[&Column], is_two_stacks: bool) -> Option<Guess> {
     let is_text = |column: &&Column| texts.iter().any(|text| text.name == column.name);
     let in_order: Vec<&Column> = columns.iter().filter(is_text).collect();
-    match in_order.as_slice() {
-        [source, target] => Some(written(source, target, is_two_stacks)),
-        [text] => Some(Guess::Language { text: own(text) }),
+    // What another column is for would only be guessed.
+    let others = columns.iter().filter(|column| !column.is_of_the_row());
+    match (in_order.as_slice(), others.count()) {
+        ([source, target], 2) => Some(written(source, target, is_two_stacks)),
+        ([text], 1) => Some(Guess::Language { text: own(text) }),
         _ => None,
     }
 }
@@ -340,10 +432,7 @@ fn written(source: &Column, target: &Column, is_two_stacks: bool) -> Guess {
 
 /// The columns with whole texts, the longest first.
 fn texts<'a, 'c>(columns: &'a [Column<'c>]) -> Vec<&'a Column<'c>> {
-    let is_other = |column: &Column| {
-        column.is_named(&["id", "idx", "index", "url", "date", "split", "guid"])
-            || column.has_numbers()
-    };
+    let is_other = |column: &Column| column.is_of_the_row() || column.has_numbers();
     let mut texts: Vec<&Column> = columns
         .iter()
         .filter(|column| column.is_text() && !is_other(column))
@@ -375,7 +464,11 @@ fn labelled(columns: &[Column], texts: &[&Column], label: &Column) -> Option<Gue
 
 /// The column whose name says that it has labels or numbers to predict.
 fn named_label<'a, 'c>(columns: &'a [Column<'c>]) -> Option<&'a Column<'c>> {
-    let fits = |column: &&Column| column.can_be_label() || column.has_fractions();
+    // The name says it, so that the first rows may have one label alone.
+    let fits = |column: &&Column| {
+        column.has_fractions()
+            || (column.is_text() && column.words() <= 4.0 && column.distinct() <= 200)
+    };
     LABELS.iter().find_map(|name| {
         let mut named = columns.iter().filter(|column| column.is_named(&[name]));
         named.find(fits)
@@ -410,6 +503,7 @@ fn check(guess: &Guess, config: Option<&Config>) -> Result<(), Refusal> {
         Guess::Messages { .. }
         | Guess::Instruct { .. }
         | Guess::Plain { .. }
+        | Guess::Choose { .. }
         | Guess::Alpaca { .. }
         | Guess::Prefer { .. } => (
             "prompts and answers",

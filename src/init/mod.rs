@@ -9,16 +9,16 @@ mod write;
 
 use std::path::Path;
 
-use crate::backbone::{locate_config, read_config, Config};
+use crate::backbone::{locate_config, read_config};
 use crate::data::{sample, TextEncoder};
 use crate::diagnostic::Problem;
 use crate::task::{Conversation, Encoder};
 
-/// Whether a backbone has a chat template, as far as we can tell: of a model of the hub, only `config.json` is here.
-fn converses(directory: &Path, config: &Config) -> bool {
-    let Ok(encoder) = TextEncoder::open(directory, 512, config) else {
-        return true;
-    };
+/// Tokens of a text that are counted.
+const MOST_TOKENS: usize = 4096;
+
+/// Whether a tokenizer has a chat template.
+fn converses(encoder: &TextEncoder) -> bool {
     let messages = vec![serde_json::json!({ "role": "user", "content": "a" })];
     let conversation = Conversation {
         messages,
@@ -57,20 +57,27 @@ pub fn draft(data: &Path, backbone: Option<&str>, is_elsewhere: bool) -> Result<
         None => None,
         Some(directory) => Some(read_config(directory)?),
     };
-    let mut guess = guess::guess(&sample, config.as_ref()).map_err(|(message, help)| {
+    let refused = |(message, help): (String, String)| {
         let message = format!("`{}`: {message}", data.display());
         Problem::new("delta::init::task", message).help(help)
-    })?;
-    if let (Some(directory), Some(config)) = (&directory, &config) {
-        if !converses(directory, config) {
-            guess = guess.without_chat_template();
-        }
+    };
+    let mut guess = guess::guess(&sample, config.as_ref()).map_err(refused)?;
+    // Of a model of the hub, only `config.json` is here.
+    let encoder = match (&directory, &config) {
+        (Some(directory), Some(config)) => TextEncoder::open(directory, MOST_TOKENS, config).ok(),
+        _ => None,
+    };
+    if encoder.as_ref().is_some_and(|encoder| !converses(encoder)) {
+        guess = guess.without_chat_template().map_err(refused)?;
     }
+    let mut file = file;
+    let notes = file.keep_like(&sample.columns);
     Ok(write::write(
         &file,
         &sample,
         &guess,
-        (backbone, config.as_ref()),
+        (backbone, config.as_ref(), encoder.as_ref()),
         is_elsewhere,
+        &notes,
     ))
 }

@@ -9,7 +9,8 @@ use super::file::DataFile;
 use super::guess::Guess;
 use super::Draft;
 use crate::backbone::{Config, FeedForwardKind};
-use crate::data::Sample;
+use crate::data::{Sample, TextEncoder};
+use crate::task::Encoder;
 use crate::text::counted;
 
 /// Steps that a short training needs to learn anything.
@@ -20,15 +21,17 @@ pub(super) fn write(
     file: &DataFile,
     sample: &Sample,
     guess: &Guess,
-    (backbone, config): (Option<&str>, Option<&Config>),
+    (backbone, config, encoder): (Option<&str>, Option<&Config>, Option<&TextEncoder>),
     is_elsewhere: bool,
+    notes: &[String],
 ) -> Draft {
     let (kind, settings) = task(guess, config);
     let is_decoder = match config {
         Some(config) => config.is_decoder(),
         None => matches!(kind, "instruct" | "prefer" | "causal_lm"),
     };
-    let (length, longest) = lengths(sample, guess);
+    let (length, longest) = lengths(sample, guess, encoder);
+    let length = config.map_or(length, |config| length.min(config.longest()));
     let rows = sample.rows.len();
     let (name, seen) = (name(file), counted(rows, "row"));
     let mut text = format!(
@@ -38,13 +41,25 @@ pub(super) fn write(
     if backbone.is_none() {
         text += "# Any directory of a Hugging Face model, a GGUF file, or a model of the hub.\n";
     }
-    let model = quoted(backbone.unwrap_or(proposed(guess)));
+    let model = backbone.unwrap_or(proposed(guess));
+    let whole = Path::new(model)
+        .canonicalize()
+        .ok()
+        .filter(|_| is_elsewhere);
+    let model = quoted(&whole.map_or(model.to_owned(), |whole| whole.display().to_string()));
     let _ = write!(
         text,
         "# The longest of the first {seen} has about {longest} tokens; longer texts are cut.\n\
          backbone {model} {{ max_length = {length} }}\n\n"
     );
+    for note in notes {
+        let _ = writeln!(text, "# {note}.");
+    }
     text += &data(file, rows, is_elsewhere);
+    let unread = unread(sample, &settings);
+    if !unread.is_empty() {
+        let _ = writeln!(text, "# Not read: {}.", crate::text::list(&unread));
+    }
     let _ = write!(text, "task {kind} {{\n{}\n}}\n\n", settings.join("\n"));
     let sites = sites(config, is_decoder);
     let _ = write!(
@@ -62,6 +77,17 @@ pub(super) fn write(
         found: format!("{seen}{or_more} with {columns}: the task `{kind}`"),
         text: crate::syntax::format(&text).unwrap_or(text),
     }
+}
+
+/// The columns that no setting names.
+fn unread(sample: &Sample, settings: &[String]) -> Vec<String> {
+    let settings = settings.join(" ");
+    let is_word = |c: char| !c.is_alphanumeric() && c != '_';
+    let is_named = |name: &str| {
+        settings.contains(&quoted(name)) || settings.split(is_word).any(|word| word == name)
+    };
+    let unread = sample.columns.iter().filter(|name| !is_named(name));
+    unread.map(|name| format!("`{name}`")).collect()
 }
 
 /// The `data` block.
@@ -91,6 +117,8 @@ fn stage(kind: &str, is_decoder: bool, rows: usize) -> String {
     let has_own_head = matches!(kind, "classify" | "regress" | "tag");
     let (batch, least, trained) = match has_own_head {
         true => (16, 3, "low_rank, head"),
+        // A checkpoint may lack the head of its pre-training.
+        false if kind == "masked_lm" => (16, 1, "low_rank, head"),
         false => (8, 1, "low_rank"),
     };
     let epochs = (LEAST_STEPS * batch).div_ceil(rows.max(1)).clamp(least, 20);
@@ -151,6 +179,9 @@ fn task(guess: &Guess, config: Option<&Config>) -> (&'static str, Vec<String>) {
             format!("text = [{}]", names.join(", "))
         }
     };
+    // A decoder reads source and target as one text.
+    let is_decoder = config.is_some_and(Config::is_decoder);
+    let separator = is_decoder.then(|| "separator = \" => \"".to_owned());
     match guess {
         Guess::Messages { messages } => ("instruct", vec![format!("messages = {}", word(messages))]),
         Guess::Instruct { prompt, answer } => {
@@ -176,26 +207,47 @@ fn task(guess: &Guess, config: Option<&Config>) -> (&'static str, Vec<String>) {
             let answers = answers.map(|(key, column)| format!("{key} = {}", word(column)));
             ("prefer", prompt.chain(answers).chain(["loss = dpo".to_owned()]).collect())
         }
-        Guess::Tag { tokens, tags } => {
-            ("tag", vec![format!("tokens = {}", word(tokens)), format!("tags = {}", word(tags))])
+        Guess::Tag {
+            tokens,
+            tags,
+            is_plain,
+        } => {
+            let columns = [
+                format!("tokens = {}", word(tokens)),
+                format!("tags = {}", word(tags)),
+            ];
+            let plain = is_plain.then(|| "scheme = plain   # labels of words, not of spans".to_owned());
+            ("tag", columns.into_iter().chain(plain).collect())
         }
+        Guess::Choose {
+            prompt,
+            answers,
+            label,
+        } => (
+            "choose",
+            vec![
+                format!("prompt = {}", word(prompt)),
+                format!("answers = {}", word(answers)),
+                format!("label = {}", word(label)),
+            ],
+        ),
         Guess::Classify { text: names, label, is_several } => {
             let mut settings = vec![text(names), format!("label = {}", word(label))];
-            settings.push(match is_several {
-                true => "several = on".to_owned(),
-                false => "metric = f1   # the mean over all labels; with two, of the second".to_owned(),
-            });
+            settings.extend(is_several.then(|| "several = on".to_owned()));
             ("classify", settings)
         }
         Guess::Regress { text: names, label } => ("regress", vec![text(names), format!("label = {}", word(label))]),
         Guess::Translate { source, target } => (
             "seq2seq",
-            vec![
+            [
                 format!("source = {}", word(source)),
                 format!("target = {}", word(target)),
                 "metric = rouge_l".to_owned(),
                 "generate = { max_tokens = 64 }".to_owned(),
-            ],
+            ]
+            .into_iter()
+            .chain(separator)
+            .collect(),
         ),
         Guess::Language { text } => {
             let kind = match config {
@@ -231,32 +283,36 @@ fn sites(config: Option<&Config>, is_decoder: bool) -> &'static str {
     }
 }
 
-/// A `max_length`, and the tokens of the longest row: four bytes of a text are about one.
-fn lengths(sample: &Sample, guess: &Guess) -> (usize, usize) {
+/// A `max_length`, and the tokens of the longest row; without a tokenizer, four bytes of a text are about one.
+fn lengths(sample: &Sample, guess: &Guess, encoder: Option<&TextEncoder>) -> (usize, usize) {
     let is_read = |name: &String| match guess {
         Guess::Classify { text, .. } | Guess::Regress { text, .. } => text.contains(name),
+        Guess::Tag { tokens, .. } => tokens == name,
         _ => true,
     };
     let places: Vec<usize> = (0..sample.columns.len())
         .filter(|place| is_read(&sample.columns[*place]))
         .collect();
-    let bytes = |value: &Value| match value {
-        Value::String(text) => text.len(),
-        Value::Null => 0,
-        other => other.to_string().len(),
+    let text = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        Value::Null => String::new(),
+        other => other.to_string(),
     };
     let tokens = |row: &Vec<Value>| {
-        places
-            .iter()
-            .map(|place| bytes(&row[*place]))
-            .sum::<usize>()
-            / 4
-            + 8
+        let texts: Vec<String> = places.iter().map(|place| text(&row[*place])).collect();
+        let whole = texts.join(" ");
+        let exact = encoder.and_then(|own| own.texts(std::slice::from_ref(&whole)).ok());
+        exact.map_or(whole.len() / 4 + 8, |encoded| encoded.tokens.len())
     };
     let mut all: Vec<usize> = sample.rows.iter().map(tokens).collect();
     all.sort_unstable();
     let usual = all[(all.len() * 99 / 100).min(all.len() - 1)];
-    let length = usual.next_power_of_two().clamp(32, 512);
+    // A chat template adds some tokens to each turn.
+    let around = match guess {
+        Guess::Classify { .. } | Guess::Regress { .. } | Guess::Tag { .. } => 0,
+        _ => 24,
+    };
+    let length = (usual + around).next_multiple_of(16).clamp(32, 1024);
     (length, all[all.len() - 1])
 }
 
