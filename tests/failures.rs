@@ -246,3 +246,32 @@ fn arguments_have_their_messages() {
     let message = place.fail(2, &["check", "small.delta", "--params", "params.yaml"]);
     assert!(message.contains("params.yaml"), "{message}");
 }
+
+/// Results that a full disk swallows are no success; a reader that has gone away asks for no more.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_under_standard_output_is_a_failure() {
+    let place = Place::new();
+    for arguments in [
+        &["families"][..],
+        &["check", "small.delta"],
+        &["plan", "small.delta"],
+    ] {
+        let full = std::fs::File::options()
+            .write(true)
+            .open("/dev/full")
+            .unwrap();
+        let output = place.command(arguments).stdout(full).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {error}");
+        assert!(
+            error.contains("standard output could not be written") && error.contains("help:"),
+            "{arguments:?}: {error}"
+        );
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = place.command(arguments).stdout(writer).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {error}");
+    }
+}

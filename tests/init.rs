@@ -364,6 +364,16 @@ fn runs_are_listed_and_compared() {
         compared.lines().any(|line| line.starts_with("dev loss")),
         "{compared}"
     );
+    // The same file of data, a row shorter.
+    let rows = std::fs::read_to_string(place.path("train.tsv")).unwrap();
+    let fewer = rows.trim_end().rsplit_once('\n').unwrap().0;
+    place.write("train.tsv", fewer.as_bytes());
+    place.succeed(&["small.delta", "--quiet", "--out", "runs/fewer"]);
+    let compared = place.succeed(&["compare", "runs/one", "runs/fewer"]);
+    assert!(
+        compared.contains("train.tsv  SHA-256 ") && compared.starts_with("1 difference"),
+        "{compared}"
+    );
     let same = place.succeed(&["compare", "runs/one", "runs/one"]);
     assert!(
         same.starts_with("the plans and the data are the same"),

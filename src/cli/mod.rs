@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 
 use crate::diagnostic::{Problem, Problems};
-use crate::terminal::{print, say};
+use crate::terminal::{self, print, say};
 use crate::text::{did_you_mean, quoted_list};
 use arguments::{Arguments, Command, Format};
 
@@ -57,7 +57,16 @@ pub fn main() -> ExitCode {
         Err(Problem::internal(text.unwrap_or("no message")).into())
     });
     match result {
-        Ok(Ended::Done) => ExitCode::SUCCESS,
+        Ok(Ended::Done) => match terminal::lost() {
+            None => ExitCode::SUCCESS,
+            Some(error) => {
+                let message = format!("standard output could not be written: {error}");
+                let problem = Problem::failure("delta::cli::output", message)
+                    .help("free space on its disk, or write to another one");
+                show(&problem.into(), format);
+                ExitCode::FAILURE
+            }
+        },
         Ok(Ended::Interrupted) => ExitCode::from(INTERRUPTED),
         Err(problems) => {
             show(&problems, format);
