@@ -7,7 +7,7 @@ use super::family::Key;
 use super::keys::Keys;
 use super::rotary::Rotary;
 
-/// The attention of one block, as far as blocks of a backbone may differ.
+/// What may differ between the attentions of a backbone's blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockKind {
     /// A position sees only keys that are fewer positions away than this, itself included.

@@ -91,8 +91,8 @@ impl RopeScaling {
 
 impl Rotary {
     /// Reads `rope_parameters`, as transformers 5 writes it, or `rope_theta` and `rope_scaling`, as 4 did. A backbone
-    /// whose blocks have two kinds of frequencies states them under the names of `layer_types`, of which `layers` is then
-    /// one; `rope_scaling` is for `full_attention`.
+    /// whose blocks have two kinds of frequencies states them under the names of `layer_types`, and `layers` names the
+    /// kind to read; `rope_scaling` is for `full_attention`.
     ///
     /// # Errors
     /// One sentence: the kind of scaling is not supported, a key is unknown, or a number is missing or wrong.

@@ -112,7 +112,7 @@ fn heads(family: &Family) -> Vec<String> {
         .collect()
 }
 
-/// Settings and their defaults, as far as a method without settings has them.
+/// Settings, and the defaults of those that a method keeps under the setting's own name.
 fn table(settings: &[&str], defaults: &Value) -> String {
     if settings.is_empty() {
         return "It has no settings.\n".to_owned();

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::parquet::parquet_columns;
-use super::table::{no_examples, read_text, visit, Wanted};
+use super::table::{no_examples, read_text, rows, Wanted};
 use crate::diagnostic::Problem;
 use crate::plan::{FileFormat, FilePlan};
 
@@ -34,23 +34,13 @@ pub fn sample(file: &FilePlan) -> Result<Sample, Problem> {
         file.format,
         FileFormat::Csv | FileFormat::Tsv | FileFormat::Text
     );
-    let mut rows = Vec::new();
-    let mut wrong = None;
-    visit(file, &wanted, &mut |row| match row {
-        Ok((_, cells)) => {
-            rows.push(cells.into_iter().map(|cell| value(cell, is_json)).collect());
-            true
-        }
-        Err(problem) => {
-            wrong = Some(problem);
-            false
-        }
-    })?;
-    match wrong {
-        Some(problem) => Err(problem),
-        None if rows.is_empty() => Err(no_examples(file)),
-        None => Ok(Sample { columns, rows }),
-    }
+    let values = |cells: Vec<String>| {
+        let values = cells.into_iter().map(|cell| value(cell, is_json));
+        values.collect()
+    };
+    let rows = rows(file, &wanted)?.into_iter();
+    let rows = rows.map(|(_, cells)| values(cells)).collect();
+    Ok(Sample { columns, rows })
 }
 
 /// A cell: lists, objects and null come as their JSON.

@@ -70,25 +70,30 @@ impl Table {
     /// # Errors
     /// The file does not exist, is not UTF-8, or has no rows; a column is missing, or a row has too many or too few.
     pub fn read(file: &FilePlan, wanted: &[&str]) -> Result<Self, Problem> {
-        let mut rows = Vec::new();
-        let mut wrong = None;
         let wanted: Vec<Wanted> = wanted.iter().map(|name| Wanted::text(name)).collect();
-        visit(file, &wanted, &mut |row| match row {
-            Ok(row) => {
-                rows.push(row);
-                true
-            }
-            Err(problem) => {
-                wrong = Some(problem);
-                false
-            }
-        })?;
-        match wrong {
-            Some(problem) => Err(problem),
-            None if rows.is_empty() => Err(no_examples(file)),
-            None => Ok(Table { rows }),
-        }
+        let rows = rows(file, &wanted)?;
+        Ok(Table { rows })
     }
+}
+
+/// All rows of a file.
+///
+/// # Errors
+/// As for [`Table::read`].
+pub fn rows(file: &FilePlan, wanted: &[Wanted]) -> Result<Vec<Row>, Problem> {
+    let mut read = Ok(Vec::new());
+    visit(file, wanted, &mut |row| {
+        match (&mut read, row) {
+            (Ok(rows), Ok(row)) => rows.push(row),
+            (_, Err(problem)) => read = Err(problem),
+            (Err(_), Ok(_)) => {}
+        }
+        read.is_ok()
+    })?;
+    read.and_then(|rows| match rows.is_empty() {
+        true => Err(no_examples(file)),
+        false => Ok(rows),
+    })
 }
 
 /// Calls `each` with every row of a file, or with the problem of that row, until `each` returns false.
@@ -105,20 +110,17 @@ pub fn visit(
         left -= 1;
         each(row) && left > 0
     };
-    if file.format == FileFormat::Parquet {
-        return parquet(file, wanted, each);
-    }
-    let text = read_text(file)?;
+    let text = || read_text(file);
     match file.format {
-        FileFormat::Json => json(file, &text, wanted, each),
-        FileFormat::Parquet => Ok(()),
-        FileFormat::Tsv => tsv(file, &text, wanted, each),
-        FileFormat::Csv => csv(file, &text, wanted, each),
-        FileFormat::Jsonl => jsonl(file, &text, wanted, each),
-        FileFormat::Conll => conll(file, &text, wanted, each),
+        FileFormat::Parquet => parquet(file, wanted, each),
+        FileFormat::Json => json(file, &text()?, wanted, each),
+        FileFormat::Tsv => tsv(file, &text()?, wanted, each),
+        FileFormat::Csv => csv(file, &text()?, wanted, each),
+        FileFormat::Jsonl => jsonl(file, &text()?, wanted, each),
+        FileFormat::Conll => conll(file, &text()?, wanted, each),
         FileFormat::Text => {
             places(file, &["text".to_owned()], wanted)?;
-            for (number, line) in lines(&text) {
+            for (number, line) in lines(&text()?) {
                 let row = wanted.iter().map(|_| line.to_owned()).collect();
                 if !each(Ok((number, row))) {
                     break;

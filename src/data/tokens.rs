@@ -44,6 +44,11 @@ pub struct TextEncoder {
 }
 
 impl TextEncoder {
+    /// Whether conversations can be written, or the chat template that is there cannot be read.
+    pub fn has_chat_template(&self) -> bool {
+        !matches!(self.chat, Ok(None))
+    }
+
     /// Reads `tokenizer.json` of a backbone. Texts are cut to `max_length` tokens. Of a pair, the longer text
     /// is cut first.
     ///

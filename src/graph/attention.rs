@@ -63,7 +63,7 @@ impl Pass<'_> {
         ops::attention(&q, &k, &v, attending, shape, bias, dropout)
     }
 
-    /// Queries and keys as they are compared: normalized head by head and rotated, as far as the family does either.
+    /// Queries and keys as they are compared: normalized head by head and rotated, where the family does so.
     fn placed(
         &self,
         layer: &Attention,

@@ -26,6 +26,21 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// Sequences that are only read, with no targets, token types or prompts.
+    pub fn of_tokens(tokens: Vec<usize>, layout: Layout, decoder: Option<DecoderRows>) -> Self {
+        Batch {
+            types: vec![0; tokens.len()],
+            total: tokens.len(),
+            tokens,
+            layout,
+            reads: Vec::new(),
+            soft: Vec::new(),
+            decoder,
+            targets: Targets::None,
+            cached: None,
+        }
+    }
+
     /// How many of [`Batch::reads`] each sequence has; 1 for each if the head says itself which row it reads.
     pub fn read_counts(&self) -> Vec<usize> {
         let is_in = |range: &std::ops::Range<usize>| {

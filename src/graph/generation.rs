@@ -5,7 +5,7 @@ use std::cell::RefCell;
 
 use super::forward::{Mode, Pass};
 use super::optimizations::read_rows::read_layout;
-use super::{Batch, DecoderRows, Graph, Targets};
+use super::{Batch, DecoderRows, Graph};
 use crate::backbone::LARGEST;
 use crate::engine::{KeyValues, Layout, Matrix, Outcome};
 
@@ -74,17 +74,7 @@ impl Graph {
             tokens: tokens.to_vec(),
             layout: layout.clone(),
         });
-        let batch = Batch {
-            tokens: tokens.to_vec(),
-            types: vec![0; tokens.len()],
-            layout: layout.clone(),
-            reads: Vec::new(),
-            soft: Vec::new(),
-            decoder,
-            targets: Targets::None,
-            cached: None,
-            total: tokens.len(),
-        };
+        let batch = Batch::of_tokens(tokens.to_vec(), layout.clone(), decoder);
         let pass = Pass::new(self, Mode::Extend(&generation.kept));
         let (x, _) = pass.embed_last(&batch)?;
         let logits = pass.last_logits(x, &layout, generation.encoded.as_ref())?;
@@ -101,17 +91,7 @@ impl Graph {
     pub(super) fn keys_and_values(&self, tokens: &[usize]) -> Outcome<Vec<[Vec<f32>; 2]>> {
         let kept = RefCell::new(vec![KeyValues::default(); 2 * self.layers().blocks.len()]);
         let layout = Layout::new([tokens.len()], vec![0]);
-        let batch = Batch {
-            tokens: tokens.to_vec(),
-            types: vec![0; tokens.len()],
-            layout: layout.clone(),
-            reads: Vec::new(),
-            soft: Vec::new(),
-            decoder: None,
-            targets: Targets::None,
-            cached: None,
-            total: tokens.len(),
-        };
+        let batch = Batch::of_tokens(tokens.to_vec(), layout.clone(), None);
         let pass = Pass::new(self, Mode::Begin(&kept));
         let (x, layout) = pass.embed_last(&batch)?;
         pass.blocks(pass.last_stack().blocks.clone(), x, &layout, None, None)?;

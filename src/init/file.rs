@@ -105,14 +105,18 @@ fn beginning(path: &Path) -> Result<String, Problem> {
         return Err(Problem::new("delta::init::file", message).help("name a file in it"));
     }
     let file = std::fs::File::open(path).map_err(wrong)?;
-    let mut bytes = vec![0; 1 << 16];
+    let mut bytes = Vec::new();
     let is_packed = path.extension().is_some_and(|ending| ending == "gz");
-    let mut reader: Box<dyn Read> = match is_packed {
+    let reader: Box<dyn Read> = match is_packed {
         true => Box::new(flate2::read::MultiGzDecoder::new(file)),
         false => Box::new(file),
     };
-    let count = reader.read(&mut bytes).map_err(wrong)?;
-    Ok(String::from_utf8_lossy(&bytes[..count]).into_owned())
+    reader
+        .take(1 << 16)
+        .read_to_end(&mut bytes)
+        .map_err(wrong)?;
+    let text = String::from_utf8_lossy(&bytes);
+    Ok(text.trim_start_matches('\u{feff}').to_owned())
 }
 
 /// Everything after the first dot of a file's name.

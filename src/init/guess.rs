@@ -1,9 +1,8 @@
 //! Guesses what the columns of a file are for: by their names first, then by their values.
 
-use std::collections::BTreeSet;
-
 use serde_json::Value;
 
+use super::column::Column;
 use crate::backbone::Config;
 use crate::data::Sample;
 
@@ -56,6 +55,49 @@ pub(super) enum Guess {
 }
 
 impl Guess {
+    /// The columns whose texts the backbone reads or writes.
+    pub(super) fn texts(&self) -> Vec<&str> {
+        match self {
+            Guess::Messages { messages } => vec![messages],
+            Guess::Instruct { prompt, answer } | Guess::Plain { prompt, answer } => {
+                vec![prompt, answer]
+            }
+            Guess::Alpaca {
+                instruction,
+                input,
+                answer,
+            } => vec![instruction, input, answer],
+            Guess::Prefer {
+                prompt,
+                chosen,
+                rejected,
+            } => {
+                let prompt = prompt.as_deref().into_iter();
+                prompt.chain([&chosen[..], &rejected[..]]).collect()
+            }
+            Guess::Tag { tokens, .. } => vec![tokens],
+            Guess::Choose {
+                prompt, answers, ..
+            } => vec![prompt, answers],
+            Guess::Classify { text, .. } | Guess::Regress { text, .. } => {
+                text.iter().map(String::as_str).collect()
+            }
+            Guess::Translate { source, target } => vec![source, target],
+            Guess::Language { text } => vec![text],
+        }
+    }
+
+    /// The column with the labels, if texts are not all there is.
+    pub(super) fn label(&self) -> Option<&str> {
+        match self {
+            Guess::Tag { tags: label, .. }
+            | Guess::Choose { label, .. }
+            | Guess::Classify { label, .. }
+            | Guess::Regress { label, .. } => Some(label),
+            _ => None,
+        }
+    }
+
     /// The same for a backbone whose tokenizer has no chat template.
     pub(super) fn without_chat_template(self) -> Result<Self, Refusal> {
         match self {
@@ -71,123 +113,6 @@ impl Guess {
 
 /// What is wrong, and the way out.
 type Refusal = (String, String);
-
-/// What a column holds.
-struct Column<'a> {
-    name: &'a str,
-    /// Values that are there.
-    values: Vec<&'a Value>,
-    /// Of all rows.
-    rows: usize,
-}
-
-impl Column<'_> {
-    fn texts(&self) -> impl Iterator<Item = &str> {
-        self.values.iter().filter_map(|value| value.as_str())
-    }
-
-    fn is_text(&self) -> bool {
-        !self.values.is_empty() && self.values.iter().all(|value| value.is_string())
-    }
-
-    fn has_lists(&self) -> bool {
-        !self.values.is_empty() && self.values.iter().all(|value| value.is_array())
-    }
-
-    /// Lists of texts or numbers.
-    fn has_words(&self) -> bool {
-        let is_word = |value: &Value| value.is_string() || value.is_number();
-        let items = |value: &&Value| {
-            value
-                .as_array()
-                .is_some_and(|list| list.iter().all(is_word))
-        };
-        self.has_lists() && self.values.iter().all(items)
-    }
-
-    /// Lists of objects with a role.
-    fn has_messages(&self) -> bool {
-        let has_role = |message: &Value| message["role"].is_string() || message["from"].is_string();
-        let are_messages = |value: &&Value| {
-            value
-                .as_array()
-                .is_some_and(|list| !list.is_empty() && list.iter().all(has_role))
-        };
-        self.has_lists() && self.values.iter().all(are_messages)
-    }
-
-    /// The items of its lists.
-    fn items(&self) -> impl Iterator<Item = &Value> {
-        self.values
-            .iter()
-            .filter_map(|value| value.as_array())
-            .flatten()
-    }
-
-    /// Whether its lists have the labels of spans, such as `B-person`.
-    fn has_spans(&self) -> bool {
-        let mut labels = self.items().filter_map(Value::as_str).peekable();
-        let is_span =
-            |label: &str| label == "O" || label.starts_with("B-") || label.starts_with("I-");
-        labels.peek().is_some() && labels.all(is_span)
-    }
-
-    /// Whether it numbers or names the row, and says nothing of it.
-    fn is_of_the_row(&self) -> bool {
-        self.name.trim().is_empty()
-            || self.is_named(&[
-                "id",
-                "idx",
-                "index",
-                "url",
-                "date",
-                "split",
-                "guid",
-                "unnamed: 0",
-            ])
-    }
-
-    fn distinct(&self) -> usize {
-        self.texts().collect::<BTreeSet<_>>().len()
-    }
-
-    /// The mean number of words.
-    fn words(&self) -> f64 {
-        let words: usize = self
-            .texts()
-            .map(|text| text.split_whitespace().count())
-            .sum();
-        words as f64 / self.values.len().max(1) as f64
-    }
-
-    fn has_numbers(&self) -> bool {
-        self.is_text() && self.texts().all(|text| text.trim().parse::<f64>().is_ok())
-    }
-
-    fn has_fractions(&self) -> bool {
-        let is_fraction = |text: &str| {
-            text.trim()
-                .parse::<f64>()
-                .is_ok_and(|number| number.fract() != 0.0)
-        };
-        self.has_numbers() && self.texts().any(is_fraction)
-    }
-
-    fn is_named(&self, names: &[&str]) -> bool {
-        let own = self.name.to_lowercase();
-        names.iter().any(|name| *name == own)
-    }
-
-    /// Whether its values can be labels: few, short and repeated.
-    fn can_be_label(&self) -> bool {
-        let distinct = self.distinct();
-        self.is_text()
-            && distinct > 1
-            && distinct <= 200
-            && 2 * distinct <= self.rows
-            && self.words() <= 4.0
-    }
-}
 
 const PROMPTS: [&str; 8] = [
     "prompt",

@@ -3,6 +3,7 @@
 //! In: a data file, and a backbone if there is one already. Out: the text of a `.delta` file that runs, whose comments say
 //! what was assumed. It knows no plans of other files, and trains nothing.
 
+mod column;
 mod file;
 mod guess;
 mod write;
@@ -12,23 +13,9 @@ use std::path::Path;
 use crate::backbone::{locate_config, read_config};
 use crate::data::{sample, TextEncoder};
 use crate::diagnostic::Problem;
-use crate::task::{Conversation, Encoder};
 
 /// Tokens of a text that are counted.
 const MOST_TOKENS: usize = 4096;
-
-/// Whether a tokenizer has a chat template.
-fn converses(encoder: &TextEncoder) -> bool {
-    let messages = vec![serde_json::json!({ "role": "user", "content": "a" })];
-    let conversation = Conversation {
-        messages,
-        tools: None,
-    };
-    match encoder.converse(&conversation, true) {
-        Err(problem) => problem.code != "delta::data::no_chat_template",
-        Ok(_) => true,
-    }
-}
 
 /// A drafted pipeline.
 #[derive(Debug)]
@@ -47,7 +34,7 @@ pub struct Draft {
 /// # Errors
 /// The file cannot be read, no task fits its columns, or the backbone cannot do the task.
 pub fn draft(data: &Path, backbone: Option<&str>, is_elsewhere: bool) -> Result<Draft, Problem> {
-    let file = file::recognize(data)?;
+    let mut file = file::recognize(data)?;
     let sample = sample(&file.plan)?;
     let directory = match backbone {
         None => None,
@@ -67,10 +54,9 @@ pub fn draft(data: &Path, backbone: Option<&str>, is_elsewhere: bool) -> Result<
         (Some(directory), Some(config)) => TextEncoder::open(directory, MOST_TOKENS, config).ok(),
         _ => None,
     };
-    if encoder.as_ref().is_some_and(|encoder| !converses(encoder)) {
+    if encoder.as_ref().is_some_and(|own| !own.has_chat_template()) {
         guess = guess.without_chat_template().map_err(refused)?;
     }
-    let mut file = file;
     let notes = file.keep_like(&sample.columns);
     Ok(write::write(
         &file,

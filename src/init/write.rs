@@ -26,10 +26,8 @@ pub(super) fn write(
     notes: &[String],
 ) -> Draft {
     let (kind, settings) = task(guess, config);
-    let is_decoder = match config {
-        Some(config) => config.is_decoder(),
-        None => matches!(kind, "instruct" | "prefer" | "causal_lm"),
-    };
+    let proposed = proposed(guess);
+    let is_decoder = config.map_or(proposed.is_decoder, Config::is_decoder);
     let (length, longest) = lengths(sample, guess, encoder);
     let length = config.map_or(length, |config| length.min(config.longest()));
     let rows = sample.rows.len();
@@ -41,7 +39,7 @@ pub(super) fn write(
     if backbone.is_none() {
         text += "# Any directory of a Hugging Face model, a GGUF file, or a model of the hub.\n";
     }
-    let model = backbone.unwrap_or(proposed(guess));
+    let model = backbone.unwrap_or(proposed.name);
     let whole = Path::new(model)
         .canonicalize()
         .ok()
@@ -56,7 +54,7 @@ pub(super) fn write(
         let _ = writeln!(text, "# {note}.");
     }
     text += &data(file, rows, is_elsewhere);
-    let unread = unread(sample, &settings);
+    let unread = unread(sample, guess);
     if !unread.is_empty() {
         let _ = writeln!(text, "# Not read: {}.", crate::text::list(&unread));
     }
@@ -79,14 +77,11 @@ pub(super) fn write(
     }
 }
 
-/// The columns that no setting names.
-fn unread(sample: &Sample, settings: &[String]) -> Vec<String> {
-    let settings = settings.join(" ");
-    let is_word = |c: char| !c.is_alphanumeric() && c != '_';
-    let is_named = |name: &str| {
-        settings.contains(&quoted(name)) || settings.split(is_word).any(|word| word == name)
-    };
-    let unread = sample.columns.iter().filter(|name| !is_named(name));
+/// The columns that the task does not read.
+fn unread(sample: &Sample, guess: &Guess) -> Vec<String> {
+    let (texts, label) = (guess.texts(), guess.label());
+    let is_read = |name: &str| texts.contains(&name) || label == Some(name);
+    let unread = sample.columns.iter().filter(|name| !is_read(name));
     unread.map(|name| format!("`{name}`")).collect()
 }
 
@@ -260,38 +255,41 @@ fn task(guess: &Guess, config: Option<&Config>) -> (&'static str, Vec<String>) {
     }
 }
 
+/// A backbone that a draft names when the user names none.
+struct Proposed {
+    name: &'static str,
+    is_decoder: bool,
+}
+
 /// A small backbone of the hub for a task.
-fn proposed(guess: &Guess) -> &'static str {
-    match guess {
-        Guess::Classify { .. } | Guess::Regress { .. } => "hf:distilbert/distilbert-base-uncased",
-        Guess::Tag { .. } => "hf:distilbert/distilbert-base-cased",
-        Guess::Translate { .. } => "hf:google/flan-t5-small",
-        Guess::Language { .. } => "hf:HuggingFaceTB/SmolLM2-135M",
-        _ => "hf:HuggingFaceTB/SmolLM2-135M-Instruct",
-    }
+fn proposed(guess: &Guess) -> Proposed {
+    let (name, is_decoder) = match guess {
+        Guess::Classify { .. } | Guess::Regress { .. } => {
+            ("hf:distilbert/distilbert-base-uncased", false)
+        }
+        Guess::Tag { .. } => ("hf:distilbert/distilbert-base-cased", false),
+        Guess::Translate { .. } => ("hf:google/flan-t5-small", false),
+        Guess::Language { .. } => ("hf:HuggingFaceTB/SmolLM2-135M", true),
+        _ => ("hf:HuggingFaceTB/SmolLM2-135M-Instruct", true),
+    };
+    Proposed { name, is_decoder }
 }
 
 /// Where a LoRA pays most (Dettmers et al., arXiv 2305.14314, section 4: at all linear layers of a decoder).
 fn sites(config: Option<&Config>, is_decoder: bool) -> &'static str {
     let is_gated = config.is_none_or(|config| config.feed_forward() == FeedForwardKind::Gated);
-    let has_two = config.is_some_and(|config| config.decoder_layers.is_some());
-    match (is_decoder, has_two) {
-        (true, _) if is_gated => "block.*.{attn.{q,k,v,o},ff.{gate,up,down}}",
-        (true, _) => "block.*.{attn.{q,k,v,o},ff.{up,down}}",
-        (false, true) => "**.attn.{q,v}",
-        (false, false) => "**.attn.{q,v}",
+    match (is_decoder, is_gated) {
+        (true, true) => "block.*.{attn.{q,k,v,o},ff.{gate,up,down}}",
+        (true, false) => "block.*.{attn.{q,k,v,o},ff.{up,down}}",
+        (false, _) => "**.attn.{q,v}",
     }
 }
 
 /// A `max_length`, and the tokens of the longest row; without a tokenizer, four bytes of a text are about one.
 fn lengths(sample: &Sample, guess: &Guess, encoder: Option<&TextEncoder>) -> (usize, usize) {
-    let is_read = |name: &String| match guess {
-        Guess::Classify { text, .. } | Guess::Regress { text, .. } => text.contains(name),
-        Guess::Tag { tokens, .. } => tokens == name,
-        _ => true,
-    };
+    let read = guess.texts();
     let places: Vec<usize> = (0..sample.columns.len())
-        .filter(|place| is_read(&sample.columns[*place]))
+        .filter(|place| read.contains(&sample.columns[*place].as_str()))
         .collect();
     let text = |value: &Value| match value {
         Value::String(text) => text.clone(),

@@ -13,7 +13,7 @@ use crate::delta::{transposed, Folded, Preposition};
 use crate::diagnostic::Problem;
 use crate::disk;
 use crate::engine::{Layout, Storage};
-use crate::graph::{device_problem, Batch, DecoderRows, Graph, Placed, Targets, Tensors};
+use crate::graph::{device_problem, Batch, DecoderRows, Graph, Placed, Tensors};
 use crate::plan::{BackbonePlan, Plan};
 
 /// The files of the backbone's directory that a merged model keeps, in addition to its weights and configuration.
@@ -140,20 +140,11 @@ fn probe(plan: &Plan) -> Batch {
         token => token,
     };
     let layout = Layout::new(lengths, (0..4).collect());
-    Batch {
-        tokens: (0..rows).map(token).collect(),
-        types: vec![0; rows],
-        decoder: config.start_token.map(|start| DecoderRows {
-            tokens: (0..rows).map(|row| token(row + start as usize)).collect(),
-            layout: layout.clone(),
-        }),
-        layout,
-        reads: Vec::new(),
-        soft: Vec::new(),
-        cached: None,
-        total: 4,
-        targets: Targets::None,
-    }
+    let decoder = config.start_token.map(|start| DecoderRows {
+        tokens: (0..rows).map(|row| token(row + start as usize)).collect(),
+        layout: layout.clone(),
+    });
+    Batch::of_tokens((0..rows).map(token).collect(), layout, decoder)
 }
 
 /// Every weight of the model under its checkpoint name, with deltas folded in. Other tensors of the checkpoint are

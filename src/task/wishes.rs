@@ -6,7 +6,7 @@ use crate::diagnostic::{Problem, Span};
 use crate::settings::Fields;
 use crate::syntax::ast::Value;
 
-/// Settings of a generation, each of which may be left open.
+/// Settings of a generation; each may be left open.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Wishes {
