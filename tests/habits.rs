@@ -4,7 +4,7 @@
 use crate::common::place::{Place, PIPELINE};
 
 /// What is changed in the pipeline: a name, what stood there, what stands there.
-const MISTAKES: [(&str, &str, &str); 44] = [
+const MISTAKES: [(&str, &str, &str); 45] = [
     ("yaml colon", "batch = 8", "batch: 8"),
     (
         "json colon",
@@ -87,6 +87,11 @@ const MISTAKES: [(&str, &str, &str); 44] = [
     ("early stopping", "batch = 8", "early_stopping_patience = 3"),
     ("eval_steps", "evaluate = every 4 steps", "eval_steps = 4"),
     ("seed in a stage", "batch = 8", "seed = 3"),
+    (
+        "gradient checkpointing",
+        "batch = 8",
+        "gradient_checkpointing = on",
+    ),
     (
         "weight decay of a stage",
         "batch = 8",

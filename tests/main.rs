@@ -44,6 +44,7 @@ mod precision;
 mod predict;
 mod prefer;
 mod readers;
+mod recompute;
 mod resume;
 mod scripts;
 mod selectors;

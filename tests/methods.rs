@@ -40,7 +40,7 @@ fn loss(graph: &Graph, batch: &[Batch]) -> f64 {
 }
 
 /// The same method in encoder and decoder, with its cross attentions.
-fn in_both_stacks(statement: &str) -> String {
+pub fn in_both_stacks(statement: &str) -> String {
     statement
         .replace("block.*.attn", "block.*.{attn,cross}")
         .replace("attn.{q,o}", "{attn,cross}.{q,o}")

@@ -75,6 +75,40 @@ impl Trace {
         tape.deferring.contains(&id).then(|| tape.deferred.clone())
     }
 
+    /// The number of operations that are recorded and have not run.
+    pub fn recorded(&self) -> usize {
+        let tape = self.0.as_ref();
+        tape.map_or(0, |tape| tape.operations.borrow().len())
+    }
+
+    /// Forgets all operations but the first `count`, and with them the activations that they keep.
+    pub fn forget(&self, count: usize) {
+        if let Some(tape) = &self.0 {
+            tape.operations.borrow_mut().truncate(count);
+        }
+    }
+
+    /// Runs all operations but the first `count`, the last one first.
+    ///
+    /// # Errors
+    /// What the device reports (out of memory).
+    pub fn run_back(&self, count: usize) -> Outcome<()> {
+        let Some(tape) = &self.0 else {
+            return Ok(());
+        };
+        while tape.operations.borrow().len() > count {
+            let last = tape.operations.borrow_mut().pop();
+            last.map_or(Ok(()), |operation| operation())?;
+        }
+        Ok(())
+    }
+
+    /// Takes the gradients that a backward pass left.
+    pub fn gradients(&self) -> Gradients {
+        let leaves = self.0.as_ref().map(|tape| tape.leaves.take());
+        Gradients(leaves.unwrap_or_default())
+    }
+
     /// Takes the contributions that a backward pass left, in its order.
     pub fn take_deferred(&self) -> Vec<Deferred> {
         let tape = self.0.as_ref();
@@ -166,6 +200,42 @@ impl<S: Shape> Variable<S> {
         }
     }
 
+    /// Whether operations on it are recorded.
+    pub fn is_traced(&self) -> bool {
+        self.trace.is_on()
+    }
+
+    /// The same value with a gradient of its own, which the operation that made the value never sees.
+    pub fn apart(self) -> Self {
+        let slot = Slot::new(self.count());
+        Variable::result(self.value, self.trace, slot)
+    }
+
+    /// Starts a backward pass here, with a gradient of ones.
+    ///
+    /// # Errors
+    /// What the device reports (out of memory).
+    pub fn start_backward(&self) -> Outcome<()> {
+        let Some(slot) = &self.slot else {
+            return Ok(());
+        };
+        let ones = vec![1.0; self.value.count()];
+        let ones = Tensor::new(&self.value.device(), ones, self.value.shape())?;
+        slot.add_storage(ones.storage)
+    }
+
+    /// Adds the gradient of `other`, a variable of the same shape, and takes it from there.
+    ///
+    /// # Errors
+    /// What the device reports (out of memory).
+    pub fn take_gradient(&self, other: &Self) -> Outcome<()> {
+        let gradient = other.slot.as_ref().and_then(Slot::take_storage);
+        match (&self.slot, gradient) {
+            (Some(slot), Some(gradient)) => slot.add_storage(gradient),
+            _ => Ok(()),
+        }
+    }
+
     /// The value as a constant: no gradient flows through it.
     pub fn detached(&self) -> Self {
         Variable::leaf(self.value.clone(), &Trace::off())
@@ -193,16 +263,9 @@ impl Gradients {
 /// # Errors
 /// What the device reports (out of memory).
 pub fn backward<S: Shape>(output: Variable<S>) -> Outcome<Gradients> {
-    let (value, trace, slot) = output.split();
-    let (Some(tape), Some(slot)) = (trace.0, slot) else {
-        return Ok(Gradients::default());
-    };
-    let ones = Tensor::new(&value.device(), vec![1.0; value.count()], value.shape())?;
-    slot.add_storage(ones.storage)?;
-    drop(value);
-    let operations = tape.operations.take();
-    for operation in operations.into_iter().rev() {
-        operation()?;
-    }
-    Ok(Gradients(tape.leaves.take()))
+    output.start_backward()?;
+    let trace = output.trace();
+    drop(output);
+    trace.run_back(0)?;
+    Ok(trace.gradients())
 }

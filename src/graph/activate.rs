@@ -20,6 +20,7 @@ impl Graph {
         let mut active = Active {
             prefix_tokens: plan.prefix_tokens(stage),
             prompt_rows: plan.tokens(stage) - plan.prefix_tokens(stage),
+            recomputes: current.is_some_and(|stage| stage.recompute),
             task: Some(task.clone()),
             ..Active::default()
         };

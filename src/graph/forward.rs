@@ -8,6 +8,7 @@ use super::layers::{
     Block, DropoutPlace, Handle, Layers, Linear, Norm, ParameterIndex, StackLayers, SubLayer,
 };
 use super::optimizations::read_rows::{read_layout, read_rows};
+use super::recompute::Forgotten;
 use super::rotary::{positions, PassAngles};
 use super::{Batch, CachedActivations, Graph, Targets, Value};
 use crate::backbone::family::Reads;
@@ -22,11 +23,13 @@ use crate::task::Compared;
 pub struct Pass<'g> {
     pub(super) graph: &'g Graph,
     pub(super) layers: &'g Layers,
-    trace: Trace,
+    pub(super) trace: Trace,
     pub(super) mode: Mode<'g>,
     pub(super) angles: PassAngles,
     /// How answers compare, once a loss compared them.
     pub(super) compared: Cell<Compared>,
+    /// The blocks that the backward pass computes again, in the order of the forward pass.
+    pub(super) forgotten: RefCell<Vec<Forgotten>>,
 }
 
 /// What a pass is for.
@@ -64,6 +67,7 @@ impl<'g> Pass<'g> {
             mode,
             angles: PassAngles::default(),
             compared: Cell::default(),
+            forgotten: RefCell::default(),
         }
     }
 
@@ -248,21 +252,29 @@ impl<'g> Pass<'g> {
         let stack = stack.unwrap_or_else(|| self.last_stack());
         let bias = self.distance_bias(stack, layout)?;
         for (number, block) in blocks.iter().enumerate().take(range.end).skip(range.start) {
-            if let Mode::Training(throttle) = self.mode {
-                let permit = throttle.acquire();
-                self.trace.record(move || {
-                    drop(permit);
-                    Ok(())
-                });
-            }
+            let early = early.filter(|_| number + 1 == count);
             let rows = Rows {
-                layout,
-                read: if number + 1 == count { early } else { None },
-                encoded,
+                layout: layout.clone(),
+                read: early.map(<[usize]>::to_vec),
+                encoded: encoded.cloned(),
                 is_causal: stack.is_causal,
-                bias: bias.as_ref(),
+                bias: bias.clone(),
             };
-            x = self.block(block, x, &rows)?;
+            x = match self.mode {
+                // The backward pass begins with the last block: it would be forgotten for nothing.
+                Mode::Training(_) if self.graph.active.recomputes && number + 1 < count => {
+                    self.forget_block(number, x, rows)?
+                }
+                Mode::Training(throttle) => {
+                    let permit = throttle.acquire();
+                    self.trace.record(move || {
+                        drop(permit);
+                        Ok(())
+                    });
+                    self.block(block, x, &rows)?
+                }
+                _ => self.block(block, x, &rows)?,
+            };
         }
         match late {
             Some(rows) if !range.is_empty() && range.end == count => ops::select_rows(&x, rows),
@@ -332,23 +344,24 @@ impl<'g> Pass<'g> {
         Ok((x, layout))
     }
 
-    fn block(&self, block: &Block, x: Matrix, rows: &Rows) -> Outcome<Matrix> {
+    pub(super) fn block(&self, block: &Block, x: Matrix, rows: &Rows) -> Outcome<Matrix> {
         let attn = &block.attention;
         let input = self.sub_layer_input(&attn.around, &x)?;
         let (mut x, mut input, all) = (x, input.clone(), input);
-        let read_layout = rows.read.map(|read| read_layout(rows.layout, read));
-        if let Some(read) = rows.read {
+        let read = rows.read.as_deref();
+        let read_layout = read.map(|read| read_layout(&rows.layout, read));
+        if let Some(read) = read {
             x = ops::select_rows(&x, read)?;
             input = ops::select_rows(&input, read)?;
         }
-        let layout = read_layout.as_ref().unwrap_or(rows.layout);
-        let attending = Attending::within(rows.layout, rows.read);
-        let scores = (rows.is_causal, rows.bias);
+        let layout = read_layout.as_ref().unwrap_or(&rows.layout);
+        let attending = Attending::within(&rows.layout, read);
+        let scores = (rows.is_causal, rows.bias.as_ref());
         let mixed = self.attention(attn, &all, (&input, layout), attending, scores)?; // (rows, queries)
         let out = self.linear(&attn.o, &mixed, layout)?;
         x = self.close(&attn.around, &input, x, out, layout)?;
 
-        if let (Some((encoded, keys)), Some(cross)) = (rows.encoded, &block.cross) {
+        if let (Some((encoded, keys)), Some(cross)) = (&rows.encoded, &block.cross) {
             let input = self.sub_layer_input(&cross.around, &x)?;
             let attending = Attending { keys, ..attending };
             let scores = (false, None);
@@ -489,13 +502,13 @@ impl<'g> Pass<'g> {
 }
 
 /// What a block needs to know about its input rows.
-struct Rows<'a> {
-    layout: &'a Layout,
+pub(super) struct Rows {
+    layout: Layout,
     /// The rows that go on after the attention; `None` for all rows.
-    read: Option<&'a [usize]>,
+    read: Option<Vec<usize>>,
     /// For a decoder's block, the encoder's output and its layout.
-    encoded: Option<&'a (Matrix, Layout)>,
+    encoded: Option<(Matrix, Layout)>,
     is_causal: bool,
     /// The bias of the attention scores by the distance of the key.
-    bias: Option<&'a Matrix>,
+    bias: Option<Matrix>,
 }

@@ -17,6 +17,7 @@ mod layers;
 mod load;
 mod logits;
 pub mod optimizations;
+mod recompute;
 mod rotary;
 mod site;
 mod store;
@@ -29,7 +30,7 @@ use crate::backbone::family::{Family, Head};
 use crate::backbone::{head_parameters, Architecture, Config, NormPlace, Parameter, Site, Tree};
 use crate::delta::{Method, ParameterId};
 use crate::diagnostic::Problem;
-use crate::engine::{backward, Deferred, Device, Outcome, Precision, Semaphore, Trace};
+use crate::engine::{Deferred, Device, Outcome, Precision, Semaphore, Trace};
 use crate::plan::TaskPlan;
 use crate::task::Compared;
 
@@ -88,6 +89,8 @@ struct Active {
     /// Whether the last attention runs as in `optimizations/absorbed_keys.rs`: in a pass without dropout, and in one
     /// with it.
     absorbs_keys: [bool; 2],
+    /// Whether the backward pass computes blocks again.
+    recomputes: bool,
 }
 
 /// What the sequences of one group add to the gradients of a batch.
@@ -346,7 +349,7 @@ impl Graph {
         let loss = pass.loss(batch)?;
         let value = loss.read()[0];
         start_next();
-        let mut gradients = backward(loss)?;
+        let mut gradients = pass.backward(loss)?;
         let parts = trace.take_deferred().into_iter();
         let whole = self.active.trained.difference(&self.active.deferred);
         Ok(GroupGradients {

@@ -69,7 +69,11 @@ impl Plan {
             FeedForwardKind::Plain => config.inner,
             FeedForwardKind::Gated => 3 * config.inner,
         };
-        let kept_per_row = traced_layers * (projected + inner + inputs);
+        let kept_in_block = projected + inner + inputs;
+        let kept_per_row = match stage.recompute {
+            false => traced_layers * kept_in_block,
+            true => traced_layers * config.hidden + kept_in_block,
+        };
         let working_per_row = projected + 2 * config.inner + inner;
         let matrices = tree.parameters().filter(|p| p.shape.len() == 2);
         let mut below = 0;
@@ -101,7 +105,11 @@ impl Plan {
         let attentions =
             |blocks: usize| (blocks + blocks.min(config.decoder_layers.unwrap_or(0))) * attention;
         let forward = below + traced + attentions(blocks);
-        let backward = traced + 2 * attentions(traced_layers);
+        let again = match stage.recompute {
+            false => 0,
+            true => traced + attentions(traced_layers),
+        };
+        let backward = again + traced + 2 * attentions(traced_layers);
         let weights = (trained as f64) * rows as f64;
         Cost {
             trained,

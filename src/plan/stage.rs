@@ -28,6 +28,9 @@ pub struct StagePlan {
     pub batch: usize,
     /// The number of batches whose gradients make one optimizer step.
     pub accumulate: usize,
+    /// Whether the backward pass computes the inside of every block again, so that no more than its input is kept.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub recompute: bool,
     /// The optimizer and its settings.
     pub optimizer: Optimizer,
     /// The peak learning rates of deltas, and of `head`, where they are not the optimizer's.

@@ -56,6 +56,9 @@ pub(super) fn stage(name: &Name, fields: &Fields, known: &Known) -> StagePlan {
         length: length(fields),
         batch: fields.count("batch", 1..=1_000_000).unwrap_or(32),
         accumulate: fields.count("accumulate", 1..=1_000_000).unwrap_or(1),
+        recompute: fields
+            .choice("recompute", &[("blocks", true), ("off", false)])
+            .unwrap_or(false),
         optimizer: optimizer(fields),
         schedule: schedule(fields),
         clip: clip(fields),

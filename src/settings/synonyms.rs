@@ -13,7 +13,7 @@ enum Instead {
 use Instead::{Either, Ours, Write};
 
 /// Keys of PEFT, Axolotl, LLaMA-Factory and Hugging Face's Trainer.
-const KEYS: [(&str, Instead); 59] = [
+const KEYS: [(&str, Instead); 60] = [
     (
         "adapter",
         Write("the method after `reparam NAME =` or `insert NAME =`"),
@@ -46,6 +46,7 @@ const KEYS: [(&str, Instead); 59] = [
     ),
     ("fp16", Write("`backbone \"...\" { precision = bf16 }`")),
     ("gradient_accumulation_steps", Ours("accumulate")),
+    ("gradient_checkpointing", Write("`recompute = blocks`")),
     ("init_lora_weights", Ours("init")),
     ("label_names", Ours("labels")),
     (

@@ -21,7 +21,7 @@ pub struct Optimization {
 }
 
 /// Every optimization.
-pub const ALL: [Optimization; 8] = [
+pub const ALL: [Optimization; 9] = [
     // The CPU packs sequences row after row (`Layout`).
     Optimization {
         name: "padding",
@@ -55,6 +55,16 @@ pub const ALL: [Optimization; 8] = [
                 true => "all blocks".to_owned(),
                 false => blocks_below(plan, first),
             })
+        },
+    },
+    Optimization {
+        name: "activations of blocks",
+        check: |plan, index| {
+            match plan.stages[index].recompute {
+            true => Ok("the backward pass computes them again from the input of each block".to_owned()),
+            false => Err("`recompute = blocks` in the stage keeps only the input of each block, for about a third \
+                          more time".to_owned()),
+        }
         },
     },
     Optimization {
