@@ -26,16 +26,20 @@ backbone "{model}" {{ max_length = 384, precision = {dtype} }}
 data {{ train = jsonl("rows.jsonl") }}
 task instruct {{ prompt = question, answer = answer }}
 reparam low = lora {{ rank = 16, alpha = 32 }} on block.*.attn.{{q,k,v,o}}
-stage tune {{ train = [low], epochs = 1, batch = 8, optimizer = adamw {{ lr = 2e-4 }}, schedule = constant, clip = 1 }}
+stage tune {{ train = [low], epochs = 1, batch = 8, optimizer = adamw {{ lr = 2e-4 }}, schedule = constant, clip = 1, recompute = {recompute} }}
 """
 
 
-def ours(folder, options, dtype):
+def ours(folder, options, dtype, recompute="off"):
     out = folder / "run"
     shutil.rmtree(out, ignore_errors=True)
-    (folder / "epoch.delta").write_text(PIPELINE.format(model=options.model.resolve(), dtype=dtype))
+    (folder / "epoch.delta").write_text(PIPELINE.format(model=options.model.resolve(), dtype=dtype, recompute=recompute))
     program = ROOT / "target/release/deltarun"
     return measured([program, folder / "epoch.delta", "--out", out, "--threads", options.threads, "--quiet"])
+
+
+def ours_again(folder, options, dtype):
+    return ours(folder, options, dtype, "blocks")
 
 
 def theirs(folder, options, dtype):
@@ -83,7 +87,7 @@ def main():
         (folder / "rows.jsonl").write_text("\n".join(rows) + "\n")
         found = {}
         for _, dtype, (who, run) in itertools.product(
-                range(options.runs), options.dtypes, [("deltarun", ours), ("TRL", theirs)]):
+                range(options.runs), options.dtypes, [("deltarun", ours), ("deltarun, recompute = blocks", ours_again), ("TRL", theirs)]):
             start = time.perf_counter()
             _, memory = run(folder, options, dtype)
             found.setdefault((who, dtype), []).append((time.perf_counter() - start, memory))

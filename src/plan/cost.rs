@@ -3,7 +3,7 @@
 use super::{Change, Plan, StagePlan};
 use crate::backbone::family::{Dimension, FeedForwardKind};
 use crate::backbone::{head_parameters, language_model_parameters, Tree};
-use crate::engine::Storage;
+use crate::engine::{Precision, Storage};
 
 /// The estimated cost of a stage.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,9 +27,9 @@ pub struct Machine {
     pub threads: usize,
     /// Rows of a group.
     pub group_rows: usize,
-    /// Memory of a frozen weight, in multiples of its size in f32. The arguments are the length of its smaller side,
+    /// Memory of a frozen weight, in multiples of its size in f32. The arguments are the precision of its products, the length of its smaller side,
     /// and whether a gradient passes through it.
-    pub copies_of_a_weight: fn(usize, bool) -> f64,
+    pub copies_of_a_weight: fn(Precision, usize, bool) -> f64,
 }
 
 impl Plan {
@@ -87,7 +87,9 @@ impl Plan {
         }
         // Each trained element also has a gradient and AdamW's two means: hence `4 * trained`. Codes are not packed.
         let packed = [(traced, true), (below, false)].map(|(weights, is_passed)| {
-            let copies = (machine.copies_of_a_weight)(config.hidden, is_passed) - 1.0;
+            let copies =
+                (machine.copies_of_a_weight)(self.backbone.precision, config.hidden, is_passed)
+                    - 1.0;
             match self.backbone.storage {
                 Storage::F32 => weights as f64 * copies,
                 _ => 0.0,

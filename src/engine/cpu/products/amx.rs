@@ -101,18 +101,6 @@ impl Tiled {
             units: &self.units[number * F::SIDE..],
         }
     }
-
-    /// The tiles of the block of a strip that contains row `row`, and the quarter of the block's depth that begins at
-    /// that row. Zeros beyond the last row and the last strip. Only for f32.
-    fn turned(&self, row: usize, strip: usize) -> (&[TileRegister], usize) {
-        static NONE: [TileRegister; SplitInt8::PIECES] = [TileRegister::ZEROS; SplitInt8::PIECES];
-        let (block, quarter) = (row / SplitInt8::DEPTH, row % SplitInt8::DEPTH / ROWS);
-        if row >= self.depth || strip * ROWS >= self.columns {
-            return (&NONE, quarter);
-        }
-        let tiles = &self.strip::<SplitInt8>(strip).tiles[block * SplitInt8::PIECES..];
-        (&tiles[..SplitInt8::PIECES], quarter)
-    }
 }
 
 /// A matrix in tiles, or its transpose. The tiles of the transpose are made panel by panel when they are needed, so
@@ -124,9 +112,8 @@ pub(crate) struct TiledOperand<'a> {
 }
 
 impl TiledOperand<'_> {
-    /// The transpose; only for f32.
+    /// The transpose.
     pub(super) fn t(self) -> Self {
-        assert!(self.tiled.precision == Precision::F32);
         let is_transposed = !self.is_transposed;
         TiledOperand {
             is_transposed,
@@ -144,9 +131,10 @@ impl TiledOperand<'_> {
     }
 
     /// The factors by which the elements of each row of `a` are multiplied first. A transpose has the units of the
-    /// original columns here, which are its rows; its own columns have no units.
+    /// original columns here, which are its rows; its own columns have no units. Rounded elements have none.
     fn scales(&self) -> Option<&[f32]> {
-        self.is_transposed.then_some(&self.tiled.units)
+        let has_units = self.is_transposed && self.tiled.precision == Precision::F32;
+        has_units.then_some(&self.tiled.units)
     }
 
     /// `a b (rows, columns)`, where this is `b`, with `bias (columns)` added to each row.
@@ -267,6 +255,12 @@ mod tests {
         check_rounded(&shapes, |packed, a, bias, added| {
             let tiled = Tiled::new(&packed, Precision::Bf16);
             tiled.plain().multiply_add(added, a);
+            let turned = packed.turned();
+            let turned = Tiled::new(&turned, Precision::Bf16);
+            assert_eq!(
+                turned.plain().t().product(a, None),
+                tiled.plain().product(a, None)
+            );
             // A NaN makes its own row NaN, and no other.
             let mut odd = a.data.to_vec();
             odd[0] = f32::NAN;

@@ -1,6 +1,8 @@
 //! Products whose operands are rounded to bfloat16, with sums in f32. AVX512-BF16 computes two such products in the
 //! time of one in f32.
 
+use std::cell::RefCell;
+
 use multiversion::multiversion;
 
 use super::operand::PackedOperand;
@@ -12,7 +14,9 @@ use crate::profile;
 pub(super) fn is_available() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
-        is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512f")
+        is_x86_feature_detected!("avx512bf16")
+            && is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
     }
     #[cfg(not(target_arch = "x86_64"))]
     {
@@ -50,11 +54,87 @@ impl HalfPacked {
         }
     }
 
+    /// This matrix as the right operand of a product.
+    pub(super) fn plain(&self) -> HalfOperand<'_> {
+        HalfOperand {
+            packed: self,
+            is_transposed: false,
+        }
+    }
+
+    /// The elements of a panel.
+    fn panel(&self, number: usize) -> &[u16] {
+        let length = self.depth.div_ceil(2) * 2 * PANEL;
+        &self.panels[number * length..][..length]
+    }
+
+    /// Writes panel `number` of the transpose to `panel`. Four elements that are two rows by two columns are adjacent
+    /// here and there.
+    fn turn(&self, number: usize, panel: &mut [u16]) {
+        assert!(is_available(), "this processor has no bfloat16 products");
+        let (pairs, first) = (self.depth.div_ceil(2), number * FOURS);
+        let there = FOURS.min(pairs - first);
+        if there < FOURS {
+            panel.fill(0);
+        }
+        // Rows of the panel are pairs of columns here.
+        for (block, target) in panel.chunks_mut(FOURS * 2 * PANEL).enumerate() {
+            let from = &self.panel(block)[first * 2 * PANEL..][..there * 2 * PANEL];
+            let rows = target.len() / (2 * PANEL);
+            for (row, column) in (0..there).step_by(8).flat_map(|row| [(row, 0), (row, 8)]) {
+                let target = &mut target[column.min(rows) * 2 * PANEL..];
+                // SAFETY: the processor has the instructions. Rows and columns are those that exist.
+                unsafe {
+                    let count = [(there - row).min(8), rows.saturating_sub(column).min(8)];
+                    let from = from[row * 2 * PANEL + 4 * column..].as_ptr();
+                    turn_fours(from, target.as_mut_ptr().add(4 * row), count);
+                }
+            }
+        }
+    }
+}
+
+/// The pairs of columns of a panel.
+const FOURS: usize = PANEL / 2;
+
+thread_local! {
+    /// A panel of a transpose.
+    static TURNED: RefCell<Vec<u16>> = RefCell::default();
+}
+
+/// A rounded matrix, or its transpose. The panels of the transpose are made when they are needed, so that a weight is in
+/// memory once for both directions.
+#[derive(Clone, Copy)]
+pub(crate) struct HalfOperand<'a> {
+    packed: &'a HalfPacked,
+    is_transposed: bool,
+}
+
+impl HalfOperand<'_> {
+    /// The transpose.
+    pub(super) fn t(self) -> Self {
+        let is_transposed = !self.is_transposed;
+        HalfOperand {
+            is_transposed,
+            ..self
+        }
+    }
+
+    /// `(depth, columns)`
+    fn shape(&self) -> (usize, usize) {
+        let HalfPacked { depth, columns, .. } = *self.packed;
+        match self.is_transposed {
+            false => (depth, columns),
+            true => (columns, depth),
+        }
+    }
+
     /// `a b (rows, columns)`, and `bias (columns)` added to each row.
     pub(super) fn product(&self, a: View, bias: Option<&[f32]>) -> Vec<f32> {
+        let (_, columns) = self.shape();
         // SAFETY: each element is written.
         unsafe {
-            result(Vec::new(), a.rows, self.columns, bias, |place| {
+            result(Vec::new(), a.rows, columns, bias, |place| {
                 self.multiply(place.out, a, place.mode)
             })
         }
@@ -62,7 +142,8 @@ impl HalfPacked {
 
     /// `out ← out + a b`, `out (rows, columns)`.
     pub(super) fn multiply_add(&self, out: &mut [f32], a: View) {
-        assert_eq!(out.len(), a.rows * self.columns, "half product: out");
+        let (_, columns) = self.shape();
+        assert_eq!(out.len(), a.rows * columns, "half product: out");
         // SAFETY: `out` has all rows.
         unsafe { self.multiply(out.as_mut_ptr(), a, Mode::Add) }
     }
@@ -71,7 +152,7 @@ impl HalfPacked {
     /// `out` has `a.rows` rows of `columns` elements, which may be uninitialized unless they are added to. A bias has
     /// `columns` elements.
     unsafe fn multiply(&self, out: *mut f32, a: View, mode: Mode) {
-        let (depth, columns, rows) = (self.depth, self.columns, a.rows);
+        let ((depth, columns), rows) = (self.shape(), a.rows);
         // At depth 0 there would be no panel, and the result would stay uninitialized.
         assert!(
             depth > 0 && a.columns == depth && a.fits() && a.strides.1 == 1,
@@ -86,8 +167,16 @@ impl HalfPacked {
             let from = &a.data[row * a.strides.0..row * a.strides.0 + depth];
             round_all(from, to);
         }
-        let sized = self.panels.chunks_exact((pairs * 2 * PANEL).max(1));
-        for (number, panel) in sized.enumerate() {
+        let mut turned = TURNED.take();
+        turned.resize(pairs * 2 * PANEL, 0);
+        for number in 0..columns.div_ceil(PANEL) {
+            let panel = match self.is_transposed {
+                false => self.packed.panel(number),
+                true => {
+                    self.packed.turn(number, &mut turned);
+                    turned.as_slice()
+                }
+            };
             let first = number * PANEL;
             let tile = |row: usize| Bf16Tile {
                 pairs,
@@ -105,6 +194,7 @@ impl HalfPacked {
                 multiply_tile(&tile(row), (rows - row).min(MOST_ROWS));
             }
         }
+        TURNED.set(turned);
     }
 }
 
@@ -139,8 +229,13 @@ unsafe fn multiply_tile(_: &Bf16Tile, _: usize) {
     unreachable!("no processor of this kind has bfloat16 products")
 }
 
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn turn_fours(_: *const u16, _: *mut u16, _: [usize; 2]) {
+    unreachable!("no processor of this kind has bfloat16 products")
+}
+
 #[cfg(target_arch = "x86_64")]
-use x86::multiply_tile;
+use x86::{multiply_tile, turn_fours};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
@@ -157,6 +252,50 @@ mod x86 {
             rows::<9>, rows::<10>, rows::<11>, rows::<12>,
         ];
         KERNELS[count.clamp(1, MOST_ROWS) - 1](tile);
+    }
+
+    /// Transposes up to 8 by 8 groups of four elements, whose rows are [`PANEL`] pairs apart, and each group itself.
+    ///
+    /// # Safety
+    /// As many rows and columns as `count` says can be read, and written the other way.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub(super) unsafe fn turn_fours(from: *const u16, to: *mut u16, [rows, columns]: [usize; 2]) {
+        let inside = _mm512_set4_epi32(0x0f0e_0b0a, 0x0d0c_0908, 0x0706_0302, 0x0504_0100);
+        let of = |row: usize| match row < rows {
+            true => {
+                let mask = ((1u32 << columns) - 1) as __mmask8;
+                let fours = _mm512_maskz_loadu_epi64(mask, from.add(row * 2 * PANEL).cast());
+                _mm512_shuffle_epi8(fours, inside)
+            }
+            false => _mm512_setzero_si512(),
+        };
+        // Columns 0, 2, 4, 6 and 1, 3, 5, 7 of two rows each.
+        let two: [[__m512i; 2]; 4] = std::array::from_fn(|i| {
+            let (a, b) = (of(2 * i), of(2 * i + 1));
+            [_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b)]
+        });
+        let mut turned = [_mm512_setzero_si512(); 8];
+        for odd in 0..2 {
+            let low = |lanes: usize| (two[2 * lanes][odd], two[2 * lanes + 1][odd]);
+            let ((a, b), (c, d)) = (low(0), low(1));
+            // Lanes 0 and 2 of rows 0 to 3 and of rows 4 to 7, then lanes 1 and 3.
+            let even = [
+                _mm512_shuffle_i64x2::<0x88>(a, b),
+                _mm512_shuffle_i64x2::<0x88>(c, d),
+            ];
+            let uneven = [
+                _mm512_shuffle_i64x2::<0xdd>(a, b),
+                _mm512_shuffle_i64x2::<0xdd>(c, d),
+            ];
+            turned[odd] = _mm512_shuffle_i64x2::<0x88>(even[0], even[1]);
+            turned[4 + odd] = _mm512_shuffle_i64x2::<0xdd>(even[0], even[1]);
+            turned[2 + odd] = _mm512_shuffle_i64x2::<0x88>(uneven[0], uneven[1]);
+            turned[6 + odd] = _mm512_shuffle_i64x2::<0xdd>(uneven[0], uneven[1]);
+        }
+        let mask = ((1u32 << rows) - 1) as __mmask8;
+        for (column, fours) in turned.into_iter().take(columns).enumerate() {
+            _mm512_mask_storeu_epi64(to.add(column * 2 * PANEL).cast(), mask, fours);
+        }
     }
 
     #[target_feature(enable = "avx512f,avx512bf16")]
@@ -228,9 +367,12 @@ pub(super) mod tests {
     fn products_are_those_of_rounded_elements_on_avx512_bf16() {
         let shapes = [(1, 1, 1), (13, 7, 33), (25, 40, 64), (12, 385, 70)];
         check_rounded(&shapes, |packed, a, bias, added| {
+            let turned = HalfPacked::new(packed.plain().t());
             let packed = HalfPacked::new(packed.plain());
-            packed.multiply_add(added, a);
-            packed.product(a, Some(bias))
+            packed.plain().multiply_add(added, a);
+            let product = packed.plain().product(a, Some(bias));
+            assert_eq!(turned.plain().t().product(a, Some(bias)), product);
+            product
         });
     }
 }

@@ -12,7 +12,7 @@ mod view;
 
 use std::sync::OnceLock;
 
-use self::half::HalfPacked;
+use self::half::{HalfOperand, HalfPacked};
 use super::is_wide;
 use crate::gradient::Slot;
 use crate::{Elements, Precision};
@@ -26,18 +26,22 @@ pub(crate) use self::view::{multiply, View};
 /// The memory that the packed forms of a frozen weight take, as a multiple of its size in f32. `least_side` is the
 /// smaller side of the weight. `is_passed` says whether a gradient passes through it, which needs the other orientation
 /// too.
-pub fn copies_of_a_weight(least_side: usize, is_passed: bool) -> f64 {
+pub fn copies_of_a_weight(precision: Precision, least_side: usize, is_passed: bool) -> f64 {
     let directions = if is_passed { 2.0 } else { 1.0 };
-    let forms = if is_wide(least_side) { 1.0 } else { directions };
-    let size = match amx::pays(least_side, least_side) {
-        true => 0.75,
-        false => 1.0,
+    let forms = match is_wide(least_side) {
+        true => 1.0,
+        false => directions,
+    };
+    let size = match precision {
+        Precision::Bf16 => 0.5,
+        Precision::F32 if amx::pays(least_side, least_side) => 0.75,
+        Precision::F32 => 1.0,
     };
     forms * size
 }
 
-/// The packed forms of a weight, for `x Wᵀ` and for `dy W`, each made when it is first needed. In f32 a wide weight is
-/// packed once for both, in half the memory or less; `dy W` then takes a tenth longer (Zen 3) or a sixth (AMX).
+/// The packed forms of a weight, for `x Wᵀ` and for `dy W`, each made when it is first needed. A wide weight is packed
+/// once for both, in half the memory or less; `dy W` then takes a tenth longer (Zen 3) or a sixth (AMX).
 #[derive(Default)]
 pub struct Prepared {
     forward: Forms,
@@ -69,7 +73,11 @@ impl Prepared {
         }
         let pack = || match weight {
             Elements::Stored(stored) if stored.source().has_rows() => {
-                Packed::transposed_by(|range, rows| stored.source().read(range, rows), input, out)
+                let source = stored.source();
+                let packed =
+                    Packed::transposed_by(|range, rows| source.read(range, rows), input, out);
+                source.release();
+                packed
             }
             _ => once(weight, |w| Packed::transposed(w, input, input, out)),
         };
@@ -88,7 +96,7 @@ impl Prepared {
         if let Some(coded) = coded(weight) {
             return coded;
         }
-        if precision == Precision::F32 && is_wide(out.min(input)) {
+        if is_wide(out.min(input)) {
             return self.forward(precision, weight).t();
         }
         let pack = |w: &[f32]| WeightForm::new(precision, Packed::rows(w, input, out, input));
@@ -122,7 +130,7 @@ impl WeightForm {
     pub(crate) fn operand(&self) -> Operand<'_> {
         match self {
             WeightForm::Packed(packed) => Operand::Plain(packed.plain()),
-            WeightForm::Half(packed) => Operand::Half(packed),
+            WeightForm::Half(packed) => Operand::Half(packed.plain()),
             WeightForm::Tiled(tiled) => Operand::Tiled(tiled.plain()),
         }
     }
@@ -142,17 +150,17 @@ pub(crate) fn has(precision: Precision) -> bool {
 #[derive(Clone, Copy)]
 pub(crate) enum Operand<'a> {
     Plain(PackedOperand<'a>),
-    Half(&'a HalfPacked),
+    Half(HalfOperand<'a>),
     Tiled(amx::TiledOperand<'a>),
 }
 
 impl Operand<'_> {
-    /// The transpose. Forms rounded to bfloat16 have none, because they are packed for one direction.
+    /// The transpose.
     fn t(self) -> Self {
         match self {
             Operand::Plain(b) => Operand::Plain(b.t()),
             Operand::Tiled(b) => Operand::Tiled(b.t()),
-            Operand::Half(_) => unreachable!("packed for one direction"),
+            Operand::Half(b) => Operand::Half(b.t()),
         }
     }
 

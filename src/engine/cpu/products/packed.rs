@@ -132,6 +132,18 @@ impl Packed {
         PackedOperand::new(self)
     }
 
+    /// The transpose, packed.
+    #[cfg(test)]
+    pub(super) fn turned(&self) -> Packed {
+        let mut turned = Packed::default();
+        turned.resize(self.columns, self.depth);
+        let distance = turned.distance();
+        for (number, panel) in turned.panels_mut().chunks_exact_mut(distance).enumerate() {
+            self.transpose(number, 0..self.columns, &mut panel[..self.columns * PANEL]);
+        }
+        turned
+    }
+
     /// Writes rows `rows` of panel `number` of the transpose to `out`, `(rows, 32)`.
     pub(crate) fn transpose(&self, number: usize, rows: Range<usize>, out: &mut [f32]) {
         let first = number * PANEL;

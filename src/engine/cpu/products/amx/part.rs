@@ -12,7 +12,6 @@ use super::super::tile::x86::ask_for_rows;
 use super::super::tile::{prefetch, Destination, Mode, Target, LINE, PANEL};
 use super::super::view::View;
 use super::registers::{Encoding, Registers, Side, TileRegister, ROWS};
-use super::split_int8::SplitInt8;
 use super::TiledOperand;
 
 /// The largest number of rows in a part. With the largest depth of an [`Encoding`], their tiles have to stay in the
@@ -25,9 +24,6 @@ const LEAST_SHARED: usize = 6;
 
 /// How many rows ahead of the one that is being written are prefetched.
 const ROWS_AHEAD: usize = 4;
-
-/// The number of shares in which the tiles of a block are made. A share is a quarter of the rows of one tile.
-const SHARES: usize = 4 * SplitInt8::PIECES;
 
 /// Rows of the left matrix in tiles, with the units of their elements.
 #[derive(Default)]
@@ -214,13 +210,13 @@ impl<F: Encoding> Part<'_, F> {
         });
         for strip in 0..Self::STRIPS {
             for block in 0..blocks {
-                self.turn(panels.start, strip, block, 0..SHARES, present);
+                self.turn(panels.start, strip, block, 0..F::SHARES, present);
             }
         }
         let last = panels.end.saturating_sub(1);
         // Computed once, because a division takes as long as a product of tiles.
         let shares: Vec<Range<usize>> = (0..groups)
-            .map(|group| group * SHARES / groups..(group + 1) * SHARES / groups)
+            .map(|group| group * F::SHARES / groups..(group + 1) * F::SHARES / groups)
             .collect();
         for panel in panels {
             let right = |strip: usize| {
@@ -245,8 +241,7 @@ impl<F: Encoding> Part<'_, F> {
         }
     }
 
-    /// Makes some shares of the tiles of one block, in a strip of a panel of the transpose. Prefetches what the next
-    /// panel's tiles are made of.
+    /// Makes some shares of the tiles of one block, in a strip of a panel of the transpose.
     ///
     /// # Safety
     /// The processor has the instructions.
@@ -259,17 +254,17 @@ impl<F: Encoding> Part<'_, F> {
         shares: Range<usize>,
         tiles: &mut [TileRegister],
     ) {
-        let tiles = &mut tiles[strip * self.tiles_of_strip() + F::PIECES * block..][..F::PIECES];
-        let first = (self.first + block * F::DEPTH) / ROWS;
-        let row = panel * PANEL + strip * ROWS;
+        let of_block = F::PIECES * F::SIDE / ROWS;
+        let tiles = &mut tiles[strip * self.tiles_of_strip() + of_block * block..][..of_block];
+        let column = panel * PANEL + strip * F::SIDE;
         for share in shares {
-            let (quarter, piece) = (share / SplitInt8::PIECES, share % SplitInt8::PIECES);
-            let (from, from_quarter) = self.b.tiled.turned(row, first + quarter);
-            SplitInt8::turn(&from[piece], from_quarter, &mut tiles[piece], quarter);
-            let (coming, from_quarter) = self.b.tiled.turned(row + PANEL, first + quarter);
-            for four in 0..4 {
-                prefetch(coming[piece].line(4 * four + from_quarter));
-            }
+            F::turn(
+                self.b.tiled,
+                column,
+                self.first + block * F::DEPTH,
+                share,
+                tiles,
+            );
         }
     }
 

@@ -7,6 +7,7 @@ use std::arch::x86_64::*;
 use std::sync::OnceLock;
 
 use super::super::tile::{Target, PANEL};
+use super::Tiled;
 
 /// Rows of a tile.
 pub(super) const ROWS: usize = 16;
@@ -89,6 +90,22 @@ pub(super) trait Encoding: Sync {
         tiles: &mut [TileRegister],
     );
 
+    /// The number of shares in which the tiles of a block of a transpose are made.
+    const SHARES: usize;
+
+    /// Makes one share of the tiles of a block of the transpose of `tiled`: `DEPTH` of the depth from `depth` on, and
+    /// `SIDE` columns from `column` on. Prefetches that share of the next panel's block.
+    ///
+    /// # Safety
+    /// As for [`Encoding::write_row`].
+    unsafe fn turn(
+        tiled: &Tiled,
+        column: usize,
+        depth: usize,
+        share: usize,
+        to: &mut [TileRegister],
+    );
+
     /// Writes the products of up to `SIDE` rows and columns to `target`, in its mode. `beside` is called once for each
     /// block of the depth, while the registers are busy.
     ///
@@ -103,6 +120,22 @@ pub(super) trait Encoding: Sync {
         right: Side,
         beside: impl FnMut(usize),
     );
+}
+
+/// A quarter of the bytes of each row of a tile, in 4 registers: register `j` has them of rows `j`, `4 + j`, `8 + j` and
+/// `12 + j`.
+///
+/// # Safety
+/// The processor has AVX-512.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn quarters(tile: &TileRegister, quarter: usize) -> [__m512i; 4] {
+    let of = |row: usize| _mm_load_si128(tile.0[row][16 * quarter..].as_ptr().cast());
+    std::array::from_fn(|j| {
+        let low = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(of(j)), of(4 + j));
+        let high = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(of(8 + j)), of(12 + j));
+        _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
+    })
 }
 
 /// The 16 elements of a row from `first` on, times their scales. Elements beyond the row's end are zeros.

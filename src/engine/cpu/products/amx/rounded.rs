@@ -2,8 +2,9 @@
 
 use std::arch::x86_64::*;
 
-use super::super::tile::{Mode, Target, PANEL};
-use super::registers::{load, Encoding, Registers, Side, TileRegister, ROWS};
+use super::super::tile::{prefetch, Mode, Target, PANEL};
+use super::registers::{load, quarters, Encoding, Registers, Side, TileRegister, ROWS};
+use super::Tiled;
 
 /// Rounds each element to the nearest bfloat16; all units are 1. 32 rows are multiplied by 32 columns at once.
 pub(super) struct Rounded;
@@ -51,6 +52,40 @@ impl Encoding for Rounded {
             for row in 0..ROWS {
                 tile.set_row(row, pairs(of(row), of(row + ROWS)));
             }
+        }
+    }
+
+    /// A share is a quarter of the rows of both tiles.
+    const SHARES: usize = 4;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn turn(
+        tiled: &Tiled,
+        column: usize,
+        depth: usize,
+        share: usize,
+        to: &mut [TileRegister],
+    ) {
+        let [from, coming] = [column, column + PANEL].map(|row| of_original(tiled, row, depth));
+        // A pair of the original has two columns of the transpose, and each of its columns is a row of pairs here.
+        let [left, right] = [&from[0], &from[1]].map(|tile| turned(quarters(tile, share)));
+        for (number, (left, right)) in left.into_iter().zip(right).enumerate() {
+            let (first, second) = (
+                _mm512_slli_epi32::<16>(right),
+                _mm512_srli_epi32::<16>(left),
+            );
+            to[0].set_row(
+                4 * share + number,
+                _mm512_mask_blend_epi16(UPPER, left, first),
+            );
+            to[1].set_row(
+                4 * share + number,
+                _mm512_mask_blend_epi16(UPPER, second, right),
+            );
+        }
+        for line in 4 * share..4 * share + 4 {
+            coming.iter().for_each(|tile| prefetch(tile.line(line)));
         }
     }
 
@@ -129,11 +164,40 @@ unsafe fn multiply_whole(
     registers.store_sums(target.out, has_below.then_some(out_below), stride);
 }
 
+/// The upper one of each pair.
+const UPPER: __mmask32 = 0xaaaa_aaaa;
+
+/// The tiles of the block that contains row `row`, in the columns from `column` on. Zeros beyond the last row and the
+/// last column.
+fn of_original(tiled: &Tiled, row: usize, column: usize) -> &[TileRegister] {
+    const COUNT: usize = Rounded::SIDE / ROWS;
+    static NONE: [TileRegister; COUNT] = [TileRegister::ZEROS; COUNT];
+    if row >= tiled.depth || column >= tiled.columns {
+        return &NONE;
+    }
+    let tiles = tiled.strip::<Rounded>(column / Rounded::SIDE).tiles;
+    &tiles[row / Rounded::DEPTH * COUNT..][..COUNT]
+}
+
+/// Rows of a transpose from [`quarters`]: row `m` has element `m` of each row.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn turned([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
+    let (low_ab, low_cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+    let (high_ab, high_cd) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+    [
+        _mm512_unpacklo_epi64(low_ab, low_cd),
+        _mm512_unpackhi_epi64(low_ab, low_cd),
+        _mm512_unpacklo_epi64(high_ab, high_cd),
+        _mm512_unpackhi_epi64(high_ab, high_cd),
+    ]
+}
+
 /// Rounds 16 elements of `x` and of `y` and puts them side by side in pairs.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn pairs(x: __m512, y: __m512) -> __m512i {
-    _mm512_mask_blend_epi16(0xaaaa_aaaa, _mm512_srli_epi32::<16>(nearest(x)), nearest(y))
+    _mm512_mask_blend_epi16(UPPER, _mm512_srli_epi32::<16>(nearest(x)), nearest(y))
 }
 
 /// Rounds to the nearest bfloat16, in the upper half of each element's bits, as `half::bf16::from_f32`.

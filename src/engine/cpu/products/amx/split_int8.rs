@@ -9,8 +9,9 @@
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use super::super::tile::{Mode, Target, PANEL};
+use super::super::tile::{prefetch, Mode, Target, PANEL};
 use super::registers::{load, Encoding, Registers, Side, TileRegister, ROWS, SUMS};
+use super::Tiled;
 
 /// Three digits for each element, each in a tile of its own, the most significant first. 16 rows are multiplied by 16
 /// columns at once.
@@ -124,6 +125,27 @@ impl Encoding for SplitInt8 {
         }
     }
 
+    /// A share is a quarter of the rows of one tile.
+    const SHARES: usize = 4 * Self::PIECES;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn turn(
+        tiled: &Tiled,
+        column: usize,
+        depth: usize,
+        share: usize,
+        to: &mut [TileRegister],
+    ) {
+        let (quarter, piece) = (share / Self::PIECES, share % Self::PIECES);
+        let (from, from_quarter) = of_original(tiled, column, depth / ROWS + quarter);
+        turn_quarter(&from[piece], from_quarter, &mut to[piece], quarter);
+        let (coming, from_quarter) = of_original(tiled, column + PANEL, depth / ROWS + quarter);
+        for four in 0..4 {
+            prefetch(coming[piece].line(4 * four + from_quarter));
+        }
+    }
+
     #[inline(always)]
     unsafe fn multiply(
         registers: &mut Registers,
@@ -155,40 +177,50 @@ impl Encoding for SplitInt8 {
     }
 }
 
-impl SplitInt8 {
-    /// Makes quarter `to_quarter` of the rows of a tile of the transpose: 16 elements of depth for 16 columns. Reads
-    /// them from the original's tile, where the transpose's columns are quarter `from_quarter` of the depth of 64, and
-    /// the transpose's depth is the 16 columns.
-    ///
-    /// # Safety
-    /// As for [`Encoding::write_row`].
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw")]
-    pub(super) unsafe fn turn(
-        from: &TileRegister,
-        from_quarter: usize,
-        to: &mut TileRegister,
-        to_quarter: usize,
-    ) {
-        let of = |four: usize| from.row(4 * four + from_quarter);
-        let [a, b, c, d] = [of(0), of(1), of(2), of(3)];
-        // Transposes lanes of 16 bytes, then the bytes in each lane.
-        let low_ab = _mm512_shuffle_i32x4::<0x44>(a, b);
-        let low_cd = _mm512_shuffle_i32x4::<0x44>(c, d);
-        let high_ab = _mm512_shuffle_i32x4::<0xee>(a, b);
-        let high_cd = _mm512_shuffle_i32x4::<0xee>(c, d);
-        let rows = [
-            _mm512_shuffle_i32x4::<0x88>(low_ab, low_cd),
-            _mm512_shuffle_i32x4::<0xdd>(low_ab, low_cd),
-            _mm512_shuffle_i32x4::<0x88>(high_ab, high_cd),
-            _mm512_shuffle_i32x4::<0xdd>(high_ab, high_cd),
-        ];
-        for (number, row) in rows.into_iter().enumerate() {
-            to.set_row(
-                4 * number + to_quarter,
-                _mm512_shuffle_epi8(row, exchange()),
-            );
-        }
+/// The tiles of the block of a strip that contains row `row`, and the quarter of the block's depth that begins at that
+/// row. Zeros beyond the last row and the last strip.
+fn of_original(tiled: &Tiled, row: usize, strip: usize) -> (&[TileRegister], usize) {
+    static NONE: [TileRegister; SplitInt8::PIECES] = [TileRegister::ZEROS; SplitInt8::PIECES];
+    let (block, quarter) = (row / SplitInt8::DEPTH, row % SplitInt8::DEPTH / ROWS);
+    if row >= tiled.depth || strip * ROWS >= tiled.columns {
+        return (&NONE, quarter);
+    }
+    let tiles = &tiled.strip::<SplitInt8>(strip).tiles[block * SplitInt8::PIECES..];
+    (&tiles[..SplitInt8::PIECES], quarter)
+}
+
+/// Makes quarter `to_quarter` of the rows of a tile of the transpose: 16 elements of depth for 16 columns. Reads
+/// them from the original's tile, where the transpose's columns are quarter `from_quarter` of the depth of 64, and
+/// the transpose's depth is the 16 columns.
+///
+/// # Safety
+/// As for [`Encoding::write_row`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn turn_quarter(
+    from: &TileRegister,
+    from_quarter: usize,
+    to: &mut TileRegister,
+    to_quarter: usize,
+) {
+    let of = |four: usize| from.row(4 * four + from_quarter);
+    let [a, b, c, d] = [of(0), of(1), of(2), of(3)];
+    // Transposes lanes of 16 bytes, then the bytes in each lane.
+    let low_ab = _mm512_shuffle_i32x4::<0x44>(a, b);
+    let low_cd = _mm512_shuffle_i32x4::<0x44>(c, d);
+    let high_ab = _mm512_shuffle_i32x4::<0xee>(a, b);
+    let high_cd = _mm512_shuffle_i32x4::<0xee>(c, d);
+    let rows = [
+        _mm512_shuffle_i32x4::<0x88>(low_ab, low_cd),
+        _mm512_shuffle_i32x4::<0xdd>(low_ab, low_cd),
+        _mm512_shuffle_i32x4::<0x88>(high_ab, high_cd),
+        _mm512_shuffle_i32x4::<0xdd>(high_ab, high_cd),
+    ];
+    for (number, row) in rows.into_iter().enumerate() {
+        to.set_row(
+            4 * number + to_quarter,
+            _mm512_shuffle_epi8(row, exchange()),
+        );
     }
 }
 
