@@ -92,7 +92,7 @@ fn an_interrupted_run_of_any_task_goes_on_to_the_same_bits() {
         ("backbone", "tag { tokens = words, tags = tags }"),
         ("t5", "seq2seq { source = text, target = good, metric = bleu, generate = { max_tokens = 3 } }"),
     ] {
-        let place = crate::tasks::place();
+        let place = crate::common::place::Place::of_tasks();
         let head = if task.starts_with("tag") { ", head" } else { "" };
         let text = format!(
             "pipeline long\nbackbone \"{backbone}\" {{ max_length = 24 }}\n\

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use serde_json::json;
 use tempfile::TempDir;
 
 /// A folder to work in.
@@ -38,6 +39,8 @@ stage tune {
 }
 "#;
 
+const TEMPLATE: &str = "{% for m in messages %}{{ m.content }} {% if m.role == 'assistant' %}[SEP]{% endif %}{% endfor %}";
+
 impl Place {
     /// A folder with the pipeline, its backbone and a few rows of the quickstart's data.
     pub fn new() -> Self {
@@ -59,6 +62,41 @@ impl Place {
             place.write(file, (rows.join("\n") + "\n").as_bytes());
         }
         place.write("small.delta", PIPELINE.as_bytes());
+        place
+    }
+
+    /// A place with rows for every task, and a backbone of each family.
+    pub fn of_tasks() -> Self {
+        let place = Place::new();
+        let architectures = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines/architectures");
+        for name in ["llama", "t5"] {
+            std::fs::create_dir(place.path(name)).unwrap();
+            for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+                std::fs::copy(
+                    architectures.join(name).join(file),
+                    place.path(name).join(file),
+                )
+                .unwrap();
+            }
+            let settings = json!({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "[SEP]", "chat_template": TEMPLATE});
+            place.write(
+                &format!("{name}/tokenizer_config.json"),
+                settings.to_string().as_bytes(),
+            );
+        }
+        let table = std::fs::read_to_string(place.path("train.tsv")).unwrap();
+        let rows = table.lines().skip(1).take(8).map(|line| {
+            let (text, label) = line.split_once('\t').unwrap();
+            let (good, bad) = if label == "positive" { ("superb", "stale") } else { ("stale", "superb") };
+            let words: Vec<&str> = text.split_whitespace().collect();
+            let tags: Vec<&str> = words.iter().map(|word| if word.len() > 4 { "B-long" } else { "O" }).collect();
+            json!({
+                "text": text, "label": label, "score": words.len(), "both": [label, "seen"], "words": words, "tags": tags,
+                "good": good, "bad": bad, "choices": ["superb", "stale"], "key": usize::from(good == "stale"),
+            })
+        });
+        let rows: String = rows.map(|row| format!("{row}\n")).collect();
+        place.write("rows.jsonl", rows.as_bytes());
         place
     }
 

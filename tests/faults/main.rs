@@ -52,6 +52,26 @@ fn compile_shim() -> PathBuf {
     library
 }
 
+/// Runs of tasks that keep more than a delta: a reference of pairs, texts that are written, tags of words.
+const TASKS: [(&str, &str, &str); 3] = [
+    ("llama", "instruct { prompt = text, answer = good, metric = exact_match, generate = { max_tokens = 2 } }", "low"),
+    ("llama", "prefer { prompt = text, chosen = good, rejected = bad, loss = dpo }", "low"),
+    ("backbone", "tag { tokens = words, tags = tags }", "low, head"),
+];
+
+fn place_of((backbone, task, train): (&str, &str, &str)) -> Place {
+    let place = Place::of_tasks();
+    let text = format!(
+        "pipeline small\nbackbone \"{backbone}\" {{ max_length = 24 }}\n\
+         data {{ train = jsonl(\"rows.jsonl\"), dev = jsonl(\"rows.jsonl\") }}\n\
+         task {task}\n\
+         reparam low = lora {{ rank = 2, dropout = 0.1 }} on **.{{q,v}}\n\
+         stage tune {{ train = [{train}], steps = 2, batch = 4, optimizer = adamw {{ lr = 1e-3 }}, evaluate = every 1 steps }}\n"
+    );
+    place.write("small.delta", text.as_bytes());
+    place
+}
+
 struct Faults {
     place: Place,
     shim: PathBuf,
@@ -62,9 +82,9 @@ struct Faults {
 }
 
 impl Faults {
-    fn new() -> Self {
+    fn new(place: Place) -> Self {
         let mut faults = Faults {
-            place: place(),
+            place,
             shim: shim(),
             expected: Vec::new(),
             calls: 0,
@@ -130,7 +150,7 @@ impl Faults {
 
 #[test]
 fn a_kill_at_any_call_loses_nothing() {
-    let faults = Faults::new();
+    let faults = Faults::new(place());
     for at in faults.tried(5) {
         let output = faults.fault("out", at, None);
         assert_eq!(output.status.code(), KILLED, "call {at}: {output:?}");
@@ -139,14 +159,27 @@ fn a_kill_at_any_call_loses_nothing() {
 }
 
 #[test]
-fn a_disk_that_fails_at_any_call_is_said_and_loses_nothing() {
-    let faults = Faults::new();
-    for (number, at) in faults.tried(7).enumerate() {
+fn a_kill_at_any_call_of_any_task_loses_nothing() {
+    for task in TASKS {
+        let faults = Faults::new(place_of(task));
+        for at in faults.tried(9) {
+            let output = faults.fault("out", at, None);
+            assert_eq!(output.status.code(), KILLED, "call {at}: {output:?}");
+            faults.goes_on(
+                "out",
+                &format!("{}: killed at call {at} of {}", task.1, faults.calls),
+            );
+        }
+    }
+}
+
+/// Lets the disk fail at some calls, with one of the errors or, if everything is tried, with each.
+fn let_the_disk_fail(faults: &Faults, every: usize) {
+    for (number, at) in faults.tried(every).enumerate() {
         let all = [libc::ENOSPC, libc::EIO, libc::EACCES];
-        let chosen = if is_whole() {
-            &all[..]
-        } else {
-            &all[number % 3..][..1]
+        let chosen = match is_whole() {
+            true => &all[..],
+            false => &all[number % 3..][..1],
         };
         for errno in chosen {
             let output = faults.fault("out", at, Some(*errno));
@@ -164,8 +197,16 @@ fn a_disk_that_fails_at_any_call_is_said_and_loses_nothing() {
 }
 
 #[test]
+fn a_disk_that_fails_at_any_call_is_said_and_loses_nothing() {
+    let_the_disk_fail(&Faults::new(place()), 7);
+    for task in TASKS {
+        let_the_disk_fail(&Faults::new(place_of(task)), 13);
+    }
+}
+
+#[test]
 fn kills_at_random_moments_lose_nothing() {
-    let faults = Faults::new();
+    let faults = Faults::new(place());
     let mut random = ChaCha8Rng::seed_from_u64(9);
     let mut killed = 0;
     while killed < if is_whole() { 100 } else { 8 } {
