@@ -8,7 +8,7 @@ use crate::common::{config, difference, fixture, json_fixture, numbers, plan_of,
 use deltarun::data::{batch, Prediction, TextEncoder};
 use deltarun::engine::Device;
 use deltarun::graph::Graph;
-use deltarun::task::{Encoded, Encoder, Example, Sentence, Target};
+use deltarun::task::{Encoded, Encoder, Example, Sentence, Subwords, Target};
 use serde_json::{json, Value};
 
 fn expected() -> Value {
@@ -26,7 +26,7 @@ fn words_have_the_tokens_of_transformers() {
             let ids: Vec<u32> = serde_json::from_value(case["ids"].clone()).unwrap();
             let firsts: Vec<Option<usize>> =
                 serde_json::from_value(case["firsts"].clone()).unwrap();
-            let Sentence { text, .. } = encoder.words(&words).unwrap();
+            let Sentence { text, .. } = encoder.words(&words, Subwords::First).unwrap();
             assert_eq!(text.tokens, ids, "{name}: {words:?}");
             let found = text
                 .words
@@ -35,6 +35,37 @@ fn words_have_the_tokens_of_transformers() {
             assert_eq!(found.collect::<Vec<_>>(), firsts, "{name}: {words:?}");
         }
     }
+}
+
+/// With `subwords = all` every token of a word has a class, as in transformers' `run_ner.py` with `label_all_tokens`.
+#[test]
+fn all_tokens_of_words_have_the_classes_of_transformers() {
+    let expected = expected();
+    let mut classes = 0;
+    for (name, cases) in expected["tokenizers"].as_object().unwrap() {
+        let directory = fixture("tokenizers").join(name);
+        let encoder = TextEncoder::open(&directory, 12, &config(&directory)).unwrap();
+        let text = format!(
+            "backbone \"{}\"\n\
+             data {{ train = jsonl(\"t\") }}\n\
+             task tag {{ tokens = words, tags = tags, labels = [\"O\", \"B-a\", \"I-a\", \"B-b\"], subwords = all }}\n\
+             stage s {{ train = [head], epochs = 1, optimizer = adamw {{ lr = 1e-3 }} }}",
+            fixture("bert_a").display()
+        );
+        let plan = plan_of(&text, &directory);
+        for case in cases.as_array().unwrap() {
+            let row = [case["words"].to_string(), case["tags"].to_string()];
+            let example = plan.tasks["task"].kind.encode(&row, &encoder).unwrap();
+            let all: Vec<i64> = serde_json::from_value(case["all"].clone()).unwrap();
+            let read = all.iter().enumerate().filter(|(_, class)| **class >= 0);
+            let (reads, of_reads): (Vec<usize>, Vec<usize>) =
+                read.map(|(token, class)| (token, *class as usize)).unzip();
+            assert_eq!(example.text.reads, reads, "{name}: {row:?}");
+            assert_eq!(example.target, Target::Classes(of_reads), "{name}: {row:?}");
+            classes += reads.len();
+        }
+    }
+    assert!(classes > 50);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::backbone::family::Reads;
 use crate::backbone::{exists, is_gguf, read_text, text_in_gguf, Config};
 use crate::diagnostic::Problem;
 use crate::plan::{BackbonePlan, Cloze, Words};
-use crate::task::{Conversation, Encoded, Encoder, Example, Marked, Sentence, Target};
+use crate::task::{Conversation, Encoded, Encoder, Example, Marked, Sentence, Subwords, Target};
 use crate::text::quoted_list;
 
 /// Encodes texts as tokens.
@@ -348,8 +348,8 @@ impl Encoder for TextEncoder {
         }
     }
 
-    fn words(&self, words: &[String]) -> Result<Sentence, Problem> {
-        self.encode_words(words)
+    fn words(&self, words: &[String], subwords: Subwords) -> Result<Sentence, Problem> {
+        self.encode_words(words, subwords)
     }
 
     fn cloze(&self, cloze: &Cloze, texts: &[String]) -> Result<Encoded, Problem> {

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Cloze, Refusal, Target};
@@ -21,8 +22,8 @@ pub struct Encoded {
     pub reads: Vec<usize>,
     /// The number of tokens before the soft tokens, if a template says where those stand.
     pub soft: Option<usize>,
-    /// For a sentence that came as words, the place of each word among those to read: none if it has no tokens, or is
-    /// beyond the longest sequence.
+    /// For a sentence that came as words, the place of each word's first token among those to read: none if it has no
+    /// tokens, or is beyond the longest sequence.
     pub words: Vec<Option<usize>>,
 }
 
@@ -180,10 +181,21 @@ pub struct Marked {
     pub is_whole: bool,
 }
 
+/// Which tokens of a word are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Subwords {
+    /// The first one.
+    #[default]
+    First,
+    /// All, unless the first one is cut off.
+    All,
+}
+
 /// A sentence that came as words.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sentence {
-    /// Its tokens, with the first of each word to be read.
+    /// Its tokens, with those of each word that are to be read.
     pub text: Encoded,
     /// How many tokens were cut off.
     pub cut: usize,
@@ -207,7 +219,7 @@ pub trait Encoder {
     ///
     /// # Errors
     /// See [`Encoder::texts`].
-    fn words(&self, words: &[String]) -> Result<Sentence, Problem>;
+    fn words(&self, words: &[String], subwords: Subwords) -> Result<Sentence, Problem>;
 
     /// The tokens of texts in a template.
     ///

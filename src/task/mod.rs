@@ -44,7 +44,7 @@ pub use choose::Choose;
 pub use classify::{Classify, Several};
 pub use cloze::Cloze;
 pub use comparison::{Compared, Comparison, Likelihoods};
-pub use example::{Conversation, Encoded, Encoder, Example, Marked, Sentence};
+pub use example::{Conversation, Encoded, Encoder, Example, Marked, Sentence, Subwords};
 pub use instruct::{is_learned, Instruct};
 pub use label::{sorted_labels, Label};
 pub use masked_lm::MaskedLm;

@@ -8,7 +8,7 @@ use super::metrics::accuracy;
 use super::spans::{matches, spans, Scheme};
 use super::{
     column, highest, no_head, refused, Encoder, Example, Metric, Predictions, Refusal, Sentence,
-    Target, TaskKind,
+    Subwords, Target, TaskKind,
 };
 use crate::backbone::family::HeadKind;
 use crate::backbone::Config;
@@ -26,6 +26,9 @@ pub struct Tag {
     pub labels: Vec<Label>,
     /// How labels make spans.
     pub scheme: Scheme,
+    /// Which tokens of a word have its label.
+    #[serde(default)]
+    pub subwords: Subwords,
 }
 
 impl TaskKind for Tag {
@@ -45,6 +48,8 @@ impl TaskKind for Tag {
             ("plain", Scheme::Plain),
         ];
         let scheme = fields.choice("scheme", &schemes).unwrap_or(Scheme::Bio);
+        let all = [("first", Subwords::First), ("all", Subwords::All)];
+        let subwords = fields.choice("subwords", &all).unwrap_or_default();
         let labels = labels_or_none(fields);
         if let (Err((message, help)), Some(value)) = (check(&labels, scheme), fields.raw("labels"))
         {
@@ -56,6 +61,7 @@ impl TaskKind for Tag {
             tags: column(fields, "tags", "tags"),
             labels,
             scheme,
+            subwords,
         }
     }
 
@@ -77,10 +83,10 @@ impl TaskKind for Tag {
         Ok(Target::Classes(classes.collect::<Result<_, _>>()?))
     }
 
-    /// A word is read at its first token, and one without tokens or beyond the longest sequence is not.
+    /// A word without tokens or beyond the longest sequence is not read.
     fn encode(&self, row: &[String], encoder: &dyn Encoder) -> Result<Example, Problem> {
         let words = words(&row[0]).map_err(refused)?;
-        let Sentence { text, cut } = encoder.words(&words)?;
+        let Sentence { text, cut } = encoder.words(&words, self.subwords)?;
         let target = match &row[1..] {
             [] => Target::None,
             tags => {
@@ -98,8 +104,8 @@ impl TaskKind for Tag {
                     );
                 }
                 let read = classes.into_iter().zip(&text.words);
-                let read = read.filter(|(_, place)| place.is_some());
-                Target::Classes(read.map(|(class, _)| class).collect())
+                let firsts = read.filter_map(|(class, place)| Some((class, (*place)?)));
+                Target::Classes(self.of_tokens(firsts, text.reads.len()))
             }
         };
         Ok(Example {
@@ -205,6 +211,32 @@ impl TaskKind for Tag {
     fn outputs_of_config(&self) -> Option<(Map<String, Value>, Vec<String>)> {
         let names = self.labels.iter().map(|label| label.name.clone());
         Some((Map::new(), names.collect()))
+    }
+}
+
+impl Tag {
+    /// The classes of the tokens that are read, from those of words at their first tokens. A word's other tokens are inside
+    /// the span that it begins, as in transformers' example for token classification.
+    fn of_tokens(&self, firsts: impl Iterator<Item = (usize, usize)>, count: usize) -> Vec<usize> {
+        let mut classes: Vec<usize> = Vec::with_capacity(count);
+        for (class, place) in firsts {
+            self.go_on(&mut classes, place);
+            classes.push(class);
+        }
+        self.go_on(&mut classes, count);
+        classes
+    }
+
+    /// Labels tokens up to `end` as the rest of the last word.
+    fn go_on(&self, classes: &mut Vec<usize>, end: usize) {
+        let Some(&first) = classes.last() else {
+            return;
+        };
+        let inside = self.labels[first].name.strip_prefix("B-").and_then(|kind| {
+            let inside = format!("I-{kind}");
+            self.labels.iter().position(|label| label.name == inside)
+        });
+        classes.resize(end, inside.unwrap_or(first));
     }
 }
 

@@ -76,7 +76,7 @@ pub const ALL: [Optimization; 9] = [
             let task = plan.tasks.get(&plan.stages[index].task);
             let which = match task.map(|task| task.kind.head()) {
                 Some(HeadKind::LanguageModel) => "only those that predict a token go on",
-                Some(HeadKind::Tag) => "only the first of each word goes on",
+                Some(HeadKind::Tag) => "only those of words that are read go on",
                 Some(HeadKind::Classify) | None => "one per sequence goes on",
             };
             Ok(format!("after its attention, {which}"))
