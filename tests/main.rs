@@ -30,6 +30,7 @@ mod hub;
 mod init;
 mod inserts;
 mod instruct;
+mod jobs;
 mod kernels;
 mod labels;
 mod merge;

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use super::init::InitOptions;
 use crate::backbone::MatrixType;
 use crate::run::{Integrity, Rule};
+use crate::script::Shard;
 use crate::task::Wishes;
 
 /// Delta tuning (parameter-efficient fine-tuning) from a small declarative file.
@@ -50,6 +51,8 @@ impl Arguments {
     pub fn threads(&self) -> Option<usize> {
         match &self.command {
             Some(Command::Plan(options)) => options.threads,
+            Some(Command::Jobs(options)) => options.threads,
+            Some(Command::Submit(options)) => options.script.threads,
             Some(Command::Profile(options)) => options.threads,
             Some(Command::Replay(options)) => options.device.threads,
             Some(Command::Eval(options)) => options.source.device.threads,
@@ -91,6 +94,10 @@ pub enum Command {
         /// Another run's directory
         second: PathBuf,
     },
+    /// List the runs of a script without running them: which are finished, and the time and memory of the others
+    Jobs(ScriptOptions),
+    /// Write the files for Slurm that run a script's runs in an array of jobs, and then the script
+    Submit(SubmitOptions),
     /// Find every mistake in a pipeline without running it
     Check(CheckOptions),
     /// Show the module tree with its deltas, the trained parameters, and the estimated memory and time
@@ -146,6 +153,44 @@ pub enum Command {
         #[command(flatten)]
         integrity: IntegrityOptions,
     },
+}
+
+/// A script that is not run.
+#[derive(Args)]
+pub struct ScriptOptions {
+    /// A `.rhai` script
+    #[arg(value_name = "FILE.rhai")]
+    pub file: PathBuf,
+    /// Set a param of the script; may be repeated
+    #[arg(long = "set", value_name = "NAME=VALUE")]
+    pub set: Vec<String>,
+    /// The preset of its params
+    #[arg(long, value_name = "NAME")]
+    pub preset: Option<String>,
+    /// Another folder that its additions to pipelines may read from; may be repeated
+    #[arg(long, value_name = "DIR")]
+    pub allow: Vec<PathBuf>,
+    /// The directory of its runs, instead of `runs/FILE`
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// The number of threads of a process, to estimate for
+    #[arg(long, value_name = "N", value_parser = threads)]
+    pub threads: Option<usize>,
+}
+
+#[derive(Args)]
+pub struct SubmitOptions {
+    #[command(flatten)]
+    pub script: ScriptOptions,
+    /// The number of jobs in the array; as many as there are runs, and at most 16, by default
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub tasks: Option<u32>,
+    /// A further option of every job, as `sbatch` has it, such as `--partition=long`; may be repeated
+    #[arg(long = "option", value_name = "OPTION", allow_hyphen_values = true)]
+    pub options: Vec<String>,
+    /// Submit the jobs with `sbatch`
+    #[arg(long)]
+    pub now: bool,
 }
 
 #[derive(Args)]
@@ -290,6 +335,9 @@ pub struct RunOptions {
     /// For a script: another folder that its additions to pipelines may read from; may be repeated
     #[arg(long, value_name = "DIR")]
     pub allow: Vec<PathBuf>,
+    /// For a script: run a part of its runs, such as `2/4`; without a value, the part of this task of a Slurm array
+    #[arg(long, value_name = "I/N", num_args = 0..=1, default_missing_value = "slurm", value_parser = shard)]
+    pub shard: Option<Shard>,
     /// The run's directory, instead of `runs/NAME`
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -468,4 +516,37 @@ fn threads(text: &str) -> Result<usize, String> {
         Ok(threads) if (1..=MOST_THREADS).contains(&threads) => Ok(threads),
         _ => Err(format!("expected a whole number from 1 to {MOST_THREADS}")),
     }
+}
+
+/// Reads a part such as `2/4`. Slurm numbers the tasks of an array as the user says, and says where the numbers begin.
+fn shard(text: &str) -> Result<Shard, String> {
+    let wrong =
+        || "write a part such as `2/4`, whose number is from 1 to the number of parts".to_owned();
+    let shard = match text {
+        "slurm" => {
+            let variable = |name: &str| -> Option<usize> { std::env::var(name).ok()?.parse().ok() };
+            let task = |part: &str| variable(&format!("SLURM_ARRAY_TASK_{part}"));
+            match (task("ID"), task("MIN"), task("COUNT")) {
+                (Some(id), first, Some(of)) => {
+                    let number = id.checked_sub(first.unwrap_or(0)).map(|place| place + 1);
+                    number.map(|number| Shard { number, of })
+                }
+                _ => {
+                    return Err(
+                        "this is no task of a Slurm array: name a part, such as `--shard 2/4`"
+                            .to_owned(),
+                    )
+                }
+            }
+        }
+        _ => text.split_once('/').and_then(|(number, of)| {
+            Some(Shard {
+                number: number.parse().ok()?,
+                of: of.parse().ok()?,
+            })
+        }),
+    };
+    shard
+        .filter(|shard| (1..=shard.of).contains(&shard.number))
+        .ok_or_else(wrong)
 }

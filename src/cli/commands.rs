@@ -39,6 +39,19 @@ fn open(options: &PipelineOptions) -> Result<Source, Problems> {
     Ok(source)
 }
 
+/// Params from `--set NAME=VALUE`.
+pub(super) fn settings(pairs: &[String]) -> Result<Overrides, Problem> {
+    let mut all = Overrides::new();
+    for pair in pairs {
+        let Some((name, value)) = pair.split_once('=') else {
+            let message = format!("`--set {pair}` has no `=`");
+            return Err(Problem::new("delta::cli::set", message).help("write `--set name=value`"));
+        };
+        all.insert(name.trim().to_owned(), value.trim().to_owned());
+    }
+    Ok(all)
+}
+
 /// Params from `--params`, then `--set`, then `--seed`.
 fn overrides(options: &PipelineOptions) -> Result<Overrides, Problem> {
     let mut all = Overrides::new();
@@ -68,13 +81,7 @@ fn overrides(options: &PipelineOptions) -> Result<Overrides, Problem> {
             all.insert(name, text);
         }
     }
-    for pair in &options.set {
-        let Some((name, value)) = pair.split_once('=') else {
-            let message = format!("`--set {pair}` has no `=`");
-            return Err(Problem::new("delta::cli::set", message).help("write `--set name=value`"));
-        };
-        all.insert(name.trim().to_owned(), value.trim().to_owned());
-    }
+    all.extend(settings(&options.set)?);
     if let Some(seed) = options.seed {
         all.insert("seed".to_owned(), seed.to_string());
     }
@@ -322,6 +329,10 @@ pub(super) fn run(options: &RunOptions) -> Result<Ended, Problems> {
         let problem = Problem::new("delta::cli::preset", message);
         return Err(problem.help("set params with `--set` or `--params`").into());
     }
+    if options.shard.is_some() {
+        let problem = Problem::new("delta::cli::shard", "`--shard` applies only to scripts");
+        return Err(problem.help("remove it: a pipeline is one run").into());
+    }
     let source = open(&options.pipeline)?;
     let Checked { plan, warnings, .. } = source.runnable_plan()?;
     warn(&warnings);
@@ -344,24 +355,32 @@ fn run_script(path: &Path, options: &RunOptions) -> Result<Ended, Problems> {
         let problem = Problem::new("delta::cli::device", "scripts run only on the CPU");
         return Err(problem.help("remove `--device`").into());
     }
-    let stem = path.file_stem().unwrap_or_default();
-    let default = || Path::new("runs").join(stem);
-    let options = script::Options {
+    let settings = script::Options {
         set: overrides(&options.pipeline)?,
         preset: options.preset.clone(),
-        out: options.out.clone().unwrap_or_else(default),
+        out: script_out(path, options.out.as_deref()),
         allowed: options.allow.clone(),
         integrity: options.pipeline.integrity.integrity(),
         is_quiet: options.quiet,
         interrupted: interruption(),
     };
-    match script::run(path, &options)? {
+    let ended = match options.shard {
+        None => script::run(path, &settings)?,
+        Some(shard) => super::jobs::run_shard(path, &settings, shard)?,
+    };
+    match ended {
         script::Ended::Complete => Ok(Ended::Done),
         script::Ended::Interrupted => {
             say("interrupted; run the same command again to continue");
             Ok(Ended::Interrupted)
         }
     }
+}
+
+/// The directory of a script's runs.
+pub(super) fn script_out(path: &Path, out: Option<&Path>) -> PathBuf {
+    let stem = path.file_stem().unwrap_or_default();
+    out.map_or_else(|| Path::new("runs").join(stem), Path::to_path_buf)
 }
 
 fn run_on(

@@ -5,6 +5,7 @@ mod commands;
 mod eval;
 mod generate;
 mod init;
+mod jobs;
 mod lines;
 mod lists;
 mod predict;
@@ -132,6 +133,8 @@ fn dispatch(arguments: Arguments) -> Result<Ended, Problems> {
         Some(Command::Families) => Ok(lists::list_families()),
         Some(Command::Runs { directory }) => runs::runs(&directory),
         Some(Command::Compare { first, second }) => runs::compare(&first, &second),
+        Some(Command::Jobs(options)) => jobs::jobs(&options),
+        Some(Command::Submit(options)) => jobs::submit(&options),
         Some(Command::Check(options)) => commands::check(&options),
         Some(Command::Plan(options)) => commands::plan(&options),
         Some(Command::Profile(options)) => commands::profile(&options),

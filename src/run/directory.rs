@@ -33,6 +33,9 @@ pub struct Directory {
 }
 
 impl Directory {
+    /// The code of the problem that another process writes the run.
+    pub const LOCKED: &'static str = "delta::run::locked";
+
     /// Checks that `out` does not exist yet.
     ///
     /// # Errors
@@ -314,7 +317,7 @@ fn lock(partial: &Path) -> Result<File, Problem> {
                 partial.display(),
                 holder.trim()
             );
-            return Err(Problem::new("delta::run::locked", message).help(
+            return Err(Problem::new(Directory::LOCKED, message).help(
                 "wait until that process ends, or choose another output directory with `--out DIR`",
             ));
         }
@@ -328,9 +331,22 @@ fn lock(partial: &Path) -> Result<File, Problem> {
     }
     let named = file
         .set_len(0)
-        .and_then(|()| write!(file, "process {}", std::process::id()));
+        .and_then(|()| file.write_all(owner().as_bytes()));
     named.map_err(|e| unlocked(&e))?;
     Ok(file)
+}
+
+/// This process, as others name it: its number, its machine, and its job if Slurm runs it.
+fn owner() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let mut text = format!("process {}", std::process::id());
+    if !host.trim().is_empty() {
+        text += &format!(" on {}", host.trim());
+    }
+    if let Ok(job) = std::env::var("SLURM_JOB_ID") {
+        text += &format!(", Slurm job {job}");
+    }
+    text
 }
 
 /// Adds the SHA-256 hashes of all files below a directory, by their paths in it.

@@ -222,6 +222,8 @@ impl Loader {
 pub struct DataCheck {
     /// The number of rows that were checked.
     pub rows: usize,
+    /// The number of training examples of each stage.
+    pub examples: Vec<usize>,
     /// Mistakes in the data.
     pub problems: Vec<Problem>,
     /// Warnings about the data.
@@ -307,6 +309,7 @@ pub fn check_data(plan: &Plan, extent: Extent, loader: Option<&Loader>) -> DataC
         check.warnings.extend(warn_of_warmup(plan, &examples));
     }
     check.warnings.dedup();
+    check.examples = examples;
     check
 }
 

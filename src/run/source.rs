@@ -209,6 +209,7 @@ impl Source {
             plan,
             warnings: self.locate(warnings),
             rows: data.rows,
+            examples: data.examples,
         })
     }
 }
@@ -294,6 +295,8 @@ pub struct Checked {
     pub warnings: Problems,
     /// The number of rows of data that were checked.
     pub rows: usize,
+    /// The number of training examples of each stage.
+    pub examples: Vec<usize>,
 }
 
 /// Reads a text file.

@@ -8,6 +8,7 @@ mod error;
 mod experiment;
 mod functions;
 mod pages;
+mod rehearsal;
 mod runner;
 mod session;
 
@@ -18,11 +19,14 @@ use std::sync::atomic::AtomicBool;
 use rhai::module_resolvers::DummyModuleResolver;
 use rhai::{Engine, EvalAltResult, Scope};
 
-use crate::diagnostic::Problems;
+use crate::diagnostic::{Problem, Problems};
 use crate::run::{read_text, Integrity};
 use crate::settings::Overrides;
 use crate::terminal::print;
+use rehearsal::Rehearsal;
 use session::Session;
+
+pub use rehearsal::{jobs, Job, Jobs};
 
 /// What a script is given.
 pub struct Options<'a> {
@@ -59,10 +63,63 @@ const MOST_OPERATIONS: u64 = 20_000_000;
 /// # Errors
 /// A mistake in the script or in a pipeline that it runs, with its place in the script.
 pub fn run(path: &Path, options: &Options<'static>) -> Result<Ended, Problems> {
+    let session = Rc::new(Session::new(path, options, None)?);
+    execute(path, &session)
+}
+
+/// A part of a script's runs: every `of`th one of those that depend on no result, from `number` on, which counts from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shard {
+    /// Which part.
+    pub number: usize,
+    /// How many parts there are.
+    pub of: usize,
+}
+
+/// Runs a part of a script's runs, and returns how many these are. The script itself goes on when it is run without a
+/// part.
+///
+/// # Errors
+/// As for [`run`].
+pub fn run_shard(
+    path: &Path,
+    options: &Options<'static>,
+    shard: Shard,
+) -> Result<(Ended, usize, Jobs), Problems> {
+    let jobs = jobs(path, options)?;
+    let own = jobs.known.iter().skip(shard.number - 1).step_by(shard.of);
+    let own: Vec<&Job> = own.collect();
+    let session = Session::new(path, options, None)?;
+    let (alone, beside): (Vec<&Job>, Vec<&Job>) = own.iter().partition(|job| job.is_alone);
+    let sources: Vec<_> = beside.iter().map(|job| job.source.clone()).collect();
+    let mut ended = session.runner.run_all(&sources).map(drop);
+    for job in alone {
+        ended = ended.and_then(|()| session.runner.run_alone(&job.source).map(drop));
+    }
+    let count = own.len();
+    match ended {
+        Err(_) if session.is_interrupted() => Ok((Ended::Interrupted, count, jobs)),
+        Err(problems) => Err(problems),
+        Ok(()) => Ok((Ended::Complete, count, jobs)),
+    }
+}
+
+/// Reads a script: the runs that it asked for, and how it ended.
+fn rehearse(
+    path: &Path,
+    options: &Options<'static>,
+    rehearsal: Rehearsal,
+) -> Result<(Vec<Job>, Result<Ended, Problems>), Problem> {
+    let session = Rc::new(Session::new(path, options, Some(rehearsal))?);
+    let ended = execute(path, &session);
+    let asked = session.runner.rehearsal.as_ref();
+    Ok((asked.map(Rehearsal::asked).unwrap_or_default(), ended))
+}
+
+fn execute(path: &Path, session: &Rc<Session>) -> Result<Ended, Problems> {
     let text = read_text(path)?;
     let name = path.display().to_string();
-    let session = Rc::new(Session::new(path, options)?);
-    let engine = engine(&session);
+    let engine = engine(session);
     let located = |error: Box<EvalAltResult>| error::problems(&name, &text, &error);
     let ast = engine.compile(&text).map_err(|e| located(e.into()))?;
     let mut scope = Scope::new();
@@ -102,7 +159,12 @@ fn engine(session: &Rc<Session>) -> Engine {
     engine.set_fail_on_invalid_map_property(true);
     engine.set_max_map_size(100_000);
     engine.disable_symbol("eval");
-    engine.on_print(|text| print(&format!("{text}\n")));
+    let is_read_only = session.runner.rehearsal.is_some();
+    engine.on_print(move |text| {
+        if !is_read_only {
+            print(&format!("{text}\n"));
+        }
+    });
     let own = session.clone();
     engine.on_progress(move |_| {
         (own.is_interrupted() || own.has_taken_too_long()).then_some(rhai::Dynamic::UNIT)

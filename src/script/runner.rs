@@ -1,21 +1,23 @@
 //! Runs of a script: several side by side, none twice, one backbone in memory for all, and what
 //! its frozen blocks make of an example where no delta has a part in it.
 
-use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::collections::{BTreeSet, VecDeque};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
+use super::rehearsal::Rehearsal;
 use crate::diagnostic::{Problem, Problems};
 use crate::engine::Device;
 use crate::graph::this_machine;
 use crate::plan::Plan;
 use crate::report::{metric_value, Progress};
-use crate::run::{self, FinishedRun, Manifest, Shared, Source, Summary};
+use crate::run::{self, Directory, FinishedRun, Manifest, Shared, Source, Summary};
 use crate::terminal::say;
-use crate::text::hexadecimal;
+use crate::text::{counted, hexadecimal};
 use crate::train::KEPT_IN_MEMORY;
 
 /// What runs need of the script.
@@ -27,6 +29,8 @@ pub(super) struct Runner {
     pub shared: Shared,
     /// What was said already: runs of one pipeline are odd in the same ways.
     pub warned: Mutex<BTreeSet<String>>,
+    /// What runs instead, if the script is only read.
+    pub rehearsal: Option<Rehearsal>,
 }
 
 /// A run that is complete.
@@ -36,6 +40,8 @@ pub(super) struct Finished {
     pub summary: Summary,
     pub source: Source,
     pub plan: Plan,
+    /// The figure that stands for all results of a run that is not finished, while the script is only read.
+    pub made_up: Option<f64>,
 }
 
 impl Runner {
@@ -66,6 +72,10 @@ impl Runner {
     /// Runs what has not been run, in the order given, several side by side where there is memory
     /// for it.
     pub fn run_all(&self, sources: &[Source]) -> Result<Vec<Finished>, Problems> {
+        if let Some(rehearsal) = &self.rehearsal {
+            let run = |source| rehearsal.run(self, source, false);
+            return sources.iter().map(run).collect();
+        }
         let plans = sources
             .iter()
             .map(|source| Ok(source.checked_plan(usize::MAX)?.plan));
@@ -73,18 +83,26 @@ impl Runner {
         let next = AtomicUsize::new(0);
         let results: Mutex<Vec<Option<Result<Finished, Problems>>>> =
             Mutex::new(sources.iter().map(|_| None).collect());
+        let elsewhere: Mutex<VecDeque<usize>> = Mutex::default();
+        let try_run = |index: usize| {
+            let result = self.run(&sources[index], &plans[index]);
+            match &result {
+                Ok(finished) => self.show(finished, index + 1, sources.len()),
+                Err(problems) if is_locked(problems) => {
+                    let mut elsewhere = elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
+                    return elsewhere.push_back(index);
+                }
+                // Nothing more is begun.
+                Err(_) => next.store(sources.len(), Ordering::Relaxed),
+            }
+            results.lock().unwrap_or_else(PoisonError::into_inner)[index] = Some(result);
+        };
         let work = || loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
             if index >= sources.len() || self.is_interrupted() {
                 return;
             }
-            let result = self.run(&sources[index], &plans[index]);
-            match &result {
-                Ok(finished) => self.show(finished, index + 1, sources.len()),
-                // Nothing more is begun.
-                Err(_) => next.store(sources.len(), Ordering::Relaxed),
-            }
-            results.lock().unwrap_or_else(PoisonError::into_inner)[index] = Some(result);
+            try_run(index);
         };
         std::thread::scope(|scope| {
             for _ in 1..workers(&plans) {
@@ -92,6 +110,7 @@ impl Runner {
             }
             work();
         });
+        self.await_others(&elsewhere, try_run);
         let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
         let (done, stopped): (Vec<_>, Vec<_>) = results.into_iter().partition(Option::is_some);
         let finished: Vec<Finished> = done.into_iter().flatten().collect::<Result<_, _>>()?;
@@ -101,15 +120,40 @@ impl Runner {
         }
     }
 
+    /// Waits for the runs that other processes are at, and goes on with those that they give up.
+    fn await_others(&self, elsewhere: &Mutex<VecDeque<usize>>, try_run: impl Fn(usize)) {
+        let next = || {
+            let mut elsewhere = elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
+            (elsewhere.pop_front(), elsewhere.len() + 1)
+        };
+        let mut is_said = self.is_quiet;
+        while let (Some(index), left) = next() {
+            if self.is_interrupted() {
+                return;
+            }
+            if !std::mem::replace(&mut is_said, true) {
+                say(&format!(
+                    "waiting for {} of other processes",
+                    counted(left, "run")
+                ));
+            }
+            std::thread::sleep(BETWEEN_LOOKS);
+            try_run(index);
+        }
+    }
+
     /// Runs a pipeline with nothing shared and nothing beside it, so that the most memory
     /// that the process has is the run's.
     pub fn run_alone(&self, source: &Source) -> Result<Finished, Problems> {
+        if let Some(rehearsal) = &self.rehearsal {
+            return rehearsal.run(self, source, true);
+        }
         let plan = self.plan(source)?;
         crate::memory::release();
         // Linux then counts the most memory anew; elsewhere it is that of the whole process.
         let _ = std::fs::write("/proc/self/clear_refs", "5");
         let alone = Runner {
-            out: self.out.join("alone"),
+            out: Runner::alone(&self.out),
             is_quiet: self.is_quiet,
             interrupted: self.interrupted,
             shared: Shared {
@@ -117,19 +161,29 @@ impl Runner {
                 ..Shared::default()
             },
             warned: Mutex::default(),
+            rehearsal: None,
         };
         let finished = alone.run(source, &plan)?;
         self.show(&finished, 1, 1);
         Ok(finished)
     }
 
+    /// Where runs go that have no other run beside them, below the directory of all runs.
+    pub fn alone(out: &Path) -> PathBuf {
+        out.join("alone")
+    }
+
+    /// The directory of a run below that of all runs.
+    pub fn directory(out: &Path, source: &Source, plan: &Plan) -> Result<PathBuf, Problems> {
+        let manifest = Manifest::new(plan, &source.text);
+        let manifest = manifest.map_err(|problem| source.locate(vec![problem]))?;
+        Ok(out.join(format!("{}-{}", plan.name, identity(&manifest))))
+    }
+
     /// Runs a plan, or finds the run of it that is complete.
     fn run(&self, source: &Source, plan: &Plan) -> Result<Finished, Problems> {
         let located = |problem: Problem| source.locate(vec![problem]);
-        let manifest = Manifest::new(plan, &source.text).map_err(located)?;
-        let directory = self
-            .out
-            .join(format!("{}-{}", plan.name, identity(&manifest)));
+        let directory = Runner::directory(&self.out, source, plan)?;
         let summary = match directory.exists() {
             true => FinishedRun::open(&directory, source.integrity)?.summary()?,
             false => {
@@ -156,6 +210,7 @@ impl Runner {
             summary,
             source: source.clone(),
             plan: plan.clone(),
+            made_up: None,
         })
     }
 
@@ -183,6 +238,15 @@ impl Runner {
             value.unwrap_or_default(),
         ));
     }
+}
+
+/// The time between two looks at a run of another process.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(300);
+
+/// Whether another process is at a run.
+fn is_locked(problems: &Problems) -> bool {
+    let mut problems = problems.problems.iter();
+    problems.any(|problem| problem.code == Directory::LOCKED)
 }
 
 fn stop() -> Problem {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use rhai::{Array, Dynamic, Map};
 
+use super::rehearsal::Rehearsal;
 use super::runner::Runner;
 use super::Options;
 use crate::diagnostic::Problem;
@@ -32,7 +33,12 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub fn new(script: &Path, options: &Options<'static>) -> Result<Self, Problem> {
+    /// With a `rehearsal`, the script is only read.
+    pub fn new(
+        script: &Path,
+        options: &Options<'static>,
+        rehearsal: Option<Rehearsal>,
+    ) -> Result<Self, Problem> {
         let folder = script.parent().unwrap_or(Path::new(""));
         let folder = match folder.as_os_str().is_empty() {
             true => Path::new("."),
@@ -62,6 +68,7 @@ impl Session {
                     ..Shared::default()
                 },
                 warned: Default::default(),
+                rehearsal,
             },
         })
     }

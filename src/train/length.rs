@@ -5,7 +5,7 @@ use crate::plan::{Length, Plan, StagePlan, Warmup};
 use crate::text::{counted, thousands};
 
 /// The number of steps in an epoch of a stage, and in the whole stage.
-pub(super) fn steps(stage: &StagePlan, examples: usize) -> (usize, usize) {
+pub fn steps(stage: &StagePlan, examples: usize) -> (usize, usize) {
     let per_step = stage.batch * stage.accumulate;
     let of_epoch = examples.div_ceil(per_step).max(1);
     let all = match stage.length {

@@ -18,7 +18,7 @@ pub use checkpoint::{load, save, Position, Snapshot, State};
 pub use comparison::{likelihoods, reference};
 pub use evaluate::{evaluate, predict, Evaluation, Measuring};
 pub use frozen::{ActivationCache, ActivationCaches, KEPT_IN_MEMORY};
-pub use length::{check_steps, warn_of_warmup};
+pub use length::{check_steps, steps, warn_of_warmup};
 pub use stage::{train, Data, Event, Watcher};
 
 /// The result of a stage.
