@@ -12,6 +12,8 @@
 //! 6. [`run::run`] runs all of these steps and writes a directory with the results. [`peft`] writes and
 //!    reads PEFT's format.
 //!
+//! [`ranks`] lets several processes share a run.
+//!
 //! [`script::run`] runs an experiment: a rhai script over pipelines.
 //!
 //! Every step reports errors as [`diagnostic::Problem`]s, which [`cli`] and [`report`] show.
@@ -31,6 +33,7 @@ pub mod memory;
 pub mod pattern;
 pub mod peft;
 pub mod plan;
+pub mod ranks;
 pub mod report;
 pub mod run;
 pub mod script;

@@ -511,6 +511,7 @@ fn check_finds_what_needs_no_run() {
         ("run::other_version", OUTPUT),
         ("run::precision", DEVICE),
         ("run::profile", OTHER),
+        ("run::ranks", "is about the processes that share a run"),
         ("run::reads", OTHER),
         ("run::reference", FOUND),
         ("run::unreadable", OTHER),

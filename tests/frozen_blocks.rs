@@ -40,7 +40,7 @@ fn check(plan: &Plan, backbone: &str, room: usize) {
         let mut kept: Vec<Batch> = plain.clone();
         for batch in &mut kept {
             let own = std::slice::from_mut(batch);
-            store.attach(&graph, own).unwrap();
+            store.attach(&graph, &mut *own).unwrap();
             assert!(own[0].cached.is_some());
         }
         assert_eq!(logits, graph.logits(&kept).unwrap(), "round {round}");

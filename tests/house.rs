@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// From the ground up.
-const ORDER: [&str; 24] = [
+const ORDER: [&str; 25] = [
     "text",
     "pattern",
     "memory",
     "diagnostic",
     "terminal",
     "disk",
+    "ranks",
     "hub",
     "syntax",
     "settings",

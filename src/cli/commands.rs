@@ -15,6 +15,7 @@ use crate::disk;
 use crate::engine::{measure_limits, measure_rate, Device};
 use crate::graph::this_machine;
 use crate::plan::{Change, DeltaPlan, Plan, StagePlan};
+use crate::ranks::{self, world};
 use crate::report::{against_precision, describe, example, Progress};
 use crate::run::{
     open_run, read_text, Checked, Ended as RunEnded, Loaded, Reads, Source, ROWS_AT_EACH_END,
@@ -315,6 +316,7 @@ fn no_device(name: &str) -> Problem {
 
 /// `deltarun FILE.delta`
 pub(super) fn run(options: &RunOptions) -> Result<Ended, Problems> {
+    ranks::join()?;
     let is_script = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "rhai");
     if let Some(path) = options
         .pipeline
@@ -333,10 +335,18 @@ pub(super) fn run(options: &RunOptions) -> Result<Ended, Problems> {
         let problem = Problem::new("delta::cli::shard", "`--shard` applies only to scripts");
         return Err(problem.help("remove it: a pipeline is one run").into());
     }
-    let source = open(&options.pipeline)?;
-    let Checked { plan, warnings, .. } = source.runnable_plan()?;
-    warn(&warnings);
-    if options.device.device == "cpu" && !options.quiet {
+    let is_first = world().rank() == 0;
+    let is_quiet = options.quiet || !is_first;
+    let read = || {
+        let source = open(&options.pipeline)?;
+        let checked = source.runnable_plan()?;
+        Ok::<_, Problems>((source, checked))
+    };
+    let (source, Checked { plan, warnings, .. }) = ranks::agree(read())?;
+    if is_first {
+        warn(&warnings);
+    }
+    if options.device.device == "cpu" && !is_quiet {
         if let Some(note) = against_precision(&plan, measure_rate) {
             terminal::note(&note);
         }
@@ -346,11 +356,20 @@ pub(super) fn run(options: &RunOptions) -> Result<Ended, Problems> {
         .clone()
         .unwrap_or_else(|| Path::new("runs").join(&plan.name));
     let device = device(&options.device)?;
-    run_on(&source, &plan, device, &out, options.quiet)
+    run_on(&source, &plan, device, &out, is_quiet)
 }
 
 /// `deltarun FILE.rhai`
 fn run_script(path: &Path, options: &RunOptions) -> Result<Ended, Problems> {
+    if world().size() > 1 {
+        let problem = Problem::new(
+            "delta::cli::ranks",
+            "a script is no run that several processes share",
+        );
+        return Err(problem
+            .help("start each process on its own, with `--shard 1/4` and so on: docs/scaling.md")
+            .into());
+    }
     if options.device.device != "cpu" {
         let problem = Problem::new("delta::cli::device", "scripts run only on the CPU");
         return Err(problem.help("remove `--device`").into());
@@ -407,12 +426,15 @@ fn run_on(
     );
     match ended.map_err(|problem| source.locate(vec![problem]))? {
         RunEnded::Interrupted(partial) => {
-            say(&format!(
-                "interrupted; run the same command again to continue from `{}`",
-                partial.display()
-            ));
+            if world().rank() == 0 {
+                say(&format!(
+                    "interrupted; run the same command again to continue from `{}`",
+                    partial.display()
+                ));
+            }
             Ok(Ended::Interrupted)
         }
+        RunEnded::Complete(..) if world().rank() > 0 => Ok(Ended::Done),
         RunEnded::Complete(summary, out, odd) => {
             warn(&source.locate(odd));
             let mut text = format!("\n{}\n\n{}\n", summary.name, summary.table());

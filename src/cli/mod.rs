@@ -22,6 +22,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 
 use crate::diagnostic::{Problem, Problems};
+use crate::ranks::{self, world};
 use crate::terminal::{self, print, say};
 use crate::text::{did_you_mean, quoted_list};
 use arguments::{Arguments, Command, Format};
@@ -57,6 +58,9 @@ pub fn main() -> ExitCode {
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
         Err(Problem::internal(text.unwrap_or("no message")).into())
     });
+    if result.is_ok() {
+        world().leave();
+    }
     match result {
         Ok(Ended::Done) => match terminal::lost() {
             None => ExitCode::SUCCESS,
@@ -70,7 +74,11 @@ pub fn main() -> ExitCode {
         },
         Ok(Ended::Interrupted) => ExitCode::from(INTERRUPTED),
         Err(problems) => {
+            ranks::let_others_report();
             show(&problems, format);
+            if world().size() > 1 {
+                world().abort(i32::from(problems.exit_code()));
+            }
             ExitCode::from(problems.exit_code())
         }
     }

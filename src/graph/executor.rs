@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 
-use super::{device_problem, Batch, Graph, Targets};
+use super::{device_problem, Batch, Graph, GroupGradients, Targets};
 use crate::delta::ParameterId;
 use crate::diagnostic::Problem;
 use crate::engine::{self, Deferred, Device, Semaphore};
 use crate::plan::Machine;
+use crate::ranks::{all_gathered, all_items, all_items_from, is_own, world, Portable};
 use crate::task::Compared;
 
 /// Describes this machine, with `threads` threads, for cost estimates.
@@ -45,27 +46,37 @@ impl Graph {
     ) -> Result<(Gradients, Compared), Problem> {
         let (mut loss, mut compared) = (0.0, Compared::default());
         let mut sums: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
-        // Hold few enough groups that their gradients take little memory, but enough to keep all threads busy.
-        // Gradients are summed in the order of the groups, so this number does not change the result.
+        // Hold few enough groups that their gradients take little memory, but enough to keep all threads of all
+        // processes busy. Gradients are summed in the order of the groups, so this number does not change the result.
         let threads = rayon::current_num_threads();
         let (most, at_once) = match self.active.deferred.is_empty() {
             true => (
-                (HELD_GRADIENTS / self.trained_count().max(1)).max(threads),
+                (HELD_GRADIENTS / self.trained_count().max(1)).max(threads * world().size()),
                 self.device.groups_at_once(self.config.hidden),
             ),
             // A group with deferred gradients holds its activations until we add its parts.
-            false => (threads, threads),
+            false => (threads * world().size(), threads),
         };
+        // Processes send each other the gradients of groups or, where these are large, the sums of their own groups.
+        let sends_groups =
+            self.active.deferred.is_empty() && self.trained_count() <= HELD_GRADIENTS;
         let layers = self.layers().blocks.len();
         let semaphore = Semaphore::new(at_once * layers + layers.div_ceil(4));
-        for wave in groups.chunks(most) {
-            let results = self.device.map_groups(wave, at_once, |group, start_next| {
+        for (number, wave) in groups.chunks(most).enumerate() {
+            let own = (number * most..)
+                .zip(wave)
+                .filter(|(index, _)| is_own(*index));
+            let own: Vec<&Batch> = own.map(|(_, group)| group).collect();
+            let results = self.device.map_groups(&own, at_once, |group, start_next| {
                 let gradients = self.group_gradients(group, &semaphore, start_next);
                 gradients.map_err(device_problem)
             });
+            let mut results = results.into_iter().collect::<Result<Vec<_>, _>>()?;
+            if sends_groups {
+                results = all_items_from(number * most, results, wave.len());
+            }
             let mut parts: BTreeMap<usize, Vec<Deferred>> = BTreeMap::new();
-            for result in results {
-                let group = result?;
+            for group in results {
                 loss += group.loss;
                 compared.join(group.compared);
                 for (index, gradient) in group.whole {
@@ -82,11 +93,34 @@ impl Graph {
             }
             self.add_parts(&mut sums, parts);
         }
+        if !sends_groups && world().size() > 1 {
+            self.add_sums_of_others(&mut sums);
+            let of_all = all_gathered(GroupGradients {
+                loss,
+                compared,
+                whole: Vec::new(),
+                parts: Vec::new(),
+            });
+            (loss, compared) = (0.0, Compared::default());
+            for other in of_all {
+                loss += other.loss;
+                compared.join(other.compared);
+            }
+        }
         let named = sums.into_iter().filter_map(|(index, sum)| {
             let (id, _) = self.values.get_index(index)?;
             Some((id.clone(), sum))
         });
         Ok(((loss, named.collect()), compared))
+    }
+
+    /// Adds the sums of the other processes to those of this one.
+    fn add_sums_of_others(&self, sums: &mut BTreeMap<usize, Vec<f32>>) {
+        for index in &self.active.trained {
+            let count = self.values[*index].shape().iter().product();
+            let sum = sums.entry(*index).or_insert_with(|| vec![0.0; count]);
+            world().all_reduce(sum);
+        }
     }
 
     /// Computes the deferred parts of each gradient and adds them to `sums`, in the order of the groups. A
@@ -142,14 +176,16 @@ impl Graph {
     /// The device fails, for example for want of memory.
     pub fn token_losses(&self, groups: &[Batch]) -> Result<Vec<Vec<f32>>, Problem> {
         let at_once = rayon::current_num_threads();
-        let results = self.device.map_groups(groups, at_once, |group, _| {
+        let own = own_groups(groups);
+        let results = self.device.map_groups(&own, at_once, |group, _| {
             let Targets::Answers(answers) = &group.targets else {
                 return Ok(Vec::new());
             };
             let losses = self.inference().token_losses(group, &answers.tokens);
             losses.map(|losses| losses.read()).map_err(device_problem)
         });
-        results.into_iter().collect()
+        let results = results.into_iter().collect::<Result<Vec<_>, _>>()?;
+        Ok(all_items(results, groups.len()))
     }
 
     /// Applies `map` to every group and its logits. Logits over a vocabulary are large, so only those of the groups
@@ -157,18 +193,82 @@ impl Graph {
     ///
     /// # Errors
     /// The device fails, for example for want of memory.
-    pub fn map_logits<R: Send + Sync>(
+    pub fn map_logits<R: Portable + Send + Sync>(
         &self,
         groups: &[Batch],
         map: impl Fn(&Batch, Vec<f32>) -> R + Sync,
     ) -> Result<Vec<R>, Problem> {
         let at_once = rayon::current_num_threads();
-        let results = self.device.map_groups(groups, at_once, |group, _| {
+        let own = own_groups(groups);
+        let results = self.device.map_groups(&own, at_once, |group, _| {
             let logits = self.inference().logits(group);
             logits
                 .map(|logits| map(group, logits.read()))
                 .map_err(device_problem)
         });
-        results.into_iter().collect()
+        let results = results.into_iter().collect::<Result<Vec<_>, _>>()?;
+        Ok(all_items(results, groups.len()))
     }
+}
+
+/// The groups of an evaluation that this process computes.
+fn own_groups(groups: &[Batch]) -> Vec<&Batch> {
+    let numbered = groups.iter().enumerate();
+    let own = numbered.filter(|(index, _)| is_own(*index));
+    own.map(|(_, group)| group).collect()
+}
+
+impl Portable for GroupGradients {
+    /// All but deferred parts, which stay where they are.
+    fn to_bytes(&self) -> Vec<u8> {
+        let Compared {
+            prompts,
+            right,
+            margins,
+        } = self.compared;
+        let mut bytes = self.loss.to_le_bytes().to_vec();
+        bytes.extend((prompts as u64).to_le_bytes());
+        bytes.extend((right as u64).to_le_bytes());
+        bytes.extend(margins.to_le_bytes());
+        for (index, gradient) in &self.whole {
+            bytes.extend((*index as u64).to_le_bytes());
+            bytes.extend((gradient.len() as u64).to_le_bytes());
+            bytes.extend(gradient.to_bytes());
+        }
+        bytes
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Self {
+        let mut rest = bytes;
+        let loss = f32::from_le_bytes(taken(&mut rest));
+        let mut number = || u64::from_le_bytes(taken(&mut rest)) as usize;
+        let (prompts, right) = (number(), number());
+        let margins = f64::from_le_bytes(taken(&mut rest));
+        let mut whole = Vec::new();
+        while !rest.is_empty() {
+            let [index, count] = [0; 2].map(|_: i32| u64::from_le_bytes(taken(&mut rest)) as usize);
+            let (gradient, behind) = rest.split_at(4 * count);
+            whole.push((index, Vec::from_bytes(gradient)));
+            rest = behind;
+        }
+        GroupGradients {
+            loss,
+            compared: Compared {
+                prompts,
+                right,
+                margins,
+            },
+            whole,
+            parts: Vec::new(),
+        }
+    }
+}
+
+/// Takes the first bytes.
+fn taken<const N: usize>(bytes: &mut &[u8]) -> [u8; N] {
+    let (first, rest) = bytes
+        .split_first_chunk()
+        .expect("a process sends whole items");
+    *bytes = rest;
+    *first
 }

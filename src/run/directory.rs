@@ -157,8 +157,8 @@ impl Directory {
     }
 
     /// The directory while the run is unfinished: `OUT.partial`.
-    pub fn partial(&self) -> &Path {
-        &self.partial
+    pub fn partial_of(out: &Path) -> PathBuf {
+        partial(out)
     }
 
     fn write(&self, name: &str, text: &str) -> Result<(), Problem> {
@@ -178,6 +178,18 @@ impl Directory {
     pub fn resume(&self) -> Result<Option<State>, Problem> {
         let path = self.partial.join(CHECKPOINT);
         path.exists().then(|| load(&path)).transpose()
+    }
+
+    /// The bytes of the state that an interrupted run saved; none if it saved none.
+    ///
+    /// # Errors
+    /// The state cannot be read.
+    pub fn saved(&self) -> Result<Vec<u8>, Problem> {
+        let path = self.partial.join(CHECKPOINT);
+        match path.exists() {
+            true => std::fs::read(&path).map_err(|e| failed("read", &path, &e)),
+            false => Ok(Vec::new()),
+        }
     }
 
     /// Replaces the saved state.

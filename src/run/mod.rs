@@ -32,13 +32,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::backbone::fetch_weights;
 use crate::diagnostic::Problem;
+use crate::disk::failed;
 use crate::engine::Device;
 use crate::graph::{Backbones, Graph};
-use crate::plan::{FilePlan, Metric, Plan};
+use crate::plan::{FilePlan, Metric, Plan, StagePlan};
+use crate::ranks::{agree, any, world};
 use crate::report::{metric_value, Progress, Table};
 use crate::text::thousands;
 use crate::train::{
-    check_steps, train, ActivationCaches, Data, Evaluation, Event, Snapshot, StageResult, Watcher,
+    check_steps, load, train, ActivationCaches, Data, Evaluation, Event, Snapshot, StageResult,
+    State, Watcher,
 };
 
 pub use combine::{combine, combined, Combination, Rule};
@@ -125,7 +128,51 @@ pub fn run(
     progress: Progress,
 ) -> Result<Ended, Problem> {
     let integrity = shared.integrity;
-    let directory = Directory::claim(out)?;
+    let mut prepared = agree(prepare(plan, source, device, shared, out))?;
+    agree(check_others(&prepared.manifest))?;
+    // All input has been checked, so the run may begin.
+    let state = resume(plan, source, &prepared, integrity)?;
+    let mut follower = Follower { interrupted };
+    let log_length = state.position.log_length;
+    let recorder = |directory| Recorder::new(plan, directory, log_length, interrupted, progress);
+    let mut recorder = prepared.directory.as_ref().map(recorder).transpose()?;
+    let watcher: &mut dyn Watcher = match &mut recorder {
+        Some(recorder) => recorder,
+        None => &mut follower,
+    };
+    let (graph, data) = (&mut prepared.graph, &prepared.data);
+    let ended = train(plan, graph, data, state, &shared.caches, watcher)?;
+    if let Some(mut recorder) = recorder {
+        recorder.log.sync()?;
+    }
+    match ended {
+        Some(state) => conclude(plan, source, prepared, state, out),
+        None => Ok(Ended::Interrupted(Directory::partial_of(out))),
+    }
+}
+
+/// What a run has before its first step.
+struct Prepared {
+    /// Of the process that writes: the first, if there are several.
+    directory: Option<Directory>,
+    manifest: Manifest,
+    loader: Loader,
+    data: Vec<Data>,
+    graph: Graph,
+}
+
+/// Reads all that a plan names, and changes nothing.
+fn prepare(
+    plan: &Plan,
+    source: &str,
+    device: Device,
+    shared: &Shared,
+    out: &Path,
+) -> Result<Prepared, Problem> {
+    let directory = match world().rank() {
+        0 => Some(Directory::claim(out)?),
+        _ => None,
+    };
     precision::check_precision(plan, &device)?;
     let mut loader = Loader::new(plan)?;
     let data = loader.stages(plan)?;
@@ -135,34 +182,96 @@ pub fn run(
     let mut graph = Graph::load_beside(plan, device, &shared.backbones)
         .map_err(|problem| problem.or_at(plan.backbone.span))?;
     let manifest = Manifest::new(plan, source)?;
-    origin::load_origins(plan, &manifest, &mut graph, integrity)?;
+    origin::load_origins(plan, &manifest, &mut graph, shared.integrity)?;
     graph.check_heads(plan)?;
-    // All input has been checked, so the run may begin.
-    directory.begin(&manifest, plan, source, integrity)?;
-    let state = directory.resume()?.unwrap_or_default();
-    let mut recorder = Recorder {
-        log: directory.open_log(state.position.log_length)?,
-        directory: &directory,
-        interrupted,
-        progress,
-        metrics: plan
-            .stages
-            .iter()
-            .map(|stage| (stage.name.clone(), plan.tasks[&stage.task].metric))
-            .collect(),
-        saved: Instant::now(),
+    Ok(Prepared {
+        directory,
+        manifest,
+        loader,
+        data,
+        graph,
+    })
+}
+
+/// Checks that every process has the program, the plan and the input of the first.
+fn check_others(own: &Manifest) -> Result<(), Problem> {
+    if world().size() == 1 {
+        return Ok(());
+    }
+    let text = serde_json::to_vec(own).map_err(Problem::internal)?;
+    let read = |bytes: &Vec<u8>| serde_json::from_slice(bytes).map_err(Problem::internal);
+    let all = world().all_gather(&text);
+    let all: Vec<Manifest> = all.iter().map(read).collect::<Result<_, _>>()?;
+    for (rank, other) in all.iter().enumerate().skip(1) {
+        let mut differences = all[0].changed_input(other);
+        if all[0].plan_hash != other.plan_hash {
+            differences.insert(0, "the plan".to_owned());
+        }
+        if all[0].deltarun != other.deltarun {
+            differences.insert(0, format!("deltarun {}", other.deltarun));
+        }
+        if !differences.is_empty() {
+            let message = format!(
+                "process {rank} differs from process 0 in {}",
+                crate::text::list(&differences)
+            );
+            return Err(Problem::new("delta::run::ranks", message)
+                .help("give every process the same program and the same files"));
+        }
+    }
+    Ok(())
+}
+
+/// Begins the run, or goes on from the state that it saved, which the first process sends the others.
+fn resume(
+    plan: &Plan,
+    source: &str,
+    prepared: &Prepared,
+    integrity: Integrity,
+) -> Result<State, Problem> {
+    let own = || -> Result<(Option<State>, Vec<u8>), Problem> {
+        let Some(directory) = &prepared.directory else {
+            return Ok((None, Vec::new()));
+        };
+        directory.begin(&prepared.manifest, plan, source, integrity)?;
+        let bytes = match world().size() {
+            1 => Vec::new(),
+            _ => directory.saved()?,
+        };
+        Ok((directory.resume()?, bytes))
     };
-    let Some(state) = train(
-        plan,
-        &mut graph,
-        &data,
-        state,
-        &shared.caches,
-        &mut recorder,
-    )?
-    else {
-        return Ok(Ended::Interrupted(directory.partial().to_path_buf()));
-    };
+    let (own, bytes) = agree(own())?;
+    if world().size() == 1 || own.is_some() && world().rank() == 0 && bytes.is_empty() {
+        return Ok(own.unwrap_or_default());
+    }
+    let bytes = world().broadcast(bytes);
+    match own {
+        Some(own) => Ok(own),
+        None if bytes.is_empty() => Ok(State::default()),
+        None => {
+            let unwritten = |e| failed("written", Path::new("a temporary file"), &e);
+            let file = tempfile::NamedTempFile::new().map_err(unwritten)?;
+            std::fs::write(file.path(), bytes).map_err(unwritten)?;
+            load(file.path())
+        }
+    }
+}
+
+/// Evaluates what was trained, and writes the results.
+fn conclude(
+    plan: &Plan,
+    source: &str,
+    prepared: Prepared,
+    state: State,
+    out: &Path,
+) -> Result<Ended, Problem> {
+    let Prepared {
+        directory,
+        manifest,
+        mut loader,
+        data,
+        mut graph,
+    } = prepared;
     let (_, task) = plan
         .final_task()
         .ok_or_else(|| Problem::internal("a run without a task"))?;
@@ -172,11 +281,8 @@ pub fn run(
     };
     let files = plan.final_data();
     let is_zero_shot = plan.stages.is_empty();
-    let zero_shot = final_result(
-        files
-            .and_then(|data| data.dev.as_ref())
-            .filter(|_| is_zero_shot),
-    )?;
+    let dev = files.and_then(|data| data.dev.as_ref());
+    let zero_shot = final_result(dev.filter(|_| is_zero_shot))?;
     let test = final_result(files.and_then(|data| data.test.as_ref()))?;
     let seen = data
         .last()
@@ -201,8 +307,9 @@ pub fn run(
         .collect();
     odd.dedup();
     odd.extend(warnings::collapse(plan, task, &summary));
-    recorder.log.sync()?;
-    directory.finish(plan, source, &graph, Some(&summary), &manifest)?;
+    if let Some(directory) = directory {
+        directory.finish(plan, source, &graph, Some(&summary), &manifest)?;
+    }
     Ok(Ended::Complete(Box::new(summary), out.to_path_buf(), odd))
 }
 
@@ -305,6 +412,25 @@ impl Summary {
 /// The least time between two checkpoints, unless one is required.
 const SAVE_EVERY: Duration = Duration::from_secs(10);
 
+/// A process beside the first, which alone writes and shows.
+struct Follower<'a> {
+    interrupted: &'a AtomicBool,
+}
+
+impl Watcher for Follower<'_> {
+    fn event(&mut self, _: Event) -> Result<(), Problem> {
+        Ok(())
+    }
+
+    fn save<'s>(&mut self, _: &dyn Fn() -> Snapshot<'s>, _: bool) -> Result<(), Problem> {
+        Ok(())
+    }
+
+    fn is_interrupted(&self) -> bool {
+        any(self.interrupted.load(Ordering::Relaxed))
+    }
+}
+
 /// Logs and shows the events of a run, and saves checkpoints.
 struct Recorder<'a> {
     directory: &'a Directory,
@@ -313,6 +439,26 @@ struct Recorder<'a> {
     progress: Progress,
     metrics: BTreeMap<String, Metric>,
     saved: Instant,
+}
+
+impl<'a> Recorder<'a> {
+    fn new(
+        plan: &Plan,
+        directory: &'a Directory,
+        log_length: u64,
+        interrupted: &'a AtomicBool,
+        progress: Progress,
+    ) -> Result<Self, Problem> {
+        let metric = |stage: &StagePlan| (stage.name.clone(), plan.tasks[&stage.task].metric);
+        Ok(Recorder {
+            log: directory.open_log(log_length)?,
+            directory,
+            interrupted,
+            progress,
+            metrics: plan.stages.iter().map(metric).collect(),
+            saved: Instant::now(),
+        })
+    }
 }
 
 impl Watcher for Recorder<'_> {
@@ -341,6 +487,6 @@ impl Watcher for Recorder<'_> {
     }
 
     fn is_interrupted(&self) -> bool {
-        self.interrupted.load(Ordering::Relaxed)
+        any(self.interrupted.load(Ordering::Relaxed))
     }
 }

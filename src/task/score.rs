@@ -1,6 +1,7 @@
 //! What a model predicted, gathered for the metrics.
 
 use super::{Comparison, Likelihoods, Texts};
+use crate::ranks::Portable;
 
 /// The index of the highest logit; the first one, if several are equal.
 pub fn highest(logits: &[f32]) -> usize {
@@ -26,6 +27,37 @@ pub struct Guess {
     loss: f64,
     predicted: usize,
     class: usize,
+}
+
+impl Portable for Vec<Guess> {
+    fn to_bytes(&self) -> Vec<u8> {
+        let bytes = self.iter().flat_map(|guess| {
+            let numbers = [
+                guess.predicted as u64,
+                guess.class as u64,
+                guess.loss.to_bits(),
+            ];
+            let numbers = numbers.into_iter().flat_map(u64::to_le_bytes);
+            numbers.chain([u8::from(guess.is_finite)])
+        });
+        bytes.collect()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Self {
+        let guess = |bytes: &[u8]| {
+            let number = |place: usize| {
+                let bytes = bytes[8 * place..][..8].try_into();
+                u64::from_le_bytes(bytes.expect("8 bytes"))
+            };
+            Guess {
+                predicted: number(0) as usize,
+                class: number(1) as usize,
+                loss: f64::from_bits(number(2)),
+                is_finite: bytes[24] == 1,
+            }
+        };
+        bytes.chunks_exact(25).map(guess).collect()
+    }
 }
 
 impl Guess {

@@ -126,13 +126,18 @@ impl ActivationCache {
     ///
     /// # Errors
     /// The device fails, for example for want of memory.
-    pub fn attach(&self, graph: &Graph, groups: &mut [Batch]) -> Result<(), Problem> {
+    pub fn attach<'b>(
+        &self,
+        graph: &Graph,
+        groups: impl IntoIterator<Item = &'b mut Batch>,
+    ) -> Result<(), Problem> {
+        let groups: Vec<&mut Batch> = groups.into_iter().collect();
         let new: Vec<Batch> = {
             let kept = self.kept();
             groups
                 .iter()
                 .filter(|batch| kept.lacks(batch))
-                .cloned()
+                .map(|batch| (**batch).clone())
                 .collect()
         };
         // The lock is not held meanwhile, so that other runs need not wait. If two runs compute the same activations,

@@ -1,0 +1,203 @@
+//! The processes that run one pipeline together. Each computes a part of every batch, and all of them take the same step.
+//!
+//! In: bytes of this process. Out: bytes of all. Messages go through MPI; this folder knows nothing of graphs or plans.
+
+#[cfg(feature = "mpi")]
+mod mpi;
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use crate::diagnostic::Problem;
+
+/// How processes speak with each other. All of them make the same calls in the same order.
+pub trait Collective: Send + Sync {
+    /// The number of this process, from 0.
+    fn rank(&self) -> usize;
+    /// The number of processes.
+    fn size(&self) -> usize;
+    /// The bytes that each process gives, in the order of the ranks.
+    fn all_gather(&self, own: &[u8]) -> Vec<Vec<u8>>;
+    /// Replaces values by their sums over all processes: the same bits for the same number of processes.
+    fn all_reduce(&self, values: &mut [f32]);
+    /// The bytes that process 0 gives.
+    fn broadcast(&self, own: Vec<u8>) -> Vec<u8>;
+    /// Ends all processes, with this exit code.
+    fn abort(&self, code: i32) -> !;
+    /// Parts from the others, all of which do so, before the process ends.
+    fn leave(&self);
+}
+
+/// A process on its own.
+struct Alone;
+
+impl Collective for Alone {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn size(&self) -> usize {
+        1
+    }
+
+    fn all_gather(&self, own: &[u8]) -> Vec<Vec<u8>> {
+        vec![own.to_vec()]
+    }
+
+    fn all_reduce(&self, _: &mut [f32]) {}
+
+    fn broadcast(&self, own: Vec<u8>) -> Vec<u8> {
+        own
+    }
+
+    fn abort(&self, code: i32) -> ! {
+        std::process::exit(code)
+    }
+
+    fn leave(&self) {}
+}
+
+static WORLD: OnceLock<Box<dyn Collective>> = OnceLock::new();
+
+/// The processes that this one runs with; before [`join`], itself alone.
+pub fn world() -> &'static dyn Collective {
+    match WORLD.get() {
+        Some(world) => &**world,
+        None => &Alone,
+    }
+}
+
+/// Joins the other processes, if a launcher started several: `mpirun`, or `srun` with PMI.
+///
+/// # Errors
+/// A launcher did, and this program cannot speak with the others.
+pub fn join() -> Result<(), Problem> {
+    let number = |name: &str| -> Option<usize> { std::env::var(name).ok()?.parse().ok() };
+    let of_slurm = || number("PMIX_RANK").and(number("SLURM_NTASKS"));
+    let started = number("OMPI_COMM_WORLD_SIZE")
+        .or_else(|| number("PMI_SIZE"))
+        .or_else(of_slurm);
+    let of_torch = number("RANK").and(number("WORLD_SIZE"));
+    match (started, of_torch) {
+        (Some(size), _) if size > 1 => join_mpi(size),
+        (None, Some(size)) if size > 1 => {
+            let message = format!("`torchrun` started {size} processes, which speak NCCL, and this version has only MPI");
+            Err(Problem::new("delta::ranks::nccl", message).help(format!(
+                "start them with MPI: `mpirun -n {size} deltarun FILE.delta`"
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(feature = "mpi")]
+fn join_mpi(_: usize) -> Result<(), Problem> {
+    let world = mpi::Mpi::new()?;
+    let _ = WORLD.set(Box::new(world));
+    Ok(())
+}
+
+#[cfg(not(feature = "mpi"))]
+fn join_mpi(size: usize) -> Result<(), Problem> {
+    let message = format!("this is one of {size} processes that a launcher started, and this program was built without MPI");
+    Err(Problem::new("delta::ranks::mpi", message).help(
+        "build it with `cargo build --release --features mpi`, which needs an MPI library and libclang, or start one process",
+    ))
+}
+
+/// Whether a process computes item `index` of a list that all of them share.
+pub fn is_own(index: usize) -> bool {
+    index % world().size() == world().rank()
+}
+
+/// Something that processes send each other.
+pub trait Portable: Sized {
+    /// Its bytes.
+    fn to_bytes(&self) -> Vec<u8>;
+    /// It, from its bytes.
+    fn from_bytes(bytes: &[u8]) -> Self;
+}
+
+impl Portable for Vec<f32> {
+    fn to_bytes(&self) -> Vec<u8> {
+        self.iter()
+            .flat_map(|number| number.to_le_bytes())
+            .collect()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Self {
+        let numbers = bytes.as_chunks().0.iter();
+        numbers.map(|bytes| f32::from_le_bytes(*bytes)).collect()
+    }
+}
+
+/// All items of a list, of which each process has its own: those of which [`is_own`] says so, in their order.
+pub fn all_items<T: Portable>(own: Vec<T>, count: usize) -> Vec<T> {
+    all_items_from(0, own, count)
+}
+
+/// [`all_items`] for items `first` to `first + count` of the list.
+pub fn all_items_from<T: Portable>(first: usize, own: Vec<T>, count: usize) -> Vec<T> {
+    if world().size() == 1 {
+        return own;
+    }
+    let mut bytes = Vec::new();
+    for item in own {
+        let item = item.to_bytes();
+        bytes.extend((item.len() as u64).to_le_bytes());
+        bytes.extend(item);
+    }
+    let gathered = world().all_gather(&bytes);
+    let mut rests: Vec<&[u8]> = gathered.iter().map(Vec::as_slice).collect();
+    let size = rests.len();
+    let mut next = |index: usize| {
+        let rest = &mut rests[index % size];
+        let (length, behind) = rest
+            .split_first_chunk()
+            .expect("a process sends whole items");
+        let (item, behind) = behind.split_at(u64::from_le_bytes(*length) as usize);
+        *rest = behind;
+        T::from_bytes(item)
+    };
+    (first..first + count).map(&mut next).collect()
+}
+
+/// What each process has, in the order of the ranks.
+pub fn all_gathered<T: Portable>(own: T) -> Vec<T> {
+    let gathered = world().all_gather(&own.to_bytes());
+    gathered.iter().map(|bytes| T::from_bytes(bytes)).collect()
+}
+
+/// Whether any process says so.
+pub fn any(own: bool) -> bool {
+    match world().size() {
+        1 => own,
+        _ => world().all_gather(&[u8::from(own)]).concat().contains(&1),
+    }
+}
+
+/// Goes on if all processes can. Otherwise the first that cannot reports why, and ends the others.
+///
+/// # Errors
+/// Its own.
+pub fn agree<T, E>(own: Result<T, E>) -> Result<T, E> {
+    if world().size() == 1 {
+        return own;
+    }
+    let failed = world().all_gather(&[u8::from(own.is_err())]).concat();
+    match failed.iter().position(|failed| *failed == 1) {
+        None => own,
+        Some(first) if first == world().rank() => own,
+        // The first one ends this process when it has said why.
+        Some(_) => loop {
+            std::thread::sleep(Duration::from_secs(60));
+        },
+    }
+}
+
+/// Before a process reports a failure: another one may fail for the same reason, and the first of them reports it.
+pub fn let_others_report() {
+    if world().rank() > 0 {
+        std::thread::sleep(Duration::from_secs(2));
+    }
+}
