@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::common::place::Place;
 use crate::common::{fixture, Expected};
+use deltarun::backbone::{write_tensors, Checkpoint};
 use deltarun::engine::{
     backward, ops, Coded, Device, Elements, Storage, Stored, Tensor, Trace, Weight, WeightSource,
 };
@@ -256,4 +257,74 @@ fn every_family_computes_with_codes() {
             assert!(worst < most && worst > 0.0, "{family}, {storage}: {worst}");
         }
     }
+}
+
+/// Elements and shapes by name.
+type Tensors = std::collections::BTreeMap<String, (Vec<f32>, Vec<usize>)>;
+
+/// A language model's own output table is the checkpoint's: a run that does not train it neither saves it nor changes it,
+/// and a run of an earlier version that saved it is read as it was.
+#[test]
+fn an_output_table_that_no_stage_trains_is_not_saved() {
+    let place = Place::of_tasks();
+    let file = place.path("llama/model.safetensors");
+    let stored = Checkpoint::open(std::slice::from_ref(&file)).unwrap();
+    let names = stored.names().into_iter().map(str::to_owned);
+    let mut tensors: Tensors = names
+        .map(|name| (name.clone(), stored.read(&name).unwrap()))
+        .collect();
+    let (mut table, shape) = tensors["model.embed_tokens.weight"].clone();
+    table.reverse();
+    tensors.insert("lm_head.weight".to_owned(), (table.clone(), shape.clone()));
+    drop(stored);
+    write_tensors(&file, &tensors, None).unwrap();
+    let config = std::fs::read_to_string(place.path("llama/config.json")).unwrap();
+    let untied = config.replace(
+        "\"tie_word_embeddings\": true",
+        "\"tie_word_embeddings\": false",
+    );
+    assert_ne!(config, untied);
+    place.write("llama/config.json", untied.as_bytes());
+    let text = |train: &str, storage: &str| {
+        format!(
+            "pipeline p\nbackbone \"llama\" {{ max_length = 24{storage} }}\n\
+             data {{ train = jsonl(\"rows.jsonl\"), dev = jsonl(\"rows.jsonl\") }}\n\
+             task instruct {{ prompt = text, answer = good }}\n\
+             reparam low = lora {{ rank = 2 }} on block.*.attn.{{q,v}}\n\
+             stage tune {{ train = [{train}], steps = 4, batch = 4, optimizer = adamw {{ lr = 1e-2 }}, evaluate = every 2 steps }}\n"
+        )
+    };
+    let saved = |run: &str| {
+        let delta = Checkpoint::open(&[place.path(run).join("delta.safetensors")]).unwrap();
+        let names = delta.names().into_iter().map(str::to_owned);
+        let all: Tensors = names
+            .map(|name| (name.clone(), delta.read(&name).unwrap()))
+            .collect();
+        all
+    };
+    for (run, train, storage, has_table) in [
+        ("frozen", "low", "", false),
+        ("coded", "low", ", storage = int8", false),
+        ("trained", "low, head", "", true),
+    ] {
+        place.write("p.delta", text(train, storage).as_bytes());
+        place.succeed(&["p.delta", "--quiet", "--out", run]);
+        let tensors = saved(run);
+        let table = tensors.keys().any(|key| key.ends_with("lm_head.weight"));
+        assert_eq!(table, has_table, "{run}: {:?}", tensors.keys());
+        let evaluated = place.succeed(&["eval", run, "--format", "json"]);
+        let evaluated: serde_json::Value = serde_json::from_str(&evaluated).unwrap();
+        let metrics = std::fs::read(place.path(run).join("metrics.json")).unwrap();
+        let metrics: serde_json::Value = serde_json::from_slice(&metrics).unwrap();
+        assert_eq!(
+            evaluated["metrics"], metrics["stages"][0]["dev"]["metrics"],
+            "{run}"
+        );
+    }
+    let before = place.succeed(&["eval", "frozen", "--format", "json"]);
+    let mut older = saved("frozen");
+    older.insert("task.lm_head.weight".to_owned(), (table, shape));
+    write_tensors(&place.path("frozen/delta.safetensors"), &older, None).unwrap();
+    let after = place.succeed(&["eval", "frozen", "--format", "json", "--allow-changed"]);
+    assert_eq!(before, after);
 }

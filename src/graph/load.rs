@@ -10,7 +10,7 @@ use super::{device_problem, reordered, Active, Added, Backbones, Graph, HeadOrig
 use crate::backbone::{Architecture, Checkpoint, Module, Parameter, Positions, Tree};
 use crate::delta::{Init, NewParameter, ParameterId};
 use crate::diagnostic::Problem;
-use crate::engine::{Device, Storage, Svd};
+use crate::engine::{Device, Svd};
 use crate::plan::{BackbonePlan, Change, DeltaPlan, Plan, StagePlan, TaskPlan};
 
 impl Graph {
@@ -59,6 +59,7 @@ impl Graph {
             values: Added::new(),
             fresh_heads: BTreeMap::new(),
             constants: BTreeSet::new(),
+            frozen_heads: BTreeSet::new(),
             active: Active::default(),
             layers: None,
         };
@@ -165,11 +166,20 @@ impl Graph {
         }
         for parameter in self.head_parameters(task) {
             let id = ParameterId::of_head(name, &parameter.path);
-            if let Some(file) = checkpoint.filter(|_| is_coded(plan, name, task, &parameter)) {
-                let source = Box::new(file.stored(&parameter, &self.family.base_model_prefix)?);
-                let shape = (parameter.shape[0], parameter.shape[1]);
+            let prefix = &self.family.base_model_prefix;
+            let has_own = |file: &&Checkpoint| {
+                let name = file.find(&parameter, prefix);
+                name.and_then(|name| file.shape(&name)) == Some(parameter.shape.as_slice())
+            };
+            let is_frozen = is_frozen_head(plan, name, task, &parameter);
+            let file = checkpoint.filter(has_own).filter(|_| is_frozen);
+            if file.is_some() {
+                self.frozen_heads.insert(id.clone());
+            }
+            if let (Some(file), [out, input]) = (file, parameter.shape.as_slice()) {
+                let source = Box::new(file.stored(&parameter, prefix)?);
                 let storage = plan.backbone.storage_of(&parameter.path);
-                let value = Value::stored(&self.device, storage, source, shape);
+                let value = Value::stored(&self.device, storage, source, (*out, *input));
                 self.values.insert(id, value);
                 continue;
             }
@@ -220,16 +230,15 @@ impl Graph {
     }
 }
 
-/// Whether a parameter of a head is kept in codes: a large matrix, such as a language model's output, that no stage trains.
-fn is_coded(plan: &Plan, name: &str, task: &TaskPlan, parameter: &Parameter) -> bool {
+/// Whether a parameter of a language model's head is the checkpoint's own, which no stage trains. It may be as large as
+/// the embeddings: it is kept like a weight of the backbone, and no run saves it.
+fn is_frozen_head(plan: &Plan, name: &str, task: &TaskPlan, parameter: &Parameter) -> bool {
     let is_trained = |stage: &StagePlan| stage.train_head && stage.task == name;
     let is_unfrozen = |delta: &DeltaPlan| match &delta.change {
         Change::Unfreeze { parameters } => parameters.contains(&parameter.path),
         Change::Method { .. } => false,
     };
-    plan.backbone.storage != Storage::F32
-        && task.kind.uses_language_model()
-        && parameter.shape.len() == 2
+    task.kind.uses_language_model()
         && !plan.stages.iter().any(is_trained)
         && !plan.deltas.iter().any(is_unfrozen)
 }

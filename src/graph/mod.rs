@@ -63,6 +63,8 @@ pub struct Graph {
     fresh_heads: BTreeMap<String, String>,
     /// The parameters in `values` that stay at their initial values when their delta is trained.
     constants: BTreeSet<ParameterId>,
+    /// The parameters in `values` that are the checkpoint's own and stay so: a language model's head that no stage trains.
+    frozen_heads: BTreeSet<ParameterId>,
     active: Active,
     /// Built from `active`.
     layers: Option<Layers>,
@@ -195,10 +197,12 @@ impl Graph {
             .collect()
     }
 
-    /// Like [`Graph::tensors`], but without a copy if the device is the host.
+    /// The parameters that a run saves: all of deltas and heads but what is the checkpoint's own. Without a copy if the
+    /// device is the host.
     pub fn views(&self) -> Views<'_> {
         self.values
             .iter()
+            .filter(|(id, _)| !self.frozen_heads.contains(*id))
             .map(|(id, value)| (id.to_string(), (value.view(), value.shape())))
             .collect()
     }
