@@ -114,12 +114,58 @@ fn several_processes_share_a_directory() {
     assert!(page(&shared) == page(&whole));
 }
 
+/// A run that is measured alone waits for another process, as all runs do.
+#[test]
+fn runs_that_are_measured_alone_are_shared_as_well() {
+    let place = place();
+    place.write(
+        "alone.rhai",
+        br#"print(pipeline("grid.delta").run_alone().steps);"#,
+    );
+    let start = || {
+        let mut command = place.command(&["alone.rhai", "--quiet", "--threads", "1"]);
+        command.spawn().unwrap()
+    };
+    let children: Vec<_> = (0..3).map(|_| start()).collect();
+    for mut child in children {
+        assert!(child.wait().unwrap().success());
+    }
+    let listed = place.succeed(&["jobs", "alone.rhai"]);
+    assert!(listed.contains("0 of 1 run open"), "{listed}");
+}
+
+/// A mistake is a mistake wherever it is in a script, and a script that needs more of a run is none.
+#[test]
+fn mistakes_behind_a_run_are_found_by_the_list() {
+    let place = place();
+    place.write(
+        "typo.rhai",
+        br#"let run = pipeline("grid.delta").run(); pipeline("none.delta").run();"#,
+    );
+    let error = place.fail(2, &["jobs", "typo.rhai"]);
+    assert!(error.contains("none.delta"), "{error}");
+    place.write(
+        "merge.rhai",
+        br#"let run = pipeline("grid.delta").run(); print(run.merge());"#,
+    );
+    let listed = place.succeed(&["jobs", "merge.rhai"]);
+    assert!(listed.contains("1 of 1 run open"), "{listed}");
+    assert!(listed.contains("further runs"), "{listed}");
+}
+
 /// The files that `submit` writes, run by a shell as Slurm would run them.
 #[cfg(unix)]
 #[test]
 fn files_for_slurm_run_the_parts_and_then_the_script() {
     let (whole, submitted) = (place(), place());
     whole.succeed(&["grid.rhai", "--quiet"]);
+    let odd = submitted.succeed(&["submit", "grid.rhai", "--out", "my runs/100 %"]);
+    assert!(
+        odd.contains("--parsable 'my runs/100 %/array.sbatch'"),
+        "{odd}"
+    );
+    let odd = std::fs::read_to_string(submitted.path("my runs/100 %/array.sbatch")).unwrap();
+    assert!(odd.contains("/my runs/100 %%/slurm-%A_%a.txt\"\n"), "{odd}");
     let shown = submitted.succeed(&[
         "submit",
         "grid.rhai",
@@ -132,7 +178,7 @@ fn files_for_slurm_run_the_parts_and_then_the_script() {
         "{shown}"
     );
     assert!(
-        shown.contains("--dependency=afterany:$id runs/grid/report.sbatch"),
+        shown.contains("--dependency=afterany:${id%%;*} runs/grid/report.sbatch"),
         "{shown}"
     );
     let array = std::fs::read_to_string(submitted.path("runs/grid/array.sbatch")).unwrap();

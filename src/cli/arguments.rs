@@ -155,7 +155,7 @@ pub enum Command {
     },
 }
 
-/// A script that is not run.
+/// Options of `jobs` and `submit`.
 #[derive(Args)]
 pub struct ScriptOptions {
     /// A `.rhai` script

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::Ordering;
 
 use super::arguments::{ScriptOptions, SubmitOptions};
 use super::commands::{interruption, script_out, settings};
@@ -26,18 +27,27 @@ fn script_options(options: &ScriptOptions) -> Result<script::Options<'static>, P
     })
 }
 
+/// The runs of a script; `None` if the user stopped the reading.
+fn read(
+    options: &ScriptOptions,
+    of_script: &script::Options<'static>,
+) -> Result<Option<Jobs>, Problems> {
+    match script::jobs(&options.file, of_script) {
+        Err(_) if of_script.interrupted.load(Ordering::Relaxed) => Ok(None),
+        found => found.map(Some),
+    }
+}
+
 /// `deltarun jobs`
 pub(super) fn jobs(options: &ScriptOptions) -> Result<Ended, Problems> {
-    let found = script::jobs(&options.file, &script_options(options)?)?;
+    let Some(found) = read(options, &script_options(options)?)? else {
+        return Ok(Ended::Interrupted);
+    };
     let mut table = Table::new(["run", "params", "steps", "estimate", "memory", "state"]);
     for (number, job) in found.known.iter().enumerate() {
-        let params = job
-            .params
-            .iter()
-            .map(|(key, value)| format!("{key}={value}"));
         table.row([
             format!("{} {}", number + 1, job.name),
-            params.collect::<Vec<_>>().join(" "),
+            script::shown(&job.params),
             thousands(job.steps),
             time(job.seconds),
             bytes(job.memory),
@@ -66,17 +76,10 @@ pub(super) fn run_shard(
     options: &script::Options<'static>,
     shard: Shard,
 ) -> Result<script::Ended, Problems> {
-    let (ended, own, jobs) = script::run_shard(path, options, shard)?;
+    let (ended, own, all) = script::run_shard(path, options, shard)?;
     if ended == script::Ended::Complete && !options.is_quiet {
-        let more = match jobs.has_more {
-            true => ", beside those that depend on their results",
-            false => "",
-        };
-        let all = counted(jobs.known.len(), "run");
-        say(&format!(
-            "part {} of {}: {own} of {all}{more}",
-            shard.number, shard.of
-        ));
+        let (part, all) = (shard.number, counted(all, "run"));
+        say(&format!("part {part} of {}: {own} of {all}", shard.of));
     }
     Ok(ended)
 }
@@ -96,11 +99,12 @@ const MOST_TASKS: usize = 16;
 /// `deltarun submit`
 pub(super) fn submit(options: &SubmitOptions) -> Result<Ended, Problems> {
     let of_script = script_options(&options.script)?;
-    let found = script::jobs(&options.script.file, &of_script)?;
-    let open = found.known.iter().filter(|job| !job.is_finished).count();
+    let Some(found) = read(&options.script, &of_script)? else {
+        return Ok(Ended::Interrupted);
+    };
     let tasks = match options.tasks {
         Some(tasks) => tasks as usize,
-        None => open.clamp(1, MOST_TASKS),
+        None => found.level.len().clamp(1, MOST_TASKS),
     };
     let files = Files {
         options: &options.script,
@@ -120,8 +124,9 @@ pub(super) fn submit(options: &SubmitOptions) -> Result<Ended, Problems> {
         write("report.sbatch", &report)?,
     );
     if !options.now {
+        let [first, last] = [&array, &report].map(|path| quoted(&path.to_string_lossy()));
         print(&format!(
-            "{}\n{}\n  id=$(sbatch --parsable {0}) && sbatch --dependency=afterany:$id {1}\n",
+            "{}\n{}\n  id=$(sbatch --parsable {first}) && sbatch --dependency=afterany:${{id%%;*}} {last}\n",
             array.display(),
             report.display()
         ));
@@ -167,91 +172,85 @@ struct Files<'a> {
 }
 
 impl Files<'_> {
-    /// The file of the array, each of whose tasks runs a part of the runs.
+    /// The file of the array. Each task of it runs one part.
     fn array(&self, jobs: &Jobs, tasks: usize) -> Result<String, Problem> {
         let mut parts = vec![0.0; tasks];
-        for (number, job) in jobs
-            .known
-            .iter()
-            .enumerate()
-            .filter(|(_, job)| !job.is_finished)
-        {
-            parts[number % tasks] += job.seconds;
+        for (number, job) in jobs.level.iter().enumerate() {
+            parts[number % tasks] += seconds_left(job);
         }
         let longest = parts.into_iter().fold(0.0, f64::max);
         let array = format!("#SBATCH --array=0-{}\n#SBATCH --requeue\n", tasks - 1);
-        self.file(&array, &jobs.known, longest, "--shard", "%A_%a")
+        let head = self.head(&array, &jobs.known, longest, "%A_%a")?;
+        Ok(format!("{head}exec {} --shard\n", self.command()?))
     }
 
-    /// The file of the job that runs the script itself: what depends on results, and its pages.
+    /// The file of the job that runs the script itself: what depends on results or was left over, and its pages.
     fn report(&self, jobs: &Jobs) -> Result<String, Problem> {
-        let seconds = match jobs.has_more {
-            // Nothing is known of these runs: as long as all others take, one after the other.
-            true => jobs.known.iter().map(|job| job.seconds).sum(),
-            false => 0.0,
-        };
-        self.file("", &jobs.known, seconds, "", "%j")
+        // Nothing is known of runs that depend on results: we take as much time for them as for the others.
+        let seconds = jobs.known.iter().map(|job| job.seconds).sum();
+        let head = self.head("", &jobs.known, seconds, "%j")?;
+        Ok(format!("{head}exec {}\n", self.command()?))
     }
 
-    fn file(
-        &self,
-        array: &str,
-        jobs: &[Job],
-        seconds: f64,
-        part: &str,
-        log: &str,
-    ) -> Result<String, Problem> {
-        let program = std::env::current_exe().map_err(Problem::internal)?;
+    /// The lines for Slurm, for jobs that take these seconds.
+    fn head(&self, array: &str, jobs: &[Job], seconds: f64, log: &str) -> Result<String, Problem> {
         let here = std::env::current_dir().map_err(Problem::internal)?;
         let threads = rayon::current_num_threads();
-        // Runs go side by side, one for each thread, where there is memory for them: ask for two and the program.
+        // A run may take half of what is free.
         let memory = jobs.iter().map(|job| job.memory).max().unwrap_or(0);
         let mebibytes = (2 * memory + (256 << 20)) >> 20;
-        // Estimates of time are rough, and a job that ends too early goes on when it is queued again.
+        // Estimates of time are rough.
         let minutes = 10 + (3.0 * seconds / 60.0).ceil() as usize;
-        let stem = self
-            .options
-            .file
-            .file_stem()
-            .unwrap_or_default()
-            .to_string_lossy();
-        let further: String = self
+        let stem = self.options.file.file_stem().unwrap_or_default();
+        let further = self
             .further
             .iter()
-            .map(|option| format!("#SBATCH {option}\n"))
-            .collect();
-        let mut command = vec![
-            quoted(&program.to_string_lossy()),
-            quoted(&self.options.file.to_string_lossy()),
-        ];
-        command.extend(
-            self.options
-                .set
-                .iter()
-                .map(|set| format!("--set {}", quoted(set))),
-        );
-        command.extend(
-            self.options
-                .preset
-                .iter()
-                .map(|preset| format!("--preset {}", quoted(preset))),
-        );
-        command.extend(
-            self.options
-                .allow
-                .iter()
-                .map(|folder| format!("--allow {}", quoted(&folder.to_string_lossy()))),
-        );
-        command.push(format!("--out {}", quoted(&self.out.to_string_lossy())));
-        command.push("--threads \"${SLURM_CPUS_PER_TASK:-1}\"".to_owned());
-        command.push(part.to_owned());
-        let (here, out) = (here.display(), here.join(self.out));
+            .map(|option| format!("#SBATCH {option}\n"));
+        // Slurm reads `%` as the beginning of a name of its own.
+        let out = here.join(self.out).display().to_string().replace('%', "%%");
         Ok(format!(
-            "#!/bin/sh\n#SBATCH --job-name={stem}\n{array}#SBATCH --cpus-per-task={threads}\n#SBATCH --mem={mebibytes}M\n\
-             #SBATCH --time={minutes}\n#SBATCH --chdir={here}\n#SBATCH --output={}/slurm-{log}.txt\n{further}exec {}\n",
-            out.display(),
-            command.join(" ").trim_end(),
+            "#!/bin/sh\n#SBATCH --job-name=\"{}\"\n{array}#SBATCH --cpus-per-task={threads}\n#SBATCH --mem={mebibytes}M\n\
+             #SBATCH --time={minutes}\n#SBATCH --chdir=\"{}\"\n#SBATCH --output=\"{out}/slurm-{log}.txt\"\n{}",
+            stem.to_string_lossy(),
+            here.display(),
+            further.collect::<String>(),
         ))
+    }
+
+    /// The command that runs the script.
+    fn command(&self) -> Result<String, Problem> {
+        let program = std::env::current_exe().map_err(Problem::internal)?;
+        let ScriptOptions {
+            file,
+            set,
+            preset,
+            allow,
+            ..
+        } = self.options;
+        let path = |path: &Path| quoted(&path.to_string_lossy());
+        let mut words = vec![path(&program), path(file)];
+        words.extend(set.iter().map(|set| format!("--set {}", quoted(set))));
+        words.extend(
+            preset
+                .iter()
+                .map(|name| format!("--preset {}", quoted(name))),
+        );
+        words.extend(
+            allow
+                .iter()
+                .map(|folder| format!("--allow {}", path(folder))),
+        );
+        words.push(format!("--out {}", path(self.out)));
+        words.push("--threads \"${SLURM_CPUS_PER_TASK:-1}\"".to_owned());
+        Ok(words.join(" "))
+    }
+}
+
+/// The estimated time that a run still takes, in seconds.
+fn seconds_left(job: &Job) -> f64 {
+    match job.is_finished {
+        true => 0.0,
+        false => job.seconds,
     }
 }
 

@@ -35,6 +35,8 @@ pub struct Directory {
 impl Directory {
     /// The code of the problem that another process writes the run.
     pub const LOCKED: &'static str = "delta::run::locked";
+    /// The code of the problem that the run is there already.
+    pub const EXISTS: &'static str = "delta::run::exists";
 
     /// Checks that `out` does not exist yet.
     ///
@@ -48,7 +50,7 @@ impl Directory {
             tidy(out);
         }
         let message = format!("the output directory `{}` already exists", out.display());
-        Err(Problem::new("delta::run::exists", message)
+        Err(Problem::new(Directory::EXISTS, message)
             .help("choose another directory with `--out DIR`, or remove this one"))
     }
 
@@ -57,12 +59,19 @@ impl Directory {
     /// # Errors
     /// `OUT` exists; another process has locked `OUT.partial`; `OUT.partial` is not a run's directory.
     pub fn claim(out: &Path) -> Result<Self, Problem> {
-        Directory::check(out)?;
         let partial = partial(out);
-        std::fs::create_dir_all(&partial).map_err(|e| failed("made", &partial, &e))?;
-        // Refuse a foreign directory before touching anything in it.
-        check_own(&partial)?;
-        let lock = lock(&partial)?;
+        let claimed = || {
+            Directory::check(out)?;
+            std::fs::create_dir_all(&partial).map_err(|e| failed("made", &partial, &e))?;
+            // Refuse a foreign directory before touching anything in it.
+            check_own(&partial)?;
+            lock(&partial)
+        };
+        // Another process that finishes the run, or has not begun it, may take the directory away meanwhile.
+        let lock = match claimed() {
+            Err(_) if !partial.exists() => claimed()?,
+            claimed => claimed?,
+        };
         let directory = Directory {
             out: out.to_path_buf(),
             partial,

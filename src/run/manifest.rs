@@ -1,7 +1,9 @@
 //! The record of a run: hashes of its input and of its results.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -48,7 +50,7 @@ impl Manifest {
     pub fn new(plan: &Plan, source: &str) -> Result<Self, Problem> {
         let backbone_hash = match plan.backbone.random {
             true => String::new(),
-            false => Checkpoint::open_directory(&plan.backbone.directory)?.hash(),
+            false => hash_of_weights(&plan.backbone.directory)?,
         };
         let mut data_hashes = BTreeMap::new();
         for data in plan.data.values() {
@@ -105,6 +107,29 @@ impl Manifest {
         changed.extend(of_data.map(|path| format!("`{path}`")));
         changed
     }
+}
+
+/// The hash of a backbone's weights, which a process computes once as long as its files keep their lengths and times.
+fn hash_of_weights(backbone: &Path) -> Result<String, Problem> {
+    type Files = Vec<(PathBuf, u64, Option<SystemTime>)>;
+    static HASHES: Mutex<BTreeMap<Files, String>> = Mutex::new(BTreeMap::new());
+    let mut paths = vec![backbone.to_path_buf()];
+    if let Ok(entries) = std::fs::read_dir(backbone) {
+        paths.extend(entries.flatten().map(|entry| entry.path()));
+        paths.sort();
+    }
+    let file = |path: PathBuf| {
+        let metadata = path.metadata().ok()?;
+        Some((path, metadata.len(), metadata.modified().ok()))
+    };
+    let files: Files = paths.into_iter().filter_map(file).collect();
+    let mut hashes = HASHES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(hash) = hashes.get(&files) {
+        return Ok(hash.clone());
+    }
+    let hash = Checkpoint::open_directory(backbone)?.hash();
+    hashes.insert(files, hash.clone());
+    Ok(hash)
 }
 
 /// The names whose hashes differ between two records.

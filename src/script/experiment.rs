@@ -7,6 +7,7 @@ use rhai::{Array, Dynamic, Engine, ImmutableString, Map};
 
 use super::error::{mistake, thrown, Outcome};
 use super::functions::number;
+use super::rehearsal::unfinished;
 use super::runner::Finished;
 use super::session::Session;
 use crate::backbone::Checkpoint;
@@ -117,15 +118,33 @@ fn register_running(engine: &mut Engine, session: &Rc<Session>) {
             .collect())
     });
     let own = session.clone();
-    engine.register_fn("merge", move |run: &mut Run| own.work(|| merged(run)));
+    engine.register_fn("merge", move |run: &mut Run| {
+        own.work(|| merged(run, own.runner.rehearsal.is_some()))
+    });
     let own = session.clone();
     engine.register_fn("evaluate", move |run: &mut Run, set: ImmutableString| {
-        own.work(|| evaluate_on_set(run, &set))
+        own.work(|| evaluated(&own, run, &set, || evaluate_on_set(run, &set)))
     });
     let own = session.clone();
     engine.register_fn("evaluate", move |run: &mut Run, other: Pipeline| {
-        own.work(|| evaluate_elsewhere(&own, run, &other.0))
+        let what = format!("{} {:?}", other.0.text, other.0.overrides);
+        let evaluate = || evaluate_elsewhere(&own, run, &other.0);
+        own.work(|| evaluated(&own, run, &what, evaluate))
     });
+}
+
+/// The result of an evaluation: a made-up one for a run that is not finished, while the script is only read.
+fn evaluated(
+    session: &Session,
+    run: &Run,
+    what: &str,
+    evaluate: impl FnOnce() -> Outcome<f64>,
+) -> Outcome<f64> {
+    match (run.made_up, &session.runner.rehearsal) {
+        (Some(value), _) => Ok(value),
+        (None, Some(rehearsal)) => rehearsal.evaluated(&run.directory, what, evaluate),
+        (None, None) => evaluate(),
+    }
 }
 
 /// Runs pipelines, after a look at what was set from outside.
@@ -296,11 +315,11 @@ fn finished(run: &Run) -> Result<FinishedRun, Problem> {
 }
 
 /// The run folded into its backbone, beside it: a backbone for other pipelines.
-fn merged(run: &mut Run) -> Outcome<String> {
-    if run.made_up.is_some() {
-        return Err(mistake("the run is not finished", "run the script"));
-    }
+fn merged(run: &mut Run, is_read_only: bool) -> Outcome<String> {
     let out = run.directory.join("merged");
+    if is_read_only && !out.exists() {
+        return Err(thrown(unfinished()));
+    }
     let fold = || -> Result<(), Problem> {
         let loaded: Loaded = open_run(
             &run.directory,
@@ -312,7 +331,11 @@ fn merged(run: &mut Run) -> Outcome<String> {
         merge(&loaded.plan, &loaded.graph, &out)
     };
     if !out.exists() {
-        fold().map_err(thrown)?;
+        match fold() {
+            // Another process that shares the runs merged it meanwhile.
+            Err(_) if out.exists() => {}
+            folded => folded.map_err(thrown)?,
+        }
     }
     let out = out.canonicalize().unwrap_or(out);
     Ok(out.display().to_string())
@@ -320,9 +343,6 @@ fn merged(run: &mut Run) -> Outcome<String> {
 
 /// The metric of a run on its own `train`, `dev` or `test` set.
 fn evaluate_on_set(run: &Run, set: &str) -> Outcome<f64> {
-    if let Some(value) = run.made_up {
-        return Ok(value);
-    }
     let data = run.plan.final_data();
     let file = match (set, data) {
         ("train", Some(data)) => data.train.as_ref(),
@@ -360,9 +380,6 @@ fn final_task(plan: &Plan) -> Result<&TaskPlan, Problem> {
 
 /// The metric of a run's deltas on another pipeline's task and dev set: transfer.
 fn evaluate_elsewhere(session: &Session, run: &Run, other: &Source) -> Outcome<f64> {
-    if let Some(value) = run.made_up {
-        return Ok(value);
-    }
     let mut plan = other.plan().map_err(thrown)?;
     let file = plan.final_data().and_then(|data| data.dev.clone());
     let file = file.ok_or_else(|| {

@@ -14,7 +14,7 @@ mod session;
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rhai::module_resolvers::DummyModuleResolver;
 use rhai::{Engine, EvalAltResult, Scope};
@@ -27,6 +27,7 @@ use rehearsal::Rehearsal;
 use session::Session;
 
 pub use rehearsal::{jobs, Job, Jobs};
+pub use runner::shown;
 
 /// What a script is given.
 pub struct Options<'a> {
@@ -67,7 +68,7 @@ pub fn run(path: &Path, options: &Options<'static>) -> Result<Ended, Problems> {
     execute(path, &session)
 }
 
-/// A part of a script's runs: every `of`th one of those that depend on no result, from `number` on, which counts from 1.
+/// A part of a script's runs: every `of`th one of those of a level (see [`jobs`]), from `number` on, which counts from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shard {
     /// Which part.
@@ -76,8 +77,8 @@ pub struct Shard {
     pub of: usize,
 }
 
-/// Runs a part of a script's runs, and returns how many these are. The script itself goes on when it is run without a
-/// part.
+/// Runs a part of a script's runs, and returns how many these are, and of how many. The script itself goes on when it is
+/// run without a part.
 ///
 /// # Errors
 /// As for [`run`].
@@ -85,9 +86,13 @@ pub fn run_shard(
     path: &Path,
     options: &Options<'static>,
     shard: Shard,
-) -> Result<(Ended, usize, Jobs), Problems> {
-    let jobs = jobs(path, options)?;
-    let own = jobs.known.iter().skip(shard.number - 1).step_by(shard.of);
+) -> Result<(Ended, usize, usize), Problems> {
+    let is_interrupted = || options.interrupted.load(Ordering::Relaxed);
+    let jobs = match jobs(path, options) {
+        Err(_) if is_interrupted() => return Ok((Ended::Interrupted, 0, 0)),
+        jobs => jobs?,
+    };
+    let own = jobs.level.iter().skip(shard.number - 1).step_by(shard.of);
     let own: Vec<&Job> = own.collect();
     let session = Session::new(path, options, None)?;
     let (alone, beside): (Vec<&Job>, Vec<&Job>) = own.iter().partition(|job| job.is_alone);
@@ -96,11 +101,11 @@ pub fn run_shard(
     for job in alone {
         ended = ended.and_then(|()| session.runner.run_alone(&job.source).map(drop));
     }
-    let count = own.len();
+    let counts = (own.len(), jobs.level.len());
     match ended {
-        Err(_) if session.is_interrupted() => Ok((Ended::Interrupted, count, jobs)),
+        Err(_) if is_interrupted() => Ok((Ended::Interrupted, counts.0, counts.1)),
         Err(problems) => Err(problems),
-        Ok(()) => Ok((Ended::Complete, count, jobs)),
+        Ok(()) => Ok((Ended::Complete, counts.0, counts.1)),
     }
 }
 

@@ -3,14 +3,15 @@
 //! A script may choose runs by the results of others. So we read it several times, each time with other made-up results
 //! of the runs that are not finished. The runs that it asks for every time depend on no such result.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use super::runner::{Finished, Runner};
-use super::Options;
+use super::error::Outcome;
+use super::runner::{memory_of, stop, Finished, Runner};
+use super::{Ended, Options};
 use crate::diagnostic::{Problem, Problems};
-use crate::engine::{measure_rate, mix};
+use crate::engine::{measure_rate, mix, Precision};
 use crate::graph::this_machine;
 use crate::plan::{Metric, Plan};
 use crate::run::{FinishedRun, Source, Summary};
@@ -42,27 +43,39 @@ pub struct Job {
 /// The runs of a script.
 #[derive(Debug)]
 pub struct Jobs {
-    /// Those that depend on no result, in the order of the script; each once.
+    /// Those that depend on no result that is missing, in the order of the script; each once.
     pub known: Vec<Job>,
+    /// The last of these, which are not all finished, or depend on nothing but the others.
+    pub level: Vec<Job>,
     /// Whether there are more, which depend on results.
     pub has_more: bool,
 }
 
-/// How often a script is read: in pairs, of which the second turns the order of the made-up results around.
+/// How often a script is read. The second reading of each pair reverses the order of the made-up results.
 const TIMES: u64 = 2 * SCALES.len() as u64;
 
 /// The sizes of made-up results: like true ones, better than all of them, worse than all of them.
 const SCALES: [f64; 4] = [1.0, 1e6, 1e-6, 1.0];
 
+/// The code of the problem that a script needs more of a run than a made-up result.
+const UNFINISHED: &str = "delta::script::unfinished";
+
 /// What a run is known by before it is planned: its file, its text, its params, and whether it runs alone.
 type Key = (String, String, BTreeMap<String, String>, bool);
 
-/// What the times that a script is read share.
+/// What the readings of a script share.
 #[derive(Clone, Default)]
-struct Known(Arc<Mutex<BTreeMap<Key, Job>>>);
+struct Planned(Arc<Mutex<Plans>>);
 
-impl Known {
-    fn jobs(&self) -> MutexGuard<'_, BTreeMap<Key, Job>> {
+#[derive(Default)]
+struct Plans {
+    jobs: BTreeMap<Key, Job>,
+    /// The results of evaluations of finished runs, by the run and the set or pipeline.
+    evaluations: BTreeMap<(PathBuf, String), f64>,
+}
+
+impl Planned {
+    fn lock(&self) -> MutexGuard<'_, Plans> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -71,45 +84,86 @@ impl Known {
 pub(super) struct Rehearsal {
     /// Results are made up from it.
     seed: u64,
-    known: Known,
+    planned: Planned,
+    /// The finished runs whose true results the script gets.
+    believed: BTreeSet<PathBuf>,
     /// The runs that the script asked for.
     asked: Mutex<Vec<Job>>,
 }
 
-/// The runs of a script.
+/// The runs of a script, level by level: those that depend on no result; if all of them are finished, those that depend
+/// on their results; and so on. A level is the same whichever of its runs are finished.
 ///
 /// # Errors
 /// A mistake in the script, or in a pipeline that it runs.
 pub fn jobs(path: &Path, options: &Options<'static>) -> Result<Jobs, Problems> {
-    let known = Known::default();
+    let planned = Planned::default();
+    let mut believed = BTreeSet::new();
+    loop {
+        let (known, has_more) = level(path, options, &planned, &believed)?;
+        let is_new = |job: &&Job| !believed.contains(&job.directory);
+        let new: Vec<&Job> = known.iter().filter(is_new).collect();
+        if new.is_empty() || new.iter().any(|job| !job.is_finished) {
+            return Ok(Jobs {
+                level: new.into_iter().cloned().collect(),
+                known,
+                has_more,
+            });
+        }
+        believed.extend(new.into_iter().map(|job| job.directory.clone()));
+    }
+}
+
+/// The runs of a script that depend on no results but the believed ones, and whether there are more.
+fn level(
+    path: &Path,
+    options: &Options<'static>,
+    planned: &Planned,
+    believed: &BTreeSet<PathBuf>,
+) -> Result<(Vec<Job>, bool), Problems> {
     let mut all: Vec<Vec<Job>> = Vec::new();
-    let mut has_more = false;
+    let mut failures = Vec::new();
     for seed in 0..TIMES {
         let rehearsal = Rehearsal {
             seed,
-            known: known.clone(),
+            planned: planned.clone(),
+            believed: believed.clone(),
             asked: Mutex::default(),
         };
         let (asked, ended) = super::rehearse(path, options, rehearsal)?;
         match ended {
-            Err(problems) if asked.iter().all(|job| job.is_finished) => return Err(problems),
-            // A made-up result may lead a script where no true one does.
-            ended => has_more |= ended.is_err(),
+            Ok(Ended::Complete) => {}
+            Ok(Ended::Interrupted) => return Err(stop().into()),
+            Err(problems) => failures.push(problems),
         }
         all.push(asked);
     }
-    let (first, others) = all
-        .split_first()
-        .ok_or_else(|| Problem::internal("a script unread"))?;
-    let is_in =
-        |job: &Job, jobs: &Vec<Job>| jobs.iter().any(|other| other.directory == job.directory);
-    let is_sure = |job: &&Job| others.iter().all(|jobs| is_in(job, jobs));
-    let sure: Vec<Job> = first.iter().filter(is_sure).cloned().collect();
-    has_more |= all.iter().any(|jobs| jobs.len() > sure.len());
-    Ok(Jobs {
-        known: sure,
-        has_more,
-    })
+    let is_sure = |job: &&Job| {
+        let is_in = |jobs: &Vec<Job>| jobs.iter().any(|other| other.directory == job.directory);
+        all.iter().all(is_in)
+    };
+    let sure: Vec<Job> = all[0].iter().filter(is_sure).cloned().collect();
+    // A made-up result may lead a script where no true one does. A mistake is there whatever the results are.
+    let is_mistake = |first: &Problems| {
+        let code = |problems: &Problems| {
+            problems
+                .problems
+                .first()
+                .map(|problem| (problem.code, problem.message.clone()))
+        };
+        let is_same = failures.len() as u64 == TIMES
+            && failures.iter().all(|other| code(other) == code(first));
+        is_same
+            && first
+                .problems
+                .iter()
+                .all(|problem| problem.code != UNFINISHED)
+    };
+    if let Some(mistake) = failures.first().filter(|first| is_mistake(first)) {
+        return Err(mistake.clone());
+    }
+    let has_more = !failures.is_empty() || all.iter().any(|jobs| jobs.len() > sure.len());
+    Ok((sure, has_more))
 }
 
 impl Rehearsal {
@@ -135,12 +189,12 @@ impl Rehearsal {
             ..
         } = source.clone();
         let key = (name, text, overrides, is_alone);
-        let known = self.known.jobs().get(&key).cloned();
-        let job = match known {
+        let planned = self.planned.lock().jobs.get(&key).cloned();
+        let job = match planned {
             Some(job) => job,
             None => {
                 let job = job(runner, source, is_alone)?;
-                self.known.jobs().insert(key, job.clone());
+                self.planned.lock().jobs.insert(key, job.clone());
                 job
             }
         };
@@ -148,7 +202,7 @@ impl Rehearsal {
         if !asked.iter().any(|other| other.directory == job.directory) {
             asked.push(job.clone());
         }
-        let (summary, made_up) = match job.is_finished {
+        let (summary, made_up) = match self.believed.contains(&job.directory) {
             true => (
                 FinishedRun::open(&job.directory, source.integrity)?.summary()?,
                 None,
@@ -165,6 +219,22 @@ impl Rehearsal {
             plan: job.plan,
             made_up,
         })
+    }
+
+    /// The result of an evaluation of a finished run, computed at the first reading that asks for it.
+    pub fn evaluated(
+        &self,
+        run: &Path,
+        what: &str,
+        evaluate: impl FnOnce() -> Outcome<f64>,
+    ) -> Outcome<f64> {
+        let key = (run.to_path_buf(), what.to_owned());
+        if let Some(value) = self.planned.lock().evaluations.get(&key) {
+            return Ok(*value);
+        }
+        let value = evaluate()?;
+        self.planned.lock().evaluations.insert(key, value);
+        Ok(value)
     }
 
     /// A made-up result of a run.
@@ -184,21 +254,32 @@ impl Rehearsal {
     }
 }
 
+/// The rate of products, which is measured once.
+fn rate(precision: Precision) -> f64 {
+    static RATES: [OnceLock<f64>; 2] = [OnceLock::new(), OnceLock::new()];
+    let place = usize::from(precision == Precision::Bf16);
+    *RATES[place].get_or_init(|| measure_rate(precision))
+}
+
+/// The problem of a script that needs more of a run than a made-up result.
+pub(super) fn unfinished() -> Problem {
+    Problem::new(UNFINISHED, "the run is not finished").help("run the script")
+}
+
 fn job(runner: &Runner, source: &Source, is_alone: bool) -> Result<Job, Problems> {
     let checked = source.runnable_plan()?;
     let plan = checked.plan;
     let threads = rayon::current_num_threads();
-    let rate = measure_rate(plan.backbone.precision);
-    let (mut all, mut seconds, mut memory) = (0, 0.0, 0);
+    let rate = rate(plan.backbone.precision);
+    let (mut all, mut seconds) = (0, 0.0);
     for (index, (stage, examples)) in plan.stages.iter().zip(&checked.examples).enumerate() {
         let cost = plan.cost(index, plan.backbone.max_length, &this_machine(threads));
         let (_, of_stage) = steps(stage, *examples);
         all += of_stage;
         seconds += of_stage as f64 * cost.operations / rate;
-        memory = memory.max(cost.memory);
     }
     let out = match is_alone {
-        true => Runner::alone(&runner.out),
+        true => Runner::directory_alone(&runner.out),
         false => runner.out.clone(),
     };
     let directory = Runner::directory(&out, source, &plan)?;
@@ -209,7 +290,7 @@ fn job(runner: &Runner, source: &Source, is_alone: bool) -> Result<Job, Problems
         params: source.overrides.clone(),
         steps: all,
         seconds,
-        memory,
+        memory: memory_of(&plan),
         is_alone,
         source: source.clone(),
         plan,

@@ -1,7 +1,7 @@
 //! Runs of a script: several side by side, none twice, one backbone in memory for all, and what
 //! its frozen blocks make of an example where no delta has a part in it.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -29,7 +29,7 @@ pub(super) struct Runner {
     pub shared: Shared,
     /// What was said already: runs of one pipeline are odd in the same ways.
     pub warned: Mutex<BTreeSet<String>>,
-    /// What runs instead, if the script is only read.
+    /// Records the runs instead of running them, if the script is only read.
     pub rehearsal: Option<Rehearsal>,
 }
 
@@ -84,6 +84,7 @@ impl Runner {
         let results: Mutex<Vec<Option<Result<Finished, Problems>>>> =
             Mutex::new(sources.iter().map(|_| None).collect());
         let elsewhere: Mutex<VecDeque<usize>> = Mutex::default();
+        let has_failed = AtomicBool::new(false);
         let try_run = |index: usize| {
             let result = self.run(&sources[index], &plans[index]);
             match &result {
@@ -93,7 +94,10 @@ impl Runner {
                     return elsewhere.push_back(index);
                 }
                 // Nothing more is begun.
-                Err(_) => next.store(sources.len(), Ordering::Relaxed),
+                Err(_) => {
+                    has_failed.store(true, Ordering::Relaxed);
+                    next.store(sources.len(), Ordering::Relaxed);
+                }
             }
             results.lock().unwrap_or_else(PoisonError::into_inner)[index] = Some(result);
         };
@@ -110,7 +114,7 @@ impl Runner {
             }
             work();
         });
-        self.await_others(&elsewhere, try_run);
+        self.await_others(&elsewhere, &has_failed, try_run);
         let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
         let (done, stopped): (Vec<_>, Vec<_>) = results.into_iter().partition(Option::is_some);
         let finished: Vec<Finished> = done.into_iter().flatten().collect::<Result<_, _>>()?;
@@ -121,14 +125,19 @@ impl Runner {
     }
 
     /// Waits for the runs that other processes are at, and goes on with those that they give up.
-    fn await_others(&self, elsewhere: &Mutex<VecDeque<usize>>, try_run: impl Fn(usize)) {
+    fn await_others(
+        &self,
+        elsewhere: &Mutex<VecDeque<usize>>,
+        has_failed: &AtomicBool,
+        try_run: impl Fn(usize),
+    ) {
         let next = || {
             let mut elsewhere = elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
             (elsewhere.pop_front(), elsewhere.len() + 1)
         };
         let mut is_said = self.is_quiet;
         while let (Some(index), left) = next() {
-            if self.is_interrupted() {
+            if self.is_interrupted() || has_failed.load(Ordering::Relaxed) {
                 return;
             }
             if !std::mem::replace(&mut is_said, true) {
@@ -153,7 +162,7 @@ impl Runner {
         // Linux then counts the most memory anew; elsewhere it is that of the whole process.
         let _ = std::fs::write("/proc/self/clear_refs", "5");
         let alone = Runner {
-            out: Runner::alone(&self.out),
+            out: Runner::directory_alone(&self.out),
             is_quiet: self.is_quiet,
             interrupted: self.interrupted,
             shared: Shared {
@@ -163,13 +172,20 @@ impl Runner {
             warned: Mutex::default(),
             rehearsal: None,
         };
-        let finished = alone.run(source, &plan)?;
+        let finished = loop {
+            match alone.run(source, &plan) {
+                Err(problems) if is_locked(&problems) && !self.is_interrupted() => {
+                    std::thread::sleep(BETWEEN_LOOKS);
+                }
+                ended => break ended?,
+            }
+        };
         self.show(&finished, 1, 1);
         Ok(finished)
     }
 
     /// Where runs go that have no other run beside them, below the directory of all runs.
-    pub fn alone(out: &Path) -> PathBuf {
+    pub fn directory_alone(out: &Path) -> PathBuf {
         out.join("alone")
     }
 
@@ -196,12 +212,17 @@ impl Runner {
                     self.interrupted,
                     Progress::new(true),
                 );
-                match ended.map_err(located)? {
-                    run::Ended::Complete(summary, _, odd) => {
+                match ended {
+                    Ok(run::Ended::Complete(summary, _, odd)) => {
                         self.warn(&source.locate(odd));
                         *summary
                     }
-                    run::Ended::Interrupted(_) => return Err(stop().into()),
+                    Ok(run::Ended::Interrupted(_)) => return Err(stop().into()),
+                    // Another process finished it since we looked.
+                    Err(problem) if problem.code == Directory::EXISTS => {
+                        FinishedRun::open(&directory, source.integrity)?.summary()?
+                    }
+                    Err(problem) => return Err(located(problem)),
                 }
             }
         };
@@ -224,20 +245,22 @@ impl Runner {
             source,
             ..
         } = finished;
-        let params = source
-            .overrides
-            .iter()
-            .map(|(key, value)| format!("{key}={value}"));
         let value = summary
             .value()
             .map(|value| metric_value(summary.metric, value));
         say(&format!(
             "run {number} of {count}: {} {} {}",
             plan.name,
-            params.collect::<Vec<_>>().join(" "),
+            shown(&source.overrides),
             value.unwrap_or_default(),
         ));
     }
+}
+
+/// Params as people set them.
+pub fn shown(params: &BTreeMap<String, String>) -> String {
+    let pairs = params.iter().map(|(key, value)| format!("{key}={value}"));
+    pairs.collect::<Vec<_>>().join(" ")
 }
 
 /// The time between two looks at a run of another process.
@@ -249,7 +272,7 @@ fn is_locked(problems: &Problems) -> bool {
     problems.any(|problem| problem.code == Directory::LOCKED)
 }
 
-fn stop() -> Problem {
+pub(super) fn stop() -> Problem {
     Problem::failure("delta::script::stopped", "the script was interrupted")
         .help("run the same command again to continue")
 }
@@ -268,25 +291,35 @@ fn identity(manifest: &Manifest) -> String {
 /// How many runs go side by side: one for each thread, while there is memory for the largest.
 fn workers(plans: &[Plan]) -> usize {
     let threads = rayon::current_num_threads();
-    let memory = |plan: &Plan| {
-        let stages = 0..plan.stages.len();
-        let tokens = plan.backbone.max_length;
-        let of = |stage| {
-            let kept = match plan.first_trained_block(stage) {
-                0 => 0,
-                _ => KEPT_IN_MEMORY,
-            };
-            plan.cost(stage, tokens, &this_machine(threads)).memory + kept
-        };
-        stages.map(of).max().unwrap_or(0)
-    };
-    let largest = plans.iter().map(memory).max().unwrap_or(0).max(1);
+    let largest = plans.iter().map(memory_of).max().unwrap_or(0).max(1);
     let fitting = free_memory().map_or(1, |free| free / 2 / largest);
     threads.min(fitting).min(plans.len()).max(1)
 }
 
-/// What Linux says is available, in bytes.
+/// The estimated memory of a run in bytes, with what it keeps of frozen blocks.
+pub(super) fn memory_of(plan: &Plan) -> usize {
+    let threads = rayon::current_num_threads();
+    let tokens = plan.backbone.max_length;
+    let of = |stage| {
+        let kept = match plan.first_trained_block(stage) {
+            0 => 0,
+            _ => KEPT_IN_MEMORY,
+        };
+        plan.cost(stage, tokens, &this_machine(threads)).memory + kept
+    };
+    (0..plan.stages.len()).map(of).max().unwrap_or(0)
+}
+
+/// What this process may still take, in bytes: of the machine's memory, and of what Slurm gave its job.
 fn free_memory() -> Option<usize> {
+    let of_job = std::env::var("SLURM_MEM_PER_NODE").ok();
+    let of_job = of_job.and_then(|mebibytes| Some(mebibytes.parse::<usize>().ok()? << 20));
+    let of_machine = available_memory()?;
+    Some(of_job.map_or(of_machine, |of_job| of_job.min(of_machine)))
+}
+
+/// What Linux says is available, in bytes.
+fn available_memory() -> Option<usize> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text
         .lines()
