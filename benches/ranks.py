@@ -2,7 +2,7 @@
 
     pip install torch transformers==5.23.0 peft==0.21.2
     cargo build --release --features mpi
-    python benches/ranks.py MODEL [--ranks 1 2 4] [--pairs 3] [--batch 32] [--tokens 64] [--steps 8]
+    python benches/ranks.py MODEL [--ranks 1 2] [--pairs 3] [--batch 32] [--tokens 64] [--steps 10]
 
 MODEL is the directory of a BERT with a `tokenizer.json` and a `vocab.txt`. Both sides train a LoRA of rank 8 on queries and
 values and a classifier, in f32, on texts that fill every sequence, with one thread per process. `--batch` is that of all

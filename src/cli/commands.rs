@@ -342,7 +342,12 @@ pub(super) fn run(options: &RunOptions) -> Result<Ended, Problems> {
         let checked = source.runnable_plan()?;
         Ok::<_, Problems>((source, checked))
     };
-    let (source, Checked { plan, warnings, .. }) = ranks::agree(read())?;
+    // The first process downloads what is missing, and reports what is wrong.
+    let first = ranks::agree(if is_first { read().map(Some) } else { Ok(None) })?;
+    let others = ranks::agree(if is_first { Ok(None) } else { read().map(Some) })?;
+    let (source, Checked { plan, warnings, .. }) = first
+        .or(others)
+        .ok_or_else(|| Problem::internal("a process that reads nothing"))?;
     if is_first {
         warn(&warnings);
     }
@@ -362,10 +367,7 @@ pub(super) fn run(options: &RunOptions) -> Result<Ended, Problems> {
 /// `deltarun FILE.rhai`
 fn run_script(path: &Path, options: &RunOptions) -> Result<Ended, Problems> {
     if world().size() > 1 {
-        let problem = Problem::new(
-            "delta::cli::ranks",
-            "a script is no run that several processes share",
-        );
+        let problem = Problem::new("delta::cli::ranks", "`mpirun` cannot share a script");
         return Err(problem
             .help("start each process on its own, with `--shard 1/4` and so on: docs/scaling.md")
             .into());

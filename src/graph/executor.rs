@@ -9,7 +9,7 @@ use crate::delta::ParameterId;
 use crate::diagnostic::Problem;
 use crate::engine::{self, Deferred, Device, Semaphore};
 use crate::plan::Machine;
-use crate::ranks::{all_gathered, all_items, all_items_from, is_own, world, Portable};
+use crate::ranks::{all_gathered, all_items, all_items_from, own_of, threads, world, Portable};
 use crate::task::Compared;
 
 /// Describes this machine, with `threads` threads, for cost estimates.
@@ -23,6 +23,15 @@ pub fn this_machine(threads: usize) -> Machine {
 
 /// The most gradient elements that we hold before we sum them.
 const HELD_GRADIENTS: usize = 8 << 20;
+
+/// What the groups of a batch have added up to.
+#[derive(Default)]
+struct Sums {
+    loss: f32,
+    compared: Compared,
+    /// By the index of the parameter.
+    gradients: BTreeMap<usize, Vec<f32>>,
+}
 
 /// The loss of a batch and the gradient of everything trained.
 pub type Gradients = (f32, BTreeMap<ParameterId, Vec<f32>>);
@@ -44,18 +53,17 @@ impl Graph {
         &self,
         groups: &[Batch],
     ) -> Result<(Gradients, Compared), Problem> {
-        let (mut loss, mut compared) = (0.0, Compared::default());
-        let mut sums: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
+        let mut sums = Sums::default();
         // Hold few enough groups that their gradients take little memory, but enough to keep all threads of all
         // processes busy. Gradients are summed in the order of the groups, so this number does not change the result.
-        let threads = rayon::current_num_threads();
+        let threads = threads() * world().size();
         let (most, at_once) = match self.active.deferred.is_empty() {
             true => (
-                (HELD_GRADIENTS / self.trained_count().max(1)).max(threads * world().size()),
+                (HELD_GRADIENTS / self.trained_count().max(1)).max(threads),
                 self.device.groups_at_once(self.config.hidden),
             ),
             // A group with deferred gradients holds its activations until we add its parts.
-            false => (threads * world().size(), threads),
+            false => (threads, rayon::current_num_threads()),
         };
         // Processes send each other the gradients of groups or, where these are large, the sums of their own groups.
         let sends_groups =
@@ -63,50 +71,26 @@ impl Graph {
         let layers = self.layers().blocks.len();
         let semaphore = Semaphore::new(at_once * layers + layers.div_ceil(4));
         for (number, wave) in groups.chunks(most).enumerate() {
-            let own = (number * most..)
-                .zip(wave)
-                .filter(|(index, _)| is_own(*index));
-            let own: Vec<&Batch> = own.map(|(_, group)| group).collect();
+            let first = number * most;
+            let own: Vec<&Batch> = own_of(first, wave).collect();
             let results = self.device.map_groups(&own, at_once, |group, start_next| {
                 let gradients = self.group_gradients(group, &semaphore, start_next);
                 gradients.map_err(device_problem)
             });
             let mut results = results.into_iter().collect::<Result<Vec<_>, _>>()?;
             if sends_groups {
-                results = all_items_from(number * most, results, wave.len());
+                results = all_items_from(first, results, wave.len());
             }
-            let mut parts: BTreeMap<usize, Vec<Deferred>> = BTreeMap::new();
-            for group in results {
-                loss += group.loss;
-                compared.join(group.compared);
-                for (index, gradient) in group.whole {
-                    match sums.get_mut(&index) {
-                        Some(sum) => sum.iter_mut().zip(&gradient).for_each(|(s, g)| *s += g),
-                        None => {
-                            sums.insert(index, gradient);
-                        }
-                    }
-                }
-                for (index, part) in group.parts {
-                    parts.entry(index).or_default().push(part);
-                }
-            }
-            self.add_parts(&mut sums, parts);
+            self.add_groups(&mut sums, results);
         }
         if !sends_groups && world().size() > 1 {
-            self.add_sums_of_others(&mut sums);
-            let of_all = all_gathered(GroupGradients {
-                loss,
-                compared,
-                whole: Vec::new(),
-                parts: Vec::new(),
-            });
-            (loss, compared) = (0.0, Compared::default());
-            for other in of_all {
-                loss += other.loss;
-                compared.join(other.compared);
-            }
+            self.join_processes(&mut sums);
         }
+        let Sums {
+            loss,
+            compared,
+            gradients: sums,
+        } = sums;
         let named = sums.into_iter().filter_map(|(index, sum)| {
             let (id, _) = self.values.get_index(index)?;
             Some((id.clone(), sum))
@@ -114,12 +98,44 @@ impl Graph {
         Ok(((loss, named.collect()), compared))
     }
 
+    /// Adds what groups contribute, in their order.
+    fn add_groups(&self, sums: &mut Sums, groups: Vec<GroupGradients>) {
+        let mut parts: BTreeMap<usize, Vec<Deferred>> = BTreeMap::new();
+        for group in groups {
+            sums.loss += group.loss;
+            sums.compared.join(group.compared);
+            for (index, gradient) in group.whole {
+                match sums.gradients.get_mut(&index) {
+                    Some(sum) => sum.iter_mut().zip(&gradient).for_each(|(s, g)| *s += g),
+                    None => {
+                        sums.gradients.insert(index, gradient);
+                    }
+                }
+            }
+            for (index, part) in group.parts {
+                parts.entry(index).or_default().push(part);
+            }
+        }
+        self.add_parts(&mut sums.gradients, parts);
+    }
+
     /// Adds the sums of the other processes to those of this one.
-    fn add_sums_of_others(&self, sums: &mut BTreeMap<usize, Vec<f32>>) {
+    fn join_processes(&self, sums: &mut Sums) {
         for index in &self.active.trained {
             let count = self.values[*index].shape().iter().product();
-            let sum = sums.entry(*index).or_insert_with(|| vec![0.0; count]);
-            world().all_reduce(sum);
+            let sum = sums.gradients.entry(*index);
+            world().all_reduce(sum.or_insert_with(|| vec![0.0; count]));
+        }
+        let own = GroupGradients {
+            loss: sums.loss,
+            compared: sums.compared,
+            whole: Vec::new(),
+            parts: Vec::new(),
+        };
+        (sums.loss, sums.compared) = (0.0, Compared::default());
+        for other in all_gathered(own) {
+            sums.loss += other.loss;
+            sums.compared.join(other.compared);
         }
     }
 
@@ -176,7 +192,7 @@ impl Graph {
     /// The device fails, for example for want of memory.
     pub fn token_losses(&self, groups: &[Batch]) -> Result<Vec<Vec<f32>>, Problem> {
         let at_once = rayon::current_num_threads();
-        let own = own_groups(groups);
+        let own: Vec<&Batch> = own_of(0, groups).collect();
         let results = self.device.map_groups(&own, at_once, |group, _| {
             let Targets::Answers(answers) = &group.targets else {
                 return Ok(Vec::new());
@@ -199,7 +215,7 @@ impl Graph {
         map: impl Fn(&Batch, Vec<f32>) -> R + Sync,
     ) -> Result<Vec<R>, Problem> {
         let at_once = rayon::current_num_threads();
-        let own = own_groups(groups);
+        let own: Vec<&Batch> = own_of(0, groups).collect();
         let results = self.device.map_groups(&own, at_once, |group, _| {
             let logits = self.inference().logits(group);
             logits
@@ -209,66 +225,4 @@ impl Graph {
         let results = results.into_iter().collect::<Result<Vec<_>, _>>()?;
         Ok(all_items(results, groups.len()))
     }
-}
-
-/// The groups of an evaluation that this process computes.
-fn own_groups(groups: &[Batch]) -> Vec<&Batch> {
-    let numbered = groups.iter().enumerate();
-    let own = numbered.filter(|(index, _)| is_own(*index));
-    own.map(|(_, group)| group).collect()
-}
-
-impl Portable for GroupGradients {
-    /// All but deferred parts, which stay where they are.
-    fn to_bytes(&self) -> Vec<u8> {
-        let Compared {
-            prompts,
-            right,
-            margins,
-        } = self.compared;
-        let mut bytes = self.loss.to_le_bytes().to_vec();
-        bytes.extend((prompts as u64).to_le_bytes());
-        bytes.extend((right as u64).to_le_bytes());
-        bytes.extend(margins.to_le_bytes());
-        for (index, gradient) in &self.whole {
-            bytes.extend((*index as u64).to_le_bytes());
-            bytes.extend((gradient.len() as u64).to_le_bytes());
-            bytes.extend(gradient.to_bytes());
-        }
-        bytes
-    }
-
-    fn from_bytes(bytes: &[u8]) -> Self {
-        let mut rest = bytes;
-        let loss = f32::from_le_bytes(taken(&mut rest));
-        let mut number = || u64::from_le_bytes(taken(&mut rest)) as usize;
-        let (prompts, right) = (number(), number());
-        let margins = f64::from_le_bytes(taken(&mut rest));
-        let mut whole = Vec::new();
-        while !rest.is_empty() {
-            let [index, count] = [0; 2].map(|_: i32| u64::from_le_bytes(taken(&mut rest)) as usize);
-            let (gradient, behind) = rest.split_at(4 * count);
-            whole.push((index, Vec::from_bytes(gradient)));
-            rest = behind;
-        }
-        GroupGradients {
-            loss,
-            compared: Compared {
-                prompts,
-                right,
-                margins,
-            },
-            whole,
-            parts: Vec::new(),
-        }
-    }
-}
-
-/// Takes the first bytes.
-fn taken<const N: usize>(bytes: &mut &[u8]) -> [u8; N] {
-    let (first, rest) = bytes
-        .split_first_chunk()
-        .expect("a process sends whole items");
-    *bytes = rest;
-    *first
 }

@@ -16,6 +16,7 @@ mod init;
 mod layers;
 mod load;
 mod logits;
+mod message;
 pub mod optimizations;
 mod recompute;
 mod rotary;

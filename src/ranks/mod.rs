@@ -24,7 +24,7 @@ pub trait Collective: Send + Sync {
     fn broadcast(&self, own: Vec<u8>) -> Vec<u8>;
     /// Ends all processes, with this exit code.
     fn abort(&self, code: i32) -> !;
-    /// Parts from the others, all of which do so, before the process ends.
+    /// Leaves the job. Every process calls this before it ends.
     fn leave(&self);
 }
 
@@ -59,6 +59,15 @@ impl Collective for Alone {
 
 static WORLD: OnceLock<Box<dyn Collective>> = OnceLock::new();
 
+/// The most threads that a process has, where there are several.
+static THREADS: OnceLock<usize> = OnceLock::new();
+
+/// The most threads that one of the processes has.
+pub fn threads() -> usize {
+    let of_all = THREADS.get().copied();
+    of_all.unwrap_or_else(rayon::current_num_threads)
+}
+
 /// The processes that this one runs with; before [`join`], itself alone.
 pub fn world() -> &'static dyn Collective {
     match WORLD.get() {
@@ -91,9 +100,21 @@ pub fn join() -> Result<(), Problem> {
 }
 
 #[cfg(feature = "mpi")]
-fn join_mpi(_: usize) -> Result<(), Problem> {
-    let world = mpi::Mpi::new()?;
-    let _ = WORLD.set(Box::new(world));
+fn join_mpi(started: usize) -> Result<(), Problem> {
+    let found = mpi::Mpi::new()?;
+    if found.size() != started {
+        let message = format!(
+            "the launcher started {started} processes, and this program's MPI library finds {}",
+            found.size()
+        );
+        return Err(Problem::new("delta::ranks::mpi", message)
+            .help("use the `mpirun` of the MPI library that the program was built with"));
+    }
+    let threads = (rayon::current_num_threads() as u64).to_le_bytes();
+    let all = found.all_gather(&threads);
+    let number = |bytes: &Vec<u8>| u64::from_le_bytes(taken(&mut bytes.as_slice())) as usize;
+    let _ = THREADS.set(all.iter().map(number).max().unwrap_or(1));
+    let _ = WORLD.set(Box::new(found));
     Ok(())
 }
 
@@ -105,16 +126,17 @@ fn join_mpi(size: usize) -> Result<(), Problem> {
     ))
 }
 
-/// Whether a process computes item `index` of a list that all of them share.
-pub fn is_own(index: usize) -> bool {
-    index % world().size() == world().rank()
+/// The items that this process computes of a list that all of them share, of which the first has this number.
+pub fn own_of<T>(first: usize, items: impl IntoIterator<Item = T>) -> impl Iterator<Item = T> {
+    let is_own = |(index, _): &(usize, T)| index % world().size() == world().rank();
+    (first..).zip(items).filter(is_own).map(|(_, item)| item)
 }
 
 /// Something that processes send each other.
 pub trait Portable: Sized {
     /// Its bytes.
     fn to_bytes(&self) -> Vec<u8>;
-    /// It, from its bytes.
+    /// Reads it from bytes.
     fn from_bytes(bytes: &[u8]) -> Self;
 }
 
@@ -131,7 +153,7 @@ impl Portable for Vec<f32> {
     }
 }
 
-/// All items of a list, of which each process has its own: those of which [`is_own`] says so, in their order.
+/// Gathers a list from all processes. Each gives the items that [`own_of`] assigns to it.
 pub fn all_items<T: Portable>(own: Vec<T>, count: usize) -> Vec<T> {
     all_items_from(0, own, count)
 }
@@ -152,14 +174,21 @@ pub fn all_items_from<T: Portable>(first: usize, own: Vec<T>, count: usize) -> V
     let size = rests.len();
     let mut next = |index: usize| {
         let rest = &mut rests[index % size];
-        let (length, behind) = rest
-            .split_first_chunk()
-            .expect("a process sends whole items");
-        let (item, behind) = behind.split_at(u64::from_le_bytes(*length) as usize);
+        let length = u64::from_le_bytes(taken(rest)) as usize;
+        let (item, behind) = rest.split_at(length);
         *rest = behind;
         T::from_bytes(item)
     };
     (first..first + count).map(&mut next).collect()
+}
+
+/// Takes the first bytes of what a process sent.
+pub fn taken<const N: usize>(bytes: &mut &[u8]) -> [u8; N] {
+    let (first, rest) = bytes
+        .split_first_chunk()
+        .expect("a process sends whole items");
+    *bytes = rest;
+    *first
 }
 
 /// What each process has, in the order of the ranks.
@@ -188,16 +217,20 @@ pub fn agree<T, E>(own: Result<T, E>) -> Result<T, E> {
     match failed.iter().position(|failed| *failed == 1) {
         None => own,
         Some(first) if first == world().rank() => own,
-        // The first one ends this process when it has said why.
-        Some(_) => loop {
-            std::thread::sleep(Duration::from_secs(60));
-        },
+        Some(_) => {
+            // What it holds may have to be tidied up.
+            drop(own);
+            // The first one ends this process when it has said why.
+            loop {
+                std::thread::sleep(Duration::from_secs(60));
+            }
+        }
     }
 }
 
-/// Before a process reports a failure: another one may fail for the same reason, and the first of them reports it.
+/// Waits before a process reports a failure. Others may fail for the same reason: the first of them reports it, and ends
+/// the others meanwhile.
 pub fn let_others_report() {
-    if world().rank() > 0 {
-        std::thread::sleep(Duration::from_secs(2));
-    }
+    let rank = world().rank().min(10) as u64;
+    std::thread::sleep(Duration::from_millis(500 * rank));
 }

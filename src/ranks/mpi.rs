@@ -19,7 +19,7 @@ pub(super) struct Mpi {
     _universe: ManuallyDrop<Universe>,
 }
 
-// SAFETY: MPI was asked to allow calls of any thread, one at a time, and the steps of a run make theirs from one.
+// SAFETY: MPI allows calls of any thread, one at a time ([`Mpi::new`] looks), and the steps of a run make theirs from one.
 unsafe impl Send for Mpi {}
 // SAFETY: as above.
 unsafe impl Sync for Mpi {}
@@ -27,10 +27,16 @@ unsafe impl Sync for Mpi {}
 impl Mpi {
     pub fn new() -> Result<Self, Problem> {
         let universe = mpi::initialize_with_threading(Threading::Serialized);
-        let (universe, _) = universe.ok_or_else(|| {
-            let message = "MPI cannot be started: it was started already, or has no threads";
+        let failed = |message: &str| {
             Problem::failure("delta::ranks::mpi", message).help("look at what `mpirun` reports")
-        })?;
+        };
+        let (universe, threading) =
+            universe.ok_or_else(|| failed("MPI cannot be started: it was started already"))?;
+        if threading < Threading::Serialized {
+            return Err(failed(
+                "this MPI library allows calls of the first thread alone",
+            ));
+        }
         Ok(Mpi {
             world: universe.world(),
             _universe: ManuallyDrop::new(universe),

@@ -71,6 +71,35 @@ impl Manifest {
         })
     }
 
+    /// The same record of a plan whose files and backbone are known by their roles instead of their paths.
+    pub fn without_paths(&self, plan: &Plan) -> Self {
+        let mut plan = plan.clone();
+        plan.backbone.directory = PathBuf::new();
+        let mut data_hashes = BTreeMap::new();
+        for (name, data) in &mut plan.data {
+            let sets = [
+                ("train", &mut data.train),
+                ("dev", &mut data.dev),
+                ("test", &mut data.test),
+            ];
+            for (set, file) in sets {
+                let Some(file) = file else { continue };
+                let hash = self.data_hashes.get(&file.path.display().to_string());
+                let role = match name.as_str() {
+                    "data" => set.to_owned(),
+                    name => format!("{set} of {name}"),
+                };
+                data_hashes.insert(role, hash.cloned().unwrap_or_default());
+                file.path = PathBuf::new();
+            }
+        }
+        Manifest {
+            data_hashes,
+            plan_hash: plan.hash(),
+            ..self.clone()
+        }
+    }
+
     /// Reads the record in a run's directory.
     ///
     /// # Errors

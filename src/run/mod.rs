@@ -129,7 +129,7 @@ pub fn run(
 ) -> Result<Ended, Problem> {
     let integrity = shared.integrity;
     let mut prepared = agree(prepare(plan, source, device, shared, out))?;
-    agree(check_others(&prepared.manifest))?;
+    agree(check_others(plan, &prepared.manifest))?;
     // All input has been checked, so the run may begin.
     let state = resume(plan, source, &prepared, integrity)?;
     let mut follower = Follower { interrupted };
@@ -193,12 +193,12 @@ fn prepare(
     })
 }
 
-/// Checks that every process has the program, the plan and the input of the first.
-fn check_others(own: &Manifest) -> Result<(), Problem> {
+/// Checks that every process has the program, the plan and the input of the first. Their paths may differ.
+fn check_others(plan: &Plan, own: &Manifest) -> Result<(), Problem> {
     if world().size() == 1 {
         return Ok(());
     }
-    let text = serde_json::to_vec(own).map_err(Problem::internal)?;
+    let text = serde_json::to_vec(&own.without_paths(plan)).map_err(Problem::internal)?;
     let read = |bytes: &Vec<u8>| serde_json::from_slice(bytes).map_err(Problem::internal);
     let all = world().all_gather(&text);
     let all: Vec<Manifest> = all.iter().map(read).collect::<Result<_, _>>()?;
@@ -208,7 +208,7 @@ fn check_others(own: &Manifest) -> Result<(), Problem> {
             differences.insert(0, "the plan".to_owned());
         }
         if all[0].deltarun != other.deltarun {
-            differences.insert(0, format!("deltarun {}", other.deltarun));
+            differences.insert(0, "the version of deltarun".to_owned());
         }
         if !differences.is_empty() {
             let message = format!(
@@ -229,22 +229,22 @@ fn resume(
     prepared: &Prepared,
     integrity: Integrity,
 ) -> Result<State, Problem> {
-    let own = || -> Result<(Option<State>, Vec<u8>), Problem> {
+    let begin = || -> Result<Option<State>, Problem> {
         let Some(directory) = &prepared.directory else {
-            return Ok((None, Vec::new()));
+            return Ok(None);
         };
         directory.begin(&prepared.manifest, plan, source, integrity)?;
-        let bytes = match world().size() {
-            1 => Vec::new(),
-            _ => directory.saved()?,
-        };
-        Ok((directory.resume()?, bytes))
+        directory.resume()
     };
-    let (own, bytes) = agree(own())?;
-    if world().size() == 1 || own.is_some() && world().rank() == 0 && bytes.is_empty() {
+    let own = agree(begin())?;
+    if world().size() == 1 {
         return Ok(own.unwrap_or_default());
     }
-    let bytes = world().broadcast(bytes);
+    let saved = match &prepared.directory {
+        Some(directory) => directory.saved(),
+        None => Ok(Vec::new()),
+    };
+    let bytes = world().broadcast(agree(saved)?);
     match own {
         Some(own) => Ok(own),
         None if bytes.is_empty() => Ok(State::default()),

@@ -192,6 +192,13 @@ pub enum Subwords {
     All,
 }
 
+impl Subwords {
+    /// Whether it is the default.
+    pub fn is_first(&self) -> bool {
+        *self == Subwords::First
+    }
+}
+
 /// A sentence that came as words.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sentence {

@@ -27,7 +27,7 @@ pub struct Tag {
     /// How labels make spans.
     pub scheme: Scheme,
     /// Which tokens of a word have its label.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Subwords::is_first")]
     pub subwords: Subwords,
 }
 

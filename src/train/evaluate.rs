@@ -9,6 +9,7 @@ use crate::diagnostic::Problem;
 use crate::generate::Writer;
 use crate::graph::{Batch, Graph, Targets};
 use crate::plan::{Metric, TaskPlan};
+use crate::ranks::own_of;
 use crate::task::{Guess, Likelihoods, Predictions, Target};
 
 /// The result of an evaluation.
@@ -86,7 +87,7 @@ fn predict_with(
 ) -> Result<Vec<Vec<f32>>, Problem> {
     let mut batches = batches(graph, examples, Prediction::default());
     if let Some(kept) = kept {
-        kept.attach(graph, &mut batches)?;
+        kept.attach(graph, own_of(0, &mut batches))?;
     }
     let logits = graph.logits(&batches)?;
     let mut rows = Vec::with_capacity(examples.len());

@@ -20,7 +20,7 @@ use crate::generate::Writer;
 use crate::graph::optimizations::frozen_blocks;
 use crate::graph::{device_problem, Graph};
 use crate::plan::{DeltaPlan, Keep, Plan, StagePlan, TaskPlan, Unit};
-use crate::ranks::is_own;
+use crate::ranks::own_of;
 use crate::task::{Compared, Comparison, Shares};
 
 /// The examples of one stage.
@@ -264,11 +264,7 @@ impl<'a> Stage<'a> {
             graph.device().group_rows(),
         );
         if self.keeps[0] {
-            let own = groups
-                .iter_mut()
-                .enumerate()
-                .filter(|(index, _)| is_own(*index));
-            self.cache.attach(graph, own.map(|(_, group)| group))?;
+            self.cache.attach(graph, own_of(0, &mut groups))?;
         }
         let ((mut loss, mut gradients), compared) = graph.gradients_and_answers(&groups)?;
         self.on_host(step, graph, &mut gradients, |method, step| {

@@ -69,7 +69,7 @@ impl HalfPacked {
     }
 
     /// Writes panel `number` of the transpose to `panel`. Four elements that are two rows by two columns are adjacent
-    /// here and there.
+    /// in both panels.
     fn turn(&self, number: usize, panel: &mut [u16]) {
         assert!(is_available(), "this processor has no bfloat16 products");
         let (pairs, first) = (self.depth.div_ceil(2), number * FOURS);
@@ -81,14 +81,15 @@ impl HalfPacked {
         for (block, target) in panel.chunks_mut(FOURS * 2 * PANEL).enumerate() {
             let from = &self.panel(block)[first * 2 * PANEL..][..there * 2 * PANEL];
             let rows = target.len() / (2 * PANEL);
-            for (row, column) in (0..there).step_by(8).flat_map(|row| [(row, 0), (row, 8)]) {
-                let target = &mut target[column.min(rows) * 2 * PANEL..];
+            for (column, row) in (0..rows).step_by(8).flat_map(|column| {
+                let rows = (0..there).step_by(8);
+                rows.map(move |row| (column, row))
+            }) {
+                let from = &from[row * 2 * PANEL + 4 * column..];
+                let target = &mut target[column * 2 * PANEL + 4 * row..];
+                let count = [(there - row).min(8), (rows - column).min(8)];
                 // SAFETY: the processor has the instructions. Rows and columns are those that exist.
-                unsafe {
-                    let count = [(there - row).min(8), rows.saturating_sub(column).min(8)];
-                    let from = from[row * 2 * PANEL + 4 * column..].as_ptr();
-                    turn_fours(from, target.as_mut_ptr().add(4 * row), count);
-                }
+                unsafe { turn_fours(from.as_ptr(), target.as_mut_ptr(), count) };
             }
         }
     }
@@ -168,7 +169,9 @@ impl HalfOperand<'_> {
             round_all(from, to);
         }
         let mut turned = TURNED.take();
-        turned.resize(pairs * 2 * PANEL, 0);
+        if self.is_transposed {
+            turned.resize(pairs * 2 * PANEL, 0);
+        }
         for number in 0..columns.div_ceil(PANEL) {
             let panel = match self.is_transposed {
                 false => self.packed.panel(number),

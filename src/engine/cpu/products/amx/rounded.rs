@@ -68,7 +68,7 @@ impl Encoding for Rounded {
         to: &mut [TileRegister],
     ) {
         let [from, coming] = [column, column + PANEL].map(|row| of_original(tiled, row, depth));
-        // A pair of the original has two columns of the transpose, and each of its columns is a row of pairs here.
+        // Each pair holds two columns of the transpose; each column becomes a row of pairs.
         let [left, right] = [&from[0], &from[1]].map(|tile| turned(quarters(tile, share)));
         for (number, (left, right)) in left.into_iter().zip(right).enumerate() {
             let (first, second) = (
