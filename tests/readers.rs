@@ -137,3 +137,126 @@ fn files_that_are_not_what_they_are_called_are_refused() {
     let error = place.fail(2, &["check", "small.delta"]);
     assert!(error.contains("did you mean `text`?"), "{error}");
 }
+
+/// What `reader("NAME" SETTINGS)` in a `data` block reads of a file, as texts and labels.
+fn read(
+    name: &str,
+    bytes: &[u8],
+    reader: &str,
+    settings: &str,
+    wanted: [&str; 2],
+) -> Vec<Vec<String>> {
+    let place = Place::new();
+    place.write(name, bytes);
+    let text = format!(
+        "backbone \"backbone\"\ndata {{ train = {reader}(\"{name}\"{settings}) }}\n\
+         task classify {{ text = text, label = label, labels = [positive, negative] }}\n\
+         stage s {{ train = [head], epochs = 1, optimizer = adamw {{ lr = 1e-3 }} }}\n"
+    );
+    let plan = crate::common::plan_of(&text, &place.path(""));
+    let file = plan.data["data"].train.as_ref().unwrap();
+    let rows = rows(file, &wanted.map(Wanted::text));
+    rows.into_iter().map(|(_, values)| values).collect()
+}
+
+/// The letters of `bytes.decode("latin-1")` and `.decode("utf-16")` in Python.
+#[test]
+fn files_are_read_in_the_encoding_that_they_say() {
+    let expected = [["caf\u{e9}", "positive"], ["\u{fc}ber", "negative"]];
+    let latin1 = b"text,label\ncaf\xe9,positive\n\xfcber,negative\n";
+    let rows = read(
+        "t.csv",
+        latin1,
+        "csv",
+        ", encoding = \"latin-1\"",
+        ["text", "label"],
+    );
+    assert_eq!(rows, expected);
+    let text = "text\tlabel\ncaf\u{e9}\tpositive\n\u{fc}ber\tnegative\n";
+    for is_big in [false, true] {
+        let unit = |unit: u16| {
+            if is_big {
+                unit.to_be_bytes()
+            } else {
+                unit.to_le_bytes()
+            }
+        };
+        let bytes: Vec<u8> = std::iter::once(0xfeff)
+            .chain(text.encode_utf16())
+            .flat_map(unit)
+            .collect();
+        let rows = read(
+            "t.tsv",
+            &bytes,
+            "tsv",
+            ", encoding = \"utf-16\"",
+            ["text", "label"],
+        );
+        assert_eq!(rows, expected, "big: {is_big}");
+    }
+}
+
+/// Two frames, one after the other, by python-zstandard 0.25.
+#[test]
+fn files_packed_by_zstd_are_read() {
+    let hex = "28b52ffd202001010074657874096c6162656c0a612066696e652066696c6d09706f7369746976650a28b52ffd2015a90000612064756c6c2066696c6d096e656761746976650a";
+    let byte = |place: usize| u8::from_str_radix(&hex[2 * place..2 * place + 2], 16).unwrap();
+    let bytes: Vec<u8> = (0..hex.len() / 2).map(byte).collect();
+    let rows = read("t.tsv.zst", &bytes, "tsv", "", ["text", "label"]);
+    assert_eq!(
+        rows,
+        [["a fine film", "positive"], ["a dull film", "negative"]]
+    );
+    let place = Place::new();
+    place.write("train.tsv", &bytes[..bytes.len() - 9]);
+    let error = place.fail(2, &["check", "small.delta"]);
+    assert!(
+        error.contains("cannot be unpacked") && error.contains("zstd -d"),
+        "{error}"
+    );
+}
+
+#[test]
+fn columns_of_json_may_be_paths() {
+    let lines = br#"{"data": {"question": "good?", "more.of": 1}, "answers": [{"text": "positive"}], "a.b": "key"}
+{"data": {"question": "bad?"}, "answers": [{"text": "negative"}], "a.b": "key"}
+"#;
+    let rows = read(
+        "t.jsonl",
+        lines,
+        "jsonl",
+        "",
+        ["data.question", "answers.0.text"],
+    );
+    assert_eq!(rows, [["good?", "positive"], ["bad?", "negative"]]);
+    // A key that has a point itself is that key.
+    let rows = read("t.jsonl", lines, "jsonl", "", ["a.b", "data.question"]);
+    assert_eq!(rows[0], ["key", "good?"]);
+    let place = Place::new();
+    place.write("rows.jsonl", lines);
+    let text = crate::common::place::PIPELINE
+        .replace(
+            "train = tsv(\"train.tsv\")",
+            "train = jsonl(\"rows.jsonl\")",
+        )
+        .replace("dev = tsv(\"dev.tsv\")", "")
+        .replace("text = text", "text = \"data.question\"")
+        .replace("label = label", "label = \"answers.0.text\"");
+    place.write("small.delta", text.as_bytes());
+    place.succeed(&["small.delta", "--quiet"]);
+    let mut child = place
+        .command(&["predict", "runs/small"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(lines).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 2);
+    place.write(
+        "small.delta",
+        text.replace("answers.0.text", "answers.1.text").as_bytes(),
+    );
+    let error = place.fail(2, &["check", "small.delta"]);
+    assert!(error.contains("no column `answers.1.text`"), "{error}");
+}

@@ -48,8 +48,7 @@ pub(super) fn jsonl(
     for (number, line) in lines(text) {
         let object = object(file, number, line);
         if let (Ok(object), true) = (&object, is_first) {
-            let columns: Vec<String> = object.keys().cloned().collect();
-            places(file, &columns, wanted)?;
+            places(file, &columns(object, wanted), wanted)?;
             is_first = false;
         }
         let row = object.and_then(|object| values(file, number, &object, wanted));
@@ -85,8 +84,7 @@ pub(super) fn json(
             ),
         };
         if let (Ok(object), 1) = (&object, number) {
-            let columns: Vec<String> = object.keys().cloned().collect();
-            places(file, &columns, wanted)?;
+            places(file, &columns(object, wanted), wanted)?;
         }
         if !each(object.and_then(|object| values(file, number, &object, wanted))) {
             break;
@@ -113,6 +111,31 @@ pub(super) fn values(
     Ok((number, row))
 }
 
+/// A value of an object, by its key or by a path such as `answer.text` or `answers.0.text` into objects and lists.
+fn found<'o>(
+    object: &'o serde_json::Map<String, serde_json::Value>,
+    name: &str,
+) -> Option<&'o serde_json::Value> {
+    if let Some(value) = object.get(name) {
+        return Some(value);
+    }
+    let mut parts = name.split('.');
+    let first = object.get(parts.next()?)?;
+    parts.try_fold(first, |value, part| match value {
+        serde_json::Value::Object(object) => object.get(part),
+        serde_json::Value::Array(list) => list.get(part.parse::<usize>().ok()?),
+        _ => None,
+    })
+}
+
+/// The columns of an object: its keys, and the paths into it that are wanted.
+fn columns(object: &serde_json::Map<String, serde_json::Value>, wanted: &[Wanted]) -> Vec<String> {
+    let is_path = |name: &&str| !object.contains_key(*name) && found(object, name).is_some();
+    let paths = wanted.iter().map(|wanted| wanted.name).filter(is_path);
+    let keys = object.keys().cloned();
+    keys.chain(paths.map(str::to_owned)).collect()
+}
+
 /// A value of an object: its JSON if the column is structured, else [`json_text`].
 ///
 /// # Errors
@@ -121,7 +144,7 @@ pub fn json_value(
     object: &serde_json::Map<String, serde_json::Value>,
     wanted: &Wanted,
 ) -> Result<String, (String, String)> {
-    match object.get(wanted.name) {
+    match found(object, wanted.name) {
         Some(value) if wanted.is_structured && !value.is_string() && !value.is_null() => {
             Ok(value.to_string())
         }
@@ -139,7 +162,7 @@ pub fn json_text(
     name: &str,
 ) -> Result<String, (String, String)> {
     let known = || object.keys().map(String::as_str);
-    match object.get(name) {
+    match found(object, name) {
         Some(serde_json::Value::String(text)) => Ok(text.clone()),
         Some(value) if value.is_number() || value.is_boolean() => Ok(value.to_string()),
         Some(serde_json::Value::Null) => Err((

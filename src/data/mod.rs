@@ -9,6 +9,7 @@
 mod added_tokens;
 mod answers;
 mod batch;
+mod bytes;
 mod chat;
 mod conll;
 mod examples;

@@ -2,8 +2,9 @@
 
 use serde_json::Value;
 
+use super::bytes::read_text;
 use super::parquet::parquet_columns;
-use super::table::{no_examples, read_text, rows, Wanted};
+use super::table::{no_examples, rows, Wanted};
 use crate::diagnostic::Problem;
 use crate::plan::{FileFormat, FilePlan};
 

@@ -1,12 +1,10 @@
 //! Reads TSV, CSV, JSON lines and plain text into columns of texts.
 
-use std::io::Read;
-
+use super::bytes::read_text;
 use super::conll::conll;
 use super::json_lines::{json, jsonl};
 use super::parquet::parquet;
 use crate::diagnostic::Problem;
-use crate::hub::local;
 use crate::plan::{FileFormat, FilePlan};
 use crate::text::{counted, did_you_mean, quoted_list};
 
@@ -237,94 +235,6 @@ pub(super) fn unreadable(file: &FilePlan, error: &std::io::Error) -> Problem {
     Problem::new("delta::data::missing_file", message)
         .at(file.span, "named here")
         .help("check the path; it is relative to the directory of the `.delta` file")
-}
-
-pub(super) fn read_text(file: &FilePlan) -> Result<String, Problem> {
-    let path = local(&file.path).map_err(|problem| problem.at(file.span, "named here"))?;
-    let bytes = std::fs::read(path).map_err(|e| unreadable(file, &e))?;
-    let bytes = unpacked(file, bytes)?;
-    if let Some((what, help)) = other_kind(&bytes) {
-        return Err(
-            at_line("delta::data::kind", file, 0, format!("the file is {what}"))
-                .at(file.span, "this file")
-                .help(help),
-        );
-    }
-    utf8(file, bytes)
-}
-
-/// The bytes of a file; those that gzip packed are unpacked.
-fn unpacked(file: &FilePlan, bytes: Vec<u8>) -> Result<Vec<u8>, Problem> {
-    if !bytes.starts_with(b"\x1f\x8b") {
-        return Ok(bytes);
-    }
-    let mut whole = Vec::new();
-    // A file may have several members, one after the other.
-    let mut reader = flate2::read::MultiGzDecoder::new(bytes.as_slice());
-    match reader.read_to_end(&mut whole) {
-        Ok(_) => Ok(whole),
-        Err(e) => {
-            let message = format!("the file cannot be unpacked: {e}");
-            Err(at_line("delta::data::kind", file, 0, message)
-                .at(file.span, "this file")
-                .help("download it again, or unpack it with `gunzip -k FILE` to see what is wrong"))
-        }
-    }
-}
-
-/// What the first bytes of a file say that it is, if it is no text, and how to make one of it.
-fn other_kind(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
-    let kinds: [(&[u8], &str, &str); 3] = [
-        (
-            b"\x28\xb5\x2f\xfd",
-            "compressed",
-            "unpack it with `zstd -d FILE`",
-        ),
-        (
-            b"PK\x03\x04",
-            "a ZIP archive or a spreadsheet",
-            "unpack it, or save it as CSV",
-        ),
-        (b"PAR1", "a Parquet file", "read it with `parquet(...)`"),
-    ];
-    let found = kinds
-        .into_iter()
-        .find(|(start, ..)| bytes.starts_with(start));
-    found.map(|(_, what, help)| (what, help))
-}
-
-fn utf8(file: &FilePlan, bytes: Vec<u8>) -> Result<String, Problem> {
-    match String::from_utf8(bytes) {
-        Ok(text) => Ok(text
-            .strip_prefix('\u{feff}')
-            .map(str::to_owned)
-            .unwrap_or(text)),
-        Err(error) => {
-            let valid = error.utf8_error().valid_up_to();
-            let line = error.as_bytes()[..valid]
-                .iter()
-                .filter(|byte| **byte == b'\n')
-                .count()
-                + 1;
-            let is_utf16 = [b"\xff\xfe", b"\xfe\xff"]
-                .iter()
-                .any(|mark| error.as_bytes().starts_with(*mark));
-            let (found, from) = match is_utf16 {
-                true => ("UTF-16, not UTF-8", "utf-16"),
-                false => ("not UTF-8", "latin1"),
-            };
-            Err(at_line(
-                "delta::data::not_utf8",
-                file,
-                line,
-                format!("the text is {found}"),
-            )
-            .at(file.span, "this file")
-            .help(format!(
-                "convert the file: `iconv -f {from} -t utf-8 FILE > NEW`"
-            )))
-        }
-    }
 }
 
 /// Lines that are not blank, with their numbers.

@@ -199,6 +199,9 @@ pub struct FilePlan {
     /// What separates the values of a CSV, if it is no comma.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub separator: Option<char>,
+    /// How its bytes are letters, if not by UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoding: Option<TextEncoding>,
     /// Which examples are used; `None` for all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub few: Option<Few>,
@@ -220,12 +223,25 @@ impl FilePlan {
             path,
             columns: None,
             separator: None,
+            encoding: None,
             few: None,
             part: None,
             most: None,
             span,
         }
     }
+}
+
+/// How bytes are letters, in files that are not in UTF-8.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TextEncoding {
+    /// A byte for each of the first 256 letters of Unicode (ISO 8859-1).
+    #[serde(rename = "latin-1")]
+    Latin1,
+    /// Two bytes or four for each letter, in the order that the file's first two bytes say.
+    #[serde(rename = "utf-16")]
+    Utf16,
 }
 
 /// A few examples of each label, drawn from a seed.

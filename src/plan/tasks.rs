@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{DataPlan, Few, FileFormat, FilePlan, Metric, Part, Task, TaskPlan};
+use super::{DataPlan, Few, FileFormat, FilePlan, Metric, Part, Task, TaskPlan, TextEncoding};
 use crate::diagnostic::Problem;
 use crate::hub::in_hub;
 use crate::settings::synonyms;
@@ -227,6 +227,7 @@ fn whole_file(fields: &Fields, key: &str, value: &Spanned<Value>, base: &Path) -
     let mut path = None;
     let mut columns = None;
     let mut separator = None;
+    let mut encoding = None;
     for argument in arguments {
         match &argument.key {
             None if path.is_none() => path = path_of(fields, name, argument),
@@ -235,6 +236,9 @@ fn whole_file(fields: &Fields, key: &str, value: &Spanned<Value>, base: &Path) -
             }
             Some(key) if key.node == "separator" && *format == FileFormat::Csv => {
                 separator = symbol(fields, argument);
+            }
+            Some(key) if key.node == "encoding" && *format != FileFormat::Parquet => {
+                encoding = encoding_of(fields, argument);
             }
             key => fields.report(
                 Problem::new(
@@ -263,6 +267,7 @@ fn whole_file(fields: &Fields, key: &str, value: &Spanned<Value>, base: &Path) -
     Some(FilePlan {
         columns,
         separator,
+        encoding,
         ..FilePlan::whole(*format, place(base, path), span)
     })
 }
@@ -286,9 +291,12 @@ fn has_names(format: FileFormat) -> bool {
 /// The arguments of a reader, in words.
 fn arguments_of(format: FileFormat) -> &'static str {
     match format {
-        FileFormat::Jsonl | FileFormat::Json | FileFormat::Parquet => "a path",
-        FileFormat::Csv => "a path, `columns = [...]` and `separator = \";\"`",
-        FileFormat::Tsv | FileFormat::Text | FileFormat::Conll => "a path and `columns = [...]`",
+        FileFormat::Parquet => "a path",
+        FileFormat::Jsonl | FileFormat::Json => "a path and `encoding`",
+        FileFormat::Csv => "a path, `columns = [...]`, `separator = \";\"` and `encoding`",
+        FileFormat::Tsv | FileFormat::Text | FileFormat::Conll => {
+            "a path, `columns = [...]` and `encoding`"
+        }
     }
 }
 
@@ -304,6 +312,22 @@ fn instead_of(key: Option<&str>, format: FileFormat) -> &'static str {
         }
         _ => "remove the argument",
     }
+}
+
+/// How the bytes of a file are letters; `None` for UTF-8, which need not be said.
+fn encoding_of(fields: &Fields, argument: &Argument) -> Option<TextEncoding> {
+    let value = fields.scope.resolve(&argument.value);
+    if let Value::Text(text) = &value.node {
+        match text.to_lowercase().as_str() {
+            "latin-1" | "latin1" | "iso-8859-1" => return Some(TextEncoding::Latin1),
+            "utf-16" | "utf16" => return Some(TextEncoding::Utf16),
+            "utf-8" | "utf8" => return None,
+            _ => {}
+        }
+    }
+    let wanted = "`\"latin-1\"`, `\"utf-16\"` or `\"utf-8\"`, which is the default";
+    fields.wrong("encoding", &value, wanted);
+    None
 }
 
 /// A single symbol that can separate values.

@@ -1,0 +1,140 @@
+//! Reads files of text: from the hub or the disk, unpacked, as Unicode.
+
+use std::io::Read;
+
+use ruzstd::decoding::StreamingDecoder;
+
+use super::table::{at_line, unreadable};
+use crate::diagnostic::Problem;
+use crate::hub::local;
+use crate::plan::{FilePlan, TextEncoding};
+
+/// The text of a file.
+///
+/// # Errors
+/// It cannot be read or unpacked, is no text, or is written otherwise than the pipeline says.
+pub(super) fn read_text(file: &FilePlan) -> Result<String, Problem> {
+    let path = local(&file.path).map_err(|problem| problem.at(file.span, "named here"))?;
+    let bytes = std::fs::read(path).map_err(|e| unreadable(file, &e))?;
+    let bytes = unpacked(file, bytes)?;
+    if let Some((what, help)) = other_kind(&bytes) {
+        return Err(
+            at_line("delta::data::kind", file, 0, format!("the file is {what}"))
+                .at(file.span, "this file")
+                .help(help),
+        );
+    }
+    match file.encoding {
+        None => utf8(file, bytes),
+        Some(TextEncoding::Latin1) => Ok(bytes.into_iter().map(char::from).collect()),
+        Some(TextEncoding::Utf16) => utf16(file, &bytes),
+    }
+}
+
+/// The bytes of a file; those that gzip or zstd packed are unpacked.
+fn unpacked(file: &FilePlan, bytes: Vec<u8>) -> Result<Vec<u8>, Problem> {
+    let (read, program) = if bytes.starts_with(b"\x1f\x8b") {
+        (ungzipped(&bytes), "gunzip -k")
+    } else if bytes.starts_with(b"\x28\xb5\x2f\xfd") {
+        (unzstd(&bytes), "zstd -d")
+    } else {
+        return Ok(bytes);
+    };
+    read.map_err(|reason| {
+        let message = format!("the file cannot be unpacked: {reason}");
+        let help =
+            format!("download it again, or unpack it with `{program} FILE` to see what is wrong");
+        at_line("delta::data::kind", file, 0, message)
+            .at(file.span, "this file")
+            .help(help)
+    })
+}
+
+fn ungzipped(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    let mut whole = Vec::new();
+    // A file may have several members, one after the other.
+    let mut reader = flate2::read::MultiGzDecoder::new(bytes);
+    let read = reader.read_to_end(&mut whole);
+    read.map(|_| whole).map_err(|e| e.to_string())
+}
+
+fn unzstd(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    let (mut whole, mut rest) = (Vec::new(), bytes);
+    // A file may have several frames, one after the other.
+    while !rest.is_empty() {
+        let mut decoder = StreamingDecoder::new(&mut rest).map_err(|e| e.to_string())?;
+        decoder.read_to_end(&mut whole).map_err(|e| e.to_string())?;
+    }
+    Ok(whole)
+}
+
+/// What the first bytes of a file say that it is, if it is no text, and how to make one of it.
+fn other_kind(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
+    let kinds: [(&[u8], &str, &str); 2] = [
+        (
+            b"PK\x03\x04",
+            "a ZIP archive or a spreadsheet",
+            "unpack it, or save it as CSV",
+        ),
+        (b"PAR1", "a Parquet file", "read it with `parquet(...)`"),
+    ];
+    let found = kinds
+        .into_iter()
+        .find(|(start, ..)| bytes.starts_with(start));
+    found.map(|(_, what, help)| (what, help))
+}
+
+fn utf8(file: &FilePlan, bytes: Vec<u8>) -> Result<String, Problem> {
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(text
+            .strip_prefix('\u{feff}')
+            .map(str::to_owned)
+            .unwrap_or(text)),
+        Err(error) => {
+            let valid = error.utf8_error().valid_up_to();
+            let line = error.as_bytes()[..valid]
+                .iter()
+                .filter(|byte| **byte == b'\n')
+                .count()
+                + 1;
+            let is_utf16 = [b"\xff\xfe", b"\xfe\xff"]
+                .iter()
+                .any(|mark| error.as_bytes().starts_with(*mark));
+            let (found, encoding) = match is_utf16 {
+                true => ("UTF-16, not UTF-8", "utf-16"),
+                false => ("not UTF-8", "latin-1"),
+            };
+            Err(at_line(
+                "delta::data::not_utf8",
+                file,
+                line,
+                format!("the text is {found}"),
+            )
+            .at(file.span, "this file")
+            .help(format!(
+                "say how the file is written: `encoding = \"{encoding}\"` after its path"
+            )))
+        }
+    }
+}
+
+fn utf16(file: &FilePlan, bytes: &[u8]) -> Result<String, Problem> {
+    let is_big = bytes.starts_with(b"\xfe\xff");
+    let unit = |pair: &[u8; 2]| match is_big {
+        true => u16::from_be_bytes(*pair),
+        false => u16::from_le_bytes(*pair),
+    };
+    let (pairs, rest) = bytes.as_chunks::<2>();
+    let text: Result<String, _> = char::decode_utf16(pairs.iter().map(unit)).collect();
+    match text {
+        Ok(text) if rest.is_empty() => {
+            let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+            Ok(text.to_owned())
+        }
+        _ => Err(
+            at_line("delta::data::not_utf8", file, 0, "the text is not UTF-16")
+                .at(file.span, "this file")
+                .help("remove `encoding`, or write `encoding = \"latin-1\"`"),
+        ),
+    }
+}
