@@ -1,15 +1,13 @@
 //! `deltarun eval`: the metrics of a finished run, or of an adapter, on a file.
 
-use std::path::Path;
-
 use serde_json::{json, Map, Value};
 
 use super::arguments::{EvalOptions, Format};
 use super::commands::{device, open_source};
 use super::Ended;
-use crate::diagnostic::{Problem, Problems, Span};
+use crate::data::recognize;
+use crate::diagnostic::{Problem, Problems};
 use crate::engine::Device;
-use crate::plan::{FileFormat, FilePlan};
 use crate::report::{label_report, metric_value, of_labels, OfLabel};
 use crate::run::Loader;
 use crate::terminal::print;
@@ -25,7 +23,7 @@ fn eval_on(options: &EvalOptions, device: Device) -> Result<Ended, Problems> {
         .final_task()
         .ok_or_else(|| Problem::internal("a run without a task"))?;
     let file = match &options.data {
-        Some(path) => data_file(path)?,
+        Some(path) => recognize(path)?,
         None => plan
             .final_data()
             .and_then(|data| data.dev.clone().or_else(|| data.test.clone()))
@@ -85,36 +83,4 @@ fn eval_on(options: &EvalOptions, device: Device) -> Result<Ended, Problems> {
     }
     print(&text);
     Ok(Ended::Done)
-}
-
-/// A data file whose ending says how it is read.
-fn data_file(path: &Path) -> Result<FilePlan, Problem> {
-    let stem = match path.extension().is_some_and(|ending| ending == "gz") {
-        true => path.with_extension(""),
-        false => path.to_path_buf(),
-    };
-    let format = match stem.extension().and_then(|ending| ending.to_str()) {
-        Some("tsv") => FileFormat::Tsv,
-        Some("csv") => FileFormat::Csv,
-        Some("jsonl") => FileFormat::Jsonl,
-        // Many files of this name have an object on each line.
-        Some("json") => match std::fs::read_to_string(path) {
-            Ok(text) if !text.trim_start().starts_with('[') => FileFormat::Jsonl,
-            _ => FileFormat::Json,
-        },
-        Some("parquet") => FileFormat::Parquet,
-        Some("txt") => FileFormat::Text,
-        Some("conll" | "bio" | "iob") => FileFormat::Conll,
-        _ => {
-            let message = format!("`{}` has no known file extension", path.display());
-            return Err(Problem::new("delta::cli::data", message)
-                .help("rename it to end in `.tsv`, `.csv`, `.jsonl`, `.json`, `.parquet`, `.txt` or `.conll`"));
-        }
-    };
-    if !path.exists() {
-        let message = format!("there is no file `{}`", path.display());
-        return Err(Problem::new("delta::data::missing_file", message)
-            .help("check the path; it is relative to the current directory"));
-    }
-    Ok(FilePlan::whole(format, path.to_path_buf(), Span::default()))
 }

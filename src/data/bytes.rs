@@ -1,6 +1,8 @@
 //! Reads files of text: from the hub or the disk, unpacked, as Unicode.
 
-use std::io::Read;
+use std::fs::File;
+use std::io::{Cursor, ErrorKind, Read};
+use std::path::Path;
 
 use ruzstd::decoding::StreamingDecoder;
 
@@ -31,11 +33,57 @@ pub(super) fn read_text(file: &FilePlan) -> Result<String, Problem> {
     }
 }
 
+/// The first bytes of a file as text, unpacked.
+///
+/// # Errors
+/// It cannot be read or unpacked.
+pub(super) fn beginning(path: &Path) -> Result<String, Problem> {
+    let path = local(path)?;
+    let wrong = |e: std::io::Error| {
+        let message = format!("`{}` cannot be read: {e}", path.display());
+        let help = match e.kind() {
+            ErrorKind::NotFound => "check the path; it is relative to the current directory",
+            ErrorKind::PermissionDenied => "allow reading it: `chmod +r FILE`",
+            _ => "download it again, or unpack it yourself to see what is wrong",
+        };
+        Problem::new("delta::data::missing_file", message).help(help)
+    };
+    if path.is_dir() {
+        let message = format!("`{}` is a directory", path.display());
+        return Err(Problem::new("delta::data::missing_file", message).help("name a file in it"));
+    }
+    let mut file = File::open(&path).map_err(wrong)?;
+    let mut mark = Vec::new();
+    file.by_ref()
+        .take(4)
+        .read_to_end(&mut mark)
+        .map_err(wrong)?;
+    let whole = Cursor::new(mark.clone()).chain(file);
+    let reader: Box<dyn Read> = match mark.as_slice() {
+        [0x1f, 0x8b, ..] => Box::new(flate2::read::MultiGzDecoder::new(whole)),
+        ZSTD => {
+            let decoder = StreamingDecoder::new(whole);
+            Box::new(decoder.map_err(|e| wrong(std::io::Error::other(e.to_string())))?)
+        }
+        _ => Box::new(whole),
+    };
+    let mut bytes = Vec::new();
+    reader
+        .take(1 << 16)
+        .read_to_end(&mut bytes)
+        .map_err(wrong)?;
+    let text = String::from_utf8_lossy(&bytes);
+    Ok(text.trim_start_matches('\u{feff}').to_owned())
+}
+
+/// What a file begins with that zstd packed.
+const ZSTD: &[u8] = b"\x28\xb5\x2f\xfd";
+
 /// The bytes of a file; those that gzip or zstd packed are unpacked.
 fn unpacked(file: &FilePlan, bytes: Vec<u8>) -> Result<Vec<u8>, Problem> {
     let (read, program) = if bytes.starts_with(b"\x1f\x8b") {
         (ungzipped(&bytes), "gunzip -k")
-    } else if bytes.starts_with(b"\x28\xb5\x2f\xfd") {
+    } else if bytes.starts_with(ZSTD) {
         (unzstd(&bytes), "zstd -d")
     } else {
         return Ok(bytes);

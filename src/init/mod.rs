@@ -34,7 +34,7 @@ pub struct Draft {
 /// # Errors
 /// The file cannot be read, no task fits its columns, or the backbone cannot do the task.
 pub fn draft(data: &Path, backbone: Option<&str>, is_elsewhere: bool) -> Result<Draft, Problem> {
-    let mut file = file::recognize(data)?;
+    let mut file = file::look_at(data)?;
     let sample = sample(&file.plan)?;
     let directory = match backbone {
         None => None,

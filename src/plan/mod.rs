@@ -300,6 +300,32 @@ pub enum FileFormat {
     Parquet,
 }
 
+impl FileFormat {
+    /// All formats.
+    pub const ALL: [FileFormat; 7] = [
+        FileFormat::Tsv,
+        FileFormat::Csv,
+        FileFormat::Jsonl,
+        FileFormat::Json,
+        FileFormat::Parquet,
+        FileFormat::Text,
+        FileFormat::Conll,
+    ];
+
+    /// The name of its reader in the language.
+    pub fn reader(self) -> &'static str {
+        match self {
+            FileFormat::Tsv => "tsv",
+            FileFormat::Csv => "csv",
+            FileFormat::Jsonl => "jsonl",
+            FileFormat::Json => "json",
+            FileFormat::Parquet => "parquet",
+            FileFormat::Text => "text",
+            FileFormat::Conll => "conll",
+        }
+    }
+}
+
 /// A task of a plan.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TaskPlan {

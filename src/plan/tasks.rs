@@ -44,16 +44,6 @@ pub(super) fn data(fields: &Fields, base: &Path, seed: u64) -> DataPlan {
     plan
 }
 
-const READERS: [(&str, FileFormat); 7] = [
-    ("tsv", FileFormat::Tsv),
-    ("csv", FileFormat::Csv),
-    ("jsonl", FileFormat::Jsonl),
-    ("json", FileFormat::Json),
-    ("parquet", FileFormat::Parquet),
-    ("text", FileFormat::Text),
-    ("conll", FileFormat::Conll),
-];
-
 fn file(fields: &Fields, key: &'static str, base: &Path, seed: u64) -> Option<FilePlan> {
     let value = fields.value(key)?;
     let read = match &value.node {
@@ -211,8 +201,9 @@ fn whole_file(fields: &Fields, key: &str, value: &Spanned<Value>, base: &Path) -
         fields.wrong(key, value, "a file such as `tsv(\"train.tsv\")`");
         return None;
     };
-    let Some((_, format)) = READERS.iter().find(|(reader, _)| *reader == name.node) else {
-        let known = || READERS.iter().map(|(reader, _)| *reader);
+    let mut formats = FileFormat::ALL.iter();
+    let Some(format) = formats.find(|format| format.reader() == name.node) else {
+        let known = || FileFormat::ALL.iter().map(|format| format.reader());
         let problem = Problem::new(
             "delta::plan::unknown_reader",
             format!("there is no reader `{}`", name.node),
