@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use crate::common::plan_of;
+use crate::common::{plan_of, planned};
 use deltarun::data::Example;
 use deltarun::run::Loader;
 use deltarun::task::Target;
@@ -100,6 +100,50 @@ fn a_split_is_a_share_of_each_label_and_is_not_trained_on() {
         .iter()
         .chain(&dev)
         .all(|example| whole[..50].contains(example)));
+}
+
+/// Each row is in one of the folds, and trained on in all others; a fold has its share of each label.
+#[test]
+fn folds_share_no_row_and_leave_none_out() {
+    let [whole, _] = sets(ALL, ALL).unwrap();
+    let text = |example: &Example| example.text.tokens.clone();
+    let mut all = Vec::new();
+    for number in 1..=3 {
+        let fold = format!("fold(train, {number}, of = 3)");
+        let [train, dev] = sets(ALL, &fold).unwrap();
+        assert_eq!(train.len() + dev.len(), whole.len());
+        for class in 0..2 {
+            let share = of_class(&dev, class) as f64 / of_class(&whole, class) as f64;
+            assert!((share - 1.0 / 3.0).abs() < 0.01, "{share}");
+        }
+        let mut both: Vec<Vec<u32>> = train.iter().chain(&dev).map(text).collect();
+        let mut expected: Vec<Vec<u32>> = whole.iter().map(text).collect();
+        both.sort();
+        expected.sort();
+        assert!(both == expected);
+        all.extend(dev.iter().map(text));
+    }
+    let mut expected: Vec<Vec<u32>> = whole.iter().map(text).collect();
+    all.sort();
+    expected.sort();
+    assert!(all == expected);
+    for (train, wrong) in [
+        (ALL, "fold(train, 4, of = 3)"),
+        (ALL, "fold(train, 0, of = 3)"),
+        (ALL, "fold(train, 1)"),
+        (ALL, "fold(train, 1, of = 1)"),
+        ("few(tsv(\"train.tsv\"), 4)", "fold(train, 1, of = 2)"),
+        (ALL, "fold(train, 1, of = 2), test = split(train, 10%)"),
+    ] {
+        let text = format!(
+            "backbone \"backbone\"\ndata {{ train = {train}, dev = {wrong} }}\n\
+             task classify {{ text = text, label = label, labels = [negative, positive] }}\n\
+             stage tune {{ train = [head], steps = 1, optimizer = sgd {{ lr = 1 }} }}"
+        );
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines/quickstart");
+        let problems = planned(&text, &folder).unwrap_err();
+        assert_eq!(problems.len(), 1, "{wrong}: {problems:?}");
+    }
 }
 
 #[test]

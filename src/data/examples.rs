@@ -195,7 +195,7 @@ impl Examples {
             random.set_stream(label.map_or(0, |label| 1 + label as u64));
             places.shuffle(&mut random);
             let own = part.of(places.len());
-            chosen.extend_from_slice(&places[own]);
+            chosen.extend(own.map(|place| places[place % places.len()]));
         }
         if chosen.is_empty() {
             let message = format!(

@@ -260,7 +260,7 @@ pub struct Few {
 pub struct Part {
     /// Where the part begins in the order of the draw, in millionths of the rows.
     pub from: u32,
-    /// Where it ends.
+    /// Where it ends; beyond [`Part::WHOLE`], it goes on at the beginning.
     pub to: u32,
     /// The seed of the order.
     pub seed: u64,
@@ -270,7 +270,7 @@ impl Part {
     /// All of a file, in millionths.
     pub const WHOLE: u32 = 1_000_000;
 
-    /// The places that it has in the order of this many rows.
+    /// The places that it has in the order of this many rows; those beyond the last are counted from the first again.
     pub fn of(&self, rows: usize) -> std::ops::Range<usize> {
         let place = |share: u32| {
             let (share, whole) = (share as usize, Part::WHOLE as usize);

@@ -14,8 +14,8 @@ use crate::text::{did_you_mean, quoted_list};
 pub(super) fn data(fields: &Fields, base: &Path, seed: u64) -> DataPlan {
     let mut plan = DataPlan {
         train: file(fields, "train", base, seed),
-        dev: unless_split(fields, "dev").and_then(|()| file(fields, "dev", base, seed)),
-        test: unless_split(fields, "test").and_then(|()| file(fields, "test", base, seed)),
+        dev: unless_drawn(fields, "dev").and_then(|()| file(fields, "dev", base, seed)),
+        test: unless_drawn(fields, "test").and_then(|()| file(fields, "test", base, seed)),
     };
     let mut end = 0;
     plan.dev = split(fields, "dev", &plan, &mut end, seed).or(plan.dev);
@@ -26,6 +26,12 @@ pub(super) fn data(fields: &Fields, base: &Path, seed: u64) -> DataPlan {
             to: Part::WHOLE,
             seed,
         });
+    }
+    if let Some((dev, rest)) = fold(fields, &plan, end > 0, seed) {
+        plan.dev = Some(dev);
+        if let Some(train) = &mut plan.train {
+            train.part = Some(rest);
+        }
     }
     fields.finish();
     // If `train` and `dev` take a few examples of the same file, they must not share any, so `dev` skips `train`'s.
@@ -59,12 +65,64 @@ fn file(fields: &Fields, key: &'static str, base: &Path, seed: u64) -> Option<Fi
     Some(read.unwrap_or_else(|| FilePlan::whole(FileFormat::Text, base.to_owned(), value.span)))
 }
 
-/// Whether a set is not `split(train, 10%)`.
-fn unless_split(fields: &Fields, key: &'static str) -> Option<()> {
+/// Whether a set is not drawn from `train`, by `split` or `fold`.
+fn unless_drawn(fields: &Fields, key: &'static str) -> Option<()> {
     match fields.value(key)?.node {
         Value::Call { name, .. } if name.node == "split" => None,
+        Value::Call { name, .. } if name.node == "fold" && key == "dev" => None,
         _ => Some(()),
     }
+}
+
+/// Reads `dev = fold(train, 2, of = 5)`: the second of five parts of the training file, and the rest for the training.
+fn fold(fields: &Fields, plan: &DataPlan, is_split: bool, seed: u64) -> Option<(FilePlan, Part)> {
+    let value = fields.value("dev")?;
+    let arguments = match &value.node {
+        Value::Call { name, arguments } if name.node == "fold" => arguments,
+        _ => return None,
+    };
+    let number = |argument: &Argument| match fields.scope.resolve(&argument.value).node {
+        Value::Number(number) if number >= 1.0 && number.fract() == 0.0 => Some(number as u32),
+        _ => None,
+    };
+    let is_train =
+        |argument: &Argument| matches!(&argument.value.node, Value::Word(word) if word == "train");
+    let numbers = match arguments.as_slice() {
+        [set, one, of] if is_train(set) && of.key.as_ref().is_some_and(|key| key.node == "of") => {
+            number(one).zip(number(of))
+        }
+        _ => None,
+    };
+    let numbers = numbers.filter(|(one, of)| (2..=1000).contains(of) && one <= of);
+    let Some((one, of)) = numbers else {
+        let wanted = "a fold of the training file, such as `fold(train, 1, of = 5)`";
+        fields.wrong("dev", &value, wanted);
+        return None;
+    };
+    let train = plan
+        .train
+        .clone()
+        .filter(|train| train.few.is_none() && !is_split);
+    let Some(train) = train else {
+        let message = "`fold` takes from a whole training file, and not beside `split` or `few`";
+        let problem = Problem::new("delta::plan::split", message).at(value.span, "here");
+        fields
+            .report(problem.help("name a whole file as `train`, and a file of its own as `test`"));
+        return None;
+    };
+    let place = |number: u32| (u64::from(Part::WHOLE) * u64::from(number) / u64::from(of)) as u32;
+    let (from, to) = (place(one - 1), place(one));
+    let dev = FilePlan {
+        part: Some(Part { from, to, seed }),
+        span: value.span,
+        ..train
+    };
+    let rest = Part {
+        from: to,
+        to: Part::WHOLE + from,
+        seed,
+    };
+    Some((dev, rest))
 }
 
 /// Reads `dev = split(train, 10%)`: a share of the training file, which the training then lacks. `end` is where the
