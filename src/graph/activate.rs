@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::optimizations::{absorbed_keys, is_gated_at_the_top};
-use super::{Active, Graph, Placed, Value, LARGE};
+use super::{AbsorbsKeys, Active, Graph, Placed, Value, LARGE};
 use crate::delta::ParameterId;
 use crate::diagnostic::Problem;
 use crate::plan::{Change, Plan, StagePlan, TaskPlan};
@@ -60,8 +60,11 @@ impl Graph {
         }
         active.deferred = self.deferred(&active);
         active.is_gated_at_the_top = is_gated_at_the_top(plan, stage);
-        active.absorbs_keys =
-            [false, true].map(|drops| absorbed_keys::check(plan, stage, drops).is_ok());
+        let absorbs = |drops: bool| absorbed_keys::check(plan, stage, drops).is_ok();
+        active.absorbs_keys = AbsorbsKeys {
+            inference: absorbs(false),
+            training: absorbs(true),
+        };
         self.active = active;
         self.layers = Some(self.layers_in_place());
         Ok(())

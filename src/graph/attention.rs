@@ -27,8 +27,12 @@ impl Pass<'_> {
                 if let Mode::Extend(kept) = self.mode {
                     return self.attend_kept(layer, q, (x, own), kept, bias);
                 }
-                let is_absorbed = self.graph.device().absorbs_keys()
-                    && self.graph.active.absorbs_keys[usize::from(self.is_training())];
+                let absorbs = self.graph.active.absorbs_keys;
+                let absorbs = match self.is_training() {
+                    true => absorbs.training,
+                    false => absorbs.inference,
+                };
+                let is_absorbed = self.graph.device().absorbs_keys() && absorbs;
                 if let (true, Some(rows)) = (is_absorbed, attending.rows) {
                     return self.attend_absorbed(layer, &q, x, attending.keys, (rows, causal));
                 }

@@ -89,11 +89,19 @@ struct Active {
     task: Option<TaskPlan>,
     /// Whether a gate in the last block reads all rows.
     is_gated_at_the_top: bool,
-    /// Whether the last attention runs as in `optimizations/absorbed_keys.rs`: in a pass without dropout, and in one
-    /// with it.
-    absorbs_keys: [bool; 2],
+    /// Whether the last attention runs as in `optimizations/absorbed_keys.rs`.
+    absorbs_keys: AbsorbsKeys,
     /// Whether the backward pass computes blocks again.
     recomputes: bool,
+}
+
+/// In which passes the last attention absorbs its keys.
+#[derive(Clone, Copy, Default)]
+struct AbsorbsKeys {
+    /// In those without dropout.
+    inference: bool,
+    /// In those with dropout.
+    training: bool,
 }
 
 /// What the sequences of one group add to the gradients of a batch.

@@ -144,10 +144,12 @@ struct Stage<'a> {
     order: (usize, Vec<usize>),
     /// The trained deltas whose methods also work on the host.
     on_host: Vec<&'a DeltaPlan>,
-    /// The activations below the lowest trained site. `keeps` says whether they are kept for the examples that the
-    /// stage trains on, and for those that it is evaluated on.
+    /// The activations below the lowest trained site.
     cache: Arc<ActivationCache>,
-    keeps: [bool; 2],
+    /// Whether these are kept for the examples that the stage trains on.
+    keeps_train: bool,
+    /// Whether they are kept for those that it is evaluated on.
+    keeps_dev: bool,
 }
 
 impl<'a> Stage<'a> {
@@ -183,7 +185,8 @@ impl<'a> Stage<'a> {
             order: (usize::MAX, Vec::new()),
             on_host: plan.trained_on_host(stage),
             cache: caches.get(plan, index),
-            keeps: [of_train, of_dev],
+            keeps_train: of_train,
+            keeps_dev: of_dev,
         }
     }
 
@@ -263,7 +266,7 @@ impl<'a> Stage<'a> {
             },
             graph.device().group_rows(),
         );
-        if self.keeps[0] {
+        if self.keeps_train {
             self.cache.attach(graph, own_of(0, &mut groups))?;
         }
         let ((mut loss, mut gradients), compared) = graph.gradients_and_answers(&groups)?;
@@ -368,7 +371,7 @@ impl<'a> Stage<'a> {
         let Some(dev) = &self.data.dev else {
             return Ok(false);
         };
-        let kept = self.keeps[1].then_some(&*self.cache);
+        let kept = self.keeps_dev.then_some(&*self.cache);
         let of_dev = self.state.memory.get(REFERENCE[1]);
         let reference: Vec<[f32; 2]> = match of_dev {
             Some(all) => (0..dev.len()).map(|number| pair_of(all, number)).collect(),
