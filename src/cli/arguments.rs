@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::init::InitOptions;
+use super::jobs::{shard, ScriptOptions, SubmitOptions};
 use crate::backbone::MatrixType;
 use crate::run::{Integrity, Rule};
 use crate::script::Shard;
@@ -153,44 +154,6 @@ pub enum Command {
         #[command(flatten)]
         integrity: IntegrityOptions,
     },
-}
-
-/// Options of `jobs` and `submit`.
-#[derive(Args)]
-pub struct ScriptOptions {
-    /// A `.rhai` script
-    #[arg(value_name = "FILE.rhai")]
-    pub file: PathBuf,
-    /// Set a param of the script; may be repeated
-    #[arg(long = "set", value_name = "NAME=VALUE")]
-    pub set: Vec<String>,
-    /// The preset of its params
-    #[arg(long, value_name = "NAME")]
-    pub preset: Option<String>,
-    /// Another folder that its additions to pipelines may read from; may be repeated
-    #[arg(long, value_name = "DIR")]
-    pub allow: Vec<PathBuf>,
-    /// The directory of its runs, instead of `runs/FILE`
-    #[arg(long, value_name = "DIR")]
-    pub out: Option<PathBuf>,
-    /// The number of threads of a process, to estimate for
-    #[arg(long, value_name = "N", value_parser = threads)]
-    pub threads: Option<usize>,
-}
-
-#[derive(Args)]
-pub struct SubmitOptions {
-    #[command(flatten)]
-    pub script: ScriptOptions,
-    /// The number of jobs in the array; as many as there are runs, and at most 16, by default
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    pub tasks: Option<u32>,
-    /// A further option of every job, as `sbatch` has it, such as `--partition=long`; may be repeated
-    #[arg(long = "option", value_name = "OPTION", allow_hyphen_values = true)]
-    pub options: Vec<String>,
-    /// Submit the jobs with `sbatch`
-    #[arg(long)]
-    pub now: bool,
 }
 
 #[derive(Args)]
@@ -511,42 +474,9 @@ fn matrix_type(text: &str) -> Result<MatrixType, String> {
         .ok_or_else(|| format!("it is one of {names}"))
 }
 
-fn threads(text: &str) -> Result<usize, String> {
+pub fn threads(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(threads) if (1..=MOST_THREADS).contains(&threads) => Ok(threads),
         _ => Err(format!("expected a whole number from 1 to {MOST_THREADS}")),
     }
-}
-
-/// Reads a part such as `2/4`. Slurm numbers the tasks of an array as the user says, and says where the numbers begin.
-fn shard(text: &str) -> Result<Shard, String> {
-    let wrong =
-        || "write a part such as `2/4`, whose number is from 1 to the number of parts".to_owned();
-    let shard = match text {
-        "slurm" => {
-            let variable = |name: &str| -> Option<usize> { std::env::var(name).ok()?.parse().ok() };
-            let task = |part: &str| variable(&format!("SLURM_ARRAY_TASK_{part}"));
-            match (task("ID"), task("MIN"), task("COUNT")) {
-                (Some(id), first, Some(of)) => {
-                    let number = id.checked_sub(first.unwrap_or(0)).map(|place| place + 1);
-                    number.map(|number| Shard { number, of })
-                }
-                _ => {
-                    return Err(
-                        "this is no task of a Slurm array: name a part, such as `--shard 2/4`"
-                            .to_owned(),
-                    )
-                }
-            }
-        }
-        _ => text.split_once('/').and_then(|(number, of)| {
-            Some(Shard {
-                number: number.parse().ok()?,
-                of: of.parse().ok()?,
-            })
-        }),
-    };
-    shard
-        .filter(|shard| (1..=shard.of).contains(&shard.number))
-        .ok_or_else(wrong)
 }

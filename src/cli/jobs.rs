@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::Ordering;
 
-use super::arguments::{ScriptOptions, SubmitOptions};
+use clap::Args;
+
+use super::arguments::threads;
 use super::commands::{interruption, script_out, settings};
 use super::Ended;
 use crate::diagnostic::{Problem, Problems};
@@ -14,6 +16,77 @@ use crate::run::Integrity;
 use crate::script::{self, Job, Jobs, Shard};
 use crate::terminal::{print, say};
 use crate::text::{bytes, counted, thousands};
+
+/// Options of `jobs` and `submit`.
+#[derive(Args)]
+pub struct ScriptOptions {
+    /// A `.rhai` script
+    #[arg(value_name = "FILE.rhai")]
+    pub file: PathBuf,
+    /// Set a param of the script; may be repeated
+    #[arg(long = "set", value_name = "NAME=VALUE")]
+    pub set: Vec<String>,
+    /// The preset of its params
+    #[arg(long, value_name = "NAME")]
+    pub preset: Option<String>,
+    /// Another folder that its additions to pipelines may read from; may be repeated
+    #[arg(long, value_name = "DIR")]
+    pub allow: Vec<PathBuf>,
+    /// The directory of its runs, instead of `runs/FILE`
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// The number of threads of a process, to estimate for
+    #[arg(long, value_name = "N", value_parser = threads)]
+    pub threads: Option<usize>,
+}
+
+#[derive(Args)]
+pub struct SubmitOptions {
+    #[command(flatten)]
+    pub script: ScriptOptions,
+    /// The number of jobs in the array; as many as there are runs, and at most 16, by default
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub tasks: Option<u32>,
+    /// A further option of every job, as `sbatch` has it, such as `--partition=long`; may be repeated
+    #[arg(long = "option", value_name = "OPTION", allow_hyphen_values = true)]
+    pub options: Vec<String>,
+    /// Submit the jobs with `sbatch`
+    #[arg(long)]
+    pub now: bool,
+}
+
+/// Reads a part such as `2/4`. Slurm numbers the tasks of an array as the user says, and says where the numbers begin.
+pub fn shard(text: &str) -> Result<Shard, String> {
+    let wrong =
+        || "write a part such as `2/4`, whose number is from 1 to the number of parts".to_owned();
+    let shard = match text {
+        "slurm" => {
+            let variable = |name: &str| -> Option<usize> { std::env::var(name).ok()?.parse().ok() };
+            let task = |part: &str| variable(&format!("SLURM_ARRAY_TASK_{part}"));
+            match (task("ID"), task("MIN"), task("COUNT")) {
+                (Some(id), first, Some(of)) => {
+                    let number = id.checked_sub(first.unwrap_or(0)).map(|place| place + 1);
+                    number.map(|number| Shard { number, of })
+                }
+                _ => {
+                    return Err(
+                        "this is no task of a Slurm array: name a part, such as `--shard 2/4`"
+                            .to_owned(),
+                    )
+                }
+            }
+        }
+        _ => text.split_once('/').and_then(|(number, of)| {
+            Some(Shard {
+                number: number.parse().ok()?,
+                of: of.parse().ok()?,
+            })
+        }),
+    };
+    shard
+        .filter(|shard| (1..=shard.of).contains(&shard.number))
+        .ok_or_else(wrong)
+}
 
 fn script_options(options: &ScriptOptions) -> Result<script::Options<'static>, Problem> {
     Ok(script::Options {

@@ -160,7 +160,8 @@ fn utf8(file: &FilePlan, bytes: Vec<u8>) -> Result<String, Problem> {
             )
             .at(file.span, "this file")
             .help(format!(
-                "say how the file is written: `encoding = \"{encoding}\"` after its path"
+                "write `encoding = \"{encoding}\"` behind its path in the pipeline, or convert it: `iconv -f {} -t utf-8 FILE > NEW`",
+                encoding.replace("latin-1", "latin1")
             )))
         }
     }

@@ -4,18 +4,15 @@ use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::layers::{
-    Block, DropoutPlace, Handle, Layers, Linear, Norm, ParameterIndex, StackLayers, SubLayer,
-};
+use super::layers::{Block, DropoutPlace, Layers, Linear, Norm, StackLayers, SubLayer};
 use super::optimizations::read_rows::{read_layout, read_rows};
 use super::recompute::Forgotten;
 use super::rotary::{positions, PassAngles};
-use super::{Batch, CachedActivations, Graph, Targets, Value};
+use super::{Batch, CachedActivations, Graph, Targets};
 use crate::backbone::family::Reads;
 use crate::backbone::Positions;
 use crate::engine::{
-    ops, Attending, Dropout, KeyValues, Layout, Matrix, Outcome, Precision, Scalar, Semaphore,
-    Tensor, Trace, Vector, Weight,
+    ops, Attending, Dropout, KeyValues, Layout, Matrix, Outcome, Scalar, Semaphore, Tensor, Trace,
 };
 use crate::task::Compared;
 
@@ -469,35 +466,6 @@ impl<'g> Pass<'g> {
             probability,
             place: place.0,
         })
-    }
-
-    fn value(&self, handle: Handle) -> (&Value, Trace) {
-        let trace = match handle.is_trained {
-            true => self.trace.clone(),
-            false => Trace::off(),
-        };
-        let value = match handle.index {
-            ParameterIndex::Backbone(index) => &self.graph.base[index],
-            ParameterIndex::Added(index) => &self.graph.values[index],
-        };
-        (value, trace)
-    }
-
-    pub(super) fn weight(&self, handle: Handle) -> Weight {
-        let (Value::Matrix(elements, prepared), trace) = self.value(handle) else {
-            unreachable!("a weight is a matrix");
-        };
-        Weight::new(elements, prepared, &trace).in_precision(match handle.index {
-            ParameterIndex::Backbone(_) => self.graph.precision,
-            ParameterIndex::Added(_) => Precision::F32,
-        })
-    }
-
-    pub(super) fn vector(&self, handle: Handle) -> Vector {
-        let (Value::Vector(tensor), trace) = self.value(handle) else {
-            unreachable!("a bias, or the weight of a norm, is a vector");
-        };
-        tensor.on(&trace)
     }
 }
 

@@ -18,6 +18,7 @@ mod load;
 mod logits;
 mod message;
 pub mod optimizations;
+mod parameters;
 mod recompute;
 mod rotary;
 mod site;
