@@ -9,8 +9,8 @@
 # No warning in either. `?+`, `++` and `*+` are possessive in both, so all other parts of the pattern agree.
 #
 # Affected: tokenizers 0.23 (Python 0.23.3, crate 0.23.2) and transformers 5.24.0 with tiktoken since 0.8, which
-# wrote the pattern in that form; whoever copies it. Expected: the tokens of tiktoken, of which the converter's
-# docstring speaks, or a refusal; `\p{N}{1,3}` without `+` means the same to all.
+# wrote the pattern in that form; whoever copies it. Expected: the tokens of tiktoken, which the converter's docstring
+# promises, or a refusal; `\p{N}{1,3}` without `+` means the same to all.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

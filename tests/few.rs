@@ -143,6 +143,10 @@ fn folds_share_no_row_and_leave_none_out() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines/quickstart");
         let problems = planned(&text, &folder).unwrap_err();
         assert_eq!(problems.len(), 1, "{wrong}: {problems:?}");
+        assert!(
+            problems[0].message.contains("fold"),
+            "{wrong}: {problems:?}"
+        );
     }
 }
 

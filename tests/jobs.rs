@@ -60,6 +60,10 @@ fn runs_are_listed_without_being_run() {
     let listed = place.succeed(&["jobs", "grid.rhai"]);
     assert!(listed.contains("0 of 5 runs open"), "{listed}");
     assert!(!listed.contains("further"), "{listed}");
+    for command in ["jobs", "submit"] {
+        let error = place.fail(2, &[command, "grid.delta"]);
+        assert!(error.contains("run it: `deltarun grid.delta`"), "{error}");
+    }
     // What is wrong with a pipeline is said before anything runs.
     place.write("wrong.rhai", br#"pipeline("none.delta").run();"#);
     let error = place.fail(2, &["jobs", "wrong.rhai"]);
@@ -198,8 +202,10 @@ fn files_for_slurm_run_the_parts_and_then_the_script() {
             .current_dir(submitted.path(""));
         shell.env("SLURM_CPUS_PER_TASK", "1");
         if let Some(task) = task {
-            shell.env("SLURM_ARRAY_TASK_ID", task.to_string());
-            shell.env("SLURM_ARRAY_TASK_MIN", "0");
+            // A user may number tasks with a step.
+            shell.env("SLURM_ARRAY_TASK_ID", (3 + 2 * task).to_string());
+            shell.env("SLURM_ARRAY_TASK_STEP", "2");
+            shell.env("SLURM_ARRAY_TASK_MIN", "3");
             shell.env("SLURM_ARRAY_TASK_COUNT", "3");
         }
         let output = shell.output().unwrap();

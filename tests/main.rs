@@ -16,6 +16,7 @@ mod configs;
 mod counts;
 mod definitions;
 mod dfdx_cpu;
+mod diagnostics;
 mod docs;
 mod edges;
 mod failures;

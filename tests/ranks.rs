@@ -111,13 +111,19 @@ fn full_fine_tuning_gives_the_same_bits_for_the_same_number_of_processes() {
         pipeline("backbone", CLASSIFY, "unfreeze all = **", "all, head").as_bytes(),
     );
     place.succeed(&["run.delta", "--quiet", "--out", "alone"]);
-    let loss = |run: &str| results(&place, run).1.last().unwrap()["loss"].as_f64();
+    let losses = |run: &str| -> Vec<f64> {
+        let (_, events, _) = results(&place, run);
+        let losses = events.iter().filter_map(|event| event["loss"].as_f64());
+        losses.collect()
+    };
     for ranks in [2, 3] {
         for out in ["first", "second"] {
             succeed(mpirun(&place, ranks, &["run.delta", "--out", out]));
         }
         assert!(results(&place, "first") == results(&place, "second"));
-        if let (Some(found), Some(expected)) = (loss("first"), loss("alone")) {
+        let (found, expected) = (losses("first"), losses("alone"));
+        assert!(found.len() == 8 && expected.len() == 8);
+        for (found, expected) in found.iter().zip(&expected) {
             assert!((found - expected).abs() < 1e-5, "{found} {expected}");
         }
         for out in ["first", "second"] {
@@ -224,7 +230,7 @@ fn processes_that_differ_are_refused() {
     let here = place.path("").display().to_string();
     let there = other.path("").display().to_string();
     let program = env!("CARGO_BIN_EXE_deltarun");
-    // With other numbers of threads, too.
+    // The numbers of threads differ as well.
     let run = || {
         let mut command = Command::new("mpirun");
         command.args([

@@ -263,7 +263,7 @@ fn every_family_computes_with_codes() {
 type Tensors = std::collections::BTreeMap<String, (Vec<f32>, Vec<usize>)>;
 
 /// A language model's own output table is the checkpoint's: a run that does not train it neither saves it nor changes it,
-/// and a run of an earlier version that saved it is read as it was.
+/// and a run of an earlier version that saved it is accepted.
 #[test]
 fn an_output_table_that_no_stage_trains_is_not_saved() {
     let place = Place::of_tasks();

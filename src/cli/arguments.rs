@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::init::InitOptions;
-use super::jobs::{shard, ScriptOptions, SubmitOptions};
+use super::jobs::{shard, ScriptOptions, SubmitOptions, SLURM};
 use crate::backbone::MatrixType;
 use crate::run::{Integrity, Rule};
 use crate::script::Shard;
@@ -299,7 +299,7 @@ pub struct RunOptions {
     #[arg(long, value_name = "DIR")]
     pub allow: Vec<PathBuf>,
     /// For a script: run a part of its runs, such as `2/4`; without a value, the part of this task of a Slurm array
-    #[arg(long, value_name = "I/N", num_args = 0..=1, default_missing_value = "slurm", value_parser = shard)]
+    #[arg(long, value_name = "I/N", num_args = 0..=1, default_missing_value = SLURM, value_parser = shard)]
     pub shard: Option<Shard>,
     /// The run's directory, instead of `runs/NAME`
     #[arg(long, value_name = "DIR")]

@@ -35,7 +35,7 @@ pub struct ScriptOptions {
     /// The directory of its runs, instead of `runs/FILE`
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// The number of threads of a process, to estimate for
+    /// The number of threads of a process; `submit` asks Slurm for as many cores
     #[arg(long, value_name = "N", value_parser = threads)]
     pub threads: Option<usize>,
 }
@@ -55,37 +55,39 @@ pub struct SubmitOptions {
     pub now: bool,
 }
 
-/// Reads a part such as `2/4`. Slurm numbers the tasks of an array as the user says, and says where the numbers begin.
+/// What `--shard` without a value stands for.
+pub const SLURM: &str = "slurm";
+
+/// Reads a part such as `2/4`, or that of a task of a Slurm array.
 pub fn shard(text: &str) -> Result<Shard, String> {
-    let wrong =
-        || "write a part such as `2/4`, whose number is from 1 to the number of parts".to_owned();
-    let shard = match text {
-        "slurm" => {
-            let variable = |name: &str| -> Option<usize> { std::env::var(name).ok()?.parse().ok() };
-            let task = |part: &str| variable(&format!("SLURM_ARRAY_TASK_{part}"));
-            match (task("ID"), task("MIN"), task("COUNT")) {
-                (Some(id), first, Some(of)) => {
-                    let number = id.checked_sub(first.unwrap_or(0)).map(|place| place + 1);
-                    number.map(|number| Shard { number, of })
-                }
-                _ => {
-                    return Err(
-                        "this is no task of a Slurm array: name a part, such as `--shard 2/4`"
-                            .to_owned(),
-                    )
-                }
-            }
-        }
-        _ => text.split_once('/').and_then(|(number, of)| {
-            Some(Shard {
-                number: number.parse().ok()?,
-                of: of.parse().ok()?,
-            })
-        }),
-    };
+    if text == SLURM {
+        return slurm_shard();
+    }
+    let parts = text.split_once('/');
+    let parts = parts.and_then(|(number, of)| Some((number.parse().ok()?, of.parse().ok()?)));
+    let shard = parts.map(|(number, of)| Shard { number, of });
     shard
         .filter(|shard| (1..=shard.of).contains(&shard.number))
-        .ok_or_else(wrong)
+        .ok_or_else(|| {
+            "write a part such as `2/4`, whose number is from 1 to the number of parts".to_owned()
+        })
+}
+
+/// The part of this task of a Slurm array, from `SLURM_ARRAY_TASK_ID`, `MIN`, `STEP` and `COUNT`.
+fn slurm_shard() -> Result<Shard, String> {
+    let task = |part: &str| -> Option<usize> {
+        let text = std::env::var(format!("SLURM_ARRAY_TASK_{part}")).ok()?;
+        text.parse().ok()
+    };
+    let shard = || {
+        let place = task("ID")?.checked_sub(task("MIN").unwrap_or(0))?;
+        let number = place / task("STEP").unwrap_or(1).max(1) + 1;
+        let of = task("COUNT")?;
+        (number <= of).then_some(Shard { number, of })
+    };
+    shard().ok_or_else(|| {
+        "this is no task of a Slurm array: name a part, such as `--shard 2/4`".to_owned()
+    })
 }
 
 fn script_options(options: &ScriptOptions) -> Result<script::Options<'static>, Problem> {
@@ -105,6 +107,19 @@ fn read(
     options: &ScriptOptions,
     of_script: &script::Options<'static>,
 ) -> Result<Option<Jobs>, Problems> {
+    let shown = options.file.display();
+    if options
+        .file
+        .extension()
+        .is_some_and(|ending| ending == "delta")
+    {
+        let message = format!("`{shown}` is a pipeline, which is one run and no script of several");
+        return Err(Problem::new("delta::cli::pipeline", message)
+            .help(format!(
+                "run it: `deltarun {shown}`; docs/scripts.md has scripts"
+            ))
+            .into());
+    }
     match script::jobs(&options.file, of_script) {
         Err(_) if of_script.interrupted.load(Ordering::Relaxed) => Ok(None),
         found => found.map(Some),

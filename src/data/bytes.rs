@@ -76,7 +76,7 @@ pub(super) fn beginning(path: &Path) -> Result<String, Problem> {
     Ok(text.trim_start_matches('\u{feff}').to_owned())
 }
 
-/// What a file begins with that zstd packed.
+/// The magic number of zstd.
 const ZSTD: &[u8] = b"\x28\xb5\x2f\xfd";
 
 /// The bytes of a file; those that gzip or zstd packed are unpacked.

@@ -112,7 +112,7 @@ pub(super) fn values(
 }
 
 /// A value of an object, by its key or by a path such as `answer.text` or `answers.0.text` into objects and lists.
-fn found<'o>(
+fn value_at<'o>(
     object: &'o serde_json::Map<String, serde_json::Value>,
     name: &str,
 ) -> Option<&'o serde_json::Value> {
@@ -130,7 +130,7 @@ fn found<'o>(
 
 /// The columns of an object: its keys, and the paths into it that are wanted.
 fn columns(object: &serde_json::Map<String, serde_json::Value>, wanted: &[Wanted]) -> Vec<String> {
-    let is_path = |name: &&str| !object.contains_key(*name) && found(object, name).is_some();
+    let is_path = |name: &&str| !object.contains_key(*name) && value_at(object, name).is_some();
     let paths = wanted.iter().map(|wanted| wanted.name).filter(is_path);
     let keys = object.keys().cloned();
     keys.chain(paths.map(str::to_owned)).collect()
@@ -144,7 +144,7 @@ pub fn json_value(
     object: &serde_json::Map<String, serde_json::Value>,
     wanted: &Wanted,
 ) -> Result<String, (String, String)> {
-    match found(object, wanted.name) {
+    match value_at(object, wanted.name) {
         Some(value) if wanted.is_structured && !value.is_string() && !value.is_null() => {
             Ok(value.to_string())
         }
@@ -162,7 +162,7 @@ pub fn json_text(
     name: &str,
 ) -> Result<String, (String, String)> {
     let known = || object.keys().map(String::as_str);
-    match found(object, name) {
+    match value_at(object, name) {
         Some(serde_json::Value::String(text)) => Ok(text.clone()),
         Some(value) if value.is_number() || value.is_boolean() => Ok(value.to_string()),
         Some(serde_json::Value::Null) => Err((

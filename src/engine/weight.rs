@@ -137,7 +137,7 @@ pub trait WeightSource: Send + Sync {
     fn count(&self) -> usize;
     /// The elements, row by row: borrowed in place, or converted from the source's format.
     fn elements(&self) -> Cow<'_, [f32]>;
-    /// Whether the source has the elements row by row, so that [`WeightSource::read`] reads no more than it is asked for.
+    /// Whether the source has the elements row by row, so that [`WeightSource::read`] reads only its range.
     fn has_rows(&self) -> bool;
     /// Whether the elements are kept in codes that products decode as they need them, instead of packing all of them.
     fn is_coded(&self) -> bool {

@@ -7,9 +7,9 @@ use rayon::prelude::*;
 use super::{device_problem, Batch, Graph, GroupGradients, Targets};
 use crate::delta::ParameterId;
 use crate::diagnostic::Problem;
-use crate::engine::{self, Deferred, Device, Semaphore};
+use crate::engine::{self, Deferred, Device, Outcome, Semaphore};
 use crate::plan::Machine;
-use crate::ranks::{all_gathered, all_items, all_items_from, own_of, threads, world, Portable};
+use crate::ranks::{all_gathered, all_items, most_threads, own_of, world, Portable};
 use crate::task::Compared;
 
 /// Describes this machine, with `threads` threads, for cost estimates.
@@ -56,7 +56,7 @@ impl Graph {
         let mut sums = Sums::default();
         // Hold few enough groups that their gradients take little memory, but enough to keep all threads of all
         // processes busy. Gradients are summed in the order of the groups, so this number does not change the result.
-        let threads = threads() * world().size();
+        let threads = most_threads() * world().size();
         let (most, at_once) = match self.active.deferred.is_empty() {
             true => (
                 (HELD_GRADIENTS / self.trained_count().max(1)).max(threads),
@@ -79,7 +79,7 @@ impl Graph {
             });
             let mut results = results.into_iter().collect::<Result<Vec<_>, _>>()?;
             if sends_groups {
-                results = all_items_from(first, results, wave.len());
+                results = all_items(first, results, wave.len());
             }
             self.add_groups(&mut sums, results);
         }
@@ -191,17 +191,13 @@ impl Graph {
     /// # Errors
     /// The device fails, for example for want of memory.
     pub fn token_losses(&self, groups: &[Batch]) -> Result<Vec<Vec<f32>>, Problem> {
-        let at_once = rayon::current_num_threads();
-        let own: Vec<&Batch> = own_of(0, groups).collect();
-        let results = self.device.map_groups(&own, at_once, |group, _| {
+        self.map_all(groups, |group| {
             let Targets::Answers(answers) = &group.targets else {
                 return Ok(Vec::new());
             };
             let losses = self.inference().token_losses(group, &answers.tokens);
-            losses.map(|losses| losses.read()).map_err(device_problem)
-        });
-        let results = results.into_iter().collect::<Result<Vec<_>, _>>()?;
-        Ok(all_items(results, groups.len()))
+            losses.map(|losses| losses.read())
+        })
     }
 
     /// Applies `map` to every group and its logits. Logits over a vocabulary are large, so only those of the groups
@@ -214,15 +210,24 @@ impl Graph {
         groups: &[Batch],
         map: impl Fn(&Batch, Vec<f32>) -> R + Sync,
     ) -> Result<Vec<R>, Problem> {
+        self.map_all(groups, |group| {
+            let logits = self.inference().logits(group);
+            logits.map(|logits| map(group, logits.read()))
+        })
+    }
+
+    /// Applies `work` to this process's groups, and gathers the results of all groups.
+    fn map_all<R: Portable + Send + Sync>(
+        &self,
+        groups: &[Batch],
+        work: impl Fn(&Batch) -> Outcome<R> + Sync,
+    ) -> Result<Vec<R>, Problem> {
         let at_once = rayon::current_num_threads();
         let own: Vec<&Batch> = own_of(0, groups).collect();
         let results = self.device.map_groups(&own, at_once, |group, _| {
-            let logits = self.inference().logits(group);
-            logits
-                .map(|logits| map(group, logits.read()))
-                .map_err(device_problem)
+            work(group).map_err(device_problem)
         });
-        let results = results.into_iter().collect::<Result<Vec<_>, _>>()?;
-        Ok(all_items(results, groups.len()))
+        let results = results.into_iter().collect::<Result<_, _>>()?;
+        Ok(all_items(0, results, groups.len()))
     }
 }

@@ -168,9 +168,11 @@ impl Graph {
             let id = ParameterId::of_head(name, &parameter.path);
             let prefix = &self.family.base_model_prefix;
             let has_own = |file: &&Checkpoint| {
-                let name = file.find(&parameter, prefix);
-                name.and_then(|name| file.shape(&name)) == Some(parameter.shape.as_slice())
+                let found = file.find(&parameter, prefix);
+                found.and_then(|found| file.shape(&found)) == Some(parameter.shape.as_slice())
             };
+            // An output table of the checkpoint that no stage trains may be as large as the embeddings: it is stored like
+            // a weight of the backbone, and no run saves it.
             let is_frozen = is_frozen_head(plan, name, task, &parameter);
             let file = checkpoint.filter(has_own).filter(|_| is_frozen);
             if file.is_some() {
@@ -230,8 +232,7 @@ impl Graph {
     }
 }
 
-/// Whether a parameter of a language model's head is the checkpoint's own, which no stage trains. It may be as large as
-/// the embeddings: it is kept like a weight of the backbone, and no run saves it.
+/// Whether a parameter belongs to the head of a language model and no stage trains it.
 fn is_frozen_head(plan: &Plan, name: &str, task: &TaskPlan, parameter: &Parameter) -> bool {
     let is_trained = |stage: &StagePlan| stage.train_head && stage.task == name;
     let is_unfrozen = |delta: &DeltaPlan| match &delta.change {

@@ -12,10 +12,14 @@ use crate::text::{did_you_mean, quoted_list};
 
 /// Reads a `data` block; paths are relative to `base`.
 pub(super) fn data(fields: &Fields, base: &Path, seed: u64) -> DataPlan {
+    let undrawn = |key: &'static str| match is_drawn(fields, key) {
+        true => None,
+        false => file(fields, key, base, seed),
+    };
     let mut plan = DataPlan {
         train: file(fields, "train", base, seed),
-        dev: unless_drawn(fields, "dev").and_then(|()| file(fields, "dev", base, seed)),
-        test: unless_drawn(fields, "test").and_then(|()| file(fields, "test", base, seed)),
+        dev: undrawn("dev"),
+        test: undrawn("test"),
     };
     let mut end = 0;
     plan.dev = split(fields, "dev", &plan, &mut end, seed).or(plan.dev);
@@ -65,12 +69,13 @@ fn file(fields: &Fields, key: &'static str, base: &Path, seed: u64) -> Option<Fi
     Some(read.unwrap_or_else(|| FilePlan::whole(FileFormat::Text, base.to_owned(), value.span)))
 }
 
-/// Whether a set is not drawn from `train`, by `split` or `fold`.
-fn unless_drawn(fields: &Fields, key: &'static str) -> Option<()> {
-    match fields.value(key)?.node {
-        Value::Call { name, .. } if name.node == "split" => None,
-        Value::Call { name, .. } if name.node == "fold" && key == "dev" => None,
-        _ => Some(()),
+/// Whether a set is drawn from `train`, by `split` or `fold`.
+fn is_drawn(fields: &Fields, key: &'static str) -> bool {
+    match fields.value(key).map(|value| value.node) {
+        Some(Value::Call { name, .. }) => {
+            name.node == "split" || name.node == "fold" && key == "dev"
+        }
+        _ => false,
     }
 }
 
@@ -104,14 +109,15 @@ fn fold(fields: &Fields, plan: &DataPlan, is_split: bool, seed: u64) -> Option<(
         .clone()
         .filter(|train| train.few.is_none() && !is_split);
     let Some(train) = train else {
-        let message = "`fold` takes from a whole training file, and not beside `split` or `few`";
-        let problem = Problem::new("delta::plan::split", message).at(value.span, "here");
+        let message =
+            "`fold` needs a whole training file and cannot be combined with `split` or `few`";
+        let problem = Problem::new("delta::plan::fold", message).at(value.span, "here");
         fields
             .report(problem.help("name a whole file as `train`, and a file of its own as `test`"));
         return None;
     };
-    let place = |number: u32| (u64::from(Part::WHOLE) * u64::from(number) / u64::from(of)) as u32;
-    let (from, to) = (place(one - 1), place(one));
+    let bound = |number: u32| (u64::from(Part::WHOLE) * u64::from(number) / u64::from(of)) as u32;
+    let (from, to) = (bound(one - 1), bound(one));
     let dev = FilePlan {
         part: Some(Part { from, to, seed }),
         span: value.span,
@@ -363,7 +369,7 @@ fn instead_of(key: Option<&str>, format: FileFormat) -> &'static str {
     }
 }
 
-/// How the bytes of a file are letters; `None` for UTF-8, which need not be said.
+/// The encoding of a file. UTF-8 is the default and gives `None`.
 fn encoding_of(fields: &Fields, argument: &Argument) -> Option<TextEncoding> {
     let value = fields.scope.resolve(&argument.value);
     if let Value::Text(text) = &value.node {

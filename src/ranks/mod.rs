@@ -59,11 +59,11 @@ impl Collective for Alone {
 
 static WORLD: OnceLock<Box<dyn Collective>> = OnceLock::new();
 
-/// The most threads that a process has, where there are several.
+/// See [`most_threads`].
 static THREADS: OnceLock<usize> = OnceLock::new();
 
-/// The most threads that one of the processes has.
-pub fn threads() -> usize {
+/// The largest number of threads of any process.
+pub fn most_threads() -> usize {
     let of_all = THREADS.get().copied();
     of_all.unwrap_or_else(rayon::current_num_threads)
 }
@@ -126,7 +126,7 @@ fn join_mpi(size: usize) -> Result<(), Problem> {
     ))
 }
 
-/// The items that this process computes of a list that all of them share, of which the first has this number.
+/// The items of a shared list that this process computes. `first` is the number of the list's first item.
 pub fn own_of<T>(first: usize, items: impl IntoIterator<Item = T>) -> impl Iterator<Item = T> {
     let is_own = |(index, _): &(usize, T)| index % world().size() == world().rank();
     (first..).zip(items).filter(is_own).map(|(_, item)| item)
@@ -153,13 +153,8 @@ impl Portable for Vec<f32> {
     }
 }
 
-/// Gathers a list from all processes. Each gives the items that [`own_of`] assigns to it.
-pub fn all_items<T: Portable>(own: Vec<T>, count: usize) -> Vec<T> {
-    all_items_from(0, own, count)
-}
-
-/// [`all_items`] for items `first` to `first + count` of the list.
-pub fn all_items_from<T: Portable>(first: usize, own: Vec<T>, count: usize) -> Vec<T> {
+/// Gathers items `first` to `first + count` of a list. Each process gives those that [`own_of`] assigns to it.
+pub fn all_items<T: Portable>(first: usize, own: Vec<T>, count: usize) -> Vec<T> {
     if world().size() == 1 {
         return own;
     }
@@ -205,10 +200,11 @@ pub fn any(own: bool) -> bool {
     }
 }
 
-/// Goes on if all processes can. Otherwise the first that cannot reports why, and ends the others.
+/// Returns `own` if all processes succeeded. Otherwise the first that failed gets its error, and the others wait until it
+/// ends them.
 ///
 /// # Errors
-/// Its own.
+/// That of the first failed process.
 pub fn agree<T, E>(own: Result<T, E>) -> Result<T, E> {
     if world().size() == 1 {
         return own;

@@ -15,7 +15,7 @@ use crate::diagnostic::Problem;
 /// The processes of an MPI job.
 pub(super) struct Mpi {
     world: SimpleCommunicator,
-    /// Would end MPI if it were dropped, but the processes of a program are there to its end.
+    /// Dropping it would finalize MPI, which must last as long as the process.
     _universe: ManuallyDrop<Universe>,
 }
 

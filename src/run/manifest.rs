@@ -124,6 +124,14 @@ impl Manifest {
         disk::replace(&path, text.as_bytes()).map_err(|e| failed("written", &path, &e))
     }
 
+    /// What differs between the records of two processes, in words.
+    pub fn differences(&self, other: &Manifest) -> Vec<String> {
+        let of_program = (self.deltarun != other.deltarun).then_some("the version of deltarun");
+        let of_plan = (self.plan_hash != other.plan_hash).then_some("the plan");
+        let differences = of_program.into_iter().chain(of_plan).map(str::to_owned);
+        differences.chain(self.changed_input(other)).collect()
+    }
+
     /// The parts of the input that have changed since `self` was written, in words.
     pub fn changed_input(&self, now: &Manifest) -> Vec<String> {
         let mut changed = Vec::new();

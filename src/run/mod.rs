@@ -203,13 +203,7 @@ fn check_others(plan: &Plan, own: &Manifest) -> Result<(), Problem> {
     let all = world().all_gather(&text);
     let all: Vec<Manifest> = all.iter().map(read).collect::<Result<_, _>>()?;
     for (rank, other) in all.iter().enumerate().skip(1) {
-        let mut differences = all[0].changed_input(other);
-        if all[0].plan_hash != other.plan_hash {
-            differences.insert(0, "the plan".to_owned());
-        }
-        if all[0].deltarun != other.deltarun {
-            differences.insert(0, "the version of deltarun".to_owned());
-        }
+        let differences = all[0].differences(other);
         if !differences.is_empty() {
             let message = format!(
                 "process {rank} differs from process 0 in {}",
@@ -412,7 +406,7 @@ impl Summary {
 /// The least time between two checkpoints, unless one is required.
 const SAVE_EVERY: Duration = Duration::from_secs(10);
 
-/// A process beside the first, which alone writes and shows.
+/// Watches a run in every process but the first. Only the first process writes files and shows progress.
 struct Follower<'a> {
     interrupted: &'a AtomicBool,
 }

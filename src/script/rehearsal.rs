@@ -43,16 +43,16 @@ pub struct Job {
 /// The runs of a script.
 #[derive(Debug)]
 pub struct Jobs {
-    /// Those that depend on no result that is missing, in the order of the script; each once.
+    /// The runs whose choice depends on no missing result, in the order of the script, each once.
     pub known: Vec<Job>,
-    /// The last of these, which are not all finished, or depend on nothing but the others.
+    /// The runs of the first level that is not finished; empty if all known runs are finished.
     pub level: Vec<Job>,
-    /// Whether there are more, which depend on results.
+    /// Whether the script asks for further runs, whose choice depends on missing results.
     pub has_more: bool,
 }
 
-/// How often a script is read. The second reading of each pair reverses the order of the made-up results.
-const TIMES: u64 = 2 * SCALES.len() as u64;
+/// The number of readings: two for each scale. The second reverses the order of the made-up results.
+const READINGS: u64 = 2 * SCALES.len() as u64;
 
 /// The sizes of made-up results: like true ones, better than all of them, worse than all of them.
 const SCALES: [f64; 4] = [1.0, 1e6, 1e-6, 1.0];
@@ -123,7 +123,7 @@ fn level(
 ) -> Result<(Vec<Job>, bool), Problems> {
     let mut all: Vec<Vec<Job>> = Vec::new();
     let mut failures = Vec::new();
-    for seed in 0..TIMES {
+    for seed in 0..READINGS {
         let rehearsal = Rehearsal {
             seed,
             planned: planned.clone(),
@@ -151,7 +151,7 @@ fn level(
                 .first()
                 .map(|problem| (problem.code, problem.message.clone()))
         };
-        let is_same = failures.len() as u64 == TIMES
+        let is_same = failures.len() as u64 == READINGS
             && failures.iter().all(|other| code(other) == code(first));
         is_same
             && first
@@ -256,9 +256,13 @@ impl Rehearsal {
 
 /// The rate of products, which is measured once.
 fn rate(precision: Precision) -> f64 {
-    static RATES: [OnceLock<f64>; 2] = [OnceLock::new(), OnceLock::new()];
-    let place = usize::from(precision == Precision::Bf16);
-    *RATES[place].get_or_init(|| measure_rate(precision))
+    static F32: OnceLock<f64> = OnceLock::new();
+    static BF16: OnceLock<f64> = OnceLock::new();
+    let measured = match precision {
+        Precision::F32 => &F32,
+        Precision::Bf16 => &BF16,
+    };
+    *measured.get_or_init(|| measure_rate(precision))
 }
 
 /// The problem of a script that needs more of a run than a made-up result.

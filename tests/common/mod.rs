@@ -197,7 +197,7 @@ impl Expected {
         }
     }
 
-    /// The rows of a padded `(sequences, width, hidden)` tensor of which those of labels are no padding.
+    /// The rows of a padded `(sequences, width, hidden)` tensor that have labels and are no padding.
     pub fn target_rows(&self, name: &str, number: usize, columns: usize) -> Vec<f32> {
         self.packed_targets(&self.read(name), number, columns)
     }
@@ -227,7 +227,7 @@ impl Expected {
     }
 }
 
-/// The largest difference, divided by the largest expected value where that is asked for.
+/// The largest difference; if `relative`, divided by the largest expected value.
 pub fn difference(found: &[f32], expected: &[f32], relative: bool) -> f32 {
     assert_eq!(found.len(), expected.len(), "lengths differ");
     let largest = expected.iter().fold(0.0f32, |a, b| a.max(b.abs()));

@@ -365,7 +365,7 @@ proptest! {
             &|m, _| ops::dropout(own(&m[0]), &layout, dropout).unwrap(),
             &|m, _| ops::select_rows(&m[0], &indices).unwrap(),
             &|m, _| ops::columns(&m[0], 1..3).unwrap(),
-            // Of what else is used, too.
+            // Also of values that are used elsewhere.
             &|m, _| ops::add(ops::columns(&m[0], 1..3).unwrap(), &ops::columns(&m[0], 0..2).unwrap()).unwrap(),
             &|m, v| ops::scale_columns(&m[0], &v[0]).unwrap(),
             &|m, _| ops::multiply(&m[0], &m[1]).unwrap(),
