@@ -112,6 +112,26 @@ fn the_plan_shows_what_is_trained() {
     insta::assert_snapshot!(text);
 }
 
+/// A step of 48 texts of 16 tokens has 3 groups of 256 rows: 2 processes compute 2 of them at most, 4 compute one each.
+#[test]
+fn the_plan_estimates_steps_on_several_processes() {
+    let place = Place::new();
+    place.write(
+        "wide.delta",
+        PIPELINE.replace("batch = 8", "batch = 48").as_bytes(),
+    );
+    let text = place.succeed(&["plan", "wide.delta", "--threads", "1", "--processes", "8"]);
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let found = regex::Regex::new(
+        r"and ([\d.]+) ms per step.*processes 2: ([\d.]+) ms, 4: ([\d.]+) ms, 8: ([\d.]+) ms per step; more than 4 gain little\. A step has 3 groups",
+    )
+    .unwrap();
+    let found = found.captures(&text).unwrap_or_else(|| panic!("{text}"));
+    let [one, two, four, eight] = [1, 2, 3, 4].map(|n| found[n].parse::<f64>().unwrap());
+    assert!((two - one * 2.0 / 3.0).abs() < 0.11, "{text}");
+    assert!((four - one / 3.0).abs() < 0.11 && eight == four, "{text}");
+}
+
 #[test]
 fn three_formats_give_the_same_run() {
     let place = Place::new();

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::common::{fixture, plan_of};
 use deltarun::engine::Precision;
-use deltarun::report::describe;
+use deltarun::report::{describe, Setting};
 
 /// Instructions for bfloat16 that run at a fraction of f32's rate: the plan says so before anything runs.
 #[test]
@@ -23,10 +23,20 @@ fn a_precision_that_is_slower_here_is_told() {
         plan_of(&text, Path::new("."))
     };
     let note = |precision: &str, rates: [f64; 2]| {
-        let text = describe(&plan(precision), &[], &[], 2, |precision| match precision {
-            Precision::Bf16 => rates[0],
-            Precision::F32 => rates[1],
-        });
+        let setting = Setting {
+            lengths: &[],
+            threads: 2,
+            processes: 1,
+        };
+        let text = describe(
+            &plan(precision),
+            &[],
+            &setting,
+            |precision| match precision {
+                Precision::Bf16 => rates[0],
+                Precision::F32 => rates[1],
+            },
+        );
         let start = text.find("note: ").map(|start| text[start..].to_owned());
         start.unwrap_or_default()
     };

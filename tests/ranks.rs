@@ -23,9 +23,10 @@ fn mpirun(place: &Place, ranks: usize, arguments: &[&str]) -> Command {
         &ranks.to_string(),
     ]);
     command.arg(env!("CARGO_BIN_EXE_deltarun")).args(arguments);
-    command
-        .args(["--quiet", "--threads", "1"])
-        .current_dir(place.path(""));
+    command.args(["--threads", "1"]).current_dir(place.path(""));
+    if arguments[0].ends_with(".delta") {
+        command.arg("--quiet");
+    }
     command
 }
 
@@ -99,6 +100,39 @@ fn any_number_of_processes_gives_the_bits_of_one() {
             std::fs::remove_dir_all(place.path(run)).unwrap();
         }
     }
+}
+
+/// Texts too are written by all processes, and shown once.
+#[test]
+fn eval_is_shared_and_what_processes_would_repeat_is_refused() {
+    let place = Place::of_tasks();
+    let rows = std::fs::read(place.path("rows.jsonl")).unwrap();
+    place.write("rows.jsonl", &rows.repeat(3));
+    let task =
+        "seq2seq { source = text, target = good, metric = bleu, generate = { max_tokens = 3 } }";
+    let lora = "reparam low = lora { rank = 2 } on **.{q,v}";
+    place.write("run.delta", pipeline("t5", task, lora, "low").as_bytes());
+    place.succeed(&["run.delta", "--quiet", "--out", "run"]);
+    let output = |mut command: Command| {
+        let output = command.output().unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let mut alone = Command::new(env!("CARGO_BIN_EXE_deltarun"));
+    alone.args(["eval", "run"]).current_dir(place.path(""));
+    let alone = output(alone);
+    assert!(alone.contains("bleu"), "{alone}");
+    for ranks in [2, 3] {
+        assert_eq!(output(mpirun(&place, ranks, &["eval", "run"])), alone);
+    }
+    let refused = mpirun(&place, 2, &["predict", "run"]).output().unwrap();
+    let error = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(2), "{error}");
+    assert!(error.contains("start the command by itself"), "{error}");
 }
 
 /// Gradients that are too large to be sent group by group: the same bits for the same number of processes, and nearly

@@ -261,6 +261,9 @@ pub struct PlanOptions {
     /// The number of threads to estimate for
     #[arg(long, value_name = "N", value_parser = threads)]
     pub threads: Option<usize>,
+    /// Estimate steps on up to this many processes too, each with these threads
+    #[arg(long, value_name = "N", value_parser = threads)]
+    pub processes: Option<usize>,
 }
 
 #[derive(Args)]

@@ -16,7 +16,7 @@ use crate::engine::{measure_limits, measure_rate, Device};
 use crate::graph::this_machine;
 use crate::plan::{Change, DeltaPlan, Plan, StagePlan};
 use crate::ranks::{self, world};
-use crate::report::{against_precision, describe, example, Progress};
+use crate::report::{against_precision, describe, example, Progress, Setting};
 use crate::run::{
     open_run, read_text, Checked, Ended as RunEnded, Loaded, Reads, Source, ROWS_AT_EACH_END,
 };
@@ -164,8 +164,11 @@ pub(super) fn plan(options: &PlanOptions) -> Result<Ended, Problems> {
     print(&describe(
         &plan,
         &heads,
-        &lengths,
-        rayon::current_num_threads(),
+        &Setting {
+            lengths: &lengths,
+            threads: rayon::current_num_threads(),
+            processes: options.processes.unwrap_or(1),
+        },
         measure_rate,
     ));
     for (file, tokens) in &first_examples {
@@ -196,7 +199,10 @@ fn costs(plan: &Plan) -> serde_json::Value {
     let tokens = plan.backbone.max_length;
     let of_stage = |(index, stage): (usize, &StagePlan)| {
         let cost = plan.cost(index, tokens, &this_machine(threads));
-        json!({ "stage": stage.name, "trained": cost.trained, "total": cost.total, "memory": cost.memory })
+        json!({
+            "stage": stage.name, "trained": cost.trained, "total": cost.total, "memory": cost.memory,
+            "groups": cost.groups, "received": cost.received,
+        })
     };
     plan.stages.iter().enumerate().map(of_stage).collect()
 }
@@ -316,7 +322,6 @@ fn no_device(name: &str) -> Problem {
 
 /// `deltarun FILE.delta`
 pub(super) fn run(options: &RunOptions) -> Result<Ended, Problems> {
-    ranks::join()?;
     let is_script = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "rhai");
     if let Some(path) = options
         .pipeline

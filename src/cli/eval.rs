@@ -8,6 +8,7 @@ use super::Ended;
 use crate::data::recognize;
 use crate::diagnostic::{Problem, Problems};
 use crate::engine::Device;
+use crate::ranks::world;
 use crate::report::{label_report, metric_value, of_labels, OfLabel};
 use crate::run::Loader;
 use crate::terminal::print;
@@ -62,7 +63,7 @@ fn eval_on(options: &EvalOptions, device: Device) -> Result<Ended, Problems> {
             json["labels"] = labels.into();
             json["confusion"] = json!(confusion);
         }
-        print(&format!("{json}\n"));
+        print_once(&format!("{json}\n"));
         return Ok(Ended::Done);
     }
     let mut text = format!(
@@ -81,6 +82,13 @@ fn eval_on(options: &EvalOptions, device: Device) -> Result<Ended, Problems> {
     if let Some(confusion) = &evaluation.confusion {
         text += &format!("\n{}", label_report(&names, confusion));
     }
-    print(&text);
+    print_once(&text);
     Ok(Ended::Done)
+}
+
+/// Prints what every process knows.
+fn print_once(text: &str) {
+    if world().rank() == 0 {
+        print(text);
+    }
 }

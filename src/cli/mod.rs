@@ -135,6 +135,10 @@ fn dispatch(arguments: Arguments) -> Result<Ended, Problems> {
         })?;
     }
     match arguments.command {
+        None | Some(Command::Eval(_)) => ranks::join()?,
+        Some(_) => ranks::refuse_several()?,
+    }
+    match arguments.command {
         Some(Command::Init(options)) => init::init(&options),
         Some(Command::Methods { name }) => lists::methods(name.as_deref()),
         Some(Command::Tasks { name }) => lists::tasks(name.as_deref()),

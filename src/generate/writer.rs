@@ -6,6 +6,7 @@ use super::{generate, text_of, Decoding};
 use crate::data::TextEncoder;
 use crate::diagnostic::Problem;
 use crate::graph::Graph;
+use crate::ranks::{all_items, own_of};
 use crate::task::{Example, Target, Texts};
 
 /// Writes answers.
@@ -40,18 +41,20 @@ impl Writer {
         examples: &[Example],
     ) -> Result<Vec<Texts>, Problem> {
         let decode = |tokens: &[u32]| self.encoder.decode(tokens);
-        let mut texts = Vec::with_capacity(examples.len());
-        for examples in examples.chunks(AT_ONCE) {
+        let mut parts = Vec::new();
+        for examples in own_of(0, examples.chunks(AT_ONCE)) {
             let asked: Vec<(Example, &[u32])> = examples.iter().map(asked).collect();
             let prompts: Vec<&Example> = asked.iter().map(|(prompt, _)| prompt).collect();
             let written = generate(graph, &prompts, &self.decoding, &decode, &mut |_, _| true)?;
+            let mut texts: Vec<Texts> = Vec::with_capacity(examples.len());
             for (written, (_, wanted)) in written.iter().zip(&asked) {
                 let written = text_of(written, &self.decoding, &decode)?;
                 let wanted = decode(wanted)?;
                 texts.push((written.trim().to_owned(), wanted.trim().to_owned()));
             }
+            parts.push(texts);
         }
-        Ok(texts)
+        Ok(all_items(0, parts, examples.len().div_ceil(AT_ONCE)).concat())
     }
 }
 

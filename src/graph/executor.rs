@@ -17,6 +17,7 @@ pub fn this_machine(threads: usize) -> Machine {
     Machine {
         threads,
         group_rows: Device::Cpu.group_rows(),
+        most_sent_by_group: HELD_GRADIENTS,
         copies_of_a_weight: engine::copies_of_a_weight,
     }
 }

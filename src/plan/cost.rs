@@ -18,6 +18,25 @@ pub struct Cost {
     pub operations: f64,
     /// The first block with something trained in or below it; the number of blocks if there is none.
     pub first_trained_block: usize,
+    /// Groups of sequences in a step. Several processes share them out.
+    pub groups: usize,
+    /// Bytes of gradients that each of several processes receives per step.
+    pub received: usize,
+}
+
+/// Bytes per second between processes, as estimates assume them: a network of 10 gigabits per second.
+pub const BETWEEN_PROCESSES: f64 = 1.25e9;
+
+impl Cost {
+    /// Seconds per step on several processes, each of which computes `rate` operations per second.
+    pub fn seconds(&self, processes: usize, rate: f64) -> f64 {
+        let share = self.groups.div_ceil(processes) as f64 / self.groups as f64;
+        let messages = match processes {
+            1 => 0.0,
+            _ => self.received as f64 / BETWEEN_PROCESSES,
+        };
+        share * self.operations / rate + messages
+    }
 }
 
 /// The properties of a machine that determine costs.
@@ -27,6 +46,8 @@ pub struct Machine {
     pub threads: usize,
     /// Rows of a group.
     pub group_rows: usize,
+    /// The most trained elements whose gradients processes send each other group by group. Of more, they send sums.
+    pub most_sent_by_group: usize,
     /// Memory of a frozen weight, in multiples of its size in f32. The arguments are the precision of its products, the length of its smaller side,
     /// and whether a gradient passes through it.
     pub copies_of_a_weight: fn(Precision, usize, bool) -> f64,
@@ -113,12 +134,19 @@ impl Plan {
         };
         let backward = again + traced + 2 * attentions(traced_layers);
         let weights = (trained as f64) * rows as f64;
+        let sequences = stage.batch * stage.accumulate;
+        let groups = rows.div_ceil(machine.group_rows).clamp(1, sequences);
+        let sends_groups = trained_outputs == 0 && trained <= machine.most_sent_by_group;
+        // An all-reduce receives each element twice: its sum in parts, and then whole.
+        let times_received = if sends_groups { groups } else { 2 };
         Cost {
             trained,
             total: backbone + in_place + head,
             memory: 4 * floats,
             operations: 2.0 * (rows as f64 * (forward + backward) as f64 + 2.0 * weights),
             first_trained_block: first,
+            groups,
+            received: times_received * 4 * trained,
         }
     }
 

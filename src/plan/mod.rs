@@ -32,7 +32,7 @@ pub use crate::syntax::ast::Unit;
 
 pub use crate::task::{Cloze, Edit, Label, Metric, Piece, Task};
 pub use build::plan;
-pub use cost::{Cost, Machine};
+pub use cost::{Cost, Machine, BETWEEN_PROCESSES};
 pub use stage::{Interval, Keep, Length, Optimizer, Schedule, ScheduleShape, StagePlan, Warmup};
 pub use surroundings::{Surroundings, Words};
 

@@ -76,18 +76,41 @@ pub fn world() -> &'static dyn Collective {
     }
 }
 
+/// A number that a launcher put into the environment.
+fn number(name: &str) -> Option<usize> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// How many processes `mpirun`, or `srun` with PMI, started.
+fn started() -> Option<usize> {
+    let of_slurm = || number("PMIX_RANK").and(number("SLURM_NTASKS"));
+    number("OMPI_COMM_WORLD_SIZE")
+        .or_else(|| number("PMI_SIZE"))
+        .or_else(of_slurm)
+}
+
+/// Refuses a command that several processes would each do on their own.
+///
+/// # Errors
+/// A launcher started several.
+pub fn refuse_several() -> Result<(), Problem> {
+    match started() {
+        Some(size) if size > 1 => {
+            let message = format!("this is one of {size} processes that a launcher started, and each would do the same");
+            Err(Problem::new("delta::ranks::alone", message)
+                .help("start the command by itself: processes share out the run of a `.delta` file, and `deltarun eval`"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Joins the other processes, if a launcher started several: `mpirun`, or `srun` with PMI.
 ///
 /// # Errors
 /// A launcher did, and this program cannot speak with the others.
 pub fn join() -> Result<(), Problem> {
-    let number = |name: &str| -> Option<usize> { std::env::var(name).ok()?.parse().ok() };
-    let of_slurm = || number("PMIX_RANK").and(number("SLURM_NTASKS"));
-    let started = number("OMPI_COMM_WORLD_SIZE")
-        .or_else(|| number("PMI_SIZE"))
-        .or_else(of_slurm);
     let of_torch = number("RANK").and(number("WORLD_SIZE"));
-    match (started, of_torch) {
+    match (started(), of_torch) {
         (Some(size), _) if size > 1 => join_mpi(size),
         (None, Some(size)) if size > 1 => {
             let message = format!("`torchrun` started {size} processes, which speak NCCL, and this version has only MPI");
@@ -150,6 +173,16 @@ impl Portable for Vec<f32> {
     fn from_bytes(bytes: &[u8]) -> Self {
         let numbers = bytes.as_chunks().0.iter();
         numbers.map(|bytes| f32::from_le_bytes(*bytes)).collect()
+    }
+}
+
+impl Portable for Vec<(String, String)> {
+    fn to_bytes(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("texts are JSON")
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Self {
+        serde_json::from_slice(bytes).expect("a process sends whole items")
     }
 }
 

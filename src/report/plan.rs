@@ -8,7 +8,7 @@ use super::Table;
 use crate::backbone::{language_model_parameters, Parameter, Tree};
 use crate::engine::{Precision, Storage};
 use crate::graph::{optimizations, this_machine};
-use crate::plan::{Change, Plan};
+use crate::plan::{Change, Cost, Plan, BETWEEN_PROCESSES};
 use crate::text::{bytes, counted, quoted_list, thousands, wrapped};
 
 /// Sequences of this many tokens are assumed for estimates, or `max_length` where that is less.
@@ -19,6 +19,9 @@ const MOST_STAGES: usize = 40;
 
 /// A precision is called slower below this share of f32's rate: what is less may be noise.
 const CLEARLY_SLOWER: f64 = 0.9;
+
+/// Twice as many processes are worth their cost if a step takes less than this share of the time.
+const WORTH_DOUBLING: f64 = 0.8;
 
 /// What speaks against the precision that a plan asks for: that this processor multiplies faster in f32, as
 /// those do that have the instructions for bfloat16 but run them at a fraction of the rate. `rate` measures
@@ -38,14 +41,22 @@ pub fn against_precision(plan: &Plan, rate: impl Fn(Precision) -> f64) -> Option
     })
 }
 
-/// The description that `deltarun plan` prints, 80 columns wide. `heads` says where each task's head comes from, `lengths`
-/// how many tokens the training texts of each stage have on average, where it is known. `rate` is as in
-/// [`against_precision`].
+/// What estimates are for.
+pub struct Setting<'a> {
+    /// The mean number of tokens of each stage's training texts, where it is known.
+    pub lengths: &'a [Option<usize>],
+    /// Threads of a process.
+    pub threads: usize,
+    /// The most processes to estimate for.
+    pub processes: usize,
+}
+
+/// The description that `deltarun plan` prints, 80 columns wide. `heads` says where each task's head comes from. `rate` is
+/// as in [`against_precision`].
 pub fn describe(
     plan: &Plan,
     heads: &[String],
-    lengths: &[Option<usize>],
-    threads: usize,
+    setting: &Setting,
     rate: impl Fn(Precision) -> f64,
 ) -> String {
     let mut text = String::new();
@@ -93,8 +104,7 @@ pub fn describe(
     let asked = rate(plan.backbone.precision);
     let shown = plan.stages.len().min(MOST_STAGES);
     for index in 0..shown {
-        let tokens = lengths.get(index).copied().flatten();
-        stage(plan, index, (tokens, threads, asked), &mut text);
+        stage(plan, index, setting, asked, &mut text);
     }
     if shown < plan.stages.len() {
         let more = counted(plan.stages.len() - shown, "more stage");
@@ -228,16 +238,33 @@ fn shortened(names: Vec<String>) -> String {
     text
 }
 
-fn stage(
-    plan: &Plan,
-    index: usize,
-    (length, threads, rate): (Option<usize>, usize, f64),
-    text: &mut String,
-) {
+/// The time of a step by the number of processes, up to `most`, and where more of them stop to pay.
+fn on_processes(cost: &Cost, most: usize, rate: f64) -> String {
+    let milliseconds = |processes| 1000.0 * cost.seconds(processes, rate);
+    let doubled = |processes: &usize| Some(2 * processes);
+    let numbers = || std::iter::successors(Some(2), doubled).take_while(|number| *number <= most);
+    let each = |number| format!("{number}: {:.1} ms", milliseconds(number));
+    let times: Vec<String> = numbers().map(each).collect();
+    let gains = |number: &usize| milliseconds(*number) < WORTH_DOUBLING * milliseconds(number / 2);
+    let end = match numbers().find(|number| !gains(number)) {
+        None => String::new(),
+        Some(number) => format!("; more than {} gain little", number / 2),
+    };
+    format!(
+        "{} per step{end}. A step has {}, and each process receives {} at {:.2} GB/s (assumed)",
+        times.join(", "),
+        counted(cost.groups, "group"),
+        bytes(cost.received),
+        1e-9 * BETWEEN_PROCESSES
+    )
+}
+
+fn stage(plan: &Plan, index: usize, setting: &Setting, rate: f64, text: &mut String) {
     let stage = &plan.stages[index];
+    let length = setting.lengths.get(index).copied().flatten();
     let assumed = TYPICAL_TOKENS.min(plan.backbone.max_length);
     let tokens = length.unwrap_or(assumed);
-    let cost = plan.cost(index, tokens, &this_machine(threads));
+    let cost = plan.cost(index, tokens, &this_machine(setting.threads));
     let head = stage.train_head.then_some("head");
     let trained = stage.train.iter().map(String::as_str).chain(head);
     let frozen: Vec<&str> = plan
@@ -271,11 +298,17 @@ fn stage(
         format!(
             "{} and {:.1} ms per step on {}, with {} of {tokens} tokens ({from})",
             bytes(cost.memory),
-            1000.0 * cost.operations / rate,
-            counted(threads, "thread"),
+            1000.0 * cost.seconds(1, rate),
+            counted(setting.threads, "thread"),
             counted(stage.batch * stage.accumulate, "sequence"),
         ),
     );
+    if setting.processes > 1 {
+        line(
+            "  processes   ",
+            on_processes(&cost, setting.processes, rate),
+        );
+    }
     let all = optimizations::ALL.iter();
     let checked = all.map(|optimization| (optimization.name, (optimization.check)(plan, index)));
     let (saved, not_saved): (Vec<_>, Vec<_>) = checked.partition(|(_, check)| check.is_ok());

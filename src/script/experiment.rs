@@ -16,7 +16,7 @@ use crate::engine::{measure_rate, Device};
 use crate::graph::this_machine;
 use crate::graph::{label_order, reordered, Graph, Tensors};
 use crate::plan::{Plan, TaskPlan};
-use crate::report::describe;
+use crate::report::{describe, Setting};
 use crate::run::{
     head_origins, mean_lengths, merge, open_run, FinishedRun, Loaded, Loader, Log, Reads, Source,
 };
@@ -181,19 +181,15 @@ fn set(pipeline: &mut Pipeline, params: Map) -> Outcome<Pipeline> {
 fn plan(pipeline: &mut Pipeline) -> Outcome<Map> {
     let plan = pipeline.0.plan().map_err(thrown)?;
     let threads = rayon::current_num_threads();
+    let setting = Setting {
+        lengths: &mean_lengths(&plan),
+        threads,
+        processes: 1,
+    };
+    let text = describe(&plan, &head_origins(&plan), &setting, measure_rate);
     let mut map = Map::new();
     map.insert("name".into(), plan.name.clone().into());
-    map.insert(
-        "text".into(),
-        describe(
-            &plan,
-            &head_origins(&plan),
-            &mean_lengths(&plan),
-            threads,
-            measure_rate,
-        )
-        .into(),
-    );
+    map.insert("text".into(), text.into());
     if let Some(last) = plan.stages.len().checked_sub(1) {
         let cost = plan.cost(last, plan.backbone.max_length, &this_machine(threads));
         map.insert("trained".into(), (cost.trained as i64).into());
