@@ -31,8 +31,8 @@ pub use gguf::{
 pub use rotary::{RopeScaling, Rotary};
 pub use source::{fetch_weights, locate, locate_config, read_config};
 pub use tree::{
-    head_parameters, language_model_parameters, CheckpointTensor, Module, Parameter, Part, Site,
-    Tree,
+    head_parameters, language_model_parameters, CheckpointTensor, Module, Parameter, Part, Role,
+    Site, Tree,
 };
 pub use weights::Checkpoint;
 pub use written::write_tensors;

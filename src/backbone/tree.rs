@@ -73,11 +73,32 @@ impl Module {
     }
 }
 
+/// What a module does with a parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It multiplies, or is looked up.
+    Weight,
+    /// It is added.
+    Bias,
+}
+
+impl Role {
+    /// The last part of paths and of names in checkpoints.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Weight => "weight",
+            Role::Bias => "bias",
+        }
+    }
+}
+
 /// One tensor of a backbone or a head.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Parameter {
     /// `block.0.attn.q.weight`.
     pub path: String,
+    /// What its module does with it.
+    pub role: Role,
     /// `(out, in)`, or `(out)`.
     pub shape: Vec<usize>,
     /// Where it is in a checkpoint.
@@ -91,6 +112,11 @@ impl Parameter {
     /// The number of elements.
     pub fn count(&self) -> usize {
         self.shape.iter().product()
+    }
+
+    /// Whether it is added to the output of its module.
+    pub fn is_bias(&self) -> bool {
+        self.role == Role::Bias
     }
 }
 
@@ -242,6 +268,7 @@ fn head_module(config: &Config, step: &HeadStep, labels: usize) -> Option<Module
     if let Some(name) = step.untied.as_ref().filter(|_| config.is_head_own()) {
         let weight = Parameter {
             path: format!("{}.weight", step.module),
+            role: Role::Weight,
             shape: vec![module.output, config.hidden],
             source: CheckpointTensor {
                 name: String::new(),
@@ -256,10 +283,10 @@ fn head_module(config: &Config, step: &HeadStep, labels: usize) -> Option<Module
         };
         module.parameters.insert(0, weight);
         for parameter in &mut module.parameters {
-            let leaf = parameter.path.rsplit('.').next().unwrap_or_default();
-            let tied = std::mem::replace(&mut parameter.source.name, format!("{name}.{leaf}"));
+            let own = format!("{name}.{}", parameter.role.name());
+            let tied = std::mem::replace(&mut parameter.source.name, own);
             // If `config.json` ties the head, the decoder's bias may be stored only in the module above it.
-            parameter.source.fallback = (leaf == "bias" && !config.is_untied).then_some(tied);
+            parameter.source.fallback = (parameter.is_bias() && !config.is_untied).then_some(tied);
         }
     }
     let untied = step.untied.as_ref().filter(|_| !config.is_head_own());
@@ -280,20 +307,21 @@ fn sized_module(
 ) -> Module {
     let size = |dimension: &Dimension| config.size(*dimension, labels);
     let shape: Vec<usize> = entry.shape.iter().map(size).collect();
-    let parameter = |leaf: &str, shape: Vec<usize>| Parameter {
-        path: format!("{path}.{leaf}"),
+    let parameter = |role: Role, shape: Vec<usize>| Parameter {
+        path: format!("{path}.{}", role.name()),
+        role,
         shape,
         source: CheckpointTensor {
-            name: format!("{name}.{leaf}"),
+            name: format!("{name}.{}", role.name()),
             preferred: None,
             fallback: None,
             copies: entry
                 .copies
                 .iter()
-                .map(|copy| format!("{copy}.{leaf}"))
+                .map(|copy| format!("{copy}.{}", role.name()))
                 .collect(),
             prefixed: true,
-            transposed: entry.transposed && leaf == "weight",
+            transposed: entry.transposed && role == Role::Weight,
             part: (!entry.of.is_empty()).then(|| Part {
                 first: entry.of[..entry.part].iter().map(size).sum(),
                 outputs: entry.of.iter().map(size).sum(),
@@ -303,7 +331,7 @@ fn sized_module(
     };
     let mut parameters = Vec::new();
     if entry.kind != Kind::Tied {
-        parameters.push(parameter("weight", shape.clone()));
+        parameters.push(parameter(Role::Weight, shape.clone()));
     }
     let has_bias = match entry.bias {
         Bias::Yes => true,
@@ -312,7 +340,7 @@ fn sized_module(
         Bias::FeedForward => config.feed_forward_bias,
     };
     if has_bias && entry.kind != Kind::Embedding {
-        parameters.push(parameter("bias", vec![shape[0]]));
+        parameters.push(parameter(Role::Bias, vec![shape[0]]));
     }
     Module {
         path: path.to_owned(),

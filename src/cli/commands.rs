@@ -14,7 +14,7 @@ use crate::diagnostic::{Problem, Problems};
 use crate::disk;
 use crate::engine::{measure_limits, measure_rate, Device};
 use crate::graph::this_machine;
-use crate::plan::{Change, DeltaPlan, Plan, StagePlan};
+use crate::plan::{Plan, StagePlan};
 use crate::ranks::{self, world};
 use crate::report::{against_precision, describe, example, Progress, Setting};
 use crate::run::{
@@ -179,11 +179,7 @@ pub(super) fn plan(options: &PlanOptions) -> Result<Ended, Problems> {
     }
     if options.config_only {
         print(&format!("{}\n", wrapped("not read: ", NOT_LOOKED_AT)));
-        let has_words = |delta: &&DeltaPlan| match &delta.change {
-            Change::Method { method, .. } => !method.texts().is_empty(),
-            Change::Unfreeze { .. } => false,
-        };
-        for delta in plan.deltas.iter().filter(has_words) {
+        for delta in plan.deltas.iter().filter(|delta| !delta.texts().is_empty()) {
             print(&format!(
                 "unknown without the tokenizer: the tokens of the words of `{}`, and the number of their parameters\n",
                 delta.name

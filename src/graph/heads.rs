@@ -39,9 +39,9 @@ impl HeadOrigin {
         let parameters = head.map_or(Vec::new(), |head| head_parameters(config, head, outputs));
         let Some(weight) = parameters.iter().find(|p| Some(&p.path) == last.as_ref()) else {
             // This language model's head has no output weight of its own. It uses the word embeddings.
-            let is_whole = parameters.iter().all(|p| {
-                p.path.ends_with(".bias") || file.find(p, &family.base_model_prefix).is_some()
-            });
+            let is_whole = parameters
+                .iter()
+                .all(|p| p.is_bias() || file.find(p, &family.base_model_prefix).is_some());
             return match is_whole {
                 true => HeadOrigin::Checkpoint(Vec::new(), "its language-model head".to_owned()),
                 false => HeadOrigin::Drawn("the checkpoint has no language-model head".to_owned()),

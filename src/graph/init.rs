@@ -55,8 +55,7 @@ impl Initializer {
     /// Initial elements of a parameter of the backbone or a head, as in transformers. Weights are normal,
     /// biases are 0, and norm weights are 1 or T5's `initializer_factor`.
     pub fn parameter(&self, parameter: &Parameter) -> Vec<f32> {
-        let is_bias = parameter.path.ends_with(".bias");
-        let init = match (is_bias, parameter.shape.len()) {
+        let init = match (parameter.is_bias(), parameter.shape.len()) {
             (true, _) => Init::ZEROS,
             (false, 1) => Init::Constant(self.norm),
             (false, _) => Init::Normal(match parameter.fan {

@@ -8,7 +8,7 @@ use super::init::Initializer;
 use super::rotary::Frequencies;
 use super::{device_problem, reordered, Active, Added, Backbones, Graph, HeadOrigin, Store, Value};
 use crate::backbone::{Architecture, Checkpoint, Module, Parameter, Positions, Tree};
-use crate::delta::{Init, NewParameter, ParameterId};
+use crate::delta::{Init, Method, NewParameter, ParameterId};
 use crate::diagnostic::Problem;
 use crate::engine::{Device, Svd};
 use crate::plan::{BackbonePlan, Change, DeltaPlan, Plan, StagePlan, TaskPlan};
@@ -89,14 +89,11 @@ impl Graph {
     /// Sets the prefixes that begin as the keys and values of a text. No delta is in place yet.
     fn begin_prefixes(&mut self, plan: &Plan) -> Result<(), Problem> {
         for delta in &plan.deltas {
-            let Change::Method { method, sites } = &delta.change else {
-                continue;
-            };
-            let Some(tokens) = method.begins_after() else {
+            let Some(tokens) = delta.method().and_then(Method::begins_after) else {
                 continue;
             };
             let all = self.keys_and_values(tokens).map_err(device_problem)?;
-            for site in sites {
+            for site in delta.sites() {
                 let block = self.config.block_of(site).unwrap_or_default();
                 for (name, values) in ["keys", "values"].into_iter().zip(&all[block]) {
                     let shape = [tokens.len(), values.len() / tokens.len()];
@@ -191,7 +188,7 @@ impl Graph {
             };
             let values = stored.unwrap_or_else(|| {
                 // transformers takes a missing bias as zero, so we do not call such a head fresh.
-                if !parameter.path.ends_with(".bias") {
+                if !parameter.is_bias() {
                     let reason = format!("the checkpoint has no `{}`", parameter.source.name);
                     self.fresh_heads.entry(name.to_owned()).or_insert(reason);
                 }
@@ -235,10 +232,7 @@ impl Graph {
 /// Whether a parameter belongs to the head of a language model and no stage trains it.
 fn is_frozen_head(plan: &Plan, name: &str, task: &TaskPlan, parameter: &Parameter) -> bool {
     let is_trained = |stage: &StagePlan| stage.train_head && stage.task == name;
-    let is_unfrozen = |delta: &DeltaPlan| match &delta.change {
-        Change::Unfreeze { parameters } => parameters.contains(&parameter.path),
-        Change::Method { .. } => false,
-    };
+    let is_unfrozen = |delta: &DeltaPlan| delta.unfrozen().contains(&parameter.path);
     task.kind.uses_language_model()
         && !plan.stages.iter().any(is_trained)
         && !plan.deltas.iter().any(is_unfrozen)

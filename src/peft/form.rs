@@ -4,7 +4,7 @@ use super::import::WORD_TABLE;
 use super::prompts;
 use crate::backbone::{Module, Site, Tree};
 use crate::delta::{Method, PeftAdapter};
-use crate::plan::{Change, DeltaPlan, Plan};
+use crate::plan::{DeltaPlan, Plan};
 
 /// A kind of adapter.
 pub(super) enum Form<'p> {
@@ -45,10 +45,8 @@ pub(super) fn form(plan: &Plan) -> Result<Form<'_>, String> {
     let mut methods = Vec::new();
     let mut unfrozen = Vec::new();
     for delta in &active {
-        match &delta.change {
-            Change::Unfreeze { parameters } => unfrozen.extend(parameters),
-            Change::Method { method, sites } => methods.push((method, sites)),
-        }
+        unfrozen.extend(delta.unfrozen());
+        methods.extend(delta.method().map(|method| (method, delta.sites())));
     }
     if !unfrozen.is_empty() {
         let norms = whole_norms(plan, &unfrozen).filter(|_| methods.is_empty());
@@ -101,7 +99,7 @@ pub(super) fn form(plan: &Plan) -> Result<Form<'_>, String> {
 fn check_stacks(
     plan: &Plan,
     is_language_model: bool,
-    methods: &[(&Method, &Vec<String>)],
+    methods: &[(&Method, &[String])],
 ) -> Result<(), String> {
     if plan.backbone.config.decoder_layers.is_none() {
         return Ok(());
@@ -124,7 +122,7 @@ fn check_stacks(
 }
 
 /// Checks that prefixes are exactly where PEFT has them: at all attentions of the last stack.
-fn check_prefixes(plan: &Plan, methods: &[(&Method, &Vec<String>)]) -> Result<(), String> {
+fn check_prefixes(plan: &Plan, methods: &[(&Method, &[String])]) -> Result<(), String> {
     let config = &plan.backbone.config;
     if !config.family().takes_prefixes {
         return Err(format!(
@@ -139,7 +137,7 @@ fn check_prefixes(plan: &Plan, methods: &[(&Method, &Vec<String>)]) -> Result<()
         );
     }
     let all = prompts::prefix_sites(config);
-    let is_all = |(_, sites): &(_, &Vec<String>)| {
+    let is_all = |(_, sites): &(_, &[String])| {
         sites.len() == all.len() && sites.iter().all(|site| all.contains(site))
     };
     match (methods.iter().all(is_all), config.decoder_layers) {
@@ -173,7 +171,7 @@ fn is_low_rank(method: &Method) -> bool {
 }
 
 /// Checks that a table with trained rows has no other delta, because PEFT supports only one.
-fn check_rows(methods: &[(&Method, &Vec<String>)]) -> Result<(), String> {
+fn check_rows(methods: &[(&Method, &[String])]) -> Result<(), String> {
     let rows = methods.iter().filter(|(method, _)| is_rows(method));
     for table in rows.flat_map(|(_, sites)| sites.iter()) {
         if methods
@@ -203,10 +201,7 @@ fn check_sites(plan: &Plan, deltas: &[&DeltaPlan]) -> Result<(), String> {
     let tree = Tree::new(&plan.backbone.config);
     let mut seen: Vec<&str> = Vec::new();
     for delta in deltas {
-        let Change::Method { sites, .. } = &delta.change else {
-            continue;
-        };
-        for site in sites {
+        for site in delta.sites() {
             if seen.contains(&site.as_str()) {
                 return Err(format!(
                     "`{site}` has two deltas, but PEFT allows one per module"

@@ -13,10 +13,10 @@ use super::{module_name, norms, prompts, token_rows, unfrozen, KEY_PREFIX};
 use crate::backbone::family::{Family, Head};
 use crate::backbone::{head_parameters, Checkpoint, Config, Module, Parameter, Site, Tree};
 use crate::delta::{transposed, Method, PeftAdapter, PeftConfig, PeftModule};
-use crate::diagnostic::{Problem, Span};
+use crate::diagnostic::Problem;
 use crate::graph::Tensors;
 use crate::pattern::Pattern;
-use crate::plan::{Change, DeltaPlan};
+use crate::plan::DeltaPlan;
 use crate::terminal::note;
 
 /// The contents of an adapter's directory.
@@ -151,10 +151,7 @@ fn check_two_tables(
     deltas: &[DeltaPlan],
 ) -> Result<(), Problem> {
     let is_table = |path: &String| path.starts_with(WORD_TABLE);
-    let changes = |delta: &DeltaPlan| match &delta.change {
-        Change::Unfreeze { parameters } => parameters.iter().any(is_table),
-        Change::Method { sites, .. } => sites.iter().any(is_table),
-    };
+    let changes = |delta: &DeltaPlan| delta.places().iter().any(is_table);
     if config.decoder_layers.is_none() || !deltas.iter().any(changes) {
         return Ok(());
     }
@@ -181,14 +178,11 @@ fn check_tied(
 ) -> Result<(), Problem> {
     let table = head.steps.last().and_then(|step| step.weight.as_ref());
     let Some(table) = table else { return Ok(()) };
-    let changes = |delta: &DeltaPlan| match &delta.change {
+    let changes = |delta: &DeltaPlan| match delta.method().map(Method::peft_adapter) {
         // A table that is only stored beside the adapter replaces that of the head as well, as PEFT does it.
-        Change::Unfreeze { parameters } => {
-            trains_table && parameters.contains(&format!("{table}.weight"))
-        }
-        Change::Method { method, sites } => {
-            matches!(method.peft_adapter(), PeftAdapter::Rows(_)) && sites.contains(table)
-        }
+        None => trains_table && delta.unfrozen().contains(&format!("{table}.weight")),
+        Some(PeftAdapter::Rows(_)) => delta.sites().contains(table),
+        Some(_) => false,
     };
     match deltas.iter().any(changes) {
         true => {
@@ -259,13 +253,7 @@ fn read_tuner(
             .iter()
             .map(|(module, _)| module.path.clone())
             .collect();
-        deltas.push(DeltaPlan {
-            name,
-            change: Change::Method { method, sites },
-            is_gated: false,
-            origin: None,
-            span: Span::default(),
-        });
+        deltas.push(DeltaPlan::of_method(&name, method, sites));
     }
     let setting = adapter.get(token_rows::SETTING);
     deltas.extend(token_rows::read(directory, setting, &tree, prefix, reader)?);
@@ -476,7 +464,7 @@ fn read_head(
             || beside.contains(&stored(parameter))
     };
     let mut weights = unsized_head.iter().filter(is_saved);
-    let last = weights.rfind(|p| p.path.ends_with("weight"));
+    let last = weights.rfind(|parameter| !parameter.is_bias());
     let shape = last.and_then(|last| reader.shape(&stored(last)));
     let outputs = match shape {
         Some([0, ..] | []) => {

@@ -8,9 +8,9 @@ use serde_json::{json, Map, Value};
 use super::form::{form, Form};
 use super::{module_name, Written, KEY_PREFIX};
 use crate::backbone::{LowRank, Module, Site};
-use crate::delta::{transposed, Lora, LoraInit, PeftAdapter, Scaling, INITIAL};
+use crate::delta::{transposed, Lora, LoraInit, Method, PeftAdapter, Scaling, INITIAL};
 use crate::graph::Graph;
-use crate::plan::{Change, Plan};
+use crate::plan::{DeltaPlan, Plan};
 
 /// The tensors and settings of all LoRAs in place.
 pub(super) fn low_rank(plan: &Plan, graph: &Graph) -> Written {
@@ -51,10 +51,12 @@ pub fn plain_loras(plan: &Plan, graph: &Graph) -> Result<BTreeMap<String, LowRan
     if let Some((name, _)) = adapters.iter().find(is_table) {
         return Err(format!("llama.cpp has no LoRA at the table `{name}`"));
     }
-    let rows = plan.active(plan.stages.len()).into_iter().find(|delta| {
-        matches!(&delta.change, Change::Method { method, .. } if matches!(method.peft_adapter(), PeftAdapter::Rows(_)))
-    });
-    if let Some(rows) = rows {
+    let trains_rows = |delta: &&DeltaPlan| {
+        let adapter = delta.method().map(Method::peft_adapter);
+        matches!(adapter, Some(PeftAdapter::Rows(_)))
+    };
+    let active = plan.active(plan.stages.len());
+    if let Some(rows) = active.into_iter().find(trains_rows) {
         return Err(format!("`{}` trains rows of a table", rows.name));
     }
     let plain = adapters.into_iter().map(|(name, adapter)| {
@@ -91,13 +93,14 @@ fn adapters(plan: &Plan, graph: &Graph) -> BTreeMap<String, Adapter> {
     let prefix = plan.name_prefix();
     let mut parts: BTreeMap<String, Vec<(Adapter, usize, usize)>> = BTreeMap::new();
     for delta in plan.active(plan.stages.len()) {
-        let Change::Method { method, sites } = &delta.change else {
+        let Some(PeftAdapter::LowRank(lora)) = delta.method().map(Method::peft_adapter) else {
             continue;
         };
-        let PeftAdapter::LowRank(lora) = method.peft_adapter() else {
-            continue;
-        };
-        for module in sites.iter().filter_map(|site| graph.tree().module(site)) {
+        for module in delta
+            .sites()
+            .iter()
+            .filter_map(|site| graph.tree().module(site))
+        {
             let tensor = |name: &str| {
                 let values = graph.delta_tensor(&delta.name, &module.path, name);
                 values.unwrap_or_default()
@@ -242,16 +245,12 @@ fn settings(plan: &Plan, adapters: &BTreeMap<String, Adapter>) -> Map<String, Va
             alphas.insert(pattern, json!(adapter.alpha));
         }
     }
-    let dropout = plan
-        .active(plan.stages.len())
-        .iter()
-        .find_map(|delta| match &delta.change {
-            Change::Method { method, .. } => match method.peft_adapter() {
-                PeftAdapter::LowRank(lora) => Some(lora.dropout),
-                _ => None,
-            },
-            Change::Unfreeze { .. } => None,
-        });
+    let dropout = plan.active(plan.stages.len()).iter().find_map(|delta| {
+        match delta.method()?.peft_adapter() {
+            PeftAdapter::LowRank(lora) => Some(lora.dropout),
+            _ => None,
+        }
+    });
     let settings = json!({
         "peft_type": "LORA",
         "r": rank,

@@ -6,9 +6,9 @@ use super::reader::Reader;
 use super::tuner::site_key;
 use super::{module_name, Written};
 use crate::backbone::Module;
-use crate::diagnostic::{Problem, Span};
+use crate::diagnostic::Problem;
 use crate::graph::Graph;
-use crate::plan::{Change, DeltaPlan, Plan};
+use crate::plan::{DeltaPlan, Plan};
 
 /// `peft_type`
 pub(super) const KIND: &str = "LN_TUNING";
@@ -54,11 +54,5 @@ pub(super) fn read(
             parameters.push(parameter.path.clone());
         }
     }
-    Ok(vec![DeltaPlan {
-        name: DELTA.to_owned(),
-        change: Change::Unfreeze { parameters },
-        is_gated: false,
-        origin: None,
-        span: Span::default(),
-    }])
+    Ok(vec![DeltaPlan::unfreezing(DELTA, parameters)])
 }

@@ -11,9 +11,9 @@ use super::Written;
 use crate::backbone::family::Dimension;
 use crate::backbone::Config;
 use crate::delta::{Method, PeftConfig, Prefix, Prompt, PromptInit};
-use crate::diagnostic::{Problem, Span};
+use crate::diagnostic::Problem;
 use crate::graph::{device_problem, Graph};
-use crate::plan::{Change, DeltaPlan, Plan, SHORTEST};
+use crate::plan::{DeltaPlan, Plan, SHORTEST};
 
 /// The key of the one tensor.
 pub(super) const KEY: &str = "prompt_embeddings";
@@ -163,13 +163,7 @@ pub(super) fn read(
             (method, vec!["embeddings".to_owned()])
         }
     };
-    Ok(vec![DeltaPlan {
-        name: method.name().to_owned(),
-        change: Change::Method { method, sites },
-        is_gated: false,
-        origin: None,
-        span: Span::default(),
-    }])
+    Ok(vec![DeltaPlan::of_method(method.name(), method, sites)])
 }
 
 fn settings(

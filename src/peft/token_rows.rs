@@ -11,9 +11,9 @@ use super::tuner::site_key;
 use super::{module_name, Written};
 use crate::backbone::{Module, Tree};
 use crate::delta::{Method, PeftAdapter, PeftConfig, TrainableTokens};
-use crate::diagnostic::{Problem, Span};
+use crate::diagnostic::Problem;
 use crate::graph::Graph;
-use crate::plan::{Change, DeltaPlan, Plan};
+use crate::plan::{DeltaPlan, Plan};
 
 /// The setting that lists the rows.
 pub(super) const SETTING: &str = "trainable_token_indices";
@@ -38,10 +38,7 @@ pub(super) fn write(plan: &Plan, graph: &Graph, written: &mut Written) {
     };
     let prefix = plan.name_prefix();
     for delta in plan.active(plan.stages.len()) {
-        let Change::Method { method, .. } = &delta.change else {
-            continue;
-        };
-        let PeftAdapter::Rows(method) = method.peft_adapter() else {
+        let Some(PeftAdapter::Rows(method)) = delta.method().map(Method::peft_adapter) else {
             continue;
         };
         let rows = graph.delta_tensor(&delta.name, TABLE, "rows");
@@ -129,14 +126,5 @@ fn read_rows(
     method.check(table).map_err(|message| {
         reader.problem(format!("the token ids do not fit the backbone: {message}"))
     })?;
-    Ok(DeltaPlan {
-        name: DELTA.to_owned(),
-        change: Change::Method {
-            method,
-            sites: vec![TABLE.to_owned()],
-        },
-        is_gated: false,
-        origin: None,
-        span: Span::default(),
-    })
+    Ok(DeltaPlan::of_method(DELTA, method, vec![TABLE.to_owned()]))
 }

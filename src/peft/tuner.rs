@@ -8,7 +8,7 @@ use super::{module_name, Written, KEY_PREFIX};
 use crate::backbone::Module;
 use crate::delta::transposed;
 use crate::graph::Graph;
-use crate::plan::{Change, DeltaPlan, Plan};
+use crate::plan::{DeltaPlan, Plan};
 
 /// The prefix of tensors that all sites share.
 const SHARED_PREFIX: &str = "base_model.";
@@ -28,7 +28,7 @@ pub(super) fn write(plan: &Plan, graph: &Graph, deltas: &[&DeltaPlan]) -> Writte
     let prefix = plan.name_prefix();
     let mut written = Written::default();
     for delta in deltas {
-        let Change::Method { method, sites } = &delta.change else {
+        let Some(method) = delta.method() else {
             continue;
         };
         let Some(form) = method.peft() else { continue };
@@ -37,7 +37,8 @@ pub(super) fn write(plan: &Plan, graph: &Graph, deltas: &[&DeltaPlan]) -> Writte
             .settings
             .insert("peft_type".into(), json!(method.peft_kind()));
         let mut lists: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-        let modules: Vec<&Module> = sites
+        let modules: Vec<&Module> = delta
+            .sites()
             .iter()
             .filter_map(|s| graph.tree().module(s))
             .collect();

@@ -8,8 +8,8 @@ use super::reader::Reader;
 use crate::backbone::family::Head;
 use crate::backbone::{Config, Tree};
 use crate::delta::{transposed, PeftConfig};
-use crate::diagnostic::{Problem, Span};
-use crate::plan::{Change, DeltaPlan};
+use crate::diagnostic::Problem;
+use crate::plan::DeltaPlan;
 
 /// Whether `modules_to_save` names a module outside of the head, or one above it. PEFT copies a module with everything
 /// below it. It compares the ends of names as plain text, not part by part.
@@ -47,11 +47,8 @@ pub(super) fn read(
         let is_kept = is_saved(&name, head, saved);
         for parameter in &module.parameters {
             let plain = format!("{key_prefix}{}", parameter.source.full_name(prefix));
-            let at_target = format!(
-                "{key_prefix}{name}.base_layer.{}",
-                parameter.path.rsplit('.').next().unwrap_or_default()
-            );
-            let is_bias = bias != "none" && parameter.path.ends_with(".bias");
+            let at_target = format!("{key_prefix}{name}.base_layer.{}", parameter.role.name());
+            let is_bias = bias != "none" && parameter.is_bias();
             let is_table =
                 parameter.path == format!("{WORD_TABLE}.weight") && config.decoder_layers.is_none();
             let stored = match (is_kept, is_bias) {
@@ -95,11 +92,5 @@ pub(super) fn read(
     reader.pass_over(|name| bias == "all" && copies.iter().any(|copy| name.contains(copy)));
     // Early versions also wrote the module that a trained one replaces.
     reader.pass_over(|name| name.contains(".original_module."));
-    Ok((!parameters.is_empty()).then(|| DeltaPlan {
-        name: NAME.to_owned(),
-        change: Change::Unfreeze { parameters },
-        is_gated: false,
-        origin: None,
-        span: Span::default(),
-    }))
+    Ok((!parameters.is_empty()).then(|| DeltaPlan::unfreezing(NAME, parameters)))
 }

@@ -1,6 +1,6 @@
 //! Estimates the cost of a stage from shapes alone.
 
-use super::{Change, Plan, StagePlan};
+use super::{DeltaPlan, Plan, StagePlan};
 use crate::backbone::family::{Dimension, FeedForwardKind};
 use crate::backbone::{head_parameters, language_model_parameters, Tree};
 use crate::engine::{Precision, Storage};
@@ -67,7 +67,7 @@ impl Plan {
         let in_place: usize = self
             .active(index)
             .iter()
-            .filter(|delta| matches!(delta.change, Change::Method { .. }))
+            .filter(|delta| !delta.unfreezes())
             .map(|delta| self.delta_count(&tree, &delta.name))
             .sum();
         let first = self.lowest_trained_block(stage);
@@ -154,10 +154,8 @@ impl Plan {
     /// rows of a step, until the gradients of the weights are computed from them.
     fn trained_outputs(&self, stage: &StagePlan, tree: &Tree) -> usize {
         let is_trained = |path: &String| {
-            self.deltas.iter().any(|delta| {
-                stage.train.contains(&delta.name)
-                    && matches!(&delta.change, Change::Unfreeze { parameters } if parameters.contains(path))
-            })
+            let mut deltas = self.deltas.iter();
+            deltas.any(|delta| stage.train.contains(&delta.name) && delta.unfrozen().contains(path))
         };
         tree.parameters()
             .filter(|parameter| parameter.shape.len() == 2)
@@ -191,24 +189,19 @@ impl Plan {
         let Some(delta) = self.deltas.iter().find(|delta| delta.name == name) else {
             return 0;
         };
-        match &delta.change {
-            Change::Unfreeze { parameters } => {
-                let head = language_model_parameters(&self.backbone.config);
-                tree.parameters()
-                    .chain(&head)
-                    .filter(|parameter| parameters.contains(&parameter.path))
-                    .map(|parameter| parameter.count())
-                    .sum()
-            }
-            Change::Method { method, sites } => {
-                let modules: Vec<_> = sites.iter().filter_map(|site| tree.module(site)).collect();
-                let own = modules.iter().flat_map(|module| delta.parameters(module));
-                own.chain(method.shared(&modules))
-                    .filter(|parameter| !parameter.is_frozen)
-                    .map(|parameter| parameter.count())
-                    .sum()
-            }
-        }
+        let Some(method) = delta.method() else {
+            let head = language_model_parameters(&self.backbone.config);
+            let all = tree.parameters().chain(&head);
+            let unfrozen = all.filter(|parameter| delta.unfrozen().contains(&parameter.path));
+            return unfrozen.map(|parameter| parameter.count()).sum();
+        };
+        let sites = delta.sites().iter();
+        let modules: Vec<_> = sites.filter_map(|site| tree.module(site)).collect();
+        let own = modules.iter().flat_map(|module| delta.parameters(module));
+        own.chain(method.shared(&modules))
+            .filter(|parameter| !parameter.is_frozen)
+            .map(|parameter| parameter.count())
+            .sum()
     }
 
     fn lowest_trained_block(&self, stage: &StagePlan) -> usize {
@@ -218,10 +211,7 @@ impl Plan {
             .iter()
             .filter(|delta| stage.train.contains(&delta.name));
         deltas
-            .flat_map(|delta| match &delta.change {
-                Change::Unfreeze { parameters } => parameters.iter(),
-                Change::Method { sites, .. } => sites.iter(),
-            })
+            .flat_map(DeltaPlan::places)
             .map(|path| config.reader_of(path))
             .min()
             .unwrap_or(config.block_count())

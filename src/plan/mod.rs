@@ -142,11 +142,9 @@ impl Plan {
     }
 
     fn tokens_of(&self, stage: usize, counts: impl Fn(&Method) -> bool) -> usize {
-        let of = |delta: &&DeltaPlan| match &delta.change {
-            Change::Method { method, .. } if counts(method) => method.tokens(),
-            _ => 0,
-        };
-        self.active(stage).iter().map(of).sum()
+        let active = self.active(stage).into_iter();
+        let counted = active.filter(|delta| delta.method().is_some_and(&counts));
+        counted.map(DeltaPlan::tokens).sum()
     }
 }
 
@@ -370,12 +368,66 @@ pub struct Origin {
 }
 
 impl DeltaPlan {
+    /// A delta of a method that stands in no pipeline.
+    pub fn of_method(name: &str, method: Method, sites: Vec<String>) -> Self {
+        Self::standalone(name, Change::Method { method, sites })
+    }
+
+    /// A delta that unfreezes parameters and stands in no pipeline.
+    pub fn unfreezing(name: &str, parameters: Vec<String>) -> Self {
+        Self::standalone(name, Change::Unfreeze { parameters })
+    }
+
+    fn standalone(name: &str, change: Change) -> Self {
+        DeltaPlan {
+            name: name.to_owned(),
+            change,
+            is_gated: false,
+            origin: None,
+            span: Span::default(),
+        }
+    }
+
     /// Its method; `None` if it unfreezes parameters.
     pub fn method(&self) -> Option<&Method> {
         match &self.change {
             Change::Method { method, .. } => Some(method),
             Change::Unfreeze { .. } => None,
         }
+    }
+
+    /// The modules at which its method is.
+    pub fn sites(&self) -> &[String] {
+        match &self.change {
+            Change::Method { sites, .. } => sites,
+            Change::Unfreeze { .. } => &[],
+        }
+    }
+
+    /// The parameters of the backbone that it unfreezes.
+    pub fn unfrozen(&self) -> &[String] {
+        match &self.change {
+            Change::Unfreeze { parameters } => parameters,
+            Change::Method { .. } => &[],
+        }
+    }
+
+    /// The paths of all that it changes: modules or parameters.
+    pub fn places(&self) -> &[String] {
+        match &self.change {
+            Change::Unfreeze { parameters } => parameters,
+            Change::Method { sites, .. } => sites,
+        }
+    }
+
+    /// The probability of its dropout.
+    pub fn dropout(&self) -> f32 {
+        self.method().map_or(0.0, Method::dropout)
+    }
+
+    /// How many positions of a sequence it takes.
+    pub fn tokens(&self) -> usize {
+        self.method().map_or(0, Method::tokens)
     }
 
     /// The parameters that it adds at a module, including its gate's.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::selection::{matches, Modules};
 use super::translate::{all_linear, selector_of, tail, Names};
-use crate::backbone::{Module, Site};
+use crate::backbone::{Module, Parameter, Site};
 use crate::diagnostic::Problem;
 use crate::syntax::ast::{Pattern, Segment, Selector};
 use crate::text::{did_you_mean, quoted_list};
@@ -41,7 +41,7 @@ impl Modules<'_> {
         match last.as_str() {
             "bias" | "biases" => {
                 let mut parameters = self.tree.parameters();
-                return Some(match parameters.any(|own| own.path.ends_with(".bias")) {
+                return Some(match parameters.any(Parameter::is_bias) {
                     false => "this backbone has no biases".to_owned(),
                     true if is_module => "`reparam` and `insert` take modules: write `unfreeze NAME = **.bias` for biases".to_owned(),
                     true => "write `**.bias`".to_owned(),

@@ -103,9 +103,7 @@ impl<'a> Builder<'a> {
             Err(problem) => return self.report(problem),
         };
         for other in deltas.iter() {
-            let Change::Unfreeze { parameters: others } = &other.change else {
-                continue;
-            };
+            let others = other.unfrozen();
             if let Some(shared) = parameters.iter().find(|path| others.contains(path)) {
                 let message = format!(
                     "`{}` and `{}` both unfreeze `{shared}`",

@@ -4,7 +4,7 @@
 use serde_yaml::Value;
 use sha2::{Digest, Sha256};
 
-use super::{Change, DeltaPlan, Plan};
+use super::{DeltaPlan, Plan};
 use crate::backbone::{Module, Tree};
 use crate::text::{counted, hexadecimal};
 
@@ -139,14 +139,14 @@ impl Plan {
 }
 
 fn check_delta(delta: &DeltaPlan, tree: &Tree) -> Result<(), String> {
-    let Change::Method { method, sites } = &delta.change else {
+    let Some(method) = delta.method() else {
         return Ok(());
     };
     let module = |site: &String| {
         tree.module(site)
             .ok_or_else(|| format!("the backbone has no module `{site}`"))
     };
-    let modules: Vec<&Module> = sites.iter().map(module).collect::<Result<_, _>>()?;
+    let modules: Vec<&Module> = delta.sites().iter().map(module).collect::<Result<_, _>>()?;
     for module in &modules {
         if !method.accepts(module.site) {
             return Err(format!("`{}` is {}", module.path, module.site.describe()));

@@ -1,7 +1,7 @@
 //! Checks that everything declared is used, and that every stage and task can work.
 
 use super::build::Builder;
-use super::{Change, DataPlan, DeltaPlan, Plan, StagePlan, TaskPlan, SHORTEST};
+use super::{DataPlan, DeltaPlan, Plan, StagePlan, TaskPlan, SHORTEST};
 use crate::backbone::{head_parameters, language_model_parameters};
 use crate::delta::Method;
 use crate::diagnostic::Problem;
@@ -42,7 +42,7 @@ impl Builder<'_> {
             problem = problem.at(stated.span(), "set here");
         }
         for delta in &plan.deltas {
-            if matches!(&delta.change, Change::Method { method, .. } if method.tokens() > 0) {
+            if delta.tokens() > 0 {
                 problem = problem.at(delta.span, "takes positions");
             }
         }
@@ -223,10 +223,7 @@ impl Builder<'_> {
         }
         let head = language_model_parameters(&plan.backbone.config);
         for delta in &plan.deltas {
-            let Change::Unfreeze { parameters } = &delta.change else {
-                continue;
-            };
-            let Some(shared) = head.iter().find(|p| parameters.contains(&p.path)) else {
+            let Some(shared) = head.iter().find(|p| delta.unfrozen().contains(&p.path)) else {
                 continue;
             };
             let message = format!(

@@ -8,7 +8,7 @@ use super::Table;
 use crate::backbone::{language_model_parameters, Parameter, Tree};
 use crate::engine::{Precision, Storage};
 use crate::graph::{optimizations, this_machine};
-use crate::plan::{Change, Cost, Plan, BETWEEN_PROCESSES};
+use crate::plan::{Cost, Plan, BETWEEN_PROCESSES};
 use crate::text::{bytes, counted, quoted_list, thousands, wrapped};
 
 /// Sequences of this many tokens are assumed for estimates, or `max_length` where that is less.
@@ -91,8 +91,8 @@ pub fn describe(
     }
     let _ = writeln!(text, "  seed {}\n", plan.seed);
     for delta in &plan.deltas {
-        if let Change::Method { method, sites } = &delta.change {
-            let at = selector(sites, config);
+        if let Some(method) = delta.method() {
+            let at = selector(delta.sites(), config);
             let what = format!("{} ({}) at {at}", method.name(), method.paper());
             let _ = writeln!(text, "{}", wrapped(&format!("  {}: ", delta.name), &what));
         }
@@ -204,21 +204,16 @@ fn head_rows(plan: &Plan) -> Vec<[String; 3]> {
 fn deltas_at(plan: &Plan, path: &str) -> String {
     let mut names = Vec::new();
     for delta in &plan.deltas {
-        match &delta.change {
-            Change::Unfreeze { parameters } => {
-                let leaves: Vec<&str> = parameters
-                    .iter()
-                    .filter_map(|p| p.strip_prefix(path)?.strip_prefix('.'))
-                    .filter(|leaf| !leaf.contains('.'))
-                    .collect();
-                if !leaves.is_empty() {
-                    names.push(format!("{} ({})", delta.name, leaves.join(", ")));
-                }
-            }
-            Change::Method { sites, .. } if sites.iter().any(|site| site == path) => {
-                names.push(delta.name.clone());
-            }
-            Change::Method { .. } => {}
+        if delta.sites().iter().any(|site| site == path) {
+            names.push(delta.name.clone());
+        }
+        let unfrozen = delta.unfrozen().iter();
+        let leaves: Vec<&str> = unfrozen
+            .filter_map(|parameter| parameter.strip_prefix(path)?.strip_prefix('.'))
+            .filter(|leaf| !leaf.contains('.'))
+            .collect();
+        if !leaves.is_empty() {
+            names.push(format!("{} ({})", delta.name, leaves.join(", ")));
         }
     }
     shortened(names)

@@ -10,11 +10,11 @@ use sha2::{Digest, Sha256};
 
 use super::{Directory, Integrity, Loaded, Manifest};
 use crate::backbone::{Checkpoint, Module, Site};
-use crate::delta::{transposed, Folded, Lora, LoraInit, PeftAdapter, Scaling};
-use crate::diagnostic::{Problem, Span};
+use crate::delta::{transposed, Folded, Lora, LoraInit, Method, PeftAdapter, Scaling};
+use crate::diagnostic::Problem;
 use crate::engine::{Device, Svd};
 use crate::graph::{label_order, reordered, Graph, Tensors};
-use crate::plan::{Change, DeltaPlan, Plan};
+use crate::plan::{DeltaPlan, Plan};
 
 /// How runs are combined.
 #[derive(Clone, Debug, PartialEq)]
@@ -159,16 +159,7 @@ fn delta(rank: usize, sites: Vec<String>) -> DeltaPlan {
         dropout: 0.0,
         init: LoraInit::Standard,
     };
-    DeltaPlan {
-        name: format!("{DELTA}_{rank}"),
-        change: Change::Method {
-            method: lora.into(),
-            sites,
-        },
-        is_gated: false,
-        origin: None,
-        span: Span::default(),
-    }
+    DeltaPlan::of_method(&format!("{DELTA}_{rank}"), lora.into(), sites)
 }
 
 fn problem(message: String, help: &str) -> Result<(), Problem> {
@@ -192,13 +183,8 @@ fn check(runs: &[Loaded], combination: &Combination) -> Result<(), Problem> {
         let name = &run.plan.name;
         let active = run.plan.active(run.plan.stages.len());
         let is_lora = |delta: &&DeltaPlan| {
-            let is_lora = match &delta.change {
-                Change::Method { method, .. } => {
-                    matches!(method.peft_adapter(), PeftAdapter::LowRank(_))
-                }
-                Change::Unfreeze { .. } => false,
-            };
-            is_lora && !delta.is_gated
+            let adapter = delta.method().map(Method::peft_adapter);
+            matches!(adapter, Some(PeftAdapter::LowRank(_))) && !delta.is_gated
         };
         if let Some(other) = active.iter().find(|delta| !is_lora(delta)) {
             let message = format!("`{}` of `{name}` is not a plain LoRA", other.name);

@@ -322,7 +322,7 @@ fn stored_outputs(backbone: &Path, config: &Config) -> Option<usize> {
     let file = Checkpoint::open_directory(backbone).ok()?;
     let weight = head_parameters(config, &family.heads.classify, 1)
         .into_iter()
-        .rfind(|parameter| parameter.path.ends_with("weight"))?;
+        .rfind(|parameter| !parameter.is_bias())?;
     let name = file.find(&weight, &family.base_model_prefix)?;
     file.shape(&name)?.first().copied()
 }

@@ -163,8 +163,8 @@ pub(super) fn merged_tensors(plan: &Plan, graph: &Graph) -> Result<Tensors, Prob
         let layer = folded(graph, module)?;
         for parameter in &module.parameters {
             let values = match &layer {
-                Some(layer) if parameter.path.ends_with(".weight") => Some(layer.weight.clone()),
-                Some(layer) => layer.bias.clone(),
+                Some(layer) if parameter.is_bias() => layer.bias.clone(),
+                Some(layer) => Some(layer.weight.clone()),
                 None => graph.effective(&parameter.path),
             };
             if let Some(values) = values {

@@ -3,7 +3,7 @@
 //! (`Batch::cached`).
 
 use crate::backbone::Config;
-use crate::plan::{Change, DeltaPlan, Length, Plan};
+use crate::plan::{DeltaPlan, Length, Plan};
 
 /// Checks that a pass over this backbone can start at a block instead of at the embeddings.
 ///
@@ -25,10 +25,7 @@ pub fn check(plan: &Plan, index: usize) -> Result<usize, String> {
     let first = plan.first_trained_block(index);
     let config = &plan.backbone.config;
     let is_below = |site: &String| config.reader_of(site) < first;
-    let draws = |delta: &&&DeltaPlan| match &delta.change {
-        Change::Method { method, sites } => method.dropout() > 0.0 && sites.iter().any(is_below),
-        Change::Unfreeze { .. } => false,
-    };
+    let draws = |delta: &&&DeltaPlan| delta.dropout() > 0.0 && delta.sites().iter().any(is_below);
     let active = plan.active(index);
     if first == 0 {
         Err("the stage trains something in the first block or below it".to_owned())
@@ -58,10 +55,7 @@ pub fn check(plan: &Plan, index: usize) -> Result<usize, String> {
 pub fn are_shared(plan: &Plan, index: usize) -> bool {
     let first = plan.first_trained_block(index);
     let is_below = |path: &String| plan.backbone.config.reader_of(path) < first;
-    let has_part = |delta: &&DeltaPlan| match &delta.change {
-        Change::Method { sites, .. } => sites.iter().any(is_below),
-        Change::Unfreeze { parameters } => parameters.iter().any(is_below),
-    };
+    let has_part = |delta: &&DeltaPlan| delta.places().iter().any(is_below);
     let task = &plan.tasks[&plan.stages[index].task];
     let is_read_alike =
         first < plan.backbone.config.block_count() || !task.kind.uses_language_model();

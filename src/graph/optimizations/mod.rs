@@ -6,8 +6,9 @@ pub mod frozen_blocks;
 pub(super) mod read_rows;
 
 use crate::backbone::family::HeadKind;
+use crate::backbone::{language_model_parameters, Tree};
 use crate::engine::{uses_amx, Precision, Storage};
-use crate::plan::{Change, DeltaPlan, Plan};
+use crate::plan::{DeltaPlan, Plan};
 
 /// Why products with weights in codes are in f32.
 const DECODED: &str = "products decode the frozen weights, which are kept in codes, to f32";
@@ -118,14 +119,18 @@ pub const ALL: [Optimization; 9] = [
 /// Whether a stage trains a weight of the backbone itself.
 fn unfreezes_weights(plan: &Plan, index: usize) -> bool {
     let stage = &plan.stages[index];
-    let mut trained = plan
-        .deltas
-        .iter()
-        .filter(|delta| stage.train.contains(&delta.name));
-    trained.any(|delta| match &delta.change {
-        Change::Unfreeze { parameters } => parameters.iter().any(|path| path.ends_with(".weight")),
-        Change::Method { .. } => false,
-    })
+    let config = &plan.backbone.config;
+    let (tree, head) = (Tree::new(config), language_model_parameters(config));
+    let biases: Vec<&String> = tree
+        .parameters()
+        .chain(&head)
+        .filter(|parameter| parameter.is_bias())
+        .map(|parameter| &parameter.path)
+        .collect();
+    let deltas = plan.deltas.iter();
+    let trained = deltas.filter(|delta| stage.train.contains(&delta.name));
+    let mut unfrozen = trained.flat_map(DeltaPlan::unfrozen);
+    unfrozen.any(|path| !biases.contains(&path))
 }
 
 /// Names the blocks below block `first`, for messages.
@@ -140,10 +145,7 @@ fn blocks_below(plan: &Plan, first: usize) -> String {
 /// Whether a delta in the last block is gated.
 pub(super) fn is_gated_at_the_top(plan: &Plan, stage: usize) -> bool {
     let last = plan.backbone.config.block_paths().pop().unwrap_or_default() + ".";
-    let is_there = |delta: &&DeltaPlan| match &delta.change {
-        Change::Method { sites, .. } => sites.iter().any(|site| site.starts_with(&last)),
-        Change::Unfreeze { .. } => false,
-    };
+    let is_there = |delta: &DeltaPlan| delta.sites().iter().any(|site| site.starts_with(&last));
     let mut active = plan.active(stage).into_iter();
-    active.any(|delta| delta.is_gated && is_there(&delta))
+    active.any(|delta| delta.is_gated && is_there(delta))
 }
