@@ -16,7 +16,7 @@ use deltarun::task::Target;
 use deltarun::train::{evaluate, Measuring};
 use serde_json::{json, Value};
 
-const CASES: [(&str, &str); 42] = [
+const CASES: [(&str, &str); 44] = [
     ("layers", "bert_b"),
     ("layers_pattern", "gpt2"),
     ("bias_all", "bert_a"),
@@ -52,6 +52,8 @@ const CASES: [(&str, &str); 42] = [
     ("embed_gemma", "gemma"),
     ("ia3_gemma3", "gemma3"),
     ("distilbert_head", "distilbert"),
+    ("tags", "bert_a"),
+    ("tags_llama", "llama_a"),
     ("t5_prefix", "t5_v1_0"),
     ("t5_prefix_even", "t5_v1_1"),
     ("t5_prompt", "t5_v1_1"),
@@ -87,6 +89,13 @@ fn logits_are_those_of_peft() {
             "causal_lm" => {
                 let logits = expected.packed(&of_peft.read("logits"), 0, 61);
                 (expected.batch(0), logits)
+            }
+            "tag" => {
+                let mut batch = expected.batch(0);
+                batch.reads = (0..batch.tokens.len()).collect();
+                let outputs = loaded.graph.task().unwrap().kind.outputs();
+                let logits = expected.packed(&of_peft.read("logits"), 0, outputs);
+                (batch, logits)
             }
             _ => (expected.batch(0), of_peft.read("logits")),
         };

@@ -197,6 +197,17 @@ fn a_conll_file_becomes_a_model_that_finds_spans() {
     );
     let config = std::fs::read_to_string(place.path("runs/find/peft/adapter_config.json")).unwrap();
     assert!(config.contains("\"TOKEN_CLS\""), "{config}");
+    // The adapter alone names no labels: they are numbered.
+    let predict = |run: &str| -> Value {
+        let written = place.succeed(&["predict", run, "--input", "input.jsonl"]);
+        serde_json::from_str(&written).unwrap()
+    };
+    let (own, adapter) = (predict("runs/find"), predict("runs/find/peft"));
+    assert_eq!(
+        adapter["tags"],
+        json!(["LABEL_0", null, "LABEL_1", "LABEL_0"])
+    );
+    assert_eq!(own["logits"], adapter["logits"]);
     place.succeed(&["merge", "runs/find", "merged"]);
     let config = std::fs::read_to_string(place.path("merged/config.json")).unwrap();
     assert!(

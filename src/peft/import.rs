@@ -10,7 +10,7 @@ use super::reader::Reader;
 use super::settings::{self, MERGE_IN_PYTHON};
 use super::tuner::{shared_key, site_key};
 use super::{module_name, norms, prompts, token_rows, unfrozen, KEY_PREFIX};
-use crate::backbone::family::{Family, Head};
+use crate::backbone::family::{Family, Head, HeadKind, HeadStep};
 use crate::backbone::{head_parameters, Checkpoint, Config, Module, Parameter, Site, Tree};
 use crate::delta::{transposed, Method, PeftAdapter, PeftConfig, PeftModule};
 use crate::diagnostic::Problem;
@@ -25,8 +25,8 @@ pub struct Imported {
     pub deltas: Vec<DeltaPlan>,
     /// Tensors by our keys; a head's begin with `task.`.
     pub tensors: Tensors,
-    /// Whether the adapter is a language model's.
-    pub is_language_model: bool,
+    /// The head of its model.
+    pub head: HeadKind,
     /// Whether the language model's head has a weight of its own.
     pub has_head_weight: bool,
     /// The number of labels of the head, if the head was saved.
@@ -80,11 +80,11 @@ pub fn import(directory: &Path, config: &Config) -> Result<Imported, Problem> {
     let key_prefix = if is_prompt { PROMPT_PREFIX } else { KEY_PREFIX };
     let saved = saved_modules(&adapter);
     let prefixes = [key_prefix, &prefix];
-    let task = adapter.get("task_type").and_then(Value::as_str);
     let heads = &config.family().heads;
-    let language_model = heads.language_model();
-    let is_asked = task == Some(settings::language_model_task(config));
-    let language_model = language_model.filter(|_| is_asked);
+    let kind = head_kind(&adapter, config);
+    let language_model = heads
+        .language_model()
+        .filter(|_| kind == HeadKind::LanguageModel);
     // A head that is trained whole beside tied embeddings is a weight of its own in PEFT.
     let has_own_copy = language_model.is_some()
         && saved
@@ -95,7 +95,7 @@ pub fn import(directory: &Path, config: &Config) -> Result<Imported, Problem> {
         has_head_weight: config.has_head_weight || (has_own_copy && !config.is_head_own()),
         ..config.clone()
     };
-    let head = language_model.unwrap_or(&heads.classify);
+    let head = heads.of(kind).unwrap_or(&heads.classify);
     let outputs = read_head(head, &saved, config, &prefixes, &mut reader)?;
     deltas.extend(unfrozen::read(
         &adapter,
@@ -108,11 +108,7 @@ pub fn import(directory: &Path, config: &Config) -> Result<Imported, Problem> {
         &format!("{key_prefix}{HEAD_WEIGHT}"),
         &format!("unfrozen.{WORD_TABLE}.weight"),
     );
-    let steps = heads
-        .classify
-        .steps
-        .iter()
-        .chain(language_model.iter().flat_map(|head| &head.steps));
+    let steps = heads.classify.steps.iter().chain(&head.steps);
     let of_heads: Vec<&str> = steps.filter_map(|step| step.name.as_deref()).collect();
     reader.check_extra(&of_heads)?;
     check_two_tables(directory, config, &deltas)?;
@@ -129,10 +125,19 @@ pub fn import(directory: &Path, config: &Config) -> Result<Imported, Problem> {
         has_head_weight: config.has_head_weight,
         deltas,
         tensors: reader.tensors,
-        is_language_model: language_model.is_some(),
+        head: kind,
         outputs: outputs.filter(|_| language_model.is_none()),
         backbone: backbone.and_then(Value::as_str).map(str::to_owned),
     })
+}
+
+/// The head of the model that an adapter was saved from.
+fn head_kind(adapter: &PeftConfig, config: &Config) -> HeadKind {
+    match adapter.get("task_type").and_then(Value::as_str) {
+        Some(settings::TOKEN_CLS) => HeadKind::Tag,
+        Some(task) if task == settings::language_model_task(config) => HeadKind::LanguageModel,
+        _ => HeadKind::Classify,
+    }
 }
 
 /// Whether an adapter is a language model's. An adapter that cannot be read is not.
@@ -203,10 +208,25 @@ fn read_tuner(
 ) -> Result<Vec<DeltaPlan>, Problem> {
     let tree = Tree::new(config);
     if adapter.get("peft_type").and_then(Value::as_str) == Some(norms::KIND) {
-        let norms = target_sites(directory, adapter, &tree, prefix, |site| site == Site::Norm)?;
+        let norms = target_sites(directory, adapter, &tree, prefix, |module| {
+            module.site == Site::Norm
+        })?;
         return norms::read(&norms, reader);
     }
-    let is_layer = |site| matches!(site, Site::Linear | Site::Fused | Site::Embedding);
+    let heads = &config.family().heads;
+    let head = heads.of(head_kind(adapter, config));
+    let is_read = |steps: &[HeadStep], module: &Module| {
+        let mut steps = steps.iter();
+        steps.any(|step| step.kind.is_none() && step.module == module.path)
+    };
+    // transformers builds a pooler only for the classifier that reads it.
+    let is_absent = |module: &Module| {
+        is_read(&heads.classify.steps, module)
+            && head.is_some_and(|head| !is_read(&head.steps, module))
+    };
+    let is_layer = |module: &Module| {
+        matches!(module.site, Site::Linear | Site::Fused | Site::Embedding) && !is_absent(module)
+    };
     if adapter.get("peft_type").and_then(Value::as_str) == Some(token_rows::KIND) {
         return token_rows::read_alone(directory, adapter, &tree, prefix, reader);
     }
@@ -367,7 +387,7 @@ fn target_sites<'t>(
     adapter: &PeftConfig,
     tree: &'t Tree,
     prefix: &str,
-    is_wanted: impl Fn(Site) -> bool,
+    is_wanted: impl Fn(&Module) -> bool,
 ) -> Result<Vec<(&'t Module, String)>, Problem> {
     let layers = Layers::of(directory, adapter)?;
     let saved = saved_modules(adapter);
@@ -376,7 +396,7 @@ fn target_sites<'t>(
     let sites: Vec<_> = tree
         .modules()
         .iter()
-        .filter(|module| is_wanted(module.site) && !module.is_part())
+        .filter(|module| is_wanted(module) && !module.is_part())
         .filter(|module| targets != "all-linear" || module.site != Site::Embedding)
         .map(|module| (module, module_name(prefix, &module.checkpoint_name)))
         .filter(|(_, name)| names(targets, name) && layers.have(name, targets))

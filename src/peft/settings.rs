@@ -207,6 +207,7 @@ fn check_value(key: &str, value: &Value, rule: &Rule, config: &Config) -> Result
             "SEQ_CLS" | "FEATURE_EXTRACTION" => Ok(()),
             CAUSAL_LM if config.family().heads.causal_lm.is_some() => Ok(()),
             SEQ_2_SEQ_LM if config.family().heads.seq2seq.is_some() => Ok(()),
+            TOKEN_CLS if config.family().heads.tag.is_some() => Ok(()),
             _ => Err((
                 format!(
                     "is \"{task}\", which deltarun cannot evaluate on the family {}",

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::tying::has_head_weight;
 use super::{FinishedRun, Integrity};
+use crate::backbone::family::HeadKind;
 use crate::backbone::{
     exists, fetch_weights, head_parameters, locate, own_storage, read_config, read_text,
     Checkpoint, Config,
@@ -13,7 +14,7 @@ use crate::engine::{Device, Precision};
 use crate::graph::{Graph, Tensors};
 use crate::peft;
 use crate::plan::{BackbonePlan, DeltaPlan, Label, Metric, Plan, Task, TaskPlan};
-use crate::task::{CausalLm, Classify, Regress, Seq2seq, Several, Wishes};
+use crate::task::{CausalLm, Classify, Regress, Seq2seq, Several, Tag, Wishes};
 
 /// The longest text that a model reads which no run has set a length for, in tokens.
 const LONGEST: usize = 512;
@@ -194,24 +195,30 @@ fn open_adapter(
     }
     let imported = peft::import(directory, &config)?;
     config.has_head_weight = imported.has_head_weight;
-    let usual: &[&str] = match (imported.is_language_model, config.decoder_layers) {
-        (true, Some(_)) => &["source", "target"],
+    let usual: &[&str] = match (imported.head, config.decoder_layers) {
+        (HeadKind::LanguageModel, Some(_)) => &["source", "target"],
+        (HeadKind::Tag, _) => &["tokens"],
         _ => &["text"],
     };
     let usual = || usual.iter().map(|name| (*name).to_owned()).collect();
     let columns = reads.columns.map_or_else(usual, <[String]>::to_vec);
-    let mut task = match imported.is_language_model {
-        true => language_model_task(columns, &config)?,
-        false => {
-            let outputs = imported.outputs.or_else(|| stored_outputs(&base, &config));
+    let mut task = match imported.head {
+        HeadKind::LanguageModel => language_model_task(columns, &config)?,
+        kind => {
+            let outputs = imported.outputs;
+            let outputs = outputs.or_else(|| stored_outputs(&base, &config, kind));
             let outputs = outputs.ok_or_else(|| {
                 Problem::new(
                     "delta::run::no_head",
                     "neither the adapter (`modules_to_save`) nor the backbone has a classification head",
                 )
-                .help("save the adapter with `task_type=\"SEQ_CLS\"`")
+                .help("save the adapter with `task_type=\"SEQ_CLS\"`, or `\"TOKEN_CLS\"` for labels of words")
             })?;
-            adapter_task(&base, outputs, columns)
+            let labels = labels_of(&base, outputs);
+            match kind {
+                HeadKind::Tag => tag_task(labels, columns),
+                _ => classify_task(labels, columns, has_several_labels(&base)),
+            }
         }
     };
     set_prefix(&mut task, reads)?;
@@ -316,11 +323,11 @@ fn plan_of(
     plan
 }
 
-/// The number of outputs of the classification head in a backbone's checkpoint, if there is one.
-fn stored_outputs(backbone: &Path, config: &Config) -> Option<usize> {
+/// The number of outputs of the head in a backbone's checkpoint, if there is one.
+fn stored_outputs(backbone: &Path, config: &Config, kind: HeadKind) -> Option<usize> {
     let family = config.family();
     let file = Checkpoint::open_directory(backbone).ok()?;
-    let weight = head_parameters(config, &family.heads.classify, 1)
+    let weight = head_parameters(config, family.heads.of(kind)?, 1)
         .into_iter()
         .rfind(|parameter| !parameter.is_bias())?;
     let name = file.find(&weight, &family.base_model_prefix)?;
@@ -376,14 +383,17 @@ fn language_model_task(text: Vec<String>, config: &Config) -> Result<TaskPlan, P
     })
 }
 
-/// A classification with the labels that the backbone's `config.json` names, or a regression if there is
-/// only one output.
-fn adapter_task(backbone: &Path, outputs: usize, text: Vec<String>) -> TaskPlan {
-    let config: PathBuf = backbone.join("config.json");
-    let json: serde_json::Value = read_text(&config)
+/// What a backbone's `config.json` says; nothing if it cannot be read.
+fn stated(backbone: &Path) -> serde_json::Value {
+    read_text(&backbone.join("config.json"))
         .ok()
         .and_then(|text| serde_json::from_str(&text).ok())
-        .unwrap_or_default();
+        .unwrap_or_default()
+}
+
+/// The labels that the backbone's `config.json` names, or `LABEL_0` and so on.
+fn labels_of(backbone: &Path, outputs: usize) -> Vec<Label> {
+    let json = stated(backbone);
     let named = json["id2label"]
         .as_object()
         .filter(|names| names.len() == outputs);
@@ -393,17 +403,36 @@ fn adapter_task(backbone: &Path, outputs: usize, text: Vec<String>) -> TaskPlan 
             .and_then(|name| name.as_str());
         stored.map_or_else(|| format!("LABEL_{number}"), str::to_owned)
     };
-    let labels = (0..outputs).map(|number| Label {
+    let label = |number: usize| Label {
         value: number.to_string(),
         name: name(number),
-    });
-    let has_several = json["problem_type"] == "multi_label_classification";
+    };
+    (0..outputs).map(label).collect()
+}
+
+/// Whether the backbone's `config.json` says that a text has several labels.
+fn has_several_labels(backbone: &Path) -> bool {
+    stated(backbone)["problem_type"] == "multi_label_classification"
+}
+
+/// A label for each word. The labels make spans if their names are those of spans.
+fn tag_task(labels: Vec<Label>, tokens: Vec<String>) -> TaskPlan {
+    let kind = Task::from(Tag::with_labels(tokens, "tags".to_owned(), labels));
+    TaskPlan {
+        has_found_labels: false,
+        metric: kind.measures()[0],
+        kind,
+        span: Span::default(),
+    }
+}
+
+/// A classification, or a regression if there is only one output.
+fn classify_task(labels: Vec<Label>, text: Vec<String>, has_several: bool) -> TaskPlan {
     let label = "label".to_owned();
     let cloze = None;
-    let (kind, metric) = match outputs {
+    let (kind, metric) = match labels.len() {
         1 => (Task::from(Regress { text, label, cloze }), Metric::Pearson),
         _ => {
-            let labels = labels.collect();
             let task = Classify {
                 text,
                 label,

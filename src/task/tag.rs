@@ -31,6 +31,23 @@ pub struct Tag {
     pub subwords: Subwords,
 }
 
+impl Tag {
+    /// A task without a pipeline. The labels make spans if their names are those of spans.
+    pub fn with_labels(tokens: Vec<String>, tags: String, labels: Vec<Label>) -> Self {
+        let scheme = match check(&labels, Scheme::Bio) {
+            Ok(()) => Scheme::Bio,
+            Err(_) => Scheme::Plain,
+        };
+        Tag {
+            tokens,
+            tags,
+            labels,
+            scheme,
+            subwords: Subwords::First,
+        }
+    }
+}
+
 impl TaskKind for Tag {
     const NAME: &'static str = "tag";
     const METRICS: &'static [Metric] = &[
