@@ -202,6 +202,24 @@ fn what_is_odd_is_said_and_stops_nothing() {
         warnings(PIPELINE, &train, &known(25..35)),
         ["delta::data::overlap"]
     );
+    let same = PIPELINE.replace("tsv(\"dev.tsv\")", "tsv(\"train.tsv\")");
+    assert_eq!(warnings(&same, &train, &dev), ["delta::data::overlap"]);
+    let split = PIPELINE.replace("tsv(\"dev.tsv\")", "split(train, 10%)");
+    assert!(warnings(&split, &train, &dev).is_empty());
+    let twice = format!(
+        "{train}{}",
+        train
+            .lines()
+            .skip(1)
+            .map(|line| format!("{line}\n"))
+            .collect::<String>()
+    );
+    assert_eq!(warnings(&split, &twice, &dev), ["delta::data::overlap"]);
+    let short = PIPELINE.replace("max_length = 32", "max_length = 4");
+    assert_eq!(
+        warnings(&short, &train, &dev),
+        ["delta::data::cut", "delta::data::cut"]
+    );
     assert_eq!(
         warnings(PIPELINE, &train.replace("negative", "positive"), &dev),
         ["delta::data::absent_label"]
@@ -267,7 +285,7 @@ fn a_run_that_learned_nothing_says_so() {
     assert!(output.status.success(), "{said}");
     assert!(said.contains("delta::train::collapse"), "{said}");
     assert!(
-        said.contains("truncates 30 of 30 texts to 4 tokens"),
+        said.contains("30 of 30 texts of") && said.contains("have `max_length` (4) tokens or more"),
         "{said}"
     );
 }

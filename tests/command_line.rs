@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::common::json_fixture;
 use crate::common::place::{Place, PIPELINE};
+use serde_json::Value;
 
 #[test]
 fn a_run_leaves_what_eval_predict_and_merge_accept() {
@@ -130,6 +131,38 @@ fn the_plan_estimates_steps_on_several_processes() {
     let [one, two, four, eight] = [1, 2, 3, 4].map(|n| found[n].parse::<f64>().unwrap());
     assert!((two - one * 2.0 / 3.0).abs() < 0.11, "{text}");
     assert!((four - one / 3.0).abs() < 0.11 && eight == four, "{text}");
+}
+
+/// A rate so small that no prediction changes: each evaluation has the same accuracy and a lower loss.
+#[test]
+fn of_equal_scores_the_one_with_less_loss_is_kept() {
+    let place = Place::new();
+    let text = PIPELINE.replace("lr = 1e-3", "lr = 1e-7");
+    place.write("small.delta", text.as_bytes());
+    place.succeed(&["small.delta", "--quiet"]);
+    let metrics = std::fs::read_to_string(place.path("runs/small/metrics.json")).unwrap();
+    let metrics: Value = serde_json::from_str(&metrics).unwrap();
+    let log = std::fs::read_to_string(place.path("runs/small/log.jsonl")).unwrap();
+    let lines = log
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let dev: Vec<Value> = lines
+        .map(|line| line["dev"].clone())
+        .filter(Value::is_object)
+        .collect();
+    let number = |value: &Value| value.as_f64().unwrap();
+    assert!(
+        dev.len() > 2 && dev.iter().all(|one| one["accuracy"] == dev[0]["accuracy"]),
+        "{log}"
+    );
+    assert!(
+        number(&dev[dev.len() - 1]["loss"]) < number(&dev[0]["loss"]),
+        "{log}"
+    );
+    assert_eq!(
+        metrics["stages"][0]["kept_step"],
+        metrics["stages"][0]["steps"]
+    );
 }
 
 #[test]

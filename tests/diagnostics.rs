@@ -16,7 +16,6 @@ fn check_finds_what_needs_no_run() {
         ("cli::not_utf8", FOUND),
         ("cli::script", FOUND),
         ("cli::unreadable", FOUND),
-        ("data::cut", NOTE),
         ("data::no_dev", FOUND),
         ("data::no_mask", FOUND),
         ("engine::device", DEVICE),

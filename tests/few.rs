@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use crate::common::place::Place;
 use crate::common::{plan_of, planned};
 use deltarun::data::Example;
 use deltarun::run::Loader;
@@ -100,6 +101,53 @@ fn a_split_is_a_share_of_each_label_and_is_not_trained_on() {
         .iter()
         .chain(&dev)
         .all(|example| whole[..50].contains(example)));
+}
+
+/// Labels that few rows have: parts have their exact sizes nevertheless, and a label with one row is trained on.
+#[test]
+fn rare_labels_leave_parts_their_sizes() {
+    let place = Place::new();
+    let rows: String = (0..303)
+        .map(|row| {
+            format!(
+                "a film {row}\t{}\n",
+                if row < 3 {
+                    format!("once{row}")
+                } else {
+                    format!("rare{}", row % 100)
+                }
+            )
+        })
+        .collect();
+    place.write("rare.tsv", format!("text\tlabel\n{rows}").as_bytes());
+    let names = (0..3)
+        .map(|one| format!("once{one}"))
+        .chain((0..100).map(|one| format!("rare{one}")));
+    let labels = names.collect::<Vec<_>>().join(", ");
+    let sizes = |dev: &str| {
+        let text = format!(
+            "backbone \"backbone\"\ndata {{ train = tsv(\"rare.tsv\"), dev = {dev} }}\ntask classify {{ text = text, label = label, labels = [{labels}] }}\n\
+             stage tune {{ train = [head], steps = 1, optimizer = sgd {{ lr = 1 }} }}"
+        );
+        let plan = plan_of(&text, &place.path(""));
+        let mut loader = Loader::new(&plan).unwrap();
+        let data = loader.stages(&plan).unwrap().remove(0);
+        let task = plan.tasks.values().next().unwrap();
+        let labels = data.train.label_counts(task);
+        (
+            data.train.len(),
+            data.dev.unwrap().len(),
+            labels.iter().filter(|count| **count > 0).count(),
+        )
+    };
+    assert_eq!(sizes("split(train, 10%)"), (273, 30, 103));
+    for number in 1..=5 {
+        let (train, dev, _) = sizes(&format!("fold(train, {number}, of = 5)"));
+        assert!(
+            train + dev == 303 && (60..=61).contains(&dev),
+            "{number}: {dev}"
+        );
+    }
 }
 
 /// Each row is in one of the folds, and trained on in all others; a fold has its share of each label.

@@ -157,6 +157,54 @@ fn cases() -> Vec<(&'static str, String, &'static str, Vec<&'static str>)> {
             vec!["task masked_lm", "train = [low_rank, head]"],
         ),
         (
+            "arc.jsonl",
+            lines(40, |n| json!({ "id": n, "question": text(n), "choices": { "text": ["one", "two"], "label": ["A", "B"] }, "answerKey": (["A", "B"][n % 2]) }).to_string()),
+            "llama",
+            vec!["task choose", "prompt = question", "answers = choices", "label = answerKey"],
+        ),
+        (
+            "siqa.jsonl",
+            lines(40, |n| json!({ "context": text(n), "question": "why?", "answerA": "one", "answerB": "two", "answerC": "three", "label": (1 + n % 3).to_string() }).to_string()),
+            "llama",
+            vec!["template = \"{context}\\n{question} {answer}\"", "answers = [answerA, answerB, answerC]", "labels = [\"1\", \"2\", \"3\"]"],
+        ),
+        (
+            "swag.csv",
+            format!("startphrase,sent2,ending0,ending1,label\n{}", lines(40, |n| format!("{},and then,one ends,two ends,{}", text(n), n % 2))),
+            "llama",
+            vec!["prompt = startphrase", "answers = [ending0, ending1]", "# Not read: `sent2`."],
+        ),
+        (
+            "race.jsonl",
+            lines(40, |n| json!({ "article": text(n), "question": "why?", "options": ["one", "two"], "answer": (["A", "B"][n % 2]) }).to_string()),
+            "llama",
+            vec!["template = \"{article}\\n{question} {answer}\"", "labels = [A, B]"],
+        ),
+        (
+            "squad.jsonl",
+            lines(40, |n| json!({ "title": (["a", "b"][n % 2]), "context": text(n), "question": "which number?", "answers": { "text": [n.to_string()], "answer_start": [16] } }).to_string()),
+            "llama",
+            vec!["task instruct", "Answer: {answers.text.0}", "answer = \"answers.text.0\""],
+        ),
+        (
+            "points.csv",
+            format!("essay,score\n{}", lines(300, |n| format!("{},{}", text(n), n % 100))),
+            "bert",
+            vec!["task regress", "label = score"],
+        ),
+        (
+            "entities.jsonl",
+            lines(40, |n| json!({ "tokens": ["the", "film"], "pos_tags": ["DT", "NN"], "ner_tags": ["O", (["O", "B-FILM"][n % 2])] }).to_string()),
+            "bert",
+            vec!["tags = ner_tags"],
+        ),
+        (
+            "list.jsonl",
+            json!((0..40).map(|n| json!({ "text": text(n), "label": mood(n) })).collect::<Vec<_>>()).to_string(),
+            "bert",
+            vec!["train = json(\"list.jsonl\")", "param rank = 16", "lora { rank = rank"],
+        ),
+        (
             "book.txt",
             lines(40, text),
             "llama",
@@ -244,6 +292,48 @@ fn files_of_many_kinds_get_a_pipeline_that_passes_the_check() {
     );
     place.write("marked.json", marked.as_bytes());
     place.succeed(&["init", "marked.json"]);
+    // A contest's test set has no labels.
+    let rows = |label: &str| {
+        format!(
+            "text,label\n{}",
+            lines(20, |n| format!(
+                "the film {n},{}",
+                if label.is_empty() {
+                    ["good", "bad"][n % 2]
+                } else {
+                    label
+                }
+            ))
+        )
+    };
+    std::fs::create_dir(place.path("contest")).unwrap();
+    place.write("contest/train.csv", rows("").as_bytes());
+    place.write("contest/test.csv", rows("-1").as_bytes());
+    place.succeed(&["init", "contest/train.csv", "--out", "contest.delta"]);
+    let contest = std::fs::read_to_string(place.path("contest.delta")).unwrap();
+    assert!(
+        contest.contains("has no labels, and is left out") && !contest.contains("test ="),
+        "{contest}"
+    );
+    // Encodings are drafted.
+    for (bytes, encoding) in [
+        (
+            &b"text,label\ncaf\xe9,good\nbar,bad\ncaf\xe9,good\nbar,bad\n"[..],
+            "latin-1",
+        ),
+        (
+            b"text,label\n\x93caf\xe9\x94,good\nbar,bad\nbar,good\nbar,bad\n",
+            "cp1252",
+        ),
+    ] {
+        place.write("coded.csv", bytes);
+        place.succeed(&["init", "coded.csv", "--out", &format!("{encoding}.delta")]);
+        let draft = std::fs::read_to_string(place.path(&format!("{encoding}.delta"))).unwrap();
+        assert!(
+            draft.contains(&format!("csv(\"coded.csv\", encoding = \"{encoding}\")")),
+            "{draft}"
+        );
+    }
     // A pipeline elsewhere has whole paths.
     std::fs::create_dir(place.path("below")).unwrap();
     let model = backbone("bert");
@@ -284,12 +374,17 @@ fn what_cannot_be_drafted_is_said() {
         json!({ "messages": [{ "role": "user", "content": "a" }, { "role": "assistant", "content": "b" }] }).to_string()
     };
     place.write("talk.jsonl", lines(9, talk).as_bytes());
+    let verdict = |n: usize| {
+        json!({ "prompt": "a film", "completion": "b", "label": n.is_multiple_of(2) }).to_string()
+    };
+    place.write("kto.jsonl", lines(9, verdict).as_bytes());
     let llama = backbone("llama");
     place.write("small.delta", b"");
     let bert = backbone("bert");
     for (arguments, wanted) in [
         (&["init", "none.csv"][..], "`none.csv` cannot be read"),
         (&["init", "data.xyz"], "does not say its format"),
+        (&["init", "kto.jsonl"], "a verdict each (KTO)"),
         (&["init", "backbone"], "`backbone` is a directory"),
         (&["init", "nohead.csv"], "its first line is no header"),
         (&["init", "unnamed.csv"], "fit no task"),

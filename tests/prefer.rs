@@ -208,6 +208,46 @@ fn pairs_are_learned_and_evaluated_and_refused_by_their_line() {
         error.contains("line 1") && error.contains("remove `prompt` from the task"),
         "{error}"
     );
+    // Anthropic's form (hh-rlhf): whole conversations in one text. A run of them continues a prompt or a conversation.
+    let talk = |answer: &str| {
+        format!("\n\nHuman: a film\n\nAssistant: it was\n\nHuman: how?\n\nAssistant: {answer}")
+    };
+    let row = json!({"chosen": talk("good"), "rejected": talk("bad")});
+    place.write("pairs.jsonl", format!("{row}\n").repeat(8).as_bytes());
+    let whole = pipeline("loss = orpo")
+        .replace("prompt = prompt, ", "")
+        .replace("steps = 120", "steps = 2");
+    place.write("whole.delta", whole.as_bytes());
+    place.succeed(&["whole.delta", "--quiet", "--out", "run"]);
+    let written = |input: &Value| {
+        place.write("input.jsonl", input.to_string().as_bytes());
+        let text = place.succeed(&[
+            "generate",
+            "run",
+            "--input",
+            "input.jsonl",
+            "--max-tokens",
+            "4",
+        ]);
+        serde_json::from_str::<Value>(&text).unwrap()["text"].clone()
+    };
+    let film = json!({"prompt": "the film was superb"});
+    assert_eq!(
+        written(&film),
+        written(&json!({"messages": [{"role": "user", "content": "the film was superb"}]}))
+    );
+    place.write("input.jsonl", b"{\"other\": \"a film\"}");
+    let error = place.fail(2, &["generate", "run", "--input", "input.jsonl"]);
+    assert!(error.contains("neither `messages` nor `prompt`"), "{error}");
+    place.write(
+        "pairs.jsonl",
+        b"{\"chosen\": \"good\", \"rejected\": \"bad\"}\n",
+    );
+    let error = place.fail(2, &["check", "whole.delta"]);
+    assert!(
+        error.contains("name the column with the prompts"),
+        "{error}"
+    );
     let row = json!({"prompt": "a film", "chosen": null, "rejected": "b"});
     place.write("pairs.jsonl", format!("{row}\n").as_bytes());
     let error = place.fail(2, &["check", "taste.delta"]);

@@ -172,6 +172,22 @@ fn files_are_read_in_the_encoding_that_they_say() {
         ["text", "label"],
     );
     assert_eq!(rows, expected);
+    // bytes.decode("cp1252")
+    let windows = b"text,label\n\x93caf\xe9\x94,positive\n\x80 5,negative\n";
+    let rows = read(
+        "t.csv",
+        windows,
+        "csv",
+        ", encoding = \"cp1252\"",
+        ["text", "label"],
+    );
+    assert_eq!(
+        rows,
+        [
+            ["\u{201c}caf\u{e9}\u{201d}", "positive"],
+            ["\u{20ac} 5", "negative"]
+        ]
+    );
     let text = "text\tlabel\ncaf\u{e9}\tpositive\n\u{fc}ber\tnegative\n";
     for is_big in [false, true] {
         let unit = |unit: u16| {

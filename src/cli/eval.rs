@@ -1,5 +1,7 @@
 //! `deltarun eval`: the metrics of a finished run, or of an adapter, on a file.
 
+use std::path::Path;
+
 use serde_json::{json, Map, Value};
 
 use super::arguments::{EvalOptions, Format};
@@ -8,6 +10,7 @@ use super::Ended;
 use crate::data::recognize;
 use crate::diagnostic::{Problem, Problems};
 use crate::engine::Device;
+use crate::plan::{FilePlan, Plan};
 use crate::ranks::world;
 use crate::report::{label_report, metric_value, of_labels, OfLabel};
 use crate::run::Loader;
@@ -17,6 +20,29 @@ pub(super) fn eval(options: &EvalOptions) -> Result<Ended, Problems> {
     eval_on(options, device(&options.source.device)?)
 }
 
+/// How a file is read: as its name and its beginning say, and otherwise as the run read its own files of that format.
+fn read_like(plan: &Plan, path: &Path) -> Result<FilePlan, Problem> {
+    let file = recognize(path)?;
+    let data = plan.final_data();
+    let mut own = data
+        .iter()
+        .flat_map(|data| [&data.dev, &data.test, &data.train]);
+    let like = own.find_map(|own| own.as_ref().filter(|own| own.format == file.format));
+    Ok(match like {
+        Some(like) => FilePlan {
+            columns: like.columns.clone(),
+            // Without a header, the first line shows less.
+            separator: match like.columns {
+                Some(_) => like.separator,
+                None => file.separator,
+            },
+            encoding: file.encoding.map(|found| like.encoding.unwrap_or(found)),
+            ..file
+        },
+        None => file,
+    })
+}
+
 fn eval_on(options: &EvalOptions, device: Device) -> Result<Ended, Problems> {
     let loaded = open_source(&options.source, device)?;
     let plan = &loaded.plan;
@@ -24,7 +50,7 @@ fn eval_on(options: &EvalOptions, device: Device) -> Result<Ended, Problems> {
         .final_task()
         .ok_or_else(|| Problem::internal("a run without a task"))?;
     let file = match &options.data {
-        Some(path) => recognize(path)?,
+        Some(path) => read_like(plan, path)?,
         None => plan
             .final_data()
             .and_then(|data| data.dev.clone().or_else(|| data.test.clone()))

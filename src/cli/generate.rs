@@ -154,6 +154,20 @@ impl Answers for Writer<'_> {
             let encoder = self.loader.encoder();
             return encoder.converse(&conversation, true).map_err(said);
         }
+        // Whole conversations are read from `messages`, which is not there, or begun with a prompt.
+        if columns.is_empty() {
+            let Some(Value::String(prompt)) = object.get("prompt") else {
+                let message = "the object has neither `messages` nor `prompt`".to_owned();
+                return Err((message, "write `{\"prompt\": \"...\"}`".to_owned()));
+            };
+            let conversation = Conversation {
+                messages: vec![json!({"role": "user", "content": prompt})],
+                tools: None,
+            };
+            let conversation = conversation.with_system(kind.system());
+            let encoder = self.loader.encoder();
+            return encoder.converse(&conversation, true).map_err(said);
+        }
         let row = values(object, columns, kind)?;
         kind.open(&row, self.loader.encoder()).map_err(said)
     }

@@ -29,15 +29,37 @@ pub(super) fn read_text(file: &FilePlan) -> Result<String, Problem> {
     match file.encoding {
         None => utf8(file, bytes),
         Some(TextEncoding::Latin1) => Ok(bytes.into_iter().map(char::from).collect()),
+        Some(TextEncoding::Windows1252) => Ok(bytes.into_iter().map(of_windows).collect()),
         Some(TextEncoding::Utf16) => utf16(file, &bytes),
     }
 }
 
-/// The first bytes of a file as text, unpacked.
+/// A letter of Windows' code page 1252.
+fn of_windows(byte: u8) -> char {
+    const OTHERS: [char; 32] = [
+        '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8d}', 'Ž',
+        '\u{8f}', '\u{90}', '‘', '’', '“', '”', '•', '–', '—', '˜', '™', 'š', '›', 'œ', '\u{9d}',
+        'ž', 'Ÿ',
+    ];
+    match byte {
+        0x80..0xa0 => OTHERS[usize::from(byte - 0x80)],
+        other => char::from(other),
+    }
+}
+
+/// How a file begins.
+pub(super) struct Beginning {
+    /// Its first bytes as text, unpacked.
+    pub text: String,
+    /// How they are letters, if not by UTF-8.
+    pub encoding: Option<TextEncoding>,
+}
+
+/// The first bytes of a file.
 ///
 /// # Errors
 /// It cannot be read or unpacked.
-pub(super) fn beginning(path: &Path) -> Result<String, Problem> {
+pub(super) fn beginning(path: &Path) -> Result<Beginning, Problem> {
     let path = local(path)?;
     let wrong = |e: std::io::Error| {
         let message = format!("`{}` cannot be read: {e}", path.display());
@@ -72,8 +94,30 @@ pub(super) fn beginning(path: &Path) -> Result<String, Problem> {
         .take(1 << 16)
         .read_to_end(&mut bytes)
         .map_err(wrong)?;
-    let text = String::from_utf8_lossy(&bytes);
-    Ok(text.trim_start_matches('\u{feff}').to_owned())
+    // The last letter may be cut.
+    let is_utf8 = match std::str::from_utf8(&bytes) {
+        Ok(_) => true,
+        Err(e) => e.error_len().is_none() || other_kind(&bytes).is_some(),
+    };
+    let encoding = (!is_utf8).then(|| TextEncoding::of(&bytes));
+    let text = match encoding {
+        Some(TextEncoding::Utf16) => {
+            let units = bytes.as_chunks::<2>().0.iter();
+            let is_big = bytes.starts_with(b"\xfe\xff");
+            let units = units.map(|pair| match is_big {
+                true => u16::from_be_bytes(*pair),
+                false => u16::from_le_bytes(*pair),
+            });
+            char::decode_utf16(units)
+                .map(|letter| letter.unwrap_or('\u{fffd}'))
+                .collect()
+        }
+        _ => String::from_utf8_lossy(&bytes).into_owned(),
+    };
+    Ok(Beginning {
+        text: text.trim_start_matches('\u{feff}').to_owned(),
+        encoding,
+    })
 }
 
 /// The magic number of zstd.
@@ -145,13 +189,12 @@ fn utf8(file: &FilePlan, bytes: Vec<u8>) -> Result<String, Problem> {
                 .filter(|byte| **byte == b'\n')
                 .count()
                 + 1;
-            let is_utf16 = [b"\xff\xfe", b"\xfe\xff"]
-                .iter()
-                .any(|mark| error.as_bytes().starts_with(*mark));
-            let (found, encoding) = match is_utf16 {
-                true => ("UTF-16, not UTF-8", "utf-16"),
-                false => ("not UTF-8", "latin-1"),
+            let encoding = TextEncoding::of(error.as_bytes());
+            let found = match encoding {
+                TextEncoding::Utf16 => "UTF-16, not UTF-8",
+                _ => "not UTF-8",
             };
+            let encoding = encoding.name();
             Err(at_line(
                 "delta::data::not_utf8",
                 file,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use rand::seq::SliceRandom;
-use rand::SeedableRng;
+use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::table::{at_line, no_examples, unit, visit, Row, Wanted};
@@ -99,6 +99,16 @@ pub fn nothing_to_predict(file: &FilePlan) -> Problem {
         .help("give longer texts, or raise `max_length`")
 }
 
+/// The problem of a part that has none of a file's rows.
+pub fn empty_part(rows: usize) -> Problem {
+    let message = format!(
+        "the split of {} leaves none for this set",
+        counted(rows, "row")
+    );
+    Problem::new("delta::data::split", message)
+        .help("take another share, or name a file of its own")
+}
+
 impl Examples {
     /// Reads and encodes a file.
     ///
@@ -178,6 +188,9 @@ impl Examples {
 
     /// A part of the examples, in the order of the file: of each label alike where an example has one label.
     ///
+    /// All examples are drawn into one order, in which each label's lie at equal distances. A part is a stretch of that
+    /// order, so that parts have their exact sizes however rare labels are.
+    ///
     /// # Errors
     /// The part has no examples.
     pub fn part(&self, part: &Part) -> Result<Self, Problem> {
@@ -189,21 +202,23 @@ impl Examples {
             };
             groups.entry(label).or_default().push(place);
         }
-        let mut chosen = Vec::new();
+        // The distance of an example from the beginning of the order, a number that decides between equals, and its place.
+        let mut order: Vec<(f64, u32, usize)> = Vec::with_capacity(self.all.len());
         for (label, mut places) in groups {
             let mut random = ChaCha8Rng::seed_from_u64(part.seed);
             random.set_stream(label.map_or(0, |label| 1 + label as u64));
             places.shuffle(&mut random);
-            let own = part.of(places.len());
-            chosen.extend(own.map(|place| places[place % places.len()]));
-        }
-        if chosen.is_empty() {
-            let message = format!(
-                "the split of {} leaves none for this set",
-                counted(self.all.len(), "row")
+            let step = 1.0 / places.len() as f64;
+            let own = places.into_iter().enumerate();
+            order.extend(
+                own.map(|(number, place)| ((number as f64 + 0.5) * step, random.random(), place)),
             );
-            return Err(Problem::new("delta::data::split", message)
-                .help("take another share, or name a file of its own"));
+        }
+        order.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)).then(a.2.cmp(&b.2)));
+        let own = part.of(order.len());
+        let mut chosen: Vec<usize> = own.map(|at| order[at % order.len()].2).collect();
+        if chosen.is_empty() {
+            return Err(empty_part(self.all.len()));
         }
         chosen.sort_unstable();
         let all = chosen.into_iter().map(|place| self.all[place].clone());

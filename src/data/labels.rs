@@ -5,11 +5,16 @@ use std::collections::BTreeSet;
 use super::table::{at_line, visit, Wanted};
 use crate::diagnostic::Problem;
 use crate::plan::{FilePlan, TaskPlan};
+use crate::text::{counted, thousands};
 
-/// All labels of a task in files, each once. Rows that cannot be read are left to the check of the data.
+/// So many values are labels only if most of them occur more than once.
+const MANY: usize = 20;
+
+/// All labels of a task in files, each once. Rows that cannot be read are left to the check of the data, unless those that
+/// can have fewer than two labels.
 ///
 /// # Errors
-/// A file cannot be read, or lacks the column; a row has no labels.
+/// A file cannot be read, or lacks the column; a row has no labels; the first row that cannot be read.
 pub fn labels_in(task: &TaskPlan, files: &[&FilePlan]) -> Result<Vec<String>, Problem> {
     let kind = &task.kind;
     let columns = kind.targets().iter();
@@ -21,10 +26,19 @@ pub fn labels_in(task: &TaskPlan, files: &[&FilePlan]) -> Result<Vec<String>, Pr
         })
         .collect();
     let mut found = BTreeSet::new();
+    let mut rows = 0usize;
+    let mut unread = None;
     for file in files {
         let mut wrong = None;
         visit(file, &wanted, &mut |row| {
-            let Ok((line, values)) = row else { return true };
+            let (line, values) = match row {
+                Ok(row) => row,
+                Err(problem) => {
+                    unread.get_or_insert(problem.or_at(file.span));
+                    return true;
+                }
+            };
+            rows += 1;
             match kind.labels_in(&values) {
                 Ok(labels) => found.extend(labels.into_iter().filter(|label| !label.is_empty())),
                 Err((message, help)) => {
@@ -38,5 +52,17 @@ pub fn labels_in(task: &TaskPlan, files: &[&FilePlan]) -> Result<Vec<String>, Pr
             return Err(problem);
         }
     }
-    Ok(found.into_iter().collect())
+    if kind.has_one_label() && found.len() > MANY && 2 * found.len() > rows {
+        let message = format!(
+            "the label's column has {} different values in {}: these are no labels",
+            thousands(found.len()),
+            counted(rows, "row")
+        );
+        return Err(Problem::new("delta::plan::labels", message)
+            .help("name the column with the labels, or use `regress` if these are numbers"));
+    }
+    match unread {
+        Some(problem) if found.len() < 2 => Err(problem),
+        _ => Ok(found.into_iter().collect()),
+    }
 }

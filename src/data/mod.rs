@@ -28,7 +28,7 @@ mod words;
 
 pub use crate::task::{Encoded, Example};
 pub use batch::{batch, groups, order, Prediction};
-pub use examples::{check_few, nothing_to_predict, Examples};
+pub use examples::{check_few, empty_part, nothing_to_predict, Examples};
 pub use json_lines::json_value;
 pub use labels::labels_in;
 pub use noise::{Masking, Noising, Spans};

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::bytes::beginning;
+use super::bytes::{beginning, Beginning};
 use crate::diagnostic::{Problem, Span};
 use crate::plan::{FileFormat, FilePlan};
 
@@ -11,13 +11,16 @@ use crate::plan::{FileFormat, FilePlan};
 /// # Errors
 /// The file cannot be read, or its name does not say its format.
 pub fn recognize(path: &Path) -> Result<FilePlan, Problem> {
-    let start = beginning(path)?;
+    let Beginning {
+        text: start,
+        encoding,
+    } = beginning(path)?;
     let format = match ending(path).as_str() {
         "tsv" | "txt" if is_conll(&start) => FileFormat::Conll,
         "tsv" => FileFormat::Tsv,
         "csv" => FileFormat::Csv,
+        "json" | "jsonl" if start.trim_start().starts_with('[') => FileFormat::Json,
         "jsonl" | "ndjson" => FileFormat::Jsonl,
-        "json" if start.trim_start().starts_with('[') => FileFormat::Json,
         // Many files of this name have an object on each line.
         "json" => FileFormat::Jsonl,
         "parquet" => FileFormat::Parquet,
@@ -31,6 +34,9 @@ pub fn recognize(path: &Path) -> Result<FilePlan, Problem> {
         }
     };
     let mut plan = FilePlan::whole(format, path.to_owned(), Span::default());
+    if format != FileFormat::Parquet {
+        plan.encoding = encoding;
+    }
     if format == FileFormat::Csv {
         plan.separator = separator(&start);
     }

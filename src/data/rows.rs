@@ -8,12 +8,14 @@ use super::examples::{checked_target, is_of_every_row, read_rows, wanted, ROWS_A
 use super::table::{at_line, no_examples, visit, Row};
 use super::tokens::TextEncoder;
 use crate::diagnostic::Problem;
-use crate::plan::{FileFormat, FilePlan, Part, TaskPlan};
+use crate::plan::{FileFormat, FilePlan, TaskPlan};
 use crate::task::{Example, Target};
 use crate::text::{counted, quoted_list};
 
-/// The most mistakes that are collected for one file.
+/// The most mistakes that are collected for one file, and of those the most of one kind: a column of another form is wrong in
+/// every row.
 const MOST_MISTAKES: usize = 10;
+const MOST_ALIKE: usize = 3;
 
 /// The findings about a file's rows.
 #[derive(Default)]
@@ -31,6 +33,8 @@ pub struct Rows {
     /// The number of rows that the file has.
     pub all: usize,
     mistakes: usize,
+    /// Mistakes in `problems`.
+    shown: usize,
     /// Whether rows that could have mistakes were left out, because there are so many already.
     gave_up: bool,
     /// Rows without a mistake that were not encoded yet, and how many more may be.
@@ -60,6 +64,8 @@ struct Tokens {
     predicted: usize,
     /// Texts whose end was cut off, and the most tokens that one lost.
     cut: (usize, usize),
+    /// Texts that fill the longest sequence, and may be cut: a classifier's are not tokenized beyond it.
+    full: usize,
     /// Texts with an answer that lacks the token which ends it.
     unended: usize,
 }
@@ -173,18 +179,12 @@ impl Rows {
             if example.cut > 0 {
                 let (rows, most) = self.tokens.cut;
                 self.tokens.cut = (rows + 1, most.max(example.cut));
+            } else if example.text.tokens.len() >= encoder.max_length() {
+                self.tokens.full += 1;
             } else if let Some(end) = encoder.end_token() {
                 let is_unended = task.kind.writes() && !example.ends_with(&[end]);
                 self.tokens.unended += usize::from(is_unended);
             }
-        }
-    }
-
-    /// How many rows a part of the file has, all of whose rows were looked at.
-    pub fn count_of(&self, part: &Part, task: &TaskPlan) -> usize {
-        match task.kind.has_one_label() {
-            true => self.labels.iter().map(|count| part.of(*count).len()).sum(),
-            false => part.of(self.all).len(),
         }
     }
 
@@ -197,12 +197,15 @@ impl Rows {
     fn judge_tokens(&mut self, file: &FilePlan, encoder: Option<&TextEncoder>) {
         /// The share of unknown tokens from which on a vocabulary does not fit a file.
         const MANY_UNKNOWN: f64 = 0.03;
+        /// The share of texts that may be cut from which on they are worth a warning.
+        const MANY_FULL: f64 = 0.1;
         let Tokens {
             rows,
             all,
             unknown,
             begun_twice,
             cut: (cut, most_cut),
+            full,
             unended,
             ..
         } = self.tokens;
@@ -229,6 +232,16 @@ impl Rows {
             self.warnings
                 .push(problem.at(file.span, "this file").help(help));
         }
+        if full as f64 > MANY_FULL * rows as f64 {
+            let message = format!(
+                "{full} of {rows} texts of `{path}` have `max_length` ({}) tokens or more: the rest is left out",
+                encoder.max_length()
+            );
+            let problem = Problem::warning("delta::data::cut", message);
+            let help = "raise `max_length`, if the ends of the texts matter";
+            self.warnings
+                .push(problem.at(file.span, "this file").help(help));
+        }
         if unended > 0 {
             let end = encoder.end_token().map(|end| encoder.shown(end));
             let message = format!(
@@ -252,8 +265,11 @@ impl Rows {
 
     fn mistake(&mut self, problem: Problem) {
         self.mistakes += 1;
-        if self.mistakes <= MOST_MISTAKES {
+        let shown = self.problems.iter();
+        let alike = shown.filter(|shown| shown.code == problem.code).count();
+        if self.problems.len() < MOST_MISTAKES && alike < MOST_ALIKE {
             self.problems.push(problem);
+            self.shown += 1;
         }
     }
 
@@ -318,17 +334,21 @@ impl Rows {
     }
 
     fn summarize(&mut self, file: &FilePlan) {
-        if self.mistakes > MOST_MISTAKES || self.gave_up {
+        let hidden = self.mistakes - self.shown;
+        if let Some(last) = self
+            .problems
+            .last_mut()
+            .filter(|_| hidden > 0 || self.gave_up)
+        {
             let more = match self.gave_up {
-                true => "more mistakes".to_owned(),
-                false => counted(self.mistakes - MOST_MISTAKES, "more mistake"),
+                true => "more rows".to_owned(),
+                false => counted(hidden, "more row"),
             };
-            let message = format!("`{}` has {more}", file.path.display());
-            self.problems.push(
-                Problem::new("delta::data::more", message)
-                    .at(file.span, "this file")
-                    .help("fix the first ones and check again"),
-            );
+            let help = last.help.take().unwrap_or_default();
+            last.help = Some(format!(
+                "{help} ({more} of `{}` are refused)",
+                file.path.display()
+            ));
         }
         let seen = counted(self.count, "row");
         let seen = match self.is_whole {
@@ -397,6 +417,29 @@ impl Rows {
     }
 }
 
+/// Warns of an evaluation on rows of the training file that are trained on, and of repeated texts, which a split puts on both
+/// sides. `few` draws different examples for each.
+fn warn_of_same_file(dev: &FilePlan, of_dev: &Rows, train: &FilePlan) -> Option<Problem> {
+    let path = dev.path.display();
+    let problem =
+        |message| Problem::warning("delta::data::overlap", message).at(dev.span, "this file");
+    if dev.part.is_some() {
+        let repeated = of_dev.count - of_dev.texts.len();
+        let message = format!(
+            "{repeated} of {} of `{path}` repeat a text: a split puts some of them on both sides",
+            counted(of_dev.count, "row")
+        );
+        return (repeated > 0).then(|| {
+            problem(message).help("remove the repeated rows, or name a file of its own: a dev score on training texts measures memorization")
+        });
+    }
+    if dev.few.is_some() && train.few.is_some() {
+        return None;
+    }
+    let message = format!("`{path}` is read for training and for evaluation");
+    Some(problem(message).help("write `split(train, 10%)`, or name a file of its own: a dev score on training texts measures memorization"))
+}
+
 /// Warns of texts that occur both in an evaluation file and in a training file.
 pub fn warn_of_overlap(
     dev: &FilePlan,
@@ -405,8 +448,7 @@ pub fn warn_of_overlap(
     of_train: &Rows,
 ) -> Option<Problem> {
     if dev.path == train.path {
-        // `few` draws different examples of one file for each. Using the whole file for both is intended.
-        return None;
+        return warn_of_same_file(dev, of_dev, train);
     }
     let shared = of_dev.texts.intersection(&of_train.texts).count();
     if shared == 0 {

@@ -44,9 +44,11 @@ pub fn sample(file: &FilePlan) -> Result<Sample, Problem> {
     Ok(Sample { columns, rows })
 }
 
-/// A cell: lists, objects and null come as their JSON.
+/// A cell. In JSON and Parquet, lists, objects and null come as their JSON.
 fn value(cell: String, is_json: bool) -> Value {
-    let is_structured = is_json && (cell == "null" || cell.starts_with(['[', '{']));
+    // A cell of a table may hold a list of messages.
+    let is_structured =
+        is_json && (cell == "null" || cell.starts_with(['[', '{'])) || cell.starts_with("[{");
     let parsed = match is_structured {
         true => serde_json::from_str(&cell).ok(),
         false => None,

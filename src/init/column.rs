@@ -48,6 +48,18 @@ impl Column<'_> {
         self.has_lists() && self.values.iter().all(are_messages)
     }
 
+    /// Objects with a list of answers and a list of their names, as ARC and CommonsenseQA have them.
+    pub fn has_named_answers(&self) -> bool {
+        let is_named = |value: &&Value| value["text"].is_array() && value["label"].is_array();
+        !self.values.is_empty() && self.values.iter().all(is_named)
+    }
+
+    /// The length of its longest list.
+    pub fn longest_list(&self) -> usize {
+        let lists = self.values.iter().filter_map(|value| value.as_array());
+        lists.map(Vec::len).max().unwrap_or(0)
+    }
+
     /// The items of its lists.
     pub fn items(&self) -> impl Iterator<Item = &Value> {
         self.values

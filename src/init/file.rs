@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::data::{recognize, sample};
+use serde_json::Value;
+
+use crate::data::{recognize, sample, Sample};
 use crate::diagnostic::Problem;
 use crate::plan::FilePlan;
 
@@ -22,8 +24,21 @@ pub(super) struct DataFile {
 }
 
 impl DataFile {
-    /// Leaves out the files beside it that have other columns. Returns what is left out, in words.
-    pub fn keep_like(&mut self, columns: &[String]) -> Vec<String> {
+    /// Leaves out the files beside it that have other columns, or none of the labels: a test set for a contest hides them.
+    /// Returns what is left out, in words.
+    pub fn keep_like(&mut self, own: &Sample, label: Option<&str>) -> Vec<String> {
+        let labels = |sample: &Sample| -> Vec<Value> {
+            let place = sample
+                .columns
+                .iter()
+                .position(|name| Some(name.as_str()) == label);
+            let values = sample
+                .rows
+                .iter()
+                .filter_map(|row| place.map(|place| row[place].clone()));
+            values.collect()
+        };
+        let known = labels(own);
         let mut notes = Vec::new();
         for beside in [&mut self.dev, &mut self.test] {
             let Some(path) = beside.clone() else { continue };
@@ -31,14 +46,22 @@ impl DataFile {
                 path: path.clone(),
                 ..self.plan.clone()
             };
-            let is_alike = sample(&plan).is_ok_and(|other| other.columns == columns);
-            if !is_alike {
-                notes.push(format!(
-                    "`{}` has other columns, and is left out",
-                    path.display()
-                ));
-                *beside = None;
-            }
+            let other = sample(&plan).ok();
+            let other = other.filter(|other| other.columns == own.columns);
+            let reason = match other.map(|other| labels(&other)) {
+                None => "has other columns",
+                // Numbers of a regression need not occur in both.
+                Some(found)
+                    if label.is_some()
+                        && found.iter().all(|one| found[0] == *one)
+                        && !known.contains(&found[0]) =>
+                {
+                    "has no labels"
+                }
+                Some(_) => continue,
+            };
+            notes.push(format!("`{}` {reason}, and is left out", path.display()));
+            *beside = None;
         }
         notes
     }
@@ -51,10 +74,13 @@ impl DataFile {
 pub(super) fn look_at(path: &Path) -> Result<DataFile, Problem> {
     let mut plan = recognize(path)?;
     plan.most = Some(ROWS);
-    let settings = match plan.separator {
-        Some(symbol) => format!(", separator = \"{symbol}\""),
-        None => String::new(),
-    };
+    let mut settings = String::new();
+    if let Some(symbol) = plan.separator {
+        settings += &format!(", separator = \"{symbol}\"");
+    }
+    if let Some(encoding) = plan.encoding {
+        settings += &format!(", encoding = \"{}\"", encoding.name());
+    }
     let stem = path.file_name().unwrap_or_default().to_string_lossy();
     let is_train = stem.to_lowercase().starts_with("train");
     let beside = |words: &[&str]| {

@@ -21,6 +21,8 @@ pub(super) enum Guess {
         input: String,
         answer: String,
     },
+    /// Questions on a text, with the answers in it, as SQuAD has them.
+    Reading { context: String, question: String },
     /// A preferred and another answer.
     Prefer {
         prompt: Option<String>,
@@ -36,9 +38,14 @@ pub(super) enum Guess {
     },
     /// One of several answers.
     Choose {
+        /// What stands before the question, if it has a column.
+        context: Option<String>,
         prompt: String,
-        answers: String,
+        /// A column with a list of answers, or a column for each.
+        answers: Vec<String>,
         label: String,
+        /// The names of the answers; empty if the label counts them from 0, or their column names them.
+        labels: Vec<String>,
     },
     /// A label, or several, for one text or two.
     Classify {
@@ -67,6 +74,7 @@ impl Guess {
                 input,
                 answer,
             } => vec![instruction, input, answer],
+            Guess::Reading { context, question } => vec![context, question, "answers"],
             Guess::Prefer {
                 prompt,
                 chosen,
@@ -77,8 +85,14 @@ impl Guess {
             }
             Guess::Tag { tokens, .. } => vec![tokens],
             Guess::Choose {
-                prompt, answers, ..
-            } => vec![prompt, answers],
+                context,
+                prompt,
+                answers,
+                ..
+            } => {
+                let asked = context.iter().chain([prompt]).chain(answers);
+                asked.map(String::as_str).collect()
+            }
             Guess::Classify { text, .. } | Guess::Regress { text, .. } => {
                 text.iter().map(String::as_str).collect()
             }
@@ -198,6 +212,15 @@ pub(super) fn guess(sample: &Sample, config: Option<&Config>) -> Result<Guess, R
             "add a first line with names of the columns, such as `text` and `label`".to_owned(),
         ));
     }
+    if ["prompt", "completion", "label"]
+        .iter()
+        .all(|name| named(&columns, &[name]).is_some())
+    {
+        return Err((
+            "its rows are answers with a verdict each (KTO), which no task learns".to_owned(),
+            "write rows with two answers to a prompt: `chosen` and `rejected`".to_owned(),
+        ));
+    }
     let guess = of_columns(&columns, config).ok_or_else(|| {
         let names: Vec<&str> = columns.iter().map(|column| column.name).collect();
         let message = format!(
@@ -217,6 +240,8 @@ fn of_columns(columns: &[Column], config: Option<&Config>) -> Option<Guess> {
     let of = |label| labelled(columns, &texts, label);
     of_answers(columns)
         .or_else(|| of_choices(columns))
+        .or_else(|| of_reading(columns))
+        .or_else(|| of_turns(columns))
         .or_else(|| of_lists(columns))
         .or_else(|| translation(columns))
         .or_else(|| of_prompts(columns, is_two_stacks))
@@ -237,7 +262,7 @@ fn own(column: &Column) -> String {
 
 /// Conversations, and words with tags.
 fn of_lists(columns: &[Column]) -> Option<Guess> {
-    const TAGS: [&str; 4] = ["tags", "ner_tags", "labels", "pos_tags"];
+    const TAGS: [&str; 4] = ["ner_tags", "tags", "labels", "pos_tags"];
     if let Some(messages) = columns.iter().find(|column| column.has_messages()) {
         return Some(Guess::Messages {
             messages: own(messages),
@@ -247,12 +272,34 @@ fn of_lists(columns: &[Column]) -> Option<Guess> {
     let [tokens, second, ..] = lists.as_slice() else {
         return None;
     };
-    let tags = lists.iter().find(|column| column.is_named(&TAGS));
+    let by_name = |name: &&str| lists.iter().find(|column| column.is_named(&[name]));
+    let tags = TAGS.iter().find_map(by_name);
     let tags = tags.unwrap_or(second);
     Some(Guess::Tag {
         tokens: own(tokens),
         tags: own(tags),
         is_plain: !tags.has_spans(),
+    })
+}
+
+/// A text, a question on it, and the answers that are in it.
+fn of_reading(columns: &[Column]) -> Option<Guess> {
+    let answers = named(columns, &["answers"])?;
+    let has_one = |value: &&Value| value["text"][0].is_string();
+    let fits = !answers.values.is_empty() && answers.values.iter().all(has_one);
+    fits.then_some(())?;
+    Some(Guess::Reading {
+        context: own(named(columns, &["context"])?),
+        question: own(named(columns, &["question"])?),
+    })
+}
+
+/// Lists of messages on both sides, as TRL has prompts and completions.
+fn of_turns(columns: &[Column]) -> Option<Guess> {
+    let turns = |name: &str| named(columns, &[name]).filter(|column| column.has_messages());
+    Some(Guess::Instruct {
+        prompt: own(turns("prompt")?),
+        answer: own(turns("completion")?),
     })
 }
 
@@ -268,19 +315,103 @@ fn of_several(columns: &[Column], texts: &[&Column]) -> Option<Guess> {
     })
 }
 
-/// A question, a list of answers, and the number of the right one.
+/// A question, its answers in one list or in a column each, and the right one.
 fn of_choices(columns: &[Column]) -> Option<Guess> {
-    let prompt = named(columns, &["question", "prompt", "ctx", "query", "premise"])?;
-    let answers = named(columns, &["choices", "options", "endings", "answers"])?;
-    let label = named(
-        columns,
-        &["answer", "label", "answer_idx", "gold", "correct"],
-    )?;
-    let fits = answers.has_words() && label.has_numbers();
-    fits.then(|| Guess::Choose {
+    const PROMPTS: [&str; 10] = [
+        "startphrase",
+        "question",
+        "prompt",
+        "ctx",
+        "query",
+        "sent1",
+        "goal",
+        "sentence",
+        "stem",
+        "premise",
+    ];
+    const KEYS: [&str; 8] = [
+        "answerkey",
+        "label",
+        "answer",
+        "answer_idx",
+        "cop",
+        "gold",
+        "correct",
+        "key",
+    ];
+    let prompt = PROMPTS.iter().find_map(|name| named(columns, &[name]))?;
+    let list = named(columns, &["choices", "options", "endings", "answers"]);
+    let list = list.filter(|list| list.has_words() || list.has_named_answers());
+    let answers: Vec<&Column> = match list {
+        Some(list) => vec![list],
+        None => numbered(columns)?,
+    };
+    let count = match answers.as_slice() {
+        [list] => list.longest_list(),
+        several => several.len(),
+    };
+    let names = |key: &Column| match answers.as_slice() {
+        [list] if list.has_named_answers() => Some(Vec::new()),
+        _ => names_of_answers(key, count),
+    };
+    let mut keys = KEYS.iter().filter_map(|name| named(columns, &[name]));
+    let is_key = |key: &Column| key.is_text() && key.words() <= 1.0;
+    let (label, labels) = keys.find_map(|key| Some((key, names(key).filter(|_| is_key(key))?)))?;
+    let context = named(columns, &["context", "article", "passage"]);
+    Some(Guess::Choose {
+        context: context.filter(|column| column.is_text()).map(own),
         prompt: own(prompt),
-        answers: own(answers),
+        labels,
+        answers: answers.into_iter().map(own).collect(),
         label: own(label),
+    })
+}
+
+/// Columns whose names differ only in a number or a letter at their end: `ending0`, `ending1`; `opa`, `opb`.
+fn numbered<'a, 'c>(columns: &'a [Column<'c>]) -> Option<Vec<&'a Column<'c>>> {
+    const STEMS: [&str; 8] = [
+        "ending",
+        "answer",
+        "option",
+        "choice",
+        "sol",
+        "op",
+        "opt",
+        "alternative",
+    ];
+    let of_stem = |stem: &str, ends: &str| -> Vec<&Column> {
+        let named_by = |end: char| {
+            named(
+                columns,
+                &[&format!("{stem}{end}"), &format!("{stem}_{end}")],
+            )
+        };
+        let found = ends.chars().map_while(named_by);
+        found.filter(|column| column.is_text()).collect()
+    };
+    let found = STEMS
+        .iter()
+        .flat_map(|stem| ["0123456789", "123456789", "abcdefgh"].map(|ends| of_stem(stem, ends)));
+    found.max_by_key(Vec::len).filter(|found| found.len() > 1)
+}
+
+/// The names by which a label calls answers: none if it counts them from 0. `None` if it is nothing of the kind.
+fn names_of_answers(label: &Column, count: usize) -> Option<Vec<String>> {
+    let name_lists = [
+        (0..count).map(|number| number.to_string()).collect(),
+        (1..=count).map(|number| number.to_string()).collect(),
+        ('A'..='Z').take(count).map(String::from).collect(),
+        ('a'..='z').take(count).map(String::from).collect(),
+    ];
+    let fits = |names: &Vec<String>| {
+        label
+            .texts()
+            .all(|text| names.iter().any(|name| name == text.trim()))
+    };
+    let place = name_lists.iter().position(fits)?;
+    Some(match place {
+        0 => Vec::new(),
+        _ => name_lists[place].clone(),
     })
 }
 
@@ -374,7 +505,10 @@ fn labelled(columns: &[Column], texts: &[&Column], label: &Column) -> Option<Gue
         Some(vec![text.name.to_owned()])
     })?;
     let label_name = label.name.to_owned();
-    Some(match label.has_fractions() {
+    /// So many different whole numbers are amounts, not names.
+    const AMOUNTS: usize = 20;
+    let are_amounts = label.has_numbers() && label.distinct() > AMOUNTS;
+    Some(match label.has_fractions() || are_amounts {
         true => Guess::Regress {
             text,
             label: label_name,
@@ -391,8 +525,9 @@ fn labelled(columns: &[Column], texts: &[&Column], label: &Column) -> Option<Gue
 fn named_label<'a, 'c>(columns: &'a [Column<'c>]) -> Option<&'a Column<'c>> {
     // The name says it, so that the first rows may have one label alone.
     let fits = |column: &&Column| {
-        column.has_fractions()
-            || (column.is_text() && column.words() <= 4.0 && column.distinct() <= 200)
+        let is_repeated = column.rows < 20 || 2 * column.distinct() <= column.rows;
+        let can_be = column.words() <= 4.0 && column.distinct() <= 200 && is_repeated;
+        column.has_fractions() || column.is_text() && (can_be || column.has_numbers())
     };
     LABELS.iter().find_map(|name| {
         let mut named = columns.iter().filter(|column| column.is_named(&[name]));
@@ -430,6 +565,7 @@ fn check(guess: &Guess, config: Option<&Config>) -> Result<(), Refusal> {
         | Guess::Plain { .. }
         | Guess::Choose { .. }
         | Guess::Alpaca { .. }
+        | Guess::Reading { .. }
         | Guess::Prefer { .. } => (
             "prompts and answers",
             config.is_decoder(),

@@ -57,7 +57,7 @@ pub fn draft(data: &Path, backbone: Option<&str>, is_elsewhere: bool) -> Result<
     if encoder.as_ref().is_some_and(|own| !own.has_chat_template()) {
         guess = guess.without_chat_template().map_err(refused)?;
     }
-    let notes = file.keep_like(&sample.columns);
+    let notes = file.keep_like(&sample, guess.label());
     Ok(write::write(
         &file,
         &sample,

@@ -3,14 +3,14 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{json, Value};
 
 use super::file::DataFile;
 use super::guess::Guess;
 use super::Draft;
 use crate::backbone::{Config, FeedForwardKind};
 use crate::data::{Sample, TextEncoder};
-use crate::task::Encoder;
+use crate::task::{Conversation, Encoder};
 use crate::text::counted;
 
 /// Steps that a short training needs to learn anything.
@@ -33,8 +33,10 @@ pub(super) fn write(
     let rows = sample.rows.len();
     let (name, seen) = (name(file), counted(rows, "row"));
     let mut text = format!(
-        "# Drafted by `deltarun init` from {}; read it once, and change what you know better.\npipeline {name}\n\n",
-        quoted(&file.plan.path.display().to_string())
+        "# Drafted by `deltarun init` from {}; read it once, and change what you know better.\npipeline {name}\n\n\
+         # `--set rank=8` tries another value, and so does a script.\nparam rank = 16\nparam lr = {}\n\n",
+        quoted(&file.plan.path.display().to_string()),
+        rate(kind, is_decoder),
     );
     if backbone.is_none() {
         text += "# Any directory of a Hugging Face model, a GGUF file, or a model of the hub.\n";
@@ -62,9 +64,9 @@ pub(super) fn write(
     let sites = sites(config, is_decoder);
     let _ = write!(
         text,
-        "reparam low_rank = lora {{ rank = 16, alpha = 32 }} on {sites}\n\n"
+        "reparam low_rank = lora {{ rank = rank, alpha = 32 }} on {sites}\n\n"
     );
-    text += &stage(kind, is_decoder, rows);
+    text += &stage(kind, rows);
     let or_more = match Some(rows) == file.plan.most {
         true => " or more",
         false => "",
@@ -107,8 +109,18 @@ fn data(file: &DataFile, rows: usize, is_elsewhere: bool) -> String {
     text + "}\n\n"
 }
 
-/// The stage. Rates are usual ones for LoRA: QLoRA's for decoders, and larger ones for encoders and T5.
-fn stage(kind: &str, is_decoder: bool, rows: usize) -> String {
+/// A usual rate for LoRA: QLoRA's for decoders, and larger ones for encoders and T5.
+fn rate(kind: &str, is_decoder: bool) -> &'static str {
+    match (kind, is_decoder) {
+        ("prefer", _) => "5e-5",
+        (_, true) => "2e-4",
+        ("seq2seq" | "span_lm", false) => "1e-3",
+        _ => "5e-4",
+    }
+}
+
+/// The stage.
+fn stage(kind: &str, rows: usize) -> String {
     let has_own_head = matches!(kind, "classify" | "regress" | "tag");
     let (batch, least, trained) = match has_own_head {
         true => (16, 3, "low_rank, head"),
@@ -117,15 +129,9 @@ fn stage(kind: &str, is_decoder: bool, rows: usize) -> String {
         false => (8, 1, "low_rank"),
     };
     let epochs = (LEAST_STEPS * batch).div_ceil(rows.max(1)).clamp(least, 20);
-    let rate = match (kind, is_decoder) {
-        ("prefer", _) => "5e-5",
-        (_, true) => "2e-4",
-        ("seq2seq" | "span_lm", false) => "1e-3",
-        _ => "5e-4",
-    };
     format!(
         "stage tune {{\ntrain = [{trained}]\nepochs = {epochs}\nbatch = {batch}\n\
-         optimizer = adamw {{ lr = {rate} }}\nschedule = linear {{ warmup = 6% }}\n}}\n"
+         optimizer = adamw {{ lr = lr }}\nschedule = linear {{ warmup = 6% }}\n}}\n"
     )
 }
 
@@ -196,6 +202,13 @@ fn task(guess: &Guess, config: Option<&Config>) -> (&'static str, Vec<String>) {
                 format!("answer = {}", word(answer)),
             ],
         ),
+        Guess::Reading { context, question } => (
+            "instruct",
+            vec![
+                format!("template = \"{{{context}}}\\nQuestion: {{{question}}}\\nAnswer: {{answers.text.0}}\""),
+                "answer = \"answers.text.0\"".to_owned(),
+            ],
+        ),
         Guess::Prefer { prompt, chosen, rejected } => {
             let prompt = prompt.iter().map(|prompt| format!("prompt = {}", word(prompt)));
             let answers = [("chosen", chosen), ("rejected", rejected)];
@@ -215,17 +228,28 @@ fn task(guess: &Guess, config: Option<&Config>) -> (&'static str, Vec<String>) {
             ("tag", columns.into_iter().chain(plain).collect())
         }
         Guess::Choose {
+            context,
             prompt,
             answers,
             label,
-        } => (
-            "choose",
-            vec![
-                format!("prompt = {}", word(prompt)),
-                format!("answers = {}", word(answers)),
-                format!("label = {}", word(label)),
-            ],
-        ),
+            labels,
+        } => {
+            let words = |names: &[String]| {
+                let names: Vec<String> = names.iter().map(|name| word(name)).collect();
+                format!("[{}]", names.join(", "))
+            };
+            let asked = match context {
+                Some(context) => format!("template = \"{{{context}}}\\n{{{prompt}}} {{answer}}\""),
+                None => format!("prompt = {}", word(prompt)),
+            };
+            let answers = match answers.as_slice() {
+                [list] => word(list),
+                several => words(several),
+            };
+            let named = (!labels.is_empty()).then(|| format!("labels = {}", words(labels)));
+            let settings = [asked, format!("answers = {answers}"), format!("label = {}", word(label))];
+            ("choose", settings.into_iter().chain(named).collect())
+        }
         Guess::Classify { text: names, label, is_several } => {
             let mut settings = vec![text(names), format!("label = {}", word(label))];
             settings.extend(is_several.then(|| "several = on".to_owned()));
@@ -305,13 +329,23 @@ fn lengths(sample: &Sample, guess: &Guess, encoder: Option<&TextEncoder>) -> (us
     let mut all: Vec<usize> = sample.rows.iter().map(tokens).collect();
     all.sort_unstable();
     let usual = all[(all.len() * 99 / 100).min(all.len() - 1)];
-    // A chat template adds some tokens to each turn.
     let around = match guess {
         Guess::Classify { .. } | Guess::Regress { .. } | Guess::Tag { .. } => 0,
-        _ => 24,
+        _ => encoder.and_then(around_turns).unwrap_or(24),
     };
     let length = (usual + around).next_multiple_of(16).clamp(32, 1024);
-    (length, all[all.len() - 1])
+    (length, all[all.len() - 1] + around)
+}
+
+/// The tokens that a chat template puts around a prompt and its answer.
+fn around_turns(encoder: &TextEncoder) -> Option<usize> {
+    let turn = |role: &str| json!({"role": role, "content": "a"});
+    let conversation = Conversation {
+        messages: vec![turn("user"), turn("assistant")],
+        tools: None,
+    };
+    let written = encoder.converse(&conversation, false).ok()?;
+    Some(encoder.prompt(&written).ok()?.text.tokens.len())
 }
 
 /// A name as the language writes it.

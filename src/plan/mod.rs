@@ -237,9 +237,34 @@ pub enum TextEncoding {
     /// A byte for each of the first 256 letters of Unicode (ISO 8859-1).
     #[serde(rename = "latin-1")]
     Latin1,
+    /// The same, with letters such as `€` and `“` in place of 27 control characters: Windows' code page.
+    #[serde(rename = "cp1252")]
+    Windows1252,
     /// Two bytes or four for each letter, in the order that the file's first two bytes say.
     #[serde(rename = "utf-16")]
     Utf16,
+}
+
+impl TextEncoding {
+    /// Its name in the language.
+    pub fn name(self) -> &'static str {
+        match self {
+            TextEncoding::Latin1 => "latin-1",
+            TextEncoding::Windows1252 => "cp1252",
+            TextEncoding::Utf16 => "utf-16",
+        }
+    }
+
+    /// The encoding that bytes seem to have, which are not UTF-8.
+    pub fn of(bytes: &[u8]) -> Self {
+        if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
+            TextEncoding::Utf16
+        } else if bytes.iter().any(|byte| (0x80..0xa0).contains(byte)) {
+            TextEncoding::Windows1252
+        } else {
+            TextEncoding::Latin1
+        }
+    }
 }
 
 /// A few examples of each label, drawn from a seed.

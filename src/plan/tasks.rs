@@ -375,12 +375,13 @@ fn encoding_of(fields: &Fields, argument: &Argument) -> Option<TextEncoding> {
     if let Value::Text(text) = &value.node {
         match text.to_lowercase().as_str() {
             "latin-1" | "latin1" | "iso-8859-1" => return Some(TextEncoding::Latin1),
+            "cp1252" | "windows-1252" => return Some(TextEncoding::Windows1252),
             "utf-16" | "utf16" => return Some(TextEncoding::Utf16),
             "utf-8" | "utf8" => return None,
             _ => {}
         }
     }
-    let wanted = "`\"latin-1\"`, `\"utf-16\"` or `\"utf-8\"`, which is the default";
+    let wanted = "`\"latin-1\"`, `\"cp1252\"`, `\"utf-16\"` or `\"utf-8\"`, which is the default";
     fields.wrong("encoding", &value, wanted);
     None
 }

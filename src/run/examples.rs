@@ -7,8 +7,8 @@ use std::sync::Arc;
 use super::reference::{check_final, reference};
 use super::ROWS_AT_EACH_END;
 use crate::data::{
-    check_few, nothing_to_predict, warn_of_overlap, Example, Examples, Extent, Masking, Noising,
-    Rows, Spans, TextEncoder,
+    check_few, empty_part, nothing_to_predict, warn_of_overlap, Example, Examples, Extent, Masking,
+    Noising, Rows, Spans, TextEncoder,
 };
 use crate::diagnostic::{Problem, Span};
 use crate::generate::{Decoding, Defaults, Writer};
@@ -242,7 +242,7 @@ pub fn check_data(plan: &Plan, extent: Extent, loader: Option<&Loader>) -> DataC
             let Some(file) = file else { continue };
             let key = (file.path.clone(), file.most, task.span);
             let rows = seen.entry(key).or_insert_with(|| {
-                let extent = match draws_from(plan, &file.path) {
+                let extent = match draws_few_of(plan, &file.path) {
                     true => Extent {
                         at_each_end: usize::MAX,
                         ..extent
@@ -263,11 +263,17 @@ pub fn check_data(plan: &Plan, extent: Extent, loader: Option<&Loader>) -> DataC
                     .problems
                     .extend(lacking.map(|problem| problem.or_at(file.span)));
             }
+            if file
+                .part
+                .is_some_and(|part| rows.all > 0 && part.of(rows.all).is_empty())
+            {
+                check.problems.push(empty_part(rows.all).or_at(file.span));
+            }
             if trains {
                 rows.warn_of_training(file, task);
                 examples.push(match (&file.few, &file.part) {
                     (Some(few), _) => few.per_class * task.kind.labels().len(),
-                    (None, Some(part)) => rows.count_of(part, task),
+                    (None, Some(part)) => part.of(rows.all).len(),
                     (None, None) => rows.all,
                 });
             }
@@ -313,12 +319,11 @@ pub fn check_data(plan: &Plan, extent: Extent, loader: Option<&Loader>) -> DataC
     check
 }
 
-/// Whether a set of a plan is drawn from all rows of this file.
-fn draws_from(plan: &Plan, path: &Path) -> bool {
+/// Whether a plan draws a few examples of each label of this file, all of whose labels count then.
+fn draws_few_of(plan: &Plan, path: &Path) -> bool {
     let sets = |data: &DataPlan| [data.train.clone(), data.dev.clone(), data.test.clone()];
     let mut files = plan.data.values().flat_map(sets).flatten();
-    let is_drawn = |file: &FilePlan| file.few.is_some() || file.part.is_some();
-    files.any(|file| is_drawn(&file) && file.path == path)
+    files.any(|file| file.few.is_some() && file.path == path)
 }
 
 /// Whether prompts stand before texts, whose last row predicts the first token.

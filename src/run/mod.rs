@@ -295,12 +295,8 @@ fn conclude(
         precision_error,
         peak_memory: peak_memory(),
     };
-    let mut odd: Vec<Problem> = data
-        .iter()
-        .filter_map(|data| warnings::cut_texts(plan, &data.train))
-        .collect();
-    odd.dedup();
-    odd.extend(warnings::collapse(plan, task, &summary));
+    let odd = warnings::collapse(plan, task, &summary);
+    let odd = odd.into_iter().collect();
     if let Some(directory) = directory {
         directory.finish(plan, source, &graph, Some(&summary), &manifest)?;
     }

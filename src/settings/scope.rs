@@ -63,7 +63,13 @@ impl Scope {
             let known = || scope.params.keys().map(String::as_str);
             let help = match did_you_mean(name, known()) {
                 Some(near) => format!("did you mean `{near}`?"),
-                None => format!("the file declares {}", quoted_list(known())),
+                None => {
+                    let others = match scope.params.is_empty() {
+                        true => String::new(),
+                        false => format!("; it declares {}", quoted_list(known())),
+                    };
+                    format!("declare it in the file, as in `param {name} = 8`, and write `{name}` where the value is used{others}")
+                }
             };
             let message =
                 format!("the file does not declare param `{name}`, which was set from outside");

@@ -372,6 +372,8 @@ fn weights(fields: &Fields, labels: &[Label], several: bool) -> Option<Weights> 
                 };
                 match place {
                     Some(place) => weights[place] = Some(number as f32),
+                    // Without labels, a problem was reported already.
+                    None if labels.is_empty() => return None,
                     None => {
                         let names = labels.iter().map(|label| label.name.as_str());
                         let message = format!(

@@ -121,7 +121,8 @@ fn label_words(fields: &Fields, value: &Spanned<Value>, labels: &[Label]) -> Opt
     };
     let block = fields.nested("words", value.span, block);
     let known = || labels.iter().map(|label| label.name.as_str());
-    for setting in block.all() {
+    // Without labels, a problem was reported already.
+    for setting in block.all().iter().filter(|_| !labels.is_empty()) {
         if !known().any(|name| name == setting.key.node) {
             let message = format!(
                 "`words` names `{}`, which is not a label of the task",

@@ -105,7 +105,11 @@ impl TaskKind for Instruct {
     }
 
     fn is_structured(&self, column: &str) -> bool {
-        self.form == Form::Messages && self.text.iter().any(|name| name == column)
+        match self.form {
+            Form::Messages => self.text.iter().any(|name| name == column),
+            Form::Turns => true,
+            Form::Template(_) => false,
+        }
     }
 
     fn may_be_null(&self, column: &str) -> bool {
@@ -188,10 +192,12 @@ impl Instruct {
         let conversation = match &self.form {
             Form::Messages => Conversation::read(&row[0], row.get(1).map(String::as_str))?,
             _ => {
-                let turn = |(text, role): (&String, &str)| json!({"role": role, "content": text});
-                let turns = row.iter().zip(["user", "assistant"]);
+                let mut messages = Vec::new();
+                for (text, role) in row.iter().zip(["user", "assistant"]) {
+                    messages.extend(turns(text, role)?);
+                }
                 Conversation {
-                    messages: turns.map(turn).collect(),
+                    messages,
                     tools: None,
                 }
             }
@@ -269,6 +275,20 @@ pub(super) fn template(fields: &Fields, answer: &str) -> Option<Vec<Piece>> {
 
 /// The roles that most chat templates know.
 const ROLES: [&str; 5] = ["system", "user", "assistant", "tool", "developer"];
+
+/// The turns of a cell: those of a list of messages, or one with its text.
+pub(super) fn turns(text: &str, role: &str) -> Result<Vec<Value>, Refusal> {
+    let is_message = |item: &Value| item["role"].is_string() || item["from"].is_string();
+    let list: Option<Vec<Value>> = match text.trim_start().starts_with('[') {
+        true => serde_json::from_str(text).ok(),
+        false => None,
+    };
+    match list {
+        Some(list) if list.iter().any(is_message) => messages(text),
+        // A text may be a list of something else.
+        _ => Ok(vec![json!({"role": role, "content": text})]),
+    }
+}
 
 /// The messages of a cell: a list of objects with a `role`, or with ShareGPT's `from` and `value`.
 pub(super) fn messages(text: &str) -> Result<Vec<Value>, Refusal> {

@@ -8,7 +8,7 @@ pub fn accuracy(predicted: &[usize], labels: &[usize]) -> f64 {
     right as f64 / labels.len().max(1) as f64
 }
 
-/// F1 of label 1 if there are two labels (as in GLUE), otherwise the mean F1 over all labels.
+/// F1 of label 1 if there are two labels (as in GLUE), otherwise the mean F1 over the labels that occur or are predicted.
 pub fn f1(predicted: &[usize], labels: &[usize], classes: usize) -> f64 {
     let of = |class: usize| {
         let count = |test: &dyn Fn(bool, bool) -> bool| {
@@ -20,16 +20,13 @@ pub fn f1(predicted: &[usize], labels: &[usize], classes: usize) -> f64 {
         };
         let right = count(&|p, l| p && l);
         let wrong = count(&|p, l| p != l);
-        if right + wrong == 0.0 {
-            0.0
-        } else {
-            2.0 * right / (2.0 * right + wrong)
-        }
+        (right + wrong > 0.0).then(|| 2.0 * right / (2.0 * right + wrong))
     };
-    match classes {
-        2 => of(1),
-        _ => (0..classes).map(of).sum::<f64>() / classes.max(1) as f64,
+    if classes == 2 {
+        return of(1).unwrap_or(0.0);
     }
+    let present: Vec<f64> = (0..classes).filter_map(of).collect();
+    present.iter().sum::<f64>() / present.len().max(1) as f64
 }
 
 /// Matthews' correlation coefficient for any number of labels (Gorodkin 2004); 0 where it is not
@@ -153,6 +150,8 @@ mod tests {
         assert!((accuracy(&p, &l) - 0.625).abs() < 1e-12);
         assert!((f1(&p, &l, 3) - 0.623_809_523_809_523_8).abs() < 1e-9);
         assert!((matthews(&p, &l, 3) - 0.439_155_032_826_839_93).abs() < 1e-9);
+        // f1_score([0, 2, 4], [0, 2, 2], average="macro"): labels 1 and 3 do not occur
+        assert!((f1(&[0, 2, 2], &[0, 2, 4], 5) - 0.555_555_555_555_555_6).abs() < 1e-12);
         // f1_score([0,1,1,0], [0,1,0,1]), matthews_corrcoef of the same
         assert!((f1(&[0, 1, 0, 1], &[0, 1, 1, 0], 2) - 0.5).abs() < 1e-12);
         assert!(matthews(&[0, 1, 0, 1], &[0, 1, 1, 0], 2).abs() < 1e-12);

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{json, Value};
 
-use super::instruct::messages;
+use super::instruct::turns;
 use super::{
     check_causal, column, refused, Comparison, Conversation, Encoder, Example, Metric, Predictions,
     Refusal, Target, TaskKind,
@@ -141,10 +141,16 @@ impl Prefer {
     ) -> Result<Conversation, Refusal> {
         let mut all: Vec<Value> = Vec::new();
         for text in prompt {
-            all.extend(turns(text, "user")?);
+            all.extend(spoken_turns(text, "user")?);
         }
         if let Some(text) = answer {
-            let own = turns(text, "assistant")?;
+            let own = spoken_turns(text, "assistant")?;
+            if prompt.is_empty() && own.len() == 1 {
+                return Err((
+                    "the answer stands alone, without a prompt before it".to_owned(),
+                    "name the column with the prompts: `prompt = COLUMN`; without one, both answers are lists of messages that begin with the user's".to_owned(),
+                ));
+            }
             let asks = own.iter().any(|message| message["role"] == "user");
             if asks && !prompt.is_empty() {
                 return Err((
@@ -163,13 +169,29 @@ impl Prefer {
     }
 }
 
-/// The turns of a cell: those of a list of messages, or one with its text.
-fn turns(text: &str, role: &str) -> Result<Vec<Value>, Refusal> {
-    let is_list = text.trim_start().starts_with('[');
-    match serde_json::from_str::<Value>(text) {
-        Ok(Value::Array(_)) if is_list => messages(text),
-        _ => Ok(vec![json!({"role": role, "content": text})]),
+/// The turns of a text in the form of Anthropic's preferences (hh-rlhf): `\n\nHuman: ...\n\nAssistant: ...`.
+fn spoken(text: &str) -> Option<Vec<Value>> {
+    const MARKS: [(&str, &str); 2] = [("\n\nHuman:", "user"), ("\n\nAssistant:", "assistant")];
+    let next = |text: &str| {
+        let found = MARKS
+            .iter()
+            .filter_map(|(mark, role)| Some((text.find(mark)?, *mark, *role)));
+        found.min()
+    };
+    let (0, ..) = next(text)? else { return None };
+    let (mut rest, mut turns) = (text, Vec::new());
+    while let Some((start, mark, role)) = next(rest) {
+        rest = &rest[start + mark.len()..];
+        let end = next(rest).map_or(rest.len(), |(end, ..)| end);
+        turns.push(json!({"role": role, "content": rest[..end].trim()}));
+        rest = &rest[end..];
     }
+    Some(turns)
+}
+
+/// The turns of a cell: those of a list of messages or of a conversation in one text, or one with its text.
+fn spoken_turns(text: &str, role: &str) -> Result<Vec<Value>, Refusal> {
+    spoken(text).map_or_else(|| turns(text, role), Ok)
 }
 
 /// Reads `loss` and its settings. The defaults are TRL's for DPO and ORPO, and for SimPO those of its authors' code

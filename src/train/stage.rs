@@ -21,7 +21,7 @@ use crate::graph::optimizations::frozen_blocks;
 use crate::graph::{device_problem, Graph};
 use crate::plan::{DeltaPlan, Keep, Plan, StagePlan, TaskPlan, Unit};
 use crate::ranks::own_of;
-use crate::task::{Compared, Comparison, Shares};
+use crate::task::{Compared, Comparison, Metric, Shares};
 
 /// The examples of one stage.
 #[derive(Clone, Default)]
@@ -385,9 +385,12 @@ impl<'a> Stage<'a> {
         let evaluation = evaluate_with(graph, &dev.all, self.task, measuring, kept)?;
         let value = evaluation.get(self.task.metric);
         let position = &mut self.state.position;
+        // Equal scores are common where dev sets are small or rare labels are not predicted yet: the loss tells them apart.
         let better = |best: &Evaluation| {
             let metric = self.task.metric;
-            metric.better(value, best.get(metric))
+            let old = best.get(metric);
+            let has_less_loss = || evaluation.get(Metric::Loss) < best.get(Metric::Loss);
+            metric.better(value, old) || value == old && has_less_loss()
         };
         let is_best = position.best.as_ref().is_none_or(|(best, _)| better(best));
         if is_best {
