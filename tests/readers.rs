@@ -4,12 +4,12 @@ use std::io::Write;
 
 use crate::common::place::Place;
 use crate::common::{fixture, json_fixture};
-use deltarun::data::{visit, Wanted};
+use deltarun::data::{visit, Place as Row, Wanted};
 use deltarun::diagnostic::Span;
 use deltarun::plan::{FileFormat, FilePlan};
-use serde_json::Value;
+use serde_json::{json, Value};
 
-fn rows(file: &FilePlan, wanted: &[Wanted]) -> Vec<(usize, Vec<String>)> {
+fn rows(file: &FilePlan, wanted: &[Wanted]) -> Vec<(Row, Vec<String>)> {
     let mut rows = Vec::new();
     visit(file, wanted, &mut |row| {
         rows.push(row.unwrap());
@@ -48,7 +48,7 @@ fn parquet_and_json_have_the_values_of_datasets() {
                     true => Value::from(value.as_str()),
                     false => serde_json::from_str(value).unwrap(),
                 };
-                assert_eq!(&found, expected, "{name}, row {number}: {}", wanted.name);
+                assert_eq!(&found, expected, "{name}, {number:?}: {}", wanted.name);
             }
         }
     }
@@ -277,4 +277,120 @@ fn columns_of_json_may_be_paths() {
     );
     let error = place.fail(2, &["check", "small.delta"]);
     assert!(error.contains("no column `answers.1.text`"), "{error}");
+}
+
+/// Several files are one set: by a list, or by a pattern in the order of their names. A mistake has its own file and line.
+#[test]
+fn several_files_are_read_as_one() {
+    let place = Place::new();
+    let table = std::fs::read_to_string(place.path("train.tsv")).unwrap();
+    let cells: Vec<(&str, &str)> = table
+        .lines()
+        .skip(1)
+        .map(|line| line.split_once('\t').unwrap())
+        .collect();
+    let row = |number: usize| json!({ "text": cells[number].0, "label": cells[number].1 });
+    let lines = |numbers: std::ops::Range<usize>| {
+        numbers
+            .map(|number| format!("{}\n", row(number)))
+            .collect::<String>()
+    };
+    std::fs::create_dir(place.path("shards")).unwrap();
+    for shard in 0..3 {
+        let name = format!("shards/train-0000{shard}-of-00003.jsonl");
+        place.write(&name, lines(20 * shard..20 * shard + 20).as_bytes());
+    }
+    place.write("whole.jsonl", lines(0..60).as_bytes());
+    let task = "classify { text = text, label = label }";
+    let run = |train: &str, out: &str| {
+        place.write("small.delta", pipeline(train, task).as_bytes());
+        place.succeed(&["small.delta", "--quiet", "--out", out]);
+        std::fs::read(place.path(out).join("delta.safetensors")).unwrap()
+    };
+    let whole = run("jsonl(\"whole.jsonl\")", "whole");
+    assert!(run("jsonl(\"shards/train-*.jsonl\")", "pattern") == whole);
+    let [a, b, c] = [0, 1, 2].map(|shard| format!("\"shards/train-0000{shard}-of-00003.jsonl\""));
+    assert!(run(&format!("jsonl([{a}, {b}, {c}])"), "list") == whole);
+    assert!(run(&format!("jsonl([{b}, {a}, {c}])"), "turned") != whole);
+    // The first rows of all.
+    assert!(
+        run("head(jsonl(\"shards/train-*.jsonl\"), 30)", "head")
+            == run("head(jsonl(\"whole.jsonl\"), 30)", "first")
+    );
+    // The run knows its files.
+    let found = place.succeed(&["eval", "pattern"]);
+    assert!(found.contains("15 examples"), "{found}");
+    place.write(
+        "shards/train-00003-of-00003.jsonl",
+        lines(50..60).as_bytes(),
+    );
+    let error = place.fail(2, &["eval", "pattern"]);
+    assert!(
+        error.contains("train-00003-of-00003.jsonl` is new: the run read other files"),
+        "{error}"
+    );
+    std::fs::remove_file(place.path("shards/train-00003-of-00003.jsonl")).unwrap();
+    std::fs::remove_file(place.path("shards/train-00002-of-00003.jsonl")).unwrap();
+    let error = place.fail(2, &["eval", "pattern"]);
+    assert!(
+        error.contains("train-00002-of-00003.jsonl` is missing"),
+        "{error}"
+    );
+    // What is wrong has its place.
+    place.write(
+        "shards/train-00001-of-00003.jsonl",
+        b"{\"text\": \"a\", \"label\": \"positive\"}\n{\"text\": 1\n",
+    );
+    place.write(
+        "small.delta",
+        pipeline("jsonl(\"shards/train-*.jsonl\")", task).as_bytes(),
+    );
+    let error = place.fail(2, &["check", "small.delta"]);
+    assert!(
+        error.contains("train-00001-of-00003.jsonl`, line 2"),
+        "{error}"
+    );
+    place.write(
+        "small.delta",
+        pipeline("jsonl(\"shards/dev-*.jsonl\")", task).as_bytes(),
+    );
+    let error = place.fail(2, &["check", "small.delta"]);
+    assert!(
+        error.contains("no file matches `") && error.contains("shards/dev-*.jsonl"),
+        "{error}"
+    );
+    place.write("small.delta", pipeline("jsonl([])", task).as_bytes());
+    let error = place.fail(2, &["check", "small.delta"]);
+    assert!(
+        error.contains("a string in quotes, or a list of them"),
+        "{error}"
+    );
+    // `init` takes all shards, and the sets beside them; a directory means its training file.
+    for shard in 0..2 {
+        place.write(
+            &format!("shards/train-0000{shard}-of-00003.jsonl"),
+            lines(20 * shard..20 * shard + 20).as_bytes(),
+        );
+    }
+    place.write(
+        "shards/validation-00000-of-00001.jsonl",
+        lines(0..5).as_bytes(),
+    );
+    for (data, out) in [
+        ("shards/train-00000-of-00003.jsonl", "a.delta"),
+        ("shards", "b.delta"),
+    ] {
+        place.succeed(&["init", data, "--backbone", "backbone", "--out", out]);
+        let draft = std::fs::read_to_string(place.path(out)).unwrap();
+        assert!(
+            draft.contains("pipeline shards")
+                && draft.contains("train = jsonl(\"shards/train-*-of-00003.jsonl\")"),
+            "{draft}"
+        );
+        assert!(
+            draft.contains("dev = jsonl(\"shards/validation-*.jsonl\")"),
+            "{draft}"
+        );
+        place.succeed(&["check", out]);
+    }
 }

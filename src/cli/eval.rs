@@ -61,7 +61,10 @@ fn eval_on(options: &EvalOptions, device: Device) -> Result<Ended, Problems> {
     };
     if let Some(run) = &loaded.run {
         run.check_files()?;
-        run.check_data(&file.path)?;
+        match options.data {
+            None => run.check_set(&file)?,
+            Some(_) => run.check_data(&file.path)?,
+        }
     }
     let evaluation = Loader::new(plan)?.evaluate(plan, &loaded.graph, task, &file)?;
     let names: Vec<&str> = task

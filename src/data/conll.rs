@@ -1,6 +1,6 @@
 //! CoNLL files: a word per line with its tags, divided by tabs or spaces, and an empty line behind each sentence.
 
-use super::table::{no_examples, places, wrong_width, Row, Wanted};
+use super::table::{no_examples, places, wrong_width, Numbered, Wanted};
 use crate::diagnostic::Problem;
 use crate::plan::FilePlan;
 
@@ -16,7 +16,7 @@ pub(super) fn conll(
     file: &FilePlan,
     text: &str,
     wanted: &[Wanted],
-    each: &mut dyn FnMut(Result<Row, Problem>) -> bool,
+    each: &mut dyn FnMut(Result<Numbered, Problem>) -> bool,
 ) -> Result<(), Problem> {
     let mut sentences = Sentences::new(text);
     let Some(first) = sentences.next() else {

@@ -6,7 +6,7 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::table::{at_line, no_examples, unit, visit, Row, Wanted};
+use super::table::{at_line, at_row, no_examples, visit, Place, Row, Wanted};
 use super::tokens::TextEncoder;
 use crate::diagnostic::Problem;
 use crate::plan::{Few, FilePlan, Part, TaskPlan};
@@ -34,17 +34,12 @@ pub(super) fn read_rows(
     task: &TaskPlan,
     encoder: &TextEncoder,
 ) -> Result<Vec<Example>, (usize, Problem)> {
-    let read = |(index, (line, row)): (usize, &Row)| {
+    let read = |(index, (place, row)): (usize, &Row)| {
         encode(encoder, task, row).map_err(|mut problem| {
             if is_of_every_row(&problem) {
                 return (index, problem.or_at(task.span));
             }
-            problem.message = format!(
-                "`{}`, {} {line}: {}",
-                file.path.display(),
-                unit(file),
-                problem.message
-            );
+            problem.message = at_row(problem.code, file, place, &problem.message).message;
             (index, problem.or_at(task.span))
         })
     };
@@ -314,12 +309,12 @@ pub(super) fn wanted(task: &TaskPlan) -> Vec<Wanted<'_>> {
 /// Converts the values of a row's target.
 pub(super) fn checked_target(
     values: &[String],
-    line: usize,
+    place: &Place,
     file: &FilePlan,
     task: &TaskPlan,
 ) -> Result<Target, Problem> {
     task.kind.target_of(values).map_err(|(message, help)| {
-        at_line("delta::data::label", file, line, message)
+        at_row("delta::data::label", file, place, message)
             .at(task.span, "the task")
             .help(help)
     })

@@ -1,6 +1,6 @@
 //! JSON lines: an object on each line.
 
-use super::table::{at_line, lines, places, Row, Wanted};
+use super::table::{at_line, lines, places, Numbered, Wanted};
 use crate::diagnostic::Problem;
 use crate::plan::FilePlan;
 use crate::text::did_you_mean;
@@ -27,7 +27,7 @@ pub(super) fn jsonl(
     file: &FilePlan,
     text: &str,
     wanted: &[Wanted],
-    each: &mut dyn FnMut(Result<Row, Problem>) -> bool,
+    each: &mut dyn FnMut(Result<Numbered, Problem>) -> bool,
 ) -> Result<(), Problem> {
     if text.trim_start().starts_with('[') {
         let message = "the file is a JSON list, not an object per line";
@@ -67,7 +67,7 @@ pub(super) fn json(
     file: &FilePlan,
     text: &str,
     wanted: &[Wanted],
-    each: &mut dyn FnMut(Result<Row, Problem>) -> bool,
+    each: &mut dyn FnMut(Result<Numbered, Problem>) -> bool,
 ) -> Result<(), Problem> {
     let list: Vec<serde_json::Value> = serde_json::from_str(text).map_err(|e| {
         let problem = at_line("delta::data::json", file, 0, format!("the file is not a JSON list: {e}"));
@@ -99,7 +99,7 @@ pub(super) fn values(
     number: usize,
     object: &serde_json::Map<String, serde_json::Value>,
     wanted: &[Wanted],
-) -> Result<Row, Problem> {
+) -> Result<Numbered, Problem> {
     let value = |wanted: &Wanted| {
         json_value(object, wanted).map_err(|(message, help)| {
             at_line("delta::data::json", file, number, message)

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::table::{at_line, visit, Wanted};
+use super::table::{at_row, visit, Wanted};
 use crate::diagnostic::Problem;
 use crate::plan::{FilePlan, TaskPlan};
 use crate::text::{counted, thousands};
@@ -31,7 +31,7 @@ pub fn labels_in(task: &TaskPlan, files: &[&FilePlan]) -> Result<Vec<String>, Pr
     for file in files {
         let mut wrong = None;
         visit(file, &wanted, &mut |row| {
-            let (line, values) = match row {
+            let (place, values) = match row {
                 Ok(row) => row,
                 Err(problem) => {
                     unread.get_or_insert(problem.or_at(file.span));
@@ -42,7 +42,7 @@ pub fn labels_in(task: &TaskPlan, files: &[&FilePlan]) -> Result<Vec<String>, Pr
             match kind.labels_in(&values) {
                 Ok(labels) => found.extend(labels.into_iter().filter(|label| !label.is_empty())),
                 Err((message, help)) => {
-                    let problem = at_line("delta::data::label", file, line, message);
+                    let problem = at_row("delta::data::label", file, &place, message);
                     wrong = Some(problem.at(file.span, "this file").help(help));
                 }
             }

@@ -8,7 +8,7 @@ use parquet::schema::types::Type;
 use serde_json::{json, Map, Value};
 
 use super::json_lines::values;
-use super::table::{at_line, places, unreadable, Row, Wanted};
+use super::table::{at_line, places, unreadable, Numbered, Wanted};
 use crate::diagnostic::Problem;
 use crate::hub::local;
 use crate::plan::FilePlan;
@@ -21,7 +21,7 @@ use crate::plan::FilePlan;
 pub(super) fn parquet(
     file: &FilePlan,
     wanted: &[Wanted],
-    each: &mut dyn FnMut(Result<Row, Problem>) -> bool,
+    each: &mut dyn FnMut(Result<Numbered, Problem>) -> bool,
 ) -> Result<(), Problem> {
     let wrong = |e: &dyn std::fmt::Display| wrong(file, e);
     let reader = open(file)?;

@@ -5,7 +5,7 @@ use std::collections::{HashSet, VecDeque};
 use std::hash::{Hash, Hasher};
 
 use super::examples::{checked_target, is_of_every_row, read_rows, wanted, ROWS_AT_ONCE};
-use super::table::{at_line, no_examples, visit, Row};
+use super::table::{at_row, no_examples, visit, Place, Row};
 use super::tokens::TextEncoder;
 use crate::diagnostic::Problem;
 use crate::plan::{FileFormat, FilePlan, TaskPlan};
@@ -43,11 +43,11 @@ pub struct Rows {
     tokens: Tokens,
     /// Whether all rows were checked.
     is_whole: bool,
-    /// The number of rows with an empty text, and the line of the first one. Then the same for texts in quotes.
-    empty: (usize, Option<usize>),
-    quoted: (usize, Option<usize>),
+    /// The number of rows with an empty text, and the place of the first one. Then the same for texts in quotes.
+    empty: (usize, Option<Place>),
+    quoted: (usize, Option<Place>),
     /// The same for texts that seem to contain other rows.
-    swallowed: (usize, Option<usize>),
+    swallowed: (usize, Option<Place>),
 }
 
 /// What the tokenizer makes of rows.
@@ -285,11 +285,11 @@ impl Rows {
         }
     }
 
-    fn look_at(&mut self, (line, values): &Row, file: &FilePlan, task: &TaskPlan) {
+    fn look_at(&mut self, (place, values): &Row, file: &FilePlan, task: &TaskPlan) {
         self.count += 1;
         let count = task.kind.texts().len();
         let texts = &values[..count];
-        match checked_target(&values[count..], *line, file, task) {
+        match checked_target(&values[count..], place, file, task) {
             Ok(Target::Class(class)) => self.labels[class] += 1,
             Ok(Target::Classes(classes)) => classes
                 .into_iter()
@@ -301,9 +301,9 @@ impl Rows {
             Ok(_) => {}
             Err(problem) => self.mistake(problem),
         }
-        let note = |(count, first): &mut (usize, Option<usize>)| {
+        let note = |(count, first): &mut (usize, Option<Place>)| {
             *count += 1;
-            first.get_or_insert(*line);
+            first.get_or_insert_with(|| place.clone());
         };
         // The target of such a task is a text as well.
         let read = match task.kind.has_text_target() {
@@ -357,28 +357,28 @@ impl Rows {
         };
         let odd = [
             (
-                self.empty,
+                &self.empty,
                 "delta::data::empty_text",
                 "the text is empty",
                 "remove the rows without a text",
             ),
             (
-                self.swallowed,
+                &self.swallowed,
                 "delta::data::swallowed",
                 "the quoted text seems to contain other rows",
                 "look for a missing closing quote",
             ),
             (
-                self.quoted,
+                &self.quoted,
                 "delta::data::quotes",
                 "the text is in quotes, which `tsv` reads as part of the text",
                 "remove the quotes, or write the file as `csv` with commas",
             ),
         ];
         for ((count, first), code, what, help) in odd {
-            let Some(line) = first else { continue };
-            let message = format!("{what} (in {} of {seen})", counted(count, "row"));
-            let said = at_line(code, file, line, message);
+            let Some(place) = first else { continue };
+            let message = format!("{what} (in {} of {seen})", counted(*count, "row"));
+            let said = at_row(code, file, place, message);
             let problem = Problem::warning(code, said.message).at(file.span, "this file");
             self.warnings.push(problem.help(help));
         }
@@ -447,7 +447,7 @@ pub fn warn_of_overlap(
     train: &FilePlan,
     of_train: &Rows,
 ) -> Option<Problem> {
-    if dev.path == train.path {
+    if dev.paths() == train.paths() {
         return warn_of_same_file(dev, of_dev, train);
     }
     let shared = of_dev.texts.intersection(&of_train.texts).count();

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::bytes::read_text;
+use super::files::files_of;
 use super::parquet::parquet_columns;
 use super::table::{no_examples, rows, Wanted};
 use crate::diagnostic::Problem;
@@ -22,7 +23,13 @@ pub struct Sample {
 /// # Errors
 /// The file cannot be read in its format, or has no rows.
 pub fn sample(file: &FilePlan) -> Result<Sample, Problem> {
-    let columns = columns(file)?;
+    let mut files = files_of(file)?.into_iter();
+    let first = FilePlan {
+        path: files.next().unwrap_or_default(),
+        more: Vec::new(),
+        ..file.clone()
+    };
+    let columns = columns(&first)?;
     let wanted: Vec<Wanted> = columns
         .iter()
         .map(|name| Wanted {

@@ -1,7 +1,11 @@
 //! Reads TSV, CSV, JSON lines and plain text into columns of texts.
 
+use std::path::Path;
+use std::sync::Arc;
+
 use super::bytes::read_text;
 use super::conll::conll;
+use super::files::files_of;
 use super::json_lines::{json, jsonl};
 use super::parquet::parquet;
 use crate::diagnostic::Problem;
@@ -59,8 +63,32 @@ impl<'a> Wanted<'a> {
     }
 }
 
-/// A row: its line in the file, from 1, and the values of the wanted columns.
-pub type Row = (usize, Vec<String>);
+/// A row of one file: its line, from 1, and the values of the wanted columns.
+pub(super) type Numbered = (usize, Vec<String>);
+
+/// A row of all files of a set: its place, and the values of the wanted columns.
+pub type Row = (Place, Vec<String>);
+
+/// Where a row is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The file that has it.
+    pub path: Arc<Path>,
+    /// Its line in that file, or its number if the file has no lines, from 1.
+    pub line: usize,
+}
+
+/// A problem of a row.
+pub(super) fn at_row(
+    code: &'static str,
+    file: &FilePlan,
+    place: &Place,
+    message: impl std::fmt::Display,
+) -> Problem {
+    let Place { path, line } = place;
+    let (path, unit) = (path.display(), unit(file));
+    Problem::new(code, format!("`{path}`, {unit} {line}: {message}"))
+}
 
 impl Table {
     /// Reads the columns `wanted` of a file.
@@ -94,20 +122,46 @@ pub fn rows(file: &FilePlan, wanted: &[Wanted]) -> Result<Vec<Row>, Problem> {
     })
 }
 
-/// Calls `each` with every row of a file, or with the problem of that row, until `each` returns false.
+/// Calls `each` with every row of a file, or with the problem of that row, until `each` returns false. Several files are
+/// read one after the other.
 ///
 /// # Errors
-/// A problem of the file as a whole: see [`Table::read`].
+/// A problem of a file as a whole: see [`Table::read`].
 pub fn visit(
     file: &FilePlan,
     wanted: &[Wanted],
     each: &mut dyn FnMut(Result<Row, Problem>) -> bool,
 ) -> Result<(), Problem> {
     let mut left = file.most.unwrap_or(usize::MAX);
-    let each: &mut dyn FnMut(Result<Row, Problem>) -> bool = &mut |row| {
-        left -= 1;
-        each(row) && left > 0
-    };
+    let mut goes_on = true;
+    for path in files_of(file)? {
+        let name: Arc<Path> = path.clone().into();
+        let one = FilePlan {
+            path,
+            more: Vec::new(),
+            ..file.clone()
+        };
+        visit_one(&one, wanted, &mut |row| {
+            left -= 1;
+            let place = |line| Place {
+                path: name.clone(),
+                line,
+            };
+            goes_on = each(row.map(|(line, values)| (place(line), values))) && left > 0;
+            goes_on
+        })?;
+        if !goes_on {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn visit_one(
+    file: &FilePlan,
+    wanted: &[Wanted],
+    each: &mut dyn FnMut(Result<Numbered, Problem>) -> bool,
+) -> Result<(), Problem> {
     let text = || read_text(file);
     match file.format {
         FileFormat::Parquet => parquet(file, wanted, each),
@@ -269,7 +323,7 @@ fn tsv(
     file: &FilePlan,
     text: &str,
     wanted: &[Wanted],
-    each: &mut dyn FnMut(Result<Row, Problem>) -> bool,
+    each: &mut dyn FnMut(Result<Numbered, Problem>) -> bool,
 ) -> Result<(), Problem> {
     // A line with only tabs is a row of empty values, so we skip only lines without any character.
     let numbered = text
@@ -311,7 +365,7 @@ fn csv(
     file: &FilePlan,
     text: &str,
     wanted: &[Wanted],
-    each: &mut dyn FnMut(Result<Row, Problem>) -> bool,
+    each: &mut dyn FnMut(Result<Numbered, Problem>) -> bool,
 ) -> Result<(), Problem> {
     let separator = file.separator.unwrap_or(',');
     if let Some(line) = stray_quote(text, separator) {

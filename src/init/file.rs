@@ -72,8 +72,12 @@ impl DataFile {
 /// # Errors
 /// See [`recognize`].
 pub(super) fn look_at(path: &Path) -> Result<DataFile, Problem> {
+    let path = &training_file(path);
     let mut plan = recognize(path)?;
     plan.most = Some(ROWS);
+    if let Some(pattern) = pattern_of_shards(path) {
+        plan.path = pattern;
+    }
     let mut settings = String::new();
     if let Some(symbol) = plan.separator {
         settings += &format!(", separator = \"{symbol}\"");
@@ -84,9 +88,13 @@ pub(super) fn look_at(path: &Path) -> Result<DataFile, Problem> {
     let stem = path.file_name().unwrap_or_default().to_string_lossy();
     let is_train = stem.to_lowercase().starts_with("train");
     let beside = |words: &[&str]| {
-        let other = |word: &&str| path.with_file_name(format!("{word}.{}", all_endings(path)));
-        let mut others = words.iter().filter(|_| is_train).map(other);
-        others.find(|other| other.is_file())
+        let endings = all_endings(path);
+        let other = |word: &&str| path.with_file_name(format!("{word}.{endings}"));
+        let shards = |word: &&str| path.with_file_name(format!("{word}-*.{endings}"));
+        let words = || words.iter().filter(|_| is_train);
+        let mut whole = words().map(other).filter(|other| other.is_file());
+        let mut parted = words().map(shards).filter(|pattern| count(pattern) > 0);
+        whole.next().or_else(|| parted.next())
     };
     Ok(DataFile {
         reader: (plan.format.reader(), settings),
@@ -94,6 +102,37 @@ pub(super) fn look_at(path: &Path) -> Result<DataFile, Problem> {
         dev: beside(&["dev", "validation", "valid", "val", "eval"]),
         test: beside(&["test"]),
     })
+}
+
+/// The training file of a directory, if there is one by its name; any other path is its own.
+fn training_file(path: &Path) -> PathBuf {
+    let names = path.read_dir().into_iter().flatten().flatten();
+    let mut training: Vec<PathBuf> = names
+        .map(|entry| entry.path())
+        .filter(|path| path.is_file() && recognize(path).is_ok())
+        .filter(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.to_lowercase().starts_with("train")
+        })
+        .collect();
+    training.sort();
+    training.into_iter().next().unwrap_or(path.to_owned())
+}
+
+/// The pattern of a file and its neighbours, if its name numbers it as one of several: `part-00000.jsonl`,
+/// `train-00000-of-00003.parquet`.
+fn pattern_of_shards(path: &Path) -> Option<PathBuf> {
+    let name = path.file_name()?.to_str()?;
+    let number = regex::Regex::new(r"[-_.]\d{4,}").ok()?.find(name)?;
+    let (start, end) = (number.start() + 1, number.end());
+    let pattern = path.with_file_name(format!("{}*{}", &name[..start], &name[end..]));
+    (count(&pattern) > 1).then_some(pattern)
+}
+
+/// The number of files that a pattern matches.
+fn count(pattern: &Path) -> usize {
+    let found = glob::glob(&pattern.to_string_lossy());
+    found.map_or(0, |found| found.flatten().count())
 }
 
 /// Everything after the first dot of a file's name.

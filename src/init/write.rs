@@ -90,7 +90,14 @@ fn unread(sample: &Sample, guess: &Guess) -> Vec<String> {
 /// The `data` block.
 fn data(file: &DataFile, rows: usize, is_elsewhere: bool) -> String {
     let read = |path: &Path| {
-        let whole = path.canonicalize().ok().filter(|_| is_elsewhere);
+        // A pattern is no file: its directory is.
+        let directory = path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty());
+        let directory = directory.unwrap_or(Path::new("."));
+        let whole = directory.canonicalize().ok().zip(path.file_name());
+        let whole = whole.map(|(directory, name)| directory.join(name));
+        let whole = whole.filter(|_| is_elsewhere);
         let path = whole.as_deref().unwrap_or(path).display().to_string();
         let (reader, settings) = &file.reader;
         format!("{reader}({}{settings})", quoted(&path))
@@ -143,7 +150,9 @@ fn name(file: &DataFile) -> String {
         .file_name()
         .unwrap_or_default()
         .to_string_lossy();
-    let stem = stem.split('.').next().unwrap_or_default().to_owned();
+    // A pattern of shards has its name before the number.
+    let stem = stem.split(['.', '*']).next().unwrap_or_default();
+    let stem = stem.trim_end_matches(['-', '_']).to_owned();
     // `train` alone says nothing; its directory may.
     let parent = file
         .plan

@@ -190,8 +190,11 @@ pub struct DataPlan {
 pub struct FilePlan {
     /// How it is read.
     pub format: FileFormat,
-    /// Its path.
+    /// Its path, or a pattern of paths such as `part-*.jsonl`.
     pub path: PathBuf,
+    /// The paths of the files that are read after it, as one file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub more: Vec<PathBuf>,
     /// Names of the columns, if the file has no header.
     pub columns: Option<Vec<String>>,
     /// What separates the values of a CSV, if it is no comma.
@@ -219,6 +222,7 @@ impl FilePlan {
         FilePlan {
             format,
             path,
+            more: Vec::new(),
             columns: None,
             separator: None,
             encoding: None,
@@ -227,6 +231,16 @@ impl FilePlan {
             most: None,
             span,
         }
+    }
+}
+
+impl FilePlan {
+    /// Its path and the others, as the pipeline has them.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        std::iter::once(&self.path)
+            .chain(&self.more)
+            .cloned()
+            .collect()
     }
 }
 

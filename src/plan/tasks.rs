@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{DataPlan, Few, FileFormat, FilePlan, Metric, Part, Task, TaskPlan, TextEncoding};
-use crate::diagnostic::Problem;
+use crate::diagnostic::{Problem, Span};
 use crate::hub::in_hub;
 use crate::settings::synonyms;
 use crate::settings::Fields;
@@ -39,13 +39,11 @@ pub(super) fn data(fields: &Fields, base: &Path, seed: u64) -> DataPlan {
     }
     fields.finish();
     // If `train` and `dev` take a few examples of the same file, they must not share any, so `dev` skips `train`'s.
-    let train = plan
-        .train
-        .as_ref()
-        .map(|file| (file.path.clone(), file.few));
-    if let (Some((path, Some(train))), Some(dev)) = (train, &mut plan.dev) {
+    let train = plan.train.as_ref().map(|file| (file.paths(), file.few));
+    if let (Some((paths, Some(train))), Some(dev)) = (train, &mut plan.dev) {
+        let is_same = dev.paths() == paths;
         match &mut dev.few {
-            Some(few) if dev.path == path && few.seed == train.seed => {
+            Some(few) if is_same && few.seed == train.seed => {
                 few.skipped = train.per_class;
             }
             _ => {}
@@ -279,13 +277,13 @@ fn whole_file(fields: &Fields, key: &str, value: &Spanned<Value>, base: &Path) -
         });
         return None;
     };
-    let mut path = None;
+    let mut paths = None;
     let mut columns = None;
     let mut separator = None;
     let mut encoding = None;
     for argument in arguments {
         match &argument.key {
-            None if path.is_none() => path = path_of(fields, name, argument),
+            None if paths.is_none() => paths = Some(paths_of(fields, name, argument)?),
             Some(key) if key.node == "columns" && !has_names(*format) => {
                 columns = Some(column_names(fields, argument));
             }
@@ -308,7 +306,7 @@ fn whole_file(fields: &Fields, key: &str, value: &Spanned<Value>, base: &Path) -
             ),
         }
     }
-    if path.is_none() && arguments.is_empty() {
+    if paths.is_none() && arguments.is_empty() {
         fields.report(
             Problem::new(
                 "delta::plan::argument",
@@ -318,12 +316,15 @@ fn whole_file(fields: &Fields, key: &str, value: &Spanned<Value>, base: &Path) -
             .help(format!("write `{}(\"file\")`", name.node)),
         );
     }
-    let (path, span) = path?;
+    let (paths, span) = paths?;
+    let mut paths = paths.into_iter().map(|path| place(base, path));
+    let first = paths.next()?;
     Some(FilePlan {
+        more: paths.collect(),
         columns,
         separator,
         encoding,
-        ..FilePlan::whole(*format, place(base, path), span)
+        ..FilePlan::whole(*format, first, span)
     })
 }
 
@@ -405,23 +406,22 @@ fn symbol(fields: &Fields, argument: &Argument) -> Option<char> {
     }
 }
 
-fn path_of(
-    fields: &Fields,
-    reader: &Name,
-    argument: &Argument,
-) -> Option<(String, crate::diagnostic::Span)> {
+/// The path of a reader, or the paths of several files that are read as one.
+fn paths_of(fields: &Fields, reader: &Name, argument: &Argument) -> Option<(Vec<String>, Span)> {
     let value = fields.scope.resolve(&argument.value);
-    match value.node {
-        Value::Text(path) => Some((path, value.span)),
-        _ => {
-            fields.wrong(
-                &format!("the path of {}", reader.node),
-                &value,
-                "a string in quotes",
-            );
-            None
-        }
+    let text = |value: &Spanned<Value>| match fields.scope.resolve(value).node {
+        Value::Text(path) => Some(path),
+        _ => None,
+    };
+    let paths: Option<Vec<String>> = match &value.node {
+        Value::List(values) if !values.is_empty() => values.iter().map(text).collect(),
+        _ => text(&value).map(|path| vec![path]),
+    };
+    if paths.is_none() {
+        let what = format!("the path of {}", reader.node);
+        fields.wrong(&what, &value, "a string in quotes, or a list of them");
     }
+    paths.map(|paths| (paths, value.span))
 }
 
 fn column_names(fields: &Fields, argument: &Argument) -> Vec<String> {

@@ -1,7 +1,7 @@
 //! Reads the examples of a plan's stages, and each file only once.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::reference::{check_final, reference};
@@ -43,7 +43,7 @@ pub struct Loader {
     max_length: usize,
     has_prompts: bool,
     /// Examples by file and task. The task is identified by its place in the pipeline's text.
-    read: BTreeMap<(PathBuf, Drawn, Span), Arc<Examples>>,
+    read: BTreeMap<(Vec<PathBuf>, Drawn, Span), Arc<Examples>>,
 }
 
 impl Loader {
@@ -106,7 +106,7 @@ impl Loader {
     /// # Errors
     /// What [`Examples::read`] reports.
     pub fn file(&mut self, file: &FilePlan, task: &TaskPlan) -> Result<Arc<Examples>, Problem> {
-        let key = (file.path.clone(), Drawn::of(file), task.span);
+        let key = (file.paths(), Drawn::of(file), task.span);
         if let Some(examples) = self.read.get(&key) {
             return Ok(examples.clone());
         }
@@ -236,13 +236,13 @@ pub fn check_data(plan: &Plan, extent: Extent, loader: Option<&Loader>) -> DataC
     let mut check = DataCheck::default();
     let mut examples = Vec::new();
     let encoder = loader.map(Loader::encoder);
-    let mut seen: BTreeMap<(PathBuf, Option<usize>, Span), Rows> = BTreeMap::new();
+    let mut seen: BTreeMap<(Vec<PathBuf>, Option<usize>, Span), Rows> = BTreeMap::new();
     for (task, data, stage) in uses(plan) {
         for (file, trains) in [(&data.train, true), (&data.dev, false), (&data.test, false)] {
             let Some(file) = file else { continue };
-            let key = (file.path.clone(), file.most, task.span);
+            let key = (file.paths(), file.most, task.span);
             let rows = seen.entry(key).or_insert_with(|| {
-                let extent = match draws_few_of(plan, &file.path) {
+                let extent = match draws_few_of(plan, file) {
                     true => Extent {
                         at_each_end: usize::MAX,
                         ..extent
@@ -279,7 +279,7 @@ pub fn check_data(plan: &Plan, extent: Extent, loader: Option<&Loader>) -> DataC
             }
             check.warnings.append(&mut rows.warnings);
         }
-        let rows = |file: &FilePlan| seen.get(&(file.path.clone(), file.most, task.span));
+        let rows = |file: &FilePlan| seen.get(&(file.paths(), file.most, task.span));
         if let (Some(train), Some(dev)) = (&data.train, &data.dev) {
             if let (Some(of_train), Some(of_dev)) = (rows(train), rows(dev)) {
                 check
@@ -320,10 +320,10 @@ pub fn check_data(plan: &Plan, extent: Extent, loader: Option<&Loader>) -> DataC
 }
 
 /// Whether a plan draws a few examples of each label of this file, all of whose labels count then.
-fn draws_few_of(plan: &Plan, path: &Path) -> bool {
+fn draws_few_of(plan: &Plan, of: &FilePlan) -> bool {
     let sets = |data: &DataPlan| [data.train.clone(), data.dev.clone(), data.test.clone()];
     let mut files = plan.data.values().flat_map(sets).flatten();
-    files.any(|file| file.few.is_some() && file.path == path)
+    files.any(|file| file.few.is_some() && file.paths() == of.paths())
 }
 
 /// Whether prompts stand before texts, whose last row predicts the first token.
@@ -341,12 +341,12 @@ pub fn mean_lengths(plan: &Plan) -> Vec<Option<usize>> {
     let Ok(loader) = Loader::new(plan) else {
         return Vec::new();
     };
-    let mut known: BTreeMap<(PathBuf, Span), Option<usize>> = BTreeMap::new();
+    let mut known: BTreeMap<(Vec<PathBuf>, Span), Option<usize>> = BTreeMap::new();
     let of_stage = |stage: &StagePlan| {
         let (task, data) = (plan.tasks.get(&stage.task)?, plan.data.get(&stage.data)?);
         let file = data.train.as_ref()?;
         let mean = || Rows::check(file, task, extent, Some(loader.encoder())).mean_length();
-        let key = (file.path.clone(), task.span);
+        let key = (file.paths(), task.span);
         *known.entry(key).or_insert_with(mean)
     };
     plan.stages.iter().map(of_stage).collect()
@@ -358,14 +358,14 @@ pub fn first_examples(plan: &Plan) -> Vec<(PathBuf, Vec<(String, bool)>)> {
     let Ok(loader) = Loader::new(plan) else {
         return Vec::new();
     };
-    let mut seen: Vec<(PathBuf, Span)> = Vec::new();
+    let mut seen: Vec<(Vec<PathBuf>, Span)> = Vec::new();
     let mut shown = Vec::new();
     for (task, data, _) in uses(plan) {
         let file = data.train.as_ref().or(data.dev.as_ref());
         let Some(file) = file.filter(|_| task.kind.has_answers()) else {
             continue;
         };
-        let key = (file.path.clone(), task.span);
+        let key = (file.paths(), task.span);
         if seen.contains(&key) {
             continue;
         }

@@ -8,10 +8,11 @@ use super::directory::tidy;
 use super::manifest::{backbone_files, Manifest, VERSION};
 use super::Summary;
 use crate::backbone::Checkpoint;
+use crate::data::files_of;
 use crate::diagnostic::Problem;
 use crate::disk;
 use crate::hub::local;
-use crate::plan::{BackbonePlan, Plan};
+use crate::plan::{BackbonePlan, FilePlan, Plan};
 use crate::terminal::note;
 use crate::text::{hexadecimal, list};
 
@@ -166,6 +167,44 @@ impl FinishedRun {
                 "restore the file, name another one with `--data FILE`",
             ),
         }
+    }
+
+    /// Checks that the files of a set of the run's own are those that it read, and did not change.
+    ///
+    /// # Errors
+    /// A file is new or missing; see [`FinishedRun::check_data`].
+    pub fn check_set(&self, file: &FilePlan) -> Result<(), Problem> {
+        let files = files_of(file)?;
+        let is_new = |path: &&PathBuf| {
+            let name = path.display().to_string();
+            !self.manifest.data_hashes.contains_key(&name)
+        };
+        let patterns = file.paths().into_iter();
+        let patterns: Vec<glob::Pattern> = patterns
+            .filter_map(|path| glob::Pattern::new(&path.to_string_lossy()).ok())
+            .collect();
+        let is_missing = |path: &&PathBuf| {
+            patterns.iter().any(|pattern| pattern.matches_path(path)) && !files.contains(path)
+        };
+        let recorded: Vec<PathBuf> = self
+            .manifest
+            .data_hashes
+            .keys()
+            .map(PathBuf::from)
+            .collect();
+        let other = files.iter().find(is_new).map(|path| (path, "is new"));
+        let missing = recorded
+            .iter()
+            .find(is_missing)
+            .map(|path| (path, "is missing"));
+        if let Some((path, how)) = other.or(missing) {
+            return refuse_change(
+                self.integrity,
+                format!("`{}` {how}: the run read other files", path.display()),
+                "restore the files, name one with `--data FILE`",
+            );
+        }
+        files.iter().try_for_each(|path| self.check_data(path))
     }
 
     /// Its plan.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::backbone::{Checkpoint, FILES_BESIDE_WEIGHTS};
+use crate::data::files_of;
 use crate::diagnostic::Problem;
 use crate::disk::{self, failed};
 use crate::hub::local;
@@ -55,9 +56,11 @@ impl Manifest {
         let mut data_hashes = BTreeMap::new();
         for data in plan.data.values() {
             for file in [&data.train, &data.dev, &data.test].into_iter().flatten() {
-                let path = local(&file.path)?;
-                let hash = disk::hash(&path).map_err(|e| failed("read", &path, &e))?;
-                data_hashes.insert(file.path.display().to_string(), hash);
+                for file in files_of(file)? {
+                    let path = local(&file)?;
+                    let hash = disk::hash(&path).map_err(|e| failed("read", &path, &e))?;
+                    data_hashes.insert(file.display().to_string(), hash);
+                }
             }
         }
         Ok(Manifest {
@@ -84,13 +87,16 @@ impl Manifest {
             ];
             for (set, file) in sets {
                 let Some(file) = file else { continue };
-                let hash = self.data_hashes.get(&file.path.display().to_string());
+                let paths = files_of(file).unwrap_or_else(|_| file.paths());
+                let hash = |path: &PathBuf| self.data_hashes.get(&path.display().to_string());
+                let hashes: Vec<String> = paths.iter().filter_map(hash).cloned().collect();
                 let role = match name.as_str() {
                     "data" => set.to_owned(),
                     name => format!("{set} of {name}"),
                 };
-                data_hashes.insert(role, hash.cloned().unwrap_or_default());
+                data_hashes.insert(role, hashes.join(" "));
                 file.path = PathBuf::new();
+                file.more = Vec::new();
             }
         }
         Manifest {

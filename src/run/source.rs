@@ -7,7 +7,7 @@ use super::{backbone_warnings, check_backbone, check_data, has_head_weight, Inte
 use crate::backbone::{
     fetch_weights, locate, locate_config, own_storage, read_config, Checkpoint, Config,
 };
-use crate::data::{Extent, TextEncoder};
+use crate::data::{files_of, Extent, TextEncoder};
 use crate::diagnostic::{Problem, Problems};
 use crate::engine::Storage;
 use crate::plan::{
@@ -142,7 +142,7 @@ impl Source {
             .values()
             .flat_map(|data| [&data.train, &data.dev, &data.test]);
         for file in files.flatten() {
-            self.allow(&file.path)
+            self.allow_data(file)
                 .map_err(|problem| located(vec![problem]))?;
         }
         Ok(plan)
@@ -154,6 +154,15 @@ impl Source {
             Some(confined) => confined.allow(path, &self.base),
             None => Ok(()),
         }
+    }
+
+    /// Checks that the files of a set may be read. A pattern that matches nothing is left to the reading.
+    fn allow_data(&self, file: &FilePlan) -> Result<(), Problem> {
+        if self.confined.is_none() {
+            return Ok(());
+        }
+        let paths = files_of(file).unwrap_or_else(|_| file.paths());
+        paths.iter().try_for_each(|path| self.allow(path))
     }
 
     /// Warnings about a plan's backbone. They do not prevent a run.
@@ -240,9 +249,7 @@ impl Surroundings for Source {
         if self.config_only {
             return Ok(None);
         }
-        for file in files {
-            self.allow(&file.path)?;
-        }
+        files.iter().try_for_each(|file| self.allow_data(file))?;
         crate::data::labels_in(task, files).map(Some)
     }
 
