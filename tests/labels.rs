@@ -1,6 +1,7 @@
 //! Heads with the same labels in another order are the same heads, wherever they meet.
 
 use crate::common::place::{Place, PIPELINE};
+use deltarun::task::OfLabel;
 use serde_json::Value;
 
 /// Two runs whose labels are in opposite orders, each better than a guess.
@@ -285,8 +286,14 @@ fn splits_that_cannot_be_are_refused_and_numbers_may_be_labels() {
 /// `eval` says how each label does: values by scikit-learn 1.9's `precision_recall_fscore_support` for these counts.
 #[test]
 fn every_label_has_its_measures() {
-    let confusion = vec![vec![5, 2, 0], vec![1, 7, 3], vec![0, 0, 0]];
-    let found = deltarun::report::of_labels(&confusion);
+    // How often each was predicted where it is, how often it was predicted, and how often it is there.
+    let counts = [(5, 6, 7), (7, 9, 11), (0, 3, 0)];
+    let found = counts.map(|(right, predicted, examples)| OfLabel {
+        name: String::new(),
+        right,
+        predicted,
+        examples,
+    });
     for (own, expected) in found.iter().zip([
         [
             0.833_333_333_333_333_4,
@@ -297,7 +304,7 @@ fn every_label_has_its_measures() {
         [0.777_777_777_777_777_8, 0.636_363_636_363_636_4, 0.7, 11.0],
         [0.0, 0.0, 0.0, 0.0],
     ]) {
-        let own = [own.precision, own.recall, own.f1, own.examples as f64];
+        let own = [own.precision(), own.recall(), own.f1(), own.examples as f64];
         for (own, expected) in own.iter().zip(expected) {
             assert!((own - expected).abs() < 1e-12, "{own} {expected}");
         }

@@ -193,3 +193,70 @@ fn paths_that_are_not_utf8_work() {
     let output = place.command(&["eval"]).arg(&moved).output().unwrap();
     assert!(output.status.success(), "{output:?}");
 }
+
+/// Rows of a table are answered as JSON lines are, with the right label beside the answer; a table is written by its ending.
+#[test]
+fn tables_are_read_and_written() {
+    let place = finished();
+    let table = "id,text,label\n7,\"the film, they say, was superb\",positive\n8,the plot was dull,negative\n";
+    place.write("in.csv", table.as_bytes());
+    let lines = place.succeed(&["predict", "runs/small", "--input", "in.csv"]);
+    let of_table = answers(&lines);
+    let (of_lines, _, _) = predict(
+        &place,
+        "{\"id\": \"7\", \"text\": \"the film, they say, was superb\"}\n{\"id\": \"8\", \"text\": \"the plot was dull\"}\n",
+    );
+    assert_eq!(of_table.len(), 2);
+    for ((found, expected), gold) in of_table.iter().zip(&of_lines).zip(["positive", "negative"]) {
+        assert_eq!(found["gold"], gold);
+        for key in ["id", "label", "logits"] {
+            assert_eq!(found[key], expected[key]);
+        }
+    }
+    // Packed, without numbers of its own: its lines count.
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    packed
+        .write_all(b"text\tother\nthe plot was dull\tx\n")
+        .unwrap();
+    place.write("in.tsv.gz", &packed.finish().unwrap());
+    let arguments = [
+        "predict",
+        "runs/small",
+        "--input",
+        "in.tsv.gz",
+        "--output",
+        "out.csv",
+    ];
+    place.succeed(&arguments);
+    let written = fs::read_to_string(place.path("out.csv")).unwrap();
+    let mut reader = csv::Reader::from_reader(written.as_bytes());
+    let header: Vec<String> = reader
+        .headers()
+        .unwrap()
+        .iter()
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(
+        header,
+        [
+            "id",
+            "label",
+            "probabilities.negative",
+            "probabilities.positive",
+            "logits"
+        ]
+    );
+    let row = reader.records().next().unwrap().unwrap();
+    assert_eq!(
+        (&row[0], &row[1]),
+        ("2", of_table[1]["label"].as_str().unwrap())
+    );
+    let logits: Value = serde_json::from_str(&row[4]).unwrap();
+    assert_eq!(logits, of_table[1]["logits"]);
+    place.write("wrong.csv", b"txt\nfine\n");
+    let error = place.fail(2, &["predict", "runs/small", "--input", "wrong.csv"]);
+    assert!(
+        error.contains("line 2: the object has no `text`"),
+        "{error}"
+    );
+}

@@ -118,6 +118,13 @@ fn texts_with_several_labels_are_learned_and_predicted() {
     // Both ways to write labels are one task.
     assert_eq!(found[0], found[1]);
     let metrics: Value = serde_json::from_str(&found[0].0).unwrap();
+    let labels = metrics["labels"].as_object().unwrap();
+    let f1: f64 = labels.values().map(|own| own["f1"].as_f64().unwrap()).sum();
+    let macro_f1 = metrics["metrics"]["macro_f1"].as_f64().unwrap();
+    assert!(
+        (f1 / labels.len() as f64 - macro_f1).abs() < 1e-12,
+        "{metrics}"
+    );
     assert!(
         metrics["metrics"]["f1"].as_f64().unwrap() > 0.7,
         "{metrics}"

@@ -167,8 +167,26 @@ fn a_conll_file_becomes_a_model_that_finds_spans() {
     let place = place();
     place.succeed(&["find.delta", "--quiet"]);
     let found = place.succeed(&["eval", "runs/find", "--format", "json"]);
-    let metrics = serde_json::from_str::<Value>(&found).unwrap()["metrics"].clone();
+    let found: Value = serde_json::from_str(&found).unwrap();
+    let metrics = &found["metrics"];
     assert!(metrics["f1"].as_f64().unwrap() > 0.9, "{metrics}");
+    // Each type has its measures, whose mean by the number of spans is the recall of all.
+    let of = |kind: &str, key: &str| found["labels"][kind][key].as_f64().unwrap();
+    let (good, bad) = (of("good", "examples"), of("bad", "examples"));
+    assert!(
+        good > 10.0 && bad > 10.0 && found["labels"].as_object().unwrap().len() == 2,
+        "{found}"
+    );
+    let recall = (good * of("good", "recall") + bad * of("bad", "recall")) / (good + bad);
+    assert!(
+        (recall - metrics["recall"].as_f64().unwrap()).abs() < 1e-12,
+        "{found}"
+    );
+    let text = place.succeed(&["eval", "runs/find"]);
+    assert!(
+        text.contains("precision") && text.contains("\n  good"),
+        "{text}"
+    );
     place.write(
         "input.jsonl",
         b"{\"tokens\": [\"the\", \"ending\", \"was\", \"superb\", \".\"], \"id\": 7}\n{\"tokens\": \"the cast was stale .\"}\n",

@@ -365,11 +365,11 @@ pub struct EvalOptions {
 /// Where lines come from and go to.
 #[derive(Args)]
 pub struct LineOptions {
-    /// JSON lines with the texts or prompts; standard input by default
-    #[arg(long, value_name = "FILE.jsonl")]
+    /// A file with the texts or prompts: JSON lines, or a format that `data` reads; by default JSON lines of standard input
+    #[arg(long, value_name = "FILE")]
     pub input: Option<PathBuf>,
-    /// The file to write to; standard output by default
-    #[arg(long, value_name = "FILE.jsonl")]
+    /// The file to write to: JSON lines, or a table if it ends in `.csv` or `.tsv`; standard output by default
+    #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
 }
 

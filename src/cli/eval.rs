@@ -12,8 +12,9 @@ use crate::diagnostic::{Problem, Problems};
 use crate::engine::Device;
 use crate::plan::{FilePlan, Plan};
 use crate::ranks::world;
-use crate::report::{label_report, metric_value, of_labels, OfLabel};
+use crate::report::{label_report, metric_value};
 use crate::run::Loader;
+use crate::task::OfLabel;
 use crate::terminal::print;
 
 pub(super) fn eval(options: &EvalOptions) -> Result<Ended, Problems> {
@@ -67,29 +68,21 @@ fn eval_on(options: &EvalOptions, device: Device) -> Result<Ended, Problems> {
         }
     }
     let evaluation = Loader::new(plan)?.evaluate(plan, &loaded.graph, task, &file)?;
-    let names: Vec<&str> = task
-        .kind
-        .labels()
-        .iter()
-        .map(|label| label.name.as_str())
-        .collect();
     if options.format != Format::Text {
         let mut json = json!({
             "file": file.path, "examples": evaluation.examples, "metrics": evaluation.metrics,
         });
-        if let Some(confusion) = &evaluation.confusion {
-            let of_label = |(name, own): (&&str, OfLabel)| {
+        if !evaluation.by_label.is_empty() {
+            let of_label = |own: &OfLabel| {
                 let measures = json!({
-                    "precision": own.precision, "recall": own.recall, "f1": own.f1, "examples": own.examples,
+                    "precision": own.precision(), "recall": own.recall(), "f1": own.f1(), "examples": own.examples,
                 });
-                ((*name).to_owned(), measures)
+                (own.name.clone(), measures)
             };
-            let labels: Map<String, Value> = names
-                .iter()
-                .zip(of_labels(confusion))
-                .map(of_label)
-                .collect();
-            json["labels"] = labels.into();
+            let labels = evaluation.by_label.iter().map(of_label);
+            json["labels"] = labels.collect::<Map<String, Value>>().into();
+        }
+        if let Some(confusion) = &evaluation.confusion {
             json["confusion"] = json!(confusion);
         }
         print_once(&format!("{json}\n"));
@@ -108,8 +101,9 @@ fn eval_on(options: &EvalOptions, device: Device) -> Result<Ended, Problems> {
         };
         text += &format!("  {name} {metric}\n");
     }
-    if let Some(confusion) = &evaluation.confusion {
-        text += &format!("\n{}", label_report(&names, confusion));
+    if !evaluation.by_label.is_empty() {
+        let report = label_report(&evaluation.by_label, evaluation.confusion.as_ref());
+        text += &format!("\n{report}");
     }
     print_once(&text);
     Ok(Ended::Done)

@@ -1,4 +1,4 @@
-//! JSON lines in, JSON lines out, each answered as it comes.
+//! JSON lines in, JSON lines out, each answered as it comes. Files of other formats are rows of objects as well.
 
 use std::io::{BufRead, BufReader, BufWriter, ErrorKind, Read, Write};
 use std::path::Path;
@@ -7,8 +7,11 @@ use std::sync::mpsc::{sync_channel, Receiver};
 use serde_json::{json, Map, Value};
 
 use super::arguments::LineOptions;
+use super::table;
+use crate::data::{recognize, sample, Sample};
 use crate::diagnostic::{Problem, Problems};
 use crate::disk::{self, Pending};
+use crate::plan::FileFormat;
 
 /// The key that an answer has of its line: the line's own, or its number.
 const ID: &str = "id";
@@ -19,6 +22,8 @@ pub(super) struct Asked<Q> {
     pub number: usize,
     /// What its answer carries.
     pub id: Value,
+    /// The right answer, if the line has it.
+    pub gold: Option<Value>,
     /// What it asks.
     pub question: Q,
 }
@@ -27,7 +32,8 @@ impl<Q> Asked<Q> {
     /// The line of its answer.
     pub fn answered(&self, answer: impl IntoIterator<Item = (String, Value)>) -> Value {
         let id = (ID.to_owned(), self.id.clone());
-        Value::Object(std::iter::once(id).chain(answer).collect())
+        let gold = self.gold.clone().map(|gold| ("gold".to_owned(), gold));
+        Value::Object(std::iter::once(id).chain(answer).chain(gold).collect())
     }
 }
 
@@ -41,6 +47,11 @@ pub(super) trait Answers {
 
     /// The object that a line is to have, for messages.
     fn example(&self) -> String;
+
+    /// The right answer to an object, if it has one.
+    fn gold(&self, _object: &Map<String, Value>) -> Option<Value> {
+        None
+    }
 
     /// Reads an object.
     ///
@@ -101,18 +112,21 @@ pub(super) fn check_apart(files: &LineOptions) -> Result<(), Problem> {
 /// # Errors
 /// A line that cannot be answered, or that cannot be written. What came before it is kept.
 pub(super) fn answer_file<A: Answers>(answers: &A, files: &LineOptions) -> Result<(), Problems> {
-    let input: Box<dyn Read + Send> = match &files.input {
-        Some(path) => Box::new(std::fs::File::open(path).map_err(|e| {
-            let message = format!("`{}` cannot be read: {e}", path.display());
-            Problem::new("delta::cli::unreadable", message).help("check the path")
-        })?),
-        None => Box::new(std::io::stdin()),
+    let lines = match &files.input {
+        Some(path) => lines_of(path, answers.most())?,
+        None => read_lines(Box::new(std::io::stdin()), answers.most()),
     };
     match &files.output {
         Some(path) => {
             let failed = |e: &std::io::Error| disk::failed("written", path, e);
             let mut file = BufWriter::new(Pending::new(path).map_err(|e| failed(&e))?);
-            let answered = answer_all(answers, input, &mut file);
+            let answered = match table::separator(path) {
+                None => answer_all(answers, &lines, &mut file),
+                Some(separator) => {
+                    let mut rows = table::Rows::new(&mut file, separator);
+                    answer_all(answers, &lines, &mut rows)
+                }
+            };
             // What came before a bad line is kept, as on standard output.
             let is_begun = !matches!(&answered, Err((0, _)));
             let file = file.into_inner().map_err(|e| failed(e.error()))?;
@@ -123,7 +137,7 @@ pub(super) fn answer_file<A: Answers>(answers: &A, files: &LineOptions) -> Resul
         }
         None => {
             let mut output = BufWriter::new(std::io::stdout().lock());
-            let answered = answer_all(answers, input, &mut output);
+            let answered = answer_all(answers, &lines, &mut output);
             answered.map(drop).map_err(|(_, problem)| problem)?;
         }
     }
@@ -134,6 +148,46 @@ pub(super) fn answer_file<A: Answers>(answers: &A, files: &LineOptions) -> Resul
 struct Line {
     number: usize,
     text: Result<String, Problem>,
+}
+
+/// The lines of a file: JSON lines as they are, and an object for each row of another format.
+fn lines_of(path: &Path, most: usize) -> Result<Receiver<Line>, Problem> {
+    let other = recognize(path).ok();
+    let other = other.filter(|file| {
+        file.format != FileFormat::Jsonl && file.format != FileFormat::Text || is_packed(path)
+    });
+    let Some(file) = other else {
+        let input = std::fs::File::open(path).map_err(|e| {
+            let message = format!("`{}` cannot be read: {e}", path.display());
+            Problem::new("delta::cli::unreadable", message).help("check the path")
+        })?;
+        return Ok(read_lines(Box::new(input), most));
+    };
+    let Sample {
+        columns,
+        rows,
+        lines,
+    } = sample(&file)?;
+    let (sender, receiver) = sync_channel(most);
+    std::thread::spawn(move || {
+        for (number, row) in lines.into_iter().zip(rows) {
+            let cells = columns.iter().cloned().zip(row);
+            // A cell that is empty has no value.
+            let cells = cells.filter(|(_, value)| !value.is_null());
+            let object: Map<String, Value> = cells.collect();
+            let text = Ok(Value::Object(object).to_string());
+            if sender.send(Line { number, text }).is_err() {
+                return;
+            }
+        }
+    });
+    Ok(receiver)
+}
+
+/// Whether a name says that gzip or zstd packed the file.
+fn is_packed(path: &Path) -> bool {
+    let ending = path.extension();
+    ending.is_some_and(|ending| ending == "gz" || ending == "zst")
 }
 
 /// Reads lines on a thread of its own, so that those that have come wait together.
@@ -156,10 +210,9 @@ fn read_lines(input: Box<dyn Read + Send>, most: usize) -> Receiver<Line> {
 /// Answers every line; gives how many were, with what is wrong with the next one.
 fn answer_all<A: Answers>(
     answers: &A,
-    input: Box<dyn Read + Send>,
+    lines: &Receiver<Line>,
     output: &mut dyn Write,
 ) -> Result<usize, (usize, Problem)> {
-    let lines = read_lines(input, answers.most());
     let mut answered = 0;
     while let Ok(first) = lines.recv() {
         let mut asked = Vec::new();
@@ -207,6 +260,7 @@ fn read_line<A: Answers>(answers: &A, line: Line) -> Result<Option<Asked<A::Ques
     Ok(Some(Asked {
         number,
         id: object.get(ID).cloned().unwrap_or(json!(number)),
+        gold: answers.gold(&object),
         question,
     }))
 }

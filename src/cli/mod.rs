@@ -12,6 +12,7 @@ mod predict;
 mod replay;
 mod results;
 mod runs;
+mod table;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;

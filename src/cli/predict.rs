@@ -79,6 +79,27 @@ impl Answers for Predictor<'_> {
             .map_or(String::new(), |kind| example(kind.texts()))
     }
 
+    fn gold(&self, object: &Map<String, Value>) -> Option<Value> {
+        let kind = self.kind().ok()?;
+        let [column] = kind.targets() else {
+            return None;
+        };
+        // A label is called by its name, as in the answer.
+        let named = |value: &Value| {
+            let text = match value {
+                Value::String(text) => text.clone(),
+                other => other.to_string(),
+            };
+            let mut labels = kind.labels().iter();
+            let label = labels.find(|label| label.value == text);
+            label.map_or(value.clone(), |label| label.name.clone().into())
+        };
+        Some(match object.get(column)? {
+            Value::Array(values) => values.iter().map(named).collect(),
+            value => named(value),
+        })
+    }
+
     fn read(&self, object: &Map<String, Value>) -> Result<Vec<String>, (String, String)> {
         let kind = self
             .kind()

@@ -16,6 +16,8 @@ pub struct Sample {
     pub columns: Vec<String>,
     /// A value for each column: texts, numbers, lists, or null.
     pub rows: Vec<Vec<Value>>,
+    /// The line of each row.
+    pub lines: Vec<usize>,
 }
 
 /// Reads the columns of a file, and as many of its rows as the plan says.
@@ -47,8 +49,14 @@ pub fn sample(file: &FilePlan) -> Result<Sample, Problem> {
         values.collect()
     };
     let rows = rows(file, &wanted)?.into_iter();
-    let rows = rows.map(|(_, cells)| values(cells)).collect();
-    Ok(Sample { columns, rows })
+    let (lines, rows) = rows
+        .map(|(place, cells)| (place.line, values(cells)))
+        .unzip();
+    Ok(Sample {
+        columns,
+        rows,
+        lines,
+    })
 }
 
 /// A cell. In JSON and Parquet, lists, objects and null come as their JSON.

@@ -9,7 +9,7 @@ mod progress;
 mod table;
 
 pub use example::{example, Shown};
-pub use labels::{label_report, of_labels, OfLabel};
+pub use labels::label_report;
 pub use page::Page;
 pub use plan::{against_precision, describe, Setting};
 pub use plot::{plot, Series};

@@ -310,6 +310,7 @@ fn made_up(job: &Job, value: f64) -> Summary {
         metrics: [(metric.name().to_owned(), value)].into(),
         collapsed_to: None,
         confusion: None,
+        by_label: Vec::new(),
     };
     let stage = |stage: &crate::plan::StagePlan| StageResult {
         stage: stage.name.clone(),

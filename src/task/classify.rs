@@ -8,7 +8,8 @@ use super::cloze::{cloze, Cloze};
 use super::label::{label_of, labels, labels_or_none, Label};
 use super::metrics::{classification, several};
 use super::{
-    column, softmax, text_columns, Example, Metric, Predictions, Refusal, Shares, Target, TaskKind,
+    column, softmax, text_columns, Example, Metric, OfLabel, Predictions, Refusal, Shares, Target,
+    TaskKind,
 };
 use crate::backbone::family::HeadKind;
 use crate::backbone::Config;
@@ -260,6 +261,31 @@ impl TaskKind for Classify {
             None => classification(&found.predicted, &found.classes, self.labels.len()),
             Some(_) => several(&found.sets),
         }
+    }
+
+    fn by_label(&self, found: &Predictions) -> Vec<OfLabel> {
+        // Whether each example was predicted to have the label, and whether it has it.
+        let pairs = |label: usize| -> Vec<(bool, bool)> {
+            match self.several {
+                None => {
+                    let both = found.predicted.iter().zip(&found.classes);
+                    both.map(|(predicted, class)| (*predicted == label, *class == label))
+                        .collect()
+                }
+                Some(_) => found.sets.iter().map(|set| set[label]).collect(),
+            }
+        };
+        let of_label = |(label, own): (usize, &Label)| {
+            let pairs = pairs(label);
+            let count = |is: fn(&&(bool, bool)) -> bool| pairs.iter().filter(is).count();
+            OfLabel {
+                name: own.name.clone(),
+                right: count(|(predicted, has)| *predicted && *has),
+                predicted: count(|(predicted, _)| *predicted),
+                examples: count(|(_, has)| *has),
+            }
+        };
+        self.labels.iter().enumerate().map(of_label).collect()
     }
 
     /// The most probable label or all that are more probable than not, all probabilities, and the logits.

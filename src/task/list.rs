@@ -197,6 +197,11 @@ macro_rules! tasks {
                 match self { $(Task::$task(task) => task.metrics(found),)* }
             }
 
+            /// See [`TaskKind::by_label`].
+            pub fn by_label(&self, found: &Predictions) -> Vec<OfLabel> {
+                match self { $(Task::$task(task) => task.by_label(found),)* }
+            }
+
             /// See [`TaskKind::answer`].
             pub fn answer(&self, row: &[String], example: &Example, logits: &[f32]) -> Option<Vec<(String, Value)>> {
                 match self { $(Task::$task(task) => task.answer(row, example, logits),)* }

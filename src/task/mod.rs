@@ -52,7 +52,7 @@ pub use metric::Metric;
 pub use metrics::classification;
 pub use prefer::Prefer;
 pub use regress::Regress;
-pub use score::{highest, softmax, Guess, Predictions};
+pub use score::{highest, softmax, Guess, OfLabel, Predictions};
 pub use seq2seq::Seq2seq;
 pub use span_lm::SpanLm;
 pub use tag::Tag;
@@ -247,6 +247,11 @@ pub trait TaskKind: Sized {
 
     /// The values of its metrics but the loss.
     fn metrics(&self, found: &Predictions) -> Vec<(Metric, f64)>;
+
+    /// How well each label, or each type of spans, is predicted; nothing for a task without labels.
+    fn by_label(&self, _found: &Predictions) -> Vec<OfLabel> {
+        Vec::new()
+    }
 
     /// The answer to a row's texts from the logits of its example; `None` for a task whose answers are not logits of one row.
     fn answer(

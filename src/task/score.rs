@@ -73,6 +73,36 @@ impl Guess {
     }
 }
 
+/// How well a label is predicted, as scikit-learn's `classification_report` has it, or a type of spans, as seqeval's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OfLabel {
+    /// Its name.
+    pub name: String,
+    /// How often it was predicted where it is.
+    pub right: usize,
+    /// How often it was predicted.
+    pub predicted: usize,
+    /// How often it is there.
+    pub examples: usize,
+}
+
+impl OfLabel {
+    /// The share of right ones among the predicted; 0 where nothing was predicted.
+    pub fn precision(&self) -> f64 {
+        self.right as f64 / self.predicted.max(1) as f64
+    }
+
+    /// The share of predicted ones among those that are there.
+    pub fn recall(&self) -> f64 {
+        self.right as f64 / self.examples.max(1) as f64
+    }
+
+    /// The harmonic mean of both.
+    pub fn f1(&self) -> f64 {
+        2.0 * self.right as f64 / (self.examples + self.predicted).max(1) as f64
+    }
+}
+
 /// All predictions of an evaluation, beside what was to be predicted.
 #[derive(Default)]
 pub struct Predictions {

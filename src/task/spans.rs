@@ -61,11 +61,6 @@ pub fn spans<'a>(labels: &[&'a str], scheme: Scheme) -> Vec<Span<'a>> {
     found
 }
 
-/// How many spans two sentences have in common. Both are in order.
-pub fn matches(found: &[Span], expected: &[Span]) -> usize {
-    found.iter().filter(|span| expected.contains(span)).count()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,14 +1,16 @@
 //! A label for each word of a sentence: names, parts of speech.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{json, Map, Value};
 
 use super::label::{label_of, labels_or_none, Label};
 use super::metrics::accuracy;
-use super::spans::{matches, spans, Scheme};
+use super::spans::{spans, Scheme};
 use super::{
-    column, highest, no_head, refused, Encoder, Example, Metric, Predictions, Refusal, Sentence,
-    Subwords, Target, TaskKind,
+    column, highest, no_head, refused, Encoder, Example, Metric, OfLabel, Predictions, Refusal,
+    Sentence, Subwords, Target, TaskKind,
 };
 use crate::backbone::family::HeadKind;
 use crate::backbone::Config;
@@ -170,21 +172,13 @@ impl TaskKind for Tag {
     }
 
     fn metrics(&self, found: &Predictions) -> Vec<(Metric, f64)> {
-        let name = |class: &usize| self.labels[*class].name.as_str();
-        let (mut right, mut predicted, mut stated) = (0, 0, 0);
-        let mut start = 0;
-        for count in &found.sequences {
-            let range = start..start + count;
-            start = range.end;
-            let of = |classes: &[usize]| {
-                let names: Vec<&str> = classes[range.clone()].iter().map(name).collect();
-                spans(&names, self.scheme)
-            };
-            let (found, expected) = (of(&found.predicted), of(&found.classes));
-            right += matches(&found, &expected);
-            predicted += found.len();
-            stated += expected.len();
-        }
+        let all = self.by_label(found);
+        let sum = |of: fn(&OfLabel) -> usize| all.iter().map(of).sum::<usize>();
+        let (right, predicted, stated) = (
+            sum(|own| own.right),
+            sum(|own| own.predicted),
+            sum(|own| own.examples),
+        );
         let share = |of: usize| right as f64 / of.max(1) as f64;
         let (precision, recall) = (share(predicted), share(stated));
         let f1 = match right {
@@ -197,6 +191,35 @@ impl TaskKind for Tag {
             (Metric::Recall, recall),
             (Metric::Accuracy, accuracy(&found.predicted, &found.classes)),
         ]
+    }
+
+    /// The types of spans, in the order of their names.
+    fn by_label(&self, found: &Predictions) -> Vec<OfLabel> {
+        let name = |class: &usize| self.labels[*class].name.as_str();
+        let mut all: BTreeMap<&str, OfLabel> = BTreeMap::new();
+        let mut start = 0;
+        for count in &found.sequences {
+            let range = start..start + count;
+            start = range.end;
+            let of = |classes: &[usize]| {
+                let names: Vec<&str> = classes[range.clone()].iter().map(name).collect();
+                spans(&names, self.scheme)
+            };
+            let (predicted, stated) = (of(&found.predicted), of(&found.classes));
+            for span in &predicted {
+                let own = all.entry(span.kind).or_default();
+                own.predicted += 1;
+                own.right += usize::from(stated.contains(span));
+            }
+            for span in &stated {
+                all.entry(span.kind).or_default().examples += 1;
+            }
+        }
+        let named = all.into_iter().map(|(kind, own)| OfLabel {
+            name: kind.to_owned(),
+            ..own
+        });
+        named.collect()
     }
 
     /// The tag of each word, null for one that was not read, and the spans: their first word, the word behind them, and

@@ -10,7 +10,7 @@ use crate::generate::Writer;
 use crate::graph::{Batch, Graph, Targets};
 use crate::plan::{Metric, TaskPlan};
 use crate::ranks::own_of;
-use crate::task::{Guess, Likelihoods, Predictions, Target};
+use crate::task::{Guess, Likelihoods, OfLabel, Predictions, Target};
 
 /// The result of an evaluation.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -27,6 +27,9 @@ pub struct Evaluation {
     /// the evaluation itself has it, and no log or checkpoint.
     #[serde(skip)]
     pub confusion: Option<Vec<Vec<usize>>>,
+    /// How well each label, or type of spans, was predicted. Only the evaluation itself has it as well.
+    #[serde(skip)]
+    pub by_label: Vec<OfLabel>,
 }
 
 impl Evaluation {
@@ -198,6 +201,7 @@ pub(super) fn evaluate_with(
     Ok(Evaluation {
         examples: examples.len(),
         confusion,
+        by_label: task.kind.by_label(&found),
         collapsed_to: found
             .collapsed_to()
             .filter(|_| !task.kind.labels().is_empty()),
