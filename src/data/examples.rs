@@ -9,6 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use super::table::{at_line, at_row, no_examples, visit, Place, Row, Wanted};
 use super::tokens::TextEncoder;
 use crate::diagnostic::Problem;
+use crate::memory::with_heaps;
 use crate::plan::{Few, FilePlan, Part, TaskPlan};
 
 use crate::task::{Example, Target};
@@ -23,6 +24,9 @@ pub struct Examples {
 
 /// Rows that are encoded together. A tokenizer needs many times the memory of a text while it reads it.
 pub(super) const ROWS_AT_ONCE: usize = 1024;
+
+/// Fewer rows are not worth a thread.
+const ROWS_OF_A_THREAD: usize = 64;
 
 /// Rows of a file as examples.
 ///
@@ -43,7 +47,30 @@ pub(super) fn read_rows(
             (index, problem.or_at(task.span))
         })
     };
-    rows.iter().enumerate().map(read).collect()
+    // A tokenizer allocates much: each thread has a heap of its own, which those of the pool do not have.
+    let threads = rayon::current_num_threads().min(rows.len() / ROWS_OF_A_THREAD);
+    if threads < 2 {
+        return rows.iter().enumerate().map(read).collect();
+    }
+    let size = rows.len().div_ceil(threads);
+    let read = &read;
+    let parts: Vec<_> = with_heaps(threads, || {
+        std::thread::scope(|scope| {
+            let mut started = Vec::new();
+            for (number, part) in rows.chunks(size).enumerate() {
+                let places = number * size..;
+                let work = move || places.zip(part).map(read).collect::<Result<Vec<_>, _>>();
+                started.push(scope.spawn(work));
+            }
+            let joined = started.into_iter().map(|thread| thread.join());
+            joined.collect()
+        })
+    });
+    let mut all = Vec::with_capacity(rows.len());
+    for part in parts {
+        all.extend(part.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+    }
+    Ok(all)
 }
 
 /// Whether a problem is no row's fault: the others would say the same.
@@ -156,11 +183,40 @@ impl Examples {
         counts
     }
 
-    /// A few examples of each label, in the order of the file.
+    /// The places of what a set takes of the examples of its whole file, in the order of the file.
     ///
     /// # Errors
-    /// The task has no labels, or a label has too few examples.
-    pub fn few(&self, few: &Few, task: &TaskPlan) -> Result<Self, Problem> {
+    /// See [`check_few`] and [`empty_part`].
+    pub fn places(&self, set: &FilePlan, task: &TaskPlan) -> Result<Vec<usize>, Problem> {
+        let drawn = match (&set.few, &set.part) {
+            (Some(few), _) => self.few(few, task),
+            (None, Some(part)) => self.part(part),
+            (None, None) => Ok((0..self.len()).collect()),
+        };
+        drawn.map_err(|problem| problem.or_at(set.span))
+    }
+
+    /// Shares the examples of a file out to the sets that take these places of it. An example is copied only if several
+    /// take it.
+    pub fn share_out(self, sets: &[Vec<usize>]) -> Vec<Self> {
+        let mut takers = vec![0u32; self.len()];
+        sets.iter().flatten().for_each(|place| takers[*place] += 1);
+        let mut all: Vec<Option<Example>> = self.all.into_iter().map(Some).collect();
+        let mut take = |place: &usize| {
+            takers[*place] -= 1;
+            match takers[*place] {
+                0 => all[*place].take(),
+                _ => all[*place].clone(),
+            }
+        };
+        let mut own = |places: &Vec<usize>| Examples {
+            all: places.iter().filter_map(&mut take).collect(),
+        };
+        sets.iter().map(&mut own).collect()
+    }
+
+    /// The places of a few examples of each label.
+    fn few(&self, few: &Few, task: &TaskPlan) -> Result<Vec<usize>, Problem> {
         let mut classes: Vec<Vec<usize>> = vec![Vec::new(); task.kind.labels().len()];
         for (place, example) in self.all.iter().enumerate() {
             if let Target::Class(class) = example.target {
@@ -177,18 +233,14 @@ impl Examples {
             chosen.extend(places.into_iter().skip(few.skipped).take(few.per_class));
         }
         chosen.sort_unstable();
-        let all = chosen.into_iter().map(|place| self.all[place].clone());
-        Ok(Examples { all: all.collect() })
+        Ok(chosen)
     }
 
-    /// A part of the examples, in the order of the file: of each label alike where an example has one label.
+    /// The places of a part of the examples: of each label alike where an example has one label.
     ///
     /// All examples are drawn into one order, in which each label's lie at equal distances. A part is a stretch of that
     /// order, so that parts have their exact sizes however rare labels are.
-    ///
-    /// # Errors
-    /// The part has no examples.
-    pub fn part(&self, part: &Part) -> Result<Self, Problem> {
+    fn part(&self, part: &Part) -> Result<Vec<usize>, Problem> {
         let mut groups: BTreeMap<Option<usize>, Vec<usize>> = BTreeMap::new();
         for (place, example) in self.all.iter().enumerate() {
             let label = match example.target {
@@ -216,8 +268,7 @@ impl Examples {
             return Err(empty_part(self.all.len()));
         }
         chosen.sort_unstable();
-        let all = chosen.into_iter().map(|place| self.all[place].clone());
-        Ok(Examples { all: all.collect() })
+        Ok(chosen)
     }
 
     /// Encodes texts whose targets are unknown.

@@ -75,6 +75,9 @@ impl Loader {
     /// # Errors
     /// What [`Examples::read`] reports.
     pub fn stages(&mut self, plan: &Plan) -> Result<Vec<Data>, Problem> {
+        for (sets, task) in sets_of_one_file(plan) {
+            self.read_sets(&sets, task)?;
+        }
         let mut all = Vec::new();
         for stage in &plan.stages {
             let (Some(task), Some(data)) =
@@ -110,24 +113,30 @@ impl Loader {
         if let Some(examples) = self.read.get(&key) {
             return Ok(examples.clone());
         }
-        let mut examples = Examples::read(file, task, &self.encoder)?;
-        if let Some(few) = &file.few {
-            examples = examples
-                .few(few, task)
-                .map_err(|problem| problem.or_at(file.span))?;
+        self.read_sets(&[file], task)?;
+        let read = self.read.get(&key).cloned();
+        read.ok_or_else(|| Problem::internal("a file that is not read"))
+    }
+
+    /// Reads a file once for all sets that take examples of it.
+    fn read_sets(&mut self, sets: &[&FilePlan], task: &TaskPlan) -> Result<(), Problem> {
+        let whole = Examples::read(sets[0], task, &self.encoder)?;
+        let places = sets.iter().map(|set| whole.places(set, task));
+        let places: Vec<Vec<usize>> = places.collect::<Result<_, _>>()?;
+        for (set, examples) in sets.iter().zip(whole.share_out(&places)) {
+            self.check_predicted(set, &examples)?;
+            let key = (set.paths(), Drawn::of(set), task.span);
+            self.read.insert(key, Arc::new(examples));
         }
-        if let Some(part) = &file.part {
-            examples = examples
-                .part(part)
-                .map_err(|problem| problem.or_at(file.span))?;
-        }
+        Ok(())
+    }
+
+    fn check_predicted(&self, file: &FilePlan, examples: &Examples) -> Result<(), Problem> {
         let predicted: usize = examples.all.iter().map(Example::predicted).sum();
         if predicted == 0 && !self.has_prompts {
             return Err(nothing_to_predict(file));
         }
-        let examples = Arc::new(examples);
-        self.read.insert(key, examples.clone());
-        Ok(examples)
+        Ok(())
     }
 
     /// Evaluates a graph, in which the deltas of a plan's final stage are, on a file.
@@ -215,6 +224,28 @@ impl Loader {
             }
         })
     }
+}
+
+/// The sets of a plan that take different examples of the same files for one task.
+fn sets_of_one_file(plan: &Plan) -> Vec<(Vec<&FilePlan>, &TaskPlan)> {
+    let mut groups: Vec<(Vec<&FilePlan>, &TaskPlan)> = Vec::new();
+    for (task, data, _) in uses(plan) {
+        for set in [&data.train, &data.dev, &data.test].into_iter().flatten() {
+            let is_like = |(sets, of): &&mut (Vec<&FilePlan>, &TaskPlan)| {
+                let is_file = sets[0].paths() == set.paths() && sets[0].most == set.most;
+                is_file && of.span == task.span
+            };
+            match groups.iter_mut().find(is_like) {
+                None => groups.push((vec![set], task)),
+                Some((sets, _)) if sets.iter().all(|own| Drawn::of(own) != Drawn::of(set)) => {
+                    sets.push(set);
+                }
+                Some(_) => {}
+            }
+        }
+    }
+    groups.retain(|(sets, _)| sets.len() > 1);
+    groups
 }
 
 /// The findings of a check of a plan's data.
