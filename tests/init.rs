@@ -77,7 +77,7 @@ fn cases() -> Vec<(&'static str, String, &'static str, Vec<&'static str>)> {
         ),
         (
             "alpaca.jsonl",
-            lines(40, |n| json!({ "instruction": "judge the film", "input": text(n), "output": mood(n) }).to_string()),
+            lines(40, |n| json!({ "instruction": "judge the film", "input": if n < 30 { text(n) } else { String::new() }, "output": mood(n) }).to_string()),
             "llama",
             vec!["template = \"### Instruction:\\n{instruction}\\n\\n### Input:\\n{input}", "answer = output"],
         ),
@@ -292,6 +292,13 @@ fn files_of_many_kinds_get_a_pipeline_that_passes_the_check() {
     );
     place.write("marked.json", marked.as_bytes());
     place.succeed(&["init", "marked.json"]);
+    // An instruction without an input is none without a text.
+    let alpaca = place.run(&["check", "alpaca.delta"]);
+    let said = String::from_utf8(alpaca.stderr).unwrap();
+    assert!(
+        alpaca.status.success() && !said.contains("empty_text"),
+        "{said}"
+    );
     // A contest's test set has no labels.
     let rows = |label: &str| {
         format!(

@@ -230,7 +230,23 @@ fn splits_that_cannot_be_are_refused_and_numbers_may_be_labels() {
     for (data, wanted) in [
         (
             "train = tsv(\"train.tsv\"), dev = split(train, 0.1)",
-            "such as `split(train, 10%)`",
+            "write `10%`",
+        ),
+        (
+            "train = tsv(\"train.tsv\"), dev = split(train, 20)",
+            "write `20%`",
+        ),
+        (
+            "train = tsv(\"train.tsv\"), dev = split(train, 100%)",
+            "a percentage between 0 % and 100 %",
+        ),
+        (
+            "train = head(tsv(\"train.tsv\"), 0)",
+            "a whole number from 1",
+        ),
+        (
+            "train = few(tsv(\"train.tsv\"), 0)",
+            "a whole number from 1",
         ),
         (
             "train = tsv(\"train.tsv\"), dev = split(tsv(\"train.tsv\"), 10%)",

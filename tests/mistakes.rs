@@ -96,6 +96,9 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ("out_of_range", "batch = 32", "batch = 0"),
     ("wrong_unit", "warmup = 6%", "warmup = 0.06"),
     ("unknown_word", "keep = best", "keep = bst"),
+    ("metric_of_a_stage", "keep = best", "keep = best\n    metric = f1"),
+    ("directory_of_a_stage", "keep = best", "keep = best\n    output_dir = \"out\""),
+    ("no_such_layer", "block.*.{attn,ff}", "**.gate"),
     (
         "rate_of_what_is_not_trained",
         "    steps = 300\n",

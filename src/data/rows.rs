@@ -310,7 +310,12 @@ impl Rows {
             true => values.as_slice(),
             false => texts,
         };
-        if read.iter().any(|text| text.trim().is_empty()) {
+        let is_empty = |text: &String| text.trim().is_empty();
+        let lacks_text = match task.kind.needs_all_texts() {
+            true => texts.iter().any(is_empty),
+            false => texts.iter().all(is_empty),
+        };
+        if lacks_text || read[count..].iter().any(is_empty) {
             note(&mut self.empty);
         }
         let is_quoted =

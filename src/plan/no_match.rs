@@ -164,6 +164,26 @@ impl Modules<'_> {
         if is_block && self.config.decoder_layers.is_some() {
             return "write `encoder.block` or `decoder.block`, or `**.block` for both".to_owned();
         }
+        // Behind `**`, any place could be meant: the layers' own names say most.
+        if let [Segment::AnyDepth, Segment::Name(name)] = path {
+            let layers = self.tree.modules().iter();
+            let layers = layers.filter(|module| module.site == Site::Linear);
+            let names: BTreeSet<&str> = layers
+                .filter_map(|module| module.path.rsplit('.').next())
+                .collect();
+            let near = did_you_mean(
+                name,
+                nodes.iter().filter_map(|node| node.rsplit('.').next()),
+            );
+            let has = format!(
+                "its linear layers are called {}",
+                quoted_list(names.into_iter())
+            );
+            return match near {
+                Some(near) => format!("did you mean `{near}`? {has}"),
+                None => format!("nothing here is called `{name}`: {has}"),
+            };
+        }
         for length in (0..path.len()).rev() {
             let parent = match length {
                 0 => Some(""),

@@ -159,9 +159,17 @@ fn split(
         let problem = Problem::new("delta::plan::split", message).at(value.span, "here");
         fields.report(problem.help(help));
     };
+    let given = match arguments.as_slice() {
+        [set, share] if matches!(&set.value.node, Value::Word(word) if word == "train") => {
+            Some((share.value.span, resolved(share)))
+        }
+        _ => None,
+    };
+    let given = given.filter(|(_, share)| matches!(share, Value::Number(_) | Value::Percent(_)));
     // A mistake is reported once; a file in its place keeps it from being called missing as well.
     let from = *end;
     match (share, &plan.train) {
+        (None, _) if given.is_some() => wrong_share(fields, given),
         (None, _) => fields.wrong(
             key,
             &value,
@@ -211,6 +219,10 @@ fn head(
         _ => (value, None),
     };
     let Some(count) = count else {
+        if let [_, most] = arguments {
+            report_count(fields, most);
+            return None;
+        }
         let wanted = "the first rows of a file, such as `head(tsv(\"train.tsv\"), 1000)`";
         fields.wrong("head", value, wanted);
         return None;
@@ -218,6 +230,31 @@ fn head(
     let mut plan = whole_file(fields, "head", file, base)?;
     plan.most = Some(count);
     Some(plan)
+}
+
+/// Reports a share that is no share.
+fn wrong_share(fields: &Fields, given: Option<(Span, Value)>) {
+    let Some((span, number)) = given else { return };
+    let message = "a share is a percentage between 0 % and 100 %";
+    let problem = Problem::new("delta::plan::split", message).at(span, "not this");
+    fields.report(problem.help(match number {
+        Value::Number(share) if share > 0.0 && share < 1.0 => format!("write `{}%`", 100.0 * share),
+        Value::Number(share) if (1.0..100.0).contains(&share) => format!("write `{share}%`"),
+        _ => "write a share such as `10%`".to_owned(),
+    }));
+}
+
+/// Reports a number of rows that is none.
+fn report_count(fields: &Fields, argument: &Argument) {
+    let problem = Problem::new(
+        "delta::plan::rows",
+        "a number of rows is a whole number from 1",
+    );
+    fields.report(
+        problem
+            .at(argument.value.span, "not this")
+            .help("write a number such as 1000"),
+    );
 }
 
 /// Reads `few(tsv("train.tsv"), 16)`: 16 examples of each label. `seed = N` draws other examples.
@@ -245,6 +282,10 @@ fn few(
         _ => (None, None),
     };
     let (Some(file), Some(per_class), Some(seed)) = (file, per_class, seed) else {
+        if let ([_, count], Some(_), None) = (plain.as_slice(), seed, per_class) {
+            report_count(fields, count);
+            return None;
+        }
         let wanted = "a few examples of each label, such as `few(tsv(\"train.tsv\"), 16)`";
         fields.wrong("few", value, wanted);
         return None;

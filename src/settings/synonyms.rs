@@ -13,13 +13,28 @@ enum Instead {
 use Instead::{Either, Ours, Write};
 
 /// Keys of PEFT, Axolotl, LLaMA-Factory and Hugging Face's Trainer.
-const KEYS: [(&str, Instead); 60] = [
+const KEYS: [(&str, Instead); 66] = [
     (
         "adapter",
         Write("the method after `reparam NAME =` or `insert NAME =`"),
     ),
     ("alpha_r", Ours("alpha")),
     ("batch_size", Ours("batch")),
+    (
+        "bias",
+        Write("`unfreeze biases = **.bias`, and `biases` in the stage's `train`"),
+    ),
+    ("metric", Write("`metric` in the `task` block")),
+    (
+        "metric_for_best_model",
+        Write("`metric` in the `task` block"),
+    ),
+    ("name", Write("`pipeline NAME` at the top of the file")),
+    (
+        "output_dir",
+        Write("the directory on the command line: `--out DIR`"),
+    ),
+    ("run_name", Write("`pipeline NAME` at the top of the file")),
     ("betas", Write("`beta1 = 0.9, beta2 = 0.999`")),
     ("bf16", Write("`backbone \"...\" { precision = bf16 }`")),
     ("bottleneck_size", Ours("bottleneck")),

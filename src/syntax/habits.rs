@@ -13,7 +13,7 @@ struct Habit {
     help: &'static str,
 }
 
-const HABITS: [Habit; 24] = [
+const HABITS: [Habit; 25] = [
     Habit {
         pattern: r"\b(?:target_modules|lora_target)[ \t]*[=:][ \t]*(?:\[([^\]\n]*)\]|[^\s,}]+)",
         message: "the target modules are not a setting",
@@ -55,9 +55,9 @@ const HABITS: [Habit; 24] = [
         help: "write a list in brackets: `[first, second]`",
     },
     Habit {
-        pattern: r"\b(?:pipeline|param|stage|task|unfreeze|insert|reparam)[ \t]+([A-Za-z_]\w*(?:-\w+)+)",
+        pattern: r"\b(?:pipeline|param|stage|task|unfreeze|insert|reparam)[ \t]+([A-Za-z_]\w*(?:[-.]\w+)+)",
         message: "a name may contain only letters, digits and `_`",
-        help: "write `_` in place of `-`",
+        help: "write `_` in place of other signs",
     },
     Habit {
         pattern: r"\b(?:insert|reparam)\b[^{}\n]*=[ \t]*(\w+)\(([^()\n]*)\)",
@@ -68,6 +68,11 @@ const HABITS: [Habit; 24] = [
         pattern: r"\b(?:optimizer|schedule)[ \t]*=[ \t]*(\w+)\(([^()\n]*)\)",
         message: "settings belong in braces",
         help: "write `$1 { $2 }`",
+    },
+    Habit {
+        pattern: r"\b(tsv|csv|jsonl|json|parquet|text|conll)\(([^()\n]*)\)\.(head|few|split|sample|take)\(([^()\n]*)\)",
+        message: "a file has no methods",
+        help: "write `head($1($2), 1000)` for the first rows, `few($1($2), 16)` for some of each label, or `split(train, 10%)` for a part",
     },
     Habit {
         pattern: r"\bon[ \t]+\[([^\]\n]*)\]",
@@ -213,7 +218,7 @@ mod tests {
             ("epochs: 3", "write `epochs = 3`"),
             ("a = 'b'", "write `\"b\"`"),
             ("lr = 5e−4", "write `5e-4`"),
-            ("pipeline my-run", "write `_`"),
+            ("pipeline my-run.v2", "write `_`"),
             (
                 "reparam x = lora(rank = 8) on q",
                 "write `lora { rank = 8 }`",

@@ -116,6 +116,11 @@ impl TaskKind for Instruct {
         self.form == Form::Messages && self.text.get(1).is_some_and(|tools| tools == column)
     }
 
+    /// A template may have room for an input that few instructions need.
+    fn needs_all_texts(&self) -> bool {
+        !matches!(self.form, Form::Template(_))
+    }
+
     fn system(&self) -> Option<&str> {
         self.system.as_deref()
     }

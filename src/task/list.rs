@@ -79,6 +79,11 @@ macro_rules! tasks {
                 match self { $(Task::$task(task) => task.may_be_null(column),)* }
             }
 
+            /// See [`TaskKind::needs_all_texts`].
+            pub fn needs_all_texts(&self) -> bool {
+                match self { $(Task::$task(task) => task.needs_all_texts(),)* }
+            }
+
             /// See [`TaskKind::system`].
             pub fn system(&self) -> Option<&str> {
                 match self { $(Task::$task(task) => task.system(),)* }

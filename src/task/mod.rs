@@ -112,6 +112,11 @@ pub trait TaskKind: Sized {
         false
     }
 
+    /// Whether each of its texts must be there, and not only one of them.
+    fn needs_all_texts(&self) -> bool {
+        true
+    }
+
     /// The system's message, before a conversation that has none.
     fn system(&self) -> Option<&str> {
         None
