@@ -3,6 +3,7 @@
 //! In: a data file, and a backbone if there is one already. Out: the text of a `.delta` file that runs, whose comments say
 //! what was assumed. It knows no plans of other files, and trains nothing.
 
+mod choices;
 mod column;
 mod file;
 mod guess;

@@ -5,9 +5,9 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::export::PROMPT_PREFIX;
-use super::layers::Layers;
 use super::reader::Reader;
 use super::settings::{self, MERGE_IN_PYTHON};
+use super::targets::{is_whole, saved_modules, target_sites};
 use super::tuner::{shared_key, site_key};
 use super::{module_name, norms, prompts, token_rows, unfrozen, KEY_PREFIX};
 use crate::backbone::family::{Family, Head, HeadKind, HeadStep};
@@ -15,7 +15,6 @@ use crate::backbone::{head_parameters, Checkpoint, Config, Module, Parameter, Si
 use crate::delta::{transposed, Method, PeftAdapter, PeftConfig, PeftModule};
 use crate::diagnostic::Problem;
 use crate::graph::Tensors;
-use crate::pattern::Pattern;
 use crate::plan::DeltaPlan;
 use crate::terminal::note;
 
@@ -376,50 +375,6 @@ fn kept_ranks(patterns: Option<&Value>, name: &str) -> Option<f64> {
     Some(kept.iter().filter(|kept| **kept == true).count() as f64)
 }
 
-/// Whether an expression matches a whole name (`re.fullmatch`).
-fn is_whole(expression: &str, name: &str) -> bool {
-    Pattern::new(expression).is_ok_and(|pattern| pattern.matches_whole(name))
-}
-
-/// The modules that `target_modules` names, with their full names.
-fn target_sites<'t>(
-    directory: &Path,
-    adapter: &PeftConfig,
-    tree: &'t Tree,
-    prefix: &str,
-    is_wanted: impl Fn(&Module) -> bool,
-) -> Result<Vec<(&'t Module, String)>, Problem> {
-    let layers = Layers::of(directory, adapter)?;
-    let saved = saved_modules(adapter);
-    let targets = adapter.get("target_modules").unwrap_or(&Value::Null);
-    let excluded = adapter.get("exclude_modules").unwrap_or(&Value::Null);
-    let sites: Vec<_> = tree
-        .modules()
-        .iter()
-        .filter(|module| is_wanted(module) && !module.is_part())
-        .filter(|module| targets != "all-linear" || module.site != Site::Embedding)
-        .map(|module| (module, module_name(prefix, &module.checkpoint_name)))
-        .filter(|(_, name)| names(targets, name) && layers.have(name, targets))
-        .filter(|(_, name)| !names(excluded, name) && !is_saved(&saved, name))
-        .collect();
-    if sites.is_empty() {
-        let message = format!(
-            "the `target_modules` {} match no module of the backbone",
-            targets
-        );
-        return Err(problem(directory, message)
-            .help("name the backbone that the adapter was trained on with `--backbone DIR`"));
-    }
-    Ok(sites)
-}
-
-/// Whether `modules_to_save` keeps a module from being adapted.
-fn is_saved(saved: &[String], name: &str) -> bool {
-    saved
-        .iter()
-        .any(|saved| is_whole(&format!(r"(.*\.)?(?:{saved})($|\..*)"), name))
-}
-
 /// The tensors of an adapter's directory.
 fn open_tensors(directory: &Path) -> Result<Checkpoint, Problem> {
     let path = directory.join("adapter_model.safetensors");
@@ -435,29 +390,6 @@ fn open_tensors(directory: &Path) -> Result<Checkpoint, Problem> {
         return Err(Problem::new("delta::peft::pickle", message).help(help));
     }
     Checkpoint::open(&[path])
-}
-
-/// Whether `target_modules` or `exclude_modules` names a module. A text is a regular expression for the whole
-/// name. A list has full names or their endings.
-pub(super) fn names(targets: &Value, name: &str) -> bool {
-    match targets {
-        Value::String(text) if text.eq_ignore_ascii_case("all-linear") => true,
-        Value::String(text) => is_whole(text, name),
-        Value::Array(items) => items.iter().filter_map(Value::as_str).any(|item| {
-            name == item
-                || name
-                    .strip_suffix(item)
-                    .is_some_and(|rest| rest.ends_with('.'))
-        }),
-        _ => false,
-    }
-}
-
-/// The names in `modules_to_save`.
-fn saved_modules(adapter: &PeftConfig) -> Vec<String> {
-    let saved = adapter.get("modules_to_save").and_then(Value::as_array);
-    let names = saved.into_iter().flatten().filter_map(Value::as_str);
-    names.map(str::to_owned).collect()
 }
 
 /// Reads those parameters of the head whose module was saved. Returns the number of outputs of the head, if its weight

@@ -12,6 +12,7 @@ mod norms;
 mod prompts;
 mod reader;
 mod settings;
+mod targets;
 mod token_rows;
 mod tuner;
 mod unfrozen;

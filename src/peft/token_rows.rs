@@ -4,9 +4,10 @@ use std::path::Path;
 
 use serde_json::{json, Value};
 
-use super::import::{names, problem};
+use super::import::problem;
 use super::reader::Reader;
 use super::settings::MERGE_IN_PYTHON;
+use super::targets::names;
 use super::tuner::site_key;
 use super::{module_name, Written};
 use crate::backbone::{Module, Tree};

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::stages::{stage, Known};
 use super::surroundings::Surroundings;
-use super::{tasks, BackbonePlan, DataPlan, DeltaPlan, Origin, Plan, TaskPlan, SHORTEST};
+use super::{data, tasks, BackbonePlan, DataPlan, DeltaPlan, Origin, Plan, TaskPlan, SHORTEST};
 use crate::backbone::family::{families, Family};
 use crate::backbone::Config;
 use crate::diagnostic::{Problem, Span};
@@ -314,7 +314,7 @@ impl<'a> Builder<'a> {
             };
             let key = name.as_ref().map_or("data", |name| name.node.as_str());
             let fields = self.fields(&format!("data `{key}`"), statement.span, Some(block));
-            let plan = tasks::data(&fields, self.base, self.seed);
+            let plan = data::data(&fields, self.base, self.seed);
             if all.insert(key.to_owned(), plan).is_some() {
                 self.twice("data set", key, statement.span);
             }
