@@ -235,3 +235,60 @@ fn params_come_from_presets_and_from_outside() {
         place.fail(2, &["p.rhai", "--set", "steps=x"])
     );
 }
+
+/// `sweep` writes a script that runs by itself, goes on with it, and names the best point.
+#[test]
+fn a_sweep_is_a_script_that_names_the_best_point() {
+    let place = Place::new();
+    let text = PIPELINE
+        .replace(
+            "pipeline small\n",
+            "pipeline small\nparam lr = 1e-3\nparam rank = 2\n",
+        )
+        .replace("lr = 1e-3 }", "lr = lr }")
+        .replace("rank = 2, alpha", "rank = rank, alpha")
+        .replace("steps = 12", "steps = 120");
+    place.write("small.delta", text.as_bytes());
+    let arguments = [
+        "sweep",
+        "small.delta",
+        "--over",
+        "lr=1e-9..1e-2,2",
+        "seed=1,2",
+        "--over",
+        "rank=2",
+        "--quiet",
+    ];
+    let told = place.succeed(&arguments);
+    let script = std::fs::read_to_string(place.path("small_sweep.rhai")).unwrap();
+    assert!(
+        script.contains("lr: [1.0e-9, 1.0e-2], seed: [1, 2], rank: [2]"),
+        "{script}"
+    );
+    // Both seeds of a point are a row; a rate at which nothing is learned is not the best.
+    let best = "the best: deltarun small.delta --set lr=0.01 --set rank=2";
+    assert!(
+        told.contains("accuracy on dev") && told.contains(best),
+        "{told}"
+    );
+    let rows = told.lines().filter(|line| {
+        line.trim_start().starts_with("0.01")
+            || line.contains("1e-9")
+            || line.contains("0.000000001")
+    });
+    assert_eq!(rows.count(), 2, "{told}");
+    assert!(place.path("runs/small_sweep/small_sweep.html").exists());
+    let again = place.succeed(&arguments);
+    assert_eq!(told, again);
+    assert_eq!(told, place.succeed(&["small_sweep.rhai", "--quiet"]));
+    let jobs = place.succeed(&["jobs", "small_sweep.rhai"]);
+    assert_eq!(jobs.matches("finished").count(), 4, "{jobs}");
+    let other = place.fail(2, &["sweep", "small.delta", "--over", "lr=1e-3"]);
+    assert!(other.contains("is another sweep"), "{other}");
+    let unknown = place.run(&["sweep", "small.delta", "--over", "lr=0..1,3"]);
+    let said = String::from_utf8(unknown.stderr).unwrap();
+    assert!(
+        unknown.status.code() == Some(2) && said.contains("two numbers above 0"),
+        "{said}"
+    );
+}

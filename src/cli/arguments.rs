@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::init::InitOptions;
 use super::jobs::{shard, ScriptOptions, SubmitOptions, SLURM};
+use super::sweep::SweepOptions;
 use crate::backbone::MatrixType;
 use crate::run::{Integrity, Rule};
 use crate::script::Shard;
@@ -53,6 +54,7 @@ impl Arguments {
         match &self.command {
             Some(Command::Plan(options)) => options.threads,
             Some(Command::Jobs(options)) => options.threads,
+            Some(Command::Sweep(options)) => options.threads,
             Some(Command::Submit(options)) => options.script.threads,
             Some(Command::Profile(options)) => options.threads,
             Some(Command::Replay(options)) => options.device.threads,
@@ -95,6 +97,8 @@ pub enum Command {
         /// Another run's directory
         second: PathBuf,
     },
+    /// Run a pipeline at the points of a grid of params: a script that is written beside it
+    Sweep(SweepOptions),
     /// List the runs of a script without running them: which are finished, and the time and memory of the others
     Jobs(ScriptOptions),
     /// Write the files for Slurm that run a script's runs in an array of jobs, and then the script

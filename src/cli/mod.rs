@@ -12,6 +12,7 @@ mod predict;
 mod replay;
 mod results;
 mod runs;
+mod sweep;
 mod table;
 
 use std::ffi::OsString;
@@ -148,6 +149,7 @@ fn dispatch(arguments: Arguments) -> Result<Ended, Problems> {
         Some(Command::Compare { first, second }) => runs::compare(&first, &second),
         Some(Command::Jobs(options)) => jobs::jobs(&options),
         Some(Command::Submit(options)) => jobs::submit(&options),
+        Some(Command::Sweep(options)) => sweep::sweep(&options),
         Some(Command::Check(options)) => commands::check(&options),
         Some(Command::Plan(options)) => commands::plan(&options),
         Some(Command::Profile(options)) => commands::profile(&options),
