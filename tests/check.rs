@@ -285,7 +285,7 @@ fn a_run_that_learned_nothing_says_so() {
     assert!(output.status.success(), "{said}");
     assert!(said.contains("delta::train::collapse"), "{said}");
     assert!(
-        said.contains("30 of 30 texts of") && said.contains("have `max_length` (4) tokens or more"),
+        said.contains("30 of 30 texts of") && said.contains("fill `max_length` (4 tokens)"),
         "{said}"
     );
 }

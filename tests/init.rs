@@ -188,9 +188,15 @@ fn cases() -> Vec<(&'static str, String, &'static str, Vec<&'static str>)> {
         ),
         (
             "points.csv",
-            format!("essay,score\n{}", lines(300, |n| format!("{},{}", text(n), n % 100))),
+            format!("essay,score\n{}", lines(300, |n| format!("{},{}", text(n), 2 * (n % 60)))),
             "bert",
             vec!["task regress", "label = score"],
+        ),
+        (
+            "numbered.csv",
+            format!("text,label\n{}", lines(300, |n| format!("{},{}", text(n), n % 77))),
+            "bert",
+            vec!["task classify", "label = label"],
         ),
         (
             "entities.jsonl",
@@ -322,25 +328,42 @@ fn files_of_many_kinds_get_a_pipeline_that_passes_the_check() {
         contest.contains("has no labels, and is left out") && !contest.contains("test ="),
         "{contest}"
     );
-    // Encodings are drafted.
-    for (bytes, encoding) in [
+    // Encodings are drafted; a broken letter among others is none.
+    let utf16 = "text,label\nbar,good\nfoo,bad\nbar,good\nfoo,bad\n".encode_utf16();
+    let utf16: Vec<u8> = std::iter::once(0xfeff)
+        .chain(utf16)
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    let broken = [
+        b"text,label\n",
+        "caf\u{e9},good\nbar,bad\n".repeat(9).as_bytes(),
+        b"\xff,good\n",
+    ]
+    .concat();
+    for (bytes, name, reader) in [
         (
-            &b"text,label\ncaf\xe9,good\nbar,bad\ncaf\xe9,good\nbar,bad\n"[..],
-            "latin-1",
+            utf16.as_slice(),
+            "wide",
+            "csv(\"coded.csv\", encoding = \"utf-16\")",
         ),
         (
             b"text,label\n\x93caf\xe9\x94,good\nbar,bad\nbar,good\nbar,bad\n",
-            "cp1252",
+            "windows",
+            "csv(\"coded.csv\", encoding = \"cp1252\")",
         ),
     ] {
         place.write("coded.csv", bytes);
-        place.succeed(&["init", "coded.csv", "--out", &format!("{encoding}.delta")]);
-        let draft = std::fs::read_to_string(place.path(&format!("{encoding}.delta"))).unwrap();
+        let out = format!("{name}.delta");
+        place.succeed(&["init", "coded.csv", "--out", &out]);
+        let draft = std::fs::read_to_string(place.path(&out)).unwrap();
         assert!(
-            draft.contains(&format!("csv(\"coded.csv\", encoding = \"{encoding}\")")),
+            draft.contains(reader) && draft.contains("# The file is not UTF-8"),
             "{draft}"
         );
     }
+    place.write("coded.csv", &broken);
+    let error = place.fail(2, &["init", "coded.csv", "--out", "broken.delta"]);
+    assert!(error.contains("line 20: the text is not UTF-8"), "{error}");
     // A pipeline elsewhere has whole paths.
     std::fs::create_dir(place.path("below")).unwrap();
     let model = backbone("bert");

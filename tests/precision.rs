@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::common::{fixture, plan_of};
 use deltarun::engine::Precision;
-use deltarun::report::{describe, Setting};
+use deltarun::report::{describe, Assumptions};
 
 /// Instructions for bfloat16 that run at a fraction of f32's rate: the plan says so before anything runs.
 #[test]
@@ -23,7 +23,7 @@ fn a_precision_that_is_slower_here_is_told() {
         plan_of(&text, Path::new("."))
     };
     let note = |precision: &str, rates: [f64; 2]| {
-        let setting = Setting {
+        let setting = Assumptions {
             lengths: &[],
             threads: 2,
             processes: 1,

@@ -259,4 +259,90 @@ fn tables_are_read_and_written() {
         error.contains("line 2: the object has no `text`"),
         "{error}"
     );
+    // JSON lists have their values as they are; answers of other keys, and lists in TSV, are no rows of one table.
+    place.write(
+        "in.json",
+        b"[{\"id\": 7, \"text\": \"null\"}, {\"id\": 8, \"text\": \"[1]\"}]",
+    );
+    let list = answers(&place.succeed(&["predict", "runs/small", "--input", "in.json"]));
+    let (lines, _, _) = predict(
+        &place,
+        "{\"id\": 7, \"text\": \"null\"}\n{\"id\": 8, \"text\": \"[1]\"}\n",
+    );
+    assert_eq!(list, lines);
+    place.write(
+        "keys.jsonl",
+        b"{\"text\": \"fine\"}\n{\"text\": \"fine\", \"label\": \"positive\"}\n",
+    );
+    let error = place.fail(
+        1,
+        &[
+            "predict",
+            "runs/small",
+            "--input",
+            "keys.jsonl",
+            "--output",
+            "keys.csv",
+        ],
+    );
+    assert!(
+        error.contains("`gold`, which the first line lacks"),
+        "{error}"
+    );
+    let error = place.fail(
+        2,
+        &[
+            "predict",
+            "runs/small",
+            "--input",
+            "in.json",
+            "--output",
+            "out.parquet",
+        ],
+    );
+    assert!(error.contains("not written as `.parquet`"), "{error}");
+}
+
+/// A file is read as the run read its own: without a header, in its encoding. Broken letters are not guessed over.
+#[test]
+fn files_are_read_as_the_run_read_its_own() {
+    let place = Place::new();
+    let table = fs::read_to_string(place.path("train.tsv")).unwrap();
+    let rows: String = table
+        .lines()
+        .skip(1)
+        .map(|line| {
+            let (text, label) = line.split_once('\t').unwrap();
+            format!("{label},\"caf\u{e9} {}\"\n", text.replace('"', ""))
+        })
+        .collect();
+    let latin = |text: &str| text.chars().map(|letter| letter as u8).collect::<Vec<u8>>();
+    place.write("head.csv", &latin(&rows));
+    let text = crate::common::place::PIPELINE
+        .replace(
+            "tsv(\"train.tsv\")",
+            "csv(\"head.csv\", columns = [label, text], encoding = \"latin-1\")",
+        )
+        .replace("tsv(\"dev.tsv\")", "split(train, 20%)");
+    place.write("small.delta", text.as_bytes());
+    place.succeed(&["small.delta", "--quiet"]);
+    // Its only letter beyond ASCII is far behind.
+    let late = format!(
+        "{}negative,caf\u{e9}\n",
+        "positive,a superb film\n".repeat(4000)
+    );
+    place.write("late.csv", &latin(&late));
+    let found = place.succeed(&["eval", "runs/small", "--data", "late.csv"]);
+    assert!(found.contains("4001 examples"), "{found}");
+    let predicted = place.succeed(&["predict", "runs/small", "--input", "head.csv"]);
+    assert_eq!(predicted.lines().count(), rows.lines().count());
+    place.write("utf8.csv", "positive,caf\u{e9} superb\n".as_bytes());
+    place.succeed(&["eval", "runs/small", "--data", "utf8.csv"]);
+    // A run on UTF-8 refuses what is none.
+    let place = finished();
+    let mut broken = format!("text\tlabel\n{}", "caf\u{e9}\tpositive\n".repeat(50)).into_bytes();
+    broken.extend(b"\xff\tnegative\n");
+    place.write("broken.tsv", &broken);
+    let error = place.fail(2, &["eval", "runs/small", "--data", "broken.tsv"]);
+    assert!(error.contains("line 52: the text is not UTF-8"), "{error}");
 }

@@ -236,6 +236,17 @@ fn pairs_are_learned_and_evaluated_and_refused_by_their_line() {
         written(&film),
         written(&json!({"messages": [{"role": "user", "content": "the film was superb"}]}))
     );
+    // A prompt may end where the answer begins.
+    let parts =
+        json!({"prompt": "\n\nHuman: a film\n\nAssistant:", "chosen": "good", "rejected": "bad"});
+    let plain = json!({"prompt": "a film", "chosen": "good", "rejected": "bad"});
+    let first = |row: &Value| {
+        place.write("pairs.jsonl", format!("{row}\n").as_bytes());
+        place.write("parts.delta", pipeline("loss = orpo").as_bytes());
+        let plan = place.succeed(&["plan", "parts.delta", "--format", "json"]);
+        serde_json::from_str::<Value>(&plan).unwrap()["first_examples"].clone()
+    };
+    assert_eq!(first(&parts), first(&plain));
     place.write("input.jsonl", b"{\"other\": \"a film\"}");
     let error = place.fail(2, &["generate", "run", "--input", "input.jsonl"]);
     assert!(error.contains("neither `messages` nor `prompt`"), "{error}");

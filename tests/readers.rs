@@ -4,12 +4,12 @@ use std::io::Write;
 
 use crate::common::place::Place;
 use crate::common::{fixture, json_fixture};
-use deltarun::data::{visit, Place as Row, Wanted};
+use deltarun::data::{visit, RowPlace, Wanted};
 use deltarun::diagnostic::Span;
 use deltarun::plan::{FileFormat, FilePlan};
 use serde_json::{json, Value};
 
-fn rows(file: &FilePlan, wanted: &[Wanted]) -> Vec<(Row, Vec<String>)> {
+fn rows(file: &FilePlan, wanted: &[Wanted]) -> Vec<(RowPlace, Vec<String>)> {
     let mut rows = Vec::new();
     visit(file, wanted, &mut |row| {
         rows.push(row.unwrap());
@@ -336,6 +336,39 @@ fn several_files_are_read_as_one() {
         error.contains("train-00002-of-00003.jsonl` is missing"),
         "{error}"
     );
+    // A set that lies in a folder above is not missing from it; signs in the folder's own name are none.
+    std::fs::create_dir_all(place.path("x[v1]/d/below")).unwrap();
+    for (name, rows) in [
+        ("x[v1]/d/below/a.jsonl", 0..20),
+        ("x[v1]/d/dev.jsonl", 20..30),
+    ] {
+        place.write(name, lines(rows).as_bytes());
+    }
+    place.write("x[v1]/d/.hidden.jsonl", b"no row\n");
+    std::fs::create_dir(place.path("x[v1]/backbone")).unwrap();
+    for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+        let copy = place.path("x[v1]/backbone").join(file);
+        std::fs::copy(place.path("backbone").join(file), copy).unwrap();
+    }
+    let nested = pipeline("jsonl(\"d/below/*.jsonl\")", task)
+        .replace("split(train, 25%)", "jsonl(\"d/*.jsonl\")");
+    place.write("x[v1]/small.delta", nested.as_bytes());
+    place.succeed(&["x[v1]/small.delta", "--quiet", "--out", "nested"]);
+    assert!(place.succeed(&["eval", "nested"]).contains("10 examples"));
+    let twice = pipeline("jsonl([\"whole.jsonl\", \"whole.jsonl\"])", task);
+    place.write("small.delta", twice.as_bytes());
+    let error = place.fail(2, &["check", "small.delta"]);
+    assert!(error.contains("whole.jsonl` is named twice"), "{error}");
+    // Years are no shards.
+    for year in [2023, 2024] {
+        place.write(&format!("year-{year}.jsonl"), lines(0..30).as_bytes());
+    }
+    place.succeed(&["init", "year-2023.jsonl", "--out", "year.delta"]);
+    let year = std::fs::read_to_string(place.path("year.delta")).unwrap();
+    assert!(
+        year.contains("train = jsonl(\"year-2023.jsonl\")"),
+        "{year}"
+    );
     // What is wrong has its place.
     place.write(
         "shards/train-00001-of-00003.jsonl",
@@ -388,7 +421,8 @@ fn several_files_are_read_as_one() {
             "{draft}"
         );
         assert!(
-            draft.contains("dev = jsonl(\"shards/validation-*.jsonl\")"),
+            draft.contains("dev = jsonl(\"shards/validation-*.jsonl\")")
+                && draft.contains("# These are 2 files."),
             "{draft}"
         );
         place.succeed(&["check", out]);

@@ -16,7 +16,7 @@ use crate::engine::{measure_limits, measure_rate, Device};
 use crate::graph::this_machine;
 use crate::plan::{Plan, StagePlan};
 use crate::ranks::{self, world};
-use crate::report::{against_precision, describe, example, Progress, Setting};
+use crate::report::{against_precision, describe, example, Assumptions, Progress};
 use crate::run::{
     open_run, read_text, Checked, Ended as RunEnded, Loaded, Reads, Source, ROWS_AT_EACH_END,
 };
@@ -151,7 +151,7 @@ pub(super) fn plan(options: &PlanOptions) -> Result<Ended, Problems> {
         let mut json = warnings.to_json();
         json["plan"] = serde_json::to_value(&plan).map_err(Problem::internal)?;
         json["heads"] = heads.into();
-        json["costs"] = costs(&plan);
+        json["costs"] = costs(&plan, options.processes);
         json["first_examples"] = json!(first_examples);
         print(&format!("{json}\n"));
         return Ok(Ended::Done);
@@ -164,7 +164,7 @@ pub(super) fn plan(options: &PlanOptions) -> Result<Ended, Problems> {
     print(&describe(
         &plan,
         &heads,
-        &Setting {
+        &Assumptions {
             lengths: &lengths,
             threads: rayon::current_num_threads(),
             processes: options.processes.unwrap_or(1),
@@ -190,15 +190,24 @@ pub(super) fn plan(options: &PlanOptions) -> Result<Ended, Problems> {
 }
 
 /// What each stage trains and takes, for programs.
-fn costs(plan: &Plan) -> serde_json::Value {
+fn costs(plan: &Plan, processes: Option<usize>) -> serde_json::Value {
     let threads = rayon::current_num_threads();
     let tokens = plan.backbone.max_length;
     let of_stage = |(index, stage): (usize, &StagePlan)| {
         let cost = plan.cost(index, tokens, &this_machine(threads));
-        json!({
+        let mut json = json!({
             "stage": stage.name, "trained": cost.trained, "total": cost.total, "memory": cost.memory,
             "groups": cost.groups, "received": cost.received,
-        })
+        });
+        if let Some(most) = processes {
+            let rate = measure_rate(plan.backbone.precision);
+            let doubled = std::iter::successors(Some(1), |number| Some(2 * number));
+            let numbers = doubled.take_while(|number| *number <= most);
+            let times =
+                numbers.map(|number| (number.to_string(), json!(cost.seconds(number, rate))));
+            json["seconds_by_processes"] = times.collect::<serde_json::Map<_, _>>().into();
+        }
+        json
     };
     plan.stages.iter().enumerate().map(of_stage).collect()
 }

@@ -1,17 +1,20 @@
 //! `deltarun eval`: the metrics of a finished run, or of an adapter, on a file.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use serde_json::{json, Map, Value};
 
 use super::arguments::{EvalOptions, Format};
 use super::commands::{device, open_source};
+use super::input::read_like;
 use super::Ended;
-use crate::data::recognize;
+use crate::data::files_of;
 use crate::diagnostic::{Problem, Problems};
+use crate::disk;
 use crate::engine::Device;
-use crate::plan::{FilePlan, Plan};
-use crate::ranks::world;
+use crate::hub::local;
+use crate::plan::FilePlan;
+use crate::ranks::{agree, world};
 use crate::report::{label_report, metric_value};
 use crate::run::Loader;
 use crate::task::OfLabel;
@@ -19,29 +22,6 @@ use crate::terminal::print;
 
 pub(super) fn eval(options: &EvalOptions) -> Result<Ended, Problems> {
     eval_on(options, device(&options.source.device)?)
-}
-
-/// How a file is read: as its name and its beginning say, and otherwise as the run read its own files of that format.
-fn read_like(plan: &Plan, path: &Path) -> Result<FilePlan, Problem> {
-    let file = recognize(path)?;
-    let data = plan.final_data();
-    let mut own = data
-        .iter()
-        .flat_map(|data| [&data.dev, &data.test, &data.train]);
-    let like = own.find_map(|own| own.as_ref().filter(|own| own.format == file.format));
-    Ok(match like {
-        Some(like) => FilePlan {
-            columns: like.columns.clone(),
-            // Without a header, the first line shows less.
-            separator: match like.columns {
-                Some(_) => like.separator,
-                None => file.separator,
-            },
-            encoding: file.encoding.map(|found| like.encoding.unwrap_or(found)),
-            ..file
-        },
-        None => file,
-    })
 }
 
 fn eval_on(options: &EvalOptions, device: Device) -> Result<Ended, Problems> {
@@ -67,6 +47,7 @@ fn eval_on(options: &EvalOptions, device: Device) -> Result<Ended, Problems> {
             Some(_) => run.check_data(&file.path)?,
         }
     }
+    check_others(&file)?;
     let evaluation = Loader::new(plan)?.evaluate(plan, &loaded.graph, task, &file)?;
     if options.format != Format::Text {
         let mut json = json!({
@@ -90,7 +71,7 @@ fn eval_on(options: &EvalOptions, device: Device) -> Result<Ended, Problems> {
     }
     let mut text = format!(
         "{}: {} examples\n",
-        file.path.display(),
+        file.shown().trim_matches('`'),
         evaluation.examples
     );
     for (name, value) in &evaluation.metrics {
@@ -107,6 +88,32 @@ fn eval_on(options: &EvalOptions, device: Device) -> Result<Ended, Problems> {
     }
     print_once(&text);
     Ok(Ended::Done)
+}
+
+/// Checks that every process evaluates the same rows.
+fn check_others(file: &FilePlan) -> Result<(), Problem> {
+    if world().size() == 1 {
+        return Ok(());
+    }
+    let hash = |path: &PathBuf| {
+        let path = local(path)?;
+        disk::hash(&path).map_err(|e| disk::failed("read", &path, &e))
+    };
+    let read = || {
+        files_of(file)?
+            .iter()
+            .map(hash)
+            .collect::<Result<Vec<_>, Problem>>()
+    };
+    let all = world().all_gather(agree(read())?.join(" ").as_bytes());
+    match all.iter().position(|other| *other != all[0]) {
+        None => Ok(()),
+        Some(rank) => {
+            let message = format!("process {rank} has another {}", file.shown());
+            Err(Problem::new("delta::run::ranks", message)
+                .help("give every process the same program and the same files"))
+        }
+    }
 }
 
 /// Prints what every process knows.

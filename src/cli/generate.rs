@@ -2,16 +2,20 @@
 //! conversation on a terminal.
 
 use std::io::{BufRead, Write};
+use std::path::Path;
 
 use serde_json::{json, Map, Value};
 
 use super::arguments::{ChatOptions, DecodingOptions, GenerateOptions};
 use super::commands::{device, open_source};
-use super::lines::{answer_file, at_line, check_apart, stopped, Answers, Asked, Stop};
-use super::predict::{example, values};
+use super::input::read_like;
+use super::lines::{answer_file, at_line, check_apart, stopped, Answers, Asked, Stop, ID};
+use super::predict::{example, values, wanted};
 use super::Ended;
+use crate::data::Wanted;
 use crate::diagnostic::{Problem, Problems};
 use crate::generate::{generate as answers_of, text_of, Decoding, Defaults, Written};
+use crate::plan::FilePlan;
 use crate::run::{Loaded, Loader};
 use crate::task::{Conversation, Encoder, Example, Marked, Wishes};
 use crate::terminal::{note, print, say};
@@ -135,6 +139,29 @@ impl Answers for Writer<'_> {
     fn example(&self) -> String {
         let task = self.loaded.task();
         task.map_or(String::new(), |task| example(task.kind.texts()))
+    }
+
+    fn file(&self, path: &Path) -> Result<FilePlan, Problem> {
+        read_like(&self.loaded.plan, path)
+    }
+
+    fn wanted(&self) -> Vec<Wanted<'_>> {
+        let Ok(task) = self.loaded.task() else {
+            return Vec::new();
+        };
+        let texts = task.kind.texts().iter().map(String::as_str);
+        let mut all = wanted(texts.chain([ID]), &task.kind);
+        // What any model that writes may read.
+        for name in ["messages", "tools", "prompt"] {
+            if all.iter().all(|own| own.name != name) {
+                all.push(Wanted {
+                    is_structured: name != "prompt",
+                    may_be_null: true,
+                    ..Wanted::text(name)
+                });
+            }
+        }
+        all
     }
 
     fn read(&self, object: &Map<String, Value>) -> Result<Marked, (String, String)> {

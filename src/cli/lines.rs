@@ -8,13 +8,13 @@ use serde_json::{json, Map, Value};
 
 use super::arguments::LineOptions;
 use super::table;
-use crate::data::{recognize, sample, Sample};
+use crate::data::{objects, recognize, Wanted};
 use crate::diagnostic::{Problem, Problems};
 use crate::disk::{self, Pending};
-use crate::plan::FileFormat;
+use crate::plan::{FileFormat, FilePlan};
 
 /// The key that an answer has of its line: the line's own, or its number.
-const ID: &str = "id";
+pub(super) const ID: &str = "id";
 
 /// A line of the input that is to be answered.
 pub(super) struct Asked<Q> {
@@ -47,6 +47,15 @@ pub(super) trait Answers {
 
     /// The object that a line is to have, for messages.
     fn example(&self) -> String;
+
+    /// How a file is read that has no JSON lines.
+    ///
+    /// # Errors
+    /// It cannot be.
+    fn file(&self, path: &Path) -> Result<FilePlan, Problem>;
+
+    /// The columns that may be read of such a file.
+    fn wanted(&self) -> Vec<Wanted<'_>>;
 
     /// The right answer to an object, if it has one.
     fn gold(&self, _object: &Map<String, Value>) -> Option<Value> {
@@ -113,17 +122,18 @@ pub(super) fn check_apart(files: &LineOptions) -> Result<(), Problem> {
 /// A line that cannot be answered, or that cannot be written. What came before it is kept.
 pub(super) fn answer_file<A: Answers>(answers: &A, files: &LineOptions) -> Result<(), Problems> {
     let lines = match &files.input {
-        Some(path) => lines_of(path, answers.most())?,
+        Some(path) => lines_of(answers, path)?,
         None => read_lines(Box::new(std::io::stdin()), answers.most()),
     };
     match &files.output {
         Some(path) => {
+            let separator = table::separator(path)?;
             let failed = |e: &std::io::Error| disk::failed("written", path, e);
             let mut file = BufWriter::new(Pending::new(path).map_err(|e| failed(&e))?);
-            let answered = match table::separator(path) {
+            let answered = match separator {
                 None => answer_all(answers, &lines, &mut file),
                 Some(separator) => {
-                    let mut rows = table::Rows::new(&mut file, separator);
+                    let mut rows = table::TableWriter::new(&mut file, separator);
                     answer_all(answers, &lines, &mut rows)
                 }
             };
@@ -151,32 +161,28 @@ struct Line {
 }
 
 /// The lines of a file: JSON lines as they are, and an object for each row of another format.
-fn lines_of(path: &Path, most: usize) -> Result<Receiver<Line>, Problem> {
-    let other = recognize(path).ok();
-    let other = other.filter(|file| {
-        file.format != FileFormat::Jsonl && file.format != FileFormat::Text || is_packed(path)
-    });
-    let Some(file) = other else {
+fn lines_of<A: Answers>(answers: &A, path: &Path) -> Result<Receiver<Line>, Problem> {
+    let is_lines = |file: &FilePlan| match file.format {
+        FileFormat::Jsonl | FileFormat::Text => file.encoding.is_none() && !is_packed(path),
+        _ => false,
+    };
+    let other = recognize(path).is_ok().then(|| answers.file(path));
+    let Some(file) = other.transpose()?.filter(|file| !is_lines(file)) else {
         let input = std::fs::File::open(path).map_err(|e| {
             let message = format!("`{}` cannot be read: {e}", path.display());
             Problem::new("delta::cli::unreadable", message).help("check the path")
         })?;
-        return Ok(read_lines(Box::new(input), most));
+        return Ok(read_lines(Box::new(input), answers.most()));
     };
-    let Sample {
-        columns,
-        rows,
-        lines,
-    } = sample(&file)?;
-    let (sender, receiver) = sync_channel(most);
+    let lines = objects(&file, &answers.wanted())?;
+    let (sender, receiver) = sync_channel(answers.most());
     std::thread::spawn(move || {
-        for (number, row) in lines.into_iter().zip(rows) {
-            let cells = columns.iter().cloned().zip(row);
-            // A cell that is empty has no value.
-            let cells = cells.filter(|(_, value)| !value.is_null());
-            let object: Map<String, Value> = cells.collect();
-            let text = Ok(Value::Object(object).to_string());
-            if sender.send(Line { number, text }).is_err() {
+        for (number, text) in lines {
+            let line = Line {
+                number,
+                text: Ok(text),
+            };
+            if sender.send(line).is_err() {
                 return;
             }
         }

@@ -5,6 +5,7 @@ mod commands;
 mod eval;
 mod generate;
 mod init;
+mod input;
 mod jobs;
 mod lines;
 mod lists;

@@ -1,15 +1,18 @@
 //! `deltarun predict`: JSON lines in, JSON lines out, each answered as it comes.
 
 use std::io::Write;
+use std::path::Path;
 
 use serde_json::{Map, Value};
 
 use super::arguments::PredictOptions;
 use super::commands::{device, open_source};
-use super::lines::{answer_file, at_line, check_apart, stopped, Answers, Asked, Stop};
+use super::input::read_like;
+use super::lines::{answer_file, at_line, check_apart, stopped, Answers, Asked, Stop, ID};
 use super::Ended;
 use crate::data::{json_value, Examples, Wanted};
 use crate::diagnostic::{Problem, Problems};
+use crate::plan::FilePlan;
 use crate::run::{Loaded, Loader};
 use crate::task::Task;
 use crate::train::predict as logits_of;
@@ -43,15 +46,23 @@ pub(super) fn values<'c>(
     columns: impl IntoIterator<Item = &'c String>,
     task: &Task,
 ) -> Result<Vec<String>, (String, String)> {
-    let value = |name: &'c String| {
-        let wanted = Wanted {
-            name,
-            is_structured: task.is_structured(name),
-            may_be_null: task.may_be_null(name),
-        };
-        json_value(object, &wanted)
-    };
+    let value = |name: &'c String| json_value(object, &wanted_of(name, task));
     columns.into_iter().map(value).collect()
+}
+
+/// A column that a task reads of an object.
+fn wanted_of<'n>(name: &'n str, task: &Task) -> Wanted<'n> {
+    Wanted {
+        name,
+        is_structured: task.is_structured(name),
+        has_messages: task.has_messages(name),
+        may_be_null: task.may_be_null(name),
+    }
+}
+
+/// The columns that a task may read of a table.
+pub(super) fn wanted<'n>(names: impl Iterator<Item = &'n str>, task: &Task) -> Vec<Wanted<'n>> {
+    names.map(|name| wanted_of(name, task)).collect()
 }
 
 /// An object with these columns, for messages.
@@ -79,6 +90,18 @@ impl Answers for Predictor<'_> {
             .map_or(String::new(), |kind| example(kind.texts()))
     }
 
+    fn file(&self, path: &Path) -> Result<FilePlan, Problem> {
+        read_like(&self.loaded.plan, path)
+    }
+
+    fn wanted(&self) -> Vec<Wanted<'_>> {
+        let Ok(kind) = self.kind() else {
+            return Vec::new();
+        };
+        let columns = kind.texts().iter().chain(kind.targets());
+        wanted(columns.map(String::as_str).chain([ID]), kind)
+    }
+
     fn gold(&self, object: &Map<String, Value>) -> Option<Value> {
         let kind = self.kind().ok()?;
         let [column] = kind.targets() else {
@@ -94,7 +117,8 @@ impl Answers for Predictor<'_> {
             let label = labels.find(|label| label.value == text);
             label.map_or(value.clone(), |label| label.name.clone().into())
         };
-        Some(match object.get(column)? {
+        let given = object.get(column).filter(|value| *value != "");
+        Some(match given? {
             Value::Array(values) => values.iter().map(named).collect(),
             value => named(value),
         })

@@ -94,12 +94,8 @@ pub(super) fn beginning(path: &Path) -> Result<Beginning, Problem> {
         .take(1 << 16)
         .read_to_end(&mut bytes)
         .map_err(wrong)?;
-    // The last letter may be cut.
-    let is_utf8 = match std::str::from_utf8(&bytes) {
-        Ok(_) => true,
-        Err(e) => e.error_len().is_none() || other_kind(&bytes).is_some(),
-    };
-    let encoding = (!is_utf8).then(|| TextEncoding::of(&bytes));
+    let is_other = !seems_utf8(&bytes) && other_kind(&bytes).is_none();
+    let encoding = is_other.then(|| TextEncoding::of(&bytes));
     let text = match encoding {
         Some(TextEncoding::Utf16) => {
             let units = bytes.as_chunks::<2>().0.iter();
@@ -118,6 +114,21 @@ pub(super) fn beginning(path: &Path) -> Result<Beginning, Problem> {
         text: text.trim_start_matches('\u{feff}').to_owned(),
         encoding,
     })
+}
+
+/// Whether the beginning of a file is UTF-8, if perhaps with a few broken letters, of which whoever reads it is to hear. Its
+/// last letter may be cut.
+fn seems_utf8(bytes: &[u8]) -> bool {
+    if std::str::from_utf8(bytes).map_or_else(|e| e.error_len().is_none(), |_| true) {
+        return true;
+    }
+    let (mut letters, mut broken) = (0, 0);
+    for chunk in bytes.utf8_chunks() {
+        letters += chunk.valid().chars().filter(|c| !c.is_ascii()).count();
+        broken += usize::from(!chunk.invalid().is_empty());
+    }
+    // By chance alone, hardly any two bytes are one letter.
+    letters > broken
 }
 
 /// The magic number of zstd.

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 
-use super::table::{at_line, at_row, no_examples, visit, Place, Row, Wanted};
+use super::table::{at_line, at_row, no_examples, visit, Row, RowPlace, Wanted};
 use super::tokens::TextEncoder;
 use crate::diagnostic::Problem;
-use crate::memory::with_heaps;
 use crate::plan::{Few, FilePlan, Part, TaskPlan};
 
 use crate::task::{Example, Target};
@@ -24,9 +24,6 @@ pub struct Examples {
 
 /// Rows that are encoded together. A tokenizer needs many times the memory of a text while it reads it.
 pub(super) const ROWS_AT_ONCE: usize = 1024;
-
-/// Fewer rows are not worth a thread.
-const ROWS_OF_A_THREAD: usize = 64;
 
 /// Rows of a file as examples.
 ///
@@ -47,30 +44,9 @@ pub(super) fn read_rows(
             (index, problem.or_at(task.span))
         })
     };
-    // A tokenizer allocates much: each thread has a heap of its own, which those of the pool do not have.
-    let threads = rayon::current_num_threads().min(rows.len() / ROWS_OF_A_THREAD);
-    if threads < 2 {
-        return rows.iter().enumerate().map(read).collect();
-    }
-    let size = rows.len().div_ceil(threads);
-    let read = &read;
-    let parts: Vec<_> = with_heaps(threads, || {
-        std::thread::scope(|scope| {
-            let mut started = Vec::new();
-            for (number, part) in rows.chunks(size).enumerate() {
-                let places = number * size..;
-                let work = move || places.zip(part).map(read).collect::<Result<Vec<_>, _>>();
-                started.push(scope.spawn(work));
-            }
-            let joined = started.into_iter().map(|thread| thread.join());
-            joined.collect()
-        })
-    });
-    let mut all = Vec::with_capacity(rows.len());
-    for part in parts {
-        all.extend(part.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
-    }
-    Ok(all)
+    // All are read, so that the first mistake is the same on any number of threads.
+    let read: Vec<_> = rows.par_iter().enumerate().map(read).collect();
+    read.into_iter().collect()
 }
 
 /// Whether a problem is no row's fault: the others would say the same.
@@ -238,8 +214,9 @@ impl Examples {
 
     /// The places of a part of the examples: of each label alike where an example has one label.
     ///
-    /// All examples are drawn into one order, in which each label's lie at equal distances. A part is a stretch of that
-    /// order, so that parts have their exact sizes however rare labels are.
+    /// All examples are drawn into one order, in which each label's lie at equal distances from a random beginning. A part
+    /// is a stretch of that order, so that parts have their exact sizes however rare labels are. The only example of a label
+    /// lies in the middle, where a split leaves it to the training.
     fn part(&self, part: &Part) -> Result<Vec<usize>, Problem> {
         let mut groups: BTreeMap<Option<usize>, Vec<usize>> = BTreeMap::new();
         for (place, example) in self.all.iter().enumerate() {
@@ -255,11 +232,16 @@ impl Examples {
             let mut random = ChaCha8Rng::seed_from_u64(part.seed);
             random.set_stream(label.map_or(0, |label| 1 + label as u64));
             places.shuffle(&mut random);
-            let step = 1.0 / places.len() as f64;
+            let count = places.len() as f64;
+            let begin = match places.len() {
+                1 if !part.is_fold => 0.0,
+                _ => random.random(),
+            };
             let own = places.into_iter().enumerate();
-            order.extend(
-                own.map(|(number, place)| ((number as f64 + 0.5) * step, random.random(), place)),
-            );
+            order.extend(own.map(|(number, place)| {
+                let distance = (number as f64 + 0.5) / count + begin;
+                (distance.fract(), random.random(), place)
+            }));
         }
         order.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)).then(a.2.cmp(&b.2)));
         let own = part.of(order.len());
@@ -352,6 +334,7 @@ pub(super) fn wanted(task: &TaskPlan) -> Vec<Wanted<'_>> {
     let wanted = names.map(|name| Wanted {
         name,
         is_structured: task.kind.is_structured(name),
+        has_messages: task.kind.has_messages(name),
         may_be_null: task.kind.may_be_null(name),
     });
     wanted.collect()
@@ -360,7 +343,7 @@ pub(super) fn wanted(task: &TaskPlan) -> Vec<Wanted<'_>> {
 /// Converts the values of a row's target.
 pub(super) fn checked_target(
     values: &[String],
-    place: &Place,
+    place: &RowPlace,
     file: &FilePlan,
     task: &TaskPlan,
 ) -> Result<Target, Problem> {

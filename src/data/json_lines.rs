@@ -145,12 +145,23 @@ pub fn json_value(
     wanted: &Wanted,
 ) -> Result<String, (String, String)> {
     match value_at(object, wanted.name) {
-        Some(value) if wanted.is_structured && !value.is_string() && !value.is_null() => {
+        Some(value)
+            if wanted.is_structured
+                && !value.is_string()
+                && !value.is_null()
+                && (!wanted.has_messages || has_messages(value)) =>
+        {
             Ok(value.to_string())
         }
         None | Some(serde_json::Value::Null) if wanted.may_be_null => Ok("null".to_owned()),
         _ => json_text(object, wanted.name),
     }
+}
+
+/// Whether a value is a list of messages.
+fn has_messages(value: &serde_json::Value) -> bool {
+    let items = value.as_array().filter(|items| !items.is_empty());
+    items.is_some_and(|items| items.iter().all(serde_json::Value::is_object))
 }
 
 /// A value of an object as a text. A number or a boolean is given as it is written.

@@ -7,8 +7,8 @@ use crate::diagnostic::Problem;
 use crate::plan::{FilePlan, TaskPlan};
 use crate::text::{counted, thousands};
 
-/// So many values are labels only if most of them occur more than once.
-const MANY: usize = 20;
+/// In so many rows, most labels occur more than once.
+const MANY: usize = 200;
 
 /// All labels of a task in files, each once. Rows that cannot be read are left to the check of the data, unless those that
 /// can have fewer than two labels.
@@ -22,6 +22,7 @@ pub fn labels_in(task: &TaskPlan, files: &[&FilePlan]) -> Result<Vec<String>, Pr
         .map(|name| Wanted {
             name,
             is_structured: kind.is_structured(name),
+            has_messages: kind.has_messages(name),
             may_be_null: kind.may_be_null(name),
         })
         .collect();
@@ -52,14 +53,14 @@ pub fn labels_in(task: &TaskPlan, files: &[&FilePlan]) -> Result<Vec<String>, Pr
             return Err(problem);
         }
     }
-    if kind.has_one_label() && found.len() > MANY && 2 * found.len() > rows {
+    if kind.has_one_label() && rows >= MANY && 2 * found.len() > rows {
         let message = format!(
             "the label's column has {} different values in {}: these are no labels",
             thousands(found.len()),
             counted(rows, "row")
         );
         return Err(Problem::new("delta::plan::labels", message)
-            .help("name the column with the labels, or use `regress` if these are numbers"));
+            .help("name the column with the labels, use `regress` if these are numbers, or write them all: `labels = [...]`"));
     }
     match unread {
         Some(problem) if found.len() < 2 => Err(problem),

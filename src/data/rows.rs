@@ -5,7 +5,8 @@ use std::collections::{HashSet, VecDeque};
 use std::hash::{Hash, Hasher};
 
 use super::examples::{checked_target, is_of_every_row, read_rows, wanted, ROWS_AT_ONCE};
-use super::table::{at_row, no_examples, visit, Place, Row};
+use super::files::files_of;
+use super::table::{at_row, no_examples, visit, Row, RowPlace};
 use super::tokens::TextEncoder;
 use crate::diagnostic::Problem;
 use crate::plan::{FileFormat, FilePlan, TaskPlan};
@@ -44,10 +45,10 @@ pub struct Rows {
     /// Whether all rows were checked.
     is_whole: bool,
     /// The number of rows with an empty text, and the place of the first one. Then the same for texts in quotes.
-    empty: (usize, Option<Place>),
-    quoted: (usize, Option<Place>),
+    empty: (usize, Option<RowPlace>),
+    quoted: (usize, Option<RowPlace>),
     /// The same for texts that seem to contain other rows.
-    swallowed: (usize, Option<Place>),
+    swallowed: (usize, Option<RowPlace>),
 }
 
 /// What the tokenizer makes of rows.
@@ -179,9 +180,11 @@ impl Rows {
             if example.cut > 0 {
                 let (rows, most) = self.tokens.cut;
                 self.tokens.cut = (rows + 1, most.max(example.cut));
-            } else if example.text.tokens.len() >= encoder.max_length() {
-                self.tokens.full += 1;
-            } else if let Some(end) = encoder.end_token() {
+                continue;
+            }
+            let is_full = example.text.tokens.len() >= encoder.max_length();
+            self.tokens.full += usize::from(is_full);
+            if let Some(end) = encoder.end_token() {
                 let is_unended = task.kind.writes() && !example.ends_with(&[end]);
                 self.tokens.unended += usize::from(is_unended);
             }
@@ -212,11 +215,11 @@ impl Rows {
         let Some(encoder) = encoder.filter(|_| rows > 0) else {
             return;
         };
-        let path = file.path.display();
+        let path = file.shown();
         let share = unknown as f64 / all.max(1) as f64;
         if share > MANY_UNKNOWN {
             let name = encoder.unknown_name().unwrap_or_default();
-            let message = format!("{:.0} % of the tokens of `{path}` are `{name}`: the vocabulary of the backbone lacks these words", 100.0 * share);
+            let message = format!("{:.0} % of the tokens of {path} are `{name}`: the vocabulary of the backbone lacks these words", 100.0 * share);
             let problem = Problem::warning("delta::data::unknown_tokens", message);
             let help = "use a backbone that was pre-trained on texts of this language and spelling";
             self.warnings
@@ -224,7 +227,7 @@ impl Rows {
         }
         if cut > 0 {
             let message = format!(
-                "{cut} of {rows} texts of `{path}` are longer than `max_length`: their ends are left out, up to {}",
+                "{cut} of {rows} texts of {path} are longer than `max_length`: their ends are left out, up to {}",
                 counted(most_cut, "token")
             );
             let problem = Problem::warning("delta::data::cut", message);
@@ -234,7 +237,7 @@ impl Rows {
         }
         if full as f64 > MANY_FULL * rows as f64 {
             let message = format!(
-                "{full} of {rows} texts of `{path}` have `max_length` ({}) tokens or more: the rest is left out",
+                "{full} of {rows} texts of {path} fill `max_length` ({} tokens): what may follow is left out",
                 encoder.max_length()
             );
             let problem = Problem::warning("delta::data::cut", message);
@@ -245,7 +248,7 @@ impl Rows {
         if unended > 0 {
             let end = encoder.end_token().map(|end| encoder.shown(end));
             let message = format!(
-                "{unended} of {rows} texts of `{path}` have an answer without `{}`, which ends a text: the model does not learn to stop there",
+                "{unended} of {rows} texts of {path} have an answer without `{}`, which ends a text: the model does not learn to stop there",
                 end.unwrap_or_default()
             );
             let problem = Problem::warning("delta::data::no_end", message);
@@ -255,7 +258,7 @@ impl Rows {
         }
         if 2 * begun_twice > rows {
             let name = encoder.first_name().unwrap_or_default();
-            let message = format!("most texts of `{path}` begin with `{name}`, which the tokenizer adds as well: the model reads it twice");
+            let message = format!("most texts of {path} begin with `{name}`, which the tokenizer adds as well: the model reads it twice");
             let problem = Problem::warning("delta::data::begun_twice", message);
             let help = format!("remove `{name}` from the texts");
             self.warnings
@@ -301,7 +304,7 @@ impl Rows {
             Ok(_) => {}
             Err(problem) => self.mistake(problem),
         }
-        let note = |(count, first): &mut (usize, Option<Place>)| {
+        let note = |(count, first): &mut (usize, Option<RowPlace>)| {
             *count += 1;
             first.get_or_insert_with(|| place.clone());
         };
@@ -350,10 +353,7 @@ impl Rows {
                 false => counted(hidden, "more row"),
             };
             let help = last.help.take().unwrap_or_default();
-            last.help = Some(format!(
-                "{help} ({more} of `{}` are refused)",
-                file.path.display()
-            ));
+            last.help = Some(format!("{help} ({more} of {} are refused)", file.shown()));
         }
         let seen = counted(self.count, "row");
         let seen = match self.is_whole {
@@ -403,16 +403,16 @@ impl Rows {
             .filter(|(_, count)| **count == 0)
             .map(|(label, _)| label.value.as_str())
             .collect();
-        let path = file.path.display();
+        let path = file.shown();
         let message = match absent.len() {
             0 => return,
             left if left + 1 == task.kind.labels().len() => {
                 format!(
-                    "`{path}` has rows of only one label, and none of {}",
+                    "{path} has rows of only one label, and none of {}",
                     quoted_list(absent)
                 )
             }
-            _ => format!("`{path}` has no rows of {}", quoted_list(absent)),
+            _ => format!("{path} has no rows of {}", quoted_list(absent)),
         };
         self.warnings.push(
             Problem::warning("delta::data::absent_label", message)
@@ -425,13 +425,13 @@ impl Rows {
 /// Warns of an evaluation on rows of the training file that are trained on, and of repeated texts, which a split puts on both
 /// sides. `few` draws different examples for each.
 fn warn_of_same_file(dev: &FilePlan, of_dev: &Rows, train: &FilePlan) -> Option<Problem> {
-    let path = dev.path.display();
+    let path = dev.shown();
     let problem =
         |message| Problem::warning("delta::data::overlap", message).at(dev.span, "this file");
     if dev.part.is_some() {
         let repeated = of_dev.count - of_dev.texts.len();
         let message = format!(
-            "{repeated} of {} of `{path}` repeat a text: a split puts some of them on both sides",
+            "{repeated} of {} of {path} repeat a text: a split puts some of them on both sides",
             counted(of_dev.count, "row")
         );
         return (repeated > 0).then(|| {
@@ -441,7 +441,7 @@ fn warn_of_same_file(dev: &FilePlan, of_dev: &Rows, train: &FilePlan) -> Option<
     if dev.few.is_some() && train.few.is_some() {
         return None;
     }
-    let message = format!("`{path}` is read for training and for evaluation");
+    let message = format!("{path} is read for training and for evaluation");
     Some(problem(message).help("write `split(train, 10%)`, or name a file of its own: a dev score on training texts measures memorization"))
 }
 
@@ -452,7 +452,9 @@ pub fn warn_of_overlap(
     train: &FilePlan,
     of_train: &Rows,
 ) -> Option<Problem> {
-    if dev.paths() == train.paths() {
+    let of_train_files = files_of(train).unwrap_or_default();
+    let dev_files = files_of(dev).unwrap_or_default();
+    if dev_files.iter().any(|file| of_train_files.contains(file)) {
         return warn_of_same_file(dev, of_dev, train);
     }
     let shared = of_dev.texts.intersection(&of_train.texts).count();
@@ -460,11 +462,11 @@ pub fn warn_of_overlap(
         return None;
     }
     let message = format!(
-        "{} of `{}` also {} in `{}`",
+        "{} of {} also {} in {}",
         counted(shared, "text"),
-        dev.path.display(),
+        dev.shown(),
         if shared == 1 { "appears" } else { "appear" },
-        train.path.display()
+        train.shown()
     );
     let problem = Problem::warning("delta::data::overlap", message).at(dev.span, "this file");
     Some(problem.help(

@@ -16,8 +16,6 @@ pub struct Sample {
     pub columns: Vec<String>,
     /// A value for each column: texts, numbers, lists, or null.
     pub rows: Vec<Vec<Value>>,
-    /// The line of each row.
-    pub lines: Vec<usize>,
 }
 
 /// Reads the columns of a file, and as many of its rows as the plan says.
@@ -25,18 +23,13 @@ pub struct Sample {
 /// # Errors
 /// The file cannot be read in its format, or has no rows.
 pub fn sample(file: &FilePlan) -> Result<Sample, Problem> {
-    let mut files = files_of(file)?.into_iter();
-    let first = FilePlan {
-        path: files.next().unwrap_or_default(),
-        more: Vec::new(),
-        ..file.clone()
-    };
-    let columns = columns(&first)?;
+    let columns = columns_of(file)?;
     let wanted: Vec<Wanted> = columns
         .iter()
         .map(|name| Wanted {
             name,
             is_structured: true,
+            has_messages: false,
             may_be_null: true,
         })
         .collect();
@@ -49,13 +42,20 @@ pub fn sample(file: &FilePlan) -> Result<Sample, Problem> {
         values.collect()
     };
     let rows = rows(file, &wanted)?.into_iter();
-    let (lines, rows) = rows
-        .map(|(place, cells)| (place.line, values(cells)))
-        .unzip();
-    Ok(Sample {
-        columns,
-        rows,
-        lines,
+    let rows = rows.map(|(_, cells)| values(cells)).collect();
+    Ok(Sample { columns, rows })
+}
+
+/// The names of a file's columns. Of several files, those of the first.
+///
+/// # Errors
+/// The file cannot be read, or has no rows.
+pub(super) fn columns_of(file: &FilePlan) -> Result<Vec<String>, Problem> {
+    let mut files = files_of(file)?.into_iter();
+    columns(&FilePlan {
+        path: files.next().unwrap_or_default(),
+        more: Vec::new(),
+        ..file.clone()
     })
 }
 

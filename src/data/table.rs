@@ -48,6 +48,8 @@ pub struct Wanted<'a> {
     pub name: &'a str,
     /// Whether its values are lists or objects, given as their JSON.
     pub is_structured: bool,
+    /// Whether these lists are of messages alone.
+    pub has_messages: bool,
     /// Whether a row may lack a value.
     pub may_be_null: bool,
 }
@@ -58,6 +60,7 @@ impl<'a> Wanted<'a> {
         Wanted {
             name,
             is_structured: false,
+            has_messages: false,
             may_be_null: false,
         }
     }
@@ -67,11 +70,11 @@ impl<'a> Wanted<'a> {
 pub(super) type Numbered = (usize, Vec<String>);
 
 /// A row of all files of a set: its place, and the values of the wanted columns.
-pub type Row = (Place, Vec<String>);
+pub type Row = (RowPlace, Vec<String>);
 
 /// Where a row is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct RowPlace {
     /// The file that has it.
     pub path: Arc<Path>,
     /// Its line in that file, or its number if the file has no lines, from 1.
@@ -82,10 +85,10 @@ pub struct Place {
 pub(super) fn at_row(
     code: &'static str,
     file: &FilePlan,
-    place: &Place,
+    place: &RowPlace,
     message: impl std::fmt::Display,
 ) -> Problem {
-    let Place { path, line } = place;
+    let RowPlace { path, line } = place;
     let (path, unit) = (path.display(), unit(file));
     Problem::new(code, format!("`{path}`, {unit} {line}: {message}"))
 }
@@ -143,7 +146,7 @@ pub fn visit(
         };
         visit_one(&one, wanted, &mut |row| {
             left -= 1;
-            let place = |line| Place {
+            let place = |line| RowPlace {
                 path: name.clone(),
                 line,
             };

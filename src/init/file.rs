@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::data::{recognize, sample, Sample};
+use crate::data::{count_of, recognize, sample, Sample};
 use crate::diagnostic::Problem;
 use crate::plan::FilePlan;
 
@@ -24,6 +24,19 @@ pub(super) struct DataFile {
 }
 
 impl DataFile {
+    /// What was assumed of the files, in words.
+    pub fn notes(&self) -> Vec<String> {
+        let count = count_of(&self.plan.path);
+        let shards = (count > 1).then(|| format!("These are {count} files"));
+        let encoding = self.plan.encoding.map(|encoding| {
+            format!(
+                "The file is not UTF-8, and is read as {}: look at its letters",
+                encoding.name()
+            )
+        });
+        shards.into_iter().chain(encoding).collect()
+    }
+
     /// Leaves out the files beside it that have other columns, or none of the labels: a test set for a contest hides them.
     /// Returns what is left out, in words.
     pub fn keep_like(&mut self, own: &Sample, label: Option<&str>) -> Vec<String> {
@@ -93,7 +106,7 @@ pub(super) fn look_at(path: &Path) -> Result<DataFile, Problem> {
         let shards = |word: &&str| path.with_file_name(format!("{word}-*.{endings}"));
         let words = || words.iter().filter(|_| is_train);
         let mut whole = words().map(other).filter(|other| other.is_file());
-        let mut parted = words().map(shards).filter(|pattern| count(pattern) > 0);
+        let mut parted = words().map(shards).filter(|pattern| count_of(pattern) > 0);
         whole.next().or_else(|| parted.next())
     };
     Ok(DataFile {
@@ -120,19 +133,29 @@ fn training_file(path: &Path) -> PathBuf {
 }
 
 /// The pattern of a file and its neighbours, if its name numbers it as one of several: `part-00000.jsonl`,
-/// `train-00000-of-00003.parquet`.
+/// `train-00000-of-00003.parquet`. Numbers that do not begin with 0 or 1, or have gaps, may be years.
 fn pattern_of_shards(path: &Path) -> Option<PathBuf> {
     let name = path.file_name()?.to_str()?;
     let number = regex::Regex::new(r"[-_.]\d{4,}").ok()?.find(name)?;
     let (start, end) = (number.start() + 1, number.end());
-    let pattern = path.with_file_name(format!("{}*{}", &name[..start], &name[end..]));
-    (count(&pattern) > 1).then_some(pattern)
-}
-
-/// The number of files that a pattern matches.
-fn count(pattern: &Path) -> usize {
-    let found = glob::glob(&pattern.to_string_lossy());
-    found.map_or(0, |found| found.flatten().count())
+    let (first, last) = (&name[..start], &name[end..]);
+    let beside = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    let entries = beside.unwrap_or(Path::new(".")).read_dir().ok()?.flatten();
+    let mut numbers: Vec<usize> = entries
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            name.strip_prefix(first)?.strip_suffix(last)?.parse().ok()
+        })
+        .collect();
+    numbers.sort_unstable();
+    let begin = numbers.first().copied().filter(|begin| *begin < 2)?;
+    let are_whole = numbers
+        .iter()
+        .enumerate()
+        .all(|(place, number)| *number == begin + place);
+    (are_whole && numbers.len() > 1).then(|| path.with_file_name(format!("{first}*{last}")))
 }
 
 /// Everything after the first dot of a file's name.

@@ -1,5 +1,7 @@
 //! Guesses what the columns of a file are for: by their names first, then by their values.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
 use super::choices::of_choices;
@@ -213,9 +215,12 @@ pub(super) fn guess(sample: &Sample, config: Option<&Config>) -> Result<Guess, R
             "add a first line with names of the columns, such as `text` and `label`".to_owned(),
         ));
     }
-    if ["prompt", "completion", "label"]
-        .iter()
-        .all(|name| named(&columns, &[name]).is_some())
+    let is_verdict = |text: &str| matches!(text, "true" | "false" | "True" | "False" | "0" | "1");
+    let verdict = named(&columns, &["label"]).filter(|label| label.texts().all(is_verdict));
+    if verdict.is_some()
+        && named(&columns, &["prompt"])
+            .and(named(&columns, &["completion"]))
+            .is_some()
     {
         return Err((
             "its rows are answers with a verdict each (KTO), which no task learns".to_owned(),
@@ -408,7 +413,17 @@ fn labelled(columns: &[Column], texts: &[&Column], label: &Column) -> Option<Gue
     let label_name = label.name.to_owned();
     /// So many different whole numbers are amounts, not names.
     const AMOUNTS: usize = 20;
-    let are_amounts = label.has_numbers() && label.distinct() > AMOUNTS;
+    let numbers: BTreeSet<i64> = label
+        .texts()
+        .filter_map(|text| text.trim().parse().ok())
+        .collect();
+    // Labels are numbered without gaps.
+    let are_numbered = matches!(numbers.first(), Some(0 | 1))
+        && numbers
+            .last()
+            .zip(numbers.first())
+            .is_some_and(|(last, first)| (last - first + 1) as usize == numbers.len());
+    let are_amounts = label.has_numbers() && label.distinct() > AMOUNTS && !are_numbered;
     Some(match label.has_fractions() || are_amounts {
         true => Guess::Regress {
             text,

@@ -58,7 +58,15 @@ pub fn draft(data: &Path, backbone: Option<&str>, is_elsewhere: bool) -> Result<
     if encoder.as_ref().is_some_and(|own| !own.has_chat_template()) {
         guess = guess.without_chat_template().map_err(refused)?;
     }
-    let notes = file.keep_like(&sample, guess.label());
+    let mut notes = file.notes();
+    notes.extend(
+        file.keep_like(
+            &sample,
+            guess
+                .label()
+                .filter(|_| !matches!(guess, guess::Guess::Regress { .. })),
+        ),
+    );
     Ok(write::write(
         &file,
         &sample,

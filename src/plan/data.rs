@@ -28,6 +28,7 @@ pub(super) fn data(fields: &Fields, base: &Path, seed: u64) -> DataPlan {
             from: end,
             to: Part::WHOLE,
             seed,
+            is_fold: false,
         });
     }
     if let Some((dev, rest)) = fold(fields, &plan, end > 0, seed) {
@@ -115,8 +116,15 @@ fn fold(fields: &Fields, plan: &DataPlan, is_split: bool, seed: u64) -> Option<(
     };
     let bound = |number: u32| (u64::from(Part::WHOLE) * u64::from(number) / u64::from(of)) as u32;
     let (from, to) = (bound(one - 1), bound(one));
+    let is_fold = true;
+    let part = Part {
+        from,
+        to,
+        seed,
+        is_fold,
+    };
     let dev = FilePlan {
-        part: Some(Part { from, to, seed }),
+        part: Some(part),
         span: value.span,
         ..train
     };
@@ -124,6 +132,7 @@ fn fold(fields: &Fields, plan: &DataPlan, is_split: bool, seed: u64) -> Option<(
         from: to,
         to: Part::WHOLE + from,
         seed,
+        is_fold,
     };
     Some((dev, rest))
 }
@@ -168,12 +177,14 @@ fn split(
     // A mistake is reported once; a file in its place keeps it from being called missing as well.
     let from = *end;
     match (share, &plan.train) {
-        (None, _) if given.is_some() => wrong_share(fields, given),
-        (None, _) => fields.wrong(
-            key,
-            &value,
-            "a share of the training file, such as `split(train, 10%)`",
-        ),
+        (None, _) => match given {
+            Some((span, share)) => wrong_share(fields, span, &share),
+            None => fields.wrong(
+                key,
+                &value,
+                "a share of the training file, such as `split(train, 10%)`",
+            ),
+        },
         (_, None) => refuse(
             "there is no `train` to split",
             "add `train = tsv(\"train.tsv\")` to the data set",
@@ -196,6 +207,7 @@ fn split(
             from,
             to: *end,
             seed,
+            is_fold: false,
         }),
         span: value.span,
         ..train
@@ -232,13 +244,13 @@ fn head(
 }
 
 /// Reports a share that is no share.
-fn wrong_share(fields: &Fields, given: Option<(Span, Value)>) {
-    let Some((span, number)) = given else { return };
+fn wrong_share(fields: &Fields, span: Span, given: &Value) {
     let message = "a share is a percentage between 0 % and 100 %";
     let problem = Problem::new("delta::plan::split", message).at(span, "not this");
-    fields.report(problem.help(match number {
-        Value::Number(share) if share > 0.0 && share < 1.0 => format!("write `{}%`", 100.0 * share),
-        Value::Number(share) if (1.0..100.0).contains(&share) => format!("write `{share}%`"),
+    let percent = |share: f64| format!("write `{}%`", (share * 1e4).round() / 1e4);
+    fields.report(problem.help(match given {
+        Value::Number(share) if *share > 0.0 && *share < 1.0 => percent(100.0 * share),
+        Value::Number(share) if *share > 1.0 && *share < 100.0 => percent(*share),
         _ => "write a share such as `10%`".to_owned(),
     }));
 }

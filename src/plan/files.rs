@@ -67,6 +67,15 @@ impl FilePlan {
 }
 
 impl FilePlan {
+    /// Its path for messages.
+    pub fn shown(&self) -> String {
+        let first = self.path.display();
+        match self.more.len() {
+            0 => format!("`{first}`"),
+            more => format!("`{first}` and {}", crate::text::counted(more, "more file")),
+        }
+    }
+
     /// Its path and the others, as the pipeline has them.
     pub fn paths(&self) -> Vec<PathBuf> {
         std::iter::once(&self.path)
@@ -103,12 +112,10 @@ impl TextEncoding {
 
     /// The encoding that bytes seem to have, which are not UTF-8.
     pub fn of(bytes: &[u8]) -> Self {
-        if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
-            TextEncoding::Utf16
-        } else if bytes.iter().any(|byte| (0x80..0xa0).contains(byte)) {
-            TextEncoding::Windows1252
-        } else {
-            TextEncoding::Latin1
+        match bytes {
+            [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => TextEncoding::Utf16,
+            // It has all letters of ISO 8859-1.
+            _ => TextEncoding::Windows1252,
         }
     }
 }
@@ -133,6 +140,9 @@ pub struct Part {
     pub to: u32,
     /// The seed of the order.
     pub seed: u64,
+    /// Whether the parts of several runs take each row once, those of rare labels as well.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_fold: bool,
 }
 
 impl Part {

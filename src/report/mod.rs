@@ -11,7 +11,7 @@ mod table;
 pub use example::{example, Shown};
 pub use labels::label_report;
 pub use page::Page;
-pub use plan::{against_precision, describe, Setting};
+pub use plan::{against_precision, describe, Assumptions};
 pub use plot::{plot, Series};
 pub use progress::Progress;
 mod sites;

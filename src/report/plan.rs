@@ -42,7 +42,7 @@ pub fn against_precision(plan: &Plan, rate: impl Fn(Precision) -> f64) -> Option
 }
 
 /// What estimates are for.
-pub struct Setting<'a> {
+pub struct Assumptions<'a> {
     /// The mean number of tokens of each stage's training texts, where it is known.
     pub lengths: &'a [Option<usize>],
     /// Threads of a process.
@@ -56,7 +56,7 @@ pub struct Setting<'a> {
 pub fn describe(
     plan: &Plan,
     heads: &[String],
-    setting: &Setting,
+    setting: &Assumptions,
     rate: impl Fn(Precision) -> f64,
 ) -> String {
     let mut text = String::new();
@@ -254,7 +254,7 @@ fn on_processes(cost: &Cost, most: usize, rate: f64) -> String {
     )
 }
 
-fn stage(plan: &Plan, index: usize, setting: &Setting, rate: f64, text: &mut String) {
+fn stage(plan: &Plan, index: usize, setting: &Assumptions, rate: f64, text: &mut String) {
     let stage = &plan.stages[index];
     let length = setting.lengths.get(index).copied().flatten();
     let assumed = TYPICAL_TOKENS.min(plan.backbone.max_length);

@@ -8,7 +8,7 @@ use super::directory::tidy;
 use super::manifest::{backbone_files, Manifest, VERSION};
 use super::Summary;
 use crate::backbone::Checkpoint;
-use crate::data::files_of;
+use crate::data::{belongs, files_of};
 use crate::diagnostic::Problem;
 use crate::disk;
 use crate::hub::local;
@@ -179,13 +179,7 @@ impl FinishedRun {
             let name = path.display().to_string();
             !self.manifest.data_hashes.contains_key(&name)
         };
-        let patterns = file.paths().into_iter();
-        let patterns: Vec<glob::Pattern> = patterns
-            .filter_map(|path| glob::Pattern::new(&path.to_string_lossy()).ok())
-            .collect();
-        let is_missing = |path: &&PathBuf| {
-            patterns.iter().any(|pattern| pattern.matches_path(path)) && !files.contains(path)
-        };
+        let is_missing = |path: &&PathBuf| belongs(path, file) && !files.contains(path);
         let recorded: Vec<PathBuf> = self
             .manifest
             .data_hashes

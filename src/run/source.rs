@@ -50,24 +50,30 @@ impl Confined {
     /// # Errors
     /// It is neither.
     fn allow(&self, path: &Path, base: &Path) -> Result<(), Problem> {
-        let quoted = crate::syntax::quoted(&self.text);
-        // A file of the hub has the same name everywhere.
-        if quoted.iter().any(|own| Path::new(own) == path) {
-            return Ok(());
-        }
-        let quoted = quoted.into_iter();
-        let mut own = quoted.map(|path| whole(&base.join(path)));
         let place = whole(path);
         // `whole` resolves `..` only in paths that exist. A remaining `..` could lead out of the folder.
         let leads_back = place.components().any(|part| part == Component::ParentDir);
         let is_in = |folder: &PathBuf| !leads_back && place.starts_with(folder);
-        if own.any(|own| own == place) || self.folders.iter().any(is_in) {
+        if self.names(path, base) || self.folders.iter().any(is_in) {
             return Ok(());
         }
-        let message = format!("`{}` is outside the script's folder", path.display());
-        let help = "name it in the pipeline's own file, or allow its folder with `--allow DIR`";
-        Err(Problem::new("delta::script::outside", message).help(help))
+        Err(outside(&format!("`{}`", path.display())))
     }
+
+    /// Whether the file's own text names a path.
+    fn names(&self, path: &Path, base: &Path) -> bool {
+        let quoted = crate::syntax::quoted(&self.text);
+        let place = whole(path);
+        // A file of the hub has the same name everywhere.
+        let mut own = quoted.iter();
+        own.any(|own| Path::new(own) == path || whole(&base.join(own)) == place)
+    }
+}
+
+fn outside(shown: &str) -> Problem {
+    let message = format!("{shown} is outside the script's folder");
+    let help = "name it in the pipeline's own file, or allow its folder with `--allow DIR`";
+    Problem::new("delta::script::outside", message).help(help)
 }
 
 /// Resolves links and dots in the part of a path that exists.
@@ -158,11 +164,20 @@ impl Source {
 
     /// Checks that the files of a set may be read. A pattern that matches nothing is left to the reading.
     fn allow_data(&self, file: &FilePlan) -> Result<(), Problem> {
-        if self.confined.is_none() {
+        let Some(confined) = &self.confined else {
+            return Ok(());
+        };
+        let paths = file.paths();
+        paths.iter().try_for_each(|path| self.allow(path))?;
+        if paths.iter().all(|path| confined.names(path, &self.base)) {
             return Ok(());
         }
-        let paths = files_of(file).unwrap_or_else(|_| file.paths());
-        paths.iter().try_for_each(|path| self.allow(path))
+        // A link in an allowed folder may lead out of it.
+        let found = files_of(file).unwrap_or_default();
+        match found.iter().all(|path| self.allow(path).is_ok()) {
+            true => Ok(()),
+            false => Err(outside(&file.shown())),
+        }
     }
 
     /// Warnings about a plan's backbone. They do not prevent a run.

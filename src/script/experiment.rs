@@ -16,7 +16,7 @@ use crate::engine::{measure_rate, Device};
 use crate::graph::this_machine;
 use crate::graph::{label_order, reordered, Graph, Tensors};
 use crate::plan::{Plan, TaskPlan};
-use crate::report::{describe, Setting};
+use crate::report::{describe, Assumptions};
 use crate::run::{
     head_origins, mean_lengths, merge, open_run, FinishedRun, Loaded, Loader, Log, Reads, Source,
 };
@@ -181,7 +181,7 @@ fn set(pipeline: &mut Pipeline, params: Map) -> Outcome<Pipeline> {
 fn plan(pipeline: &mut Pipeline) -> Outcome<Map> {
     let plan = pipeline.0.plan().map_err(thrown)?;
     let threads = rayon::current_num_threads();
-    let setting = Setting {
+    let setting = Assumptions {
         lengths: &mean_lengths(&plan),
         threads,
         processes: 1,

@@ -112,6 +112,10 @@ impl TaskKind for Instruct {
         }
     }
 
+    fn has_messages(&self, _: &str) -> bool {
+        self.form == Form::Turns
+    }
+
     fn may_be_null(&self, column: &str) -> bool {
         self.form == Form::Messages && self.text.get(1).is_some_and(|tools| tools == column)
     }

@@ -74,6 +74,11 @@ macro_rules! tasks {
                 match self { $(Task::$task(task) => task.is_structured(column),)* }
             }
 
+            /// See [`TaskKind::has_messages`].
+            pub fn has_messages(&self, column: &str) -> bool {
+                match self { $(Task::$task(task) => task.has_messages(column),)* }
+            }
+
             /// See [`TaskKind::may_be_null`].
             pub fn may_be_null(&self, column: &str) -> bool {
                 match self { $(Task::$task(task) => task.may_be_null(column),)* }

@@ -107,6 +107,11 @@ pub trait TaskKind: Sized {
         false
     }
 
+    /// Whether the lists of such a column are of messages alone.
+    fn has_messages(&self, _column: &str) -> bool {
+        false
+    }
+
     /// Whether a row may lack a value of a column.
     fn may_be_null(&self, _column: &str) -> bool {
         false

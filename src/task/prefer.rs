@@ -186,6 +186,8 @@ fn spoken(text: &str) -> Option<Vec<Value>> {
         turns.push(json!({"role": role, "content": rest[..end].trim()}));
         rest = &rest[end..];
     }
+    // A prompt ends where the answer begins.
+    turns.pop_if(|last| last["role"] == "assistant" && last["content"] == "");
     Some(turns)
 }
 

@@ -386,21 +386,20 @@ impl<'a> Stage<'a> {
         let value = evaluation.get(self.task.metric);
         let position = &mut self.state.position;
         // Equal scores are common where dev sets are small or rare labels are not predicted yet: the loss tells them apart.
-        let better = |best: &Evaluation| {
-            let metric = self.task.metric;
-            let old = best.get(metric);
-            let has_less_loss = || evaluation.get(Metric::Loss) < best.get(Metric::Loss);
-            metric.better(value, old) || value == old && has_less_loss()
+        let metric = self.task.metric;
+        let is_better = |best: &Evaluation| metric.better(value, best.get(metric));
+        let is_as_good = |best: &Evaluation| {
+            value == best.get(metric) && evaluation.get(Metric::Loss) < best.get(Metric::Loss)
         };
-        let is_best = position.best.as_ref().is_none_or(|(best, _)| better(best));
+        let best = position.best.as_ref().map(|(best, _)| best);
+        let is_missed = best.is_some_and(|best| !is_better(best));
+        let is_best = best.is_none_or(|best| is_better(best) || is_as_good(best));
+        position.misses = if is_missed { position.misses + 1 } else { 0 };
         if is_best {
             position.best = Some((evaluation.clone(), position.step));
-            position.misses = 0;
             if self.plan.keep == Keep::Best {
                 self.state.best = graph.trained_tensors();
             }
-        } else {
-            position.misses += 1;
         }
         position.last = Some(evaluation.clone());
         let step = position.step;
