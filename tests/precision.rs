@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::common::{fixture, plan_of};
+use deltarun::data::DataSummary;
 use deltarun::engine::Precision;
 use deltarun::report::{describe, Assumptions};
 
@@ -24,7 +25,7 @@ fn a_precision_that_is_slower_here_is_told() {
     };
     let note = |precision: &str, rates: [f64; 2]| {
         let setting = Assumptions {
-            lengths: &[],
+            data: &DataSummary::default(),
             threads: 2,
             processes: 1,
         };

@@ -10,6 +10,7 @@ use super::arguments::{
     SourceOptions,
 };
 use super::{show, Ended};
+use crate::data::DataSummary;
 use crate::diagnostic::{Problem, Problems};
 use crate::disk;
 use crate::engine::{measure_limits, measure_rate, Device};
@@ -157,15 +158,15 @@ pub(super) fn plan(options: &PlanOptions) -> Result<Ended, Problems> {
         return Ok(Ended::Done);
     }
     warn(&warnings);
-    let lengths = match options.config_only {
-        true => Vec::new(),
-        false => run::mean_lengths(&plan),
+    let data = match options.config_only {
+        true => DataSummary::default(),
+        false => run::summarize(&plan),
     };
     print(&describe(
         &plan,
         &heads,
         &Assumptions {
-            lengths: &lengths,
+            data: &data,
             threads: rayon::current_num_threads(),
             processes: options.processes.unwrap_or(1),
         },

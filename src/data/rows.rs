@@ -41,9 +41,9 @@ pub struct Rows {
     /// Rows without a mistake that were not encoded yet, and how many more may be.
     waiting: Vec<Row>,
     left_to_encode: usize,
-    tokens: Tokens,
+    pub(super) tokens: Tokens,
     /// Whether all rows were checked.
-    is_whole: bool,
+    pub(super) is_whole: bool,
     /// The number of rows with an empty text, and the place of the first one. Then the same for texts in quotes.
     empty: (usize, Option<RowPlace>),
     quoted: (usize, Option<RowPlace>),
@@ -53,10 +53,12 @@ pub struct Rows {
 
 /// What the tokenizer makes of rows.
 #[derive(Default)]
-struct Tokens {
+pub(super) struct Tokens {
     /// Rows that were encoded, and their tokens.
     rows: usize,
     all: usize,
+    /// The number of tokens of each row.
+    pub(super) lengths: Vec<usize>,
     /// Tokens that stand for words which the vocabulary lacks.
     unknown: usize,
     /// Texts that begin with the token that the tokenizer itself puts before them.
@@ -173,7 +175,9 @@ impl Rows {
             self.tokens.rows += 1;
             // Answers that are compared are sequences of their own.
             let sequences = example.sequences().map(|one| one.text.tokens.len());
-            self.tokens.all += sequences.sum::<usize>();
+            let length = sequences.sum::<usize>();
+            self.tokens.all += length;
+            self.tokens.lengths.push(length);
             self.tokens.unknown += encoder.unknown_tokens(&example.text);
             self.tokens.begun_twice += usize::from(encoder.begins_twice(&example.text));
             self.tokens.predicted += example.predicted();

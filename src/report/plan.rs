@@ -6,6 +6,7 @@ use std::fmt::Write;
 use super::sites::selector;
 use super::Table;
 use crate::backbone::{language_model_parameters, Parameter, Tree};
+use crate::data::DataSummary;
 use crate::engine::{Precision, Storage};
 use crate::graph::{optimizations, this_machine};
 use crate::plan::{Cost, Plan, BETWEEN_PROCESSES};
@@ -43,8 +44,8 @@ pub fn against_precision(plan: &Plan, rate: impl Fn(Precision) -> f64) -> Option
 
 /// What estimates are for.
 pub struct Assumptions<'a> {
-    /// The mean number of tokens of each stage's training texts, where it is known.
-    pub lengths: &'a [Option<usize>],
+    /// The data, as far as it was looked at.
+    pub data: &'a DataSummary,
     /// Threads of a process.
     pub threads: usize,
     /// The most processes to estimate for.
@@ -101,6 +102,17 @@ pub fn describe(
         let _ = writeln!(text, "{}", wrapped("  ", head));
     }
     let _ = writeln!(text, "\n{}", modules(plan, &tree));
+    for (number, (name, summary)) in setting.data.sets.iter().enumerate() {
+        let title = if number == 0 { "data" } else { "" };
+        let _ = writeln!(
+            text,
+            "{}",
+            wrapped(&format!("{title:<6}{name:<6}"), summary)
+        );
+    }
+    if !setting.data.sets.is_empty() {
+        text.push('\n');
+    }
     let asked = rate(plan.backbone.precision);
     let shown = plan.stages.len().min(MOST_STAGES);
     for index in 0..shown {
@@ -256,7 +268,7 @@ fn on_processes(cost: &Cost, most: usize, rate: f64) -> String {
 
 fn stage(plan: &Plan, index: usize, setting: &Assumptions, rate: f64, text: &mut String) {
     let stage = &plan.stages[index];
-    let length = setting.lengths.get(index).copied().flatten();
+    let length = setting.data.lengths.get(index).copied().flatten();
     let assumed = TYPICAL_TOKENS.min(plan.backbone.max_length);
     let tokens = length.unwrap_or(assumed);
     let cost = plan.cost(index, tokens, &this_machine(setting.threads));

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use super::reference::{check_final, reference};
 use super::ROWS_AT_EACH_END;
 use crate::data::{
-    check_few, empty_part, nothing_to_predict, warn_of_overlap, Example, Examples, Extent, Masking,
-    Noising, Rows, Spans, TextEncoder,
+    check_few, empty_part, nothing_to_predict, warn_of_overlap, DataSummary, Example, Examples,
+    Extent, Masking, Noising, Rows, Spans, TextEncoder,
 };
 use crate::diagnostic::{Problem, Span};
 use crate::generate::{Decoding, Defaults, Writer};
@@ -362,25 +362,41 @@ fn has_prompts(plan: &Plan) -> bool {
     (0..=plan.stages.len()).any(|stage| plan.tokens(stage) > plan.prefix_tokens(stage))
 }
 
-/// The mean number of tokens of each stage's training texts, from a thousand rows at each end of its file; `None` if they
-/// cannot be read.
-pub fn mean_lengths(plan: &Plan) -> Vec<Option<usize>> {
+/// Looks at the data of a plan, at a thousand rows at each end of its files.
+pub fn summarize(plan: &Plan) -> DataSummary {
     let extent = Extent {
         at_each_end: ROWS_AT_EACH_END,
         encoded: usize::MAX,
     };
+    let mut found = DataSummary::default();
     let Ok(loader) = Loader::new(plan) else {
-        return Vec::new();
+        return found;
     };
-    let mut known: BTreeMap<(Vec<PathBuf>, Span), Option<usize>> = BTreeMap::new();
-    let of_stage = |stage: &StagePlan| {
-        let (task, data) = (plan.tasks.get(&stage.task)?, plan.data.get(&stage.data)?);
-        let file = data.train.as_ref()?;
-        let mean = || Rows::check(file, task, extent, Some(loader.encoder())).mean_length();
-        let key = (file.paths(), task.span);
-        *known.entry(key).or_insert_with(mean)
-    };
-    plan.stages.iter().map(of_stage).collect()
+    let mut known: BTreeMap<(Vec<PathBuf>, Option<usize>, Span), Rows> = BTreeMap::new();
+    for (task, data, stage) in uses(plan) {
+        let sets = [
+            ("train", &data.train),
+            ("dev", &data.dev),
+            ("test", &data.test),
+        ];
+        for (name, file) in sets {
+            let Some(file) = file else { continue };
+            let key = (file.paths(), file.most, task.span);
+            let check = || Rows::check(file, task, extent, Some(loader.encoder()));
+            let rows = known.entry(key).or_insert_with(check);
+            let set = (name, rows.summary(file, task));
+            if rows.all > 0 && !found.sets.contains(&set) {
+                found.sets.push(set);
+            }
+            if name == "train" && stage.is_some() {
+                found.lengths.push(rows.mean_length());
+            }
+        }
+        if data.train.is_none() && stage.is_some() {
+            found.lengths.push(None);
+        }
+    }
+    found
 }
 
 /// The first example that each task with answers reads from its training file, token by token: the file, and each

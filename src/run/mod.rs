@@ -46,7 +46,7 @@ use crate::train::{
 
 pub use combine::{combine, combined, Combination, Rule};
 pub use directory::Directory;
-pub use examples::{check_data, first_examples, mean_lengths, Loader};
+pub use examples::{check_data, first_examples, summarize, Loader};
 pub use finished::{FinishedRun, Integrity};
 pub use gguf::{export_gguf, merge_gguf};
 pub use heads::{backbone_warnings, check_backbone, head_origins};

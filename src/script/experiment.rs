@@ -18,7 +18,7 @@ use crate::graph::{label_order, reordered, Graph, Tensors};
 use crate::plan::{Plan, TaskPlan};
 use crate::report::{describe, Assumptions};
 use crate::run::{
-    head_origins, mean_lengths, merge, open_run, FinishedRun, Loaded, Loader, Log, Reads, Source,
+    head_origins, merge, open_run, summarize, FinishedRun, Loaded, Loader, Log, Reads, Source,
 };
 
 /// A pipeline, not yet read.
@@ -182,7 +182,7 @@ fn plan(pipeline: &mut Pipeline) -> Outcome<Map> {
     let plan = pipeline.0.plan().map_err(thrown)?;
     let threads = rayon::current_num_threads();
     let setting = Assumptions {
-        lengths: &mean_lengths(&plan),
+        data: &summarize(&plan),
         threads,
         processes: 1,
     };
