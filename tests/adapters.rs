@@ -467,3 +467,71 @@ fn adapters_that_fit_no_delta_are_refused_by_their_reason() {
         .unwrap();
     assert!(problem.help.unwrap().contains("save_as_lora"));
 }
+
+/// Without a task, PEFT records the class that it was given: its head is read.
+#[test]
+fn an_adapter_without_a_task_has_the_head_of_its_class() {
+    for (name, class, backbone, kind) in [
+        ("tags", "BertForTokenClassification", "bert_a", "tag"),
+        ("causal", "LlamaForCausalLM", "llama_a", "causal_lm"),
+        (
+            "t5_layers",
+            "T5ForConditionalGeneration",
+            "t5_v1_1",
+            "seq2seq",
+        ),
+        (
+            "layers",
+            "BertForSequenceClassification",
+            "bert_b",
+            "classify",
+        ),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let adapter = fixture("adapters").join(name);
+        for file in ["adapter_config.json", "adapter_model.safetensors"] {
+            std::fs::copy(adapter.join(file), folder.path().join(file)).unwrap();
+        }
+        let path = folder.path().join("adapter_config.json");
+        let mut config: Value =
+            serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        config["task_type"] = Value::Null;
+        config["auto_mapping"] =
+            json!({ "base_model_class": class, "parent_library": "transformers" });
+        std::fs::write(&path, config.to_string()).unwrap();
+        let loaded =
+            open(folder.path(), &fixture(backbone)).unwrap_or_else(|e| panic!("{name}: {e:?}"));
+        assert_eq!(loaded.graph.task().unwrap().kind.name(), kind, "{name}");
+    }
+}
+
+/// A checkpoint saved from a masked language model has no pooler, and this adapter brings none.
+#[test]
+fn a_head_that_is_nowhere_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let bert = fixture("bert_a");
+    let whole = Checkpoint::open_directory(&bert).unwrap();
+    let names = whole
+        .names()
+        .into_iter()
+        .filter(|name| !name.contains("pooler"));
+    let mut tensors = Tensors::new();
+    for name in names {
+        tensors.insert(name.to_owned(), whole.read(name).unwrap());
+    }
+    write_tensors(&folder.path().join("model.safetensors"), &tensors, None).unwrap();
+    std::fs::copy(bert.join("config.json"), folder.path().join("config.json")).unwrap();
+    let problem = open(&fixture("adapters").join("named_keys"), folder.path())
+        .err()
+        .unwrap();
+    assert!(
+        problem.message.contains("pooler.dense.weight"),
+        "{problem:?}"
+    );
+    assert!(
+        problem.help.unwrap().contains("modules_to_save"),
+        "no way out"
+    );
+    // One that brings it is read.
+    assert!(open(&fixture("adapters").join("saved_pooler"), folder.path()).is_ok());
+}

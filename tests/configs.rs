@@ -131,10 +131,7 @@ fn values_that_change_the_model_are_refused_by_name() {
         ("gpt2", json!({ "is_causal": false })),
         ("bert", json!({ "position_embedding_type": "relative_key" })),
         ("bert", json!({ "quantization_config": { "bits": 4 } })),
-        (
-            "bert",
-            json!({ "problem_type": "multi_label_classification" }),
-        ),
+        ("bert", json!({ "problem_type": "made_up" })),
         ("roberta", json!({ "pruned_heads": { "0": [1] } })),
         ("bert", json!({ "hidden_act": "quick_gelu" })),
         ("bert", json!({ "hidden_act": null, "hidden_size": "768" })),

@@ -112,6 +112,10 @@ fn texts_with_several_labels_are_learned_and_predicted() {
         let answer = place.succeed(&["predict", "run", "--input", "input.jsonl"]);
         let answer: Value = serde_json::from_str(&answer).unwrap();
         assert!(answer["labels"].is_array(), "{answer}");
+        place.succeed(&["merge", "run", "merged"]);
+        let merged = std::fs::read_to_string(place.path("merged/config.json")).unwrap();
+        assert!(merged.contains("multi_label_classification"), "{merged}");
+        std::fs::remove_dir_all(place.path("merged")).unwrap();
         found.push((metrics, answer["logits"].clone()));
         std::fs::remove_dir_all(place.path("run")).unwrap();
     }

@@ -66,7 +66,10 @@ pub fn import(directory: &Path, config: &Config) -> Result<Imported, Problem> {
     let is_prompt = prompts::is_prompt(&adapter);
     let family_prefix = &config.family().base_model_prefix;
     let prefix = key_prefix(&file, family_prefix);
-    if prefix.is_empty() && !family_prefix.is_empty() && !is_prompt {
+    let head = config.family().heads.of(head_kind(&adapter, config));
+    let own_prefix = head.and_then(|head| head.base_model_prefix.as_ref());
+    let expected = own_prefix.unwrap_or(family_prefix);
+    if prefix.is_empty() && !expected.is_empty() && !is_prompt {
         note(&format!(
             "the adapter was saved from `AutoModel`: its tensors have no `{family_prefix}` in their names, and PEFT would \
              apply none of them to a model with a head; deltarun applies them"
@@ -132,19 +135,40 @@ pub fn import(directory: &Path, config: &Config) -> Result<Imported, Problem> {
 
 /// The head of the model that an adapter was saved from.
 fn head_kind(adapter: &PeftConfig, config: &Config) -> HeadKind {
-    match adapter.get("task_type").and_then(Value::as_str) {
-        Some(settings::TOKEN_CLS) => HeadKind::Tag,
-        Some(task) if task == settings::language_model_task(config) => HeadKind::LanguageModel,
-        _ => HeadKind::Classify,
+    let is_language_model = match adapter.get("task_type").and_then(Value::as_str) {
+        Some(settings::TOKEN_CLS) => return HeadKind::Tag,
+        Some(task) => task == settings::language_model_task(config),
+        None => match stated_head(adapter) {
+            Some(HeadKind::LanguageModel) => config.family().heads.language_model().is_some(),
+            Some(other) => return other,
+            None => false,
+        },
+    };
+    match is_language_model {
+        true => HeadKind::LanguageModel,
+        false => HeadKind::Classify,
     }
+}
+
+/// The head of the class that PEFT recorded where it was told no task.
+fn stated_head(adapter: &PeftConfig) -> Option<HeadKind> {
+    const WRITERS: [&str; 3] = ["ForCausalLM", "LMHeadModel", "ForConditionalGeneration"];
+    let class = adapter.get("auto_mapping")?["base_model_class"].as_str()?;
+    if class.ends_with("ForTokenClassification") {
+        return Some(HeadKind::Tag);
+    }
+    let writes = WRITERS.iter().any(|end| class.ends_with(end));
+    writes.then_some(HeadKind::LanguageModel)
 }
 
 /// Whether an adapter is a language model's. An adapter that cannot be read is not.
 pub fn is_language_model(directory: &Path) -> bool {
     let text = std::fs::read_to_string(directory.join("adapter_config.json")).unwrap_or_default();
     let adapter: PeftConfig = serde_json::from_str(&text).unwrap_or_default();
-    let task = adapter.get("task_type").and_then(Value::as_str);
-    matches!(task, Some(settings::CAUSAL_LM | settings::SEQ_2_SEQ_LM))
+    match adapter.get("task_type").and_then(Value::as_str) {
+        Some(task) => matches!(task, settings::CAUSAL_LM | settings::SEQ_2_SEQ_LM),
+        None => stated_head(&adapter) == Some(HeadKind::LanguageModel),
+    }
 }
 
 /// Refuses an adapter that changes the word table of a backbone with an encoder and a decoder. In PEFT each of them has

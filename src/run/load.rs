@@ -1,5 +1,6 @@
 //! Opens a finished run, or a backbone with an adapter that PEFT saved, for prediction.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::tying::has_head_weight;
@@ -7,8 +8,9 @@ use super::{FinishedRun, Integrity};
 use crate::backbone::family::HeadKind;
 use crate::backbone::{
     exists, fetch_weights, head_parameters, locate, own_storage, read_config, read_text,
-    Checkpoint, Config,
+    Checkpoint, Config, Parameter,
 };
+use crate::delta::ParameterId;
 use crate::diagnostic::{Problem, Span};
 use crate::engine::{Device, Precision};
 use crate::graph::{Graph, Tensors};
@@ -212,7 +214,7 @@ fn open_adapter(
                     "delta::run::no_head",
                     "neither the adapter (`modules_to_save`) nor the backbone has a classification head",
                 )
-                .help("save the adapter with `task_type=\"SEQ_CLS\"`, or `\"TOKEN_CLS\"` for labels of words")
+                .help("save the adapter with `task_type=\"SEQ_CLS\"`, `\"TOKEN_CLS\"` for labels of words, or `\"CAUSAL_LM\"` for a model that writes")
             })?;
             let labels = labels_of(&base, outputs);
             match kind {
@@ -228,14 +230,41 @@ fn open_adapter(
         .then(|| directory.to_owned());
     let plan = plan_of(location, base, tokenizer, config, task, imported.deltas);
     let mut graph = Graph::load(&plan, device)?;
-    graph.set(of_head_where_missing(imported.tensors, &graph))?;
+    let tensors = of_head_where_missing(imported.tensors, &graph);
+    let given: BTreeSet<String> = tensors.keys().cloned().collect();
+    graph.set(tensors)?;
     graph.adopt_heads();
     graph.activate(&plan, 0)?;
+    check_head(&graph, &plan, &given)?;
     Ok(Loaded {
         plan,
         graph,
         run: None,
     })
+}
+
+/// Checks that the adapter or the backbone has each weight of the head: PEFT draws one that both lack anew whenever it loads
+/// the adapter.
+fn check_head(graph: &Graph, plan: &Plan, given: &BTreeSet<String>) -> Result<(), Problem> {
+    let Ok(file) = Checkpoint::open_directory(&plan.backbone.directory) else {
+        return Ok(());
+    };
+    let prefix = plan.name_prefix();
+    let is_drawn = |parameter: &Parameter, id: &ParameterId| {
+        !parameter.is_bias()
+            && !given.contains(&id.to_string())
+            && file.find(parameter, prefix).is_none()
+    };
+    let heads = graph.head_ids();
+    let Some((drawn, _)) = heads.iter().find(|(parameter, id)| is_drawn(parameter, id)) else {
+        return Ok(());
+    };
+    let name = &drawn.source.name;
+    let message = format!("neither the adapter nor the backbone has the head's `{name}`, which PEFT draws anew each time");
+    let module = name.split('.').next().unwrap_or_default();
+    Err(Problem::new("delta::run::no_head", message).help(format!(
+        "train and save it with the adapter: `modules_to_save=[\"{module}\", ...]`"
+    )))
 }
 
 /// Whether a directory has a model that writes text.

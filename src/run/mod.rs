@@ -318,7 +318,7 @@ fn majority(plan: &Plan, data: Option<&Data>) -> Option<f64> {
     use crate::data::Examples;
     use crate::task::Target;
     let (_, task) = plan.final_task()?;
-    if task.kind.labels().is_empty() {
+    if !task.kind.has_one_label() {
         return None;
     }
     let classes = |examples: &Examples| -> Vec<usize> {
