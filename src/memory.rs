@@ -82,6 +82,15 @@ pub fn prepare() {
     heap::prepare();
 }
 
+/// Runs `work`, whose new threads get a heap of their own each, up to `count`: on one heap, threads that allocate small
+/// buffers all the time wait for each other.
+pub fn with_heaps<R>(count: usize, work: impl FnOnce() -> R) -> R {
+    heap::allow(1 + count);
+    let result = work();
+    heap::allow(1);
+    result
+}
+
 /// Gives the pages of freed buffers back to the system. Does nothing unless the allocator is glibc's.
 pub fn release() {
     heap::release();
@@ -111,6 +120,12 @@ mod heap {
             libc::mallopt(M_TOP_PAD, GROWTH);
         }
         ADVISED.store(end(), Relaxed);
+    }
+
+    /// Sets the number of heaps that threads may have from now on. A thread keeps the heap that it began with.
+    pub(super) fn allow(count: usize) {
+        // SAFETY: this only sets a parameter of the allocator.
+        unsafe { libc::mallopt(M_ARENA_MAX, count as i32) };
     }
 
     /// The end of the heap: the program break.
@@ -143,6 +158,8 @@ mod heap {
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 mod heap {
     pub(super) fn prepare() {}
+
+    pub(super) fn allow(_: usize) {}
 
     pub(super) fn ask_for_huge_pages() {}
 
