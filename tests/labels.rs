@@ -345,5 +345,17 @@ fn every_label_has_its_measures() {
         (right - json["metrics"]["accuracy"].as_f64().unwrap()).abs() < 1e-9,
         "{json}"
     );
-    assert!(json["labels"]["positive"]["recall"].is_number(), "{json}");
+    // Its rows are the labels of the examples, its columns those that were predicted.
+    let mut differ = false;
+    for (place, label) in ["negative", "positive"].into_iter().enumerate() {
+        let of = |key: &str| json["labels"][label][key].as_f64().unwrap();
+        let right = counts[place][place] as f64;
+        let examples: usize = counts[place].iter().sum();
+        let predicted: usize = counts.iter().map(|row| row[place]).sum();
+        assert_eq!(of("examples"), examples as f64, "{json}");
+        assert_eq!(of("recall"), right / examples.max(1) as f64, "{json}");
+        assert_eq!(of("precision"), right / predicted.max(1) as f64, "{json}");
+        differ |= predicted != examples;
+    }
+    assert!(differ, "{json}");
 }

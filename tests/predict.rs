@@ -336,8 +336,26 @@ fn files_are_read_as_the_run_read_its_own() {
     assert!(found.contains("4001 examples"), "{found}");
     let predicted = place.succeed(&["predict", "runs/small", "--input", "head.csv"]);
     assert_eq!(predicted.lines().count(), rows.lines().count());
-    place.write("utf8.csv", "positive,caf\u{e9} superb\n".as_bytes());
-    place.succeed(&["eval", "runs/small", "--data", "utf8.csv"]);
+    // What is UTF-8 stays so, also if it is packed, whatever its name is.
+    let utf8 = "positive,caf\u{e9} superb\n";
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    packed.write_all(utf8.as_bytes()).unwrap();
+    place.write("utf8.csv", utf8.as_bytes());
+    place.write("packed.csv", &packed.finish().unwrap());
+    let logits = |file: &str| {
+        answers(&place.succeed(&["predict", "runs/small", "--input", file]))[0]["logits"].clone()
+    };
+    place.write(
+        "line.jsonl",
+        json!({ "text": "caf\u{e9} superb" }).to_string().as_bytes(),
+    );
+    assert_eq!(logits("utf8.csv"), logits("line.jsonl"));
+    assert_eq!(logits("packed.csv"), logits("line.jsonl"));
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    packed.write_all(b"\n{\"text\": \"superb\"}\n").unwrap();
+    place.write("packed.jsonl", &packed.finish().unwrap());
+    let packed = answers(&place.succeed(&["predict", "runs/small", "--input", "packed.jsonl"]));
+    assert_eq!(packed[0]["id"], 2);
     // A run on UTF-8 refuses what is none.
     let place = finished();
     let mut broken = format!("text\tlabel\n{}", "caf\u{e9}\tpositive\n".repeat(50)).into_bytes();

@@ -355,6 +355,28 @@ fn several_files_are_read_as_one() {
     place.write("x[v1]/small.delta", nested.as_bytes());
     place.succeed(&["x[v1]/small.delta", "--quiet", "--out", "nested"]);
     assert!(place.succeed(&["eval", "nested"]).contains("10 examples"));
+    // One file may be read in two ways: each column of texts is a set.
+    let other = |columns: &str| format!("csv(\"two.csv\", columns = [{columns}])");
+    let table: String = cells
+        .iter()
+        .take(30)
+        .map(|(text, label)| format!("{},{label},a film\n", text.replace(',', "")))
+        .collect();
+    place.write("two.csv", table.as_bytes());
+    let sets = |train: &str, dev: &str| {
+        let text = pipeline(&other(train), task).replace("split(train, 25%)", &other(dev));
+        place.write("small.delta", text.as_bytes());
+        place
+            .succeed(&["plan", "small.delta"])
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    let found = sets("text, label, other", "other, label, text");
+    assert!(
+        found.contains("dev 30 rows of `two.csv`") && found.contains("4 at most"),
+        "{found}"
+    );
     let twice = pipeline("jsonl([\"whole.jsonl\", \"whole.jsonl\"])", task);
     place.write("small.delta", twice.as_bytes());
     let error = place.fail(2, &["check", "small.delta"]);

@@ -122,9 +122,9 @@ pub enum Command {
     Replay(ReplayOptions),
     /// Evaluate a finished run or an adapter saved by PEFT
     Eval(EvalOptions),
-    /// Predict with a finished run or an adapter saved by PEFT: JSON lines in, JSON lines out
+    /// Predict with a finished run or an adapter saved by PEFT: rows in, answers out
     Predict(PredictOptions),
-    /// Write texts with a run, an adapter or a backbone: JSON lines in, JSON lines out
+    /// Write texts with a run, an adapter or a backbone: prompts in, answers out
     Generate(GenerateOptions),
     /// Converse with a run, an adapter or a backbone that has a chat template
     Chat(ChatOptions),
@@ -265,7 +265,7 @@ pub struct PlanOptions {
     /// The number of threads to estimate for
     #[arg(long, value_name = "N", value_parser = threads)]
     pub threads: Option<usize>,
-    /// Estimate steps on up to this many processes too, each with these threads
+    /// Estimate steps on up to this many processes as well, each with these threads
     #[arg(long, value_name = "N", value_parser = threads)]
     pub processes: Option<usize>,
 }

@@ -202,10 +202,8 @@ fn costs(plan: &Plan, processes: Option<usize>) -> serde_json::Value {
         });
         if let Some(most) = processes {
             let rate = measure_rate(plan.backbone.precision);
-            let doubled = std::iter::successors(Some(1), |number| Some(2 * number));
-            let numbers = doubled.take_while(|number| *number <= most);
-            let times =
-                numbers.map(|number| (number.to_string(), json!(cost.seconds(number, rate))));
+            let times = cost.by_processes(most, rate).into_iter();
+            let times = times.map(|(number, seconds)| (number.to_string(), json!(seconds)));
             json["seconds_by_processes"] = times.collect::<serde_json::Map<_, _>>().into();
         }
         json

@@ -6,9 +6,9 @@ use serde_json::{json, Map, Value};
 
 use super::arguments::{EvalOptions, Format};
 use super::commands::{device, open_source};
-use super::input::read_like;
+use super::input::read_as_run;
 use super::Ended;
-use crate::data::files_of;
+use crate::data::{files_of, recognize};
 use crate::diagnostic::{Problem, Problems};
 use crate::disk;
 use crate::engine::Device;
@@ -31,7 +31,7 @@ fn eval_on(options: &EvalOptions, device: Device) -> Result<Ended, Problems> {
         .final_task()
         .ok_or_else(|| Problem::internal("a run without a task"))?;
     let file = match &options.data {
-        Some(path) => read_like(plan, path)?,
+        Some(path) => read_as_run(plan, recognize(path)?)?,
         None => plan
             .final_data()
             .and_then(|data| data.dev.clone().or_else(|| data.test.clone()))
@@ -53,6 +53,9 @@ fn eval_on(options: &EvalOptions, device: Device) -> Result<Ended, Problems> {
         let mut json = json!({
             "file": file.path, "examples": evaluation.examples, "metrics": evaluation.metrics,
         });
+        if !file.more.is_empty() {
+            json["more_files"] = json!(file.more);
+        }
         if !evaluation.by_label.is_empty() {
             let of_label = |own: &OfLabel| {
                 let measures = json!({
@@ -69,11 +72,7 @@ fn eval_on(options: &EvalOptions, device: Device) -> Result<Ended, Problems> {
         print_once(&format!("{json}\n"));
         return Ok(Ended::Done);
     }
-    let mut text = format!(
-        "{}: {} examples\n",
-        file.shown().trim_matches('`'),
-        evaluation.examples
-    );
+    let mut text = format!("{}: {} examples\n", file.name(), evaluation.examples);
     for (name, value) in &evaluation.metrics {
         let metric = if *name == task.metric.name() {
             metric_value(task.metric, *value)

@@ -2,15 +2,14 @@
 //! conversation on a terminal.
 
 use std::io::{BufRead, Write};
-use std::path::Path;
 
 use serde_json::{json, Map, Value};
 
 use super::arguments::{ChatOptions, DecodingOptions, GenerateOptions};
 use super::commands::{device, open_source};
-use super::input::read_like;
+use super::input::read_as_run;
 use super::lines::{answer_file, at_line, check_apart, stopped, Answers, Asked, Stop, ID};
-use super::predict::{example, values, wanted};
+use super::predict::{example, values};
 use super::Ended;
 use crate::data::Wanted;
 use crate::diagnostic::{Problem, Problems};
@@ -141,8 +140,8 @@ impl Answers for Writer<'_> {
         task.map_or(String::new(), |task| example(task.kind.texts()))
     }
 
-    fn file(&self, path: &Path) -> Result<FilePlan, Problem> {
-        read_like(&self.loaded.plan, path)
+    fn file(&self, file: FilePlan) -> Result<FilePlan, Problem> {
+        read_as_run(&self.loaded.plan, file)
     }
 
     fn wanted(&self) -> Vec<Wanted<'_>> {
@@ -150,7 +149,8 @@ impl Answers for Writer<'_> {
             return Vec::new();
         };
         let texts = task.kind.texts().iter().map(String::as_str);
-        let mut all = wanted(texts.chain([ID]), &task.kind);
+        let names = texts.chain([ID]);
+        let mut all: Vec<Wanted> = names.map(|name| Wanted::of(name, &task.kind)).collect();
         // What any model that writes may read.
         for name in ["messages", "tools", "prompt"] {
             if all.iter().all(|own| own.name != name) {
@@ -174,29 +174,28 @@ impl Answers for Writer<'_> {
         let columns = kind.texts();
         let has_own =
             !columns.is_empty() && columns.iter().all(|column| object.contains_key(column));
-        if let (Some(messages), false) = (object.get("messages"), has_own) {
-            let tools = object.get("tools").map(Value::to_string);
-            let conversation = Conversation::read(&messages.to_string(), tools.as_deref())?;
-            let conversation = conversation.with_system(kind.system()).unanswered();
-            let encoder = self.loader.encoder();
-            return encoder.converse(&conversation, true).map_err(said);
-        }
-        // Whole conversations are read from `messages`, which is not there, or begun with a prompt.
-        if columns.is_empty() {
-            let Some(Value::String(prompt)) = object.get("prompt") else {
-                let message = "the object has neither `messages` nor `prompt`".to_owned();
-                return Err((message, "write `{\"prompt\": \"...\"}`".to_owned()));
-            };
-            let conversation = Conversation {
+        let conversation = match (object.get("messages"), object.get("prompt")) {
+            (Some(messages), _) if !has_own => {
+                let tools = object.get("tools").map(Value::to_string);
+                Conversation::read(&messages.to_string(), tools.as_deref())?
+            }
+            // Whole conversations are read from `messages`, or begun with a prompt.
+            (None, Some(Value::String(prompt))) if columns.is_empty() => Conversation {
                 messages: vec![json!({"role": "user", "content": prompt})],
                 tools: None,
-            };
-            let conversation = conversation.with_system(kind.system());
-            let encoder = self.loader.encoder();
-            return encoder.converse(&conversation, true).map_err(said);
-        }
-        let row = values(object, columns, kind)?;
-        kind.open(&row, self.loader.encoder()).map_err(said)
+            },
+            _ if columns.is_empty() => {
+                let message = "the object has neither `messages` nor `prompt`".to_owned();
+                return Err((message, "write `{\"prompt\": \"...\"}`".to_owned()));
+            }
+            _ => {
+                let row = values(object, columns, kind)?;
+                return kind.open(&row, self.loader.encoder()).map_err(said);
+            }
+        };
+        let conversation = conversation.with_system(kind.system()).unanswered();
+        let encoder = self.loader.encoder();
+        encoder.converse(&conversation, true).map_err(said)
     }
 
     fn answer(&self, asked: &[Asked<Marked>], output: &mut dyn Write) -> Result<(), Stop> {

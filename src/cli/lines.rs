@@ -1,4 +1,4 @@
-//! JSON lines in, JSON lines out, each answered as it comes. Files of other formats are rows of objects as well.
+//! Rows in, answers out, each as it comes: JSON lines, or the rows of files of other formats.
 
 use std::io::{BufRead, BufReader, BufWriter, ErrorKind, Read, Write};
 use std::path::Path;
@@ -8,9 +8,9 @@ use serde_json::{json, Map, Value};
 
 use super::arguments::LineOptions;
 use super::table;
-use crate::data::{objects, recognize, Wanted};
+use crate::data::{objects, recognize_packed, Wanted, UNKNOWN_FORMAT};
 use crate::diagnostic::{Problem, Problems};
-use crate::disk::{self, Pending};
+use crate::disk::{self, failed, Pending};
 use crate::plan::{FileFormat, FilePlan};
 
 /// The key that an answer has of its line: the line's own, or its number.
@@ -48,11 +48,11 @@ pub(super) trait Answers {
     /// The object that a line is to have, for messages.
     fn example(&self) -> String;
 
-    /// How a file is read that has no JSON lines.
+    /// How to read a file of another format, which its name and its beginning describe.
     ///
     /// # Errors
-    /// It cannot be.
-    fn file(&self, path: &Path) -> Result<FilePlan, Problem>;
+    /// It cannot be read.
+    fn file(&self, file: FilePlan) -> Result<FilePlan, Problem>;
 
     /// The columns that may be read of such a file.
     fn wanted(&self) -> Vec<Wanted<'_>>;
@@ -157,55 +157,70 @@ pub(super) fn answer_file<A: Answers>(answers: &A, files: &LineOptions) -> Resul
 /// A line of the input.
 struct Line {
     number: usize,
-    text: Result<String, Problem>,
+    content: Content,
+}
+
+/// What a line has.
+enum Content {
+    /// A text that is to be an object.
+    Text(String),
+    /// A row of a file of another format.
+    Row(Value),
+    /// It cannot be read.
+    Wrong(Problem),
 }
 
 /// The lines of a file: JSON lines as they are, and an object for each row of another format.
 fn lines_of<A: Answers>(answers: &A, path: &Path) -> Result<Receiver<Line>, Problem> {
     let is_lines = |file: &FilePlan| match file.format {
-        FileFormat::Jsonl | FileFormat::Text => file.encoding.is_none() && !is_packed(path),
+        FileFormat::Jsonl | FileFormat::Text => file.encoding.is_none(),
         _ => false,
     };
-    let other = recognize(path).is_ok().then(|| answers.file(path));
-    let Some(file) = other.transpose()?.filter(|file| !is_lines(file)) else {
-        let input = std::fs::File::open(path).map_err(|e| {
-            let message = format!("`{}` cannot be read: {e}", path.display());
-            Problem::new("delta::cli::unreadable", message).help("check the path")
-        })?;
+    let file = match recognize_packed(path) {
+        Ok((file, is_packed)) => Some(file).filter(|file| is_packed || !is_lines(file)),
+        // Whatever its name is, it may have JSON lines.
+        Err(problem) if problem.code == UNKNOWN_FORMAT => None,
+        Err(problem) => return Err(problem),
+    };
+    let Some(file) = file else {
+        let input = std::fs::File::open(path).map_err(|e| failed("read", path, &e))?;
         return Ok(read_lines(Box::new(input), answers.most()));
     };
-    let lines = objects(&file, &answers.wanted())?;
-    let (sender, receiver) = sync_channel(answers.most());
-    std::thread::spawn(move || {
-        for (number, text) in lines {
-            let line = Line {
-                number,
-                text: Ok(text),
-            };
-            if sender.send(line).is_err() {
-                return;
-            }
-        }
-    });
-    Ok(receiver)
-}
-
-/// Whether a name says that gzip or zstd packed the file.
-fn is_packed(path: &Path) -> bool {
-    let ending = path.extension();
-    ending.is_some_and(|ending| ending == "gz" || ending == "zst")
+    let rows = objects(&answers.file(file)?, &answers.wanted())?.into_iter();
+    Ok(sent(answers.most(), move || {
+        rows.map(|(number, row)| Line {
+            number,
+            content: Content::Row(row),
+        })
+    }))
 }
 
 /// Reads lines on a thread of its own, so that those that have come wait together.
 fn read_lines(input: Box<dyn Read + Send>, most: usize) -> Receiver<Line> {
+    sent(most, move || {
+        let mut is_over = false;
+        let lines = BufReader::new(input).lines().enumerate();
+        let lines =
+            lines.take_while(move |(_, line)| !std::mem::replace(&mut is_over, line.is_err()));
+        lines.map(|(index, text)| {
+            let number = index + 1;
+            let wrong = |e| at_line(number, e).help("convert the input to UTF-8");
+            let content = text.map_or_else(|e| Content::Wrong(wrong(e)), Content::Text);
+            Line { number, content }
+        })
+    })
+}
+
+/// Sends lines from a thread of its own.
+fn sent<L: Iterator<Item = Line>>(
+    most: usize,
+    lines: impl FnOnce() -> L + Send + 'static,
+) -> Receiver<Line> {
     let (sender, receiver) = sync_channel(most);
     std::thread::spawn(move || {
-        for (index, text) in BufReader::new(input).lines().enumerate() {
-            let number = index + 1;
-            let text = text.map_err(|e| at_line(number, e).help("convert the input to UTF-8"));
-            let is_last = text.is_err();
+        for line in lines() {
             // Nobody waits any more once an answer could not be written.
-            if sender.send(Line { number, text }).is_err() || is_last {
+            if sender.send(line).is_err() {
                 return;
             }
         }
@@ -247,16 +262,22 @@ fn answer_all<A: Answers>(
 
 /// Reads a line; nothing of an empty one.
 fn read_line<A: Answers>(answers: &A, line: Line) -> Result<Option<Asked<A::Question>>, Problem> {
-    let Line { number, text } = line;
-    let text = text?;
-    let text = match number {
-        1 => text.trim_start_matches('\u{feff}'),
-        _ => text.as_str(),
+    let Line { number, content } = line;
+    let parsed = match content {
+        Content::Wrong(problem) => return Err(problem),
+        Content::Row(row) => serde_json::from_value(row),
+        Content::Text(text) => {
+            let text = match number {
+                1 => text.trim_start_matches('\u{feff}'),
+                _ => text.as_str(),
+            };
+            if text.trim().is_empty() {
+                return Ok(None);
+            }
+            serde_json::from_str(text)
+        }
     };
-    if text.trim().is_empty() {
-        return Ok(None);
-    }
-    let object: Map<String, Value> = serde_json::from_str(text).map_err(|e| {
+    let object: Map<String, Value> = parsed.map_err(|e| {
         at_line(number, format!("the line is not a JSON object: {e}"))
             .help(format!("write `{}`", answers.example()))
     })?;

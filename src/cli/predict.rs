@@ -1,13 +1,12 @@
-//! `deltarun predict`: JSON lines in, JSON lines out, each answered as it comes.
+//! `deltarun predict`: rows in, answers out, each answered as it comes.
 
 use std::io::Write;
-use std::path::Path;
 
 use serde_json::{Map, Value};
 
 use super::arguments::PredictOptions;
 use super::commands::{device, open_source};
-use super::input::read_like;
+use super::input::read_as_run;
 use super::lines::{answer_file, at_line, check_apart, stopped, Answers, Asked, Stop, ID};
 use super::Ended;
 use crate::data::{json_value, Examples, Wanted};
@@ -46,23 +45,8 @@ pub(super) fn values<'c>(
     columns: impl IntoIterator<Item = &'c String>,
     task: &Task,
 ) -> Result<Vec<String>, (String, String)> {
-    let value = |name: &'c String| json_value(object, &wanted_of(name, task));
+    let value = |name: &'c String| json_value(object, &Wanted::of(name, task));
     columns.into_iter().map(value).collect()
-}
-
-/// A column that a task reads of an object.
-fn wanted_of<'n>(name: &'n str, task: &Task) -> Wanted<'n> {
-    Wanted {
-        name,
-        is_structured: task.is_structured(name),
-        has_messages: task.has_messages(name),
-        may_be_null: task.may_be_null(name),
-    }
-}
-
-/// The columns that a task may read of a table.
-pub(super) fn wanted<'n>(names: impl Iterator<Item = &'n str>, task: &Task) -> Vec<Wanted<'n>> {
-    names.map(|name| wanted_of(name, task)).collect()
 }
 
 /// An object with these columns, for messages.
@@ -90,8 +74,8 @@ impl Answers for Predictor<'_> {
             .map_or(String::new(), |kind| example(kind.texts()))
     }
 
-    fn file(&self, path: &Path) -> Result<FilePlan, Problem> {
-        read_like(&self.loaded.plan, path)
+    fn file(&self, file: FilePlan) -> Result<FilePlan, Problem> {
+        read_as_run(&self.loaded.plan, file)
     }
 
     fn wanted(&self) -> Vec<Wanted<'_>> {
@@ -99,7 +83,8 @@ impl Answers for Predictor<'_> {
             return Vec::new();
         };
         let columns = kind.texts().iter().chain(kind.targets());
-        wanted(columns.map(String::as_str).chain([ID]), kind)
+        let names = columns.map(String::as_str).chain([ID]);
+        names.map(|name| Wanted::of(name, kind)).collect()
     }
 
     fn gold(&self, object: &Map<String, Value>) -> Option<Value> {

@@ -1,5 +1,6 @@
 //! `deltarun sweep`: writes the script that runs a pipeline at the points of a grid, and runs it.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -25,7 +26,7 @@ pub struct SweepOptions {
     /// The directory of the runs, instead of `runs/FILE_sweep`
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// The number of threads; each runs a pipeline of its own, as far as there is memory
+    /// The number of threads; each runs a pipeline of its own if there is memory for it
     #[arg(long, value_name = "N", value_parser = threads)]
     pub threads: Option<usize>,
     /// Show no progress
@@ -149,7 +150,8 @@ fn write(script: &Path, text: &str) -> Result<(), Problem> {
                 script.display()
             )));
         }
-        Err(_) => {}
+        Err(e) if e.kind() == ErrorKind::NotFound => {}
+        Err(e) => return Err(failed("read", script, &e)),
     }
     disk::replace(script, text.as_bytes()).map_err(|e| failed("written", script, &e))?;
     say(&format!("wrote {}", script.display()));
@@ -181,10 +183,11 @@ fn script_of(file: &Path, stem: &str, over: &[Axis]) -> String {
          for point in grid(#{{ {axes} }}) {{ runs.push(pipeline({name}).set(point)); }}\n\
          let rows = [];\n\
          let metric = \"\";\n\
-         for run in run_all(runs) {{\n    metric = run.metric;\n    rows.push(#{{ {cells}value: run.value }});\n}}\n\
+         let less_is_better = false;\n\
+         for run in run_all(runs) {{\n    metric = run.metric;\n    less_is_better = run.less_is_better;\n    rows.push(#{{ {cells}value: run.value }});\n}}\n\
          let table = group(rows, [{keys}], \"value\");\n\
-         // The best first: of a loss, the lowest.\n\
-         let sign = if metric == \"loss\" || metric == \"perplexity\" {{ 1.0 }} else {{ -1.0 }};\n\
+         // The best first.\n\
+         let sign = if less_is_better {{ 1.0 }} else {{ -1.0 }};\n\
          table.sort(|a, b| if sign * a.mean < sign * b.mean {{ -1 }} else if sign * a.mean > sign * b.mean {{ 1 }} else {{ 0 }});\n\
          let columns = [{keys}] + [\"mean\", \"deviation\", \"n\"];\n\
          print(`${{metric}} on dev`);\n\

@@ -1,5 +1,6 @@
 //! Reads files of text: from the hub or the disk, unpacked, as Unicode.
 
+use std::char::DecodeUtf16Error;
 use std::fs::File;
 use std::io::{Cursor, ErrorKind, Read};
 use std::path::Path;
@@ -51,8 +52,10 @@ fn of_windows(byte: u8) -> char {
 pub(super) struct Beginning {
     /// Its first bytes as text, unpacked.
     pub text: String,
-    /// How they are letters, if not by UTF-8.
+    /// The encoding, if it is not UTF-8.
     pub encoding: Option<TextEncoding>,
+    /// Whether gzip or zstd packed it.
+    pub is_packed: bool,
 }
 
 /// The first bytes of a file.
@@ -82,7 +85,7 @@ pub(super) fn beginning(path: &Path) -> Result<Beginning, Problem> {
         .map_err(wrong)?;
     let whole = Cursor::new(mark.clone()).chain(file);
     let reader: Box<dyn Read> = match mark.as_slice() {
-        [0x1f, 0x8b, ..] => Box::new(flate2::read::MultiGzDecoder::new(whole)),
+        mark if mark.starts_with(GZIP) => Box::new(flate2::read::MultiGzDecoder::new(whole)),
         ZSTD => {
             let decoder = StreamingDecoder::new(whole);
             Box::new(decoder.map_err(|e| wrong(std::io::Error::other(e.to_string())))?)
@@ -97,27 +100,30 @@ pub(super) fn beginning(path: &Path) -> Result<Beginning, Problem> {
     let is_other = !seems_utf8(&bytes) && other_kind(&bytes).is_none();
     let encoding = is_other.then(|| TextEncoding::of(&bytes));
     let text = match encoding {
-        Some(TextEncoding::Utf16) => {
-            let units = bytes.as_chunks::<2>().0.iter();
-            let is_big = bytes.starts_with(b"\xfe\xff");
-            let units = units.map(|pair| match is_big {
-                true => u16::from_be_bytes(*pair),
-                false => u16::from_le_bytes(*pair),
-            });
-            char::decode_utf16(units)
-                .map(|letter| letter.unwrap_or('\u{fffd}'))
-                .collect()
-        }
+        Some(TextEncoding::Utf16) => letters_of_utf16(&bytes)
+            .map(|letter| letter.unwrap_or('\u{fffd}'))
+            .collect(),
         _ => String::from_utf8_lossy(&bytes).into_owned(),
     };
     Ok(Beginning {
         text: text.trim_start_matches('\u{feff}').to_owned(),
         encoding,
+        is_packed: mark.starts_with(GZIP) || mark == ZSTD,
     })
 }
 
-/// Whether the beginning of a file is UTF-8, if perhaps with a few broken letters, of which whoever reads it is to hear. Its
-/// last letter may be cut.
+/// Whether the whole of a file is UTF-8.
+///
+/// # Errors
+/// It cannot be read or unpacked.
+pub(super) fn is_utf8(file: &FilePlan) -> Result<bool, Problem> {
+    let path = local(&file.path)?;
+    let bytes = std::fs::read(path).map_err(|e| unreadable(file, &e))?;
+    Ok(std::str::from_utf8(&unpacked(file, bytes)?).is_ok())
+}
+
+/// Whether the beginning of a file is UTF-8. A few broken letters do not count: the reader reports them. The last letter may
+/// be cut.
 fn seems_utf8(bytes: &[u8]) -> bool {
     if std::str::from_utf8(bytes).map_or_else(|e| e.error_len().is_none(), |_| true) {
         return true;
@@ -131,12 +137,13 @@ fn seems_utf8(bytes: &[u8]) -> bool {
     letters > broken
 }
 
-/// The magic number of zstd.
+/// The magic numbers of gzip and zstd.
+const GZIP: &[u8] = b"\x1f\x8b";
 const ZSTD: &[u8] = b"\x28\xb5\x2f\xfd";
 
 /// The bytes of a file; those that gzip or zstd packed are unpacked.
 fn unpacked(file: &FilePlan, bytes: Vec<u8>) -> Result<Vec<u8>, Problem> {
-    let (read, program) = if bytes.starts_with(b"\x1f\x8b") {
+    let (read, program) = if bytes.starts_with(GZIP) {
         (ungzipped(&bytes), "gunzip -k")
     } else if bytes.starts_with(ZSTD) {
         (unzstd(&bytes), "zstd -d")
@@ -221,14 +228,19 @@ fn utf8(file: &FilePlan, bytes: Vec<u8>) -> Result<String, Problem> {
     }
 }
 
-fn utf16(file: &FilePlan, bytes: &[u8]) -> Result<String, Problem> {
+/// The letters of UTF-16, in the order of bytes that the first two say.
+fn letters_of_utf16(bytes: &[u8]) -> impl Iterator<Item = Result<char, DecodeUtf16Error>> + '_ {
     let is_big = bytes.starts_with(b"\xfe\xff");
-    let unit = |pair: &[u8; 2]| match is_big {
+    let unit = move |pair: &[u8; 2]| match is_big {
         true => u16::from_be_bytes(*pair),
         false => u16::from_le_bytes(*pair),
     };
-    let (pairs, rest) = bytes.as_chunks::<2>();
-    let text: Result<String, _> = char::decode_utf16(pairs.iter().map(unit)).collect();
+    char::decode_utf16(bytes.as_chunks::<2>().0.iter().map(unit))
+}
+
+fn utf16(file: &FilePlan, bytes: &[u8]) -> Result<String, Problem> {
+    let rest = bytes.as_chunks::<2>().1;
+    let text: Result<String, _> = letters_of_utf16(bytes).collect();
     match text {
         Ok(text) if rest.is_empty() => {
             let text = text.strip_prefix('\u{feff}').unwrap_or(&text);

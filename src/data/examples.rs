@@ -356,13 +356,7 @@ fn encode(encoder: &TextEncoder, task: &TaskPlan, row: &[String]) -> Result<Exam
 pub(super) fn wanted(task: &TaskPlan) -> Vec<Wanted<'_>> {
     let texts = task.kind.texts().iter().map(String::as_str);
     let names = texts.chain(task.kind.targets().iter().map(String::as_str));
-    let wanted = names.map(|name| Wanted {
-        name,
-        is_structured: task.kind.is_structured(name),
-        has_messages: task.kind.has_messages(name),
-        may_be_null: task.kind.may_be_null(name),
-    });
-    wanted.collect()
+    names.map(|name| Wanted::of(name, &task.kind)).collect()
 }
 
 /// Converts the values of a row's target.

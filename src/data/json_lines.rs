@@ -69,12 +69,7 @@ pub(super) fn json(
     wanted: &[Wanted],
     each: &mut dyn FnMut(Result<Numbered, Problem>) -> bool,
 ) -> Result<(), Problem> {
-    let list: Vec<serde_json::Value> = serde_json::from_str(text).map_err(|e| {
-        let problem = at_line("delta::data::json", file, 0, format!("the file is not a JSON list: {e}"));
-        let problem = problem.at(file.span, "this file");
-        problem.help("write `[{\"text\": \"...\"}, ...]`; a file with an object on each line is read with `jsonl(...)`")
-    })?;
-    for (number, value) in (1..).zip(list) {
+    for (number, value) in (1..).zip(list(file, text)?) {
         let object = match value {
             serde_json::Value::Object(object) => Ok(object),
             _ => Err(
@@ -91,6 +86,18 @@ pub(super) fn json(
         }
     }
     Ok(())
+}
+
+/// The items of a JSON list.
+///
+/// # Errors
+/// The text is none.
+pub(super) fn list(file: &FilePlan, text: &str) -> Result<Vec<serde_json::Value>, Problem> {
+    serde_json::from_str(text).map_err(|e| {
+        let problem = at_line("delta::data::json", file, 0, format!("the file is not a JSON list: {e}"));
+        let problem = problem.at(file.span, "this file");
+        problem.help("write `[{\"text\": \"...\"}, ...]`; a file with an object on each line is read with `jsonl(...)`")
+    })
 }
 
 /// The wanted values of an object, which is a row of a file.

@@ -18,14 +18,7 @@ const MANY: usize = 200;
 pub fn labels_in(task: &TaskPlan, files: &[&FilePlan]) -> Result<Vec<String>, Problem> {
     let kind = &task.kind;
     let columns = kind.targets().iter();
-    let wanted: Vec<Wanted> = columns
-        .map(|name| Wanted {
-            name,
-            is_structured: kind.is_structured(name),
-            has_messages: kind.has_messages(name),
-            may_be_null: kind.may_be_null(name),
-        })
-        .collect();
+    let wanted: Vec<Wanted> = columns.map(|name| Wanted::of(name, kind)).collect();
     let mut found = BTreeSet::new();
     let mut rows = 0usize;
     let mut unread = None;

@@ -37,7 +37,7 @@ pub use json_lines::json_value;
 pub use labels::labels_in;
 pub use noise::{Masking, Noising, Spans};
 pub use objects::objects;
-pub use recognize::recognize;
+pub use recognize::{read_like, recognize, recognize_packed, UNKNOWN_FORMAT};
 pub use rows::{warn_of_overlap, Extent, Rows};
 pub use sample::{sample, Sample};
 pub use summary::DataSummary;

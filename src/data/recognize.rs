@@ -2,18 +2,30 @@
 
 use std::path::Path;
 
-use super::bytes::{beginning, Beginning};
+use super::bytes::{beginning, is_utf8, Beginning};
 use crate::diagnostic::{Problem, Span};
-use crate::plan::{FileFormat, FilePlan};
+use crate::plan::{FileFormat, FilePlan, TextEncoding};
+
+/// The code of a problem of a file whose name does not say its format.
+pub const UNKNOWN_FORMAT: &str = "delta::data::format";
 
 /// How a file of examples is read.
 ///
 /// # Errors
 /// The file cannot be read, or its name does not say its format.
 pub fn recognize(path: &Path) -> Result<FilePlan, Problem> {
+    recognize_packed(path).map(|(file, _)| file)
+}
+
+/// The same, and whether gzip or zstd packed the file.
+///
+/// # Errors
+/// See [`recognize`].
+pub fn recognize_packed(path: &Path) -> Result<(FilePlan, bool), Problem> {
     let Beginning {
         text: start,
         encoding,
+        is_packed,
     } = beginning(path)?;
     let format = match ending(path).as_str() {
         "tsv" | "txt" if is_conll(&start) => FileFormat::Conll,
@@ -28,7 +40,7 @@ pub fn recognize(path: &Path) -> Result<FilePlan, Problem> {
         "txt" => FileFormat::Text,
         _ => {
             let message = format!("the name of `{}` does not say its format", path.display());
-            return Err(Problem::new("delta::data::format", message).help(
+            return Err(Problem::new(UNKNOWN_FORMAT, message).help(
                 "give it one of the endings `.tsv`, `.csv`, `.jsonl`, `.json`, `.parquet`, `.conll` and `.txt`",
             ));
         }
@@ -40,7 +52,31 @@ pub fn recognize(path: &Path) -> Result<FilePlan, Problem> {
     if format == FileFormat::Csv {
         plan.separator = separator(&start);
     }
-    Ok(plan)
+    Ok((plan, is_packed))
+}
+
+/// A file, which its name and its beginning describe, read as the files of a set: with their columns, and in their encoding if
+/// it is not UTF-8 itself.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn read_like(file: FilePlan, like: &FilePlan) -> Result<FilePlan, Problem> {
+    let encoding = match (file.encoding, like.encoding) {
+        (Some(TextEncoding::Utf16), _) => file.encoding,
+        (_, Some(encoding)) if !is_utf8(&file)? => Some(encoding),
+        // A reader refuses what is not UTF-8 by its line.
+        _ => None,
+    };
+    Ok(FilePlan {
+        columns: like.columns.clone(),
+        // Without a header, the first line shows less.
+        separator: match like.columns {
+            Some(_) => like.separator,
+            None => file.separator,
+        },
+        encoding,
+        ..file
+    })
 }
 
 /// The ending that says the format.

@@ -34,8 +34,6 @@ pub struct Rows {
     /// The number of rows that the file has.
     pub all: usize,
     mistakes: usize,
-    /// Mistakes in `problems`.
-    shown: usize,
     /// Whether rows that could have mistakes were left out, because there are so many already.
     gave_up: bool,
     /// Rows without a mistake that were not encoded yet, and how many more may be.
@@ -54,10 +52,7 @@ pub struct Rows {
 /// What the tokenizer makes of rows.
 #[derive(Default)]
 pub(super) struct Tokens {
-    /// Rows that were encoded, and their tokens.
-    rows: usize,
-    all: usize,
-    /// The number of tokens of each row.
+    /// The number of tokens of each row that was encoded.
     pub(super) lengths: Vec<usize>,
     /// Tokens that stand for words which the vocabulary lacks.
     unknown: usize,
@@ -118,6 +113,7 @@ impl Rows {
         rows.encode(file, task, encoder);
         rows.all = seen;
         rows.is_whole = rows.count + rows.mistakes >= seen;
+        rows.count_hidden(file);
         match visited {
             Err(problem) if problem.code == "delta::data::column" => {
                 rows.problems
@@ -136,8 +132,8 @@ impl Rows {
 
     /// The mean number of tokens of the rows that were encoded.
     pub fn mean_length(&self) -> Option<usize> {
-        let Tokens { rows, all, .. } = self.tokens;
-        (rows > 0).then(|| all.div_ceil(rows))
+        let lengths = &self.tokens.lengths;
+        (!lengths.is_empty()).then(|| lengths.iter().sum::<usize>().div_ceil(lengths.len()))
     }
 
     /// Encodes the rows that wait, and reports those that the task or the tokenizer refuses.
@@ -172,12 +168,9 @@ impl Rows {
 
     fn count_tokens(&mut self, examples: &[Example], task: &TaskPlan, encoder: &TextEncoder) {
         for example in examples {
-            self.tokens.rows += 1;
             // Answers that are compared are sequences of their own.
             let sequences = example.sequences().map(|one| one.text.tokens.len());
-            let length = sequences.sum::<usize>();
-            self.tokens.all += length;
-            self.tokens.lengths.push(length);
+            self.tokens.lengths.push(sequences.sum());
             self.tokens.unknown += encoder.unknown_tokens(&example.text);
             self.tokens.begun_twice += usize::from(encoder.begins_twice(&example.text));
             self.tokens.predicted += example.predicted();
@@ -197,7 +190,7 @@ impl Rows {
 
     /// Whether all rows were encoded, and no token of a language model is predicted.
     pub fn predict_nothing(&self, task: &TaskPlan) -> bool {
-        let is_all = self.is_whole && self.tokens.rows == self.count && self.count > 0;
+        let is_all = self.is_whole && self.tokens.lengths.len() == self.count && self.count > 0;
         is_all && self.tokens.predicted == 0 && task.kind.predicts_tokens()
     }
 
@@ -206,9 +199,11 @@ impl Rows {
         const MANY_UNKNOWN: f64 = 0.03;
         /// The share of texts that may be cut from which on they are worth a warning.
         const MANY_FULL: f64 = 0.1;
+        let (rows, all) = (
+            self.tokens.lengths.len(),
+            self.tokens.lengths.iter().sum::<usize>(),
+        );
         let Tokens {
-            rows,
-            all,
             unknown,
             begun_twice,
             cut: (cut, most_cut),
@@ -276,7 +271,6 @@ impl Rows {
         let alike = shown.filter(|shown| shown.code == problem.code).count();
         if self.problems.len() < MOST_MISTAKES && alike < MOST_ALIKE {
             self.problems.push(problem);
-            self.shown += 1;
         }
     }
 
@@ -345,20 +339,24 @@ impl Rows {
         self.texts.insert(hasher.finish());
     }
 
-    fn summarize(&mut self, file: &FilePlan) {
-        let hidden = self.mistakes - self.shown;
-        if let Some(last) = self
-            .problems
-            .last_mut()
-            .filter(|_| hidden > 0 || self.gave_up)
-        {
-            let more = match self.gave_up {
-                true => "more rows".to_owned(),
-                false => counted(hidden, "more row"),
-            };
-            let help = last.help.take().unwrap_or_default();
-            last.help = Some(format!("{help} ({more} of {} are refused)", file.shown()));
+    /// Says behind the last mistake that is shown how many are not.
+    fn count_hidden(&mut self, file: &FilePlan) {
+        let hidden = self.mistakes - self.problems.len();
+        let rest = match (self.gave_up, hidden) {
+            (true, _) => format!("the rest of {} was not checked", file.shown()),
+            (false, 0) => return,
+            (false, _) => format!(
+                "{} of {} are refused",
+                counted(hidden, "more row"),
+                file.shown()
+            ),
+        };
+        if let Some(help) = self.problems.last_mut().and_then(|last| last.help.as_mut()) {
+            *help += &format!(" ({rest})");
         }
+    }
+
+    fn summarize(&mut self, file: &FilePlan) {
         let seen = counted(self.count, "row");
         let seen = match self.is_whole {
             true => seen,

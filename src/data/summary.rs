@@ -24,13 +24,18 @@ fn name(path: &Path) -> String {
 }
 
 impl Rows {
-    /// The rows of a set, the shares of its labels and the lengths of its texts, in words.
-    pub fn summary(&self, file: &FilePlan, task: &TaskPlan) -> String {
-        let rows = match (&file.few, &file.part) {
+    /// The number of rows that a set takes of its file.
+    pub fn count_of(&self, set: &FilePlan, task: &TaskPlan) -> usize {
+        match (&set.few, &set.part) {
             (Some(few), _) => few.per_class * task.kind.labels().len(),
             (None, Some(part)) => part.of(self.all).len(),
             (None, None) => self.all,
-        };
+        }
+    }
+
+    /// The rows of a set, the shares of its labels and the lengths of its texts, in words.
+    pub fn summary(&self, file: &FilePlan, task: &TaskPlan) -> String {
+        let rows = self.count_of(file, task);
         let names: Vec<String> = file.paths().iter().map(|path| name(path)).collect();
         let names = quoted_list(names.iter().map(String::as_str));
         let mut text = format!("{} of {names}", counted(rows, "row"));

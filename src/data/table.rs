@@ -9,7 +9,7 @@ use super::files::files_of;
 use super::json_lines::{json, jsonl};
 use super::parquet::parquet;
 use crate::diagnostic::Problem;
-use crate::plan::{FileFormat, FilePlan};
+use crate::plan::{FileFormat, FilePlan, Task};
 use crate::text::{counted, did_you_mean, quoted_list};
 
 /// A file's rows.
@@ -55,6 +55,16 @@ pub struct Wanted<'a> {
 }
 
 impl<'a> Wanted<'a> {
+    /// A column that a task reads.
+    pub fn of(name: &'a str, task: &Task) -> Self {
+        Wanted {
+            name,
+            is_structured: task.is_structured(name),
+            has_messages: task.has_messages(name),
+            may_be_null: task.may_be_null(name),
+        }
+    }
+
     /// A column of texts.
     pub fn text(name: &'a str) -> Self {
         Wanted {

@@ -63,7 +63,6 @@ impl DataFile {
             let other = other.filter(|other| other.columns == own.columns);
             let reason = match other.map(|other| labels(&other)) {
                 None => "has other columns",
-                // Numbers of a regression need not occur in both.
                 Some(found)
                     if label.is_some()
                         && found.iter().all(|one| found[0] == *one)
@@ -122,11 +121,11 @@ fn training_file(path: &Path) -> PathBuf {
     let names = path.read_dir().into_iter().flatten().flatten();
     let mut training: Vec<PathBuf> = names
         .map(|entry| entry.path())
-        .filter(|path| path.is_file() && recognize(path).is_ok())
         .filter(|path| {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             name.to_lowercase().starts_with("train")
         })
+        .filter(|path| path.is_file() && recognize(path).is_ok())
         .collect();
     training.sort();
     training.into_iter().next().unwrap_or(path.to_owned())

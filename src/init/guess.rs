@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::choices::of_choices;
 use super::column::Column;
+use super::fit::check;
 use crate::backbone::Config;
 use crate::data::Sample;
 
@@ -115,6 +116,12 @@ impl Guess {
         }
     }
 
+    /// The column with labels that a test set has as well. The numbers of a regression may be others.
+    pub(super) fn class_label(&self) -> Option<&str> {
+        let is_number = matches!(self, Guess::Regress { .. });
+        self.label().filter(|_| !is_number)
+    }
+
     /// The same for a backbone whose tokenizer has no chat template.
     pub(super) fn without_chat_template(self) -> Result<Self, Refusal> {
         match self {
@@ -129,7 +136,7 @@ impl Guess {
 }
 
 /// What is wrong, and the way out.
-type Refusal = (String, String);
+pub(super) type Refusal = (String, String);
 
 const PROMPTS: [&str; 8] = [
     "prompt",
@@ -469,41 +476,4 @@ fn pair(columns: &[Column]) -> Option<Vec<String>> {
     };
     let found = PAIRS.iter().find_map(|(a, b)| Some((one(a)?, one(b)?)));
     found.map(|(a, b)| vec![a.name.to_owned(), b.name.to_owned()])
-}
-
-/// Checks that a backbone can do the task.
-fn check(guess: &Guess, config: Option<&Config>) -> Result<(), Refusal> {
-    let Some(config) = config else { return Ok(()) };
-    let family = &config.family().name;
-    let (what, fits, example) = match guess {
-        Guess::Messages { .. }
-        | Guess::Instruct { .. }
-        | Guess::Plain { .. }
-        | Guess::Choose { .. }
-        | Guess::Alpaca { .. }
-        | Guess::Reading { .. }
-        | Guess::Prefer { .. } => (
-            "prompts and answers",
-            config.is_decoder(),
-            "hf:HuggingFaceTB/SmolLM2-135M-Instruct",
-        ),
-        Guess::Translate { .. } => (
-            "texts and their targets",
-            config.is_decoder() || config.decoder_layers.is_some(),
-            "hf:google/flan-t5-small",
-        ),
-        Guess::Tag { .. } => (
-            "words and their tags",
-            config.family().heads.tag.is_some(),
-            "hf:distilbert/distilbert-base-cased",
-        ),
-        _ => return Ok(()),
-    };
-    match fits {
-        true => Ok(()),
-        false => Err((
-            format!("its rows are {what}, which a backbone of the family {family} does not learn"),
-            format!("name another backbone, such as `--backbone {example}`"),
-        )),
-    }
 }

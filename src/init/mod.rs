@@ -6,6 +6,7 @@
 mod choices;
 mod column;
 mod file;
+mod fit;
 mod guess;
 mod write;
 
@@ -59,14 +60,7 @@ pub fn draft(data: &Path, backbone: Option<&str>, is_elsewhere: bool) -> Result<
         guess = guess.without_chat_template().map_err(refused)?;
     }
     let mut notes = file.notes();
-    notes.extend(
-        file.keep_like(
-            &sample,
-            guess
-                .label()
-                .filter(|_| !matches!(guess, guess::Guess::Regress { .. })),
-        ),
-    );
+    notes.extend(file.keep_like(&sample, guess.class_label()));
     Ok(write::write(
         &file,
         &sample,

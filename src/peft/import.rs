@@ -66,24 +66,30 @@ pub fn import(directory: &Path, config: &Config) -> Result<Imported, Problem> {
     let is_prompt = prompts::is_prompt(&adapter);
     let family_prefix = &config.family().base_model_prefix;
     let prefix = key_prefix(&file, family_prefix);
-    let head = config.family().heads.of(head_kind(&adapter, config));
-    let own_prefix = head.and_then(|head| head.base_model_prefix.as_ref());
+    let heads = &config.family().heads;
+    let kind = head_kind(&adapter, config);
+    let own_head = heads.of(kind);
+    let own_prefix = own_head.and_then(|head| head.base_model_prefix.as_ref());
     let expected = own_prefix.unwrap_or(family_prefix);
     if prefix.is_empty() && !expected.is_empty() && !is_prompt {
         note(&format!(
-            "the adapter was saved from `AutoModel`: its tensors have no `{family_prefix}` in their names, and PEFT would \
+            "the adapter was saved from `AutoModel`: its tensors have no `{expected}` in their names, and PEFT would \
              apply none of them to a model with a head; deltarun applies them"
         ));
     }
     let mut deltas = match is_prompt {
         true => prompts::read(directory, &adapter, config, &mut reader)?,
-        false => read_tuner(directory, &adapter, config, &prefix, &mut reader)?,
+        false => read_tuner(
+            directory,
+            &adapter,
+            (config, own_head),
+            &prefix,
+            &mut reader,
+        )?,
     };
     let key_prefix = if is_prompt { PROMPT_PREFIX } else { KEY_PREFIX };
     let saved = saved_modules(&adapter);
     let prefixes = [key_prefix, &prefix];
-    let heads = &config.family().heads;
-    let kind = head_kind(&adapter, config);
     let language_model = heads
         .language_model()
         .filter(|_| kind == HeadKind::LanguageModel);
@@ -225,7 +231,7 @@ fn check_tied(
 fn read_tuner(
     directory: &Path,
     adapter: &PeftConfig,
-    config: &Config,
+    (config, head): (&Config, Option<&Head>),
     prefix: &str,
     reader: &mut Reader,
 ) -> Result<Vec<DeltaPlan>, Problem> {
@@ -236,16 +242,14 @@ fn read_tuner(
         })?;
         return norms::read(&norms, reader);
     }
-    let heads = &config.family().heads;
-    let head = heads.of(head_kind(adapter, config));
+    let classify = &config.family().heads.classify;
     let is_read = |steps: &[HeadStep], module: &Module| {
         let mut steps = steps.iter();
         steps.any(|step| step.kind.is_none() && step.module == module.path)
     };
     // transformers builds a pooler only for the classifier that reads it.
     let is_absent = |module: &Module| {
-        is_read(&heads.classify.steps, module)
-            && head.is_some_and(|head| !is_read(&head.steps, module))
+        is_read(&classify.steps, module) && head.is_some_and(|head| !is_read(&head.steps, module))
     };
     let is_layer = |module: &Module| {
         matches!(module.site, Site::Linear | Site::Fused | Site::Embedding) && !is_absent(module)

@@ -28,7 +28,16 @@ pub struct Cost {
 pub const BETWEEN_PROCESSES: f64 = 1.25e9;
 
 impl Cost {
-    /// Seconds per step on several processes, each of which computes `rate` operations per second.
+    /// Seconds per step on 1, 2, 4 and more processes, up to `most`.
+    pub fn by_processes(&self, most: usize, rate: f64) -> Vec<(usize, f64)> {
+        let doubled = std::iter::successors(Some(1), |number| Some(2 * number));
+        let numbers = doubled.take_while(|number| *number <= most);
+        numbers
+            .map(|number| (number, self.seconds(number, rate)))
+            .collect()
+    }
+
+    /// Seconds per step on several processes that compute `rate` operations per second each.
     pub fn seconds(&self, processes: usize, rate: f64) -> f64 {
         let share = self.groups.div_ceil(processes) as f64 / self.groups as f64;
         let messages = match processes {

@@ -116,12 +116,11 @@ fn fold(fields: &Fields, plan: &DataPlan, is_split: bool, seed: u64) -> Option<(
     };
     let bound = |number: u32| (u64::from(Part::WHOLE) * u64::from(number) / u64::from(of)) as u32;
     let (from, to) = (bound(one - 1), bound(one));
-    let is_fold = true;
     let part = Part {
         from,
         to,
         seed,
-        is_fold,
+        is_fold: true,
     };
     let dev = FilePlan {
         part: Some(part),
@@ -132,7 +131,7 @@ fn fold(fields: &Fields, plan: &DataPlan, is_split: bool, seed: u64) -> Option<(
         from: to,
         to: Part::WHOLE + from,
         seed,
-        is_fold,
+        is_fold: true,
     };
     Some((dev, rest))
 }
@@ -243,7 +242,7 @@ fn head(
     Some(plan)
 }
 
-/// Reports a share that is no share.
+/// Reports a share outside 0 % to 100 %.
 fn wrong_share(fields: &Fields, span: Span, given: &Value) {
     let message = "a share is a percentage between 0 % and 100 %";
     let problem = Problem::new("delta::plan::split", message).at(span, "not this");
@@ -255,7 +254,7 @@ fn wrong_share(fields: &Fields, span: Span, given: &Value) {
     }));
 }
 
-/// Reports a number of rows that is none.
+/// Reports a row count that is not a whole number from 1.
 fn report_count(fields: &Fields, argument: &Argument) {
     let problem = Problem::new(
         "delta::plan::rows",

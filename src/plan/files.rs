@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::diagnostic::Span;
+use crate::text::counted;
 
 /// A data set of a plan.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -32,7 +33,7 @@ pub struct FilePlan {
     /// What separates the values of a CSV, if it is no comma.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub separator: Option<char>,
-    /// How its bytes are letters, if not by UTF-8.
+    /// The encoding, if it is not UTF-8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encoding: Option<TextEncoding>,
     /// Which examples are used; `None` for all.
@@ -64,15 +65,22 @@ impl FilePlan {
             span,
         }
     }
-}
 
-impl FilePlan {
     /// Its path for messages.
     pub fn shown(&self) -> String {
         let first = self.path.display();
+        format!("`{first}`{}", self.others())
+    }
+
+    /// Its path for reports.
+    pub fn name(&self) -> String {
+        format!("{}{}", self.path.display(), self.others())
+    }
+
+    fn others(&self) -> String {
         match self.more.len() {
-            0 => format!("`{first}`"),
-            more => format!("`{first}` and {}", crate::text::counted(more, "more file")),
+            0 => String::new(),
+            more => format!(" and {}", counted(more, "more file")),
         }
     }
 
@@ -86,8 +94,7 @@ impl FilePlan {
 }
 
 /// How bytes are letters, in files that are not in UTF-8.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum TextEncoding {
     /// A byte for each of the first 256 letters of Unicode (ISO 8859-1).
     #[serde(rename = "latin-1")]
@@ -160,7 +167,7 @@ impl Part {
 }
 
 /// How a file of examples is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FileFormat {
     /// Tabs between columns, no quotes.

@@ -6,8 +6,7 @@ use crate::task::OfLabel;
 /// The most labels whose confusions are shown.
 const MOST: usize = 12;
 
-/// The measures of each label as a table and, for a few labels of which each example has one, how often each was taken for
-/// another.
+/// The measures of each label as a table. Where each example has one of a few labels, also how often each was taken for another.
 pub fn label_report(labels: &[OfLabel], confusion: Option<&Vec<Vec<usize>>>) -> String {
     let mut table = Table::new(["label", "precision", "recall", "f1", "examples"]);
     for own in labels {

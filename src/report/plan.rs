@@ -42,9 +42,9 @@ pub fn against_precision(plan: &Plan, rate: impl Fn(Precision) -> f64) -> Option
     })
 }
 
-/// What estimates are for.
+/// What estimates assume.
 pub struct Assumptions<'a> {
-    /// The data, as far as it was looked at.
+    /// What is known of the data.
     pub data: &'a DataSummary,
     /// Threads of a process.
     pub threads: usize,
@@ -57,7 +57,7 @@ pub struct Assumptions<'a> {
 pub fn describe(
     plan: &Plan,
     heads: &[String],
-    setting: &Assumptions,
+    assumptions: &Assumptions,
     rate: impl Fn(Precision) -> f64,
 ) -> String {
     let mut text = String::new();
@@ -102,7 +102,7 @@ pub fn describe(
         let _ = writeln!(text, "{}", wrapped("  ", head));
     }
     let _ = writeln!(text, "\n{}", modules(plan, &tree));
-    for (number, (name, summary)) in setting.data.sets.iter().enumerate() {
+    for (number, (name, summary)) in assumptions.data.sets.iter().enumerate() {
         let title = if number == 0 { "data" } else { "" };
         let _ = writeln!(
             text,
@@ -110,13 +110,13 @@ pub fn describe(
             wrapped(&format!("{title:<6}{name:<6}"), summary)
         );
     }
-    if !setting.data.sets.is_empty() {
+    if !assumptions.data.sets.is_empty() {
         text.push('\n');
     }
     let asked = rate(plan.backbone.precision);
     let shown = plan.stages.len().min(MOST_STAGES);
     for index in 0..shown {
-        stage(plan, index, setting, asked, &mut text);
+        stage(plan, index, assumptions, asked, &mut text);
     }
     if shown < plan.stages.len() {
         let more = counted(plan.stages.len() - shown, "more stage");
@@ -247,15 +247,13 @@ fn shortened(names: Vec<String>) -> String {
 
 /// The time of a step by the number of processes, up to `most`, and where more of them stop to pay.
 fn on_processes(cost: &Cost, most: usize, rate: f64) -> String {
-    let milliseconds = |processes| 1000.0 * cost.seconds(processes, rate);
-    let doubled = |processes: &usize| Some(2 * processes);
-    let numbers = || std::iter::successors(Some(2), doubled).take_while(|number| *number <= most);
-    let each = |number| format!("{number}: {:.1} ms", milliseconds(number));
-    let times: Vec<String> = numbers().map(each).collect();
-    let gains = |number: &usize| milliseconds(*number) < WORTH_DOUBLING * milliseconds(number / 2);
-    let end = match numbers().find(|number| !gains(number)) {
+    let all = cost.by_processes(most, rate);
+    let each = |(number, seconds): &(usize, f64)| format!("{number}: {:.1} ms", 1000.0 * seconds);
+    let times: Vec<String> = all.iter().skip(1).map(each).collect();
+    let pays = |pair: &&[(usize, f64)]| pair[1].1 < WORTH_DOUBLING * pair[0].1;
+    let end = match all.windows(2).find(|pair| !pays(pair)) {
         None => String::new(),
-        Some(number) => format!("; more than {} gain little", number / 2),
+        Some(pair) => format!("; more than {} gain little", pair[0].0),
     };
     format!(
         "{} per step{end}. A step has {}, and each process receives {} at {:.2} GB/s (assumed)",
@@ -266,12 +264,12 @@ fn on_processes(cost: &Cost, most: usize, rate: f64) -> String {
     )
 }
 
-fn stage(plan: &Plan, index: usize, setting: &Assumptions, rate: f64, text: &mut String) {
+fn stage(plan: &Plan, index: usize, assumptions: &Assumptions, rate: f64, text: &mut String) {
     let stage = &plan.stages[index];
-    let length = setting.data.lengths.get(index).copied().flatten();
+    let length = assumptions.data.lengths.get(index).copied().flatten();
     let assumed = TYPICAL_TOKENS.min(plan.backbone.max_length);
     let tokens = length.unwrap_or(assumed);
-    let cost = plan.cost(index, tokens, &this_machine(setting.threads));
+    let cost = plan.cost(index, tokens, &this_machine(assumptions.threads));
     let head = stage.train_head.then_some("head");
     let trained = stage.train.iter().map(String::as_str).chain(head);
     let frozen: Vec<&str> = plan
@@ -306,14 +304,14 @@ fn stage(plan: &Plan, index: usize, setting: &Assumptions, rate: f64, text: &mut
             "{} and {:.1} ms per step on {}, with {} of {tokens} tokens ({from})",
             bytes(cost.memory),
             1000.0 * cost.seconds(1, rate),
-            counted(setting.threads, "thread"),
+            counted(assumptions.threads, "thread"),
             counted(stage.batch * stage.accumulate, "sequence"),
         ),
     );
-    if setting.processes > 1 {
+    if assumptions.processes > 1 {
         line(
             "  processes   ",
-            on_processes(&cost, setting.processes, rate),
+            on_processes(&cost, assumptions.processes, rate),
         );
     }
     let all = optimizations::ALL.iter();

@@ -13,16 +13,43 @@ use crate::data::{
 use crate::diagnostic::{Problem, Span};
 use crate::generate::{Decoding, Defaults, Writer};
 use crate::graph::Graph;
-use crate::plan::{DataPlan, Few, FilePlan, Keep, Part, Plan, StagePlan, TaskPlan};
+use crate::plan::{
+    DataPlan, Few, FileFormat, FilePlan, Keep, Part, Plan, StagePlan, TaskPlan, TextEncoding,
+};
 use crate::task::Noise;
 use crate::train::{check_steps, evaluate, warn_of_warmup, Data, Evaluation, Measuring};
+
+/// How a file is read for a task, whatever sets take of it. The task is identified by its place in the pipeline's text.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Reading {
+    paths: Vec<PathBuf>,
+    format: FileFormat,
+    columns: Option<Vec<String>>,
+    separator: Option<char>,
+    encoding: Option<TextEncoding>,
+    most: Option<usize>,
+    task: Span,
+}
+
+impl Reading {
+    fn of(file: &FilePlan, task: &TaskPlan) -> Self {
+        Reading {
+            paths: file.paths(),
+            format: file.format,
+            columns: file.columns.clone(),
+            separator: file.separator,
+            encoding: file.encoding,
+            most: file.most,
+            task: task.span,
+        }
+    }
+}
 
 /// What a set takes of a file.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Drawn {
     few: Option<Few>,
     part: Option<Part>,
-    most: Option<usize>,
 }
 
 impl Drawn {
@@ -30,7 +57,6 @@ impl Drawn {
         Drawn {
             few: file.few,
             part: file.part,
-            most: file.most,
         }
     }
 }
@@ -42,8 +68,8 @@ pub struct Loader {
     vocabulary: usize,
     max_length: usize,
     has_prompts: bool,
-    /// Examples by file and task. The task is identified by its place in the pipeline's text.
-    read: BTreeMap<(Vec<PathBuf>, Drawn, Span), Arc<Examples>>,
+    /// Examples by how their file is read, and by what is taken of it.
+    read: BTreeMap<(Reading, Drawn), Arc<Examples>>,
 }
 
 impl Loader {
@@ -109,7 +135,7 @@ impl Loader {
     /// # Errors
     /// What [`Examples::read`] reports.
     pub fn file(&mut self, file: &FilePlan, task: &TaskPlan) -> Result<Arc<Examples>, Problem> {
-        let key = (file.paths(), Drawn::of(file), task.span);
+        let key = (Reading::of(file, task), Drawn::of(file));
         if let Some(examples) = self.read.get(&key) {
             return Ok(examples.clone());
         }
@@ -125,7 +151,7 @@ impl Loader {
         let places: Vec<Vec<usize>> = places.collect::<Result<_, _>>()?;
         for (set, examples) in sets.iter().zip(whole.share_out(&places)) {
             self.check_predicted(set, &examples)?;
-            let key = (set.paths(), Drawn::of(set), task.span);
+            let key = (Reading::of(set, task), Drawn::of(set));
             self.read.insert(key, Arc::new(examples));
         }
         Ok(())
@@ -232,8 +258,7 @@ fn sets_of_one_file(plan: &Plan) -> Vec<(Vec<&FilePlan>, &TaskPlan)> {
     for (task, data, _) in uses(plan) {
         for set in [&data.train, &data.dev, &data.test].into_iter().flatten() {
             let is_like = |(sets, of): &&mut (Vec<&FilePlan>, &TaskPlan)| {
-                let is_file = sets[0].paths() == set.paths() && sets[0].most == set.most;
-                is_file && of.span == task.span
+                Reading::of(sets[0], of) == Reading::of(set, task)
             };
             match groups.iter_mut().find(is_like) {
                 None => groups.push((vec![set], task)),
@@ -267,11 +292,11 @@ pub fn check_data(plan: &Plan, extent: Extent, loader: Option<&Loader>) -> DataC
     let mut check = DataCheck::default();
     let mut examples = Vec::new();
     let encoder = loader.map(Loader::encoder);
-    let mut seen: BTreeMap<(Vec<PathBuf>, Option<usize>, Span), Rows> = BTreeMap::new();
+    let mut seen: BTreeMap<Reading, Rows> = BTreeMap::new();
     for (task, data, stage) in uses(plan) {
         for (file, trains) in [(&data.train, true), (&data.dev, false), (&data.test, false)] {
             let Some(file) = file else { continue };
-            let key = (file.paths(), file.most, task.span);
+            let key = Reading::of(file, task);
             let rows = seen.entry(key).or_insert_with(|| {
                 let extent = match draws_few_of(plan, file) {
                     true => Extent {
@@ -302,15 +327,11 @@ pub fn check_data(plan: &Plan, extent: Extent, loader: Option<&Loader>) -> DataC
             }
             if trains {
                 rows.warn_of_training(file, task);
-                examples.push(match (&file.few, &file.part) {
-                    (Some(few), _) => few.per_class * task.kind.labels().len(),
-                    (None, Some(part)) => part.of(rows.all).len(),
-                    (None, None) => rows.all,
-                });
+                examples.push(rows.count_of(file, task));
             }
             check.warnings.append(&mut rows.warnings);
         }
-        let rows = |file: &FilePlan| seen.get(&(file.paths(), file.most, task.span));
+        let rows = |file: &FilePlan| seen.get(&Reading::of(file, task));
         if let (Some(train), Some(dev)) = (&data.train, &data.dev) {
             if let (Some(of_train), Some(of_dev)) = (rows(train), rows(dev)) {
                 check
@@ -372,7 +393,7 @@ pub fn summarize(plan: &Plan) -> DataSummary {
     let Ok(loader) = Loader::new(plan) else {
         return found;
     };
-    let mut known: BTreeMap<(Vec<PathBuf>, Option<usize>, Span), Rows> = BTreeMap::new();
+    let mut known: BTreeMap<Reading, Rows> = BTreeMap::new();
     for (task, data, stage) in uses(plan) {
         let sets = [
             ("train", &data.train),
@@ -381,7 +402,7 @@ pub fn summarize(plan: &Plan) -> DataSummary {
         ];
         for (name, file) in sets {
             let Some(file) = file else { continue };
-            let key = (file.paths(), file.most, task.span);
+            let key = Reading::of(file, task);
             let check = || Rows::check(file, task, extent, Some(loader.encoder()));
             let rows = known.entry(key).or_insert_with(check);
             let set = (name, rows.summary(file, task));
@@ -405,14 +426,14 @@ pub fn first_examples(plan: &Plan) -> Vec<(PathBuf, Vec<(String, bool)>)> {
     let Ok(loader) = Loader::new(plan) else {
         return Vec::new();
     };
-    let mut seen: Vec<(Vec<PathBuf>, Span)> = Vec::new();
+    let mut seen: Vec<Reading> = Vec::new();
     let mut shown = Vec::new();
     for (task, data, _) in uses(plan) {
         let file = data.train.as_ref().or(data.dev.as_ref());
         let Some(file) = file.filter(|_| task.kind.has_answers()) else {
             continue;
         };
-        let key = (file.paths(), task.span);
+        let key = Reading::of(file, task);
         if seen.contains(&key) {
             continue;
         }

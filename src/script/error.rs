@@ -102,11 +102,12 @@ const FUNCTIONS: [&str; 27] = [
 ];
 
 /// What can be asked of a run.
-const PROPERTIES: [&str; 14] = [
+const PROPERTIES: [&str; 15] = [
     "curve",
     "directory",
     "losses",
     "majority",
+    "less_is_better",
     "metric",
     "name",
     "params",

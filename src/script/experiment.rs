@@ -181,12 +181,12 @@ fn set(pipeline: &mut Pipeline, params: Map) -> Outcome<Pipeline> {
 fn plan(pipeline: &mut Pipeline) -> Outcome<Map> {
     let plan = pipeline.0.plan().map_err(thrown)?;
     let threads = rayon::current_num_threads();
-    let setting = Assumptions {
+    let assumptions = Assumptions {
         data: &summarize(&plan),
         threads,
         processes: 1,
     };
-    let text = describe(&plan, &head_origins(&plan), &setting, measure_rate);
+    let text = describe(&plan, &head_origins(&plan), &assumptions, measure_rate);
     let mut map = Map::new();
     map.insert("name".into(), plan.name.clone().into());
     map.insert("text".into(), text.into());
@@ -207,6 +207,9 @@ fn register_results(engine: &mut Engine) {
         })
         .register_get("metric", |run: &mut Run| {
             run.summary.metric.name().to_owned()
+        })
+        .register_get("less_is_better", |run: &mut Run| {
+            run.summary.metric.less_is_better()
         })
         .register_get("value", |run: &mut Run| {
             run.summary.value().unwrap_or(f64::NAN)

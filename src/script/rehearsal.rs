@@ -5,13 +5,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::error::Outcome;
 use super::runner::{memory_of, stop, Finished, Runner};
 use super::{Ended, Options};
 use crate::diagnostic::{Problem, Problems};
-use crate::engine::{measure_rate, mix, Precision};
+use crate::engine::{measure_rate, mix};
 use crate::graph::this_machine;
 use crate::plan::{Metric, Plan};
 use crate::run::{FinishedRun, Source, Summary};
@@ -254,17 +254,6 @@ impl Rehearsal {
     }
 }
 
-/// The rate of products, which is measured once.
-fn rate(precision: Precision) -> f64 {
-    static F32: OnceLock<f64> = OnceLock::new();
-    static BF16: OnceLock<f64> = OnceLock::new();
-    let measured = match precision {
-        Precision::F32 => &F32,
-        Precision::Bf16 => &BF16,
-    };
-    *measured.get_or_init(|| measure_rate(precision))
-}
-
 /// The problem of a script that needs more of a run than a made-up result.
 pub(super) fn unfinished() -> Problem {
     Problem::new(UNFINISHED, "the run is not finished").help("run the script")
@@ -274,7 +263,7 @@ fn job(runner: &Runner, source: &Source, is_alone: bool) -> Result<Job, Problems
     let checked = source.runnable_plan()?;
     let plan = checked.plan;
     let threads = rayon::current_num_threads();
-    let rate = rate(plan.backbone.precision);
+    let rate = measure_rate(plan.backbone.precision);
     let (mut all, mut seconds) = (0, 0.0);
     for (index, (stage, examples)) in plan.stages.iter().zip(&checked.examples).enumerate() {
         let cost = plan.cost(index, plan.backbone.max_length, &this_machine(threads));

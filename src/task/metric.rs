@@ -67,9 +67,14 @@ impl Metric {
 
     /// Whether `new` is better than `old`.
     pub fn better(self, new: f64, old: f64) -> bool {
-        match self {
-            Metric::Loss | Metric::Perplexity => new < old,
-            _ => new > old,
+        match self.less_is_better() {
+            true => new < old,
+            false => new > old,
         }
+    }
+
+    /// Whether a lower value is better.
+    pub fn less_is_better(self) -> bool {
+        matches!(self, Metric::Loss | Metric::Perplexity)
     }
 }

@@ -172,23 +172,16 @@ impl TaskKind for Tag {
     }
 
     fn metrics(&self, found: &Predictions) -> Vec<(Metric, f64)> {
-        let all = self.by_label(found);
-        let sum = |of: fn(&OfLabel) -> usize| all.iter().map(of).sum::<usize>();
-        let (right, predicted, stated) = (
-            sum(|own| own.right),
-            sum(|own| own.predicted),
-            sum(|own| own.examples),
-        );
-        let share = |of: usize| right as f64 / of.max(1) as f64;
-        let (precision, recall) = (share(predicted), share(stated));
-        let f1 = match right {
-            0 => 0.0,
-            _ => 2.0 * precision * recall / (precision + recall),
-        };
+        let mut whole = OfLabel::default();
+        for own in self.by_label(found) {
+            whole.right += own.right;
+            whole.predicted += own.predicted;
+            whole.examples += own.examples;
+        }
         vec![
-            (Metric::F1, f1),
-            (Metric::Precision, precision),
-            (Metric::Recall, recall),
+            (Metric::F1, whole.f1()),
+            (Metric::Precision, whole.precision()),
+            (Metric::Recall, whole.recall()),
             (Metric::Accuracy, accuracy(&found.predicted, &found.classes)),
         ]
     }

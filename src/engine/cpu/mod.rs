@@ -13,6 +13,8 @@ pub(super) mod lanes;
 pub(super) mod math;
 pub(super) mod products;
 
+use std::sync::OnceLock;
+
 use rayon::prelude::*;
 
 use self::products::{Packed, View, WeightForm};
@@ -49,9 +51,15 @@ pub struct Limits {
 }
 
 /// Floating-point operations per second that products with frozen weights reach on all threads. Measures f32 if this
-/// machine has no products in `precision`. Takes about 30 milliseconds.
+/// machine has no products in `precision`. Takes about 30 milliseconds the first time.
 pub fn measure_rate(precision: Precision) -> f64 {
-    product_rate(&form_of(precision))
+    static F32: OnceLock<f64> = OnceLock::new();
+    static BF16: OnceLock<f64> = OnceLock::new();
+    let measured = match precision {
+        Precision::F32 => &F32,
+        Precision::Bf16 => &BF16,
+    };
+    *measured.get_or_init(|| product_rate(&form_of(precision)))
 }
 
 /// A square weight of side [`SIZE`] in the form for `precision`, or for f32 if this machine has no products in it.
