@@ -8,6 +8,7 @@ use deltarun::backbone::{write_tensors, Checkpoint};
 use deltarun::engine::{Device, Layout};
 use deltarun::graph::{Batch, DecoderRows, Graph, HeadOrigin, Targets, Tensors};
 use deltarun::plan::Plan;
+use deltarun::run::{open_run, Integrity, Reads};
 
 fn plan(directory: &Path, task: &str) -> Plan {
     let text = format!(
@@ -26,13 +27,16 @@ fn plan(directory: &Path, task: &str) -> Plan {
 /// The largest difference of the logits from transformers', whose columns are in the order `labels`.
 fn worst(name: &str, task: &str, labels: &[usize]) -> f32 {
     let directory = fixture("edges").join(name);
-    let graph = Graph::load(&plan(&directory, task), Device::Cpu).unwrap();
-    let mut graph = graph;
+    let mut graph = Graph::load(&plan(&directory, task), Device::Cpu).unwrap();
     graph.activate(&plan(&directory, task), 0).unwrap();
-    let expected = Expected::open(&directory);
+    worst_of(&graph, &directory, labels)
+}
+
+fn worst_of(graph: &Graph, directory: &Path, labels: &[usize]) -> f32 {
+    let expected = Expected::open(directory);
     let tokens: Vec<usize> = expected.read("ids").iter().map(|id| *id as usize).collect();
     let layout = Layout::new(vec![8; 5], (0..5).collect());
-    let has_decoder = crate::common::config(&directory).decoder_layers.is_some();
+    let has_decoder = crate::common::config(directory).decoder_layers.is_some();
     let batch = Batch {
         types: vec![0; tokens.len()],
         decoder: has_decoder.then(|| DecoderRows {
@@ -116,6 +120,45 @@ fn a_head_of_the_checkpoint_is_taken_by_name() {
     ] {
         let worst = worst("bert_nli", &classify(labels), &order);
         assert!(worst < 1e-5, "{labels}: {worst}");
+    }
+}
+
+/// A model that transformers saved with a head answers without a run, with the labels that its `config.json` names.
+#[test]
+fn a_saved_classifier_answers_by_itself() {
+    let directory = fixture("edges/bert_nli");
+    let open = |directory: &Path| {
+        let (reads, integrity) = (Reads::default(), Integrity::Checked);
+        open_run(directory, None, reads, integrity, Device::Cpu)
+    };
+    let loaded = open(&directory).unwrap();
+    let labels = loaded.task().unwrap().kind.labels();
+    let names: Vec<&str> = labels.iter().map(|label| label.name.as_str()).collect();
+    assert_eq!(names, ["contradiction", "entailment", "neutral"]);
+    let worst = worst_of(&loaded.graph, &directory, &[]);
+    assert!(worst < 1e-5, "{worst}");
+    // transformers draws a head that the checkpoint lacks, and has none for the class without one.
+    let place = tempfile::tempdir().unwrap();
+    let stored = Checkpoint::open_directory(&directory).unwrap();
+    let names = stored.names().into_iter().map(str::to_owned);
+    let body = names.filter(|name| !name.starts_with("classifier."));
+    let body: Tensors = body
+        .map(|name| (name.clone(), stored.read(&name).unwrap()))
+        .collect();
+    write_tensors(&place.path().join("model.safetensors"), &body, None).unwrap();
+    let config = std::fs::read_to_string(directory.join("config.json")).unwrap();
+    for (class, wanted) in [
+        ("BertForSequenceClassification", "classification head"),
+        ("BertModel", "no head that answers"),
+    ] {
+        let config = config.replace("BertForSequenceClassification", class);
+        std::fs::write(place.path().join("config.json"), config).unwrap();
+        let problem = open(place.path()).err().unwrap();
+        assert!(
+            problem.message.contains(wanted),
+            "{class}: {}",
+            problem.message
+        );
     }
 }
 

@@ -1,4 +1,4 @@
-//! Data sets of the hub, by a server of our own that answers as the hub does: `HF_ENDPOINT` and `HF_HOME`, which Python's
+//! Data sets, adapters and models of the hub, by a server of our own that answers as the hub does: `HF_ENDPOINT` and `HF_HOME`, which Python's
 //! libraries read as well, say where it and its cache are.
 
 use std::io::{BufRead, BufReader, Write};
@@ -7,20 +7,21 @@ use std::path::Path;
 
 use crate::common::place::{Place, PIPELINE};
 
-/// Serves the files of one data set, `some/films`, until the test ends. Returns the endpoint.
-fn serve(files: Vec<(&'static str, Vec<u8>)>) -> String {
+/// Serves the files of one repository, such as `datasets/some/films`, until the test ends. Returns the endpoint.
+fn serve(repository: &str, files: Vec<(&'static str, Vec<u8>)>) -> String {
+    let folder = format!("/{repository}/resolve/main/");
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            let _ = answer(stream, &files);
+            let _ = answer(stream, &folder, &files);
         }
     });
     endpoint
 }
 
 /// Answers one request for a file, or for a range of its bytes.
-fn answer(stream: TcpStream, files: &[(&str, Vec<u8>)]) -> std::io::Result<()> {
+fn answer(stream: TcpStream, folder: &str, files: &[(&str, Vec<u8>)]) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut first = String::new();
     reader.read_line(&mut first)?;
@@ -36,7 +37,7 @@ fn answer(stream: TcpStream, files: &[(&str, Vec<u8>)]) -> std::io::Result<()> {
             .map(|range| range.trim().to_owned()));
     }
     let path = first.split(' ').nth(1).unwrap_or_default();
-    let wanted = path.strip_prefix("/datasets/some/films/resolve/main/");
+    let wanted = path.strip_prefix(folder);
     let file = files.iter().find(|(name, _)| Some(*name) == wanted);
     let mut stream = stream;
     let Some((_, content)) = file else {
@@ -77,7 +78,7 @@ fn data_sets_of_the_hub_are_downloaded_once() {
             std::fs::read(fixture.join("rows.parquet")).unwrap(),
         ),
     ];
-    let endpoint = serve(files);
+    let endpoint = serve("datasets/some/films", files);
     let run = |endpoint: &str, arguments: &[&str]| {
         let mut command = place.command(arguments);
         let command = command.env("HF_HOME", place.path("cache"));
@@ -138,5 +139,43 @@ fn data_sets_of_the_hub_are_downloaded_once() {
             reader.starts_with("parquet"),
             "{message}"
         );
+    }
+}
+
+/// `predict` gets an adapter, or a model with a head, from the hub; both answer as the same files here.
+#[test]
+fn adapters_and_models_of_the_hub_answer() {
+    let place = Place::new();
+    place.succeed(&["small.delta", "--quiet"]);
+    place.succeed(&["merge", "runs/small", "merged"]);
+    let backbone = place.path("backbone").display().to_string();
+    place.write("rows.jsonl", b"{\"text\": \"a fine film\"}\n");
+    const MODEL: &[&str] = &["config.json", "model.safetensors", "tokenizer.json"];
+    const ADAPTER: &[&str] = &["adapter_config.json", "adapter_model.safetensors"];
+    for (own, files, backbone) in [
+        ("merged", MODEL, None),
+        ("runs/small/peft", ADAPTER, Some(backbone.as_str())),
+    ] {
+        let read = |name: &&'static str| {
+            let bytes = std::fs::read(place.path(own).join(name)).unwrap();
+            (*name, bytes)
+        };
+        let endpoint = serve("some/model", files.iter().map(read).collect());
+        let predict = |name: &str| {
+            let mut command = place.command(&["predict", name, "--input", "rows.jsonl"]);
+            command.env("HF_ENDPOINT", &endpoint);
+            command.env(
+                "HF_HOME",
+                place.path(&format!("cache {own}").replace('/', " ")),
+            );
+            command.args(backbone.iter().flat_map(|place| ["--backbone", place]));
+            let output = command.output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.success(), "{name}: {said}");
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let here = predict(own);
+        assert!(here.contains("\"label\""), "{here}");
+        assert_eq!(predict("hf:some/model"), here);
     }
 }

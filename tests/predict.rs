@@ -364,3 +364,49 @@ fn files_are_read_as_the_run_read_its_own() {
     let error = place.fail(2, &["eval", "runs/small", "--data", "broken.tsv"]);
     assert!(error.contains("line 52: the text is not UTF-8"), "{error}");
 }
+
+/// A merged model is evaluated by its own directory, and by a file without a stage, as the run that it came from.
+#[test]
+fn a_merged_model_is_evaluated_as_its_run() {
+    let place = finished();
+    place.succeed(&["merge", "runs/small", "merged"]);
+    let metrics = |arguments: &[&str]| {
+        let text = place.succeed(&[&["eval", "--format", "json"], arguments].concat());
+        let json: Value = serde_json::from_str(&text).unwrap();
+        json["metrics"].clone()
+    };
+    let near = |found: &Value, wanted: &Value| {
+        let (found, wanted) = (found.as_object().unwrap(), wanted.as_object().unwrap());
+        assert_eq!(found.len(), wanted.len());
+        for (name, value) in found {
+            let apart = (value.as_f64().unwrap() - wanted[name].as_f64().unwrap()).abs();
+            assert!(apart < 1e-4, "{name}: {found:?} {wanted:?}");
+        }
+    };
+    let run = metrics(&["runs/small"]);
+    near(&metrics(&["merged", "--data", "dev.tsv"]), &run);
+    // Other columns, and numbers for names, as data sets of the hub have them.
+    let dev = fs::read_to_string(place.path("dev.tsv")).unwrap();
+    let dev = dev.replace("text\tlabel", "sentence\tfeeling");
+    let dev = dev
+        .replace("\tnegative", "\t0")
+        .replace("\tpositive", "\t1");
+    place.write("other.tsv", dev.as_bytes());
+    let columns = ["--text", "sentence", "--label", "feeling"];
+    near(
+        &metrics(&[&["merged", "--data", "other.tsv"], &columns[..]].concat()),
+        &run,
+    );
+    let said = place.fail(2, &["eval", "runs/small", "--label", "label"]);
+    assert!(said.contains("a run records what it reads"), "{said}");
+    let file = "backbone \"merged\" { max_length = 32 }\n\
+                data { dev = tsv(\"dev.tsv\") }\n\
+                task classify { text = text, label = label, labels = [negative, positive] }\n";
+    place.write("measure.delta", file.as_bytes());
+    place.succeed(&["measure.delta", "--quiet"]);
+    near(&metrics(&["runs/measure"]), &run);
+    let file = file.replace("negative, positive", "good, bad, middling");
+    place.write("measure.delta", file.as_bytes());
+    let said = place.fail(2, &["check", "measure.delta"]);
+    assert!(said.contains("2 outputs, but the task needs 3"), "{said}");
+}

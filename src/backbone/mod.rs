@@ -29,7 +29,7 @@ pub use gguf::{
     write_model, LowRank, MatrixType,
 };
 pub use rotary::{RopeScaling, Rotary};
-pub use source::{fetch_weights, locate, locate_config, read_config};
+pub use source::{fetch_weights, locate, locate_config, locate_saved, read_config, saved_head};
 pub use tree::{
     head_parameters, language_model_parameters, CheckpointTensor, Module, Parameter, Part, Role,
     Site, Tree,

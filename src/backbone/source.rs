@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{is_gguf, text_in_gguf, Config};
+use super::family::HeadKind;
+use super::{is_gguf, read_text, text_in_gguf, Config};
 use crate::diagnostic::Problem;
 use crate::hub::{in_hub, model_files};
 use crate::terminal::note;
@@ -19,8 +20,13 @@ pub fn locate(name: &str, base: &Path) -> Result<PathBuf, Problem> {
     };
     let get = model_files(repository)?;
     get("tokenizer.json")?;
-    // Not every repository has these files, so we report only failures other than 404.
-    let optional = |file: &str| match get(file) {
+    fetch_tokenizer_config(&get);
+    locate_config(name, base)
+}
+
+/// Gets a file that not every repository has. Failures other than its absence are reported.
+fn optional(get: &impl Fn(&str) -> Result<PathBuf, Problem>, file: &str) -> Option<PathBuf> {
+    match get(file) {
         Err(problem) if !problem.message.contains("404") => {
             note(&format!(
                 "`{file}` is treated as absent: {}",
@@ -29,15 +35,37 @@ pub fn locate(name: &str, base: &Path) -> Result<PathBuf, Problem> {
             None
         }
         found => found.ok(),
-    };
+    }
+}
+
+fn fetch_tokenizer_config(get: &impl Fn(&str) -> Result<PathBuf, Problem>) {
     let config =
-        optional("tokenizer_config.json").and_then(|path| std::fs::read_to_string(path).ok());
+        optional(get, "tokenizer_config.json").and_then(|path| std::fs::read_to_string(path).ok());
     // Only without this key do the others count.
     if !config.is_some_and(|text| text.contains("\"added_tokens_decoder\"")) {
-        optional("special_tokens_map.json");
-        optional("added_tokens.json");
+        optional(get, "special_tokens_map.json");
+        optional(get, "added_tokens.json");
     }
-    locate_config(name, base)
+}
+
+/// The directory of a saved adapter or model. `hf:organisation/name` is an adapter if its repository has an
+/// `adapter_config.json`, and a model like that of [`locate`] otherwise. Any other name is a path, and is returned as it is.
+///
+/// # Errors
+/// A download failed.
+pub fn locate_saved(name: &str, path: &Path) -> Result<PathBuf, Problem> {
+    let Some(repository) = in_hub(name) else {
+        return Ok(path.to_owned());
+    };
+    let get = model_files(repository)?;
+    let Some(config) = optional(&get, "adapter_config.json") else {
+        return locate(name, Path::new(""));
+    };
+    get("adapter_model.safetensors")?;
+    if optional(&get, "tokenizer.json").is_some() {
+        fetch_tokenizer_config(&get);
+    }
+    Ok(config.parent().map(Path::to_path_buf).unwrap_or_default())
 }
 
 /// Like [`locate`], but downloads only `config.json`.
@@ -135,4 +163,19 @@ pub fn read_config(directory: &Path) -> Result<Config, Problem> {
         Problem::new("delta::backbone::config", message)
             .help("use a model of a supported family with a standard `config.json`; `docs/architecture.md` explains how to add a family")
     })
+}
+
+/// The head of transformers' class that a model was saved from, if `config.json` names a class that its family has.
+pub fn saved_head(directory: &Path, config: &Config) -> Option<HeadKind> {
+    let text = read_text(&directory.join("config.json")).ok()?;
+    let json: serde_json::Value = serde_json::from_str(&text).ok()?;
+    let class = json["architectures"].get(0)?.as_str()?;
+    let heads = &config.family().heads;
+    let kinds = [HeadKind::Classify, HeadKind::Tag, HeadKind::LanguageModel];
+    let has = |kind: &HeadKind| {
+        heads
+            .of(*kind)
+            .is_some_and(|head| class.ends_with(&head.class))
+    };
+    kinds.into_iter().find(has)
 }

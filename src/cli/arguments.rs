@@ -321,15 +321,18 @@ pub struct RunOptions {
 /// A run to evaluate or to predict with.
 #[derive(Args)]
 pub struct SourceOptions {
-    /// The directory of a run, of an adapter saved by PEFT, or of a language model
+    /// The directory of a run, of an adapter saved by PEFT, or of a model with a head; `hf:organisation/name` on the hub
     pub run: PathBuf,
     /// The backbone's directory, if it is not where the run recorded it
     #[arg(long)]
     pub backbone: Option<String>,
-    /// For an adapter: the columns or keys of the texts
+    /// For an adapter or a model: the columns or keys of the texts
     #[arg(long, value_delimiter = ',', value_name = "COLUMN,...")]
     pub text: Option<Vec<String>>,
-    /// For an adapter of an encoder-decoder model: the text before every source
+    /// For an adapter or a model: the column or key of the labels, or of the texts to write
+    #[arg(long, value_name = "COLUMN")]
+    pub label: Option<String>,
+    /// For an encoder-decoder model: the text before every source
     #[arg(long, value_name = "TEXT")]
     pub source_prefix: Option<String>,
     #[command(flatten)]

@@ -466,6 +466,7 @@ fn run_on(
 pub(super) fn open_source(source: &SourceOptions, device: Device) -> Result<Loaded, Problem> {
     let reads = Reads {
         columns: source.text.as_deref(),
+        label: source.label.as_deref(),
         source_prefix: source.source_prefix.as_deref(),
     };
     open_run(

@@ -2,7 +2,7 @@
 
 use super::build::Builder;
 use super::{DataPlan, DeltaPlan, Plan, StagePlan, TaskPlan, SHORTEST};
-use crate::backbone::{head_parameters, language_model_parameters};
+use crate::backbone::{head_parameters, language_model_parameters, saved_head};
 use crate::delta::Method;
 use crate::diagnostic::Problem;
 use crate::syntax::ast::Statement;
@@ -113,7 +113,10 @@ impl Builder<'_> {
                 );
             }
         }
-        let is_answered = |task: &TaskPlan| task.kind.uses_language_model();
+        let backbone = &plan.backbone;
+        let own = saved_head(&backbone.directory, &backbone.config);
+        let is_answered =
+            |task: &TaskPlan| task.kind.uses_language_model() || own == Some(task.kind.head());
         if plan.stages.is_empty() && !plan.tasks.values().any(is_answered) {
             self.report(
                 Problem::new(

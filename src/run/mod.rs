@@ -13,6 +13,7 @@ mod load;
 mod log;
 mod manifest;
 mod merge;
+mod models;
 mod origin;
 mod precision;
 mod profile;

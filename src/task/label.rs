@@ -17,13 +17,14 @@ pub struct Label {
     pub name: String,
 }
 
-/// The index of the label that a value of the data stands for.
+/// The index of the label that a value of the data stands for: its value in the data, or its name as in our answers.
 ///
 /// # Errors
 /// The value is empty, or no label.
 pub(super) fn label_of(labels: &[Label], value: &str) -> Result<usize, Refusal> {
     let value = value.trim();
-    if let Some(number) = labels.iter().position(|label| label.value == value) {
+    let place = |of: fn(&Label) -> &String| labels.iter().position(|label| of(label) == value);
+    if let Some(number) = place(|label| &label.value).or_else(|| place(|label| &label.name)) {
         return Ok(number);
     }
     let known = || labels.iter().map(|label| label.value.as_str());
