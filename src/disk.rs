@@ -70,6 +70,51 @@ impl Write for Pending {
     }
 }
 
+/// A file that grows for long. Until it is complete it is named `PATH.partial`, and what is in it stays if the process ends.
+pub struct Growing {
+    file: File,
+    path: PathBuf,
+}
+
+impl Growing {
+    /// Begins a file that is to be `path`.
+    ///
+    /// # Errors
+    /// What the system reports.
+    pub fn new(path: &Path) -> io::Result<Self> {
+        let path = path.to_owned();
+        let file = File::create(Self::partial(&path))?;
+        Ok(Growing { file, path })
+    }
+
+    /// The name of a file that is not complete.
+    pub fn partial(path: &Path) -> PathBuf {
+        let mut name = path.as_os_str().to_owned();
+        name.push(".partial");
+        name.into()
+    }
+
+    /// Flushes the file to disk and gives it its name, in place of the file that had it.
+    ///
+    /// # Errors
+    /// What the system reports; the old file is then as it was.
+    pub fn complete(self) -> io::Result<()> {
+        self.file.sync_all()?;
+        std::fs::rename(Self::partial(&self.path), &self.path)?;
+        sync_directory(parent(&self.path))
+    }
+}
+
+impl Write for Growing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
 /// Replaces `path` by a file with this content.
 ///
 /// # Errors

@@ -10,6 +10,19 @@ use serde_json::Value;
 fn open(adapter: Option<&str>, backbone: &str) -> Loaded {
     let backbone = fixture(backbone);
     let location = backbone.display().to_string();
+    // Some fixtures were saved with a classifier's head, and would answer as classifiers.
+    let writer = tempfile::tempdir().unwrap();
+    let files = std::fs::read_dir(&backbone).unwrap().flatten();
+    for entry in files.filter(|entry| entry.path().is_file()) {
+        std::fs::copy(entry.path(), writer.path().join(entry.file_name())).unwrap();
+    }
+    let config = writer.path().join("config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(
+        &config,
+        text.replace("ForSequenceClassification", "ForCausalLM"),
+    )
+    .unwrap();
     let opened = match adapter {
         Some(adapter) => open_run(
             &fixture("adapters").join(adapter),
@@ -19,7 +32,7 @@ fn open(adapter: Option<&str>, backbone: &str) -> Loaded {
             Device::Cpu,
         ),
         None => open_run(
-            &backbone,
+            writer.path(),
             None,
             Reads::default(),
             Integrity::Checked,

@@ -410,3 +410,59 @@ fn a_merged_model_is_evaluated_as_its_run() {
     let said = place.fail(2, &["check", "measure.delta"]);
     assert!(said.contains("2 outputs, but the task needs 3"), "{said}");
 }
+
+/// Answers that were given before the command was stopped, by a signal or for good, are in `PATH.partial`.
+#[cfg(unix)]
+#[test]
+fn what_was_answered_before_a_stop_is_kept() {
+    let place = finished();
+    for (signal, output, code) in [
+        ("TERM", "answers.jsonl", Some(130)),
+        ("TERM", "answers.csv", Some(130)),
+        ("KILL", "answers.jsonl", None),
+        ("KILL", "answers.csv", None),
+    ] {
+        place.write(output, b"from before");
+        let mut child = place
+            .command(&["predict", "runs/small", "--output", output])
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut input = child.stdin.take().unwrap();
+        writeln!(input, "{{\"text\": \"fine\", \"id\": \"first\"}}").unwrap();
+        let partial = place.path(&format!("{output}.partial"));
+        let written = || fs::read_to_string(&partial).unwrap_or_default();
+        while !written().ends_with('\n') || !written().contains("first") {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        let kill = std::process::Command::new("kill")
+            .args([format!("-{signal}"), child.id().to_string()])
+            .status();
+        assert!(kill.unwrap().success());
+        let ended = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert_eq!(ended.status.code(), code, "{signal} {output}: {said}");
+        assert_eq!(said.contains("1 answer in"), code.is_some(), "{said}");
+        assert!(written().contains("first"), "{signal} {output}");
+        assert_eq!(
+            fs::read_to_string(place.path(output)).unwrap(),
+            "from before"
+        );
+    }
+    // The next one is whole.
+    place.write("input.jsonl", b"{\"text\": \"fine\"}\n");
+    place.succeed(&[
+        "predict",
+        "runs/small",
+        "--input",
+        "input.jsonl",
+        "--output",
+        "answers.jsonl",
+    ]);
+    assert!(!place.path("answers.jsonl.partial").exists());
+    assert_eq!(
+        answers(&fs::read_to_string(place.path("answers.jsonl")).unwrap()).len(),
+        1
+    );
+}

@@ -274,7 +274,7 @@ pub(super) fn interruption() -> &'static AtomicBool {
         if INTERRUPTED.swap(true, Ordering::Relaxed) {
             std::process::exit(i32::from(super::INTERRUPTED));
         }
-        say("\nstopping after this step; press Ctrl-C again to stop at once");
+        say("\nstopping soon, with all that is done kept; press Ctrl-C again to stop at once");
     });
     #[cfg(unix)]
     if is_hangup_ignored {

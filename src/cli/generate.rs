@@ -24,8 +24,7 @@ pub(super) fn generate(options: &GenerateOptions) -> Result<Ended, Problems> {
     check_apart(&options.files)?;
     let loaded = open_source(&options.source, device(&options.source.device)?)?;
     let writer = Writer::new(&loaded, &options.decoding)?;
-    answer_file(&writer, &options.files)?;
-    Ok(Ended::Done)
+    answer_file(&writer, &options.files)
 }
 
 /// A model that writes.

@@ -2,16 +2,21 @@
 
 use std::io::{BufRead, BufReader, BufWriter, ErrorKind, Read, Write};
 use std::path::Path;
-use std::sync::mpsc::{sync_channel, Receiver};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{sync_channel, Receiver, RecvTimeoutError};
+use std::time::Duration;
 
 use serde_json::{json, Map, Value};
 
 use super::arguments::LineOptions;
-use super::table;
+use super::commands::interruption;
+use super::{table, Ended};
 use crate::data::{objects, recognize_packed, Wanted, UNKNOWN_FORMAT};
 use crate::diagnostic::{Problem, Problems};
-use crate::disk::{self, failed, Pending};
+use crate::disk::{self, failed, Growing};
 use crate::plan::{FileFormat, FilePlan};
+use crate::terminal::say;
+use crate::text::counted;
 
 /// The key that an answer has of its line: the line's own, or its number.
 pub(super) const ID: &str = "id";
@@ -116,11 +121,12 @@ pub(super) fn check_apart(files: &LineOptions) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Answers every line of a file, or of standard input, in a file or on standard output.
+/// Answers every line of a file, or of standard input, in a file or on standard output. A file is `PATH.partial` until all
+/// lines are answered; if the command is stopped before, the answers so far stay in it.
 ///
 /// # Errors
 /// A line that cannot be answered, or that cannot be written. What came before it is kept.
-pub(super) fn answer_file<A: Answers>(answers: &A, files: &LineOptions) -> Result<(), Problems> {
+pub(super) fn answer_file<A: Answers>(answers: &A, files: &LineOptions) -> Result<Ended, Problems> {
     let lines = match &files.input {
         Some(path) => lines_of(answers, path)?,
         None => read_lines(Box::new(std::io::stdin()), answers.most()),
@@ -129,29 +135,46 @@ pub(super) fn answer_file<A: Answers>(answers: &A, files: &LineOptions) -> Resul
         Some(path) => {
             let separator = table::separator(path)?;
             let failed = |e: &std::io::Error| disk::failed("written", path, e);
-            let mut file = BufWriter::new(Pending::new(path).map_err(|e| failed(&e))?);
+            let mut file = BufWriter::new(Growing::new(path).map_err(|e| failed(&e))?);
+            let stop = interruption();
             let answered = match separator {
-                None => answer_all(answers, &lines, &mut file),
+                None => answer_all(answers, &lines, &mut file, stop),
                 Some(separator) => {
                     let mut rows = table::TableWriter::new(&mut file, separator);
-                    answer_all(answers, &lines, &mut rows)
+                    answer_all(answers, &lines, &mut rows, stop)
                 }
             };
-            // What came before a bad line is kept, as on standard output.
-            let is_begun = !matches!(&answered, Err((0, _)));
             let file = file.into_inner().map_err(|e| failed(e.error()))?;
-            if is_begun {
-                file.complete().map_err(|e| failed(&e))?;
+            let partial = Growing::partial(path);
+            match answered {
+                Ok(count) if stop.load(Ordering::Relaxed) => {
+                    let shown = partial.display();
+                    say(&format!(
+                        "interrupted; {} in `{shown}`",
+                        counted(count, "answer")
+                    ));
+                    return Ok(Ended::Interrupted);
+                }
+                Err((0, problem)) => {
+                    // Nothing is in it.
+                    let _ = std::fs::remove_file(&partial);
+                    return Err(problem.into());
+                }
+                // What came before a bad line is kept, as on standard output.
+                answered => {
+                    file.complete().map_err(|e| failed(&e))?;
+                    answered.map_err(|(_, problem)| problem)?;
+                }
             }
-            answered.map(drop).map_err(|(_, problem)| problem)?;
         }
         None => {
             let mut output = BufWriter::new(std::io::stdout().lock());
-            let answered = answer_all(answers, &lines, &mut output);
-            answered.map(drop).map_err(|(_, problem)| problem)?;
+            // A signal ends the command at once: what was answered has been written.
+            let answered = answer_all(answers, &lines, &mut output, &AtomicBool::new(false));
+            answered.map_err(|(_, problem)| problem)?;
         }
     }
-    Ok(())
+    Ok(Ended::Done)
 }
 
 /// A line of the input.
@@ -228,14 +251,27 @@ fn sent<L: Iterator<Item = Line>>(
     receiver
 }
 
-/// Answers every line; gives how many were, with what is wrong with the next one.
+/// The next line, unless there is none or `stop` was set while it was waited for.
+fn next_line(lines: &Receiver<Line>, stop: &AtomicBool) -> Option<Line> {
+    while !stop.load(Ordering::Relaxed) {
+        match lines.recv_timeout(Duration::from_millis(100)) {
+            Ok(line) => return Some(line),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return None,
+        }
+    }
+    None
+}
+
+/// Answers every line until `stop` is set; gives how many were, with what is wrong with the next one.
 fn answer_all<A: Answers>(
     answers: &A,
     lines: &Receiver<Line>,
     output: &mut dyn Write,
+    stop: &AtomicBool,
 ) -> Result<usize, (usize, Problem)> {
     let mut answered = 0;
-    while let Ok(first) = lines.recv() {
+    while let Some(first) = next_line(lines, stop) {
         let mut asked = Vec::new();
         let mut bad = None;
         for line in std::iter::once(first).chain(lines.try_iter().take(answers.most() - 1)) {

@@ -30,8 +30,7 @@ pub(super) fn predict(options: &PredictOptions) -> Result<Ended, Problems> {
         loaded: &loaded,
         loader,
     };
-    answer_file(&predictor, &options.files)?;
-    Ok(Ended::Done)
+    answer_file(&predictor, &options.files)
 }
 
 struct Predictor<'a> {
