@@ -34,6 +34,7 @@ mod instruct;
 mod jobs;
 mod kernels;
 mod labels;
+mod memory;
 mod merge;
 mod methods;
 mod mistakes;

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 
 use super::table::{at_line, at_row, no_examples, visit, Row, RowPlace, Wanted};
 use super::tokens::TextEncoder;
 use crate::diagnostic::Problem;
-use crate::memory::with_heaps;
+use crate::memory::with_kept;
 use crate::plan::{Few, FilePlan, Part, TaskPlan};
 
 use crate::task::{Example, Target};
@@ -47,29 +48,20 @@ pub(super) fn read_rows(
             (index, problem.or_at(task.span))
         })
     };
-    // A tokenizer allocates much: each thread gets a heap of its own, which those of the pool do not have. 692,000 rows took
-    // 12 s on two threads so, 19 s on one, and 31 s on two threads of the pool, which wait for each other.
     let threads = rayon::current_num_threads().min(rows.len() / ROWS_OF_A_THREAD);
     if threads < 2 {
         return rows.iter().enumerate().map(read).collect();
     }
     let size = rows.len().div_ceil(threads);
     let read = &read;
-    let parts: Vec<_> = with_heaps(threads, || {
-        std::thread::scope(|scope| {
-            let mut started = Vec::new();
-            for (number, part) in rows.chunks(size).enumerate() {
-                let places = number * size..;
-                let work = move || places.zip(part).map(read).collect::<Result<Vec<_>, _>>();
-                started.push(scope.spawn(work));
-            }
-            let joined = started.into_iter().map(|thread| thread.join());
-            joined.collect()
-        })
-    });
+    let of_part = |(number, part): (usize, &[Row])| {
+        let places = number * size..;
+        with_kept(|| places.zip(part).map(read).collect::<Result<Vec<_>, _>>())
+    };
+    let parts: Vec<_> = rows.par_chunks(size).enumerate().map(of_part).collect();
     let mut all = Vec::with_capacity(rows.len());
     for part in parts {
-        all.extend(part.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        all.extend(part?);
     }
     Ok(all)
 }
@@ -199,7 +191,12 @@ impl Examples {
 
     /// Shares the examples of a file out to the sets that take these places of it. An example is copied only if several
     /// take it.
-    pub fn share_out(self, sets: &[Vec<usize>]) -> Vec<Self> {
+    pub fn share_out(mut self, sets: &[Vec<usize>]) -> Vec<Self> {
+        // Most files are one set's, whole. Examples that moved would need their memory twice.
+        if matches!(sets, [places] if places.len() == self.len()) {
+            self.all.shrink_to_fit();
+            return vec![self];
+        }
         let mut takers = vec![0u32; self.len()];
         sets.iter().flatten().for_each(|place| takers[*place] += 1);
         let mut all: Vec<Option<Example>> = self.all.into_iter().map(Some).collect();

@@ -1,5 +1,7 @@
 //! Texts in a template, cut until the whole fits.
 
+use std::borrow::Cow;
+
 use tokenizers::{Encoding, Token, Tokenizer};
 
 use super::tokens::{encoded, refused, TextEncoder};
@@ -29,7 +31,7 @@ impl TextEncoder {
         };
         let parts = texts.iter().map(|text| self.long_enough(text));
         let mut texts: Vec<String> = parts
-            .map(|part| part.map(str::to_owned))
+            .map(|part| part.map(Cow::into_owned))
             .collect::<Result<_, _>>()?;
         if let Some((name, _)) = mask.filter(|(name, _)| texts.iter().any(|t| t.contains(name))) {
             let message = format!(

@@ -1,9 +1,13 @@
 //! The backbone's own tokenizer.
 
+use std::borrow::Cow;
 use std::path::Path;
 
+use tokenizers::models::ModelWrapper;
 use tokenizers::utils::truncation::truncate_encodings;
-use tokenizers::{Encoding, PostProcessor, Tokenizer, TruncationDirection, TruncationParams};
+use tokenizers::{
+    Encoding, Model, PostProcessor, Tokenizer, TruncationDirection, TruncationParams,
+};
 
 use super::chat::ChatTemplates;
 use super::tokenizer_config::TokenizerConfig;
@@ -14,11 +18,15 @@ use crate::plan::{BackbonePlan, Cloze, Words};
 use crate::task::{Conversation, Encoded, Encoder, Example, Marked, Sentence, Subwords, Target};
 use crate::text::quoted_list;
 
+/// Bytes up to which a text is read whole.
+const LONG: usize = 16 << 10;
+
 /// Encodes texts as tokens.
 pub struct TextEncoder {
     /// It cuts nothing.
     pub(super) tokenizer: Tokenizer,
     truncation: TruncationParams,
+    longest_word: Option<usize>,
     /// Whether the backbone gets token types, which tell the texts of a pair apart.
     passes_types: bool,
     vocabulary: usize,
@@ -120,6 +128,7 @@ impl TextEncoder {
         let around_nothing = tokenizer.encode_fast("", true).map_err(unreadable)?;
         Ok(TextEncoder {
             unknown,
+            longest_word: longest_word(tokenizer.get_model()),
             first: around_nothing.get_ids().first().copied(),
             before_word: settings.before_word,
             tokenizer,
@@ -140,7 +149,7 @@ impl TextEncoder {
     fn encode_one(&self, first: &str, second: Option<&str>) -> Result<Encoded, Problem> {
         let tokens = |text: &str| {
             let text = self.long_enough(text)?;
-            self.tokenizer.encode_fast(text, false).map_err(refused)
+            self.tokenizer.encode_fast(&*text, false).map_err(refused)
         };
         let (first, mut second) = (tokens(first)?, second.map(tokens).transpose()?);
         if let Some(second) = &mut second {
@@ -162,23 +171,45 @@ impl TextEncoder {
         Ok(encoded)
     }
 
+    /// The text with words cut which the tokenizer reads as one unknown token, however long they are. A text that is such a
+    /// word has no shorter part with enough tokens.
+    fn without_endless_words<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        let longest = match self.longest_word {
+            Some(longest) if text.len() > LONG => longest + 1,
+            _ => return Cow::Borrowed(text),
+        };
+        let mut length = 0;
+        let is_kept = |letter: &char| {
+            // No tokenizer divides a text between these, nor takes them apart.
+            length = match letter.is_ascii_alphanumeric() {
+                true => length + 1,
+                false => 0,
+            };
+            length <= longest
+        };
+        Cow::Owned(text.chars().filter(is_kept).collect())
+    }
+
     /// The part of a long text that has all the tokens that are left after it is cut: what the tokenizer needs to read a
     /// text is many times the text's own size. Of a pair of texts that are both so long, the parts count as the texts.
-    pub(super) fn long_enough<'t>(&self, text: &'t str) -> Result<&'t str, Problem> {
-        /// Bytes up to which a text is read whole.
-        const LONG: usize = 16 << 10;
+    pub(super) fn long_enough<'t>(&self, text: &'t str) -> Result<Cow<'t, str>, Problem> {
         /// Tokens beyond those that are left, as the last ones may be others where a word is cut.
         const MARGIN: usize = 64;
+        let text = self.without_endless_words(text);
         let mut size = LONG.max(16 * self.max_length());
         while size < text.len() {
             let is_between = |at: &usize| text.is_char_boundary(*at);
-            let part = match self.cuts_start() {
-                false => &text[..(0..=size).rev().find(is_between).unwrap_or(0)],
-                true => &text[(text.len() - size..).find(is_between).unwrap_or(text.len())..],
+            let place = match self.cuts_start() {
+                false => 0..(0..=size).rev().find(is_between).unwrap_or(0),
+                true => (text.len() - size..).find(is_between).unwrap_or(text.len())..text.len(),
             };
+            let part = &text[place.clone()];
             let encoding = self.tokenizer.encode_fast(part, false).map_err(refused)?;
             if encoding.len() >= self.max_length() + MARGIN {
-                return Ok(part);
+                return Ok(match text {
+                    Cow::Borrowed(text) => Cow::Borrowed(&text[place]),
+                    Cow::Owned(text) => Cow::Owned(text[place].to_owned()),
+                });
             }
             size *= 4;
         }
@@ -312,6 +343,21 @@ impl TextEncoder {
         names
             .filter_map(|name| Some((name, self.tokenizer.token_to_id(name)?)))
             .next()
+    }
+}
+
+/// The number of characters beyond which every word is one unknown token, if there is such a number.
+fn longest_word(model: &ModelWrapper) -> Option<usize> {
+    match model {
+        ModelWrapper::WordPiece(model) => Some(model.max_input_chars_per_word),
+        ModelWrapper::WordLevel(model) => {
+            let lengths = model
+                .get_vocab()
+                .into_keys()
+                .map(|word| word.chars().count());
+            lengths.max()
+        }
+        ModelWrapper::BPE(_) | ModelWrapper::Unigram(_) => None,
     }
 }
 

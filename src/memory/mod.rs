@@ -2,6 +2,10 @@
 //! should be close together, and their pages should not be given back in between. Huge pages save the processor address
 //! look-ups. glibc's allocator does all that when it is configured so; on other systems the allocator is used as it is.
 
+mod kept;
+
+pub use kept::with_kept;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 
 /// The system's allocator, with large buffers aligned to cache lines.
@@ -42,21 +46,22 @@ unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         match with_room(layout) {
             Some(whole) => first_line(System.alloc(whole)),
-            None => System.alloc(layout),
+            None => kept::take(layout).unwrap_or_else(|| System.alloc(kept::rounded(layout))),
         }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         match with_room(layout) {
             Some(whole) => first_line(System.alloc_zeroed(whole)),
-            None => System.alloc_zeroed(layout),
+            None => System.alloc_zeroed(kept::rounded(layout)),
         }
     }
 
     unsafe fn realloc(&self, place: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         let new = Layout::from_size_align_unchecked(size, layout.align());
-        if with_room(layout).is_none() && with_room(new).is_none() {
-            return System.realloc(place, layout, size);
+        let is_small = with_room(layout).is_none() && with_room(new).is_none();
+        if is_small && !(kept::keeps(layout) || kept::keeps(new)) {
+            return System.realloc(place, kept::rounded(layout), kept::rounded(new).size());
         }
         let moved = self.alloc(new);
         if !moved.is_null() {
@@ -72,7 +77,8 @@ unsafe impl GlobalAlloc for Allocator {
                 let distance = place.cast::<usize>().sub(1).read();
                 System.dealloc(place.sub(distance), whole);
             }
-            None => System.dealloc(place, layout),
+            None if kept::keep(place, layout) => {}
+            None => System.dealloc(place, kept::rounded(layout)),
         }
     }
 }
@@ -80,15 +86,6 @@ unsafe impl GlobalAlloc for Allocator {
 /// Prepares the process for training. Must be called before there is another thread.
 pub fn prepare() {
     heap::prepare();
-}
-
-/// Runs `work`, whose new threads get a heap of their own each, up to `count`: on one heap, threads that allocate small
-/// buffers all the time wait for each other.
-pub fn with_heaps<R>(count: usize, work: impl FnOnce() -> R) -> R {
-    heap::allow(1 + count);
-    let result = work();
-    heap::allow(1);
-    result
 }
 
 /// Gives the pages of freed buffers back to the system. Does nothing unless the allocator is glibc's.
@@ -122,12 +119,6 @@ mod heap {
         ADVISED.store(end(), Relaxed);
     }
 
-    /// Sets the number of heaps that threads may have from now on. A thread keeps the heap that it began with.
-    pub(super) fn allow(count: usize) {
-        // SAFETY: this only sets a parameter of the allocator.
-        unsafe { libc::mallopt(M_ARENA_MAX, count as i32) };
-    }
-
     /// The end of the heap: the program break.
     fn end() -> usize {
         // SAFETY: this only reads the program break; the heap does not grow.
@@ -159,8 +150,6 @@ mod heap {
 mod heap {
     pub(super) fn prepare() {}
 
-    pub(super) fn allow(_: usize) {}
-
     pub(super) fn ask_for_huge_pages() {}
 
     pub(super) fn release() {}
@@ -183,6 +172,25 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// The same while the thread keeps small buffers, which are then used again.
+    #[test]
+    fn kept_buffers_are_used_again() {
+        with_kept(|| {
+            for size in [1, 15, 16, 17, 24, 100, 1000, 1008, 1009, LARGE] {
+                let layout = Layout::from_size_align(size, 8).expect("a layout");
+                // SAFETY: as above.
+                unsafe {
+                    check(layout, size + 9, size / 2 + 1);
+                    let place = Allocator.alloc(layout);
+                    Allocator.dealloc(place, layout);
+                    let again = Allocator.alloc(layout);
+                    assert!(again == place || size > 1008, "{size}");
+                    Allocator.dealloc(again, layout);
+                }
+            }
+        });
     }
 
     unsafe fn check(layout: Layout, grown: usize, shrunk: usize) {

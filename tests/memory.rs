@@ -1,0 +1,92 @@
+//! Peaks of memory, as the system counts them for one process: what a file needs beside its own size.
+#![cfg(target_os = "linux")]
+
+use std::process::Stdio;
+
+use crate::common::fixture;
+use crate::common::place::{Place, PIPELINE};
+use deltarun::data::TextEncoder;
+use deltarun::task::Encoder;
+
+/// The peak of a command's memory, in MB.
+fn peak(place: &Place, arguments: &[&str]) -> i64 {
+    let mut command = place.command(arguments);
+    // `wait4` waits for it, and has the figure that `wait` does not give.
+    #[allow(clippy::zombie_processes)]
+    let child = command.stdout(Stdio::null()).spawn().unwrap();
+    let mut status = 0;
+    // SAFETY: all zeros are a valid `rusage`, which `wait4` fills for a child of ours.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        assert!(libc::wait4(child.id() as i32, &mut status, 0, &mut usage) > 0);
+        usage
+    };
+    assert_eq!(status, 0, "{arguments:?}");
+    usage.ru_maxrss / 1000
+}
+
+/// A text of which only the beginning is read needs no memory for the rest, even if it is one endless word.
+#[test]
+fn endless_texts_need_little_memory() {
+    let place = Place::new();
+    let small = peak(&place, &["small.delta", "--quiet", "--out", "small"]);
+    let rows =
+        ["a", "superb ", "(x)"].map(|part| part.repeat(10_000_000 / part.len()) + "\tnegative\n");
+    place.write(
+        "long.tsv",
+        format!("text\tlabel\n{}", rows.concat()).as_bytes(),
+    );
+    place.write(
+        "long.delta",
+        PIPELINE.replace("\"train.tsv\"", "\"long.tsv\"").as_bytes(),
+    );
+    let long = peak(&place, &["long.delta", "--quiet", "--out", "long"]);
+    assert!(
+        long < small + 100,
+        "{long} MB, {small} MB without long texts"
+    );
+    let line = format!("{{\"text\": \"{}\"}}\n", "a".repeat(10_000_000));
+    place.write("long.jsonl", line.as_bytes());
+    let answered = peak(&place, &["predict", "small", "--input", "long.jsonl"]);
+    assert!(
+        answered < small + 100,
+        "{answered} MB, {small} MB without long texts"
+    );
+}
+
+/// Rows are in memory once, as tokens.
+#[test]
+fn many_rows_need_no_more_than_their_tokens() {
+    let place = Place::new();
+    let small = peak(&place, &["small.delta", "--quiet", "--out", "small"]);
+    let rows = "a superb film with a fine plot and great acting\tpositive\n".repeat(100_000);
+    place.write("many.tsv", format!("text\tlabel\n{rows}").as_bytes());
+    place.write(
+        "many.delta",
+        PIPELINE.replace("\"train.tsv\"", "\"many.tsv\"").as_bytes(),
+    );
+    let many = peak(&place, &["many.delta", "--quiet", "--out", "many"]);
+    // 600 bytes a row: an example's own fields, and 12 tokens with their types.
+    assert!(many < small + 60, "{many} MB, {small} MB with 60 rows");
+}
+
+/// A word beyond the longest that a WordPiece reads is one unknown token (transformers' `max_input_chars_per_word`), in a
+/// text that is read whole as in one of which only a part is.
+#[test]
+fn an_endless_word_is_one_token() {
+    for name in [
+        "bert_plain",
+        "bert_left",
+        "model_longest_word",
+        "model_whole_words",
+    ] {
+        let directory = fixture("tokenizers").join(name);
+        let encoder =
+            TextEncoder::open(&directory, 12, &crate::common::config(&directory)).unwrap();
+        let tokens = |length: usize| {
+            let text = format!("the {}, the end", "x".repeat(length));
+            encoder.texts(&[text]).unwrap().tokens
+        };
+        assert_eq!(tokens(100_000), tokens(5_000), "{name}");
+    }
+}
