@@ -454,6 +454,19 @@ fn habits_with_files_get_a_way_out_that_works() {
         "wide.jsonl",
         b"{\n  \"text\": \"good\",\n  \"label\": \"positive\"\n}\n",
     );
+    for (name, content) in [
+        (
+            "quoted.csv",
+            "\"text\";\"label\"\n\"so good\";\"positive\"\n",
+        ),
+        (
+            "compact.jsonl",
+            "{\"text\":\"so good\",\"label\":\"positive\"}\n",
+        ),
+        ("list.json", "[\n  {\n    \"text\": \"good\"\n  }\n]\n"),
+    ] {
+        place.write(name, content.as_bytes());
+    }
     for (text, help) in [
         (column, "did you mean `Review Text`?"),
         (
@@ -469,6 +482,11 @@ fn habits_with_files_get_a_way_out_that_works() {
             "`columns = [first, second]`",
         ),
         (of("jsonl(\"wide.jsonl\")"), "jq -c . FILE > NEW"),
+        (of("csv(\"quoted.csv\")"), "separator = \";\""),
+        (of("csv(\"compact.jsonl\")"), "read it with `jsonl(...)`"),
+        (of("csv(\"list.json\")"), "read it with `json(...)`"),
+        (of("jsonl(\"train.tsv\")"), "read it with `tsv(...)`"),
+        (of("jsonl(\"train.csv\")"), "read it with `csv(...)`"),
         (labels, "write `\"0\" = negative`"),
         (numbers, "write `\"0\" = negative`"),
     ] {

@@ -238,7 +238,7 @@ fn every_method_trains_as_many_parameters_as_it_should() {
     let text = std::fs::read_to_string(fixture("counts/peft.json")).unwrap();
     let peft: BTreeMap<String, BTreeMap<String, usize>> = serde_json::from_str(&text).unwrap();
     let mut table = String::from(
-        "| method | statement | BERT-base | RoBERTa-large | of it | MiniLM | equal to |\n\
+        "| method | statement | BERT-base | RoBERTa-large | share of RoBERTa-large | MiniLM | equal to |\n\
          |---|---|---:|---:|---:|---:|---|\n",
     );
     for (name, statement, source) in ROWS {

@@ -265,7 +265,7 @@ fn what_a_file_does_not_allow_is_refused_by_name() {
             whole.clone(),
             "",
             "unfreeze low = **",
-            "rounding would lose its steps",
+            "would round small updates away",
         ),
         (
             whole.clone(),

@@ -4,7 +4,15 @@
 use crate::common::place::{Place, PIPELINE};
 
 /// What is changed in the pipeline: a name, what stood there, what stands there.
-const MISTAKES: [(&str, &str, &str); 45] = [
+const MISTAKES: [(&str, &str, &str); 49] = [
+    ("no name", "reparam low_rank = lora", "reparam = lora"),
+    ("python slice", "block.*.attn", "block[1:].attn"),
+    ("last without a number", "block.*.attn", "block[last].attn"),
+    (
+        "a path that begins below",
+        "on block.*.attn.{q,v}",
+        "on attn.q",
+    ),
     ("yaml colon", "batch = 8", "batch: 8"),
     (
         "json colon",

@@ -180,7 +180,7 @@ fn what_codes_cannot_do_is_refused_by_name() {
         (
             "storage = nf4",
             "unfreeze low = **",
-            "rounding would lose its steps",
+            "would round small updates away",
         ),
         (
             "storage = int8",

@@ -90,7 +90,7 @@ pub enum Command {
         #[arg(default_value = "runs")]
         directory: PathBuf,
     },
-    /// Show in what two runs differ: their plans and their results
+    /// Show how two runs differ: their plans and their results
     Compare {
         /// A run's directory
         first: PathBuf,
@@ -192,7 +192,7 @@ pub struct CombineOptions {
 
 #[derive(Args)]
 pub struct PipelineOptions {
-    /// A pipeline (a `.delta` file) or, to run an experiment, a `.rhai` script
+    /// A pipeline: a `.delta` file. `deltarun FILE`, without a command, also runs a `.rhai` script
     #[arg(value_name = "FILE")]
     pub file: Option<PathBuf>,
     /// Set a param of the file; may be repeated
@@ -361,7 +361,7 @@ pub struct ReplayOptions {
 pub struct EvalOptions {
     #[command(flatten)]
     pub source: SourceOptions,
-    /// The file to evaluate on instead of the run's dev set: `.tsv`, `.csv` or `.jsonl`
+    /// The file to evaluate on instead of the run's dev set, of any format that `data` reads
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
     /// The output format of the metrics

@@ -19,7 +19,8 @@ use crate::plan::{Plan, StagePlan};
 use crate::ranks::{self, world};
 use crate::report::{against_precision, describe, example, Assumptions, Progress};
 use crate::run::{
-    open_run, read_text, Checked, Ended as RunEnded, Loaded, Reads, Source, ROWS_AT_EACH_END,
+    check_pipeline, open_run, read_text, Checked, Ended as RunEnded, Loaded, Reads, Source,
+    ROWS_AT_EACH_END,
 };
 use crate::settings::Overrides;
 use crate::terminal::{self, print, say};
@@ -243,6 +244,7 @@ pub(super) fn profile(options: &ProfileOptions) -> Result<Ended, Problems> {
 /// `deltarun fmt`
 pub(super) fn fmt(files: &[PathBuf], check: bool) -> Result<Ended, Problems> {
     for path in files {
+        check_pipeline(path)?;
         let text = read_text(path)?;
         let name = path.display().to_string();
         let formatted = syntax::format(&text).map_err(|p| Problems::in_source(&name, &text, p))?;
@@ -278,14 +280,14 @@ pub(super) fn interruption() -> &'static AtomicBool {
     });
     #[cfg(unix)]
     if is_hangup_ignored {
-        // `nohup` asked for that.
+        // `nohup` wants that.
         // SAFETY: no handler runs; a signal is ignored.
         unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
     }
     &INTERRUPTED
 }
 
-/// The device that was asked for.
+/// The device that the options name.
 pub(super) fn device(options: &DeviceOptions) -> Result<Device, Problem> {
     let name = options.device.as_str();
     let (kind, number) = match name.split_once(':') {

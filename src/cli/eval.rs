@@ -41,7 +41,6 @@ fn eval_on(options: &EvalOptions, device: Device) -> Result<Ended, Problems> {
             })?,
     };
     if let Some(run) = &loaded.run {
-        run.check_files()?;
         match options.data {
             None => run.check_set(&file)?,
             Some(_) => run.check_data(&file.path)?,

@@ -104,7 +104,7 @@ pub(super) fn stopped(at: usize, error: &std::io::Error) -> Stop {
     }
 }
 
-/// What is written must not be what is read.
+/// Checks that the output is another file than the input.
 ///
 /// # Errors
 /// Both are one file.

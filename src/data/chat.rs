@@ -137,7 +137,7 @@ impl ChatTemplates {
         let mut answers: Vec<Range<usize>> = Vec::new();
         for (index, message) in messages.iter().enumerate() {
             // Turns of the assistant that follow each other, around a call of a tool, are each an answer.
-            // One that nobody asked for is read, and is no answer.
+            // One without a question before it is read, and is no answer.
             if message["role"] != "assistant" || index == 0 || !is_learned(message) {
                 continue;
             }
@@ -158,7 +158,7 @@ impl ChatTemplates {
             };
             if !is_told || end <= start {
                 let turn = index + 1;
-                let message = format!("the chat template writes message {turn} otherwise once others follow, so its answer cannot be told apart");
+                let message = format!("the chat template renders message {turn} differently when more messages follow, so its answer has no fixed place");
                 return Err(refused(&message).help("split the conversation so that it ends with this answer, or mark the answers in the template with `{% generation %}` and `{% endgeneration %}`"));
             }
             answers.push(start..end);

@@ -52,7 +52,7 @@ pub fn count_of(path: &Path) -> usize {
     matching(path).map_or(0, |found| found.len())
 }
 
-/// The pattern that a path is; `None` if it is that of one file. What exists of it is none, whatever signs its name has.
+/// The pattern that a path is; `None` if it is that of one file. A path that exists is no pattern, whatever signs its name has.
 fn pattern_of(path: &Path) -> Option<String> {
     let known = path.ancestors().find(|folder| folder.exists());
     let known = known.unwrap_or(Path::new(""));

@@ -15,7 +15,18 @@ fn object(
         let message = format!("the line is not a JSON object: {e}");
         let problem =
             at_line("delta::data::json", file, number, message).at(file.span, "this file");
-        problem.help("write one object per line: `{\"text\": \"...\", \"label\": \"...\"}`")
+        let other = match (number, line.trim_start().starts_with('{')) {
+            (1, false) if line.contains('\t') => {
+                Some("read it with `tsv(...)`: its first line has tabs")
+            }
+            (1, false) if line.contains(',') => {
+                Some("read it with `csv(...)`: its first line has commas")
+            }
+            _ => None,
+        };
+        problem.help(
+            other.unwrap_or("write one object per line: `{\"text\": \"...\", \"label\": \"...\"}`"),
+        )
     })
 }
 

@@ -236,7 +236,7 @@ impl Rows {
         }
         if full as f64 > MANY_FULL * rows as f64 {
             let message = format!(
-                "{full} of {rows} texts of {path} fill `max_length` ({} tokens): what may follow is left out",
+                "{full} of {rows} texts of {path} fill `max_length` ({} tokens), and may have been truncated",
                 encoder.max_length()
             );
             let problem = Problem::warning("delta::data::cut", message);

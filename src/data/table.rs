@@ -242,14 +242,18 @@ pub(super) fn no_column(file: &FilePlan, columns: &[String], name: &str) -> Prob
 /// A suggestion for a header of another format.
 fn other_reader(file: &FilePlan, columns: &[String]) -> Option<String> {
     let header = columns.join(", ");
-    let first = match file.format {
-        FileFormat::Csv | FileFormat::Tsv => columns.first()?,
+    let (first, own) = match file.format {
+        FileFormat::Csv => (columns.first()?, file.separator.unwrap_or(',')),
+        FileFormat::Tsv => (columns.first()?, '\t'),
         _ => return None,
     };
     if first.starts_with('{') {
         return Some("read it with `jsonl(...)`: its first line is a JSON object".to_owned());
     }
-    let has = |symbol: char| columns.len() == 1 && first.contains(symbol);
+    if first.starts_with('[') {
+        return Some("read it with `json(...)`: it begins with a JSON list".to_owned());
+    }
+    let has = |symbol: char| columns.len() == 1 && first.contains(symbol) && !first.contains(own);
     match file.format {
         FileFormat::Csv if header.contains('\t') => {
             let header = header.replace('\t', ", ");
@@ -384,9 +388,10 @@ fn csv(
     if let Some(line) = stray_quote(text, separator) {
         let message =
             "a quoted text has a quote that is not doubled, or has more text after its closing quote";
-        return Err(at_line("delta::data::csv", file, line, message)
-            .at(file.span, "this file")
-            .help("write `\"\"` for a quote inside a quoted text, and quote every text with commas, quotes or line breaks"));
+        let first = text.lines().next().unwrap_or_default().to_owned();
+        let other = other_reader(file, &[first]);
+        let problem = at_line("delta::data::csv", file, line, message).at(file.span, "this file");
+        return Err(problem.help(other.as_deref().unwrap_or("write `\"\"` for a quote inside a quoted text, and quote every text with commas, quotes or line breaks")));
     }
     let mut reader = csv_reader(text, separator);
     let mut lines = Lines::of(text);

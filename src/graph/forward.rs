@@ -95,7 +95,7 @@ impl<'g> Pass<'g> {
             Targets::Answers(_) => unreachable!("a language model's head ends with a vocabulary"),
             Targets::Numbers(numbers) => ops::squared_error(&logits, numbers, batch.total),
             Targets::Tokens { tokens, .. } => ops::cross_entropy(&logits, tokens, batch.total),
-            Targets::None => unreachable!("a loss is only asked for where targets are known"),
+            Targets::None => unreachable!("a loss needs targets"),
         }
     }
 

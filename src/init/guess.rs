@@ -376,7 +376,7 @@ fn of_prompts(columns: &[Column], is_two_stacks: bool) -> Option<Guess> {
 fn of_texts(columns: &[Column], texts: &[&Column], is_two_stacks: bool) -> Option<Guess> {
     let is_text = |column: &&Column| texts.iter().any(|text| text.name == column.name);
     let in_order: Vec<&Column> = columns.iter().filter(is_text).collect();
-    // What another column is for would only be guessed.
+    // We could only guess the purpose of another column.
     let others = columns.iter().filter(|column| !column.is_of_the_row());
     match (in_order.as_slice(), others.count()) {
         ([source, target], 2) => Some(written(source, target, is_two_stacks)),

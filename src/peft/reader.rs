@@ -140,7 +140,7 @@ impl<'a> Reader<'a> {
         };
         if let Some(name) = extra.iter().find(of_head) {
             let message = format!(
-                "`{name}` is a LoRA on the task's head, which deltarun reads only as a whole"
+                "`{name}` is a LoRA on the task's head, and deltarun reads only a head's full weights"
             );
             return Err(self.problem(message).help(ON_HEAD));
         }

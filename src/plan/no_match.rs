@@ -1,6 +1,6 @@
 //! Suggestions for a selector that matches nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::selection::{matches, Modules};
 use super::translate::{all_linear, selector_of, tail, Names};
@@ -90,7 +90,9 @@ impl Modules<'_> {
         };
         let nodes = names.nodes();
         let mut all = matched;
-        let mut said = Vec::new();
+        // The tails that a foreign name stands for, and patterns of our own names at other places.
+        let mut said: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        let mut deeper = Vec::new();
         for pattern in patterns {
             let path = segments(pattern);
             let of_pattern = names.meant(&path);
@@ -101,15 +103,14 @@ impl Modules<'_> {
                 Segment::Name(name) if !self.is_part(name) => Some(name.as_str()),
                 _ => None,
             });
-            let name = name.map_or_else(|| show(pattern), str::to_owned);
-            let tails: BTreeSet<&str> = of_pattern.iter().map(|node| tail(node)).collect();
-            let is = format!("`{name}` is {}", quoted_list(tails.into_iter()));
-            if !said.contains(&is) {
-                said.push(is);
+            let tails = of_pattern.iter().map(|node| tail(node).to_owned());
+            match name {
+                Some(name) => said.entry(name.to_owned()).or_default().extend(tails),
+                None => deeper.push(show(pattern)),
             }
             all.extend(of_pattern);
         }
-        if said.is_empty() {
+        if said.is_empty() && deeper.is_empty() {
             return None;
         }
         let meant: Vec<String> = nodes
@@ -118,7 +119,13 @@ impl Modules<'_> {
             .cloned()
             .collect();
         let write = selector_of(&meant, &nodes)?;
-        Some(format!("{} here: write `{write}`", said.join(" and ")))
+        let is = said.iter().map(|(name, tails)| {
+            let tails = quoted_list(tails.iter().map(String::as_str));
+            format!("`{name}` is {tails} here")
+        });
+        let lies = |pattern: &String| format!("`{pattern}` is not a whole path here");
+        let said: Vec<String> = is.chain(deeper.iter().map(lies)).collect();
+        Some(format!("{}: write `{write}`", said.join(", ")))
     }
 
     /// Whether a name is a part of a path of the module tree, or of its parameters.

@@ -55,7 +55,7 @@ impl Builder<'_> {
                     };
                     if let Some(path) = parameters.iter().find(is_coded) {
                         report(
-                            format!("`{}` unfreezes `{path}`, which the backbone keeps in few bits: rounding would lose its steps", delta.name),
+                            format!("`{}` unfreezes `{path}`, whose few bits per weight would round small updates away", delta.name),
                             match backbone.storage {
                                 Storage::File { .. } => "train a delta such as `lora` instead, or use the model's Hugging Face directory",
                                 _ => "train a delta such as `lora` instead, or write `storage = bf16`",

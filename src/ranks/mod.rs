@@ -247,7 +247,7 @@ pub fn agree<T, E>(own: Result<T, E>) -> Result<T, E> {
         None => own,
         Some(first) if first == world().rank() => own,
         Some(_) => {
-            // What it holds may have to be tidied up.
+            // Its destructors may tidy something up.
             drop(own);
             // The first one ends this process when it has said why.
             loop {

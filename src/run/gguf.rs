@@ -17,8 +17,7 @@ use crate::plan::Plan;
 pub fn export_gguf(plan: &Plan, graph: &Graph, out: &Path) -> Result<(), Problem> {
     check(out)?;
     if plan.backbone.random {
-        let message =
-            "the run's backbone was drawn at random, and is in no file that llama.cpp could read";
+        let message = "the run's backbone was drawn at random, so llama.cpp has no file of it";
         return Err(Problem::new("delta::run::gguf", message)
             .help("merge the run into a directory instead"));
     }

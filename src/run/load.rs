@@ -138,6 +138,7 @@ fn open_own(
     device: Device,
 ) -> Result<Loaded, Problem> {
     let run = FinishedRun::open(directory, integrity)?;
+    run.check_files()?;
     let mut plan = run.plan()?;
     // Predict in f32, so that results do not depend on the processor.
     plan.backbone.precision = Precision::F32;

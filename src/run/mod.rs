@@ -60,7 +60,7 @@ pub use profile::{profile, Profile};
 pub use profile_table::profile_table;
 pub use reference::reference;
 pub use replay::{replay, Compared, Replayed};
-pub use source::{read_text, whole, Checked, Confined, Source, ROWS_AT_EACH_END};
+pub use source::{check_pipeline, read_text, whole, Checked, Confined, Source, ROWS_AT_EACH_END};
 pub use tying::has_head_weight;
 
 /// The results of a finished run.

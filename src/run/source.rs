@@ -90,19 +90,27 @@ pub fn whole(path: &Path) -> PathBuf {
     }
 }
 
+/// Refuses a script where a command takes a pipeline.
+///
+/// # Errors
+/// The file is a script.
+pub fn check_pipeline(path: &Path) -> Result<(), Problem> {
+    if path.extension().is_none_or(|ending| ending != "rhai") {
+        return Ok(());
+    }
+    let name = path.display();
+    let message = format!("`{name}` is a script, and this command takes a pipeline");
+    let help = format!("run it with `deltarun {name}`, or name a `.delta` file");
+    Err(Problem::new("delta::cli::script", message).help(help))
+}
+
 impl Source {
     /// Reads a file.
     ///
     /// # Errors
     /// It cannot be read, or is not UTF-8.
     pub fn read(path: &Path) -> Result<Self, Problem> {
-        if path.extension().is_some_and(|ending| ending == "rhai") {
-            let name = path.display();
-            let message = format!("`{name}` is a script, and this command takes a pipeline");
-            return Err(Problem::new("delta::cli::script", message).help(format!(
-                "run it with `deltarun {name}`, or name a `.delta` file"
-            )));
-        }
+        check_pipeline(path)?;
         let text = read_text(path)?;
         let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         if absolute.to_str().is_none() {

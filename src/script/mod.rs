@@ -109,7 +109,7 @@ pub fn run_shard(
     }
 }
 
-/// Reads a script: the runs that it asked for, and how it ended.
+/// Reads a script: the runs that it began, and how it ended.
 fn rehearse(
     path: &Path,
     options: &Options<'static>,

@@ -87,7 +87,7 @@ pub(super) struct Rehearsal {
     planned: Planned,
     /// The finished runs whose true results the script gets.
     believed: BTreeSet<PathBuf>,
-    /// The runs that the script asked for.
+    /// The runs that the script began.
     asked: Mutex<Vec<Job>>,
 }
 
@@ -167,7 +167,7 @@ fn level(
 }
 
 impl Rehearsal {
-    /// The runs that the script asked for, each once.
+    /// The runs that the script began, each once.
     pub fn asked(&self) -> Vec<Job> {
         self.asked
             .lock()

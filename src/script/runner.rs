@@ -49,7 +49,7 @@ impl Runner {
         self.interrupted.load(Ordering::Relaxed)
     }
 
-    /// The plan of a pipeline, after a look at all that it reads; what is odd about it is said once.
+    /// The plan of a pipeline, after a look at all that it reads; warnings are shown once.
     fn plan(&self, source: &Source) -> Result<Plan, Problems> {
         let checked = source.runnable_plan()?;
         self.warn(&checked.warnings);

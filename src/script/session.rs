@@ -26,7 +26,7 @@ pub(super) struct Session {
     allowed: Vec<PathBuf>,
     started: Instant,
     in_runs: Cell<Duration>,
-    /// Params that the script asked for.
+    /// Params that the script read.
     known: RefCell<Option<BTreeSet<String>>>,
     /// What runs need of it, on any thread.
     pub runner: Runner,
@@ -114,7 +114,7 @@ impl Session {
         Ok(params)
     }
 
-    /// Whether all that was set from outside was asked for: looked at before anything runs.
+    /// Checks, before anything runs, that the script read every param that was set from outside.
     ///
     /// # Errors
     /// Something was not.

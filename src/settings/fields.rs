@@ -1,5 +1,5 @@
-//! A block's settings, read one by one with their types. What is wrong is collected, not thrown:
-//! a file's mistakes are all shown at once. What nobody read is an unknown key.
+//! A block's settings, read one by one with their types. Mistakes are collected, not thrown,
+//! so that all mistakes of a file are shown at once. A key that no task or method read is unknown.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -271,12 +271,12 @@ impl<'a> Fields<'a> {
         None
     }
 
-    /// Every key that was asked for, sorted.
+    /// Every key that was read, sorted.
     pub fn known(&self) -> Vec<&'static str> {
         self.asked.borrow().iter().copied().collect()
     }
 
-    /// Notes every key that nobody asked for.
+    /// Notes every key that nobody read.
     pub fn finish(&self) {
         let asked = self.asked.borrow();
         for setting in &self.settings {

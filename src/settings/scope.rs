@@ -109,7 +109,10 @@ impl Scope {
                 format!("`{name}` is not a param of this file"),
             )
             .at(amount.span, "here")
-            .help("write a whole number, or declare the name with `param`")),
+            .help(match name.as_str() {
+                "last" => "write `[last 1]` for the last block",
+                _ => "write a whole number, or declare the name with `param`",
+            })),
             other => Err(Problem::new(
                 "delta::plan::wrong_type",
                 format!(

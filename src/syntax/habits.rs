@@ -13,7 +13,7 @@ struct Habit {
     help: &'static str,
 }
 
-const HABITS: [Habit; 25] = [
+const HABITS: [Habit; 27] = [
     Habit {
         pattern: r"\b(?:target_modules|lora_target)[ \t]*[=:][ \t]*(?:\[([^\]\n]*)\]|[^\s,}]+)",
         message: "the target modules are not a setting",
@@ -85,9 +85,19 @@ const HABITS: [Habit; 25] = [
         help: "select the layers: `on **.{q,k,v,o,up,down}`, with `gate` where there is one; `deltarun plan` shows the tree",
     },
     Habit {
+        pattern: r"\[[ \t]*([0-9]*)[ \t]*:[ \t]*([0-9]*)[ \t]*\]",
+        message: "blocks are not sliced with `:`",
+        help: "write `[FIRST..END]` for the blocks from FIRST to before END, or `[last NUMBER]`",
+    },
+    Habit {
         pattern: r"\[-([0-9]+)\]",
         message: "blocks are not counted from the end with a minus",
         help: "write `[last $1]` for the last $1",
+    },
+    Habit {
+        pattern: r"\b(reparam|insert|unfreeze)[ \t]*=[ \t]*",
+        message: "a delta needs a name",
+        help: "write `$1 NAME = ...`",
     },
     Habit {
         pattern: r"\b(reparam|insert)[ \t]+(\w+)[ \t]*(?:\{[^{}\n]*\})?[ \t]*\b(on|after|beside|before)\b",

@@ -162,11 +162,11 @@ fn explain(error: &pest::error::Error<Rule>, text: &str) -> Problem {
         .take_while(|c| c.is_alphanumeric() || *c == '_')
         .collect();
     let keywords = KEYWORDS;
-    let first = text
-        .trim_start()
-        .split(|c: char| !c.is_alphanumeric())
-        .next();
-    let form = FORMS.iter().find(|(keyword, _)| Some(*keyword) == first);
+    // The statement begins with the last line before that begins with a keyword.
+    let form = text[..start].lines().rev().find_map(|line| {
+        let first = line.split_whitespace().next();
+        FORMS.iter().find(|(keyword, _)| Some(*keyword) == first)
+    });
     match crate::text::did_you_mean(&word, keywords) {
         Some(keyword) if expected.contains(&"a statement") && !word.is_empty() => {
             problem.help(format!("did you mean `{keyword}`?"))

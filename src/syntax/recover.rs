@@ -91,7 +91,7 @@ impl Scan {
                 '"' => {
                     let (end, is_closed) = scan.quoted(text, place);
                     if !is_closed {
-                        // What would close the brackets of this line is within the quotes.
+                        // The brackets of this line are closed within the quotes.
                         let line = text[..place].rfind('\n').unwrap_or(0);
                         open.retain(|(opened, _)| *opened < line);
                     }

@@ -217,7 +217,7 @@ impl Own<'_> {
             (true, Some((width, heads))) => json!(width / heads.max(1)),
             _ => config["head_dim"].clone(),
         };
-        // What a file does not state is as llama.cpp has it.
+        // llama.cpp's defaults stand for keys that the file lacks.
         let window = self.optional("attention.sliding_window")?;
         if self.architecture.name == "gemma2" {
             config["sliding_window"] = json!(window.unwrap_or(4096));
