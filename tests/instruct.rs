@@ -288,3 +288,100 @@ fn a_tokenizer_without_a_chat_template_is_refused_with_a_way_out() {
     assert!(error.contains("has no chat template"), "{error}");
     assert!(error.contains("template = "), "{error}");
 }
+
+/// The words that the small Llama writes without an end, and with a text that ends them or keeps them going.
+#[test]
+fn answers_end_by_a_text_and_not_before_the_fewest_tokens() {
+    let place = place();
+    place.write("prompts.jsonl", b"{\"text\": \"a fine film with\"}\n");
+    let write = |options: &[&str]| -> Value {
+        let arguments = [
+            "generate",
+            "llama",
+            "--input",
+            "prompts.jsonl",
+            "--max-tokens",
+            "8",
+        ];
+        serde_json::from_str(&place.succeed(&[&arguments[..], options].concat())).unwrap()
+    };
+    let whole = write(&[]);
+    let text = whole["text"].as_str().unwrap();
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let later = words.iter().find(|word| **word != words[0]).unwrap();
+    let (before, _) = text.split_once(later).unwrap();
+    let stopped = write(&["--stop", later]);
+    assert_eq!(stopped["ended_by"], "stop", "{stopped}");
+    assert_eq!(
+        stopped["text"].as_str().unwrap().trim(),
+        before.trim(),
+        "{whole}"
+    );
+    // A token that ends answers is not written before there are enough.
+    let tokenizer = std::fs::read_to_string(place.path("llama/tokenizer.json")).unwrap();
+    let tokenizer: Value = serde_json::from_str(&tokenizer).unwrap();
+    let end = &tokenizer["model"]["vocab"][words[0]];
+    let defaults = json!({"eos_token_id": [end]}).to_string();
+    place.write("llama/generation_config.json", defaults.as_bytes());
+    assert_eq!(write(&[])["tokens"], 1);
+    assert_eq!(write(&[])["ended_by"], "end");
+    let long = write(&["--min-tokens", "4"]);
+    assert!(long["tokens"].as_u64().unwrap() >= 4, "{long}");
+}
+
+/// A conversation on a terminal: each answer is to all turns before it.
+#[test]
+fn a_conversation_is_answered_turn_by_turn() {
+    use std::io::Write;
+    let place = place();
+    let mut child = place
+        .command(&["chat", "llama", "--max-tokens", "3"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(b"a fine film\nand the plot\n\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let answers: Vec<&str> = text.split("> ").skip(1).collect();
+    assert_eq!(answers.len(), 3, "{text}");
+    assert!(
+        answers[..2].iter().all(|answer| !answer.trim().is_empty()),
+        "{text}"
+    );
+}
+
+/// A template that writes the tokenizer's first token has it once, and rows without the end token are reported.
+#[test]
+fn the_first_token_is_read_once_and_a_missing_end_is_said() {
+    let place = place();
+    let tokens = |template: &str| {
+        let task = format!("template = \"{template}\", answer = answer");
+        place.write("ask.delta", pipeline(&task).as_bytes());
+        let plan = place.succeed(&["plan", "ask.delta"]);
+        let example = plan.split("first example").nth(1).unwrap().to_owned();
+        example.matches("[CLS]").count()
+    };
+    assert_eq!(tokens("[CLS] {text} : {answer}"), 1);
+    assert_eq!(tokens("{text} : {answer}"), 1);
+    let without = TEMPLATE.replace("[SEP]", "");
+    let settings = json!({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "[SEP]", "chat_template": without});
+    place.write(
+        "llama/tokenizer_config.json",
+        settings.to_string().as_bytes(),
+    );
+    place.write(
+        "ask.delta",
+        pipeline("prompt = text, answer = answer").as_bytes(),
+    );
+    let output = place.run(&["check", "ask.delta"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("have an answer without `[SEP]`"), "{said}");
+}

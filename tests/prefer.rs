@@ -78,9 +78,12 @@ fn losses_and_gradients_are_those_of_trl() {
                 };
                 let groups = groups(&all, 0, prediction, group_rows);
                 let ((loss, gradients), compared) = graph.gradients_and_answers(&groups).unwrap();
+                let mean = |sum: f64| sum / compared.prompts as f64;
                 let logged = [
-                    ("margin", compared.margins / compared.prompts as f64),
-                    ("accuracy", compared.right as f64 / compared.prompts as f64),
+                    ("margin", mean(compared.chosen - compared.rejected)),
+                    ("accuracy", mean(compared.right as f64)),
+                    ("chosen", mean(compared.chosen)),
+                    ("rejected", mean(compared.rejected)),
                 ];
                 for (key, value) in logged {
                     let of_trl = of_trl[key].as_f64().unwrap();

@@ -44,6 +44,28 @@ fn every_experiment_of_the_study_runs_and_leaves_a_page() {
     }
 }
 
+/// A script that catches a mistake has its sentence, and one that wants a figure which a run lacks is told so.
+#[test]
+fn mistakes_have_their_sentences_in_scripts() {
+    let place = Place::new();
+    place.write(
+        "catch.rhai",
+        br#"
+        try { pipeline("small.delta").set(#{ rank: 3 }).run(); } catch(e) { print("caught: " + e); }
+        let run = pipeline("small.delta").run();
+        try { run.test } catch(e) { print(`caught: ${e}`); }
+    "#,
+    );
+    let text = place.succeed(&["catch.rhai", "--quiet"]);
+    let caught: Vec<&str> = text
+        .lines()
+        .filter(|line| line.contains("caught"))
+        .collect();
+    assert_eq!(caught.len(), 2, "{text}");
+    assert!(caught[0].contains("`rank`"), "{text}");
+    assert_eq!(caught[1], "caught: the run has no test set");
+}
+
 const GRID: &str = r#"
 let runs = [];
 for point in grid(#{ lr: [1e-3, 3e-3], seed: [1, 2] }) { runs.push(pipeline("grid.delta").set(point)); }

@@ -264,8 +264,10 @@ impl Answers for Writer<'_> {
 impl Writer<'_> {
     fn line(&self, asked: &Asked<Marked>, written: &Written) -> Result<Value, Problem> {
         let text = self.text(written)?;
+        let last = written.tokens.last();
         let ended = match written.ended {
-            true => "end",
+            true if last.is_some_and(|last| self.decoding.ends.contains(last)) => "end",
+            true => "stop",
             false => "max_tokens",
         };
         Ok(asked.answered([

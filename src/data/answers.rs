@@ -63,6 +63,12 @@ impl TextEncoder {
             .encode_fast(text, !is_whole)
             .map_err(refused)?;
         let mut text = encoded(&encoding);
+        // A template that writes the tokenizer's first token means the one that the tokenizer puts there.
+        if self.begins_twice(&text) {
+            text.tokens.remove(0);
+            text.types.remove(0);
+            text.special.remove(0);
+        }
         let own = text.special.iter().rev().take_while(|own| **own).count();
         let count = text.tokens.len() - own;
         text.tokens.truncate(count);

@@ -10,12 +10,14 @@ impl Portable for GroupGradients {
         let Compared {
             prompts,
             right,
-            margins,
+            chosen,
+            rejected,
         } = self.compared;
         let mut bytes = self.loss.to_le_bytes().to_vec();
         bytes.extend((prompts as u64).to_le_bytes());
         bytes.extend((right as u64).to_le_bytes());
-        bytes.extend(margins.to_le_bytes());
+        bytes.extend(chosen.to_le_bytes());
+        bytes.extend(rejected.to_le_bytes());
         for (index, gradient) in &self.whole {
             bytes.extend((*index as u64).to_le_bytes());
             bytes.extend((gradient.len() as u64).to_le_bytes());
@@ -29,7 +31,7 @@ impl Portable for GroupGradients {
         let loss = f32::from_le_bytes(taken(&mut rest));
         let mut number = || u64::from_le_bytes(taken(&mut rest)) as usize;
         let (prompts, right) = (number(), number());
-        let margins = f64::from_le_bytes(taken(&mut rest));
+        let [chosen, rejected] = [0; 2].map(|_: i32| f64::from_le_bytes(taken(&mut rest)));
         let mut whole = Vec::new();
         while !rest.is_empty() {
             let [index, count] = [0; 2].map(|_: i32| u64::from_le_bytes(taken(&mut rest)) as usize);
@@ -42,7 +44,8 @@ impl Portable for GroupGradients {
             compared: Compared {
                 prompts,
                 right,
-                margins,
+                chosen,
+                rejected,
             },
             whole,
             parts: Vec::new(),

@@ -349,7 +349,7 @@ pub fn check_data(plan: &Plan, extent: Extent, loader: Option<&Loader>) -> DataC
             let problem = Problem::warning("delta::data::no_dev", message).at(stage.span, "here");
             check
                 .warnings
-                .push(problem.help("add `dev = tsv(\"dev.tsv\")` to the data set"));
+                .push(problem.help("add a file of its own, or hold out a part of the training file: `dev = split(train, 10%)`"));
         }
     }
     let noising = loader.map(|loader| {

@@ -70,7 +70,9 @@ impl Log {
                 if compared.prompts > 0 {
                     let count = compared.prompts as f64;
                     line["accuracy"] = json!(compared.right as f64 / count);
-                    line["margin"] = json!(compared.margins / count);
+                    line["margin"] = json!((compared.chosen - compared.rejected) / count);
+                    line["chosen"] = json!(compared.chosen / count);
+                    line["rejected"] = json!(compared.rejected / count);
                 }
                 line
             }

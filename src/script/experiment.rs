@@ -11,7 +11,7 @@ use super::rehearsal::unfinished;
 use super::runner::Finished;
 use super::session::Session;
 use crate::backbone::Checkpoint;
-use crate::diagnostic::Problem;
+use crate::diagnostic::{Problem, Problems};
 use crate::engine::{measure_rate, Device};
 use crate::graph::this_machine;
 use crate::graph::{label_order, reordered, Graph, Tensors};
@@ -31,6 +31,17 @@ pub(super) type Run = Rc<Finished>;
 pub(super) fn register(engine: &mut Engine, session: &Rc<Session>) {
     engine.register_type_with_name::<Pipeline>("Pipeline");
     engine.register_type_with_name::<Run>("Run");
+    // What `catch` gives a script.
+    engine.register_type_with_name::<Problems>("Problem");
+    for name in ["to_string", "to_debug"] {
+        engine.register_fn(name, |problems: &mut Problems| {
+            let messages = problems
+                .problems
+                .iter()
+                .map(|problem| problem.message.as_str());
+            messages.collect::<Vec<_>>().join("; ")
+        });
+    }
     let own = session.clone();
     engine.register_fn(
         "params",
@@ -199,6 +210,11 @@ fn plan(pipeline: &mut Pipeline) -> Outcome<Map> {
     Ok(map)
 }
 
+/// A figure of a run, or the mistake of a script that wants one which the run does not have.
+fn or_mistake(figure: Option<f64>, message: &str, help: &str) -> Outcome<f64> {
+    figure.ok_or_else(|| mistake(message, help))
+}
+
 fn register_results(engine: &mut Engine) {
     engine
         .register_get("name", |run: &mut Run| run.plan.name.clone())
@@ -212,14 +228,18 @@ fn register_results(engine: &mut Engine) {
             run.summary.metric.less_is_better()
         })
         .register_get("value", |run: &mut Run| {
-            run.summary.value().unwrap_or(f64::NAN)
+            let help = "add `dev = ...` to the pipeline's data set";
+            or_mistake(run.summary.value(), "the run has no dev set", help)
         })
         .register_get("test", |run: &mut Run| {
             let test = run.summary.test.as_ref();
-            test.map_or(f64::NAN, |test| test.get(run.summary.metric))
+            let test = test.map(|test| test.get(run.summary.metric));
+            let help = "add `test = ...` to the pipeline's data set";
+            or_mistake(test, "the run has no test set", help)
         })
         .register_get("majority", |run: &mut Run| {
-            run.summary.majority.unwrap_or(f64::NAN)
+            let help = "use it of tasks whose rows have one label each";
+            or_mistake(run.summary.majority, "the run's task has no majority", help)
         })
         .register_get("trained", |run: &mut Run| {
             last_stage(run, |stage| stage.trained as i64)

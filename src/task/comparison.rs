@@ -59,8 +59,10 @@ pub struct Compared {
     pub prompts: usize,
     /// Those whose right answer has the highest score.
     pub right: usize,
-    /// The sum of the differences between the score of the right answer and the best of the others.
-    pub margins: f64,
+    /// The sum of the scores of right answers that have others beside them.
+    pub chosen: f64,
+    /// The sum of the best scores of the others.
+    pub rejected: f64,
 }
 
 impl Compared {
@@ -74,7 +76,8 @@ impl Compared {
         self.prompts += 1;
         self.right += usize::from(scores[right] > best);
         if best.is_finite() {
-            self.margins += scores[right] - best;
+            self.chosen += scores[right];
+            self.rejected += best;
         }
     }
 
@@ -82,7 +85,8 @@ impl Compared {
     pub fn join(&mut self, other: Compared) {
         self.prompts += other.prompts;
         self.right += other.right;
-        self.margins += other.margins;
+        self.chosen += other.chosen;
+        self.rejected += other.rejected;
     }
 }
 
