@@ -48,6 +48,7 @@ mod predict;
 mod prefer;
 mod readers;
 mod recompute;
+mod report;
 mod resume;
 mod scripts;
 mod selectors;

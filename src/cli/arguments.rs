@@ -59,6 +59,7 @@ impl Arguments {
             Some(Command::Profile(options)) => options.threads,
             Some(Command::Replay(options)) => options.device.threads,
             Some(Command::Eval(options)) => options.source.device.threads,
+            Some(Command::Report(options)) => options.source.device.threads,
             Some(Command::Predict(options)) => options.source.device.threads,
             Some(Command::Generate(options)) => options.source.device.threads,
             Some(Command::Chat(options)) => options.source.device.threads,
@@ -122,6 +123,8 @@ pub enum Command {
     Replay(ReplayOptions),
     /// Evaluate a finished run or an adapter saved by PEFT
     Eval(EvalOptions),
+    /// Write a page about a finished run: curves, results of each label, wrong answers
+    Report(ReportOptions),
     /// Predict with a finished run or an adapter saved by PEFT: rows in, answers out
     Predict(PredictOptions),
     /// Write texts with a run, an adapter or a backbone: prompts in, answers out
@@ -355,6 +358,18 @@ pub struct ReplayOptions {
     pub quiet: bool,
     #[command(flatten)]
     pub integrity: IntegrityOptions,
+}
+
+#[derive(Args)]
+pub struct ReportOptions {
+    #[command(flatten)]
+    pub source: SourceOptions,
+    /// The file to evaluate on instead of the run's dev set, of any format that `data` reads
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+    /// The page, instead of `report.html` in the run's directory
+    #[arg(long, value_name = "FILE.html")]
+    pub out: Option<PathBuf>,
 }
 
 #[derive(Args)]

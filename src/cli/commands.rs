@@ -458,10 +458,27 @@ fn run_on(
                 None => format!("  for PEFT: {}\n", out.join("peft").display()),
                 Some(reason) => format!("  not saved for PEFT: {reason}\n"),
             };
+            text += &next_commands(plan, &out);
             print(&text);
             Ok(Ended::Done)
         }
     }
+}
+
+/// The commands that a finished run is for.
+fn next_commands(plan: &Plan, out: &Path) -> String {
+    let kind = plan.final_task().map(|(_, task)| &task.kind);
+    let use_it = match kind.is_some_and(|kind| kind.predicts()) {
+        true => "predict",
+        false => "generate",
+    };
+    let has_use = kind.is_some_and(|kind| kind.predicts() || kind.writes());
+    let run = out.display();
+    let mut text = format!("  next: deltarun report {run}\n");
+    if has_use {
+        text += &format!("        deltarun {use_it} {run} --input FILE\n");
+    }
+    text
 }
 
 /// Reads the run that `eval` and `predict` ask.

@@ -1,6 +1,6 @@
 //! `deltarun eval`: the metrics of a finished run, or of an adapter, on a file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{json, Map, Value};
 
@@ -16,7 +16,7 @@ use crate::hub::local;
 use crate::plan::FilePlan;
 use crate::ranks::{agree, world};
 use crate::report::{label_report, metric_value};
-use crate::run::Loader;
+use crate::run::{Loaded, Loader};
 use crate::task::OfLabel;
 use crate::terminal::print;
 
@@ -30,22 +30,10 @@ fn eval_on(options: &EvalOptions, device: Device) -> Result<Ended, Problems> {
     let (_, task) = plan
         .final_task()
         .ok_or_else(|| Problem::internal("a run without a task"))?;
-    let file = match &options.data {
-        Some(path) => read_as_run(plan, recognize(path)?)?,
-        None => plan
-            .final_data()
-            .and_then(|data| data.dev.clone().or_else(|| data.test.clone()))
-            .ok_or_else(|| {
-                Problem::new("delta::cli::no_data", "the run has no dev or test set")
-                    .help("name a file with `--data FILE`")
-            })?,
-    };
-    if let Some(run) = &loaded.run {
-        match options.data {
-            None => run.check_set(&file)?,
-            Some(_) => run.check_data(&file.path)?,
-        }
-    }
+    let file = file_of(&loaded, options.data.as_deref())?.ok_or_else(|| {
+        Problem::new("delta::cli::no_data", "the run has no dev or test set")
+            .help("name a file with `--data FILE`")
+    })?;
     check_others(&file)?;
     let evaluation = Loader::new(plan)?.evaluate(plan, &loaded.graph, task, &file)?;
     if options.format != Format::Text {
@@ -86,6 +74,23 @@ fn eval_on(options: &EvalOptions, device: Device) -> Result<Ended, Problems> {
     }
     print_once(&text);
     Ok(Ended::Done)
+}
+
+/// The file that a command evaluates on: the one that it names, or the run's dev or test set.
+pub(super) fn file_of(loaded: &Loaded, named: Option<&Path>) -> Result<Option<FilePlan>, Problem> {
+    let plan = &loaded.plan;
+    let sets = plan.final_data();
+    let file = match named {
+        Some(path) => Some(read_as_run(plan, recognize(path)?)?),
+        None => sets.and_then(|data| data.dev.clone().or_else(|| data.test.clone())),
+    };
+    if let (Some(run), Some(file)) = (&loaded.run, &file) {
+        match named {
+            None => run.check_set(file)?,
+            Some(_) => run.check_data(&file.path)?,
+        }
+    }
+    Ok(file)
 }
 
 /// Checks that every process evaluates the same rows.

@@ -177,6 +177,27 @@ pub(super) fn answer_file<A: Answers>(answers: &A, files: &LineOptions) -> Resul
     Ok(Ended::Done)
 }
 
+/// The answers to rows with these line numbers.
+///
+/// # Errors
+/// A row that cannot be answered.
+pub(super) fn answers_to<A: Answers>(
+    answers: &A,
+    rows: Vec<(usize, Value)>,
+) -> Result<Vec<Value>, Problem> {
+    let lines = sent(answers.most(), move || {
+        rows.into_iter().map(|(number, row)| Line {
+            number,
+            content: Content::Row(row),
+        })
+    });
+    let mut output = Vec::new();
+    answer_all(answers, &lines, &mut output, &AtomicBool::new(false))
+        .map_err(|(_, problem)| problem)?;
+    let answers = serde_json::Deserializer::from_slice(&output).into_iter();
+    answers.collect::<Result<_, _>>().map_err(Problem::internal)
+}
+
 /// A line of the input.
 struct Line {
     number: usize,

@@ -11,6 +11,7 @@ mod lines;
 mod lists;
 mod predict;
 mod replay;
+mod report;
 mod results;
 mod runs;
 mod sweep;
@@ -157,6 +158,7 @@ fn dispatch(arguments: Arguments) -> Result<Ended, Problems> {
         Some(Command::Fmt { files, check }) => commands::fmt(&files, check),
         Some(Command::Replay(options)) => replay::replay(&options),
         Some(Command::Eval(options)) => eval::eval(&options),
+        Some(Command::Report(options)) => report::report(&options),
         Some(Command::Predict(options)) => predict::predict(&options),
         // Products are shared out to other threads from a thread of the pool alone.
         Some(Command::Generate(options)) => rayon::scope(|_| generate::generate(&options)),

@@ -25,15 +25,12 @@ pub(super) fn predict(options: &PredictOptions) -> Result<Ended, Problems> {
             .help("write texts with `deltarun generate`, or use a run whose last task is `classify`, `regress`, `tag` or `choose`")
             .into());
     }
-    let loader = Loader::new(&loaded.plan)?;
-    let predictor = Predictor {
-        loaded: &loaded,
-        loader,
-    };
+    let predictor = Predictor::new(&loaded, Loader::new(&loaded.plan)?);
     answer_file(&predictor, &options.files)
 }
 
-struct Predictor<'a> {
+/// Answers rows with the labels or numbers that a run predicts.
+pub(super) struct Predictor<'a> {
     loaded: &'a Loaded,
     loader: Loader,
 }
@@ -55,7 +52,11 @@ pub(super) fn example<'c>(columns: impl IntoIterator<Item = &'c String>) -> Stri
     format!("{{{}}}", keys.join(", "))
 }
 
-impl Predictor<'_> {
+impl<'a> Predictor<'a> {
+    pub(super) fn new(loaded: &'a Loaded, loader: Loader) -> Self {
+        Predictor { loaded, loader }
+    }
+
     fn kind(&self) -> Result<&Task, Problem> {
         self.loaded.task().map(|task| &task.kind)
     }

@@ -6,8 +6,18 @@ use crate::task::OfLabel;
 /// The most labels whose confusions are shown.
 const MOST: usize = 12;
 
-/// The measures of each label as a table. Where each example has one of a few labels, also how often each was taken for another.
+/// [`label_tables`] as text.
 pub fn label_report(labels: &[OfLabel], confusion: Option<&Vec<Vec<usize>>>) -> String {
+    let tables = label_tables(labels, confusion);
+    let texts: Vec<String> = tables.iter().map(Table::to_string).collect();
+    texts.join("\n")
+}
+
+/// The measures of each label. Where each example has one of a few labels, also how often each was taken for another.
+pub fn label_tables(labels: &[OfLabel], confusion: Option<&Vec<Vec<usize>>>) -> Vec<Table> {
+    if labels.is_empty() {
+        return Vec::new();
+    }
     let mut table = Table::new(["label", "precision", "recall", "f1", "examples"]);
     for own in labels {
         let shares = [own.precision(), own.recall(), own.f1()];
@@ -16,7 +26,7 @@ pub fn label_report(labels: &[OfLabel], confusion: Option<&Vec<Vec<usize>>>) -> 
         table.row(cells.chain([own.examples.to_string()]));
     }
     let Some(confusion) = confusion.filter(|_| labels.len() <= MOST) else {
-        return table.to_string();
+        return vec![table];
     };
     let names = || labels.iter().map(|own| own.name.as_str());
     let mut taken = Table::new(std::iter::once("label, taken for").chain(names()));
@@ -24,5 +34,5 @@ pub fn label_report(labels: &[OfLabel], confusion: Option<&Vec<Vec<usize>>>) -> 
         let counts = row.iter().map(usize::to_string);
         taken.row(std::iter::once(name.to_owned()).chain(counts));
     }
-    format!("{table}\n{taken}")
+    vec![table, taken]
 }

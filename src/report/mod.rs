@@ -6,15 +6,15 @@ mod page;
 mod plan;
 mod plot;
 mod progress;
+mod sites;
 mod table;
 
 pub use example::{example, Shown};
-pub use labels::label_report;
+pub use labels::{label_report, label_tables};
 pub use page::Page;
 pub use plan::{against_precision, describe, Assumptions};
 pub use plot::{plot, Series};
 pub use progress::Progress;
-mod sites;
 pub use table::Table;
 
 use crate::plan::Metric;

@@ -8,6 +8,9 @@ pub type Series = (String, Vec<(f64, f64)>);
 /// Up to where axes have marks that differ.
 const LARGEST: f64 = 1e15;
 
+/// The most points of a curve that are marked.
+const MOST_DOTS: usize = 40;
+
 const SIZE: (u32, u32) = (760, 420);
 const COLOURS: [RGBColor; 8] = [
     RGBColor(31, 119, 180),
@@ -42,7 +45,11 @@ pub fn plot(
         return Err(format!("a point is beyond {LARGEST:e}"));
     }
     let margin = ((y.1 - y.0) * 0.06).max(1e-9);
-    let y = (y.0 - margin, y.1 + margin);
+    let mut y = (y.0 - margin, y.1 + margin);
+    // The legend stands above all curves.
+    if series.len() > 1 {
+        y.1 += 0.07 * series.len() as f64 * (y.1 - y.0);
+    }
     let at = move |value: f64| if is_log { value.log10() } else { value };
     let mut x = (at(x.0), at(x.1));
     if x.0 == x.1 {
@@ -61,7 +68,7 @@ pub fn plot(
             .build_cartesian_2d(x.0..x.1, y.0..y.1)
             .map_err(|e| failed(&e))?;
         let label = |value: &f64| match is_log {
-            true => format!("{:.0}", 10f64.powf(*value)),
+            true => short(10f64.powf(*value)),
             false => short(*value),
         };
         chart
@@ -83,18 +90,21 @@ pub fn plot(
                 .map_err(|e| failed(&e))?
                 .label(name)
                 .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 18, y)], style));
-            let dots = drawn
-                .into_iter()
-                .map(|point| Circle::new(point, 3, colour.filled()));
+            // Dots of a long curve would hide it.
+            let dots = drawn.iter().filter(|_| drawn.len() <= MOST_DOTS);
+            let dots = dots.map(|point| Circle::new(*point, 3, colour.filled()));
             chart.draw_series(dots).map_err(|e| failed(&e))?;
         }
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::LowerRight)
-            .background_style(WHITE.mix(0.85))
-            .border_style(RGBColor(200, 205, 210))
-            .draw()
-            .map_err(|e| failed(&e))?;
+        // The title names a single curve.
+        if series.len() > 1 {
+            chart
+                .configure_series_labels()
+                .position(SeriesLabelPosition::UpperRight)
+                .background_style(WHITE.mix(0.85))
+                .border_style(RGBColor(200, 205, 210))
+                .draw()
+                .map_err(|e| failed(&e))?;
+        }
         area.present().map_err(|e| failed(&e))?;
     }
     Ok(svg)
@@ -108,6 +118,11 @@ fn bounds(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
 }
 
 fn short(value: f64) -> String {
+    let size = value.abs();
+    if size != 0.0 && !(0.01..1e5).contains(&size) {
+        let text = format!("{value:.1e}");
+        return text.replace(".0e", "e");
+    }
     let text = format!("{value:.3}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }

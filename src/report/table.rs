@@ -14,6 +14,11 @@ impl Table {
         }
     }
 
+    /// The cells of all rows, the header's first.
+    pub fn rows(&self) -> &[Vec<String>] {
+        &self.rows
+    }
+
     /// Adds a row.
     pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         self.rows.push(cells.into_iter().collect());

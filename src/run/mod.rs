@@ -356,8 +356,24 @@ impl Summary {
         evaluation.map(|evaluation| evaluation.get(self.metric))
     }
 
-    /// The table that is shown at the end of a run.
+    /// The table that is shown at the end of a run, and what else is known of it.
     pub fn table(&self) -> String {
+        let mut text = self.stages_table().to_string();
+        if let Some(test) = &self.test {
+            let value = metric_value(self.metric, test.get(self.metric));
+            text.push_str(&format!("\n  test {}: {value}\n", self.metric.name()));
+        }
+        if let Some(error) = &self.precision_error {
+            text.push_str(&format!(
+                "\n  matrix products in bf16: logits within {:.1e} of the f32 logits ({} examples, logits up to {:.1})\n",
+                error.largest, error.examples, error.logit
+            ));
+        }
+        text
+    }
+
+    /// The results on the dev set: of the most frequent label, and after each stage.
+    pub fn stages_table(&self) -> Table {
         let name = format!("dev {}", self.metric.name());
         let mut table = Table::new(["", name.as_str(), "trained parameters", "steps", "seconds"]);
         if let Some(majority) = self.majority {
@@ -385,18 +401,7 @@ impl Summary {
                 format!("{:.1}", stage.seconds),
             ]);
         }
-        let mut text = table.to_string();
-        if let Some(test) = &self.test {
-            let value = metric_value(self.metric, test.get(self.metric));
-            text.push_str(&format!("\n  test {}: {value}\n", self.metric.name()));
-        }
-        if let Some(error) = &self.precision_error {
-            text.push_str(&format!(
-                "\n  matrix products in bf16: logits within {:.1e} of the f32 logits ({} examples, logits up to {:.1})\n",
-                error.largest, error.examples, error.logit
-            ));
-        }
-        text
+        table
     }
 }
 
