@@ -137,3 +137,48 @@ fn every_sample_is_a_sound_pipeline() {
     }
     assert!(count >= 10, "only {count} samples were found");
 }
+
+/// Every command line of the README and the docs is one that `deltarun` reads: it fails for want of files, not of options.
+#[test]
+fn every_command_of_the_docs_is_one() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let docs = std::fs::read_dir(root.join("docs")).unwrap().flatten();
+    let mut files: Vec<_> = docs.map(|entry| entry.path()).collect();
+    files.push(root.join("README.md"));
+    files.retain(|file| file.extension().is_some_and(|ending| ending == "md"));
+    let place = tempfile::tempdir().unwrap();
+    let mut count = 0;
+    for file in &files {
+        let text = std::fs::read_to_string(file).unwrap();
+        let blocks = text.split("```").skip(1).step_by(2);
+        for line in blocks.flat_map(str::lines) {
+            // What a pipe sends to it, a comment behind it and a result in a file do not belong to the command.
+            let line = line.rsplit(" | ").next().unwrap_or(line);
+            let Some(line) = line.strip_prefix("deltarun ") else {
+                continue;
+            };
+            let line = line.split(" #").next().unwrap_or(line);
+            let line = line.split(" > ").next().unwrap_or(line);
+            let words = line.split_whitespace().map(|word| word.trim_matches('"'));
+            let output = std::process::Command::new(env!("CARGO_BIN_EXE_deltarun"))
+                .args(words)
+                .stdin(std::process::Stdio::null())
+                .current_dir(place.path())
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(
+                !said.contains("Usage:"),
+                "{}: {line}\n{said}",
+                file.display()
+            );
+            assert!(
+                !said.contains("neither a command"),
+                "{}: {line}\n{said}",
+                file.display()
+            );
+            count += 1;
+        }
+    }
+    assert!(count >= 20, "only {count} commands were found");
+}
