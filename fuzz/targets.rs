@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use deltarun::backbone::{read_config, Checkpoint, Config};
-use deltarun::data::{json_value, Extent, Rows, TextEncoder, Wanted};
+use deltarun::data::{json_value, Extent, RowFindings, TextEncoder, Wanted};
 use deltarun::diagnostic::Problems;
 use deltarun::plan::{plan, FileFormat, FilePlan, Piece, Plan, TaskPlan};
 use deltarun::run::{Integrity, Manifest};
@@ -156,7 +156,7 @@ fn table(bytes: &[u8], folder: &Path, format: FileFormat) {
             at_each_end: 1000,
             encoded: 0,
         };
-        Rows::check(&file, &task(), extent, None)
+        RowFindings::check(&file, &task(), extent, None)
     };
 }
 

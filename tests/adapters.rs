@@ -11,7 +11,7 @@ use deltarun::engine::Device;
 use deltarun::graph::Tensors;
 use deltarun::peft::import;
 use deltarun::plan::Metric;
-use deltarun::run::{open_run, Integrity, Loaded, Reads};
+use deltarun::run::{open_run, InputSettings, Integrity, Loaded};
 use deltarun::task::Target;
 use deltarun::train::{evaluate, Measuring};
 use serde_json::{json, Value};
@@ -68,7 +68,7 @@ fn open(adapter: &Path, backbone: &Path) -> Result<Loaded, Problem> {
     open_run(
         adapter,
         Some(&backbone),
-        Reads::default(),
+        InputSettings::default(),
         Integrity::Checked,
         Device::Cpu,
     )
@@ -345,7 +345,7 @@ fn pickles_and_missing_backbones_have_a_way_out() {
     let problem = open_run(
         &directory,
         None,
-        Reads::default(),
+        InputSettings::default(),
         Integrity::Checked,
         Device::Cpu,
     )

@@ -8,7 +8,7 @@ use deltarun::backbone::{write_tensors, Checkpoint};
 use deltarun::engine::{Device, Layout};
 use deltarun::graph::{Batch, DecoderRows, Graph, HeadOrigin, Targets, Tensors};
 use deltarun::plan::Plan;
-use deltarun::run::{open_run, Integrity, Reads};
+use deltarun::run::{open_run, InputSettings, Integrity};
 
 fn plan(directory: &Path, task: &str) -> Plan {
     let text = format!(
@@ -128,7 +128,7 @@ fn a_head_of_the_checkpoint_is_taken_by_name() {
 fn a_saved_classifier_answers_by_itself() {
     let directory = fixture("edges/bert_nli");
     let open = |directory: &Path| {
-        let (reads, integrity) = (Reads::default(), Integrity::Checked);
+        let (reads, integrity) = (InputSettings::default(), Integrity::Checked);
         open_run(directory, None, reads, integrity, Device::Cpu)
     };
     let loaded = open(&directory).unwrap();

@@ -3,7 +3,7 @@
 use crate::common::fixture;
 use deltarun::engine::Device;
 use deltarun::generate::{generate, Decoding, Written};
-use deltarun::run::{open_run, Integrity, Loaded, Reads};
+use deltarun::run::{open_run, InputSettings, Integrity, Loaded};
 use deltarun::task::{Encoded, Example, Target, Wishes};
 use serde_json::Value;
 
@@ -27,14 +27,14 @@ fn open(adapter: Option<&str>, backbone: &str) -> Loaded {
         Some(adapter) => open_run(
             &fixture("adapters").join(adapter),
             Some(&location),
-            Reads::default(),
+            InputSettings::default(),
             Integrity::Checked,
             Device::Cpu,
         ),
         None => open_run(
             writer.path(),
             None,
-            Reads::default(),
+            InputSettings::default(),
             Integrity::Checked,
             Device::Cpu,
         ),

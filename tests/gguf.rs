@@ -308,11 +308,11 @@ fn what_a_file_does_not_allow_is_refused_by_name() {
 
 /// The log-probabilities of the next token of each prompt by a run or a model of ours.
 fn ours(directory: &std::path::Path, prompts: &[&str]) -> Vec<Vec<f32>> {
-    use deltarun::run::{open_run, Integrity, Reads};
+    use deltarun::run::{open_run, InputSettings, Integrity};
     let found = open_run(
         directory,
         None,
-        Reads::default(),
+        InputSettings::default(),
         Integrity::Checked,
         Device::Cpu,
     )

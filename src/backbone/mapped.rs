@@ -86,7 +86,7 @@ impl Encoding {
 
 /// How a file stores the elements of a weight.
 #[derive(Clone, Copy)]
-pub(super) struct Stored {
+pub(super) struct ElementForm {
     pub(super) encoding: Encoding,
     /// What llama.cpp did to it. Of a permuted head's rows, those of the first half stand at even places, and those of the
     /// second half at odd ones.
@@ -104,12 +104,16 @@ pub struct Mapped {
     file: Arc<MappedFile>,
     /// The byte range of the whole tensor.
     range: Range<usize>,
-    stored: Stored,
+    stored: ElementForm,
 }
 
 impl Mapped {
     /// The weight whose tensor is at these bytes; `None` if the type is not supported or the length does not fit.
-    pub(super) fn new(file: &Arc<MappedFile>, range: Range<usize>, stored: Stored) -> Option<Self> {
+    pub(super) fn new(
+        file: &Arc<MappedFile>,
+        range: Range<usize>,
+        stored: ElementForm,
+    ) -> Option<Self> {
         let input = stored.shape.1;
         let is_whole = stored.encoding.bytes(stored.part.outputs * input)? == range.len();
         is_whole.then(|| Mapped {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use safetensors::SafeTensors;
 
 use super::gguf::{is_gguf, Gguf, Names, Rearranged, ROPE_FACTORS};
-use super::mapped::{Encoding, Mapped, MappedFile, Stored};
+use super::mapped::{ElementForm, Encoding, Mapped, MappedFile};
 use super::tree::{CheckpointTensor, Parameter, Part};
 use crate::diagnostic::Problem;
 use crate::engine::WeightSource;
@@ -161,7 +161,7 @@ impl Checkpoint {
     }
 
     /// A tensor as a matrix: all of its outputs, or a part of them.
-    fn mapped(&self, name: &str, place: &Place, stored: Stored) -> Result<Mapped, Problem> {
+    fn mapped(&self, name: &str, place: &Place, stored: ElementForm) -> Result<Mapped, Problem> {
         Mapped::new(&self.files[place.file], place.range.clone(), stored)
             .ok_or_else(|| self.unreadable(name, place))
     }
@@ -198,7 +198,7 @@ impl Checkpoint {
         let place = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
         let count: usize = place.shape.iter().product();
         let out = place.shape.first().copied().unwrap_or(1);
-        let stored = Stored {
+        let stored = ElementForm {
             encoding: place.encoding,
             rearranged: place.rearranged,
             shape: (out, count / out.max(1)),
@@ -335,7 +335,7 @@ impl Checkpoint {
         let name = self.checked(parameter, prefix)?;
         let place = &self.tensors[&name];
         let (out, source) = (parameter.shape[0], &parameter.source);
-        let stored = Stored {
+        let stored = ElementForm {
             encoding: place.encoding,
             rearranged: place.rearranged,
             shape: (out, parameter.count() / out.max(1)),

@@ -30,7 +30,7 @@ pub fn write_tensors<V: AsRef<[f32]>>(
     }
     let views = tensors.iter().map(|(key, (values, shape))| {
         let values = values.as_ref();
-        (key, Stored { values, shape })
+        (key, Unwritten { values, shape })
     });
     let metadata = metadata.or_else(|| Some([("format".to_owned(), "pt".to_owned())].into()));
     let failed = |e: &std::io::Error| disk::failed("written", path, e);
@@ -43,12 +43,12 @@ pub fn write_tensors<V: AsRef<[f32]>>(
 }
 
 /// A tensor that is converted to bytes only when it is written, to save memory.
-struct Stored<'a> {
+struct Unwritten<'a> {
     values: &'a [f32],
     shape: &'a [usize],
 }
 
-impl View for Stored<'_> {
+impl View for Unwritten<'_> {
     fn dtype(&self) -> Dtype {
         Dtype::F32
     }

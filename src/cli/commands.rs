@@ -19,7 +19,7 @@ use crate::plan::{Plan, StagePlan};
 use crate::ranks::{self, world};
 use crate::report::{against_precision, describe, example, Assumptions, Progress};
 use crate::run::{
-    check_pipeline, open_run, read_text, Checked, Ended as RunEnded, Loaded, Reads, Source,
+    check_pipeline, open_run, read_text, Checked, InputSettings, Loaded, RunEnd, Source,
     ROWS_AT_EACH_END,
 };
 use crate::settings::Overrides;
@@ -401,8 +401,8 @@ fn run_script(path: &Path, options: &RunOptions) -> Result<Ended, Problems> {
         Some(shard) => super::jobs::run_shard(path, &settings, shard)?,
     };
     match ended {
-        script::Ended::Complete => Ok(Ended::Done),
-        script::Ended::Interrupted => {
+        script::ScriptEnd::Complete => Ok(Ended::Done),
+        script::ScriptEnd::Interrupted => {
             say("interrupted; run the same command again to continue");
             Ok(Ended::Interrupted)
         }
@@ -438,7 +438,7 @@ fn run_on(
         progress,
     );
     match ended.map_err(|problem| source.locate(vec![problem]))? {
-        RunEnded::Interrupted(partial) => {
+        RunEnd::Interrupted(partial) => {
             if world().rank() == 0 {
                 say(&format!(
                     "interrupted; run the same command again to continue from `{}`",
@@ -447,8 +447,8 @@ fn run_on(
             }
             Ok(Ended::Interrupted)
         }
-        RunEnded::Complete(..) if world().rank() > 0 => Ok(Ended::Done),
-        RunEnded::Complete(summary, out, odd) => {
+        RunEnd::Complete(..) if world().rank() > 0 => Ok(Ended::Done),
+        RunEnd::Complete(summary, out, odd) => {
             warn(&source.locate(odd));
             let mut text = format!("\n{}\n\n{}\n", summary.name, summary.table());
             let delta = out.join("delta.safetensors");
@@ -483,7 +483,7 @@ fn next_commands(plan: &Plan, out: &Path) -> String {
 
 /// Reads the run that `eval` and `predict` ask.
 pub(super) fn open_source(source: &SourceOptions, device: Device) -> Result<Loaded, Problem> {
-    let reads = Reads {
+    let reads = InputSettings {
         columns: source.text.as_deref(),
         label: source.label.as_deref(),
         source_prefix: source.source_prefix.as_deref(),

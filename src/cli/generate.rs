@@ -8,7 +8,7 @@ use serde_json::{json, Map, Value};
 use super::arguments::{ChatOptions, DecodingOptions, GenerateOptions};
 use super::commands::{device, open_source};
 use super::input::read_as_run;
-use super::lines::{answer_file, at_line, check_apart, stopped, Answers, Asked, Stop, ID};
+use super::lines::{answer_file, at_line, check_apart, stopped, Answering, Asked, Stop, ID};
 use super::predict::{example, values};
 use super::Ended;
 use crate::data::Wanted;
@@ -23,18 +23,18 @@ use crate::text::list;
 pub(super) fn generate(options: &GenerateOptions) -> Result<Ended, Problems> {
     check_apart(&options.files)?;
     let loaded = open_source(&options.source, device(&options.source.device)?)?;
-    let writer = Writer::new(&loaded, &options.decoding)?;
+    let writer = ModelWriter::new(&loaded, &options.decoding)?;
     answer_file(&writer, &options.files)
 }
 
 /// A model that writes.
-struct Writer<'a> {
+struct ModelWriter<'a> {
     loaded: &'a Loaded,
     loader: Loader,
     decoding: Decoding,
 }
 
-impl<'a> Writer<'a> {
+impl<'a> ModelWriter<'a> {
     fn new(loaded: &'a Loaded, options: &DecodingOptions) -> Result<Self, Problem> {
         let task = loaded.task()?;
         if !task.kind.writes() {
@@ -57,7 +57,7 @@ impl<'a> Writer<'a> {
         ends.extend(loader.encoder().end_token());
         let wishes = options.wishes().or(task.kind.wishes()).or(defaults.wishes);
         let decoding = Decoding::of(wishes, ends)?;
-        Ok(Writer {
+        Ok(ModelWriter {
             loaded,
             loader,
             decoding,
@@ -127,7 +127,7 @@ fn say_defaults(defaults: &Defaults, wishes: &Wishes) {
     }
 }
 
-impl Answers for Writer<'_> {
+impl Answering for ModelWriter<'_> {
     type Question = Marked;
 
     fn most(&self) -> usize {
@@ -261,7 +261,7 @@ impl Answers for Writer<'_> {
     }
 }
 
-impl Writer<'_> {
+impl ModelWriter<'_> {
     fn line(&self, asked: &Asked<Marked>, written: &Written) -> Result<Value, Problem> {
         let text = self.text(written)?;
         let last = written.tokens.last();
@@ -280,7 +280,7 @@ impl Writer<'_> {
 
 pub(super) fn chat(options: &ChatOptions) -> Result<Ended, Problems> {
     let loaded = open_source(&options.source, device(&options.source.device)?)?;
-    let writer = Writer::new(&loaded, &options.decoding)?;
+    let writer = ModelWriter::new(&loaded, &options.decoding)?;
     let mut messages = Vec::new();
     let own = loaded.task()?.kind.system();
     if let Some(system) = options.system.as_deref().or(own) {

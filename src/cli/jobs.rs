@@ -163,9 +163,9 @@ pub(super) fn run_shard(
     path: &Path,
     options: &script::Options<'static>,
     shard: Shard,
-) -> Result<script::Ended, Problems> {
+) -> Result<script::ScriptEnd, Problems> {
     let (ended, own, all) = script::run_shard(path, options, shard)?;
-    if ended == script::Ended::Complete && !options.is_quiet {
+    if ended == script::ScriptEnd::Complete && !options.is_quiet {
         let (part, all) = (shard.number, counted(all, "run"));
         say(&format!("part {part} of {}: {own} of {all}", shard.of));
     }

@@ -43,7 +43,7 @@ impl<Q> Asked<Q> {
 }
 
 /// Answers the objects of JSON lines.
-pub(super) trait Answers {
+pub(super) trait Answering {
     /// What is read of an object.
     type Question;
 
@@ -126,7 +126,10 @@ pub(super) fn check_apart(files: &LineOptions) -> Result<(), Problem> {
 ///
 /// # Errors
 /// A line that cannot be answered, or that cannot be written. What came before it is kept.
-pub(super) fn answer_file<A: Answers>(answers: &A, files: &LineOptions) -> Result<Ended, Problems> {
+pub(super) fn answer_file<A: Answering>(
+    answers: &A,
+    files: &LineOptions,
+) -> Result<Ended, Problems> {
     let lines = match &files.input {
         Some(path) => lines_of(answers, path)?,
         None => read_lines(Box::new(std::io::stdin()), answers.most()),
@@ -181,7 +184,7 @@ pub(super) fn answer_file<A: Answers>(answers: &A, files: &LineOptions) -> Resul
 ///
 /// # Errors
 /// A row that cannot be answered.
-pub(super) fn answers_to<A: Answers>(
+pub(super) fn answers_to<A: Answering>(
     answers: &A,
     rows: Vec<(usize, Value)>,
 ) -> Result<Vec<Value>, Problem> {
@@ -215,7 +218,7 @@ enum Content {
 }
 
 /// The lines of a file: JSON lines as they are, and an object for each row of another format.
-fn lines_of<A: Answers>(answers: &A, path: &Path) -> Result<Receiver<Line>, Problem> {
+fn lines_of<A: Answering>(answers: &A, path: &Path) -> Result<Receiver<Line>, Problem> {
     let is_lines = |file: &FilePlan| match file.format {
         FileFormat::Jsonl | FileFormat::Text => file.encoding.is_none(),
         _ => false,
@@ -285,7 +288,7 @@ fn next_line(lines: &Receiver<Line>, stop: &AtomicBool) -> Option<Line> {
 }
 
 /// Answers every line until `stop` is set; gives how many were, with what is wrong with the next one.
-fn answer_all<A: Answers>(
+fn answer_all<A: Answering>(
     answers: &A,
     lines: &Receiver<Line>,
     output: &mut dyn Write,
@@ -318,7 +321,7 @@ fn answer_all<A: Answers>(
 }
 
 /// Reads a line; nothing of an empty one.
-fn read_line<A: Answers>(answers: &A, line: Line) -> Result<Option<Asked<A::Question>>, Problem> {
+fn read_line<A: Answering>(answers: &A, line: Line) -> Result<Option<Asked<A::Question>>, Problem> {
     let Line { number, content } = line;
     let parsed = match content {
         Content::Wrong(problem) => return Err(problem),

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::arguments::PredictOptions;
 use super::commands::{device, open_source};
 use super::input::read_as_run;
-use super::lines::{answer_file, at_line, check_apart, stopped, Answers, Asked, Stop, ID};
+use super::lines::{answer_file, at_line, check_apart, stopped, Answering, Asked, Stop, ID};
 use super::Ended;
 use crate::data::{json_value, Examples, Wanted};
 use crate::diagnostic::{Problem, Problems};
@@ -62,7 +62,7 @@ impl<'a> Predictor<'a> {
     }
 }
 
-impl Answers for Predictor<'_> {
+impl Answering for Predictor<'_> {
     type Question = Vec<String>;
 
     fn most(&self) -> usize {

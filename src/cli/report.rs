@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::arguments::ReportOptions;
 use super::commands::{device, open_source};
 use super::eval::file_of;
-use super::lines::{answers_to, Answers};
+use super::lines::{answers_to, Answering};
 use super::predict::Predictor;
 use super::Ended;
 use crate::data::objects;

@@ -7,7 +7,7 @@ use super::Ended;
 use crate::backbone::MatrixType;
 use crate::diagnostic::{Problem, Problems};
 use crate::engine::Device;
-use crate::run::{self, open_run, Integrity, Loaded, Reads};
+use crate::run::{self, open_run, InputSettings, Integrity, Loaded};
 use crate::terminal::print;
 
 /// Opens a finished run, or a LoRA that PEFT saved.
@@ -15,7 +15,7 @@ fn open(directory: &Path, backbone: Option<&str>, integrity: Integrity) -> Resul
     open_run(
         directory,
         backbone,
-        Reads::default(),
+        InputSettings::default(),
         integrity,
         Device::Cpu,
     )

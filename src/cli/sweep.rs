@@ -131,8 +131,8 @@ pub(super) fn sweep(options: &SweepOptions) -> Result<Ended, Problems> {
         interrupted: interruption(),
     };
     match script::run(&script, &settings)? {
-        script::Ended::Complete => Ok(Ended::Done),
-        script::Ended::Interrupted => {
+        script::ScriptEnd::Complete => Ok(Ended::Done),
+        script::ScriptEnd::Interrupted => {
             say("interrupted; run the same command again to continue");
             Ok(Ended::Interrupted)
         }

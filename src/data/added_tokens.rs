@@ -131,7 +131,7 @@ fn replace_old_name(settings: &mut Map<String, Value>) {
 
 /// The part of `tokenizer.json` that is read here. The rest, which may be large, is passed over.
 #[derive(Default, Deserialize)]
-struct Stored {
+struct TokenizerFile {
     #[serde(default)]
     added_tokens: Vec<Value>,
 }
@@ -178,7 +178,7 @@ fn read_old_files(
         }
     }
     let text = read_text(&directory.join("tokenizer.json")).unwrap_or_default();
-    let stored: Stored = serde_json::from_str(&text).unwrap_or_default();
+    let stored: TokenizerFile = serde_json::from_str(&text).unwrap_or_default();
     for token in &stored.added_tokens {
         let id = token["id"].as_u64().and_then(|id| u32::try_from(id).ok());
         listed.extend(id.zip(added(token, false)));

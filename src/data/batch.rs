@@ -6,7 +6,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::noise::Noising;
 use crate::engine::{mix, Layout};
-use crate::graph::{AnswerPlace, Answers, Batch, DecoderRows, Targets};
+use crate::graph::{AnswerPlace, AnswerRows, Batch, DecoderRows, Targets};
 use crate::task::{Encoded, Example, Shares, Target};
 
 /// The order of the examples in an epoch.
@@ -225,8 +225,8 @@ fn answers(
     layout: &Layout,
     places: &[usize],
     prediction: Prediction,
-) -> Answers {
-    let mut answers = Answers::default();
+) -> AnswerRows {
+    let mut answers = AnswerRows::default();
     let mut ranges = layout.ranges();
     let first = usize::from(!prediction.predicts_first);
     for (prompt, example) in examples.iter().enumerate() {

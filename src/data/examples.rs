@@ -128,7 +128,7 @@ impl Examples {
     /// Reads and encodes a file.
     ///
     /// # Errors
-    /// What [`Table::read`] reports, a missing column, a label that the task does not name, a
+    /// What [`FileRows::read`] reports, a missing column, a label that the task does not name, a
     /// target that is not a number, a text without tokens.
     pub fn read(file: &FilePlan, task: &TaskPlan, encoder: &TextEncoder) -> Result<Self, Problem> {
         let mut all = Vec::new();

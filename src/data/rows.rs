@@ -20,7 +20,7 @@ const MOST_ALIKE: usize = 3;
 
 /// The findings about a file's rows.
 #[derive(Default)]
-pub struct Rows {
+pub struct RowFindings {
     /// The number of rows that were checked.
     pub count: usize,
     /// Mistakes in the rows.
@@ -77,7 +77,7 @@ pub struct Extent {
     pub encoded: usize,
 }
 
-impl Rows {
+impl RowFindings {
     /// Checks rows of a file. Without an encoder, none is encoded.
     pub fn check(
         file: &FilePlan,
@@ -85,10 +85,10 @@ impl Rows {
         extent: Extent,
         encoder: Option<&TextEncoder>,
     ) -> Self {
-        let mut rows = Rows {
+        let mut rows = RowFindings {
             labels: vec![0; task.kind.labels().len()],
             left_to_encode: encoder.map_or(0, |_| extent.encoded),
-            ..Rows::default()
+            ..RowFindings::default()
         };
         let most = extent.at_each_end;
         let mut last: VecDeque<Row> = VecDeque::new();
@@ -426,7 +426,7 @@ impl Rows {
 
 /// Warns of an evaluation on rows of the training file that are trained on, and of repeated texts, which a split puts on both
 /// sides. `few` draws different examples for each.
-fn warn_of_same_file(dev: &FilePlan, of_dev: &Rows, train: &FilePlan) -> Option<Problem> {
+fn warn_of_same_file(dev: &FilePlan, of_dev: &RowFindings, train: &FilePlan) -> Option<Problem> {
     let path = dev.shown();
     let problem =
         |message| Problem::warning("delta::data::overlap", message).at(dev.span, "this file");
@@ -450,9 +450,9 @@ fn warn_of_same_file(dev: &FilePlan, of_dev: &Rows, train: &FilePlan) -> Option<
 /// Warns of texts that occur both in an evaluation file and in a training file.
 pub fn warn_of_overlap(
     dev: &FilePlan,
-    of_dev: &Rows,
+    of_dev: &RowFindings,
     train: &FilePlan,
-    of_train: &Rows,
+    of_train: &RowFindings,
 ) -> Option<Problem> {
     let of_train_files = files_of(train).unwrap_or_default();
     let dev_files = files_of(dev).unwrap_or_default();

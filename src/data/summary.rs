@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::rows::Rows;
+use super::rows::RowFindings;
 use crate::plan::{FilePlan, TaskPlan};
 use crate::text::{counted, quoted_list};
 
@@ -23,7 +23,7 @@ fn name(path: &Path) -> String {
         .into_owned()
 }
 
-impl Rows {
+impl RowFindings {
     /// The number of rows that a set takes of its file.
     pub fn count_of(&self, set: &FilePlan, task: &TaskPlan) -> usize {
         match (&set.few, &set.part) {

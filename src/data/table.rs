@@ -14,7 +14,7 @@ use crate::text::{counted, did_you_mean, quoted_list};
 
 /// A file's rows.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Table {
+pub struct FileRows {
     /// In the order of the file.
     pub rows: Vec<Row>,
 }
@@ -103,7 +103,7 @@ pub(super) fn at_row(
     Problem::new(code, format!("`{path}`, {unit} {line}: {message}"))
 }
 
-impl Table {
+impl FileRows {
     /// Reads the columns `wanted` of a file.
     ///
     /// # Errors
@@ -111,14 +111,14 @@ impl Table {
     pub fn read(file: &FilePlan, wanted: &[&str]) -> Result<Self, Problem> {
         let wanted: Vec<Wanted> = wanted.iter().map(|name| Wanted::text(name)).collect();
         let rows = rows(file, &wanted)?;
-        Ok(Table { rows })
+        Ok(FileRows { rows })
     }
 }
 
 /// All rows of a file.
 ///
 /// # Errors
-/// As for [`Table::read`].
+/// As for [`FileRows::read`].
 pub fn rows(file: &FilePlan, wanted: &[Wanted]) -> Result<Vec<Row>, Problem> {
     let mut read = Ok(Vec::new());
     visit(file, wanted, &mut |row| {
@@ -139,7 +139,7 @@ pub fn rows(file: &FilePlan, wanted: &[Wanted]) -> Result<Vec<Row>, Problem> {
 /// read one after the other.
 ///
 /// # Errors
-/// A problem of a file as a whole: see [`Table::read`].
+/// A problem of a file as a whole: see [`FileRows::read`].
 pub fn visit(
     file: &FilePlan,
     wanted: &[Wanted],

@@ -1,6 +1,6 @@
 //! Turns the dfdx definition of an operation into an operation of this engine.
 //!
-//! A definition takes and returns dfdx tensors that share a [`Recorder`], and it runs on any dfdx device. Its gradient
+//! A definition takes and returns dfdx tensors that share a [`SharedTape`], and it runs on any dfdx device. Its gradient
 //! for an upstream gradient `g` is the one that dfdx computes for the scalar `Σ g ⊙ y`.
 
 use std::cell::RefCell;
@@ -26,7 +26,7 @@ use super::{Device, Outcome, Tensor, Trace};
 /// The elements of one of our tensors, as a dfdx vector.
 pub(super) type Flat<D> = dfdx::prelude::Tensor<(usize,), f32, D>;
 /// A tensor inside a definition.
-pub(super) type DfdxTensor<S, D> = dfdx::prelude::Tensor<S, f32, D, Recorder<D>>;
+pub(super) type DfdxTensor<S, D> = dfdx::prelude::Tensor<S, f32, D, SharedTape<D>>;
 /// An activation or a weight inside a definition.
 pub(super) type DfdxMatrix<D> = DfdxTensor<(usize, usize), D>;
 /// A vector inside a definition.
@@ -38,12 +38,12 @@ type BackwardOp<D> = Box<dyn FnOnce(&mut Gradients<f32, D>) -> DfdxResult<(), D>
 
 /// A dfdx tape that several tensors share, so that a definition may use a tensor more than once. dfdx's own tape
 /// belongs to a single tensor, and code that forgets to pass it on loses the gradients.
-pub(super) struct Recorder<D: dfdx::prelude::Storage<f32>>(Rc<RefCell<Vec<Numbered<D>>>>);
+pub(super) struct SharedTape<D: dfdx::prelude::Storage<f32>>(Rc<RefCell<Vec<Numbered<D>>>>);
 
 /// A backward operation with its position in the order of the forward pass.
 type Numbered<D> = (u64, BackwardOp<D>);
 
-impl<D: dfdx::prelude::Storage<f32>> Recorder<D> {
+impl<D: dfdx::prelude::Storage<f32>> SharedTape<D> {
     /// Runs the recorded operations backwards from `sum`.
     fn backward(sum: DfdxTensor<(), D>) -> DfdxResult<Gradients<f32, D>, D>
     where
@@ -63,20 +63,20 @@ impl<D: dfdx::prelude::Storage<f32>> Recorder<D> {
     }
 }
 
-impl<D: dfdx::prelude::Storage<f32>> Clone for Recorder<D> {
+impl<D: dfdx::prelude::Storage<f32>> Clone for SharedTape<D> {
     fn clone(&self) -> Self {
-        Recorder(self.0.clone())
+        SharedTape(self.0.clone())
     }
 }
 
 /// Some dfdx operations start with an empty tape and merge it with their input's tape later.
-impl<D: dfdx::prelude::Storage<f32>> Default for Recorder<D> {
+impl<D: dfdx::prelude::Storage<f32>> Default for SharedTape<D> {
     fn default() -> Self {
-        Recorder(Rc::default())
+        SharedTape(Rc::default())
     }
 }
 
-impl<D: dfdx::prelude::Storage<f32>> Merge<Recorder<D>> for Recorder<D> {
+impl<D: dfdx::prelude::Storage<f32>> Merge<SharedTape<D>> for SharedTape<D> {
     fn merge(self, other: Self) -> Self {
         if !Rc::ptr_eq(&self.0, &other.0) {
             self.0.borrow_mut().append(&mut other.0.borrow_mut());
@@ -85,13 +85,13 @@ impl<D: dfdx::prelude::Storage<f32>> Merge<Recorder<D>> for Recorder<D> {
     }
 }
 
-impl<D: dfdx::prelude::Storage<f32>> Merge<NoneTape> for Recorder<D> {
+impl<D: dfdx::prelude::Storage<f32>> Merge<NoneTape> for SharedTape<D> {
     fn merge(self, _: NoneTape) -> Self {
         self
     }
 }
 
-impl<D: dfdx::prelude::Storage<f32>> Tape<f32, D> for Recorder<D> {
+impl<D: dfdx::prelude::Storage<f32>> Tape<f32, D> for SharedTape<D> {
     const OWNS_TAPE: bool = true;
 
     fn add_backward_op<F>(&mut self, operation: F)
@@ -202,7 +202,7 @@ type ReadGradient<D> = Box<dyn Fn(&mut Gradients<f32, D>) -> DfdxResult<Flat<D>,
 /// One call of a definition.
 pub(super) struct Invocation<D: DfdxDevice> {
     device: Device,
-    tape: Recorder<D>,
+    tape: SharedTape<D>,
     trace: Trace,
     /// The ids of the inputs so far.
     seen: Vec<u64>,
@@ -214,7 +214,7 @@ impl<D: DfdxDevice> Invocation<D> {
     pub(super) fn new(device: &Device) -> Self {
         Invocation {
             device: device.clone(),
-            tape: Recorder::default(),
+            tape: SharedTape::default(),
             trace: Trace::off(),
             seen: Vec::new(),
             inputs: Vec::new(),
@@ -269,7 +269,7 @@ impl<D: DfdxDevice> Invocation<D> {
                     let upstream = D::from_storage(&upstream)?;
                     let weighted = plain.put_tape(tape).try_mul(upstream);
                     let sum = weighted.and_then(SumTo::try_sum::<(), Axis<0>>);
-                    let gradients = sum.and_then(Recorder::backward);
+                    let gradients = sum.and_then(SharedTape::backward);
                     let mut gradients = gradients.map_err(Error::of)?;
                     for (slot, read) in inputs {
                         let gradient = read(&mut gradients).map_err(Error::of)?;

@@ -117,13 +117,13 @@ static TABLE: [Row; Op::ALL.len()] = [const {
 
 /// A forward or a backward pass of an operation.
 #[derive(Clone, Copy)]
-pub(super) struct Pass {
+pub(super) struct TimedPass {
     op: Op,
     time: fn(&Row) -> &AtomicU64,
 }
 
 thread_local! {
-    static CURRENT: Cell<Option<Pass>> = const { Cell::new(None) };
+    static CURRENT: Cell<Option<TimedPass>> = const { Cell::new(None) };
 }
 
 /// Begins a profile with an empty table.
@@ -171,24 +171,24 @@ pub(super) fn forward<T>(op: Op, elements: usize, run: impl FnOnce() -> T) -> T 
         run()
     };
     let time: fn(&Row) -> &AtomicU64 = |row| &row.forward;
-    timed(Pass { op, time }, counted)
+    timed(TimedPass { op, time }, counted)
 }
 
 /// Runs the backward pass of an operation that [`current`] named in its forward pass.
 pub(super) fn backward<T>(op: Option<Op>, run: impl FnOnce() -> T) -> T {
     let time: fn(&Row) -> &AtomicU64 = |row| &row.backward;
-    help(op.map(|op| Pass { op, time }), run)
+    help(op.map(|op| TimedPass { op, time }), run)
 }
 
 /// Runs a part of `pass`, which was begun on another thread. Without a pass, runs it unmeasured.
-pub(super) fn help<T>(pass: Option<Pass>, run: impl FnOnce() -> T) -> T {
+pub(super) fn help<T>(pass: Option<TimedPass>, run: impl FnOnce() -> T) -> T {
     match pass {
         Some(pass) => timed(pass, run),
         None => run(),
     }
 }
 
-fn timed<T>(pass: Pass, run: impl FnOnce() -> T) -> T {
+fn timed<T>(pass: TimedPass, run: impl FnOnce() -> T) -> T {
     if !IS_ON.load(Relaxed) {
         return run();
     }
@@ -203,7 +203,7 @@ fn timed<T>(pass: Pass, run: impl FnOnce() -> T) -> T {
 }
 
 /// The pass that runs on this thread, if a profile is on.
-pub(super) fn pass() -> Option<Pass> {
+pub(super) fn pass() -> Option<TimedPass> {
     CURRENT.get()
 }
 

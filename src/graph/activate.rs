@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::optimizations::{absorbed_keys, is_gated_at_the_top};
-use super::{AbsorbsKeys, Active, Graph, Placed, Value, LARGE};
+use super::{AbsorbsKeys, Active, Graph, ParameterValue, Placed, LARGE};
 use crate::delta::ParameterId;
 use crate::diagnostic::Problem;
 use crate::plan::{Change, Plan, StagePlan, TaskPlan};
@@ -94,11 +94,11 @@ impl Graph {
             !active.sites.contains_key(module)
         };
         let is_large = |index: usize| match &self.values[index] {
-            Value::Matrix(elements, _) => {
+            ParameterValue::Matrix(elements, _) => {
                 let (out, input) = elements.shape();
                 out * input >= LARGE
             }
-            Value::Vector(_) => false,
+            ParameterValue::Vector(_) => false,
         };
         let replaced = active.replaced.iter();
         replaced

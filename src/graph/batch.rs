@@ -78,7 +78,7 @@ pub enum Targets {
     /// Whether each row that the head reads has each label, 1 or 0: `(rows, labels)`.
     Sets(Vec<f32>),
     /// Several answers to each prompt, which are compared.
-    Answers(Answers),
+    Answers(AnswerRows),
     /// A number for each sequence.
     Numbers(Vec<f32>),
     /// The tokens at some rows.
@@ -95,7 +95,7 @@ pub enum Targets {
 
 /// Tokens of answers that are compared; each answer is a sequence.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Answers {
+pub struct AnswerRows {
     /// How many answers each prompt has.
     pub counts: Vec<usize>,
     /// Which of them is the right one.

@@ -1,7 +1,7 @@
 //! Losses that compare several answers to each prompt.
 
 use super::forward::Pass;
-use super::{AnswerPlace, Answers};
+use super::{AnswerPlace, AnswerRows};
 use crate::engine::{ops, Layout, Matrix, Outcome, Scalar};
 use crate::task::{Compared, Comparison};
 
@@ -15,7 +15,7 @@ impl Pass<'_> {
         &self,
         x: Matrix,
         layout: &Layout,
-        answers: &Answers,
+        answers: &AnswerRows,
         total: usize,
     ) -> Outcome<Scalar> {
         let comparison = self.graph.task().and_then(|task| task.kind.comparison());
@@ -75,7 +75,7 @@ impl Pass<'_> {
     }
 }
 
-impl Answers {
+impl AnswerRows {
     /// How the answers compare, by `sums (prompts, most)` of −log p.
     fn compared(&self, comparison: Comparison, sums: &[f32]) -> Compared {
         let (most, beta) = (self.most(), comparison.beta());

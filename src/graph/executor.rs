@@ -35,14 +35,14 @@ struct Sums {
 }
 
 /// The loss of a batch and the gradient of everything trained.
-pub type Gradients = (f32, BTreeMap<ParameterId, Vec<f32>>);
+pub type LossAndGradients = (f32, BTreeMap<ParameterId, Vec<f32>>);
 
 impl Graph {
     /// The mean loss of a batch, given as groups, and the gradients.
     ///
     /// # Errors
     /// The device fails, for example for want of memory.
-    pub fn gradients(&self, groups: &[Batch]) -> Result<Gradients, Problem> {
+    pub fn gradients(&self, groups: &[Batch]) -> Result<LossAndGradients, Problem> {
         Ok(self.gradients_and_answers(groups)?.0)
     }
 
@@ -53,7 +53,7 @@ impl Graph {
     pub fn gradients_and_answers(
         &self,
         groups: &[Batch],
-    ) -> Result<(Gradients, Compared), Problem> {
+    ) -> Result<(LossAndGradients, Compared), Problem> {
         let mut sums = Sums::default();
         // Hold few enough groups that their gradients take little memory, but enough to keep all threads of all
         // processes busy. Gradients are summed in the order of the groups, so this number does not change the result.

@@ -250,7 +250,7 @@ impl<'g> Pass<'g> {
         let bias = self.distance_bias(stack, layout)?;
         for (number, block) in blocks.iter().enumerate().take(range.end).skip(range.start) {
             let early = early.filter(|_| number + 1 == count);
-            let rows = Rows {
+            let rows = BlockRows {
                 layout: layout.clone(),
                 read: early.map(<[usize]>::to_vec),
                 encoded: encoded.cloned(),
@@ -341,7 +341,7 @@ impl<'g> Pass<'g> {
         Ok((x, layout))
     }
 
-    pub(super) fn block(&self, block: &Block, x: Matrix, rows: &Rows) -> Outcome<Matrix> {
+    pub(super) fn block(&self, block: &Block, x: Matrix, rows: &BlockRows) -> Outcome<Matrix> {
         let attn = &block.attention;
         let input = self.sub_layer_input(&attn.around, &x)?;
         let (mut x, mut input, all) = (x, input.clone(), input);
@@ -470,7 +470,7 @@ impl<'g> Pass<'g> {
 }
 
 /// What a block needs to know about its input rows.
-pub(super) struct Rows {
+pub(super) struct BlockRows {
     layout: Layout,
     /// The rows that go on after the attention; `None` for all rows.
     read: Option<Vec<usize>>,

@@ -71,15 +71,15 @@ pub(super) enum Norm {
 }
 
 /// An embedding table.
-pub(super) struct Table {
+pub(super) struct EmbeddingTable {
     pub weight: Handle,
     pub deltas: Vec<DeltaLayer>,
 }
 
 pub(super) struct Embeddings {
-    pub word: Table,
-    pub types: Option<Table>,
-    pub positions: Option<Table>,
+    pub word: EmbeddingTable,
+    pub types: Option<EmbeddingTable>,
+    pub positions: Option<EmbeddingTable>,
     /// Of families that normalize embeddings.
     pub norm: Option<Norm>,
     pub dropout: DropoutPlace,
@@ -93,7 +93,7 @@ pub(super) struct StackLayers {
     pub blocks: Range<usize>,
     pub is_causal: bool,
     /// Score biases by the distance between query and key, if the family has them (T5).
-    pub distances: Option<Table>,
+    pub distances: Option<EmbeddingTable>,
     /// The norm after the last block, present in pre-norm families.
     pub norm: Option<Norm>,
     pub dropout: DropoutPlace,
@@ -156,12 +156,12 @@ pub(super) struct FeedForward {
 pub(super) struct HeadLayer {
     /// The dropout of the step's input, if the family has one.
     pub dropout: Option<(StepDropout, DropoutPlace)>,
-    pub kind: HeadKind,
+    pub kind: HeadStepLayer,
     /// Applied to the step's output.
     pub activation: Option<Activation>,
 }
 
-pub(super) enum HeadKind {
+pub(super) enum HeadStepLayer {
     Norm(Norm),
     /// Logits over the vocabulary.
     Vocabulary {
@@ -292,9 +292,9 @@ impl Graph {
         let module = &step.module;
         let kind = match (step.kind, &step.weight) {
             (Some(Kind::Norm), _) => {
-                HeadKind::Norm(self.norm(module).expect("a head has its norm"))
+                HeadStepLayer::Norm(self.norm(module).expect("a head has its norm"))
             }
-            (Some(Kind::Tied), Some(table)) => HeadKind::Vocabulary {
+            (Some(Kind::Tied), Some(table)) => HeadStepLayer::Vocabulary {
                 weight: self
                     .parameter(&format!("{module}.weight"))
                     .or_else(|| self.parameter(&format!("{table}.weight")))
@@ -302,7 +302,7 @@ impl Graph {
                 bias: self.parameter(&format!("{module}.bias")),
             },
             // The pooler is a module of the backbone, where deltas may sit.
-            _ => HeadKind::Linear(self.existing(module)),
+            _ => HeadStepLayer::Linear(self.existing(module)),
         };
         HeadLayer {
             dropout: step.dropout.map(|which| (which, DropoutPlace::new(module))),
@@ -328,8 +328,8 @@ impl Graph {
         })
     }
 
-    fn table(&self, path: &str) -> Option<Table> {
-        Some(Table {
+    fn table(&self, path: &str) -> Option<EmbeddingTable> {
+        Some(EmbeddingTable {
             weight: self.parameter(&format!("{path}.weight"))?,
             deltas: self.delta_layers(path),
         })

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use super::init::Initializer;
 use super::rotary::Frequencies;
-use super::{device_problem, reordered, Active, Added, Backbones, Graph, HeadOrigin, Store, Value};
+use super::{
+    device_problem, reordered, Active, Added, Backbones, Graph, HeadOrigin, ParameterValue, Store,
+};
 use crate::backbone::{Architecture, Checkpoint, Module, Parameter, Positions, Tree};
 use crate::delta::{Init, Method, NewParameter, ParameterId};
 use crate::diagnostic::Problem;
@@ -106,8 +108,8 @@ impl Graph {
         Ok(())
     }
 
-    pub(super) fn put(&self, values: Vec<f32>, shape: &[usize]) -> Result<Value, Problem> {
-        Value::new(&self.device, values, shape).map_err(device_problem)
+    pub(super) fn put(&self, values: Vec<f32>, shape: &[usize]) -> Result<ParameterValue, Problem> {
+        ParameterValue::new(&self.device, values, shape).map_err(device_problem)
     }
 
     /// The backbone's weights. A module that only the head reads (BERT's pooler) may be missing; it
@@ -138,7 +140,12 @@ impl Graph {
                         [out, input] => {
                             let stored = file.stored(parameter, prefix)?;
                             let storage = backbone.storage_of(&parameter.path);
-                            Value::stored(&self.device, storage, Box::new(stored), (out, input))
+                            ParameterValue::stored(
+                                &self.device,
+                                storage,
+                                Box::new(stored),
+                                (out, input),
+                            )
                         }
                         _ => self.put(file.load(parameter, prefix)?, &parameter.shape)?,
                     }
@@ -178,7 +185,7 @@ impl Graph {
             if let (Some(file), [out, input]) = (file, parameter.shape.as_slice()) {
                 let source = Box::new(file.stored(&parameter, prefix)?);
                 let storage = plan.backbone.storage_of(&parameter.path);
-                let value = Value::stored(&self.device, storage, source, (*out, *input));
+                let value = ParameterValue::stored(&self.device, storage, source, (*out, *input));
                 self.values.insert(id, value);
                 continue;
             }
@@ -274,7 +281,7 @@ impl Graph {
                         self.add_parameter(id, &parameter, None, initializer)?;
                     }
                     for module in modules {
-                        let origin = Origin::new(self, module);
+                        let origin = OwnWeight::new(self, module);
                         for parameter in delta.parameters(module) {
                             let id =
                                 ParameterId::at_site(&delta.name, &module.path, parameter.name);
@@ -291,7 +298,7 @@ impl Graph {
         &mut self,
         id: ParameterId,
         parameter: &NewParameter,
-        origin: Option<&Origin>,
+        origin: Option<&OwnWeight>,
         initializer: &Initializer,
     ) -> Result<(), Problem> {
         let own = match origin {
@@ -332,12 +339,15 @@ impl Graph {
     }
 
     fn read_base(&self, path: &str) -> Vec<f32> {
-        self.base.get(path).map(Value::read).unwrap_or_default()
+        self.base
+            .get(path)
+            .map(ParameterValue::read)
+            .unwrap_or_default()
     }
 }
 
 /// A module's own weight, from which some methods derive initial values.
-struct Origin {
+struct OwnWeight {
     path: String,
     weight: OnceCell<Vec<f32>>,
     columns: usize,
@@ -345,15 +355,15 @@ struct Origin {
     read: Box<dyn Fn() -> Vec<f32>>,
 }
 
-impl Origin {
+impl OwnWeight {
     fn new(graph: &Graph, module: &Module) -> Self {
         let value = graph.base.get(&format!("{}.weight", module.path)).cloned();
-        Origin {
+        OwnWeight {
             path: module.path.clone(),
             weight: OnceCell::new(),
             columns: module.input.max(1),
             svd: OnceCell::new(),
-            read: Box::new(move || value.as_ref().map(Value::read).unwrap_or_default()),
+            read: Box::new(move || value.as_ref().map(ParameterValue::read).unwrap_or_default()),
         }
     }
 

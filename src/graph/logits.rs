@@ -1,7 +1,7 @@
 //! Computes logits from the rows that the head reads.
 
 use super::forward::Pass;
-use super::layers::{Handle, HeadKind, HeadLayer};
+use super::layers::{Handle, HeadLayer, HeadStepLayer};
 use crate::backbone::family::StepDropout;
 use crate::engine::ops::Output;
 use crate::engine::{
@@ -20,7 +20,7 @@ impl Pass<'_> {
     pub(super) fn reads_vocabulary(&self) -> bool {
         let last = self.layers.head.last();
         let is_vocabulary = |layer: &HeadLayer| {
-            matches!(layer.kind, HeadKind::Vocabulary { .. }) && layer.activation.is_none()
+            matches!(layer.kind, HeadStepLayer::Vocabulary { .. }) && layer.activation.is_none()
         };
         last.is_some_and(is_vocabulary) && self.cloze().is_none()
     }
@@ -52,7 +52,7 @@ impl Pass<'_> {
     /// The last step of a language model's head, and its input.
     fn vocabulary_input(&self, x: Matrix, layout: &Layout) -> Outcome<(Matrix, Output)> {
         let (last, first) = self.layers.head.split_last().expect("a task is in place");
-        let HeadKind::Vocabulary { weight, bias } = last.kind else {
+        let HeadStepLayer::Vocabulary { weight, bias } = last.kind else {
             unreachable!("`reads_vocabulary` was asked");
         };
         let mut x = self.steps(first, x, layout)?;
@@ -112,9 +112,11 @@ impl Pass<'_> {
         for layer in layers {
             x = self.drop_step(layer, x, layout)?;
             x = match &layer.kind {
-                HeadKind::Norm(norm) => self.norm(norm, &x)?,
-                HeadKind::Vocabulary { weight, bias } => self.vocabulary(*weight, *bias, &x)?,
-                HeadKind::Linear(linear) => {
+                HeadStepLayer::Norm(norm) => self.norm(norm, &x)?,
+                HeadStepLayer::Vocabulary { weight, bias } => {
+                    self.vocabulary(*weight, *bias, &x)?
+                }
+                HeadStepLayer::Linear(linear) => {
                     self.linear(linear, &x, &Layout::new([x.shape().0], vec![0]))?
                 }
             };

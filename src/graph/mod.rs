@@ -37,13 +37,13 @@ use crate::plan::TaskPlan;
 use crate::task::Compared;
 
 pub use activate::check_trained;
-pub use batch::{AnswerPlace, Answers, Batch, CachedActivations, DecoderRows, Targets};
+pub use batch::{AnswerPlace, AnswerRows, Batch, CachedActivations, DecoderRows, Targets};
 pub use executor::this_machine;
 pub use forward::Pass;
 pub use generation::Generation;
 pub use heads::{label_order, reordered, HeadOrigin};
 use layers::Layers;
-pub use store::{Added, Backbones, Store, Tensors, Value, Views};
+pub use store::{Added, Backbones, ParameterValue, Store, Tensors, Views};
 
 /// The executable graph of one plan.
 pub struct Graph {
@@ -225,7 +225,7 @@ impl Graph {
             .collect()
     }
 
-    fn trained_values(&self) -> impl Iterator<Item = (&ParameterId, &Value)> {
+    fn trained_values(&self) -> impl Iterator<Item = (&ParameterId, &ParameterValue)> {
         let places = self.active.trained.iter();
         places.filter_map(|index| self.values.get_index(*index))
     }
@@ -240,7 +240,7 @@ impl Graph {
 
     /// One parameter of a delta or head, on the host.
     pub fn tensor(&self, path: &str) -> Option<Vec<f32>> {
-        self.values.get(path).map(Value::read)
+        self.values.get(path).map(ParameterValue::read)
     }
 
     /// A parameter of a delta at a site, or one that its sites share, on the host.
@@ -248,14 +248,16 @@ impl Graph {
         let own = ParameterId::at_site(delta, site, name);
         let shared = ParameterId::of_delta(delta, name);
         let found = self.values.get(&own).or_else(|| self.values.get(&shared));
-        found.map(Value::read)
+        found.map(ParameterValue::read)
     }
 
     /// One weight as the forward pass reads it: the trained copy if a delta unfreezes it.
     pub fn effective(&self, path: &str) -> Option<Vec<f32>> {
         let replaced = self.active.replaced.get(path);
         let replaced = replaced.map(|index| &self.values[*index]);
-        replaced.or_else(|| self.base.get(path)).map(Value::read)
+        replaced
+            .or_else(|| self.base.get(path))
+            .map(ParameterValue::read)
     }
 
     /// The module tree.
@@ -372,8 +374,10 @@ impl Graph {
             parts: parts.map(|part| (places[&part.parameter], part)).collect(),
             whole: whole
                 .map(|index| match &self.values[*index] {
-                    Value::Matrix(elements, _) => Ok((*index, gradients.take(&elements.tensor()?))),
-                    Value::Vector(tensor) => Ok((*index, gradients.take(tensor))),
+                    ParameterValue::Matrix(elements, _) => {
+                        Ok((*index, gradients.take(&elements.tensor()?)))
+                    }
+                    ParameterValue::Vector(tensor) => Ok((*index, gradients.take(tensor))),
                 })
                 .collect::<Outcome<_>>()?,
         })

@@ -2,11 +2,11 @@
 
 use super::forward::Pass;
 use super::layers::{Handle, ParameterIndex};
-use super::Value;
+use super::ParameterValue;
 use crate::engine::{Precision, Trace, Vector, Weight};
 
 impl Pass<'_> {
-    fn value(&self, handle: Handle) -> (&Value, Trace) {
+    fn value(&self, handle: Handle) -> (&ParameterValue, Trace) {
         let trace = match handle.is_trained {
             true => self.trace.clone(),
             false => Trace::off(),
@@ -19,7 +19,7 @@ impl Pass<'_> {
     }
 
     pub(super) fn weight(&self, handle: Handle) -> Weight {
-        let (Value::Matrix(elements, prepared), trace) = self.value(handle) else {
+        let (ParameterValue::Matrix(elements, prepared), trace) = self.value(handle) else {
             unreachable!("a weight is a matrix");
         };
         Weight::new(elements, prepared, &trace).in_precision(match handle.index {
@@ -29,7 +29,7 @@ impl Pass<'_> {
     }
 
     pub(super) fn vector(&self, handle: Handle) -> Vector {
-        let (Value::Vector(tensor), trace) = self.value(handle) else {
+        let (ParameterValue::Vector(tensor), trace) = self.value(handle) else {
             unreachable!("a bias, or the weight of a norm, is a vector");
         };
         tensor.on(&trace)

@@ -2,14 +2,14 @@
 //! Chen et al., arXiv 1604.06174). A block gives the same elements both times, because its dropout depends on places
 //! alone, and its operations add to gradients in the same order: the gradients are the same to the bit.
 
-use super::forward::{Pass, Rows};
+use super::forward::{BlockRows, Pass};
 use crate::engine::{Gradients, Matrix, Outcome, Scalar};
 
 /// A block of a pass whose operations the tape has forgotten.
 pub(super) struct Forgotten {
     /// Its number.
     block: usize,
-    rows: Rows,
+    rows: BlockRows,
     input: Matrix,
     output: Matrix,
     /// The number of operations on the tape before the block.
@@ -18,7 +18,12 @@ pub(super) struct Forgotten {
 
 impl Pass<'_> {
     /// Runs a block and keeps only its input, if a backward pass needs the block at all.
-    pub(super) fn forget_block(&self, block: usize, input: Matrix, rows: Rows) -> Outcome<Matrix> {
+    pub(super) fn forget_block(
+        &self,
+        block: usize,
+        input: Matrix,
+        rows: BlockRows,
+    ) -> Outcome<Matrix> {
         let before = self.trace.recorded();
         let output = self.block(&self.layers.blocks[block], input.clone(), &rows)?;
         if !output.is_traced() {

@@ -1,7 +1,7 @@
 //! Applies deltas at their sites in the forward pass.
 
 use super::forward::Pass;
-use super::layers::{DeltaLayer, Table};
+use super::layers::{DeltaLayer, EmbeddingTable};
 use super::Graph;
 use crate::delta::{gate, At, Preposition, Values};
 use crate::engine::{ops, Layout, Matrix, Outcome, Vector, Weight};
@@ -52,7 +52,7 @@ impl Pass<'_> {
     /// Looks up rows of an embedding table and applies the deltas at it.
     pub(super) fn look_up(
         &self,
-        table: &Table,
+        table: &EmbeddingTable,
         indices: &[usize],
         layout: &Layout,
     ) -> Outcome<Matrix> {

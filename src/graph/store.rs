@@ -16,14 +16,14 @@ use crate::plan::Plan;
 
 /// One parameter.
 #[derive(Clone)]
-pub enum Value {
+pub enum ParameterValue {
     /// `(out, in)`, and what the device has prepared from it.
     Matrix(Elements, Arc<Prepared>),
     /// `(out)`
     Vector(Tensor<(usize,)>),
 }
 
-impl Value {
+impl ParameterValue {
     /// Moves elements to the device.
     ///
     /// # Errors
@@ -32,11 +32,11 @@ impl Value {
         Ok(match shape {
             [out, input] => {
                 let tensor = Tensor::new(device, values, (*out, *input))?;
-                Value::Matrix(Elements::Held(tensor), Arc::default())
+                ParameterValue::Matrix(Elements::Held(tensor), Arc::default())
             }
             _ => {
                 let length = values.len();
-                Value::Vector(Tensor::new(device, values, (length,))?)
+                ParameterValue::Vector(Tensor::new(device, values, (length,))?)
             }
         })
     }
@@ -53,7 +53,7 @@ impl Value {
             None => source,
         };
         let stored = Stored::new(source, shape, device.clone());
-        Value::Matrix(Elements::Stored(Arc::new(stored)), Arc::default())
+        ParameterValue::Matrix(Elements::Stored(Arc::new(stored)), Arc::default())
     }
 
     /// An independent copy on the device, which can be trained.
@@ -62,11 +62,11 @@ impl Value {
     /// The device fails, for example for want of memory.
     pub(super) fn copied(&self) -> Outcome<Self> {
         Ok(match self {
-            Value::Matrix(elements, _) => {
+            ParameterValue::Matrix(elements, _) => {
                 let copy = elements.clone().held()?.copied();
-                Value::Matrix(Elements::Held(copy), Arc::default())
+                ParameterValue::Matrix(Elements::Held(copy), Arc::default())
             }
-            Value::Vector(tensor) => Value::Vector(tensor.copied()),
+            ParameterValue::Vector(tensor) => ParameterValue::Vector(tensor.copied()),
         })
     }
 
@@ -76,11 +76,11 @@ impl Value {
     /// The device fails, for example for want of memory.
     pub fn update(&mut self, change: impl FnOnce(&mut [f32])) -> Outcome<()> {
         match self {
-            Value::Matrix(elements, prepared) => {
+            ParameterValue::Matrix(elements, prepared) => {
                 *prepared = Arc::default();
                 elements.held()?.update(change)
             }
-            Value::Vector(tensor) => tensor.update(change),
+            ParameterValue::Vector(tensor) => tensor.update(change),
         }
     }
 
@@ -92,35 +92,35 @@ impl Value {
     /// The elements, row by row. Borrows them if the host can address them, else copies them.
     pub(super) fn view(&self) -> Cow<'_, [f32]> {
         match self {
-            Value::Matrix(Elements::Held(tensor), _) => tensor.view(),
-            Value::Matrix(Elements::Stored(stored), _) => stored.source().elements(),
-            Value::Vector(tensor) => tensor.view(),
+            ParameterValue::Matrix(Elements::Held(tensor), _) => tensor.view(),
+            ParameterValue::Matrix(Elements::Stored(stored), _) => stored.source().elements(),
+            ParameterValue::Vector(tensor) => tensor.view(),
         }
     }
 
     /// See [`Tensor::id`]. A matrix that is read on demand has no tensor, and so no id.
     pub(super) fn id(&self) -> Option<u64> {
         match self {
-            Value::Matrix(Elements::Held(tensor), _) => Some(tensor.id()),
-            Value::Matrix(Elements::Stored(_), _) => None,
-            Value::Vector(tensor) => Some(tensor.id()),
+            ParameterValue::Matrix(Elements::Held(tensor), _) => Some(tensor.id()),
+            ParameterValue::Matrix(Elements::Stored(_), _) => None,
+            ParameterValue::Vector(tensor) => Some(tensor.id()),
         }
     }
 
     /// `[out, in]` or `[out]`.
     pub fn shape(&self) -> Vec<usize> {
         match self {
-            Value::Matrix(elements, _) => vec![elements.shape().0, elements.shape().1],
-            Value::Vector(tensor) => vec![tensor.shape().0],
+            ParameterValue::Matrix(elements, _) => vec![elements.shape().0, elements.shape().1],
+            ParameterValue::Vector(tensor) => vec![tensor.shape().0],
         }
     }
 }
 
 /// A backbone's parameters by their paths.
-pub type Store = IndexMap<String, Value>;
+pub type Store = IndexMap<String, ParameterValue>;
 
 /// Parameters of deltas and heads, in the order of their paths.
-pub type Added = IndexMap<ParameterId, Value>;
+pub type Added = IndexMap<ParameterId, ParameterValue>;
 
 /// Parameters on the host: elements and shape by key.
 pub type Tensors = BTreeMap<String, (Vec<f32>, Vec<usize>)>;

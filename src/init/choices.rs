@@ -1,10 +1,10 @@
 //! Finds multiple choice: a question, its answers, and which of them is right.
 
 use super::column::Column;
-use super::guess::{named, own, Guess};
+use super::guess::{named, own, FileKind};
 
 /// A question, its answers in one list or in a column each, and the right one.
-pub(super) fn of_choices(columns: &[Column]) -> Option<Guess> {
+pub(super) fn of_choices(columns: &[Column]) -> Option<FileKind> {
     const PROMPTS: [&str; 10] = [
         "startphrase",
         "question",
@@ -46,7 +46,7 @@ pub(super) fn of_choices(columns: &[Column]) -> Option<Guess> {
     let is_key = |key: &Column| key.is_text() && key.words() <= 1.0;
     let (label, labels) = keys.find_map(|key| Some((key, names(key).filter(|_| is_key(key))?)))?;
     let context = named(columns, &["context", "article", "passage"]);
-    Some(Guess::Choose {
+    Some(FileKind::Choose {
         context: context.filter(|column| column.is_text()).map(own),
         prompt: own(prompt),
         labels,

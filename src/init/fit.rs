@@ -1,30 +1,30 @@
 //! Whether a backbone can do a task.
 
-use super::guess::{Guess, Refusal};
+use super::guess::{FileKind, Refusal};
 use crate::backbone::Config;
 
 /// Checks that a backbone can do the task.
-pub(super) fn check(guess: &Guess, config: Option<&Config>) -> Result<(), Refusal> {
+pub(super) fn check(guess: &FileKind, config: Option<&Config>) -> Result<(), Refusal> {
     let Some(config) = config else { return Ok(()) };
     let family = &config.family().name;
     let (what, fits, example) = match guess {
-        Guess::Messages { .. }
-        | Guess::Instruct { .. }
-        | Guess::Plain { .. }
-        | Guess::Choose { .. }
-        | Guess::Alpaca { .. }
-        | Guess::Reading { .. }
-        | Guess::Prefer { .. } => (
+        FileKind::Messages { .. }
+        | FileKind::Instruct { .. }
+        | FileKind::Plain { .. }
+        | FileKind::Choose { .. }
+        | FileKind::Alpaca { .. }
+        | FileKind::Reading { .. }
+        | FileKind::Prefer { .. } => (
             "prompts and answers",
             config.is_decoder(),
             "hf:HuggingFaceTB/SmolLM2-135M-Instruct",
         ),
-        Guess::Translate { .. } => (
+        FileKind::Translate { .. } => (
             "texts and their targets",
             config.is_decoder() || config.decoder_layers.is_some(),
             "hf:google/flan-t5-small",
         ),
-        Guess::Tag { .. } => (
+        FileKind::Tag { .. } => (
             "words and their tags",
             config.family().heads.tag.is_some(),
             "hf:distilbert/distilbert-base-cased",

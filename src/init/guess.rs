@@ -12,7 +12,7 @@ use crate::data::Sample;
 
 /// What a file is for.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Guess {
+pub(super) enum FileKind {
     /// Conversations in one column.
     Messages { messages: String },
     /// A prompt and its answer.
@@ -65,21 +65,21 @@ pub(super) enum Guess {
     Language { text: String },
 }
 
-impl Guess {
+impl FileKind {
     /// The columns whose texts the backbone reads or writes.
     pub(super) fn texts(&self) -> Vec<&str> {
         match self {
-            Guess::Messages { messages } => vec![messages],
-            Guess::Instruct { prompt, answer } | Guess::Plain { prompt, answer } => {
+            FileKind::Messages { messages } => vec![messages],
+            FileKind::Instruct { prompt, answer } | FileKind::Plain { prompt, answer } => {
                 vec![prompt, answer]
             }
-            Guess::Alpaca {
+            FileKind::Alpaca {
                 instruction,
                 input,
                 answer,
             } => vec![instruction, input, answer],
-            Guess::Reading { context, question } => vec![context, question, "answers"],
-            Guess::Prefer {
+            FileKind::Reading { context, question } => vec![context, question, "answers"],
+            FileKind::Prefer {
                 prompt,
                 chosen,
                 rejected,
@@ -87,8 +87,8 @@ impl Guess {
                 let prompt = prompt.as_deref().into_iter();
                 prompt.chain([&chosen[..], &rejected[..]]).collect()
             }
-            Guess::Tag { tokens, .. } => vec![tokens],
-            Guess::Choose {
+            FileKind::Tag { tokens, .. } => vec![tokens],
+            FileKind::Choose {
                 context,
                 prompt,
                 answers,
@@ -97,36 +97,36 @@ impl Guess {
                 let asked = context.iter().chain([prompt]).chain(answers);
                 asked.map(String::as_str).collect()
             }
-            Guess::Classify { text, .. } | Guess::Regress { text, .. } => {
+            FileKind::Classify { text, .. } | FileKind::Regress { text, .. } => {
                 text.iter().map(String::as_str).collect()
             }
-            Guess::Translate { source, target } => vec![source, target],
-            Guess::Language { text } => vec![text],
+            FileKind::Translate { source, target } => vec![source, target],
+            FileKind::Language { text } => vec![text],
         }
     }
 
     /// The column with the labels, if texts are not all there is.
     pub(super) fn label(&self) -> Option<&str> {
         match self {
-            Guess::Tag { tags: label, .. }
-            | Guess::Choose { label, .. }
-            | Guess::Classify { label, .. }
-            | Guess::Regress { label, .. } => Some(label),
+            FileKind::Tag { tags: label, .. }
+            | FileKind::Choose { label, .. }
+            | FileKind::Classify { label, .. }
+            | FileKind::Regress { label, .. } => Some(label),
             _ => None,
         }
     }
 
     /// The column with labels that a test set has as well. The numbers of a regression may be others.
     pub(super) fn class_label(&self) -> Option<&str> {
-        let is_number = matches!(self, Guess::Regress { .. });
+        let is_number = matches!(self, FileKind::Regress { .. });
         self.label().filter(|_| !is_number)
     }
 
     /// The same for a backbone whose tokenizer has no chat template.
     pub(super) fn without_chat_template(self) -> Result<Self, Refusal> {
         match self {
-            Guess::Instruct { prompt, answer } => Ok(Guess::Plain { prompt, answer }),
-            Guess::Messages { .. } | Guess::Prefer { .. } => Err((
+            FileKind::Instruct { prompt, answer } => Ok(FileKind::Plain { prompt, answer }),
+            FileKind::Messages { .. } | FileKind::Prefer { .. } => Err((
                 "its rows are conversations, and the backbone's tokenizer has no chat template".to_owned(),
                 "name a model that was tuned for chat, such as `--backbone hf:HuggingFaceTB/SmolLM2-135M-Instruct`".to_owned(),
             )),
@@ -200,7 +200,7 @@ const TRANSLATIONS: [(&str, &str); 6] = [
 ];
 
 /// Guesses what a file is for. The backbone decides between tasks that differ in it.
-pub(super) fn guess(sample: &Sample, config: Option<&Config>) -> Result<Guess, Refusal> {
+pub(super) fn guess(sample: &Sample, config: Option<&Config>) -> Result<FileKind, Refusal> {
     let values = |place: usize| {
         let cells = sample.rows.iter().map(move |row| &row[place]);
         let is_there = |cell: &&Value| !cell.is_null() && cell.as_str() != Some("");
@@ -247,7 +247,7 @@ pub(super) fn guess(sample: &Sample, config: Option<&Config>) -> Result<Guess, R
     Ok(guess)
 }
 
-fn of_columns(columns: &[Column], config: Option<&Config>) -> Option<Guess> {
+fn of_columns(columns: &[Column], config: Option<&Config>) -> Option<FileKind> {
     let texts = texts(columns);
     let is_two_stacks = config.is_some_and(|config| config.decoder_layers.is_some());
     let of = |label| labelled(columns, &texts, label);
@@ -274,10 +274,10 @@ pub(super) fn own(column: &Column) -> String {
 }
 
 /// Conversations, and words with tags.
-fn of_lists(columns: &[Column]) -> Option<Guess> {
+fn of_lists(columns: &[Column]) -> Option<FileKind> {
     const TAGS: [&str; 4] = ["ner_tags", "tags", "labels", "pos_tags"];
     if let Some(messages) = columns.iter().find(|column| column.has_messages()) {
-        return Some(Guess::Messages {
+        return Some(FileKind::Messages {
             messages: own(messages),
         });
     }
@@ -288,7 +288,7 @@ fn of_lists(columns: &[Column]) -> Option<Guess> {
     let by_name = |name: &&str| lists.iter().find(|column| column.is_named(&[name]));
     let tags = TAGS.iter().find_map(by_name);
     let tags = tags.unwrap_or(second);
-    Some(Guess::Tag {
+    Some(FileKind::Tag {
         tokens: own(tokens),
         tags: own(tags),
         is_plain: !tags.has_spans(),
@@ -296,32 +296,32 @@ fn of_lists(columns: &[Column]) -> Option<Guess> {
 }
 
 /// A text, a question on it, and the answers that are in it.
-fn of_reading(columns: &[Column]) -> Option<Guess> {
+fn of_reading(columns: &[Column]) -> Option<FileKind> {
     let answers = named(columns, &["answers"])?;
     let has_one = |value: &&Value| value["text"][0].is_string();
     let fits = !answers.values.is_empty() && answers.values.iter().all(has_one);
     fits.then_some(())?;
-    Some(Guess::Reading {
+    Some(FileKind::Reading {
         context: own(named(columns, &["context"])?),
         question: own(named(columns, &["question"])?),
     })
 }
 
 /// Lists of messages on both sides, as TRL has prompts and completions.
-fn of_turns(columns: &[Column]) -> Option<Guess> {
+fn of_turns(columns: &[Column]) -> Option<FileKind> {
     let turns = |name: &str| named(columns, &[name]).filter(|column| column.has_messages());
-    Some(Guess::Instruct {
+    Some(FileKind::Instruct {
         prompt: own(turns("prompt")?),
         answer: own(turns("completion")?),
     })
 }
 
 /// A text with a list of labels.
-fn of_several(columns: &[Column], texts: &[&Column]) -> Option<Guess> {
+fn of_several(columns: &[Column], texts: &[&Column]) -> Option<FileKind> {
     let is_text = |value: &Value| value.is_string();
     let has_texts = |column: &&Column| column.has_words() && column.items().all(is_text);
     let labels = columns.iter().find(has_texts)?;
-    Some(Guess::Classify {
+    Some(FileKind::Classify {
         text: vec![own(texts.first()?)],
         label: own(labels),
         is_several: true,
@@ -329,13 +329,13 @@ fn of_several(columns: &[Column], texts: &[&Column]) -> Option<Guess> {
 }
 
 /// A preferred answer and another one.
-fn of_answers(columns: &[Column]) -> Option<Guess> {
+fn of_answers(columns: &[Column]) -> Option<FileKind> {
     let chosen = named(columns, &["chosen"])?;
     let prompt = named(columns, &["prompt", "question", "instruction"]);
     // A whole conversation has the prompt in it.
     let asks = |message: &Value| message["role"] == "user";
     let prompt = prompt.filter(|_| !chosen.items().any(asks));
-    Some(Guess::Prefer {
+    Some(FileKind::Prefer {
         prompt: prompt.map(own),
         chosen: own(chosen),
         rejected: own(named(columns, &["rejected"])?),
@@ -343,25 +343,25 @@ fn of_answers(columns: &[Column]) -> Option<Guess> {
 }
 
 /// Two columns whose names say that one is written from the other.
-fn translation(columns: &[Column]) -> Option<Guess> {
+fn translation(columns: &[Column]) -> Option<FileKind> {
     let one = |name: &str| named(columns, &[name]).filter(|column| column.is_text());
     let mut pairs = TRANSLATIONS.iter();
     let (source, target) = pairs.find_map(|(a, b)| Some((one(a)?, one(b)?)))?;
-    (!target.can_be_label()).then(|| Guess::Translate {
+    (!target.can_be_label()).then(|| FileKind::Translate {
         source: own(source),
         target: own(target),
     })
 }
 
 /// Prompts and answers by their names.
-fn of_prompts(columns: &[Column], is_two_stacks: bool) -> Option<Guess> {
+fn of_prompts(columns: &[Column], is_two_stacks: bool) -> Option<FileKind> {
     let input = named(columns, &["input", "context"]);
     let input = input.filter(|column| !column.values.is_empty());
     let answer = named(columns, &["output", "response"]);
     if let (Some(instruction), Some(input), Some(answer)) =
         (named(columns, &["instruction"]), input, answer)
     {
-        return Some(Guess::Alpaca {
+        return Some(FileKind::Alpaca {
             instruction: own(instruction),
             input: own(input),
             answer: own(answer),
@@ -373,26 +373,26 @@ fn of_prompts(columns: &[Column], is_two_stacks: bool) -> Option<Guess> {
 }
 
 /// Texts without names that say what they are for: of two, the second is written from the first.
-fn of_texts(columns: &[Column], texts: &[&Column], is_two_stacks: bool) -> Option<Guess> {
+fn of_texts(columns: &[Column], texts: &[&Column], is_two_stacks: bool) -> Option<FileKind> {
     let is_text = |column: &&Column| texts.iter().any(|text| text.name == column.name);
     let in_order: Vec<&Column> = columns.iter().filter(is_text).collect();
     // We could only guess the purpose of another column.
     let others = columns.iter().filter(|column| !column.is_of_the_row());
     match (in_order.as_slice(), others.count()) {
         ([source, target], 2) => Some(written(source, target, is_two_stacks)),
-        ([text], 1) => Some(Guess::Language { text: own(text) }),
+        ([text], 1) => Some(FileKind::Language { text: own(text) }),
         _ => None,
     }
 }
 
 /// A text that is written from another one.
-fn written(source: &Column, target: &Column, is_two_stacks: bool) -> Guess {
+fn written(source: &Column, target: &Column, is_two_stacks: bool) -> FileKind {
     match is_two_stacks {
-        true => Guess::Translate {
+        true => FileKind::Translate {
             source: own(source),
             target: own(target),
         },
-        false => Guess::Instruct {
+        false => FileKind::Instruct {
             prompt: own(source),
             answer: own(target),
         },
@@ -412,7 +412,7 @@ fn texts<'a, 'c>(columns: &'a [Column<'c>]) -> Vec<&'a Column<'c>> {
 }
 
 /// The task of a text, or two, and a label or a number.
-fn labelled(columns: &[Column], texts: &[&Column], label: &Column) -> Option<Guess> {
+fn labelled(columns: &[Column], texts: &[&Column], label: &Column) -> Option<FileKind> {
     let text = pair(columns).or_else(|| {
         let text = texts.iter().find(|column| column.name != label.name)?;
         Some(vec![text.name.to_owned()])
@@ -432,11 +432,11 @@ fn labelled(columns: &[Column], texts: &[&Column], label: &Column) -> Option<Gue
             .is_some_and(|(last, first)| (last - first + 1) as usize == numbers.len());
     let are_amounts = label.has_numbers() && label.distinct() > AMOUNTS && !are_numbered;
     Some(match label.has_fractions() || are_amounts {
-        true => Guess::Regress {
+        true => FileKind::Regress {
             text,
             label: label_name,
         },
-        false => Guess::Classify {
+        false => FileKind::Classify {
             text,
             label: label_name,
             is_several: false,

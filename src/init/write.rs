@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{json, Value};
 
 use super::file::DataFile;
-use super::guess::Guess;
+use super::guess::FileKind;
 use super::Draft;
 use crate::backbone::{Config, FeedForwardKind};
 use crate::data::{Sample, TextEncoder};
@@ -20,7 +20,7 @@ const LEAST_STEPS: usize = 300;
 pub(super) fn write(
     file: &DataFile,
     sample: &Sample,
-    guess: &Guess,
+    guess: &FileKind,
     (backbone, config, encoder): (Option<&str>, Option<&Config>, Option<&TextEncoder>),
     is_elsewhere: bool,
     notes: &[String],
@@ -80,7 +80,7 @@ pub(super) fn write(
 }
 
 /// The columns that the task does not read.
-fn unread(sample: &Sample, guess: &Guess) -> Vec<String> {
+fn unread(sample: &Sample, guess: &FileKind) -> Vec<String> {
     let (texts, label) = (guess.texts(), guess.label());
     let is_read = |name: &str| texts.contains(&name) || label == Some(name);
     let unread = sample.columns.iter().filter(|name| !is_read(name));
@@ -181,7 +181,7 @@ fn name(file: &DataFile) -> String {
 }
 
 /// The task's kind and its settings.
-fn task(guess: &Guess, config: Option<&Config>) -> (&'static str, Vec<String>) {
+fn task(guess: &FileKind, config: Option<&Config>) -> (&'static str, Vec<String>) {
     let text = |names: &[String]| match names {
         [one] => format!("text = {}", word(one)),
         several => {
@@ -193,38 +193,38 @@ fn task(guess: &Guess, config: Option<&Config>) -> (&'static str, Vec<String>) {
     let is_decoder = config.is_some_and(Config::is_decoder);
     let separator = is_decoder.then(|| "separator = \" => \"".to_owned());
     match guess {
-        Guess::Messages { messages } => ("instruct", vec![format!("messages = {}", word(messages))]),
-        Guess::Instruct { prompt, answer } => {
+        FileKind::Messages { messages } => ("instruct", vec![format!("messages = {}", word(messages))]),
+        FileKind::Instruct { prompt, answer } => {
             ("instruct", vec![format!("prompt = {}", word(prompt)), format!("answer = {}", word(answer))])
         }
-        Guess::Plain { prompt, answer } => (
+        FileKind::Plain { prompt, answer } => (
             "instruct",
             vec![
                 format!("template = \"{{{prompt}}}\\n{{{answer}}}\"   # the tokenizer has no chat template"),
                 format!("answer = {}", word(answer)),
             ],
         ),
-        Guess::Alpaca { instruction, input, answer } => (
+        FileKind::Alpaca { instruction, input, answer } => (
             "instruct",
             vec![
                 format!("template = \"### Instruction:\\n{{{instruction}}}\\n\\n### Input:\\n{{{input}}}\\n\\n### Response:\\n{{{answer}}}\""),
                 format!("answer = {}", word(answer)),
             ],
         ),
-        Guess::Reading { context, question } => (
+        FileKind::Reading { context, question } => (
             "instruct",
             vec![
                 format!("template = \"{{{context}}}\\nQuestion: {{{question}}}\\nAnswer: {{answers.text.0}}\""),
                 "answer = \"answers.text.0\"".to_owned(),
             ],
         ),
-        Guess::Prefer { prompt, chosen, rejected } => {
+        FileKind::Prefer { prompt, chosen, rejected } => {
             let prompt = prompt.iter().map(|prompt| format!("prompt = {}", word(prompt)));
             let answers = [("chosen", chosen), ("rejected", rejected)];
             let answers = answers.map(|(key, column)| format!("{key} = {}", word(column)));
             ("prefer", prompt.chain(answers).chain(["loss = dpo".to_owned()]).collect())
         }
-        Guess::Tag {
+        FileKind::Tag {
             tokens,
             tags,
             is_plain,
@@ -236,7 +236,7 @@ fn task(guess: &Guess, config: Option<&Config>) -> (&'static str, Vec<String>) {
             let plain = is_plain.then(|| "scheme = plain   # labels of words, not of spans".to_owned());
             ("tag", columns.into_iter().chain(plain).collect())
         }
-        Guess::Choose {
+        FileKind::Choose {
             context,
             prompt,
             answers,
@@ -259,13 +259,13 @@ fn task(guess: &Guess, config: Option<&Config>) -> (&'static str, Vec<String>) {
             let settings = [asked, format!("answers = {answers}"), format!("label = {}", word(label))];
             ("choose", settings.into_iter().chain(named).collect())
         }
-        Guess::Classify { text: names, label, is_several } => {
+        FileKind::Classify { text: names, label, is_several } => {
             let mut settings = vec![text(names), format!("label = {}", word(label))];
             settings.extend(is_several.then(|| "several = on".to_owned()));
             ("classify", settings)
         }
-        Guess::Regress { text: names, label } => ("regress", vec![text(names), format!("label = {}", word(label))]),
-        Guess::Translate { source, target } => (
+        FileKind::Regress { text: names, label } => ("regress", vec![text(names), format!("label = {}", word(label))]),
+        FileKind::Translate { source, target } => (
             "seq2seq",
             [
                 format!("source = {}", word(source)),
@@ -277,7 +277,7 @@ fn task(guess: &Guess, config: Option<&Config>) -> (&'static str, Vec<String>) {
             .chain(separator)
             .collect(),
         ),
-        Guess::Language { text } => {
+        FileKind::Language { text } => {
             let kind = match config {
                 Some(config) if config.decoder_layers.is_some() => "span_lm",
                 Some(config) if !config.is_decoder() => "masked_lm",
@@ -295,14 +295,14 @@ struct Proposed {
 }
 
 /// A small backbone of the hub for a task.
-fn proposed(guess: &Guess) -> Proposed {
+fn proposed(guess: &FileKind) -> Proposed {
     let (name, is_decoder) = match guess {
-        Guess::Classify { .. } | Guess::Regress { .. } => {
+        FileKind::Classify { .. } | FileKind::Regress { .. } => {
             ("hf:distilbert/distilbert-base-uncased", false)
         }
-        Guess::Tag { .. } => ("hf:distilbert/distilbert-base-cased", false),
-        Guess::Translate { .. } => ("hf:google/flan-t5-small", false),
-        Guess::Language { .. } => ("hf:HuggingFaceTB/SmolLM2-135M", true),
+        FileKind::Tag { .. } => ("hf:distilbert/distilbert-base-cased", false),
+        FileKind::Translate { .. } => ("hf:google/flan-t5-small", false),
+        FileKind::Language { .. } => ("hf:HuggingFaceTB/SmolLM2-135M", true),
         _ => ("hf:HuggingFaceTB/SmolLM2-135M-Instruct", true),
     };
     Proposed { name, is_decoder }
@@ -319,7 +319,7 @@ fn sites(config: Option<&Config>, is_decoder: bool) -> &'static str {
 }
 
 /// A `max_length`, and the tokens of the longest row; without a tokenizer, four bytes of a text are about one.
-fn lengths(sample: &Sample, guess: &Guess, encoder: Option<&TextEncoder>) -> (usize, usize) {
+fn lengths(sample: &Sample, guess: &FileKind, encoder: Option<&TextEncoder>) -> (usize, usize) {
     let read = guess.texts();
     let places: Vec<usize> = (0..sample.columns.len())
         .filter(|place| read.contains(&sample.columns[*place].as_str()))
@@ -339,7 +339,7 @@ fn lengths(sample: &Sample, guess: &Guess, encoder: Option<&TextEncoder>) -> (us
     all.sort_unstable();
     let usual = all[(all.len() * 99 / 100).min(all.len() - 1)];
     let around = match guess {
-        Guess::Classify { .. } | Guess::Regress { .. } | Guess::Tag { .. } => 0,
+        FileKind::Classify { .. } | FileKind::Regress { .. } | FileKind::Tag { .. } => 0,
         _ => encoder.and_then(around_turns).unwrap_or(24),
     };
     let length = (usual + around).next_multiple_of(16).clamp(32, 1024);

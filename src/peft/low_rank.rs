@@ -6,19 +6,19 @@ use std::collections::BTreeMap;
 use serde_json::{json, Map, Value};
 
 use super::form::{form, Form};
-use super::{module_name, Written, KEY_PREFIX};
+use super::{module_name, PeftDeltas, KEY_PREFIX};
 use crate::backbone::{LowRank, Module, Site};
 use crate::delta::{transposed, Lora, LoraInit, Method, PeftAdapter, Scaling, INITIAL};
 use crate::graph::Graph;
 use crate::plan::{DeltaPlan, Plan};
 
 /// The tensors and settings of all LoRAs in place.
-pub(super) fn low_rank(plan: &Plan, graph: &Graph) -> Written {
+pub(super) fn low_rank(plan: &Plan, graph: &Graph) -> PeftDeltas {
     let adapters = adapters(plan, graph);
-    let mut written = Written {
+    let mut written = PeftDeltas {
         targets: adapters.keys().cloned().collect(),
         settings: settings(plan, &adapters),
-        ..Written::default()
+        ..PeftDeltas::default()
     };
     for (name, adapter) in adapters {
         let key = |matrix: &str| match adapter.is_embedding {

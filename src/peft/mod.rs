@@ -37,7 +37,7 @@ fn module_name(prefix: &str, checkpoint_name: &str) -> String {
 
 /// Deltas as PEFT stores them.
 #[derive(Default)]
-struct Written {
+struct PeftDeltas {
     settings: PeftConfig,
     tensors: Tensors,
     /// The names of the modules that have a delta.

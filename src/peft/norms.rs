@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::reader::Reader;
 use super::tuner::site_key;
-use super::{module_name, Written};
+use super::{module_name, PeftDeltas};
 use crate::backbone::Module;
 use crate::diagnostic::Problem;
 use crate::graph::Graph;
@@ -22,9 +22,9 @@ fn suffix(path: &str) -> String {
 }
 
 /// Exports the norms at these paths.
-pub(super) fn write(plan: &Plan, graph: &Graph, paths: &[String]) -> Written {
+pub(super) fn write(plan: &Plan, graph: &Graph, paths: &[String]) -> PeftDeltas {
     let prefix = plan.name_prefix();
-    let mut written = Written::default();
+    let mut written = PeftDeltas::default();
     written.settings.insert("peft_type".into(), json!(KIND));
     for module in paths.iter().filter_map(|path| graph.tree().module(path)) {
         let name = module_name(prefix, &module.checkpoint_name);

@@ -7,7 +7,7 @@ use serde_json::{json, Map, Value};
 use super::import::problem;
 use super::reader::Reader;
 use super::settings::SEQ_2_SEQ_LM;
-use super::Written;
+use super::PeftDeltas;
 use crate::backbone::family::Dimension;
 use crate::backbone::Config;
 use crate::delta::{Method, PeftConfig, Prefix, Prompt, PromptInit};
@@ -19,7 +19,7 @@ use crate::plan::{DeltaPlan, Plan, SHORTEST};
 pub(super) const KEY: &str = "prompt_embeddings";
 
 /// Exports all prompts as one matrix, `(tokens, hidden)`.
-pub(super) fn prompt(plan: &Plan, graph: &Graph) -> Result<Written, Problem> {
+pub(super) fn prompt(plan: &Plan, graph: &Graph) -> Result<PeftDeltas, Problem> {
     let prompt = graph.prompt().map_err(device_problem)?;
     let config = &plan.backbone.config;
     let shape = (config.heads, config.hidden);
@@ -29,7 +29,7 @@ pub(super) fn prompt(plan: &Plan, graph: &Graph) -> Result<Written, Problem> {
 
 /// Exports all prefixes as one matrix, `(tokens, 2 · layers · width of the keys)`. Each row has the keys and the values
 /// of every layer.
-pub(super) fn prefix(plan: &Plan, graph: &Graph) -> Result<Written, Problem> {
+pub(super) fn prefix(plan: &Plan, graph: &Graph) -> Result<PeftDeltas, Problem> {
     let config = &plan.backbone.config;
     let sites = prefix_sites(config);
     let layers = sites
@@ -183,11 +183,11 @@ fn settings(
     settings.as_object().cloned().unwrap_or_default()
 }
 
-fn written(settings: Map<String, Value>, values: Vec<f32>, columns: usize) -> Written {
+fn written(settings: Map<String, Value>, values: Vec<f32>, columns: usize) -> PeftDeltas {
     let shape = vec![values.len() / columns.max(1), columns];
-    Written {
+    PeftDeltas {
         settings,
         tensors: [(KEY.to_owned(), (values, shape))].into(),
-        ..Written::default()
+        ..PeftDeltas::default()
     }
 }

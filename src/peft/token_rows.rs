@@ -9,7 +9,7 @@ use super::reader::Reader;
 use super::settings::MERGE_IN_PYTHON;
 use super::targets::names;
 use super::tuner::site_key;
-use super::{module_name, Written};
+use super::{module_name, PeftDeltas};
 use crate::backbone::{Module, Tree};
 use crate::delta::{Method, PeftAdapter, PeftConfig, TrainableTokens};
 use crate::diagnostic::Problem;
@@ -33,7 +33,7 @@ const TABLE: &str = "embeddings.word";
 const DELTA: &str = "trainable_tokens";
 
 /// Adds the rows that a plan trains to the export of its LoRAs.
-pub(super) fn write(plan: &Plan, graph: &Graph, written: &mut Written) {
+pub(super) fn write(plan: &Plan, graph: &Graph, written: &mut PeftDeltas) {
     let Some(table) = graph.tree().module(TABLE) else {
         return;
     };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{json, Map, Value};
 
-use super::{module_name, Written, KEY_PREFIX};
+use super::{module_name, PeftDeltas, KEY_PREFIX};
 use crate::backbone::Module;
 use crate::delta::transposed;
 use crate::graph::Graph;
@@ -24,9 +24,9 @@ pub(super) fn shared_key(suffix: &str) -> String {
 }
 
 /// The tensors and settings of deltas of one method.
-pub(super) fn write(plan: &Plan, graph: &Graph, deltas: &[&DeltaPlan]) -> Written {
+pub(super) fn write(plan: &Plan, graph: &Graph, deltas: &[&DeltaPlan]) -> PeftDeltas {
     let prefix = plan.name_prefix();
-    let mut written = Written::default();
+    let mut written = PeftDeltas::default();
     for delta in deltas {
         let Some(method) = delta.method() else {
             continue;

@@ -8,7 +8,7 @@ use super::reference::{check_final, reference};
 use super::ROWS_AT_EACH_END;
 use crate::data::{
     check_few, empty_part, nothing_to_predict, warn_of_overlap, DataSummary, Example, Examples,
-    Extent, Masking, Noising, Rows, Spans, TextEncoder,
+    Extent, Masking, Noising, RowFindings, Spans, TextEncoder,
 };
 use crate::diagnostic::{Problem, Span};
 use crate::generate::{Decoding, Defaults, Writer};
@@ -292,7 +292,7 @@ pub fn check_data(plan: &Plan, extent: Extent, loader: Option<&Loader>) -> DataC
     let mut check = DataCheck::default();
     let mut examples = Vec::new();
     let encoder = loader.map(Loader::encoder);
-    let mut seen: BTreeMap<Reading, Rows> = BTreeMap::new();
+    let mut seen: BTreeMap<Reading, RowFindings> = BTreeMap::new();
     for (task, data, stage) in uses(plan) {
         for (file, trains) in [(&data.train, true), (&data.dev, false), (&data.test, false)] {
             let Some(file) = file else { continue };
@@ -305,7 +305,7 @@ pub fn check_data(plan: &Plan, extent: Extent, loader: Option<&Loader>) -> DataC
                     },
                     false => extent,
                 };
-                let mut rows = Rows::check(file, task, extent, encoder);
+                let mut rows = RowFindings::check(file, task, extent, encoder);
                 check.rows += rows.count;
                 check.problems.append(&mut rows.problems);
                 rows
@@ -393,7 +393,7 @@ pub fn summarize(plan: &Plan) -> DataSummary {
     let Ok(loader) = Loader::new(plan) else {
         return found;
     };
-    let mut known: BTreeMap<Reading, Rows> = BTreeMap::new();
+    let mut known: BTreeMap<Reading, RowFindings> = BTreeMap::new();
     for (task, data, stage) in uses(plan) {
         let sets = [
             ("train", &data.train),
@@ -403,7 +403,7 @@ pub fn summarize(plan: &Plan) -> DataSummary {
         for (name, file) in sets {
             let Some(file) = file else { continue };
             let key = Reading::of(file, task);
-            let check = || Rows::check(file, task, extent, Some(loader.encoder()));
+            let check = || RowFindings::check(file, task, extent, Some(loader.encoder()));
             let rows = known.entry(key).or_insert_with(check);
             let set = (name, rows.summary(file, task));
             if rows.all > 0 && !found.sets.contains(&set) {

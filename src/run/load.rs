@@ -22,7 +22,7 @@ pub struct Loaded {
 
 /// Settings of the input of an adapter or a model, which store none.
 #[derive(Clone, Copy, Default)]
-pub struct Reads<'a> {
+pub struct InputSettings<'a> {
     /// The columns of texts.
     pub columns: Option<&'a [String]>,
     /// The column of labels, or of the texts to write.
@@ -42,7 +42,7 @@ impl Loaded {
     }
 }
 
-impl Reads<'_> {
+impl InputSettings<'_> {
     /// The command-line options that gave these settings.
     fn options(&self) -> impl Iterator<Item = &'static str> {
         let columns = self.columns.map(|_| "--text");
@@ -63,7 +63,7 @@ impl Reads<'_> {
 pub fn open_run(
     directory: &Path,
     backbone: Option<&str>,
-    reads: Reads,
+    reads: InputSettings,
     integrity: Integrity,
     device: Device,
 ) -> Result<Loaded, Problem> {

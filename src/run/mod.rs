@@ -51,7 +51,7 @@ pub use examples::{check_data, first_examples, summarize, Loader};
 pub use finished::{FinishedRun, Integrity};
 pub use gguf::{export_gguf, merge_gguf};
 pub use heads::{backbone_warnings, check_backbone, head_origins};
-pub use load::{open_run, Loaded, Reads};
+pub use load::{open_run, InputSettings, Loaded};
 pub use log::Log;
 pub use manifest::Manifest;
 pub use merge::merge;
@@ -59,7 +59,7 @@ pub use precision::PrecisionError;
 pub use profile::{profile, Profile};
 pub use profile_table::profile_table;
 pub use reference::reference;
-pub use replay::{replay, Compared, Replayed};
+pub use replay::{replay, Replayed, ReplayedFigure};
 pub use source::{check_pipeline, read_text, whole, Checked, Confined, Source, ROWS_AT_EACH_END};
 pub use tying::has_head_weight;
 
@@ -87,7 +87,7 @@ pub struct Summary {
 }
 
 /// How a run ended.
-pub enum Ended {
+pub enum RunEnd {
     /// The run is complete: its results, its directory and its warnings.
     Complete(Box<Summary>, PathBuf, Vec<Problem>),
     /// The run was interrupted and can continue from this directory.
@@ -127,7 +127,7 @@ pub fn run(
     out: &Path,
     interrupted: &AtomicBool,
     progress: Progress,
-) -> Result<Ended, Problem> {
+) -> Result<RunEnd, Problem> {
     let integrity = shared.integrity;
     let mut prepared = agree(prepare(plan, source, device, shared, out))?;
     agree(check_others(plan, &prepared.manifest))?;
@@ -148,7 +148,7 @@ pub fn run(
     }
     match ended {
         Some(state) => conclude(plan, source, prepared, state, out),
-        None => Ok(Ended::Interrupted(Directory::partial_of(out))),
+        None => Ok(RunEnd::Interrupted(Directory::partial_of(out))),
     }
 }
 
@@ -259,7 +259,7 @@ fn conclude(
     prepared: Prepared,
     state: State,
     out: &Path,
-) -> Result<Ended, Problem> {
+) -> Result<RunEnd, Problem> {
     let Prepared {
         directory,
         manifest,
@@ -301,7 +301,7 @@ fn conclude(
     if let Some(directory) = directory {
         directory.finish(plan, source, &graph, Some(&summary), &manifest)?;
     }
-    Ok(Ended::Complete(Box::new(summary), out.to_path_buf(), odd))
+    Ok(RunEnd::Complete(Box::new(summary), out.to_path_buf(), odd))
 }
 
 /// The peak memory of the process in bytes, on Linux: the line `VmHWM` of `/proc/self/status`, which is in kB.

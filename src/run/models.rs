@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::load::{Loaded, Reads};
+use super::load::{InputSettings, Loaded};
 use super::tying::has_head_weight;
 use crate::backbone::family::HeadKind;
 use crate::backbone::{
@@ -28,7 +28,7 @@ const LONGEST: usize = 512;
 pub(super) fn open_adapter(
     directory: &Path,
     backbone: Option<&str>,
-    reads: Reads,
+    reads: InputSettings,
     device: Device,
 ) -> Result<Loaded, Problem> {
     let location = match backbone {
@@ -103,7 +103,7 @@ fn note_own_run(directory: &Path, plan: &Plan) {
 pub(super) fn open_model(
     location: &str,
     directory: &Path,
-    reads: Reads,
+    reads: InputSettings,
     device: Device,
 ) -> Result<Loaded, Problem> {
     let mut config = read_config(directory)?;
@@ -176,7 +176,7 @@ fn task_of(
     head: HeadKind,
     outputs: Option<usize>,
     (base, config): (&Path, &Config),
-    reads: Reads,
+    reads: InputSettings,
 ) -> Result<TaskPlan, Problem> {
     let columns = |usual: &str| match reads.columns {
         Some(columns) => columns.to_vec(),
@@ -281,7 +281,7 @@ fn of_head_where_missing(tensors: Tensors, graph: &Graph) -> Tensors {
 
 /// A task that predicts each token of a text from those before it. If there is an encoder, that text is the second of
 /// two.
-fn language_model_task(reads: Reads, config: &Config) -> Result<Task, Problem> {
+fn language_model_task(reads: InputSettings, config: &Config) -> Result<Task, Problem> {
     let wrong = |message: &str, help: &str| {
         Err(Problem::new("delta::run::columns", message.to_owned()).help(help))
     };

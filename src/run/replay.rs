@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use serde_json::Value;
 
 use super::finished::refuse_change;
-use super::{run, Ended, FinishedRun, Integrity, Manifest, Shared};
+use super::{run, FinishedRun, Integrity, Manifest, RunEnd, Shared};
 use crate::diagnostic::Problem;
 use crate::disk;
 use crate::engine::Device;
@@ -14,7 +14,7 @@ use crate::report::Progress;
 
 /// One figure or file that was compared.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Compared {
+pub struct ReplayedFigure {
     /// Its name: `stages.0.dev.metrics.accuracy`, or a file's.
     pub name: String,
     /// The value that the run recorded.
@@ -23,7 +23,7 @@ pub struct Compared {
     pub now: String,
 }
 
-impl Compared {
+impl ReplayedFigure {
     /// Whether nothing changed.
     pub fn is_same(&self) -> bool {
         self.then == self.now
@@ -33,7 +33,7 @@ impl Compared {
 /// How a replay ended.
 pub enum Replayed {
     /// It is complete. These are all comparisons.
-    Compared(Vec<Compared>),
+    ReplayedFigure(Vec<ReplayedFigure>),
     /// It was interrupted and can continue.
     Interrupted,
 }
@@ -84,22 +84,22 @@ pub fn replay(
         ..Shared::default()
     };
     let ended = run(&plan, &source, device, &shared, out, interrupted, progress)?;
-    if let Ended::Interrupted(_) = ended {
+    if let RunEnd::Interrupted(_) = ended {
         return Ok(Replayed::Interrupted);
     }
     let again = FinishedRun::open(out, integrity)?;
     let mut compared = Vec::new();
     compare("", &recorded, &figures(&again)?, &mut compared);
     let hash = |path: &Path| disk::hash(path).map_err(|e| disk::failed("read", path, &e));
-    compared.push(Compared {
+    compared.push(ReplayedFigure {
         name: "delta.safetensors".to_owned(),
         then: hash(&delta)?,
         now: hash(&again.path("delta.safetensors")?)?,
     });
-    Ok(Replayed::Compared(compared))
+    Ok(Replayed::ReplayedFigure(compared))
 }
 
-fn compare(name: &str, then: &Value, now: &Value, all: &mut Vec<Compared>) {
+fn compare(name: &str, then: &Value, now: &Value, all: &mut Vec<ReplayedFigure>) {
     let within = |key: &str| match name {
         "" => key.to_owned(),
         _ => format!("{name}.{key}"),
@@ -124,7 +124,7 @@ fn compare(name: &str, then: &Value, now: &Value, all: &mut Vec<Compared>) {
             }
         }
         (Value::Null, Value::Null) => {}
-        _ => all.push(Compared {
+        _ => all.push(ReplayedFigure {
             name: name.to_owned(),
             then: then.to_string(),
             now: now.to_string(),

@@ -18,7 +18,8 @@ use crate::graph::{label_order, reordered, Graph, Tensors};
 use crate::plan::{Plan, TaskPlan};
 use crate::report::{describe, Assumptions};
 use crate::run::{
-    head_origins, merge, open_run, summarize, FinishedRun, Loaded, Loader, Log, Reads, Source,
+    head_origins, merge, open_run, summarize, FinishedRun, InputSettings, Loaded, Loader, Log,
+    Source,
 };
 
 /// A pipeline, not yet read.
@@ -343,7 +344,7 @@ fn merged(run: &mut Run, is_read_only: bool) -> Outcome<String> {
         let loaded: Loaded = open_run(
             &run.directory,
             None,
-            Reads::default(),
+            InputSettings::default(),
             run.source.integrity,
             Device::Cpu,
         )?;
@@ -378,7 +379,7 @@ fn evaluate_on_set(run: &Run, set: &str) -> Outcome<f64> {
     let loaded: Loaded = open_run(
         &run.directory,
         None,
-        Reads::default(),
+        InputSettings::default(),
         run.source.integrity,
         Device::Cpu,
     )

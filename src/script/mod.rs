@@ -49,7 +49,7 @@ pub struct Options<'a> {
 
 /// How a script ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
+pub enum ScriptEnd {
     /// To its end.
     Complete,
     /// It was interrupted; the same command goes on.
@@ -63,7 +63,7 @@ const MOST_OPERATIONS: u64 = 20_000_000;
 ///
 /// # Errors
 /// A mistake in the script or in a pipeline that it runs, with its place in the script.
-pub fn run(path: &Path, options: &Options<'static>) -> Result<Ended, Problems> {
+pub fn run(path: &Path, options: &Options<'static>) -> Result<ScriptEnd, Problems> {
     let session = Rc::new(Session::new(path, options, None)?);
     execute(path, &session)
 }
@@ -86,10 +86,10 @@ pub fn run_shard(
     path: &Path,
     options: &Options<'static>,
     shard: Shard,
-) -> Result<(Ended, usize, usize), Problems> {
+) -> Result<(ScriptEnd, usize, usize), Problems> {
     let is_interrupted = || options.interrupted.load(Ordering::Relaxed);
     let jobs = match jobs(path, options) {
-        Err(_) if is_interrupted() => return Ok((Ended::Interrupted, 0, 0)),
+        Err(_) if is_interrupted() => return Ok((ScriptEnd::Interrupted, 0, 0)),
         jobs => jobs?,
     };
     let own = jobs.level.iter().skip(shard.number - 1).step_by(shard.of);
@@ -103,9 +103,9 @@ pub fn run_shard(
     }
     let counts = (own.len(), jobs.level.len());
     match ended {
-        Err(_) if is_interrupted() => Ok((Ended::Interrupted, counts.0, counts.1)),
+        Err(_) if is_interrupted() => Ok((ScriptEnd::Interrupted, counts.0, counts.1)),
         Err(problems) => Err(problems),
-        Ok(()) => Ok((Ended::Complete, counts.0, counts.1)),
+        Ok(()) => Ok((ScriptEnd::Complete, counts.0, counts.1)),
     }
 }
 
@@ -114,14 +114,14 @@ fn rehearse(
     path: &Path,
     options: &Options<'static>,
     rehearsal: Rehearsal,
-) -> Result<(Vec<Job>, Result<Ended, Problems>), Problem> {
+) -> Result<(Vec<Job>, Result<ScriptEnd, Problems>), Problem> {
     let session = Rc::new(Session::new(path, options, Some(rehearsal))?);
     let ended = execute(path, &session);
     let asked = session.runner.rehearsal.as_ref();
     Ok((asked.map(Rehearsal::asked).unwrap_or_default(), ended))
 }
 
-fn execute(path: &Path, session: &Rc<Session>) -> Result<Ended, Problems> {
+fn execute(path: &Path, session: &Rc<Session>) -> Result<ScriptEnd, Problems> {
     let text = read_text(path)?;
     let name = path.display().to_string();
     let engine = engine(session);
@@ -131,12 +131,12 @@ fn execute(path: &Path, session: &Rc<Session>) -> Result<Ended, Problems> {
     match engine.run_ast_with_scope(&mut scope, &ast) {
         Ok(()) => session
             .check_params()
-            .map(|()| Ended::Complete)
+            .map(|()| ScriptEnd::Complete)
             .map_err(|problem| Problems {
                 source: Some((name.clone(), text.clone())),
                 problems: vec![problem],
             }),
-        Err(_) if session.is_interrupted() => Ok(Ended::Interrupted),
+        Err(_) if session.is_interrupted() => Ok(ScriptEnd::Interrupted),
         Err(error) if session.has_taken_too_long() => {
             let mut problems = located(error);
             for problem in &mut problems.problems {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::error::Outcome;
 use super::runner::{memory_of, stop, Finished, Runner};
-use super::{Ended, Options};
+use super::{Options, ScriptEnd};
 use crate::diagnostic::{Problem, Problems};
 use crate::engine::{measure_rate, mix};
 use crate::graph::this_machine;
@@ -132,8 +132,8 @@ fn level(
         };
         let (asked, ended) = super::rehearse(path, options, rehearsal)?;
         match ended {
-            Ok(Ended::Complete) => {}
-            Ok(Ended::Interrupted) => return Err(stop().into()),
+            Ok(ScriptEnd::Complete) => {}
+            Ok(ScriptEnd::Interrupted) => return Err(stop().into()),
             Err(problems) => failures.push(problems),
         }
         all.push(asked);

@@ -213,11 +213,11 @@ impl Runner {
                     Progress::new(true),
                 );
                 match ended {
-                    Ok(run::Ended::Complete(summary, _, odd)) => {
+                    Ok(run::RunEnd::Complete(summary, _, odd)) => {
                         self.warn(&source.locate(odd));
                         *summary
                     }
-                    Ok(run::Ended::Interrupted(_)) => return Err(stop().into()),
+                    Ok(run::RunEnd::Interrupted(_)) => return Err(stop().into()),
                     // Another process finished it since we looked.
                     Err(problem) if problem.code == Directory::EXISTS => {
                         FinishedRun::open(&directory, source.integrity)?.summary()?

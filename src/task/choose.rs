@@ -186,13 +186,13 @@ impl TaskKind for Choose {
 }
 
 /// The answers of a row, and what its label calls them.
-struct Answers {
+struct Listed {
     texts: Vec<String>,
     /// Empty if the label counts the answers from 0.
     labels: Vec<String>,
 }
 
-impl Answers {
+impl Listed {
     /// The answers of a cell: a JSON list, or an object with the lists `text` and `label`, as the data sets ARC and
     /// CommonsenseQA have it.
     fn read(cell: &str, labels: &[String]) -> Result<Self, Refusal> {
@@ -246,7 +246,7 @@ impl Answers {
                 "two of the row's answers are called `{twice}`"
             )));
         }
-        Ok(Answers {
+        Ok(Listed {
             texts: found,
             labels,
         })
@@ -281,10 +281,10 @@ impl Answers {
 
 impl Choose {
     /// The answers in the cells of their columns.
-    fn answers(&self, cells: &[String]) -> Result<Answers, Refusal> {
+    fn answers(&self, cells: &[String]) -> Result<Listed, Refusal> {
         match self.has_lists {
-            true => Answers::read(&cells[0], &self.labels),
-            false => Ok(Answers {
+            true => Listed::read(&cells[0], &self.labels),
+            false => Ok(Listed {
                 texts: cells.to_vec(),
                 labels: self.labels.clone(),
             }),

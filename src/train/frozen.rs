@@ -69,7 +69,7 @@ struct Entries {
     places: HashMap<Text, Entry>,
     /// The number of prompt rows that each example has in addition to its own.
     more: usize,
-    elements: Elements,
+    elements: Spillable,
 }
 
 /// Everything of an example that a pass without targets reads; the key of its entry.
@@ -106,7 +106,7 @@ impl ActivationCache {
 
     /// [`ActivationCache::new`] with another number of bytes in memory.
     pub fn with_room(block: usize, bytes: usize) -> Self {
-        let elements = Elements {
+        let elements = Spillable {
             room: bytes / 4,
             memory: Vec::new(),
             file: None,
@@ -215,7 +215,7 @@ struct Entry {
 }
 
 /// At most `room` elements in memory, and further ones in a file.
-struct Elements {
+struct Spillable {
     room: usize,
     memory: Vec<f32>,
     file: Option<Spilled>,
@@ -230,7 +230,7 @@ struct Spilled {
     map: Option<Mmap>,
 }
 
-impl Elements {
+impl Spillable {
     /// Keeps `values` if there is room, and returns the range at which they are from now on.
     fn write(&mut self, values: &[f32]) -> Option<Range<usize>> {
         let start = self.memory.len();

@@ -98,13 +98,13 @@ fn q8_0(values: &[f32]) -> Vec<u8> {
 type Tensors = BTreeMap<String, (Vec<f32>, Vec<usize>)>;
 
 /// The parts of a file before its tensors.
-struct Head {
+struct FileHead {
     /// Keys and values as they are written.
     keys: Vec<u8>,
     count: u64,
 }
 
-impl Head {
+impl FileHead {
     fn text(&mut self, key: &str, value: &str) {
         self.key(key, 8);
         put_text(&mut self.keys, value);
@@ -172,7 +172,7 @@ pub fn write_adapter(
         tensors.insert(format!("{own}.lora_a"), (adapter.a, vec![rank, input]));
         tensors.insert(format!("{own}.lora_b"), (b, vec![output, rank]));
     }
-    let mut head = Head {
+    let mut head = FileHead {
         keys: Vec::new(),
         count: 0,
     };
@@ -219,7 +219,7 @@ pub fn write_model(
         );
     }
     let (keys, count) = file.keys_of_type(kind.numbers().1);
-    write(path, &Head { keys, count }, file.alignment, named, kind)
+    write(path, &FileHead { keys, count }, file.alignment, named, kind)
 }
 
 /// Rows in llama.cpp's order: those of the first half of a head at even places, and those of the second at odd ones.
@@ -273,7 +273,7 @@ fn check_values(tensors: &Tensors, kind: MatrixType) -> Result<(), Problem> {
 
 fn write(
     path: &Path,
-    head: &Head,
+    head: &FileHead,
     alignment: usize,
     tensors: Tensors,
     kind: MatrixType,

@@ -1,7 +1,7 @@
 //! Finds the rows of a batch that the head reads. The forward pass drops all other rows after the attention of the last
 //! block (`Pass::blocks` and `Pass::block`).
 
-use super::super::{Answers, Batch, Targets};
+use super::super::{AnswerRows, Batch, Targets};
 use crate::backbone::family::Reads;
 use crate::engine::Layout;
 
@@ -16,7 +16,7 @@ pub(in crate::graph) fn read_rows(reads: Reads, batch: &Batch, layout: &Layout) 
         (Reads::Masked | Reads::Next, targets) => {
             let rows: Vec<usize> = match targets {
                 _ if !batch.reads.is_empty() => batch.reads.clone(),
-                Targets::Tokens { rows, .. } | Targets::Answers(Answers { rows, .. }) => {
+                Targets::Tokens { rows, .. } | Targets::Answers(AnswerRows { rows, .. }) => {
                     rows.clone()
                 }
                 _ if batch.decoder.is_some() => (0..layout.rows()).collect(),

@@ -21,7 +21,7 @@ use self::registers::{Encoding, Side, TileRegister, ROWS};
 use self::rounded::Rounded;
 use self::split_int8::SplitInt8;
 use super::packed::Packed;
-use super::tile::{result, Destination, Mode, PANEL};
+use super::tile::{result, Destination, WriteMode, PANEL};
 use super::view::View;
 use crate::{profile, Precision};
 
@@ -151,7 +151,7 @@ impl TiledOperand<'_> {
     pub(super) fn multiply_add(&self, out: &mut [f32], a: View) {
         let (_, columns) = self.shape();
         assert_eq!(out.len(), a.rows * columns, "product of tiles: out");
-        let place = Destination::new(out, columns, Mode::Add);
+        let place = Destination::new(out, columns, WriteMode::Add);
         // SAFETY: `out` has all rows.
         unsafe { self.multiply(place, a) }
     }

@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use multiversion::multiversion;
 
 use super::operand::PackedOperand;
-use super::tile::{result, Mode, Target, MOST_ROWS, PANEL};
+use super::tile::{result, Target, WriteMode, MOST_ROWS, PANEL};
 use super::view::View;
 use crate::profile;
 
@@ -146,13 +146,13 @@ impl HalfOperand<'_> {
         let (_, columns) = self.shape();
         assert_eq!(out.len(), a.rows * columns, "half product: out");
         // SAFETY: `out` has all rows.
-        unsafe { self.multiply(out.as_mut_ptr(), a, Mode::Add) }
+        unsafe { self.multiply(out.as_mut_ptr(), a, WriteMode::Add) }
     }
 
     /// # Safety
     /// `out` has `a.rows` rows of `columns` elements, which may be uninitialized unless they are added to. A bias has
     /// `columns` elements.
-    unsafe fn multiply(&self, out: *mut f32, a: View, mode: Mode) {
+    unsafe fn multiply(&self, out: *mut f32, a: View, mode: WriteMode) {
         let ((depth, columns), rows) = (self.shape(), a.rows);
         // At depth 0 there would be no panel, and the result would stay uninitialized.
         assert!(

@@ -20,7 +20,7 @@ use crate::{Elements, Precision};
 pub use self::amx::pays as uses_amx;
 pub(crate) use self::operand::{multiply_add_once, PackedOperand};
 pub(crate) use self::packed::Packed;
-pub(crate) use self::tile::{exchange, Destination, Mode};
+pub(crate) use self::tile::{exchange, Destination, WriteMode};
 pub(crate) use self::view::{multiply, View};
 
 /// The memory that the packed forms of a frozen weight take, as a multiple of its size in f32. `least_side` is the

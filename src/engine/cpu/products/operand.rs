@@ -6,7 +6,9 @@ use std::ops::Range;
 use super::super::helpers::share;
 use super::coded::{decode, decode_transposed, DECODED};
 use super::packed::Packed;
-use super::tile::{result, slices, Destination, Kernels, Mode, Pieces, Tile, MOST_ROWS, PANEL};
+use super::tile::{
+    result, slices, Destination, Kernels, Pieces, Tile, WriteMode, MOST_ROWS, PANEL,
+};
 use super::view::{multiply, View};
 use crate::{profile, WeightSource};
 
@@ -142,14 +144,14 @@ impl<'a> PackedOperand<'a> {
     pub(crate) fn multiply_add(&self, out: &mut [f32], stride: usize, a: View) {
         self.check(out.len(), stride, &a);
         // SAFETY: `check` has made sure that all rows lie in `out`.
-        unsafe { self.multiply(Destination::new(out, stride, Mode::Add), a) }
+        unsafe { self.multiply(Destination::new(out, stride, WriteMode::Add), a) }
     }
 
     /// `out ← a b`, with the operands of [`PackedOperand::multiply_add`].
     pub(crate) fn multiply_into(&self, out: &mut [f32], stride: usize, a: View) {
         self.check(out.len(), stride, &a);
         // SAFETY: `check` has made sure that all rows lie in `out`.
-        unsafe { self.multiply(Destination::new(out, stride, Mode::Set), a) }
+        unsafe { self.multiply(Destination::new(out, stride, WriteMode::Set), a) }
     }
 
     /// Writes `a b` to `place`, in its mode.
@@ -260,9 +262,9 @@ impl<'a> PackedOperand<'a> {
         for row in 0..rows {
             let out = out.add(row * stride);
             match mode {
-                Mode::Add => {}
-                Mode::Set => out.write_bytes(0, columns),
-                Mode::Bias(bias) => out.copy_from_nonoverlapping(bias, columns),
+                WriteMode::Add => {}
+                WriteMode::Set => out.write_bytes(0, columns),
+                WriteMode::Bias(bias) => out.copy_from_nonoverlapping(bias, columns),
             }
         }
         if rows == 0 || depth == 0 || columns == 0 {
@@ -285,7 +287,7 @@ pub(crate) fn multiply_add_once(out: &mut [f32], a: View, b: &[f32], columns: us
     const PACKING: usize = 32;
     assert!(a.fits() && a.rows * columns <= out.len() && a.columns * columns <= b.len());
     let least = LEAST_SHARED.div_ceil(((a.rows + PACKING) * a.columns * PANEL).max(1));
-    let place = Destination::new(out, columns, Mode::Add);
+    let place = Destination::new(out, columns, WriteMode::Add);
     share(0..columns.div_ceil(PANEL), least, &|panels| {
         let mut panel = Packed::default();
         for first in panels.map(|number| number * PANEL) {
@@ -380,7 +382,7 @@ mod tests {
             let mut found = vec![0.0; rows * columns];
             let (a, place) = (
                 View::new(&a, depth),
-                Destination::new(&mut found, columns, Mode::Set),
+                Destination::new(&mut found, columns, WriteMode::Set),
             );
             // SAFETY: the place has as many rows of as many columns as the product.
             unsafe { transpose.plain().t().multiply_portably(place, a) };
@@ -438,7 +440,7 @@ mod tests {
                         out: out[first..].as_mut_ptr(),
                         stride: packed.columns,
                         width: PANEL.min(packed.columns - first),
-                        mode: Mode::Add,
+                        mode: WriteMode::Add,
                     },
                 };
                 // SAFETY: the processor has the kernel's instructions, and the tile covers all rows.
@@ -455,7 +457,7 @@ mod tests {
             unsafe {
                 packed
                     .plain()
-                    .multiply_portably(Destination::new(out, packed.columns, Mode::Add), rows)
+                    .multiply_portably(Destination::new(out, packed.columns, WriteMode::Add), rows)
             };
         });
     }

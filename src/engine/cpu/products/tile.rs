@@ -19,7 +19,7 @@ pub(crate) fn from_line(buffer: &[f32]) -> usize {
 
 /// How a product is written to the elements of a result.
 #[derive(Clone, Copy)]
-pub(crate) enum Mode {
+pub(crate) enum WriteMode {
     /// `out ← out + a b`
     Add,
     /// `out ← a b`
@@ -28,22 +28,22 @@ pub(crate) enum Mode {
     Bias(*const f32),
 }
 
-impl Mode {
+impl WriteMode {
     /// The mode for a new result with `columns` columns.
     pub(crate) fn result(bias: Option<&[f32]>, columns: usize) -> Self {
         match bias {
             Some(bias) => {
                 assert_eq!(bias.len(), columns, "product: bias and columns disagree");
-                Mode::Bias(bias.as_ptr())
+                WriteMode::Bias(bias.as_ptr())
             }
-            None => Mode::Set,
+            None => WriteMode::Set,
         }
     }
 
     /// The mode for the columns from `first` on.
     pub(crate) fn at_column(self, first: usize) -> Self {
         match self {
-            Mode::Bias(bias) => Mode::Bias(bias.wrapping_add(first)),
+            WriteMode::Bias(bias) => WriteMode::Bias(bias.wrapping_add(first)),
             other => other,
         }
     }
@@ -55,7 +55,7 @@ pub(crate) struct Destination {
     pub(crate) out: *mut f32,
     /// Elements from one row to the next.
     pub(crate) stride: usize,
-    pub(crate) mode: Mode,
+    pub(crate) mode: WriteMode,
 }
 
 // SAFETY: these are only pointers. The code that writes through them ensures that no two threads write the same
@@ -64,15 +64,15 @@ unsafe impl Send for Destination {}
 unsafe impl Sync for Destination {}
 
 impl Destination {
-    pub(crate) fn new(out: &mut [f32], stride: usize, mode: Mode) -> Self {
+    pub(crate) fn new(out: &mut [f32], stride: usize, mode: WriteMode) -> Self {
         let out = out.as_mut_ptr();
         Destination { out, stride, mode }
     }
 
-    /// The destination this many elements further on. The mode must not be [`Mode::Bias`], which would have to move as
+    /// The destination this many elements further on. The mode must not be [`WriteMode::Bias`], which would have to move as
     /// well.
     pub(crate) fn at(self, elements: usize) -> Self {
-        debug_assert!(!matches!(self.mode, Mode::Bias(_)));
+        debug_assert!(!matches!(self.mode, WriteMode::Bias(_)));
         let out = self.out.wrapping_add(elements);
         Destination { out, ..self }
     }
@@ -107,7 +107,7 @@ pub(crate) unsafe fn result(
     write(Destination {
         out: out.as_mut_ptr(),
         stride: columns,
-        mode: Mode::result(bias, columns),
+        mode: WriteMode::result(bias, columns),
     });
     // There is room for `count` elements, and each was written.
     out.set_len(count);
@@ -296,7 +296,7 @@ pub(crate) struct Target {
     pub(crate) stride: usize,
     /// Columns, at most those of a panel.
     pub(crate) width: usize,
-    pub(crate) mode: Mode,
+    pub(crate) mode: WriteMode,
 }
 
 /// The micro-kernels for an instruction set.

@@ -9,7 +9,7 @@ use super::softmax::{cap_backward, cap_scores, softmax, softmax_backward};
 use super::{Attending, AttentionShape};
 use crate::cpu::helpers::share_items;
 use crate::cpu::is_wide;
-use crate::cpu::products::{Destination, Mode, Packed, View};
+use crate::cpu::products::{Destination, Packed, View, WriteMode};
 use crate::gradient::{record_kernel, Slot};
 use crate::noise::Noise;
 use crate::{profile, Dropout, Layout, Matrix};
@@ -48,7 +48,7 @@ pub(super) fn attention(
     // The weights of all heads, if the backward pass needs them; otherwise one head at a time has them in a buffer.
     let mut kept = vec![Vec::new(); heads.len()];
     let mut values = vec![0.0; rows * hidden];
-    let place = Destination::new(&mut values, hidden, Mode::Set);
+    let place = Destination::new(&mut values, hidden, WriteMode::Set);
     let inputs = [q, k, v].map(Matrix::data);
     let [q_data, k_data, v_data] = inputs;
     share_items(
@@ -100,7 +100,7 @@ struct Heads {
 
 /// One head of one sequence.
 #[derive(Clone, Copy)]
-struct Head {
+struct HeadOfSequence {
     sequence: usize,
     index: usize,
     /// Its first row in q. `queries` is the number of its rows there.
@@ -179,7 +179,7 @@ impl Heads {
     }
 
     /// All heads of all sequences that have a row of q.
-    fn heads(&self) -> Vec<Head> {
+    fn heads(&self) -> Vec<HeadOfSequence> {
         let own = |sequence: usize| self.starts[sequence]..self.starts[sequence + 1];
         let sequences = self.queries.ranges().zip(self.keys.ranges()).enumerate();
         sequences
@@ -190,7 +190,7 @@ impl Heads {
                 (0..self.shape.heads).map(move |index| {
                     let column = index * self.width();
                     let key_column = index / self.group() * self.width();
-                    Head {
+                    HeadOfSequence {
                         sequence,
                         index,
                         row: own.start,
@@ -206,19 +206,19 @@ impl Heads {
     }
 
     /// The `(queries, width)` part of `data` that belongs to `head`. `data` is q or has its shape.
-    fn view<'a>(&self, data: &'a [f32], head: Head) -> View<'a> {
+    fn view<'a>(&self, data: &'a [f32], head: HeadOfSequence) -> View<'a> {
         View::strided(&data[head.start..], head.queries, self.width(), self.hidden)
     }
 
     /// The range of the head's distances whose biases are added to the scores of a row of q, from its first key on.
-    fn distances(&self, head: Head, row: usize) -> Option<Range<usize>> {
+    fn distances(&self, head: HeadOfSequence, row: usize) -> Option<Range<usize>> {
         let count = self.bias.as_ref()?.len() / self.shape.heads;
         let first = count / 2 - self.shape.prefix - self.places[head.row + row];
         Some(first..first + head.keys)
     }
 
     /// The keys of a head that a row of q sees.
-    fn seen(&self, head: Head, row: usize) -> Range<usize> {
+    fn seen(&self, head: HeadOfSequence, row: usize) -> Range<usize> {
         let query = self.shape.prefix + self.places[head.row + row];
         self.shape.seen(query, head.keys)
     }
@@ -227,7 +227,7 @@ impl Heads {
     fn weights(
         &self,
         packed: &mut Packed,
-        head: Head,
+        head: HeadOfSequence,
         q: &[f32],
         k: &[f32],
         weights: &mut Vec<f32>,
@@ -257,7 +257,7 @@ impl Heads {
     }
 
     /// Applies the dropout's factors to the weights of one head.
-    fn drop(&self, weights: &mut [f32], head: Head) {
+    fn drop(&self, weights: &mut [f32], head: HeadOfSequence) {
         let Some(dropout) = self.dropout else { return };
         let noise = Noise::new(self.queries.key(head.sequence), dropout.place);
         let mut factors = vec![0.0; head.keys];
@@ -271,7 +271,12 @@ impl Heads {
     }
 
     /// The weights of one head after dropout: `weights` itself if there is no dropout, else a copy in `buffer`.
-    fn dropped<'a>(&self, weights: &'a [f32], head: Head, buffer: &'a mut Vec<f32>) -> &'a [f32] {
+    fn dropped<'a>(
+        &self,
+        weights: &'a [f32],
+        head: HeadOfSequence,
+        buffer: &'a mut Vec<f32>,
+    ) -> &'a [f32] {
         if self.dropout.is_none() {
             return weights;
         }
@@ -297,7 +302,7 @@ impl Heads {
         let strides = [hidden, self.keys_stride(), self.keys_stride()];
         let [dq, dk, dv] = std::array::from_fn(|number| {
             let values = gradients[number].as_mut();
-            values.map(|values| Destination::new(values, strides[number], Mode::Set))
+            values.map(|values| Destination::new(values, strides[number], WriteMode::Set))
         });
         let heads = self.heads();
         let group = self.group();
@@ -305,57 +310,58 @@ impl Heads {
         let of_bias = bias_slot.as_ref().and(self.bias.as_ref());
         let distances = of_bias.map_or(0, |bias| bias.len() / self.shape.heads);
         let mut bias_gradients = vec![vec![0.0; distances]; heads.len()];
-        let work = |buffers: &mut Buffers, number: usize, head: Head, bias: &mut [f32]| {
-            let Buffers {
-                packed,
-                weights,
-                dropped,
-                dscores,
-                capped,
-            } = buffers;
-            // The first head of a group writes the gradients of its keys and values, the others add to them.
-            let shared = |place: Destination| Destination {
-                mode: match number % group {
-                    0 => Mode::Set,
-                    _ => Mode::Add,
-                },
-                ..place.at(head.key_start)
-            };
-            let weights = match kept {
-                Some(kept) => &kept[number],
-                None => {
-                    self.weights(packed, head, q, k, weights);
-                    &*weights
+        let work =
+            |buffers: &mut Buffers, number: usize, head: HeadOfSequence, bias: &mut [f32]| {
+                let Buffers {
+                    packed,
+                    weights,
+                    dropped,
+                    dscores,
+                    capped,
+                } = buffers;
+                // The first head of a group writes the gradients of its keys and values, the others add to them.
+                let shared = |place: Destination| Destination {
+                    mode: match number % group {
+                        0 => WriteMode::Set,
+                        _ => WriteMode::Add,
+                    },
+                    ..place.at(head.key_start)
+                };
+                let weights = match kept {
+                    Some(kept) => &kept[number],
+                    None => {
+                        self.weights(packed, head, q, k, weights);
+                        &*weights
+                    }
+                };
+                if let Some(dv) = dv {
+                    // dv ← weightsᵀ dy, with the weights after dropout.
+                    let weights = self.dropped(weights, head, dropped);
+                    let weights = View::strided(weights, head.queries, head.keys, head.keys);
+                    packed.pack_rows(&upstream[head.start..], hidden, head.queries, self.width());
+                    // SAFETY: these are the head's rows and columns, here in k and v, below in q, k or v.
+                    unsafe { packed.plain().multiply_at(shared(dv), weights.t()) };
+                }
+                if dq.is_none() && dk.is_none() && bias.is_empty() {
+                    return;
+                }
+                self.scores_backward(packed, dscores, head, weights, v, upstream);
+                self.bias_backward(dscores, head, bias);
+                self.cap_backward(packed, (capped, dscores), head, [q, k]);
+                let dscores = View::strided(dscores, head.queries, head.keys, head.keys);
+                if let Some(dq) = dq {
+                    let k = &k[head.key_start..];
+                    packed.pack_rows(k, self.keys_stride(), head.keys, self.width());
+                    unsafe { packed.plain().multiply_at(dq.at(head.start), dscores) };
+                }
+                if let Some(dk) = dk {
+                    packed.pack_rows(&q[head.start..], hidden, head.queries, self.width());
+                    unsafe { packed.plain().multiply_at(shared(dk), dscores.t()) };
                 }
             };
-            if let Some(dv) = dv {
-                // dv ← weightsᵀ dy, with the weights after dropout.
-                let weights = self.dropped(weights, head, dropped);
-                let weights = View::strided(weights, head.queries, head.keys, head.keys);
-                packed.pack_rows(&upstream[head.start..], hidden, head.queries, self.width());
-                // SAFETY: these are the head's rows and columns, here in k and v, below in q, k or v.
-                unsafe { packed.plain().multiply_at(shared(dv), weights.t()) };
-            }
-            if dq.is_none() && dk.is_none() && bias.is_empty() {
-                return;
-            }
-            self.scores_backward(packed, dscores, head, weights, v, upstream);
-            self.bias_backward(dscores, head, bias);
-            self.cap_backward(packed, (capped, dscores), head, [q, k]);
-            let dscores = View::strided(dscores, head.queries, head.keys, head.keys);
-            if let Some(dq) = dq {
-                let k = &k[head.key_start..];
-                packed.pack_rows(k, self.keys_stride(), head.keys, self.width());
-                unsafe { packed.plain().multiply_at(dq.at(head.start), dscores) };
-            }
-            if let Some(dk) = dk {
-                packed.pack_rows(&q[head.start..], hidden, head.queries, self.width());
-                unsafe { packed.plain().multiply_at(shared(dk), dscores.t()) };
-            }
-        };
         // Heads that share keys and values come one after the other.
         let of_group = |buffers: &mut Buffers, (first, (heads, biases)): (usize, _)| {
-            let (heads, biases): (&[Head], &mut [Vec<f32>]) = (heads, biases);
+            let (heads, biases): (&[HeadOfSequence], &mut [Vec<f32>]) = (heads, biases);
             let heads = heads.iter().zip(biases).enumerate();
             heads.for_each(|(index, (head, bias))| {
                 work(buffers, first * group + index, *head, bias)
@@ -376,7 +382,12 @@ impl Heads {
     }
 
     /// The gradient of the bias, `(distances, heads)`: the sum over all heads of all sequences.
-    fn sum_biases(&self, heads: &[Head], gradients: &[Vec<f32>], distances: usize) -> Vec<f32> {
+    fn sum_biases(
+        &self,
+        heads: &[HeadOfSequence],
+        gradients: &[Vec<f32>],
+        distances: usize,
+    ) -> Vec<f32> {
         let mut sums = vec![0.0; distances * self.shape.heads];
         for (head, gradient) in heads.iter().zip(gradients) {
             let column = sums[head.index..].iter_mut().step_by(self.shape.heads);
@@ -387,7 +398,7 @@ impl Heads {
 
     /// Adds the gradient of a head's scores to the gradient of its bias, then scales it into the gradient of the
     /// products q kᵀ.
-    fn bias_backward(&self, dscores: &mut [f32], head: Head, gradient: &mut [f32]) {
+    fn bias_backward(&self, dscores: &mut [f32], head: HeadOfSequence, gradient: &mut [f32]) {
         for (i, dscores) in dscores.chunks_exact_mut(head.keys.max(1)).enumerate() {
             let Some(distances) = self.distances(head, i) else {
                 return;
@@ -408,7 +419,7 @@ impl Heads {
         &self,
         packed: &mut Packed,
         (products, dscores): (&mut Vec<f32>, &mut [f32]),
-        head: Head,
+        head: HeadOfSequence,
         [q, k]: [&[f32]; 2],
     ) {
         let Some(cap) = self.shape.cap else { return };
@@ -426,7 +437,7 @@ impl Heads {
         &self,
         packed: &mut Packed,
         dscores: &mut Vec<f32>,
-        head: Head,
+        head: HeadOfSequence,
         weights: &[f32],
         v: &[f32],
         dy: &[f32],

@@ -2,7 +2,7 @@
 
 use dfdx::prelude::*;
 
-use crate::definition::{DfdxDevice, DfdxMatrix, DfdxResult, Recorder};
+use crate::definition::{DfdxDevice, DfdxMatrix, DfdxResult, SharedTape};
 use crate::ops::rows::definition::{join_columns, select_rows};
 use crate::Fastfood;
 
@@ -31,7 +31,7 @@ pub(super) fn project<D: DfdxDevice>(
         0 => z.clone(),
         more => {
             let zeros = device.try_tensor_from_vec(vec![0.0; more], (1, more))?;
-            join_columns(&[z.clone(), zeros.put_tape(Recorder::default())])?
+            join_columns(&[z.clone(), zeros.put_tape(SharedTape::default())])?
         }
     };
     let mixed = select_rows(&padded, &vec![0; blocks.0])?

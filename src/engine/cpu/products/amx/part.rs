@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::super::super::helpers::{share, share_items};
 use super::super::tile::x86::ask_for_rows;
-use super::super::tile::{prefetch, Destination, Mode, Target, LINE, PANEL};
+use super::super::tile::{prefetch, Destination, Target, WriteMode, LINE, PANEL};
 use super::super::view::View;
 use super::registers::{Encoding, Registers, Side, TileRegister, ROWS};
 use super::TiledOperand;
@@ -27,14 +27,14 @@ const ROWS_AHEAD: usize = 4;
 
 /// Rows of the left matrix in tiles, with the units of their elements.
 #[derive(Default)]
-struct Written {
+struct TiledRows {
     tiles: Vec<TileRegister>,
     units: Vec<f32>,
 }
 
 thread_local! {
     /// The rows of the left matrix: a tile for each 16 rows, each block of the depth and each piece.
-    static LEFT: RefCell<Written> = RefCell::default();
+    static LEFT: RefCell<TiledRows> = RefCell::default();
     /// The tiles of the present panel of a transpose, and of the next.
     static MADE: RefCell<[Vec<TileRegister>; 2]> = RefCell::default();
 }
@@ -64,7 +64,11 @@ pub(super) unsafe fn multiply<F: Encoding>(place: Destination, a: View, b: Tiled
                 first,
                 form: PhantomData::<F>,
             };
-            let mode = if first == 0 { place.mode } else { Mode::Add };
+            let mode = if first == 0 {
+                place.mode
+            } else {
+                WriteMode::Add
+            };
             // SAFETY: the part lies within what the caller guarantees.
             unsafe { part.multiply(Destination { out, mode, ..place }, &mut left) };
         }
@@ -87,7 +91,7 @@ impl<F: Encoding> Part<'_, F> {
 
     /// # Safety
     /// As for [`multiply`].
-    unsafe fn multiply(&self, place: Destination, left: &mut Written) {
+    unsafe fn multiply(&self, place: Destination, left: &mut TiledRows) {
         // Prefetches the first panel while the rows are written.
         if !self.b.is_transposed {
             (0..Self::STRIPS)
@@ -137,9 +141,9 @@ impl<F: Encoding> Part<'_, F> {
         Side { tiles, ..strip }
     }
 
-    fn write_rows<'b>(&self, left: &'b mut Written) -> Side<'b> {
+    fn write_rows<'b>(&self, left: &'b mut TiledRows) -> Side<'b> {
         let (tiles, groups) = (self.tiles(), self.a.rows.div_ceil(ROWS));
-        let Written {
+        let TiledRows {
             tiles: written,
             units,
         } = left;

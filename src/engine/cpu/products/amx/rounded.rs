@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::super::tile::{prefetch, Mode, Target, PANEL};
+use super::super::tile::{prefetch, Target, WriteMode, PANEL};
 use super::registers::{load, quarters, Encoding, Registers, Side, TileRegister, ROWS};
 use super::Tiled;
 
@@ -107,9 +107,9 @@ impl Encoding for Rounded {
         let width = target.width;
         for (row, sums) in place.iter_mut().enumerate().take(rows) {
             let from = match target.mode {
-                Mode::Set => continue,
-                Mode::Add => target.out.add(row * target.stride).cast_const(),
-                Mode::Bias(bias) => bias,
+                WriteMode::Set => continue,
+                WriteMode::Add => target.out.add(row * target.stride).cast_const(),
+                WriteMode::Bias(bias) => bias,
             };
             std::ptr::copy_nonoverlapping(from, sums.as_mut_ptr(), width);
         }
@@ -117,7 +117,7 @@ impl Encoding for Rounded {
             out: place.as_mut_ptr().cast(),
             stride: PANEL,
             width: PANEL,
-            mode: Mode::Add,
+            mode: WriteMode::Add,
         };
         let whole_rows = rows.next_multiple_of(ROWS);
         multiply_whole(registers, &whole, whole_rows, tiles, right.tiles, beside);
@@ -142,10 +142,10 @@ unsafe fn multiply_whole(
     let stride = 4 * target.stride;
     let out_below = target.out.wrapping_add(ROWS * target.stride);
     let base = match target.mode {
-        Mode::Set => None,
-        Mode::Add => Some((target.out.cast_const(), out_below.cast_const(), stride)),
+        WriteMode::Set => None,
+        WriteMode::Add => Some((target.out.cast_const(), out_below.cast_const(), stride)),
         // A stride of 0 loads the bias into every row.
-        Mode::Bias(bias) => Some((bias, bias, 0)),
+        WriteMode::Bias(bias) => Some((bias, bias, 0)),
     };
     match base {
         None => registers.clear(),

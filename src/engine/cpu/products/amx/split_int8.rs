@@ -9,7 +9,7 @@
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use super::super::tile::{prefetch, Mode, Target, PANEL};
+use super::super::tile::{prefetch, Target, WriteMode, PANEL};
 use super::registers::{load, Encoding, Registers, Side, TileRegister, ROWS, SUMS};
 use super::Tiled;
 
@@ -255,9 +255,9 @@ unsafe fn write(
         let all = _mm512_mul_ps(all, _mm512_set1_ps(*left));
         let out = target.out.wrapping_add(row * target.stride);
         let result = match target.mode {
-            Mode::Set => _mm512_mul_ps(all, right),
-            Mode::Add => _mm512_fmadd_ps(all, right, _mm512_maskz_loadu_ps(mask, out)),
-            Mode::Bias(bias) => _mm512_fmadd_ps(all, right, _mm512_maskz_loadu_ps(mask, bias)),
+            WriteMode::Set => _mm512_mul_ps(all, right),
+            WriteMode::Add => _mm512_fmadd_ps(all, right, _mm512_maskz_loadu_ps(mask, out)),
+            WriteMode::Bias(bias) => _mm512_fmadd_ps(all, right, _mm512_maskz_loadu_ps(mask, bias)),
         };
         _mm512_mask_storeu_ps(out, mask, result);
     }

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::register::Register;
-use super::{Kernels, Mode, Target, Tile, LINE, MOST_ROWS, PANEL, STEPS_PER_LINE};
+use super::{Kernels, Target, Tile, WriteMode, LINE, MOST_ROWS, PANEL, STEPS_PER_LINE};
 
 pub(in super::super) const AVX512: Kernels = Kernels { rows: rows_avx512 };
 
@@ -36,10 +36,10 @@ unsafe fn rows_avx512(tile: &Tile, count: usize) {
     unsafe fn narrow<const ROWS: usize>(tile: &Tile) {
         multiply::<__m256, ROWS, 1>(tile);
     }
-    type Rows = [unsafe fn(&Tile); MOST_ROWS];
-    const WIDE: Rows = by_rows!(wide: 1 2 3 4 5 6 7 8 9 10 11 12);
-    const HALF: Rows = by_rows!(half: 1 2 3 4 5 6 7 8 9 10 11 12);
-    const NARROW: Rows = by_rows!(narrow: 1 2 3 4 5 6 7 8 9 10 11 12);
+    type ByRows = [unsafe fn(&Tile); MOST_ROWS];
+    const WIDE: ByRows = by_rows!(wide: 1 2 3 4 5 6 7 8 9 10 11 12);
+    const HALF: ByRows = by_rows!(half: 1 2 3 4 5 6 7 8 9 10 11 12);
+    const NARROW: ByRows = by_rows!(narrow: 1 2 3 4 5 6 7 8 9 10 11 12);
     let kernels = match tile.target.width {
         0..=8 => NARROW,
         9..=16 => HALF,
@@ -260,9 +260,9 @@ unsafe fn write_columns<
         };
     }
     let base = match target.mode {
-        Mode::Set => None,
-        Mode::Add => Some((target.out.cast_const(), target.stride)),
-        Mode::Bias(bias) => Some((bias, 0)),
+        WriteMode::Set => None,
+        WriteMode::Add => Some((target.out.cast_const(), target.stride)),
+        WriteMode::Bias(bias) => Some((bias, 0)),
     };
     match base {
         None => write!(|row, first, count, sum| sum),
