@@ -216,9 +216,26 @@ fn rebuild(class: Class, settings: &Settings, tokenizer: &mut Tokenizer) -> Resu
     if class == Class::AsStored {
         return Ok(());
     }
-    // The class takes the vocabulary and the merges, and none of the model's settings.
     let mut model = tokenizer.get_model().clone();
-    match &mut model {
+    reset_model(class, settings, &mut model)?;
+    let mut fresh = Tokenizer::new(model);
+    fresh.with_padding(tokenizer.get_padding().cloned());
+    fresh.with_decoder(tokenizer.get_decoder().cloned());
+    fresh.with_post_processor(tokenizer.get_post_processor().cloned());
+    fresh
+        .with_truncation(tokenizer.get_truncation().cloned())
+        .map_err(unusable)?;
+    let stored = tokenizer.get_normalizer();
+    let (normalizer, words) = parts(class, settings, stored)?;
+    fresh.with_normalizer(normalizer).map_err(unusable)?;
+    fresh.with_pre_tokenizer(Some(words));
+    *tokenizer = fresh;
+    Ok(())
+}
+
+/// Leaves a model its vocabulary and merges, and gives it the class's own settings.
+fn reset_model(class: Class, settings: &Settings, model: &mut ModelWrapper) -> Result<(), Problem> {
+    match model {
         ModelWrapper::BPE(model) => {
             let has_pieces = matches!(class, Class::Llama | Class::Gemma);
             (model.fuse_unk, model.byte_fallback) = (has_pieces, has_pieces);
@@ -240,15 +257,17 @@ fn rebuild(class: Class, settings: &Settings, tokenizer: &mut Tokenizer) -> Resu
         }
         ModelWrapper::WordLevel(_) => {}
     }
-    let mut fresh = Tokenizer::new(model);
-    fresh.with_padding(tokenizer.get_padding().cloned());
-    fresh.with_decoder(tokenizer.get_decoder().cloned());
-    fresh.with_post_processor(tokenizer.get_post_processor().cloned());
-    fresh
-        .with_truncation(tokenizer.get_truncation().cloned())
-        .map_err(unusable)?;
-    let (normalizer, words): (Option<NormalizerWrapper>, PreTokenizerWrapper) = match class {
-        Class::AsStored => return Ok(()),
+    Ok(())
+}
+
+/// The normalizer that a class builds, and what divides a text into words. `stored` is the normalizer of the file.
+fn parts(
+    class: Class,
+    settings: &Settings,
+    stored: Option<&NormalizerWrapper>,
+) -> Result<(Option<NormalizerWrapper>, PreTokenizerWrapper), Problem> {
+    Ok(match class {
+        Class::AsStored => return Err(Problem::internal("the class builds no parts")),
         Class::Llama => {
             let scheme = match (
                 settings.switch("add_prefix_space")?.unwrap_or(true),
@@ -288,10 +307,7 @@ fn rebuild(class: Class, settings: &Settings, tokenizer: &mut Tokenizer) -> Resu
             };
             let words = Metaspace::new('▁', scheme, true);
             let words = Sequence::new(vec![WhitespaceSplit.into(), words.into()]);
-            (
-                tokenizer.get_normalizer().and_then(precompiled),
-                words.into(),
-            )
+            (stored.and_then(precompiled), words.into())
         }
         Class::Bert => {
             let normalizer = BertNormalizer::new(
@@ -306,11 +322,7 @@ fn rebuild(class: Class, settings: &Settings, tokenizer: &mut Tokenizer) -> Resu
             let words = ByteLevel::default().add_prefix_space(settings.prefix()?);
             (None, words.into())
         }
-    };
-    fresh.with_normalizer(normalizer).map_err(unusable)?;
-    fresh.with_pre_tokenizer(Some(words));
-    *tokenizer = fresh;
-    Ok(())
+    })
 }
 
 /// Gives a tokenizer what its class puts around texts. Its special tokens have their ids by then.

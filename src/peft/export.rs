@@ -8,7 +8,7 @@ use serde_json::json;
 use super::form::{form, Form};
 use super::low_rank::low_rank;
 use super::settings;
-use super::{module_name, norms, prompts, token_rows, tuner, KEY_PREFIX};
+use super::{module_name, norms, prompts, token_rows, tuner, PeftDeltas, KEY_PREFIX};
 use crate::backbone::family::HeadKind;
 use crate::backbone::write_tensors;
 use crate::diagnostic::Problem;
@@ -38,27 +38,9 @@ pub fn export(plan: &Plan, graph: &Graph, directory: &Path) -> Result<(), Proble
         Form::Prefix => prompts::prefix(plan, graph)?,
         Form::Prompt => prompts::prompt(plan, graph)?,
     };
-    let mut saved = BTreeSet::new();
     let key_prefix = if is_prompt { PROMPT_PREFIX } else { KEY_PREFIX };
-    let prefix = plan.name_prefix();
+    let saved = write_head(plan, graph, key_prefix, &mut written);
     let task = plan.final_task();
-    let is_language_model = task.is_some_and(|(_, task)| task.kind.uses_language_model());
-    // A language model's head is the checkpoint's own, unless a stage trained it.
-    let is_trained = |name: &str| {
-        let mut stages = plan.stages.iter();
-        // A combined run has no stages, so we cannot tell whether its head was trained.
-        plan.stages.is_empty() || stages.any(|stage| stage.train_head && stage.task == name)
-    };
-    let is_saved = task.is_some_and(|(name, _)| !is_language_model || is_trained(name));
-    for (parameter, key) in graph.head_ids().into_iter().filter(|_| is_saved) {
-        let name = parameter.source.full_name(prefix);
-        let values = graph.tensor(key.path()).unwrap_or_default();
-        let tensor = (values, parameter.shape.clone());
-        written
-            .tensors
-            .insert(format!("{key_prefix}{name}"), tensor);
-        saved.extend(parameter.source.name.split('.').next().map(str::to_owned));
-    }
     let entries = &mut written.settings;
     let task = match task.map(|(_, task)| task.kind.head()) {
         Some(HeadKind::LanguageModel) => settings::language_model_task(&plan.backbone.config),
@@ -82,7 +64,7 @@ pub fn export(plan: &Plan, graph: &Graph, directory: &Path) -> Result<(), Proble
     if matches!(entries["peft_type"].as_str(), Some("LORA" | "IA3" | "VERA")) {
         let is_transposed = graph.tree().parameters().any(|parameter| {
             let module = parameter.source.name.trim_end_matches(".weight");
-            let name = module_name(prefix, module);
+            let name = module_name(plan.name_prefix(), module);
             parameter.source.transposed && written.targets.contains(&name)
         });
         entries.insert("fan_in_fan_out".into(), json!(is_transposed));
@@ -93,6 +75,35 @@ pub fn export(plan: &Plan, graph: &Graph, directory: &Path) -> Result<(), Proble
     let path = directory.join("adapter_model.safetensors");
     write_tensors(&path, &written.tensors, None)?;
     write("README.md", &card(plan))
+}
+
+/// Adds the head to the tensors, unless it is the checkpoint's own. Returns its modules.
+fn write_head(
+    plan: &Plan,
+    graph: &Graph,
+    key_prefix: &str,
+    written: &mut PeftDeltas,
+) -> BTreeSet<String> {
+    let mut saved = BTreeSet::new();
+    let task = plan.final_task();
+    let is_language_model = task.is_some_and(|(_, task)| task.kind.uses_language_model());
+    // A language model's head is the checkpoint's own, unless a stage trained it.
+    let is_trained = |name: &str| {
+        let mut stages = plan.stages.iter();
+        // A combined run has no stages, so we cannot tell whether its head was trained.
+        plan.stages.is_empty() || stages.any(|stage| stage.train_head && stage.task == name)
+    };
+    let is_saved = task.is_some_and(|(name, _)| !is_language_model || is_trained(name));
+    for (parameter, key) in graph.head_ids().into_iter().filter(|_| is_saved) {
+        let name = parameter.source.full_name(plan.name_prefix());
+        let values = graph.tensor(key.path()).unwrap_or_default();
+        let tensor = (values, parameter.shape.clone());
+        written
+            .tensors
+            .insert(format!("{key_prefix}{name}"), tensor);
+        saved.extend(parameter.source.name.split('.').next().map(str::to_owned));
+    }
+    saved
 }
 
 /// The prefix of a head's names in an adapter of prompts or prefixes.

@@ -46,6 +46,74 @@ pub(super) fn problem(directory: &Path, message: impl std::fmt::Display) -> Prob
 /// The kind of adapter or a setting is not supported, or tensors are missing, extra or misshapen. The problem
 /// names them.
 pub fn import(directory: &Path, config: &Config) -> Result<Imported, Problem> {
+    let adapter = read_settings(directory)?;
+    settings::check(directory, &adapter, config)?;
+    let file = open_tensors(directory)?;
+    let mut reader = Reader::new(directory, &file);
+    let is_prompt = prompts::is_prompt(&adapter);
+    let prefix = key_prefix(&file, &config.family().base_model_prefix);
+    let kind = head_kind(&adapter, config);
+    let heads = &config.family().heads;
+    let own_head = heads.of(kind);
+    if prefix.is_empty() && !is_prompt {
+        note_without_prefix(config, own_head);
+    }
+    let mut deltas = match is_prompt {
+        true => prompts::read(directory, &adapter, config, &mut reader)?,
+        false => {
+            let of_head = (config, own_head);
+            read_tuner(directory, &adapter, of_head, &prefix, &mut reader)?
+        }
+    };
+    let key_prefix = if is_prompt { PROMPT_PREFIX } else { KEY_PREFIX };
+    let saved = saved_modules(&adapter);
+    let prefixes = [key_prefix, &prefix];
+    let writes = kind == HeadKind::LanguageModel;
+    // A head that is trained whole beside tied embeddings is a weight of its own in PEFT.
+    let head_weight = format!("{key_prefix}{HEAD_WEIGHT}");
+    let head_module = HEAD_WEIGHT.trim_end_matches(".weight");
+    let has_own_copy = writes
+        && saved.iter().any(|saved| head_module.ends_with(saved))
+        && reader.has(&head_weight);
+    let config = &Config {
+        has_head_weight: config.has_head_weight || (has_own_copy && !config.is_head_own()),
+        ..config.clone()
+    };
+    let head = own_head.unwrap_or(&heads.classify);
+    let outputs = read_head(head, &saved, config, &prefixes, &mut reader)?;
+    let of_head = (head, saved.as_slice());
+    deltas.extend(unfrozen::read(
+        &adapter,
+        of_head,
+        config,
+        &prefixes,
+        &mut reader,
+    )?);
+    reader.pass_over_equal(&head_weight, &format!("unfrozen.{WORD_TABLE}.weight"));
+    let steps = heads.classify.steps.iter().chain(&head.steps);
+    let of_heads: Vec<&str> = steps.filter_map(|step| step.name.as_deref()).collect();
+    reader.check_extra(&of_heads)?;
+    check_two_tables(directory, config, &deltas)?;
+    if writes && !config.is_head_own() {
+        let table = Tree::new(config).module(WORD_TABLE).map(|table| {
+            let name = module_name(&prefix, &table.checkpoint_name);
+            unfrozen::is_saved(&name, head, &saved)
+        });
+        check_tied(directory, head, &deltas, table.unwrap_or(false))?;
+    }
+    let backbone = adapter.get("base_model_name_or_path");
+    Ok(Imported {
+        has_head_weight: config.has_head_weight,
+        deltas,
+        tensors: reader.tensors,
+        head: kind,
+        outputs: outputs.filter(|_| !writes),
+        backbone: backbone.and_then(Value::as_str).map(str::to_owned),
+    })
+}
+
+/// Reads `adapter_config.json`.
+fn read_settings(directory: &Path) -> Result<PeftConfig, Problem> {
     let path = directory.join("adapter_config.json");
     let text = std::fs::read_to_string(&path).map_err(|e| {
         problem(directory, e).help("name a directory that PEFT's `save_pretrained` wrote")
@@ -60,83 +128,19 @@ pub fn import(directory: &Path, config: &Config) -> Result<Imported, Problem> {
             "fuse it with `mlx_lm.fuse --model MODEL --adapter-path DIR --save-path OUT`, and use OUT as the backbone",
         ));
     }
-    settings::check(directory, &adapter, config)?;
-    let file = open_tensors(directory)?;
-    let mut reader = Reader::new(directory, &file);
-    let is_prompt = prompts::is_prompt(&adapter);
-    let family_prefix = &config.family().base_model_prefix;
-    let prefix = key_prefix(&file, family_prefix);
-    let heads = &config.family().heads;
-    let kind = head_kind(&adapter, config);
-    let own_head = heads.of(kind);
-    let own_prefix = own_head.and_then(|head| head.base_model_prefix.as_ref());
-    let expected = own_prefix.unwrap_or(family_prefix);
-    if prefix.is_empty() && !expected.is_empty() && !is_prompt {
+    Ok(adapter)
+}
+
+/// Says that an adapter was saved from a model without a head.
+fn note_without_prefix(config: &Config, head: Option<&Head>) {
+    let own = head.and_then(|head| head.base_model_prefix.as_ref());
+    let expected = own.unwrap_or(&config.family().base_model_prefix);
+    if !expected.is_empty() {
         note(&format!(
             "the adapter was saved from `AutoModel`: its tensors have no `{expected}` in their names, and PEFT would \
              apply none of them to a model with a head; deltarun applies them"
         ));
     }
-    let mut deltas = match is_prompt {
-        true => prompts::read(directory, &adapter, config, &mut reader)?,
-        false => read_tuner(
-            directory,
-            &adapter,
-            (config, own_head),
-            &prefix,
-            &mut reader,
-        )?,
-    };
-    let key_prefix = if is_prompt { PROMPT_PREFIX } else { KEY_PREFIX };
-    let saved = saved_modules(&adapter);
-    let prefixes = [key_prefix, &prefix];
-    let language_model = heads
-        .language_model()
-        .filter(|_| kind == HeadKind::LanguageModel);
-    // A head that is trained whole beside tied embeddings is a weight of its own in PEFT.
-    let has_own_copy = language_model.is_some()
-        && saved
-            .iter()
-            .any(|saved| HEAD_WEIGHT.trim_end_matches(".weight").ends_with(saved))
-        && reader.has(&format!("{key_prefix}{HEAD_WEIGHT}"));
-    let config = &Config {
-        has_head_weight: config.has_head_weight || (has_own_copy && !config.is_head_own()),
-        ..config.clone()
-    };
-    let head = heads.of(kind).unwrap_or(&heads.classify);
-    let outputs = read_head(head, &saved, config, &prefixes, &mut reader)?;
-    deltas.extend(unfrozen::read(
-        &adapter,
-        (head, &saved),
-        config,
-        &prefixes,
-        &mut reader,
-    )?);
-    reader.pass_over_equal(
-        &format!("{key_prefix}{HEAD_WEIGHT}"),
-        &format!("unfrozen.{WORD_TABLE}.weight"),
-    );
-    let steps = heads.classify.steps.iter().chain(&head.steps);
-    let of_heads: Vec<&str> = steps.filter_map(|step| step.name.as_deref()).collect();
-    reader.check_extra(&of_heads)?;
-    check_two_tables(directory, config, &deltas)?;
-    let tree = Tree::new(config);
-    let trains_table = tree.module(WORD_TABLE).is_some_and(|table| {
-        let name = module_name(&prefix, &table.checkpoint_name);
-        unfrozen::is_saved(&name, head, &saved)
-    });
-    if language_model.is_some() && !config.is_head_own() {
-        check_tied(directory, head, &deltas, trains_table)?;
-    }
-    let backbone = adapter.get("base_model_name_or_path");
-    Ok(Imported {
-        has_head_weight: config.has_head_weight,
-        deltas,
-        tensors: reader.tensors,
-        head: kind,
-        outputs: outputs.filter(|_| language_model.is_none()),
-        backbone: backbone.and_then(Value::as_str).map(str::to_owned),
-    })
 }
 
 /// The head of the model that an adapter was saved from.

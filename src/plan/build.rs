@@ -6,11 +6,9 @@ use std::path::Path;
 
 use super::stages::{stage, Known};
 use super::surroundings::Surroundings;
-use super::{data, tasks, BackbonePlan, DataPlan, DeltaPlan, Origin, Plan, TaskPlan, SHORTEST};
+use super::{data, tasks, BackbonePlan, DataPlan, DeltaPlan, Origin, Plan, TaskPlan};
 use crate::backbone::family::{families, Family};
-use crate::backbone::Config;
 use crate::diagnostic::{Problem, Span};
-use crate::engine::{Precision, Storage};
 use crate::settings::{Fields, Problems};
 use crate::settings::{Overrides, Scope};
 use crate::syntax::ast::{Block, Name, Pipeline, Spanned, Statement, Value};
@@ -76,7 +74,7 @@ pub(super) struct Builder<'a> {
     pipeline: &'a Pipeline,
     pub(super) base: &'a Path,
     pub(super) scope: &'a Scope,
-    problems: &'a Problems,
+    pub(super) problems: &'a Problems,
     pub(super) seed: u64,
     /// Whether we know which parameters the language-model head has.
     pub(super) knows_head: Cell<bool>,
@@ -163,7 +161,11 @@ impl<'a> Builder<'a> {
     }
 
     /// Finds the statement of a kind that a file may have once, and reports any further ones.
-    fn once<T>(&self, what: &str, find: impl Fn(&'a Statement) -> Option<T>) -> Option<(T, Span)> {
+    pub(super) fn once<T>(
+        &self,
+        what: &str,
+        find: impl Fn(&'a Statement) -> Option<T>,
+    ) -> Option<(T, Span)> {
         let mut found: Option<(T, Span)> = None;
         for statement in self.statements() {
             let Some(value) = find(&statement.node) else {
@@ -191,119 +193,6 @@ impl<'a> Builder<'a> {
             _ => None,
         });
         found.map(|(name, _)| name)
-    }
-
-    fn backbone(
-        &self,
-        tasks: &BTreeMap<String, TaskPlan>,
-        surroundings: &dyn Surroundings,
-    ) -> Option<BackbonePlan> {
-        let found = self.once("backbone", |statement| match statement {
-            Statement::Backbone { location, block } => Some((location, block.as_ref())),
-            _ => None,
-        });
-        let Some(((location, block), span)) = found else {
-            self.report(
-                Problem::new("delta::plan::missing", "the file has no `backbone`").help(
-                    "add `backbone \"DIRECTORY\"` with the directory of a Hugging Face model",
-                ),
-            );
-            return None;
-        };
-        let fields = Fields::new("backbone", span, block, self.scope, self.problems);
-        let place = self.scope.resolve(location);
-        let Value::Text(text) = &place.node else {
-            fields.wrong("backbone", &place, "a string in quotes");
-            return None;
-        };
-        let found = surroundings.backbone(text);
-        let found = found.map_err(|problem| self.report(problem.or_at(location.span)));
-        let (directory, mut config) = found.ok()?;
-        match fields.value("dropout").map(|value| value.node) {
-            None => {}
-            Some(Value::Word(word)) if word == "off" => set_dropout(&mut config, 0.0),
-            Some(_) => {
-                if let Some(probability) = fields.optional_number("dropout", 0.0..=0.99) {
-                    set_dropout(&mut config, probability as f32);
-                }
-            }
-        }
-        let longest = config.longest();
-        let max_length = fields
-            .count("max_length", SHORTEST..=config.limit())
-            .unwrap_or(longest.min(512));
-        let weights = [("pretrained", false), ("random", true)];
-        let random = fields.choice("weights", &weights).unwrap_or(false);
-        let precisions = [("f32", Precision::F32), ("bf16", Precision::Bf16)];
-        let precision = fields.choice("precision", &precisions).unwrap_or_default();
-        let storages = [
-            ("f32", Storage::F32),
-            ("bf16", Storage::Bf16),
-            ("int8", Storage::Int8),
-            ("nf4", Storage::Nf4),
-        ];
-        let own = surroundings.storage(&directory);
-        let own = own.map_err(|problem| self.report(problem.or_at(location.span)));
-        let storage = fields.choice("storage", &storages);
-        if let (Some(value), Some(_), Ok(Storage::File { .. })) =
-            (fields.raw("storage"), storage, &own)
-        {
-            let message = "the weights of a GGUF file stay as they are in it";
-            let problem = Problem::new("delta::plan::storage", message).at(value.span, "here");
-            self.report(
-                problem.help("remove `storage`, or use the model's Hugging Face directory"),
-            );
-        }
-        let storage = match random {
-            true => storage.unwrap_or_default(),
-            false => storage.or(own.ok()).unwrap_or_default(),
-        };
-        let tokenizer = fields
-            .text("tokenizer")
-            .map(|text| self.base.join(text.node));
-        if let Some(value) = fields.raw("storage").filter(|_| storage != Storage::F32) {
-            let report = |message: &str, help: &str| {
-                let problem = Problem::new("delta::plan::storage", message);
-                self.report(problem.at(value.span, "here").help(help));
-            };
-            if random {
-                let message =
-                    "weights that are drawn at random are there to be trained, and are kept in f32";
-                report(message, "remove `storage`, or `weights = random`");
-            }
-        }
-        if let (Some(value), true) = (fields.raw("precision"), storage != Storage::F32) {
-            if precision != Precision::F32 {
-                let message =
-                    "products decode these weights to f32, so `precision` changes nothing";
-                let problem = Problem::new("delta::plan::storage", message);
-                self.report(
-                    problem
-                        .at(value.span, "here")
-                        .help("remove `precision`, or keep the weights in f32"),
-                );
-            }
-        }
-        fields.finish();
-        let mut backbone = BackbonePlan {
-            location: text.clone(),
-            directory,
-            tokenizer,
-            config,
-            max_length,
-            random,
-            precision,
-            storage,
-            span,
-        };
-        if !random && tasks.values().any(|task| task.kind.uses_language_model()) {
-            match surroundings.has_head_weight(&backbone) {
-                Ok(Some(is_there)) => backbone.config.has_head_weight = is_there,
-                Ok(None) => self.knows_head.set(false),
-                Err(problem) => self.report(problem.or_at(span)),
-            }
-        }
-        Some(backbone)
     }
 
     fn data(&self) -> BTreeMap<String, DataPlan> {
@@ -419,19 +308,5 @@ impl<'a> Builder<'a> {
             stages.push(stage(name, &fields, known));
         }
         stages
-    }
-}
-
-fn set_dropout(config: &mut Config, probability: f32) {
-    config.dropout = probability;
-    config.embedding_dropout = Some(probability);
-    config.attention_dropout = probability;
-    config.classifier_dropout = probability;
-    let stated = &config.family().config;
-    if stated.inner_dropout.is_some() {
-        config.inner_dropout = probability;
-    }
-    if stated.last_dropout.is_some() {
-        config.last_dropout = probability;
     }
 }

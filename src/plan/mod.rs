@@ -3,6 +3,7 @@
 //! In: a syntax tree and the backbone's dimensions. Out: a [`Plan`], which is plain data that can be
 //! printed, stored and hashed; or every mistake of the file. Planning knows no weights, tensors or devices.
 
+mod backbone;
 mod build;
 mod cost;
 mod data;

@@ -173,25 +173,10 @@ impl Modules<'_> {
         }
         // Behind `**`, any place could be meant: the layers' own names say most.
         if let [Segment::AnyDepth, Segment::Name(name)] = path {
-            let layers = self.tree.modules().iter();
-            let layers = layers.filter(|module| module.site == Site::Linear);
-            let names: BTreeSet<&str> = layers
-                .filter_map(|module| module.path.rsplit('.').next())
-                .collect();
-            let near = did_you_mean(
-                name,
-                nodes.iter().filter_map(|node| node.rsplit('.').next()),
-            );
-            let has = format!(
-                "its linear layers are called {}",
-                quoted_list(names.into_iter())
-            );
-            return match near {
-                Some(near) => format!("did you mean `{near}`? {has}"),
-                None => format!("nothing here is called `{name}`: {has}"),
-            };
+            return self.nearest_layer(name, &nodes);
         }
-        for length in (0..path.len()).rev() {
+        // The longest beginning that is there.
+        let there = (0..path.len()).rev().find_map(|length| {
             let parent = match length {
                 0 => Some(""),
                 _ => nodes
@@ -199,43 +184,69 @@ impl Modules<'_> {
                     .find(|node| matches(&path[..length], node))
                     .copied(),
             };
-            let Some(parent) = parent else { continue };
-            let prefix = if parent.is_empty() {
-                String::new()
-            } else {
-                format!("{parent}.")
-            };
-            let mut children: Vec<&str> = Vec::new();
-            for node in &nodes {
-                let child = node
-                    .strip_prefix(&prefix)
-                    .and_then(|rest| rest.split('.').next());
-                if let Some(child) = child.filter(|child| !children.contains(child)) {
-                    children.push(child);
-                }
-            }
-            let is_fused = |child: &str| {
-                let module = self.tree.module(&format!("{prefix}{child}"));
-                module.is_some_and(|module| module.site == Site::Fused)
-            };
-            let children: Vec<&str> = children.into_iter().filter(|c| !is_fused(c)).collect();
-            let place = if parent.is_empty() {
-                "the backbone".to_owned()
-            } else {
-                format!("`{parent}`")
-            };
-            let has = format!("{place} has {}", quoted_list(children.iter().copied()));
-            let near = match &path[length] {
-                Segment::Name(name) => did_you_mean(name, children.iter().copied()),
-                _ => None,
-            };
-            return match near {
-                Some(near) => format!("did you mean `{near}`? {has}"),
-                None if children.is_empty() => format!("{place} has nothing below it"),
-                None => has,
-            };
+            Some((length, parent?))
+        });
+        match there {
+            Some((length, parent)) => self.nearest_below(parent, &path[length], &nodes),
+            None => "run `deltarun plan` to see the module tree".to_owned(),
         }
-        "run `deltarun plan` to see the module tree".to_owned()
+    }
+
+    /// A suggestion for the name of a layer at any place.
+    fn nearest_layer(&self, name: &str, nodes: &[&str]) -> String {
+        let layers = self.tree.modules().iter();
+        let layers = layers.filter(|module| module.site == Site::Linear);
+        let names: BTreeSet<&str> = layers
+            .filter_map(|module| module.path.rsplit('.').next())
+            .collect();
+        let near = did_you_mean(
+            name,
+            nodes.iter().filter_map(|node| node.rsplit('.').next()),
+        );
+        let has = format!(
+            "its linear layers are called {}",
+            quoted_list(names.into_iter())
+        );
+        match near {
+            Some(near) => format!("did you mean `{near}`? {has}"),
+            None => format!("nothing here is called `{name}`: {has}"),
+        }
+    }
+
+    /// A suggestion for a part of a path below a node that is there.
+    fn nearest_below(&self, parent: &str, part: &Segment, nodes: &[&str]) -> String {
+        let prefix = match parent {
+            "" => String::new(),
+            parent => format!("{parent}."),
+        };
+        let mut children: Vec<&str> = Vec::new();
+        for node in nodes {
+            let child = node
+                .strip_prefix(&prefix)
+                .and_then(|rest| rest.split('.').next());
+            if let Some(child) = child.filter(|child| !children.contains(child)) {
+                children.push(child);
+            }
+        }
+        let is_fused = |child: &&str| {
+            let module = self.tree.module(&format!("{prefix}{child}"));
+            module.is_some_and(|module| module.site == Site::Fused)
+        };
+        children.retain(|child| !is_fused(child));
+        let place = match parent {
+            "" => "the backbone".to_owned(),
+            parent => format!("`{parent}`"),
+        };
+        let has = format!("{place} has {}", quoted_list(children.iter().copied()));
+        let near = match part {
+            Segment::Name(name) => did_you_mean(name, children.iter().copied()),
+            _ => None,
+        };
+        match near {
+            Some(near) => format!("did you mean `{near}`? {has}"),
+            None if children.is_empty() => format!("{place} has nothing below it"),
+            None => has,
+        }
     }
 }
 

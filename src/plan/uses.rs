@@ -55,84 +55,17 @@ impl Builder<'_> {
 
     /// Reports declarations that no stage uses, and stages that use what they cannot have.
     pub(super) fn check_use(&self, plan: &Plan) {
-        for delta in &plan.deltas {
-            let mut stages = plan.stages.iter();
-            let is_trained = stages.any(|stage| stage.train.contains(&delta.name));
-            if !is_trained && delta.origin.is_none() {
-                let message = format!("no stage trains `{}`", delta.name);
-                let help = format!(
-                    "add it to a stage: `train = [{}, head]`, or remove it",
-                    delta.name
-                );
-                self.report(
-                    Problem::new("delta::plan::untrained", message)
-                        .at(delta.span, "declared here")
-                        .help(help),
-                );
-            }
-        }
+        self.check_untrained(plan);
         for (index, stage) in plan.stages.iter().enumerate() {
-            for name in &stage.without {
-                let mut origins = plan.deltas.iter().filter(|delta| delta.name == *name);
-                let earlier = origins.any(|delta| delta.origin.is_some())
-                    || plan.stages[..index]
-                        .iter()
-                        .any(|stage| stage.train.contains(name));
-                if !earlier || stage.train.contains(name) {
-                    let message = format!(
-                        "stage `{}` cannot drop `{name}`: no earlier stage trains it, or this stage trains it",
-                        stage.name
-                    );
-                    let help =
-                        "remove it from `without`, which only drops deltas of earlier stages";
-                    self.report(
-                        Problem::new("delta::plan::without", message)
-                            .at(stage.span, "here")
-                            .help(help),
-                    );
-                }
-            }
+            self.check_without(plan, index);
             self.check_patience(plan, stage);
             self.check_lora_plus(plan, stage);
             self.check_unfrozen_head(plan, stage);
             self.check_trained(plan, stage);
-            if plan
-                .data
-                .get(&stage.data)
-                .is_some_and(|data| data.train.is_none())
-            {
-                let message = format!(
-                    "stage `{}` trains on `{}`, which has no `train` file",
-                    stage.name, stage.data
-                );
-                let help = "add `train = tsv(\"train.tsv\")` to the data set";
-                self.report(
-                    Problem::new("delta::plan::no_training_data", message)
-                        .at(stage.span, "here")
-                        .help(help),
-                );
-            }
+            self.check_training_data(plan, stage);
         }
-        let backbone = &plan.backbone;
-        let own = saved_head(&backbone.directory, &backbone.config);
-        let is_answered =
-            |task: &TaskPlan| task.kind.uses_language_model() || own == Some(task.kind.head());
-        if plan.stages.is_empty() && !plan.tasks.values().any(is_answered) {
-            self.report(
-                Problem::new(
-                    "delta::plan::no_stage",
-                    "the file has no `stage`, and none of its tasks works without training",
-                )
-                .help("add a `stage`, or evaluate zero-shot by adding a `template` and `words` to the task"),
-            );
-        }
-        let has_set = |data: &DataPlan| data.dev.is_some() || data.test.is_some();
-        if plan.stages.is_empty() && !plan.final_data().is_some_and(has_set) {
-            let message = "the file has no `stage` to train, and no `test` or `dev` set to measure";
-            self.report(
-                Problem::new("delta::plan::no_stage", message)
-                    .help("add a `stage`, or `test = tsv(\"test.tsv\")` to the data set"),
-            );
+        if plan.stages.is_empty() {
+            self.check_without_stages(plan);
         }
         if !plan.tasks.is_empty() {
             self.check_start(plan);
@@ -142,6 +75,82 @@ impl Builder<'_> {
             .for_each(|task| self.check_task(plan, task));
         self.check_named_use(plan);
         self.check_storage(plan);
+    }
+
+    /// Reports deltas that no stage trains and no run has trained.
+    fn check_untrained(&self, plan: &Plan) {
+        for delta in &plan.deltas {
+            let mut stages = plan.stages.iter();
+            let is_trained = stages.any(|stage| stage.train.contains(&delta.name));
+            if !is_trained && delta.origin.is_none() {
+                let name = &delta.name;
+                let problem = Problem::new(
+                    "delta::plan::untrained",
+                    format!("no stage trains `{name}`"),
+                );
+                self.report(problem.at(delta.span, "declared here").help(format!(
+                    "add it to a stage: `train = [{name}, head]`, or remove it"
+                )));
+            }
+        }
+    }
+
+    /// Reports deltas that a stage drops although no earlier one trains them.
+    fn check_without(&self, plan: &Plan, index: usize) {
+        let stage = &plan.stages[index];
+        for name in &stage.without {
+            let mut origins = plan.deltas.iter().filter(|delta| delta.name == *name);
+            let earlier = origins.any(|delta| delta.origin.is_some())
+                || plan.stages[..index]
+                    .iter()
+                    .any(|stage| stage.train.contains(name));
+            if !earlier || stage.train.contains(name) {
+                let message = format!(
+                    "stage `{}` cannot drop `{name}`: no earlier stage trains it, or this stage trains it",
+                    stage.name
+                );
+                let help = "remove it from `without`, which only drops deltas of earlier stages";
+                let problem = Problem::new("delta::plan::without", message);
+                self.report(problem.at(stage.span, "here").help(help));
+            }
+        }
+    }
+
+    fn check_training_data(&self, plan: &Plan, stage: &StagePlan) {
+        let data = plan.data.get(&stage.data);
+        if data.is_some_and(|data| data.train.is_none()) {
+            let message = format!(
+                "stage `{}` trains on `{}`, which has no `train` file",
+                stage.name, stage.data
+            );
+            let problem = Problem::new("delta::plan::no_training_data", message);
+            let help = "add `train = tsv(\"train.tsv\")` to the data set";
+            self.report(problem.at(stage.span, "here").help(help));
+        }
+    }
+
+    /// Reports a file without a stage that has nothing to evaluate, or nothing to evaluate on.
+    fn check_without_stages(&self, plan: &Plan) {
+        let report = |message: &str, help: &str| {
+            self.report(Problem::new("delta::plan::no_stage", message).help(help));
+        };
+        let backbone = &plan.backbone;
+        let own = saved_head(&backbone.directory, &backbone.config);
+        let is_answered =
+            |task: &TaskPlan| task.kind.uses_language_model() || own == Some(task.kind.head());
+        if !plan.tasks.values().any(is_answered) {
+            report(
+                "the file has no `stage`, and none of its tasks works without training",
+                "add a `stage`, or evaluate zero-shot by adding a `template` and `words` to the task",
+            );
+        }
+        let has_set = |data: &DataPlan| data.dev.is_some() || data.test.is_some();
+        if !plan.final_data().is_some_and(has_set) {
+            report(
+                "the file has no `stage` to train, and no `test` or `dev` set to measure",
+                "add a `stage`, or `test = tsv(\"test.tsv\")` to the data set",
+            );
+        }
     }
 
     /// Reports a decoder without a start token, because its texts could not begin.

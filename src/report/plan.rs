@@ -63,33 +63,7 @@ pub fn describe(
     let mut text = String::new();
     let config = &plan.backbone.config;
     let tree = Tree::new(config);
-    let count: usize = tree.parameters().map(|parameter| parameter.count()).sum();
-    let blocks = match config.decoder_layers {
-        None => counted(config.layers, "block"),
-        Some(layers) => format!(
-            "{} encoder blocks and {layers} decoder blocks",
-            config.layers
-        ),
-    };
-    let backbone = format!(
-        "{} ({}, {blocks} of width {}, {}, {} parameters)",
-        plan.backbone.location,
-        config.family,
-        config.hidden,
-        counted(config.heads, "head"),
-        thousands(count),
-    );
-    let _ = writeln!(text, "{}\n{}", plan.name, wrapped("  backbone ", &backbone));
-    if plan.backbone.storage != Storage::F32 {
-        let (own, whole) = (plan.backbone.weight_bytes(), 4 * count);
-        let line = format!(
-            "{}: {} of weights in memory, {} in f32",
-            plan.backbone.storage.name(),
-            bytes(own),
-            bytes(whole)
-        );
-        let _ = writeln!(text, "{}", wrapped("  storage ", &line));
-    }
+    let _ = writeln!(text, "{}\n{}", plan.name, backbone(plan, &tree));
     let _ = writeln!(text, "  seed {}\n", plan.seed);
     for delta in &plan.deltas {
         if let Some(method) = delta.method() {
@@ -102,17 +76,7 @@ pub fn describe(
         let _ = writeln!(text, "{}", wrapped("  ", head));
     }
     let _ = writeln!(text, "\n{}", modules(plan, &tree));
-    for (number, (name, summary)) in assumptions.data.sets.iter().enumerate() {
-        let title = if number == 0 { "data" } else { "" };
-        let _ = writeln!(
-            text,
-            "{}",
-            wrapped(&format!("{title:<6}{name:<6}"), summary)
-        );
-    }
-    if !assumptions.data.sets.is_empty() {
-        text.push('\n');
-    }
+    text += &sets(assumptions);
     let asked = rate(plan.backbone.precision);
     let shown = plan.stages.len().min(MOST_STAGES);
     for index in 0..shown {
@@ -129,6 +93,53 @@ pub fn describe(
     };
     if let Some(note) = against_precision(plan, measured) {
         let _ = writeln!(text, "{}", wrapped("note: ", &note));
+    }
+    text
+}
+
+/// The backbone and how its weights are kept.
+fn backbone(plan: &Plan, tree: &Tree) -> String {
+    let config = &plan.backbone.config;
+    let count: usize = tree.parameters().map(|parameter| parameter.count()).sum();
+    let blocks = match config.decoder_layers {
+        None => counted(config.layers, "block"),
+        Some(layers) => format!(
+            "{} encoder blocks and {layers} decoder blocks",
+            config.layers
+        ),
+    };
+    let described = format!(
+        "{} ({}, {blocks} of width {}, {}, {} parameters)",
+        plan.backbone.location,
+        config.family,
+        config.hidden,
+        counted(config.heads, "head"),
+        thousands(count),
+    );
+    let mut text = wrapped("  backbone ", &described);
+    if plan.backbone.storage != Storage::F32 {
+        let (own, whole) = (plan.backbone.weight_bytes(), 4 * count);
+        let line = format!(
+            "{}: {} of weights in memory, {} in f32",
+            plan.backbone.storage.name(),
+            bytes(own),
+            bytes(whole)
+        );
+        let _ = write!(text, "\n{}", wrapped("  storage ", &line));
+    }
+    text
+}
+
+/// The rows of each set.
+fn sets(assumptions: &Assumptions) -> String {
+    let mut text = String::new();
+    for (number, (name, summary)) in assumptions.data.sets.iter().enumerate() {
+        let title = if number == 0 { "data" } else { "" };
+        let begin = format!("{title:<6}{name:<6}");
+        let _ = writeln!(text, "{}", wrapped(&begin, summary));
+    }
+    if !text.is_empty() {
+        text.push('\n');
     }
     text
 }

@@ -290,14 +290,12 @@ pub struct DataCheck {
 /// them; and that there are as many as `few` and the stages need.
 pub fn check_data(plan: &Plan, extent: Extent, loader: Option<&Loader>) -> DataCheck {
     let mut check = DataCheck::default();
-    let mut examples = Vec::new();
-    let encoder = loader.map(Loader::encoder);
     let mut seen: BTreeMap<Reading, RowFindings> = BTreeMap::new();
+    let encoder = loader.map(Loader::encoder);
     for (task, data, stage) in uses(plan) {
         for (file, trains) in [(&data.train, true), (&data.dev, false), (&data.test, false)] {
             let Some(file) = file else { continue };
-            let key = Reading::of(file, task);
-            let rows = seen.entry(key).or_insert_with(|| {
+            let rows = seen.entry(Reading::of(file, task)).or_insert_with(|| {
                 let extent = match draws_few_of(plan, file) {
                     true => Extent {
                         at_each_end: usize::MAX,
@@ -310,65 +308,71 @@ pub fn check_data(plan: &Plan, extent: Extent, loader: Option<&Loader>) -> DataC
                 check.problems.append(&mut rows.problems);
                 rows
             });
-            if rows.predict_nothing(task) && !has_prompts(plan) {
-                check.problems.push(nothing_to_predict(file));
-            }
-            if let Some(few) = &file.few {
-                let lacking = check_few(few, task, &rows.labels).err();
-                check
-                    .problems
-                    .extend(lacking.map(|problem| problem.or_at(file.span)));
-            }
-            if file
-                .part
-                .is_some_and(|part| rows.all > 0 && part.of(rows.all).is_empty())
-            {
-                check.problems.push(empty_part(rows.all).or_at(file.span));
-            }
+            check.problems.extend(lacking(plan, file, task, rows));
             if trains {
                 rows.warn_of_training(file, task);
-                examples.push(rows.count_of(file, task));
+                check.examples.push(rows.count_of(file, task));
             }
             check.warnings.append(&mut rows.warnings);
         }
         let rows = |file: &FilePlan| seen.get(&Reading::of(file, task));
         if let (Some(train), Some(dev)) = (&data.train, &data.dev) {
             if let (Some(of_train), Some(of_dev)) = (rows(train), rows(dev)) {
-                check
-                    .warnings
-                    .extend(warn_of_overlap(dev, of_dev, train, of_train));
+                let overlap = warn_of_overlap(dev, of_dev, train, of_train);
+                check.warnings.extend(overlap);
             }
         }
         if let (Some(stage), None) = (stage, &data.dev) {
-            let kept = match stage.keep {
-                Keep::Best => ", and `keep = best` keeps the last step",
-                Keep::Last => "",
-            };
-            let name = &stage.name;
-            let message = format!("stage `{name}` has no `dev` set to measure its quality{kept}");
-            let problem = Problem::warning("delta::data::no_dev", message).at(stage.span, "here");
-            check
-                .warnings
-                .push(problem.help("add a file of its own, or hold out a part of the training file: `dev = split(train, 10%)`"));
+            check.warnings.push(no_dev(stage));
         }
     }
-    let noising = loader.map(|loader| {
-        uses(plan)
+    if let Some(loader) = loader {
+        let noising = uses(plan)
             .into_iter()
-            .map(|(task, ..)| loader.noising(task))
-    });
-    check
-        .problems
-        .extend(noising.into_iter().flatten().filter_map(Result::err));
+            .map(|(task, ..)| loader.noising(task));
+        check.problems.extend(noising.filter_map(Result::err));
+    }
     check.problems.extend(check_final(plan).err());
     check.problems.dedup();
-    if check.problems.is_empty() && examples.len() == plan.stages.len() {
-        check.problems.extend(check_steps(plan, &examples).err());
-        check.warnings.extend(warn_of_warmup(plan, &examples));
+    if check.problems.is_empty() && check.examples.len() == plan.stages.len() {
+        check
+            .problems
+            .extend(check_steps(plan, &check.examples).err());
+        check.warnings.extend(warn_of_warmup(plan, &check.examples));
     }
     check.warnings.dedup();
-    check.examples = examples;
     check
+}
+
+/// What a set lacks of the rows that its task, `few` or its part need.
+fn lacking(plan: &Plan, file: &FilePlan, task: &TaskPlan, rows: &RowFindings) -> Vec<Problem> {
+    let mut lacking = Vec::new();
+    if rows.predict_nothing(task) && !has_prompts(plan) {
+        lacking.push(nothing_to_predict(file));
+    }
+    if let Some(few) = &file.few {
+        let problem = check_few(few, task, &rows.labels).err();
+        lacking.extend(problem.map(|problem| problem.or_at(file.span)));
+    }
+    let is_empty = |part: Part| rows.all > 0 && part.of(rows.all).is_empty();
+    if file.part.is_some_and(is_empty) {
+        lacking.push(empty_part(rows.all).or_at(file.span));
+    }
+    lacking
+}
+
+/// The warning that a stage has no set to measure its quality on.
+fn no_dev(stage: &StagePlan) -> Problem {
+    let kept = match stage.keep {
+        Keep::Best => ", and `keep = best` keeps the last step",
+        Keep::Last => "",
+    };
+    let name = &stage.name;
+    let message = format!("stage `{name}` has no `dev` set to measure its quality{kept}");
+    let problem = Problem::warning("delta::data::no_dev", message).at(stage.span, "here");
+    problem.help(
+        "add a file of its own, or hold out a part of the training file: `dev = split(train, 10%)`",
+    )
 }
 
 /// Whether a plan draws a few examples of each label of this file, all of whose labels count then.

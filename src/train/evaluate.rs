@@ -147,40 +147,14 @@ pub(super) fn evaluate_with(
             }
         }
         (None, true) => {
-            let prediction = Prediction {
-                noising: measuring.noising,
-                ..Prediction::default()
-            };
-            let batches = batches(graph, examples, prediction);
-            let rows = |batch: &Batch, logits: Vec<f32>| match &batch.targets {
-                Targets::Tokens { tokens, .. } => {
-                    let width = logits.len() / tokens.len().max(1);
-                    let rows = logits.chunks(width.max(1)).zip(tokens);
-                    rows.map(|(row, token)| Guess::new(row, *token)).collect()
-                }
-                _ => Vec::new(),
-            };
-            for guess in graph.map_logits(&batches, rows)?.into_iter().flatten() {
-                found.class(guess);
-            }
+            find_tokens(&mut found, graph, examples, measuring.noising)?;
             if let Some(writer) = measuring.writer {
                 found.texts = writer.texts(graph, examples)?;
             }
         }
         (None, false) => {
             for (example, logits) in examples.iter().zip(predict_with(graph, examples, kept)?) {
-                match &example.target {
-                    Target::Class(class) => found.class(Guess::new(&logits, *class)),
-                    Target::Classes(classes) => {
-                        let width = logits.len() / classes.len().max(1);
-                        let rows = logits.chunks(width.max(1)).zip(classes);
-                        rows.for_each(|(row, class)| found.class(Guess::new(row, *class)));
-                        found.sequences.push(classes.len());
-                    }
-                    Target::Set(set) => found.set(&logits, set),
-                    Target::Number(number) => found.number(logits[0], *number),
-                    _ => {}
-                }
+                find_target(&mut found, &example.target, &logits);
             }
         }
     }
@@ -209,4 +183,47 @@ pub(super) fn evaluate_with(
             .map(|(metric, value)| (metric.name().to_owned(), value))
             .collect(),
     })
+}
+
+/// Adds the predictions of all tokens that a language model predicts.
+fn find_tokens(
+    found: &mut Predictions,
+    graph: &Graph,
+    examples: &[Example],
+    noising: Option<&Noising>,
+) -> Result<(), Problem> {
+    let prediction = Prediction {
+        noising,
+        ..Prediction::default()
+    };
+    let batches = batches(graph, examples, prediction);
+    let rows = |batch: &Batch, logits: Vec<f32>| match &batch.targets {
+        Targets::Tokens { tokens, .. } => guesses(&logits, tokens).collect(),
+        _ => Vec::new(),
+    };
+    for guess in graph.map_logits(&batches, rows)?.into_iter().flatten() {
+        found.class(guess);
+    }
+    Ok(())
+}
+
+/// Adds the prediction of one example's target.
+fn find_target(found: &mut Predictions, target: &Target, logits: &[f32]) {
+    match target {
+        Target::Class(class) => found.class(Guess::new(logits, *class)),
+        Target::Classes(classes) => {
+            guesses(logits, classes).for_each(|guess| found.class(guess));
+            found.sequences.push(classes.len());
+        }
+        Target::Set(set) => found.set(logits, set),
+        Target::Number(number) => found.number(logits[0], *number),
+        _ => {}
+    }
+}
+
+/// The guess of each of several rows of logits, with its class.
+fn guesses<'l>(logits: &'l [f32], classes: &'l [usize]) -> impl Iterator<Item = Guess> + 'l {
+    let width = logits.len() / classes.len().max(1);
+    let rows = logits.chunks(width.max(1)).zip(classes);
+    rows.map(|(row, class)| Guess::new(row, *class))
 }
