@@ -543,3 +543,22 @@ fn published_protocols_are_planned_from_a_configuration() {
         assert!(plan.contains("per step"), "{plan}");
     }
 }
+
+/// `quickstart` needs no file: it writes its own, leaves those that are there, and gives the run of the repository's.
+#[test]
+fn the_quickstart_is_in_the_binary() {
+    let place = Place::new();
+    let text = place.succeed(&["quickstart", "--quiet"]);
+    assert!(text.contains("test accuracy"), "{text}");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines/quickstart.delta");
+    place.succeed(&[root.to_str().unwrap(), "--quiet", "--out", "own"]);
+    let delta = |run: &str| std::fs::read(place.path(run).join("delta.safetensors")).unwrap();
+    assert!(delta("runs/quickstart") == delta("own"));
+    let changed = std::fs::read_to_string(place.path("quickstart.delta")).unwrap();
+    let changed = changed.replace("seed = 42", "seed = 43");
+    place.write("quickstart.delta", changed.as_bytes());
+    let error = place.fail(2, &["quickstart", "--quiet"]);
+    assert!(error.contains("runs/quickstart"), "{error}");
+    let kept = std::fs::read_to_string(place.path("quickstart.delta")).unwrap();
+    assert_eq!(kept, changed);
+}

@@ -71,6 +71,12 @@ impl Arguments {
 
 #[derive(Subcommand)]
 pub enum Command {
+    /// Write a small pipeline with its backbone and data into this folder, and run it
+    Quickstart {
+        /// Show no progress
+        #[arg(long)]
+        quiet: bool,
+    },
     /// Draft a pipeline for a file of examples
     Init(InitOptions),
     /// List the methods, or show the settings of one

@@ -10,6 +10,7 @@ mod jobs;
 mod lines;
 mod lists;
 mod predict;
+mod quickstart;
 mod replay;
 mod report;
 mod results;
@@ -143,6 +144,7 @@ fn dispatch(arguments: Arguments) -> Result<Ended, Problems> {
         Some(_) => ranks::refuse_several()?,
     }
     match arguments.command {
+        Some(Command::Quickstart { quiet }) => quickstart::quickstart(quiet),
         Some(Command::Init(options)) => init::init(&options),
         Some(Command::Methods { name }) => lists::methods(name.as_deref()),
         Some(Command::Tasks { name }) => lists::tasks(name.as_deref()),
