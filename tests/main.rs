@@ -28,6 +28,7 @@ mod gguf;
 mod habits;
 mod house;
 mod hub;
+mod import;
 mod init;
 mod inserts;
 mod instruct;

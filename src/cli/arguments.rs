@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use super::init::InitOptions;
+use super::init::{ImportOptions, InitOptions};
 use super::jobs::{shard, ScriptOptions, SubmitOptions, SLURM};
 use super::sweep::SweepOptions;
 use crate::backbone::MatrixType;
@@ -79,6 +79,8 @@ pub enum Command {
     },
     /// Draft a pipeline for a file of examples
     Init(InitOptions),
+    /// Turn a configuration of PEFT, Axolotl, LLaMA-Factory or MLX-LM into a pipeline
+    Import(ImportOptions),
     /// List the methods, or show the settings of one
     Methods {
         /// The method

@@ -1,4 +1,4 @@
-//! `deltarun init`
+//! `deltarun init` and `deltarun import`
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use clap::Args;
 use super::Ended;
 use crate::diagnostic::{Problem, Problems};
 use crate::disk;
-use crate::init::draft;
+use crate::init::{draft, import, Draft};
 use crate::terminal::print;
 
 #[derive(Args)]
@@ -27,15 +27,38 @@ pub(super) fn init(options: &InitOptions) -> Result<Ended, Problems> {
     let parent = options.out.as_deref().map(disk::parent);
     let is_elsewhere = parent.is_some_and(|parent| parent != Path::new("."));
     let draft = draft(&options.data, options.backbone.as_deref(), is_elsewhere)?;
-    let out = options.out.clone();
-    let out = out.unwrap_or_else(|| PathBuf::from(format!("{}.delta", draft.name)));
+    write(&draft, options.out.as_deref())
+}
+
+#[derive(Args)]
+pub struct ImportOptions {
+    /// PEFT's `adapter_config.json`, or a YAML file of Axolotl, LLaMA-Factory or MLX-LM
+    pub file: PathBuf,
+    /// The backbone, instead of the model that the file names
+    #[arg(long)]
+    pub backbone: Option<String>,
+    /// The file to write, instead of `NAME.delta` in this directory
+    #[arg(long, value_name = "FILE.delta")]
+    pub out: Option<PathBuf>,
+}
+
+/// Writes a `.delta` file for a configuration of another tool.
+pub(super) fn import_file(options: &ImportOptions) -> Result<Ended, Problems> {
+    let draft = import(&options.file, options.backbone.as_deref())?;
+    write(&draft, options.out.as_deref())
+}
+
+/// Writes a draft, and says what comes next.
+fn write(draft: &Draft, out: Option<&Path>) -> Result<Ended, Problems> {
+    let own = PathBuf::from(format!("{}.delta", draft.name));
+    let out = out.unwrap_or(&own);
     if out.exists() {
         let message = format!("`{}` is there already", out.display());
         return Err(Problem::new("delta::init::exists", message)
             .help("name another file with `--out`, or remove this one")
             .into());
     }
-    disk::replace(&out, draft.text.as_bytes()).map_err(|e| disk::failed("written", &out, &e))?;
+    disk::replace(out, draft.text.as_bytes()).map_err(|e| disk::failed("written", out, &e))?;
     let file = out.display();
     print(&format!(
         "{}\nwrote {file}\nnext:\n  deltarun check {file}   find every mistake without running anything\n  deltarun plan {file}    show what would be trained, and its cost\n  deltarun {file}         train it\n",

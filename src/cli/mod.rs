@@ -146,6 +146,7 @@ fn dispatch(arguments: Arguments) -> Result<Ended, Problems> {
     match arguments.command {
         Some(Command::Quickstart { quiet }) => quickstart::quickstart(quiet),
         Some(Command::Init(options)) => init::init(&options),
+        Some(Command::Import(options)) => init::import_file(&options),
         Some(Command::Methods { name }) => lists::methods(name.as_deref()),
         Some(Command::Tasks { name }) => lists::tasks(name.as_deref()),
         Some(Command::Families) => Ok(lists::list_families()),

@@ -8,7 +8,10 @@ mod column;
 mod file;
 mod fit;
 mod guess;
+mod import;
 mod write;
+
+pub use import::import;
 
 use std::path::Path;
 

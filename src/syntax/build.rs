@@ -19,7 +19,10 @@ fn span(pair: &Pair<Rule>) -> Span {
 }
 
 fn end(pair: &Pair<Rule>) -> usize {
-    let closes_itself = matches!(pair.as_rule(), Rule::block | Rule::list | Rule::call);
+    let closes_itself = matches!(
+        pair.as_rule(),
+        Rule::block | Rule::list | Rule::call | Rule::names
+    );
     match pair.clone().into_inner().last() {
         Some(last) if !closes_itself && pair.as_rule() != Rule::path => end(&last),
         _ => pair.as_span().end(),

@@ -23,7 +23,11 @@ pub fn format(text: &str) -> Result<String, Vec<Problem>> {
         printer.line(statement.span, |printer| printer.statement(&statement.node));
     }
     printer.comments_before(text.len());
-    Ok(printer.out)
+    // A file is never replaced by one that says something else.
+    match super::parse(&printer.out) {
+        Ok(own) if own.statements.len() == pipeline.statements.len() => Ok(printer.out),
+        _ => Err(vec![Problem::internal("the formatted file is another one")]),
+    }
 }
 
 /// The places of all comments. A `#` inside a text in quotes is none.
@@ -221,7 +225,9 @@ impl Printer<'_> {
             .replace(", ", ",")
             .replace(" ,", ",")
             .replace("{ ", "{")
-            .replace(" }", "}");
+            .replace(" }", "}")
+            .replace(",\"", ", \"")
+            .replace("except{", "except {");
         self.out.push_str(&text);
     }
 
