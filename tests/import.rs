@@ -217,6 +217,9 @@ fn adapters_of_peft_become_pipelines_of_their_method() {
     );
     let said = place.fail(2, &["import", "adapter_config.json"]);
     assert!(said.contains("no method for PEFT's `SHIRA`"), "{said}");
+    place.write("grpo.yml", format!("{AXOLOTL}rl: grpo\n").as_bytes());
+    let said = place.fail(2, &["import", "grpo.yml"]);
+    assert!(said.contains("`rl: grpo`"), "{said}");
     place.write("other.yaml", b"a: 1\n");
     let said = place.fail(2, &["import", "other.yaml"]);
     assert!(said.contains("of no tool that deltarun knows"), "{said}");

@@ -26,6 +26,7 @@ pub(super) const NEUTRAL: &[&str] = &[
     "hub_model_id",
     "is_*",
     "logging_steps",
+    "loss_watchdog_*",
     "model_type",
     "output_dir",
     "pad_to_sequence_len",
@@ -62,7 +63,7 @@ pub(super) fn read(keys: &Keys, parts: &mut Parts) -> Result<(), String> {
         parts.of_backbone.push("storage = int8".to_owned());
     }
     delta(keys, parts, adapter.as_deref())?;
-    task(keys, parts);
+    task(keys, parts)?;
     parts.stage("steps", keys.count("max_steps"));
     if !parts
         .stage
@@ -124,7 +125,7 @@ fn delta(keys: &Keys, parts: &mut Parts, adapter: Option<&str>) -> Result<(), St
 }
 
 /// The task and the sets: Axolotl says with each data set what its rows are.
-fn task(keys: &Keys, parts: &mut Parts) {
+fn task(keys: &Keys, parts: &mut Parts) -> Result<(), String> {
     let sets = keys.get("datasets").and_then(Value::as_array);
     let text = |set: &Value, key: &str| set[key].as_str().map(str::to_owned);
     let first = sets.and_then(|sets| sets.first());
@@ -138,6 +139,11 @@ fn task(keys: &Keys, parts: &mut Parts) {
             let loss = format!("loss = {loss}");
             settings.push(&loss);
             ("prefer", settings.into_iter().map(str::to_owned).collect())
+        }
+        (Some(other), _) => {
+            return Err(format!(
+                "deltarun has no training of the kind `rl: {other}`"
+            ))
         }
         (_, "completion") => {
             let field = first
@@ -192,4 +198,5 @@ fn task(keys: &Keys, parts: &mut Parts) {
             false => "dev = split(train, 5%)".to_owned(),
         });
     }
+    Ok(())
 }

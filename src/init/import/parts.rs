@@ -224,6 +224,15 @@ pub(super) fn optimizer(
     if let Some(decay) = keys.number(decay).filter(|decay| *decay > 0.0) {
         settings.push(format!("weight_decay = {decay}"));
     }
+    let adam = [
+        ("adam_beta1", "beta1"),
+        ("adam_beta2", "beta2"),
+        ("adam_epsilon", "epsilon"),
+    ];
+    for (theirs, own) in adam.iter().filter(|_| kind == "adamw") {
+        let value = keys.number(theirs);
+        settings.extend(value.map(|value| format!("{own} = {value}")));
+    }
     parts
         .stage
         .push(format!("optimizer = {kind} {{ {} }}", settings.join(", ")));

@@ -55,7 +55,8 @@ pub(super) fn read(keys: &Keys, parts: &mut Parts) -> Result<(), String> {
             ));
             Targets::Named(vec![OPEN.to_owned()])
         }
-        _ => Targets::Named(keys.names("target_modules").unwrap_or_default()),
+        Some(_) => Targets::Named(keys.names("target_modules").unwrap_or_default()),
+        None => usual_targets(keys, parts),
     };
     let kind = keys.text("peft_type").unwrap_or_default();
     let rank = keys.count("r").unwrap_or(8);
@@ -121,6 +122,13 @@ pub(super) fn read(keys: &Keys, parts: &mut Parts) -> Result<(), String> {
                 format!("= {method} {{ tokens = {tokens}{hidden} }} before embeddings"),
             );
         }
+        "TRAINABLE_TOKENS" => {
+            let tokens = keys.get("token_indices").map(Value::to_string);
+            let tokens = tokens.unwrap_or_else(|| "[]".to_owned());
+            let statement =
+                format!("= trainable_tokens {{ tokens = {tokens} }} on embeddings.word");
+            parts.set_delta("reparam", statement);
+        }
         other => return Err(format!("deltarun has no method for PEFT's `{other}`")),
     }
     task(keys, parts);
@@ -160,4 +168,18 @@ fn task(keys: &Keys, parts: &mut Parts) {
             ));
         }
     }
+}
+
+/// The modules that PEFT takes of a Llama if the configuration names none.
+fn usual_targets(keys: &Keys, parts: &mut Parts) -> Targets {
+    let names: &[&str] = match keys.text("peft_type").as_deref() {
+        Some("IA3") => &["k_proj", "v_proj", "down_proj"],
+        _ => &["q_proj", "v_proj"],
+    };
+    let shown = crate::text::quoted_list(names.iter().copied());
+    let is_of_modules = keys.number("num_virtual_tokens").is_none();
+    if is_of_modules && keys.get("token_indices").is_none() {
+        parts.notes.push(format!("the adapter names no modules: PEFT takes {shown} of a Llama, and others of other families"));
+    }
+    Targets::Named(names.iter().map(|name| (*name).to_owned()).collect())
 }
