@@ -562,3 +562,28 @@ fn the_quickstart_is_in_the_binary() {
     let kept = std::fs::read_to_string(place.path("quickstart.delta")).unwrap();
     assert_eq!(kept, changed);
 }
+
+/// `--on-event` gets the lines of the log, in their order, and no run depends on who reads them.
+#[cfg(unix)]
+#[test]
+fn events_are_those_of_the_log() {
+    let place = Place::new();
+    place.succeed(&["small.delta", "--quiet", "--on-event", "cat > events.jsonl"]);
+    let log = std::fs::read(place.path("runs/small/log.jsonl")).unwrap();
+    assert!(log == std::fs::read(place.path("events.jsonl")).unwrap() && !log.is_empty());
+    let output = place.run(&[
+        "small.delta",
+        "--quiet",
+        "--out",
+        "deaf",
+        "--on-event",
+        "exit 3",
+    ]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    let delta = |run: &str| std::fs::read(place.path(run).join("delta.safetensors")).unwrap();
+    assert!(delta("deaf") == delta("runs/small"));
+    place.write("s.rhai", b"print(1);");
+    let error = place.fail(2, &["s.rhai", "--on-event", "cat"]);
+    assert!(error.contains("only to pipelines"), "{error}");
+}

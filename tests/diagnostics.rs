@@ -38,6 +38,7 @@ fn check_finds_what_needs_no_run() {
         ("run::no_backbone", OTHER),
         ("run::no_head", OTHER),
         ("run::no_training", OTHER),
+        ("run::listener", OTHER),
         ("run::not_a_run", OTHER),
         ("run::origin", FOUND),
         ("run::other_backbone", WEIGHTS),

@@ -159,7 +159,11 @@ fn every_command_of_the_docs_is_one() {
             };
             let line = line.split(" #").next().unwrap_or(line);
             let line = line.split(" > ").next().unwrap_or(line);
-            let words = line.split_whitespace().map(|word| word.trim_matches('"'));
+            let parts = line.split('"').enumerate();
+            let words = parts.flat_map(|(number, part)| match number % 2 {
+                0 => part.split_whitespace().collect(),
+                _ => vec![part],
+            });
             let output = std::process::Command::new(env!("CARGO_BIN_EXE_deltarun"))
                 .args(words)
                 .stdin(std::process::Stdio::null())

@@ -322,6 +322,9 @@ pub struct RunOptions {
     /// The run's directory, instead of `runs/NAME`
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// Send the log's lines to a command as they come, one JSON object per line: docs/logging.md
+    #[arg(long, value_name = "COMMAND")]
+    pub on_event: Option<String>,
     #[command(flatten)]
     pub device: DeviceOptions,
     /// Show no progress

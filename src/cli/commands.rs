@@ -19,7 +19,7 @@ use crate::plan::{Plan, StagePlan};
 use crate::ranks::{self, world};
 use crate::report::{against_precision, describe, example, Assumptions, Progress};
 use crate::run::{
-    check_pipeline, open_run, read_text, Checked, InputSettings, Loaded, RunEnd, Source,
+    check_pipeline, open_run, read_text, Checked, InputSettings, Listener, Loaded, RunEnd, Source,
     ROWS_AT_EACH_END,
 };
 use crate::settings::Overrides;
@@ -372,11 +372,22 @@ pub(super) fn run(options: &RunOptions) -> Result<Ended, Problems> {
         .clone()
         .unwrap_or_else(|| Path::new("runs").join(&plan.name));
     let device = device(&options.device)?;
-    run_on(&source, &plan, device, &out, is_quiet)
+    let command = options.on_event.as_deref().filter(|_| is_first);
+    let listener = command.map(Listener::start).transpose()?;
+    run_on(&source, &plan, device, (&out, listener), is_quiet)
 }
 
 /// `deltarun FILE.rhai`
 fn run_script(path: &Path, options: &RunOptions) -> Result<Ended, Problems> {
+    if options.on_event.is_some() {
+        let problem = Problem::new(
+            "delta::cli::events",
+            "`--on-event` applies only to pipelines",
+        );
+        return Err(problem
+            .help("remove it: each run of a script leaves its `log.jsonl`")
+            .into());
+    }
     if world().size() > 1 {
         let problem = Problem::new("delta::cli::ranks", "`mpirun` cannot share a script");
         return Err(problem
@@ -419,7 +430,7 @@ fn run_on(
     source: &Source,
     plan: &Plan,
     device: Device,
-    out: &Path,
+    (out, listener): (&Path, Option<Listener>),
     is_quiet: bool,
 ) -> Result<Ended, Problems> {
     let progress = Progress::new(is_quiet);
@@ -431,6 +442,7 @@ fn run_on(
         device,
         &run::Shared {
             integrity: source.integrity,
+            listener,
             ..run::Shared::default()
         },
         out,

@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use serde_json::json;
+use serde_json::{json, Value};
 
 use crate::diagnostic::Problem;
 use crate::disk::failed;
@@ -47,13 +47,10 @@ impl Log {
         })
     }
 
-    /// Writes an event as one line.
-    ///
-    /// # Errors
-    /// It cannot be written.
-    pub fn write(&mut self, event: &Event) -> Result<(), Problem> {
-        let line = match event {
-            Event::Begin { .. } => return Ok(()),
+    /// An event as an object; none for one that the log does not have.
+    pub(super) fn object(event: &Event) -> Option<Value> {
+        Some(match event {
+            Event::Begin { .. } => return None,
             Event::Step {
                 stage,
                 step,
@@ -87,8 +84,15 @@ impl Log {
             Event::End { stage, result } => json!({
                 "stage": stage.name, "steps": result.steps, "kept_step": result.kept_step, "seconds": result.seconds,
             }),
-        };
-        writeln!(self.file, "{line}").map_err(|e| failed("written", &self.path, &e))
+        })
+    }
+
+    /// Writes an object as one line.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write(&mut self, object: &Value) -> Result<(), Problem> {
+        writeln!(self.file, "{object}").map_err(|e| failed("written", &self.path, &e))
     }
 
     /// Flushes the log to the disk and returns its length in bytes.

@@ -9,6 +9,7 @@ mod examples;
 mod finished;
 mod gguf;
 mod heads;
+mod listener;
 mod load;
 mod log;
 mod manifest;
@@ -51,6 +52,7 @@ pub use examples::{check_data, first_examples, summarize, Loader};
 pub use finished::{FinishedRun, Integrity};
 pub use gguf::{export_gguf, merge_gguf};
 pub use heads::{backbone_warnings, check_backbone, head_origins};
+pub use listener::Listener;
 pub use load::{open_run, InputSettings, Loaded};
 pub use log::Log;
 pub use manifest::Manifest;
@@ -102,6 +104,8 @@ pub struct Shared {
     pub caches: ActivationCaches,
     /// Whether files of earlier runs must be unchanged.
     pub integrity: Integrity,
+    /// Who is told the events.
+    pub listener: Option<Listener>,
 }
 
 impl Default for Shared {
@@ -110,6 +114,7 @@ impl Default for Shared {
             backbones: Backbones::default(),
             caches: ActivationCaches::default(),
             integrity: Integrity::Checked,
+            listener: None,
         }
     }
 }
@@ -135,7 +140,9 @@ pub fn run(
     let state = resume(plan, source, &prepared, integrity)?;
     let mut follower = Follower { interrupted };
     let log_length = state.position.log_length;
-    let recorder = |directory| Recorder::new(plan, directory, log_length, interrupted, progress);
+    let listener = shared.listener.as_ref();
+    let recorder =
+        |directory| Recorder::new(plan, directory, log_length, interrupted, progress, listener);
     let mut recorder = prepared.directory.as_ref().map(recorder).transpose()?;
     let watcher: &mut dyn Watcher = match &mut recorder {
         Some(recorder) => recorder,
@@ -433,6 +440,7 @@ struct Recorder<'a> {
     log: Log,
     interrupted: &'a AtomicBool,
     progress: Progress,
+    listener: Option<&'a Listener>,
     metrics: BTreeMap<String, Metric>,
     saved: Instant,
 }
@@ -444,6 +452,7 @@ impl<'a> Recorder<'a> {
         log_length: u64,
         interrupted: &'a AtomicBool,
         progress: Progress,
+        listener: Option<&'a Listener>,
     ) -> Result<Self, Problem> {
         let metric = |stage: &StagePlan| (stage.name.clone(), plan.tasks[&stage.task].metric);
         Ok(Recorder {
@@ -451,6 +460,7 @@ impl<'a> Recorder<'a> {
             directory,
             interrupted,
             progress,
+            listener,
             metrics: plan.stages.iter().map(metric).collect(),
             saved: Instant::now(),
         })
@@ -468,7 +478,13 @@ impl Watcher for Recorder<'_> {
             );
         }
         self.progress.event(&event);
-        self.log.write(&event)
+        let Some(object) = Log::object(&event) else {
+            return Ok(());
+        };
+        if let Some(listener) = self.listener {
+            listener.tell(&object);
+        }
+        self.log.write(&object)
     }
 
     fn save<'s>(&mut self, state: &dyn Fn() -> Snapshot<'s>, must: bool) -> Result<(), Problem> {
