@@ -187,3 +187,35 @@ fn labels_and_settings_that_do_not_fit_are_refused() {
         assert!(error.contains(said), "{task}: {error}");
     }
 }
+
+/// `balanced` trains with the weights that scikit-learn computes: `examples / (labels · examples of the label)`.
+#[test]
+fn balanced_weights_are_those_of_scikit_learn() {
+    let place = Place::new();
+    // 24 and 8 examples: scikit-learn's `compute_class_weight("balanced")` gives 2/3 and 2.
+    let table = std::fs::read_to_string(place.path("train.tsv")).unwrap();
+    let of = |label: &str, count: usize| -> String {
+        let rows = table.lines().filter(|line| line.ends_with(label));
+        rows.take(count).map(|line| format!("{line}\n")).collect()
+    };
+    let rows = format!(
+        "text\tlabel\n{}{}",
+        of("\tnegative", 24),
+        of("\tpositive", 8)
+    );
+    assert_eq!(rows.lines().count(), 33);
+    place.write("train.tsv", rows.as_bytes());
+    let delta = |weights: &str| {
+        let text = crate::common::place::PIPELINE;
+        let text = text.replace("label = label", &format!("label = label{weights}"));
+        place.write("small.delta", text.as_bytes());
+        place.succeed(&["small.delta", "--quiet"]);
+        let delta = std::fs::read(place.path("runs/small/delta.safetensors")).unwrap();
+        std::fs::remove_dir_all(place.path("runs")).unwrap();
+        delta
+    };
+    let balanced = delta("\n    weights = balanced");
+    let stated = delta("\n    weights = { negative = 0.6666666666666666, positive = 2 }");
+    assert!(balanced == stated);
+    assert!(balanced != delta(""));
+}

@@ -28,7 +28,7 @@ pub fn check(plan: &Plan, index: usize) -> Result<usize, String> {
     let draws = |delta: &&&DeltaPlan| delta.dropout() > 0.0 && delta.sites().iter().any(is_below);
     let active = plan.active(index);
     if first == 0 {
-        Err("the stage trains something in the first block or below it".to_owned())
+        Err(super::first_is_trained(plan))
     } else if let Err(reason) = fits(config) {
         Err(reason)
     } else if plan.tasks[&stage.task].kind.noise().is_some() {

@@ -43,7 +43,7 @@ pub const ALL: [Optimization; 9] = [
     Optimization {
         name: "the backward pass below what is trained",
         check: |plan, index| match plan.first_trained_block(index) {
-            0 => Err("the stage trains something in the first block or below it".to_owned()),
+            0 => Err(first_is_trained(plan)),
             first if first == plan.backbone.config.block_count() => Ok("in all blocks".to_owned()),
             first => Ok(format!("in {}", blocks_below(plan, first))),
         },
@@ -148,4 +148,10 @@ pub(super) fn is_gated_at_the_top(plan: &Plan, stage: usize) -> bool {
     let is_there = |delta: &DeltaPlan| delta.sites().iter().any(|site| site.starts_with(&last));
     let mut active = plan.active(stage).into_iter();
     active.any(|delta| delta.is_gated && is_there(delta))
+}
+
+/// Why nothing below is saved, and what to change.
+fn first_is_trained(plan: &Plan) -> String {
+    let half = plan.backbone.config.layers.div_ceil(2);
+    format!("the first block is trained: try `block[last {half}]`")
 }
