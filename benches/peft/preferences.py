@@ -62,13 +62,12 @@ SETTINGS = {
     "simpo": (", beta = 2, gamma = 1", {"beta": 2.0, "simpo_gamma": 1.0, "loss_type": "simpo", "cpo_alpha": 0.0}),
 }
 
-# The names of deltarun's log and of TRL's. A binary from before `chosen` and `rejected` has the others.
+# The names of deltarun's log and of TRL's.
 NAMES = {"loss": "loss", "margin": "rewards/margins", "accuracy": "rewards/accuracies", "chosen": "rewards/chosen",
          "rejected": "rewards/rejected", "gradient_norm": "grad_norm"}
 
 # The numbers of rows are this far apart in the probe: farther than what an untrained head can say.
 APART = 1000
-
 
 WORDS = ["garden", "river", "mountain", "letter", "window", "orange", "teacher", "silver", "bread", "holiday", "sea", "chair"]
 
@@ -169,9 +168,8 @@ def compare(loss, mine, their):
     """Prints a row of the table; says whether both agree."""
     assert len(mine) == len(their) == STEPS
     far = lambda a, b: abs(a - b) / max(1, abs(b))
-    differences = {name: [far(a[name], b[other]) for a, b in zip(mine, their)]
-                   for name, other in NAMES.items() if name in mine[0]}
-    largest = " | ".join(f"{max(differences[name]):.1e}" if name in differences else "" for name in NAMES)
+    differences = {name: [far(a[name], b[other]) for a, b in zip(mine, their)] for name, other in NAMES.items()}
+    largest = " | ".join(f"{max(differences[name]):.1e}" for name in NAMES)
     spans = " | ".join(f"{mine[0][name]:.3f} to {mine[-1][name]:.3f}" for name in ("loss", "margin"))
     print(f"| {loss} | {largest} | {spans} |", flush=True)
     return differences["gradient_norm"][0] <= LIMIT and max(differences["loss"] + differences["margin"]) <= LIMIT
