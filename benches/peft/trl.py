@@ -1,8 +1,8 @@
-"""Twenty steps of DPO, ORPO and SimPO on 200 made pairs, deltarun beside TRL's own trainers.
+"""Twenty steps of answers, DPO, ORPO and SimPO on 200 made pairs, deltarun beside TRL's own trainers.
 
     pip install torch transformers==5.23.0 peft==0.21.2 trl==1.16.0 accelerate datasets
     cargo build --release
-    python benches/peft/preferences.py MODEL [--losses dpo orpo simpo] [--threads 2] [--deltarun target/release/deltarun]
+    python benches/peft/trl.py MODEL [--losses sft dpo orpo simpo] [--threads 2] [--deltarun target/release/deltarun]
 
 MODEL is the directory of SmolLM2-135M-Instruct, or of another language model with its `<|im_start|>` and `<|im_end|>`. Both
 train a LoRA of rank 8 on q and v in f32 with batches of 4. It ends with 1 if a loss or a margin differs by more than 1e-3 of
@@ -18,7 +18,8 @@ What is made equal, and how:
 - The text. TRL's trainers of ORPO and CPO put a further end token behind a text that ends with a line break, as that of
   SmolLM2's chat template does. So both programs read a template that ends with the end token.
 
-TRL has SimPO as a loss of its trainer of CPO, with `cpo_alpha` 0. The trainers are used as they are.
+`sft` learns the preferred answers alone: `instruct` beside TRL's trainer of prompts and completions. TRL has SimPO as a loss
+of its trainer of CPO, with `cpo_alpha` 0. The trainers are used as they are.
 """
 
 import argparse
@@ -34,10 +35,10 @@ from side import ROOT
 
 STEPS, BATCH, PAIRS, RATE, LIMIT = 20, 4, 200, 5e-4, 1e-3
 
-PREFER = """pipeline {loss}
+PIPELINE = """pipeline {loss}
 backbone "model" {{ max_length = 256, dropout = off }}
 data {{ train = jsonl("pairs.jsonl") }}
-task prefer {{ prompt = prompt, chosen = chosen, rejected = rejected, loss = {loss}{settings} }}
+task {task}
 reparam low = lora {{ rank = 8, alpha = 16 }} on block.*.attn.{{q,v}}
 stage tune {{ train = [low], steps = {steps}, batch = {batch}, optimizer = adamw {{ lr = {rate} }}, schedule = constant, clip = 1, keep = last }}
 """
@@ -57,6 +58,7 @@ TEMPLATE = """{% for message in messages %}{% if not loop.first %}
 
 # The settings of deltarun and of TRL for each loss.
 SETTINGS = {
+    "sft": ("", {}),
     "dpo": (", beta = 0.1", {"beta": 0.1}),
     "orpo": (", beta = 0.1", {"beta": 0.1}),
     "simpo": (", beta = 2, gamma = 1", {"beta": 2.0, "simpo_gamma": 1.0, "loss_type": "simpo", "cpo_alpha": 0.0}),
@@ -116,7 +118,10 @@ def run(folder, options, name, text):
 
 def ours(folder, options, loss, name, steps, rate):
     settings, _ = SETTINGS[loss]
-    return run(folder, options, name, PREFER.format(loss=loss, settings=settings, steps=steps, batch=BATCH, rate=rate))
+    task = f"prefer {{ prompt = prompt, chosen = chosen, rejected = rejected, loss = {loss}{settings} }}"
+    if loss == "sft":
+        task = "instruct { prompt = prompt, answer = chosen }"
+    return run(folder, options, name, PIPELINE.format(loss=loss, task=task, steps=steps, batch=BATCH, rate=rate))
 
 
 def order(folder, options):
@@ -129,6 +134,9 @@ def order(folder, options):
 
 def trainer_of(loss):
     """TRL's trainer and its settings."""
+    if loss == "sft":
+        from trl import SFTConfig, SFTTrainer
+        return SFTTrainer, SFTConfig
     if loss == "dpo":
         from trl import DPOConfig, DPOTrainer
         return DPOTrainer, DPOConfig
@@ -155,8 +163,9 @@ def theirs(folder, options, loss, rows):
         report_to=[], use_cpu=True, bf16=False, gradient_checkpointing=False, save_strategy="no", disable_tqdm=True,
         **SETTINGS[loss][1])
     turn = lambda role, text: [{"role": role, "content": text}]
-    rows = [{"prompt": turn("user", row["prompt"]), "chosen": turn("assistant", row["chosen"]),
-             "rejected": turn("assistant", row["rejected"])} for row in rows]
+    answers = {"completion": "chosen"} if loss == "sft" else {"chosen": "chosen", "rejected": "rejected"}
+    rows = [{"prompt": turn("user", row["prompt"])} | {name: turn("assistant", row[own]) for name, own in answers.items()}
+            for row in rows]
     trainer = trainer(model, args=arguments, train_dataset=Dataset.from_list(rows),
                       processing_class=AutoTokenizer.from_pretrained(folder / "model"))
     trainer.remove_callback(PrinterCallback)
@@ -168,11 +177,11 @@ def compare(loss, mine, their):
     """Prints a row of the table; says whether both agree."""
     assert len(mine) == len(their) == STEPS
     far = lambda a, b: abs(a - b) / max(1, abs(b))
-    differences = {name: [far(a[name], b[other]) for a, b in zip(mine, their)] for name, other in NAMES.items()}
-    largest = " | ".join(f"{max(differences[name]):.1e}" for name in NAMES)
-    spans = " | ".join(f"{mine[0][name]:.3f} to {mine[-1][name]:.3f}" for name in ("loss", "margin"))
+    differences = {name: [far(a[name], b[other]) for a, b in zip(mine, their)] for name, other in NAMES.items() if name in mine[0]}
+    largest = " | ".join(f"{max(differences[name]):.1e}" if name in differences else "" for name in NAMES)
+    spans = " | ".join(f"{mine[0][name]:.3f} to {mine[-1][name]:.3f}" for name in ("loss", "margin") if name in mine[0])
     print(f"| {loss} | {largest} | {spans} |", flush=True)
-    return differences["gradient_norm"][0] <= LIMIT and max(differences["loss"] + differences["margin"]) <= LIMIT
+    return differences["gradient_norm"][0] <= LIMIT and max(differences["loss"] + differences.get("margin", [])) <= LIMIT
 
 
 def main():
