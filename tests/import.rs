@@ -217,6 +217,10 @@ fn adapters_of_peft_become_pipelines_of_their_method() {
     );
     let said = place.fail(2, &["import", "adapter_config.json"]);
     assert!(said.contains("no method for PEFT's `SHIRA`"), "{said}");
+    let odd = AXOLOTL.replace("type: alpaca", "type: completion\n    field: \"a \\n} b\"");
+    place.write("odd.yml", odd.as_bytes());
+    place.succeed(&["import", "odd.yml"]);
+    place.succeed(&["fmt", "--check", "odd.delta"]);
     place.write("grpo.yml", format!("{AXOLOTL}rl: grpo\n").as_bytes());
     let said = place.fail(2, &["import", "grpo.yml"]);
     assert!(said.contains("`rl: grpo`"), "{said}");

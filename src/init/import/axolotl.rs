@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::keys::Keys;
-use super::parts::{optimizer, percent, schedule, Lora, Parts, Targets};
+use super::parts::{column, optimizer, percent, schedule, Lora, Parts, Targets};
 
 pub(super) const NEUTRAL: &[&str] = &[
     "attn_implementation",
@@ -149,13 +149,13 @@ fn task(keys: &Keys, parts: &mut Parts) -> Result<(), String> {
             let field = first
                 .and_then(|set| text(set, "field"))
                 .unwrap_or_else(|| "text".to_owned());
-            ("causal_lm", vec![format!("text = {field}")])
+            ("causal_lm", vec![format!("text = {}", column(&field))])
         }
         (_, "chat_template" | "sharegpt") => {
             let field = first
                 .and_then(|set| text(set, "field_messages"))
                 .unwrap_or_else(|| "messages".to_owned());
-            ("instruct", vec![format!("messages = {field}")])
+            ("instruct", vec![format!("messages = {}", column(&field))])
         }
         (_, other) => {
             if other != "alpaca" {

@@ -100,7 +100,7 @@ impl Parts {
             }
         };
         self.sets
-            .push(format!("{name} = {reader}({})", json!(path)));
+            .push(format!("{name} = {reader}({})", quoted(&path)));
     }
 
     /// LoRA or DoRA.
@@ -138,8 +138,7 @@ impl Parts {
                 "**.{q,k,v,o,gate,up,down}".to_owned()
             }
             Targets::Named(names) => {
-                let quoted: Vec<String> =
-                    names.iter().map(|name| json!(name).to_string()).collect();
+                let quoted: Vec<String> = names.iter().map(|name| quoted(name)).collect();
                 match quoted.as_slice() {
                     [one] => one.clone(),
                     _ => format!("{{{}}}", quoted.join(", ")),
@@ -151,18 +150,21 @@ impl Parts {
     /// The text of the pipeline. `unread` has the keys that have no meaning here, with their values.
     pub(super) fn write(mut self, name: &str, origin: &str, unread: &[(String, String)]) -> String {
         let mut text = format!("# Imported by `deltarun import` from {origin}; read it once.\n");
+        // A comment ends with its line, whatever a configuration has in it.
+        let in_line = |text: &str| text.replace(char::is_control, " ");
         for note in &self.notes {
-            let _ = writeln!(text, "# {note}.");
+            let _ = writeln!(text, "# {}.", in_line(note));
         }
         for (key, value) in unread {
             let value: String = value.chars().take(80).collect();
+            let key = in_line(key);
             let _ = writeln!(text, "# Without a meaning here: {key} = {value}");
         }
         let _ = writeln!(text, "pipeline {name}\n");
         if let Some(seed) = self.seed {
             let _ = writeln!(text, "param seed = {seed}\n");
         }
-        let _ = write!(text, "backbone {}", json!(self.backbone));
+        let _ = write!(text, "backbone {}", quoted(&self.backbone));
         if !self.of_backbone.is_empty() {
             let _ = write!(text, " {{ {} }}", self.of_backbone.join(", "));
         }
@@ -178,6 +180,21 @@ impl Parts {
         let settings = self.stage.join("\n");
         let _ = writeln!(text, "stage tune {{\ntrain = [low{head}]\n{settings}\n}}");
         text
+    }
+}
+
+/// A text in quotes, in one line.
+fn quoted(text: &str) -> String {
+    json!(text.replace(char::is_control, " ")).to_string()
+}
+
+/// A column's name as the language has it.
+pub(super) fn column(name: &str) -> String {
+    let is_plain = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
+    let begins = name.starts_with(|letter: char| letter.is_ascii_alphabetic());
+    match begins && name.chars().all(is_plain) {
+        true => name.to_owned(),
+        false => quoted(name),
     }
 }
 
