@@ -2,7 +2,7 @@
 
     pip install torch transformers==5.23.0 peft==0.21.2 trl==1.16.0 accelerate datasets
     cargo build --release
-    python benches/peft/trl.py MODEL [--losses sft dpo orpo simpo] [--threads 2] [--deltarun target/release/deltarun]
+    python benches/peft/trainers.py MODEL [--losses sft dpo orpo simpo] [--threads 2] [--deltarun target/release/deltarun]
 
 MODEL is the directory of SmolLM2-135M-Instruct, or of another language model with its `<|im_start|>` and `<|im_end|>`. Both
 train a LoRA of rank 8 on q and v in f32 with batches of 4. It ends with 1 if a loss or a margin differs by more than 1e-3 of
