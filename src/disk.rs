@@ -35,9 +35,10 @@ impl Pending {
             // The permissions of any new file: those that the process's umask leaves.
             builder.permissions(std::fs::Permissions::from_mode(0o666));
         }
+        let path = behind_links(path);
         Ok(Pending {
-            file: builder.tempfile_in(parent(path))?,
-            path: path.to_owned(),
+            file: builder.tempfile_in(parent(&path))?,
+            path,
         })
     }
 
@@ -71,25 +72,43 @@ impl Write for Pending {
 }
 
 /// A file that grows for long. Until it is complete it is named `PATH.partial`, and what is in it stays if the process ends.
+/// A device or a pipe is written to as it is.
 pub struct Growing {
     file: File,
     path: PathBuf,
+    is_named: bool,
 }
 
 impl Growing {
     /// Begins a file that is to be `path`.
     ///
     /// # Errors
-    /// What the system reports.
+    /// What the system reports; [`ErrorKind::AlreadyExists`] if an earlier process left something in `PATH.partial`.
     pub fn new(path: &Path) -> io::Result<Self> {
-        let path = path.to_owned();
-        let file = File::create(Self::partial(&path))?;
-        Ok(Growing { file, path })
+        let path = behind_links(path);
+        if is_stream(&path) {
+            let file = File::options().write(true).open(&path)?;
+            return Ok(Growing {
+                file,
+                path,
+                is_named: true,
+            });
+        }
+        let partial = Self::partial(&path);
+        if partial.metadata().is_ok_and(|found| found.len() > 0) {
+            return Err(ErrorKind::AlreadyExists.into());
+        }
+        let file = File::create(partial)?;
+        Ok(Growing {
+            file,
+            path,
+            is_named: false,
+        })
     }
 
     /// The name of a file that is not complete.
     pub fn partial(path: &Path) -> PathBuf {
-        let mut name = path.as_os_str().to_owned();
+        let mut name = behind_links(path).into_os_string();
         name.push(".partial");
         name.into()
     }
@@ -99,9 +118,28 @@ impl Growing {
     /// # Errors
     /// What the system reports; the old file is then as it was.
     pub fn complete(self) -> io::Result<()> {
+        if self.is_named {
+            return Ok(());
+        }
         self.file.sync_all()?;
         std::fs::rename(Self::partial(&self.path), &self.path)?;
         sync_directory(parent(&self.path))
+    }
+
+    /// The path of the file at this moment.
+    pub fn place(&self) -> PathBuf {
+        match self.is_named {
+            true => self.path.clone(),
+            false => Self::partial(&self.path),
+        }
+    }
+
+    /// Removes what there is of the file.
+    pub fn discard(self) {
+        if !self.is_named {
+            // An incomplete file that stays does no harm.
+            let _ = std::fs::remove_file(Self::partial(&self.path));
+        }
     }
 }
 
@@ -115,11 +153,14 @@ impl Write for Growing {
     }
 }
 
-/// Replaces `path` by a file with this content.
+/// Replaces `path` by a file with this content. A device or a pipe is written to as it is.
 ///
 /// # Errors
 /// What the system reports; the old file is then as it was.
 pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    if is_stream(path) {
+        return File::options().write(true).open(path)?.write_all(content);
+    }
     let mut file = Pending::new(path)?;
     file.write_all(content)?;
     file.complete()
@@ -166,6 +207,17 @@ pub fn hash(path: &Path) -> io::Result<String> {
             read => hasher.update(&piece[..read]),
         }
     }
+}
+
+/// The file that a path leads to, so that a link to it stays a link.
+fn behind_links(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_owned())
+}
+
+/// Whether a path leads to a device or a pipe, which is written to and never replaced.
+fn is_stream(path: &Path) -> bool {
+    path.metadata()
+        .is_ok_and(|found| !found.is_file() && !found.is_dir())
 }
 
 /// The directory that a file is in.

@@ -559,6 +559,7 @@ fn the_quickstart_is_in_the_binary() {
     place.write("quickstart.delta", changed.as_bytes());
     let error = place.fail(2, &["quickstart", "--quiet"]);
     assert!(error.contains("runs/quickstart"), "{error}");
+    place.succeed(&["quickstart", "--quiet", "--out", "again"]);
     let kept = std::fs::read_to_string(place.path("quickstart.delta")).unwrap();
     assert_eq!(kept, changed);
 }

@@ -7,6 +7,9 @@ use std::path::Path;
 
 use crate::common::place::{Place, PIPELINE};
 
+/// A file that the server cannot give at the moment.
+const BUSY: &[u8] = b"busy";
+
 /// Serves the files of one repository, such as `datasets/some/films`, until the test ends. Returns the endpoint.
 fn serve(repository: &str, files: Vec<(&'static str, Vec<u8>)>) -> String {
     let folder = format!("/{repository}/resolve/main/");
@@ -40,6 +43,11 @@ fn answer(stream: TcpStream, folder: &str, files: &[(&str, Vec<u8>)]) -> std::io
     let wanted = path.strip_prefix(folder);
     let file = files.iter().find(|(name, _)| Some(*name) == wanted);
     let mut stream = stream;
+    if file.is_some_and(|(_, content)| content == BUSY) {
+        return stream.write_all(
+            b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+        );
+    }
     let Some((_, content)) = file else {
         return stream.write_all(
             b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
@@ -178,4 +186,70 @@ fn adapters_and_models_of_the_hub_answer() {
         assert!(here.contains("\"label\""), "{here}");
         assert_eq!(predict("hf:some/model"), here);
     }
+}
+
+/// A file that the hub does not give now is not one that a repository does not have. A model that is whole in the cache
+/// needs no hub.
+#[test]
+fn a_hub_that_is_busy_is_no_answer() {
+    let place = Place::new();
+    let model = place.path("backbone");
+    let read = |name: &'static str| (name, std::fs::read(model.join(name)).unwrap());
+    let files = ["config.json", "model.safetensors", "tokenizer.json"].map(read);
+    let busy = [("tokenizer_config.json", BUSY.to_vec())];
+    let own = PIPELINE.replace("\"backbone\"", "\"hf:some/model\"");
+    assert!(own.contains("hf:some/model"));
+    place.write("small.delta", own.as_bytes());
+    let run = |endpoint: &str, out: &str| {
+        let mut command = place.command(&["small.delta", "--quiet", "--out", out]);
+        let command = command.env("HF_HOME", place.path("cache"));
+        let output = command.env("HF_ENDPOINT", endpoint).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), said)
+    };
+    let (code, said) = run(
+        &serve("some/model", files.iter().chain(&busy).cloned().collect()),
+        "first",
+    );
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("503"), "{said}");
+    let (code, said) = run(&serve("some/model", files.to_vec()), "second");
+    assert_eq!(code, Some(0), "{said}");
+    let (code, said) = run("http://127.0.0.1:1", "third");
+    assert_eq!(code, Some(0), "{said}");
+    assert!(
+        said.contains("was not asked for `tokenizer_config.json`"),
+        "{said}"
+    );
+}
+
+/// An adapter names its model as Python's libraries do, and the model is got from there.
+#[test]
+fn the_model_that_an_adapter_names_is_in_the_hub() {
+    let place = Place::new();
+    place.succeed(&["small.delta", "--quiet"]);
+    let config = place.path("runs/small/peft/adapter_config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    json["base_model_name_or_path"] = "some/model".into();
+    std::fs::write(&config, json.to_string()).unwrap();
+    place.write("rows.jsonl", b"{\"text\": \"a fine film\"}\n");
+    let model = place.path("backbone");
+    let read = |name: &'static str| (name, std::fs::read(model.join(name)).unwrap());
+    let files = ["config.json", "model.safetensors", "tokenizer.json"].map(read);
+    let mut command = place.command(&["predict", "runs/small/peft", "--input", "rows.jsonl"]);
+    let command = command.env("HF_HOME", place.path("cache"));
+    let command = command.env("HF_ENDPOINT", serve("some/model", files.to_vec()));
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    let here = place.succeed(&[
+        "predict",
+        "runs/small/peft",
+        "--input",
+        "rows.jsonl",
+        "--backbone",
+        "backbone",
+    ]);
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), here);
 }

@@ -92,3 +92,40 @@ fn an_endless_word_is_one_token() {
         assert_eq!(tokens(100_000), tokens(5_000), "{name}");
     }
 }
+
+/// A tokenizer that divides letters or digits which stand together reads the same of a long text as of its beginning.
+#[test]
+fn a_word_that_is_divided_is_not_endless() {
+    let own = fixture("tokenizers").join("bert_plain");
+    let text = std::fs::read_to_string(own.join("tokenizer.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let place = tempfile::tempdir().unwrap();
+    let config = crate::common::config(&own);
+    let tokens = |json: &serde_json::Value, length: usize| {
+        std::fs::write(place.path().join("tokenizer.json"), json.to_string()).unwrap();
+        let encoder = TextEncoder::open(place.path(), 300, &config).unwrap();
+        encoder
+            .texts(&[format!("the {}", "7".repeat(length))])
+            .unwrap()
+            .tokens
+    };
+    for change in ["Digits", "Split", "added"] {
+        let mut json = json.clone();
+        match change {
+            "Digits" => {
+                json["pre_tokenizer"] =
+                    serde_json::json!({"type": "Digits", "individual_digits": true})
+            }
+            "Split" => {
+                json["pre_tokenizer"] = serde_json::json!({"type": "Split", "pattern": {"String": "7"}, "behavior": "Isolated", "invert": false})
+            }
+            _ => {
+                let mut token = json["added_tokens"][1].clone();
+                token["content"] = "7".into();
+                json["added_tokens"].as_array_mut().unwrap().push(token);
+            }
+        }
+        assert_eq!(tokens(&json, 20_000), tokens(&json, 5_000), "{change}");
+        assert_eq!(tokens(&json, 20_000).len(), 300, "{change}");
+    }
+}

@@ -449,6 +449,11 @@ fn what_was_answered_before_a_stop_is_kept() {
             fs::read_to_string(place.path(output)).unwrap(),
             "from before"
         );
+        // A second command does not write over it.
+        let said = place.fail(2, &["predict", "runs/small", "--output", output]);
+        assert!(said.contains("of a command that was stopped"), "{said}");
+        assert!(written().contains("first"), "{signal} {output}");
+        fs::remove_file(&partial).unwrap();
     }
     // The next one is whole.
     place.write("input.jsonl", b"{\"text\": \"fine\"}\n");
@@ -465,4 +470,45 @@ fn what_was_answered_before_a_stop_is_kept() {
         answers(&fs::read_to_string(place.path("answers.jsonl")).unwrap()).len(),
         1
     );
+}
+
+/// A link leads to the same file after it, a pipe stays a pipe, and the input is never the output.
+#[cfg(unix)]
+#[test]
+fn an_output_takes_the_place_of_files_alone() {
+    let place = finished();
+    let row = b"{\"text\": \"fine\"}\n";
+    place.write("out.jsonl.partial", row);
+    let ask = [
+        "predict",
+        "runs/small",
+        "--input",
+        "out.jsonl.partial",
+        "--output",
+    ];
+    let asked = |output| [&ask[..], &[output]].concat();
+    let said = place.fail(2, &asked("out.jsonl"));
+    assert!(said.contains("until it is complete"), "{said}");
+    let said = place.fail(2, &asked("runs"));
+    assert!(said.contains("`runs` is a directory"), "{said}");
+    assert_eq!(fs::read(place.path("out.jsonl.partial")).unwrap(), row);
+
+    place.write("real.jsonl", b"from before");
+    std::os::unix::fs::symlink("real.jsonl", place.path("link.jsonl")).unwrap();
+    place.succeed(&asked("link.jsonl"));
+    let kind = |name: &str| fs::symlink_metadata(place.path(name)).unwrap().file_type();
+    assert!(kind("link.jsonl").is_symlink());
+    let real = fs::read_to_string(place.path("real.jsonl")).unwrap();
+    assert_eq!(answers(&real).len(), 1);
+
+    use std::os::unix::fs::FileTypeExt;
+    let made = std::process::Command::new("mkfifo")
+        .arg(place.path("pipe"))
+        .status();
+    assert!(made.unwrap().success());
+    let pipe = place.path("pipe");
+    let reader = std::thread::spawn(move || fs::read_to_string(pipe).unwrap());
+    place.succeed(&asked("pipe"));
+    assert_eq!(reader.join().unwrap(), real);
+    assert!(kind("pipe").is_fifo());
 }

@@ -70,3 +70,37 @@ fn a_page_of_texts_has_metrics_and_no_labels() {
     let said = place.fail(2, &["report", "llama", "--text", "text"]);
     assert!(said.contains("not a finished run"), "{said}");
 }
+
+/// A label is the same one with white space around it, and a curve without a scale is left out of the page.
+#[test]
+fn a_page_leaves_out_what_it_cannot_show() {
+    let place = Place::new();
+    place.succeed(&["small.delta", "--quiet"]);
+    let rows = std::fs::read_to_string(place.path("dev.tsv")).unwrap();
+    place.write(
+        "padded.tsv",
+        rows.replace("positive\n", "positive \n").as_bytes(),
+    );
+    let wrong = |data: &str| {
+        let page = page(
+            &place,
+            &["runs/small", "--data", data],
+            "runs/small/report.html",
+        );
+        rows_under(&page, "<th>predicted</th>")
+    };
+    assert_eq!(wrong("padded.tsv"), wrong("dev.tsv"));
+
+    place.write(
+        "huge.csv",
+        b"text,score\na fine film,3e9\na dull film,-3e9\n",
+    );
+    let text = "pipeline huge\nbackbone \"backbone\" { max_length = 16 }\n\
+                data { train = csv(\"huge.csv\") }\ntask regress { text = text, label = score }\n\
+                reparam low = lora on **.q\n\
+                stage tune { train = [low, head], steps = 3, optimizer = adamw { lr = 1e-3 } }\n";
+    place.write("huge.delta", text.as_bytes());
+    place.succeed(&["huge.delta", "--quiet"]);
+    let page = page(&place, &["runs/huge"], "runs/huge/report.html");
+    assert!(page.contains("Loss: a point is beyond") && page.contains("<svg"));
+}

@@ -44,6 +44,34 @@ fn stop(place: &Place, signal: &str) -> Option<i32> {
     child.wait().unwrap().code()
 }
 
+/// Ctrl-C of a terminal reaches all processes of a command, and an event's reader is not one of them: it gets all events.
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_tells_all_its_events() {
+    use std::os::unix::process::CommandExt;
+    let place = Place::new();
+    let long = PIPELINE.replace("steps = 12", "steps = 100000");
+    place.write(
+        "long.delta",
+        long.replace("pipeline small", "pipeline long").as_bytes(),
+    );
+    let mut child = place
+        .command(&["long.delta", "--quiet", "--on-event", "cat > events.jsonl"])
+        .process_group(0)
+        .spawn()
+        .unwrap();
+    let events = place.path("events.jsonl");
+    while std::fs::metadata(&events).map_or(0, |found| found.len()) < 5_000 {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let group = format!("-{}", child.id());
+    let status = Command::new("kill").args(["-INT", "--", &group]).status();
+    assert!(status.unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let log = std::fs::read(place.path("runs/long.partial/log.jsonl")).unwrap();
+    assert!(log == std::fs::read(events).unwrap());
+}
+
 #[cfg(unix)]
 #[test]
 fn an_interrupted_run_goes_on_to_the_same_bits() {

@@ -61,6 +61,19 @@ fn the_pipelines_of_the_repository_are_in_canonical_form() {
     }
 }
 
+/// Names in quotes are a checkpoint's own: nothing in them is white space or a comment of ours.
+#[test]
+fn formatting_leaves_names_in_quotes_as_they_are() {
+    let selection = r#"{"a,  b",  "c # d" , "e { f"} except { "g\"  h # i" , "j" }"#;
+    let text = format!("pipeline p\n\nunfreeze some = {selection}  # why\n");
+    let once = format(&text).expect("it parses");
+    let formed = r#"{"a,  b", "c # d", "e { f"} except {"g\"  h # i", "j"}"#;
+    assert_eq!(
+        once,
+        format!("pipeline p\n\nunfreeze some = {formed}  # why\n")
+    );
+}
+
 #[test]
 fn one_canonical_form() {
     let messy = include_str!("formatting/messy.delta");

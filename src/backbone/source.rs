@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use super::family::HeadKind;
 use super::{is_gguf, read_text, text_in_gguf, Config};
 use crate::diagnostic::Problem;
-use crate::hub::{in_hub, model_files};
-use crate::terminal::note;
+use crate::hub::{in_hub, Repository};
 
 /// Finds the directory of a backbone. `hf:organisation/name` is looked up in the local cache of the hub. Of
 /// `config.json`, `tokenizer.json` and `tokenizer_config.json`, the missing files are downloaded. Any other name is a
@@ -18,34 +17,21 @@ pub fn locate(name: &str, base: &Path) -> Result<PathBuf, Problem> {
     let Some(repository) = in_hub(name) else {
         return Ok(base.join(name));
     };
-    let get = model_files(repository)?;
-    get("tokenizer.json")?;
-    fetch_tokenizer_config(&get);
+    let repository = Repository::open(repository)?;
+    repository.get("tokenizer.json")?;
+    fetch_tokenizer_config(&repository)?;
     locate_config(name, base)
 }
 
-/// Gets a file that not every repository has. Failures other than its absence are reported.
-fn optional(get: &impl Fn(&str) -> Result<PathBuf, Problem>, file: &str) -> Option<PathBuf> {
-    match get(file) {
-        Err(problem) if !problem.message.contains("404") => {
-            note(&format!(
-                "`{file}` is treated as absent: {}",
-                problem.message
-            ));
-            None
-        }
-        found => found.ok(),
-    }
-}
-
-fn fetch_tokenizer_config(get: &impl Fn(&str) -> Result<PathBuf, Problem>) {
-    let config =
-        optional(get, "tokenizer_config.json").and_then(|path| std::fs::read_to_string(path).ok());
+fn fetch_tokenizer_config(repository: &Repository) -> Result<(), Problem> {
+    let config = repository.find("tokenizer_config.json")?;
+    let config = config.and_then(|path| std::fs::read_to_string(path).ok());
     // Only without this key do the others count.
     if !config.is_some_and(|text| text.contains("\"added_tokens_decoder\"")) {
-        optional(get, "special_tokens_map.json");
-        optional(get, "added_tokens.json");
+        repository.find("special_tokens_map.json")?;
+        repository.find("added_tokens.json")?;
     }
+    Ok(())
 }
 
 /// The directory of a saved adapter or model. `hf:organisation/name` is an adapter if its repository has an
@@ -57,14 +43,14 @@ pub fn locate_saved(name: &str, path: &Path) -> Result<PathBuf, Problem> {
     let Some(repository) = in_hub(name) else {
         return Ok(path.to_owned());
     };
-    let get = model_files(repository)?;
-    let Some(config) = optional(&get, "adapter_config.json") else {
+    let repository = Repository::open(repository)?;
+    let Some(config) = repository.find("adapter_config.json")? else {
         return locate(name, Path::new(""));
     };
-    get("adapter_model.safetensors")?;
-    if optional(&get, "tokenizer.json").is_some() {
-        fetch_tokenizer_config(&get);
+    if repository.find("tokenizer.json")?.is_some() {
+        fetch_tokenizer_config(&repository)?;
     }
+    repository.get("adapter_model.safetensors")?;
     Ok(config.parent().map(Path::to_path_buf).unwrap_or_default())
 }
 
@@ -76,7 +62,7 @@ pub fn locate_config(name: &str, base: &Path) -> Result<PathBuf, Problem> {
     let Some(repository) = in_hub(name) else {
         return Ok(base.join(name));
     };
-    let config = model_files(repository)?("config.json")?;
+    let config = Repository::open(repository)?.get("config.json")?;
     Ok(config.parent().map(Path::to_path_buf).unwrap_or_default())
 }
 
@@ -89,11 +75,11 @@ pub fn fetch_weights(name: &str) -> Result<(), Problem> {
     let Some(repository) = in_hub(name) else {
         return Ok(());
     };
-    let get = model_files(repository)?;
-    if get("model.safetensors").is_ok() {
+    let repository = Repository::open(repository)?;
+    if repository.find("model.safetensors")?.is_some() {
         return Ok(());
     }
-    let index = get("model.safetensors.index.json")?;
+    let index = repository.get("model.safetensors.index.json")?;
     let text = std::fs::read_to_string(index).unwrap_or_default();
     let json: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
     let shards = json["weight_map"]
@@ -102,7 +88,7 @@ pub fn fetch_weights(name: &str) -> Result<(), Problem> {
         .flat_map(|map| map.values());
     shards
         .filter_map(|shard| shard.as_str())
-        .try_for_each(|shard| get(shard).map(drop))
+        .try_for_each(|shard| repository.get(shard).map(drop))
 }
 
 /// The problem of a place that is a file, should be a GGUF file, or has one in it.

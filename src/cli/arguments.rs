@@ -73,6 +73,9 @@ impl Arguments {
 pub enum Command {
     /// Write a small pipeline with its backbone and data into this folder, and run it
     Quickstart {
+        /// The directory of the run, instead of `runs/quickstart`
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
         /// Show no progress
         #[arg(long)]
         quiet: bool,

@@ -8,7 +8,7 @@ use serde_json::{json, Map, Value};
 use super::arguments::{ChatOptions, DecodingOptions, GenerateOptions};
 use super::commands::{device, open_source};
 use super::input::read_as_run;
-use super::lines::{answer_file, at_line, check_apart, stopped, Answering, Asked, Stop, ID};
+use super::lines::{answer_file, at_line, check_output, stopped, Answering, Asked, Stop, ID};
 use super::predict::{example, values};
 use super::Ended;
 use crate::data::Wanted;
@@ -21,7 +21,7 @@ use crate::terminal::{note, print, say};
 use crate::text::list;
 
 pub(super) fn generate(options: &GenerateOptions) -> Result<Ended, Problems> {
-    check_apart(&options.files)?;
+    check_output(&options.files)?;
     let loaded = open_source(&options.source, device(&options.source.device)?)?;
     let writer = ModelWriter::new(&loaded, &options.decoding)?;
     answer_file(&writer, &options.files)

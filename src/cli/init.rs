@@ -24,8 +24,7 @@ pub struct InitOptions {
 
 /// Writes a `.delta` file for a file of examples.
 pub(super) fn init(options: &InitOptions) -> Result<Ended, Problems> {
-    let parent = options.out.as_deref().map(disk::parent);
-    let is_elsewhere = parent.is_some_and(|parent| parent != Path::new("."));
+    let is_elsewhere = is_elsewhere(options.out.as_deref());
     let draft = draft(&options.data, options.backbone.as_deref(), is_elsewhere)?;
     write(&draft, options.out.as_deref())
 }
@@ -44,8 +43,14 @@ pub struct ImportOptions {
 
 /// Writes a `.delta` file for a configuration of another tool.
 pub(super) fn import_file(options: &ImportOptions) -> Result<Ended, Problems> {
-    let draft = import(&options.file, options.backbone.as_deref())?;
+    let is_elsewhere = is_elsewhere(options.out.as_deref());
+    let draft = import(&options.file, options.backbone.as_deref(), is_elsewhere)?;
     write(&draft, options.out.as_deref())
+}
+
+/// Whether a pipeline is written into another directory than this one.
+fn is_elsewhere(out: Option<&Path>) -> bool {
+    out.is_some_and(|out| disk::parent(out) != Path::new("."))
 }
 
 /// Writes a draft, and says what comes next.

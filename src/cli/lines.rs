@@ -104,19 +104,47 @@ pub(super) fn stopped(at: usize, error: &std::io::Error) -> Stop {
     }
 }
 
-/// Checks that the output is another file than the input.
+/// Checks that the output is a file, and another one than the input.
 ///
 /// # Errors
-/// Both are one file.
-pub(super) fn check_apart(files: &LineOptions) -> Result<(), Problem> {
-    let (Some(input), Some(output)) = (&files.input, &files.output) else {
+/// It is a directory, it is the input, or an earlier command left answers in it.
+pub(super) fn check_output(files: &LineOptions) -> Result<(), Problem> {
+    let Some(output) = &files.output else {
         return Ok(());
     };
-    let (input, found) = (input.canonicalize(), output.canonicalize());
-    if matches!((&input, &found), (Ok(input), Ok(output)) if input == output) {
-        let message = format!("`{}` is both the input and the output", output.display());
-        return Err(Problem::new("delta::cli::same_file", message)
-            .help("choose another file for the output"));
+    let shown = output.display();
+    if output.is_dir() {
+        return Err(Problem::new(
+            "delta::cli::output",
+            format!("the output `{shown}` is a directory"),
+        )
+        .help("name a file for the output"));
+    }
+    let partial = Growing::partial(output);
+    if let Some(input) = files
+        .input
+        .as_ref()
+        .and_then(|path| path.canonicalize().ok())
+    {
+        let is_input = |path: &Path| path.canonicalize().is_ok_and(|path| path == input);
+        if is_input(output) || is_input(&partial) {
+            let message = match is_input(output) {
+                true => format!("`{shown}` is both the input and the output"),
+                false => format!(
+                    "the input `{}` has the name that the output has until it is complete",
+                    input.display()
+                ),
+            };
+            return Err(Problem::new("delta::cli::same_file", message)
+                .help("choose another file for the output"));
+        }
+    }
+    if partial.metadata().is_ok_and(|found| found.len() > 0) {
+        let partial = partial.display();
+        let message = format!("`{partial}` has the answers of a command that was stopped");
+        return Err(Problem::new("delta::cli::output", message).help(format!(
+            "move or delete `{partial}`, or choose another file for the output"
+        )));
     }
     Ok(())
 }
@@ -148,19 +176,22 @@ pub(super) fn answer_file<A: Answering>(
                 }
             };
             let file = file.into_inner().map_err(|e| failed(e.error()))?;
-            let partial = Growing::partial(path);
             match answered {
+                Ok(0) if stop.load(Ordering::Relaxed) => {
+                    file.discard();
+                    say("interrupted before the first answer");
+                    return Ok(Ended::Interrupted);
+                }
                 Ok(count) if stop.load(Ordering::Relaxed) => {
-                    let shown = partial.display();
+                    let count = counted(count, "answer");
                     say(&format!(
-                        "interrupted; {} in `{shown}`",
-                        counted(count, "answer")
+                        "interrupted; {count} in `{}`",
+                        file.place().display()
                     ));
                     return Ok(Ended::Interrupted);
                 }
                 Err((0, problem)) => {
-                    // Nothing is in it.
-                    let _ = std::fs::remove_file(&partial);
+                    file.discard();
                     return Err(problem.into());
                 }
                 // What came before a bad line is kept, as on standard output.

@@ -144,7 +144,7 @@ fn dispatch(arguments: Arguments) -> Result<Ended, Problems> {
         Some(_) => ranks::refuse_several()?,
     }
     match arguments.command {
-        Some(Command::Quickstart { quiet }) => quickstart::quickstart(quiet),
+        Some(Command::Quickstart { out, quiet }) => quickstart::quickstart(out, quiet),
         Some(Command::Init(options)) => init::init(&options),
         Some(Command::Import(options)) => init::import_file(&options),
         Some(Command::Methods { name }) => lists::methods(name.as_deref()),

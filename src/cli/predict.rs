@@ -7,17 +7,17 @@ use serde_json::{Map, Value};
 use super::arguments::PredictOptions;
 use super::commands::{device, open_source};
 use super::input::read_as_run;
-use super::lines::{answer_file, at_line, check_apart, stopped, Answering, Asked, Stop, ID};
+use super::lines::{answer_file, at_line, check_output, stopped, Answering, Asked, Stop, ID};
 use super::Ended;
 use crate::data::{json_value, Examples, Wanted};
 use crate::diagnostic::{Problem, Problems};
 use crate::plan::FilePlan;
 use crate::run::{Loaded, Loader};
-use crate::task::Task;
+use crate::task::{label_of, Task};
 use crate::train::predict as logits_of;
 
 pub(super) fn predict(options: &PredictOptions) -> Result<Ended, Problems> {
-    check_apart(&options.files)?;
+    check_output(&options.files)?;
     let loaded = open_source(&options.source, device(&options.source.device)?)?;
     if !loaded.task()?.kind.predicts() {
         let message = "a language model has no labels to predict";
@@ -98,9 +98,10 @@ impl Answering for Predictor<'_> {
                 Value::String(text) => text.clone(),
                 other => other.to_string(),
             };
-            let mut labels = kind.labels().iter();
-            let label = labels.find(|label| label.value == text);
-            label.map_or(value.clone(), |label| label.name.clone().into())
+            match label_of(kind.labels(), &text) {
+                Ok(number) => kind.labels()[number].name.clone().into(),
+                Err(_) => value.clone(),
+            }
         };
         let given = object.get(column).filter(|value| *value != "");
         Some(match given? {

@@ -1,6 +1,6 @@
 //! `deltarun quickstart`: the first pipeline, from inside the binary.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::Parser;
 
@@ -42,7 +42,7 @@ const FILES: [(&str, &[u8]); 7] = [
 const PIPELINE: &str = "quickstart.delta";
 
 /// Writes the files that are not there yet, and runs the pipeline.
-pub(super) fn quickstart(is_quiet: bool) -> Result<Ended, Problems> {
+pub(super) fn quickstart(out: Option<PathBuf>, is_quiet: bool) -> Result<Ended, Problems> {
     for (name, content) in FILES {
         let path = Path::new(name);
         if path.exists() {
@@ -56,6 +56,7 @@ pub(super) fn quickstart(is_quiet: bool) -> Result<Ended, Problems> {
         "the pipeline is `{PIPELINE}`: read it, change it, and run it with `deltarun {PIPELINE} --out runs/NAME`"
     ));
     let quiet = is_quiet.then_some("--quiet");
-    let options = Arguments::parse_from(["deltarun", PIPELINE].into_iter().chain(quiet));
-    commands::run(&options.run)
+    let mut options = Arguments::parse_from(["deltarun", PIPELINE].into_iter().chain(quiet)).run;
+    options.out = out;
+    commands::run(&options)
 }

@@ -105,8 +105,10 @@ fn add_curves(page: &mut Page, log: &str, metric: Metric) -> Result<(), Problem>
         if series.is_empty() || (title == name && !has_own) {
             continue;
         }
-        let drawn = plot(title, ["step", title], false, &series);
-        page.picture(&drawn.map_err(Problem::internal)?);
+        match plot(title, ["step", title], false, &series) {
+            Ok(drawn) => page.picture(&drawn),
+            Err(reason) => page.paragraph(&format!("{title}: {reason}")),
+        }
     }
     Ok(())
 }

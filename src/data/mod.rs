@@ -12,6 +12,7 @@ mod batch;
 mod bytes;
 mod chat;
 mod conll;
+mod endless;
 mod examples;
 mod files;
 mod filled;

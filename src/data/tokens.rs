@@ -3,13 +3,11 @@
 use std::borrow::Cow;
 use std::path::Path;
 
-use tokenizers::models::ModelWrapper;
 use tokenizers::utils::truncation::truncate_encodings;
-use tokenizers::{
-    Encoding, Model, PostProcessor, Tokenizer, TruncationDirection, TruncationParams,
-};
+use tokenizers::{Encoding, PostProcessor, Tokenizer, TruncationDirection, TruncationParams};
 
 use super::chat::ChatTemplates;
+use super::endless::{longest_word, without_endless_words};
 use super::tokenizer_config::TokenizerConfig;
 use crate::backbone::family::Reads;
 use crate::backbone::{exists, is_gguf, read_text, text_in_gguf, Config};
@@ -128,7 +126,7 @@ impl TextEncoder {
         let around_nothing = tokenizer.encode_fast("", true).map_err(unreadable)?;
         Ok(TextEncoder {
             unknown,
-            longest_word: longest_word(tokenizer.get_model()),
+            longest_word: longest_word(&tokenizer),
             first: around_nothing.get_ids().first().copied(),
             before_word: settings.before_word,
             tokenizer,
@@ -171,31 +169,16 @@ impl TextEncoder {
         Ok(encoded)
     }
 
-    /// The text with words cut which the tokenizer reads as one unknown token, however long they are. A text that is such a
-    /// word has no shorter part with enough tokens.
-    fn without_endless_words<'t>(&self, text: &'t str) -> Cow<'t, str> {
-        let longest = match self.longest_word {
-            Some(longest) if text.len() > LONG => longest + 1,
-            _ => return Cow::Borrowed(text),
-        };
-        let mut length = 0;
-        let is_kept = |letter: &char| {
-            // No tokenizer divides a text between these, nor takes them apart.
-            length = match letter.is_ascii_alphanumeric() {
-                true => length + 1,
-                false => 0,
-            };
-            length <= longest
-        };
-        Cow::Owned(text.chars().filter(is_kept).collect())
-    }
-
     /// The part of a long text that has all the tokens that are left after it is cut: what the tokenizer needs to read a
     /// text is many times the text's own size. Of a pair of texts that are both so long, the parts count as the texts.
     pub(super) fn long_enough<'t>(&self, text: &'t str) -> Result<Cow<'t, str>, Problem> {
         /// Tokens beyond those that are left, as the last ones may be others where a word is cut.
         const MARGIN: usize = 64;
-        let text = self.without_endless_words(text);
+        // A text that is one endless word has no shorter part with enough tokens.
+        let text = match self.longest_word {
+            Some(longest) if text.len() > LONG => Cow::Owned(without_endless_words(text, longest)),
+            _ => Cow::Borrowed(text),
+        };
         let mut size = LONG.max(16 * self.max_length());
         while size < text.len() {
             let is_between = |at: &usize| text.is_char_boundary(*at);
@@ -343,21 +326,6 @@ impl TextEncoder {
         names
             .filter_map(|name| Some((name, self.tokenizer.token_to_id(name)?)))
             .next()
-    }
-}
-
-/// The number of characters beyond which every word is one unknown token, if there is such a number.
-fn longest_word(model: &ModelWrapper) -> Option<usize> {
-    match model {
-        ModelWrapper::WordPiece(model) => Some(model.max_input_chars_per_word),
-        ModelWrapper::WordLevel(model) => {
-            let lengths = model
-                .get_vocab()
-                .into_keys()
-                .map(|word| word.chars().count());
-            lengths.max()
-        }
-        ModelWrapper::BPE(_) | ModelWrapper::Unigram(_) => None,
     }
 }
 

@@ -33,6 +33,23 @@ pub struct Draft {
     pub found: String,
 }
 
+impl Draft {
+    /// A draft of a text in any form.
+    ///
+    /// # Errors
+    /// The text is no pipeline.
+    fn new(name: String, found: String, text: &str) -> Result<Self, Problem> {
+        let text = crate::syntax::format(text).map_err(|problems| {
+            let reasons = problems.iter().map(|problem| problem.message.as_str());
+            Problem::internal(format!(
+                "the draft is no pipeline: {}",
+                reasons.collect::<String>()
+            ))
+        })?;
+        Ok(Draft { name, text, found })
+    }
+}
+
 /// Drafts a pipeline for a file. The paths in it are relative to this directory; they are whole if the pipeline
 /// `is_elsewhere`.
 ///
@@ -64,12 +81,12 @@ pub fn draft(data: &Path, backbone: Option<&str>, is_elsewhere: bool) -> Result<
     }
     let mut notes = file.notes();
     notes.extend(file.keep_like(&sample, guess.class_label()));
-    Ok(write::write(
+    write::write(
         &file,
         &sample,
         &guess,
         (backbone, config.as_ref(), encoder.as_ref()),
         is_elsewhere,
         &notes,
-    ))
+    )
 }

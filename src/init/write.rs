@@ -10,6 +10,7 @@ use super::guess::FileKind;
 use super::Draft;
 use crate::backbone::{Config, FeedForwardKind};
 use crate::data::{Sample, TextEncoder};
+use crate::diagnostic::Problem;
 use crate::task::{Conversation, Encoder};
 use crate::text::counted;
 
@@ -24,7 +25,7 @@ pub(super) fn write(
     (backbone, config, encoder): (Option<&str>, Option<&Config>, Option<&TextEncoder>),
     is_elsewhere: bool,
     notes: &[String],
-) -> Draft {
+) -> Result<Draft, Problem> {
     let (kind, settings) = task(guess, config);
     let proposed = proposed(guess);
     let is_decoder = config.map_or(proposed.is_decoder, Config::is_decoder);
@@ -72,11 +73,8 @@ pub(super) fn write(
         false => "",
     };
     let columns = crate::text::quoted_list(sample.columns.iter().map(String::as_str));
-    Draft {
-        name,
-        found: format!("{seen}{or_more} with {columns}: the task `{kind}`"),
-        text: crate::syntax::format(&text).unwrap_or(text),
-    }
+    let found = format!("{seen}{or_more} with {columns}: the task `{kind}`");
+    Draft::new(name, found, &text)
 }
 
 /// The columns that the task does not read.

@@ -2,18 +2,25 @@
 
 use std::io::Write;
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{sync_channel, Receiver, SyncSender, TrySendError};
+use std::thread::JoinHandle;
 
 use serde_json::Value;
 
 use crate::diagnostic::Problem;
 use crate::terminal::note;
 
+/// Events that wait for a command which reads more slowly than they come.
+const MOST_WAITING: usize = 1 << 16;
+
 /// A command under way, which reads events from its standard input, one JSON object per line.
 pub struct Listener {
     command: String,
-    /// None once the command has ended or reads no more.
-    child: Mutex<Option<Child>>,
+    /// None once there are no more events.
+    events: Option<SyncSender<Value>>,
+    writer: Option<JoinHandle<()>>,
+    is_behind: AtomicBool,
 }
 
 impl Listener {
@@ -26,51 +33,62 @@ impl Listener {
             true => ("cmd", "/C"),
             false => ("sh", "-c"),
         };
-        let child = Command::new(shell)
-            .args([option, command])
-            .stdin(Stdio::piped())
-            .spawn()
-            .map_err(|e| {
-                let message = format!("`{command}` cannot be started: {e}");
-                Problem::failure("delta::run::listener", message).help("check `--on-event`")
-            })?;
+        let mut shell = Command::new(shell);
+        shell.args([option, command]).stdin(Stdio::piped());
+        // Ctrl-C is for the run: the command is to read its last events.
+        #[cfg(unix)]
+        std::os::unix::process::CommandExt::process_group(&mut shell, 0);
+        let child = shell.spawn().map_err(|e| {
+            let message = format!("`{command}` cannot be started: {e}");
+            Problem::failure("delta::run::listener", message).help("check `--on-event`")
+        })?;
+        let (sender, events) = sync_channel(MOST_WAITING);
+        let name = command.to_owned();
         Ok(Listener {
             command: command.to_owned(),
-            child: Mutex::new(Some(child)),
+            events: Some(sender),
+            writer: Some(std::thread::spawn(move || write(&name, child, events))),
+            is_behind: AtomicBool::new(false),
         })
     }
 
-    /// Tells an event. A command that reads no more is left alone from then on: no run fails because of it.
+    /// Tells an event. The run neither waits for a command nor fails because of it.
     pub(super) fn tell(&self, event: &Value) {
-        let mut child = self
-            .child
-            .lock()
-            .unwrap_or_else(|broken| broken.into_inner());
-        let Some(input) = child.as_mut().and_then(|child| child.stdin.as_mut()) else {
-            return;
-        };
-        if writeln!(input, "{event}").is_err() {
-            note(&format!("`{}` reads no more events", self.command));
-            end(child.take());
+        let sent = self
+            .events
+            .as_ref()
+            .map(|events| events.try_send(event.clone()));
+        let is_full = matches!(sent, Some(Err(TrySendError::Full(_))));
+        if is_full && !self.is_behind.swap(true, Ordering::Relaxed) {
+            note(&format!(
+                "`{}` is {MOST_WAITING} events behind: some are not told",
+                self.command
+            ));
         }
     }
 }
 
 impl Drop for Listener {
+    /// Waits for the command's end: it may have something to send.
     fn drop(&mut self) {
-        let child = self
-            .child
-            .get_mut()
-            .unwrap_or_else(|broken| broken.into_inner());
-        end(child.take());
+        drop(self.events.take());
+        if let Some(writer) = self.writer.take() {
+            // It has nothing to panic over.
+            let _ = writer.join();
+        }
     }
 }
 
-/// Closes a command's input and waits for its end: it may have something to send.
-fn end(child: Option<Child>) {
-    if let Some(mut child) = child {
-        drop(child.stdin.take());
-        // How it ended is its own affair.
-        let _ = child.wait();
+/// Writes events as they come, and waits for the command's end.
+fn write(command: &str, mut child: Child, events: Receiver<Value>) {
+    if let Some(mut input) = child.stdin.take() {
+        for event in events {
+            if writeln!(input, "{event}").is_err() {
+                note(&format!("`{command}` reads no more events"));
+                break;
+            }
+        }
     }
+    // How it ended is its own affair.
+    let _ = child.wait();
 }

@@ -16,6 +16,7 @@ use crate::delta::ParameterId;
 use crate::diagnostic::{Problem, Span};
 use crate::engine::{Device, Precision};
 use crate::graph::{Graph, Tensors};
+use crate::hub::of_other_tools;
 use crate::peft;
 use crate::plan::{BackbonePlan, DeltaPlan, Label, Metric, Plan, Task, TaskPlan};
 use crate::task::{CausalLm, Classify, Regress, Seq2seq, Several, Tag, Wishes};
@@ -74,9 +75,13 @@ fn stated_backbone(directory: &Path) -> Result<String, Problem> {
         .ok()
         .and_then(|text| serde_json::from_str(&text).ok());
     let stated = json.and_then(|json| json["base_model_name_or_path"].as_str().map(str::to_owned));
-    stated.ok_or_else(|| {
+    let stated = stated.ok_or_else(|| {
         let message = "the adapter does not name its backbone";
         Problem::new("delta::run::no_backbone", message).help("name it with `--backbone DIR`")
+    })?;
+    Ok(match of_other_tools(&stated) {
+        Some(in_hub) if !Path::new(&stated).exists() => in_hub,
+        _ => stated,
     })
 }
 

@@ -2,8 +2,8 @@
 
 use crate::diagnostic::Span;
 
-/// A node and its place in the source.
-#[derive(Clone, Debug, PartialEq)]
+/// A node and its place in the source. Two nodes are equal if they say the same, wherever they stand.
+#[derive(Clone, Debug)]
 pub struct Spanned<T> {
     /// The node.
     pub node: T,
@@ -15,6 +15,12 @@ impl<T> Spanned<T> {
     /// A node at a place.
     pub fn new(node: T, span: Span) -> Self {
         Spanned { node, span }
+    }
+}
+
+impl<T: PartialEq> PartialEq for Spanned<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.node == other.node
     }
 }
 
@@ -115,12 +121,18 @@ pub struct Place {
 }
 
 /// `{ key = value … }`
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Block {
     /// In the order of the file.
     pub settings: Vec<Setting>,
     /// From brace to brace.
     pub span: Span,
+}
+
+impl PartialEq for Block {
+    fn eq(&self, other: &Self) -> bool {
+        self.settings == other.settings
+    }
 }
 
 impl Block {
@@ -212,7 +224,7 @@ pub enum Unit {
 }
 
 /// Which modules: a selector, less some, and perhaps how many there must be.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Selection {
     /// What is chosen.
     pub selector: Selector,
@@ -224,8 +236,15 @@ pub struct Selection {
     pub span: Span,
 }
 
+impl PartialEq for Selection {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.selector, &self.exceptions, &self.expected)
+            == (&other.selector, &other.exceptions, &other.expected)
+    }
+}
+
 /// `block.*.attn.{q,v}`, `"encoder.layer.0.output.dense"`, `random 4 of block.*.attn.q`
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Selector {
     /// `random 4 of`
     pub random: Option<Spanned<Amount>>,
@@ -233,6 +252,12 @@ pub struct Selector {
     pub pattern: Pattern,
     /// The whole selector.
     pub span: Span,
+}
+
+impl PartialEq for Selector {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.random, &self.pattern) == (&other.random, &other.pattern)
+    }
 }
 
 /// A pattern over paths.

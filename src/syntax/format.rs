@@ -25,7 +25,7 @@ pub fn format(text: &str) -> Result<String, Vec<Problem>> {
     printer.comments_before(text.len());
     // A file is never replaced by one that says something else.
     match super::parse(&printer.out) {
-        Ok(own) if own.statements.len() == pipeline.statements.len() => Ok(printer.out),
+        Ok(own) if own == pipeline => Ok(printer.out),
         _ => Err(vec![Problem::internal("the formatted file is another one")]),
     }
 }
@@ -214,21 +214,24 @@ impl Printer<'_> {
 
     /// A selection is printed as it was written, with single spaces.
     fn selection(&mut self, selection: &Selection) {
-        let words: Vec<&str> = self
-            .source(selection.span)
-            .lines()
-            .map(strip_comment)
-            .flat_map(str::split_whitespace)
-            .collect();
-        let text = words.join(" ");
-        let text = text
-            .replace(", ", ",")
-            .replace(" ,", ",")
-            .replace("{ ", "{")
-            .replace(" }", "}")
-            .replace(",\"", ", \"")
-            .replace("except{", "except {");
-        self.out.push_str(&text);
+        let text = without_comments(self.source(selection.span));
+        let mut rest = text.as_str();
+        while !rest.is_empty() {
+            let (part, after) = rest.split_at(rest.find('"').unwrap_or(rest.len()));
+            let part = single_spaced(part)
+                .replace(", ", ",")
+                .replace(" ,", ",")
+                .replace("{ ", "{")
+                .replace(" }", "}")
+                .replace("except{", "except {");
+            self.out.push_str(&part);
+            if part.ends_with(',') && !after.is_empty() {
+                self.out.push(' ');
+            }
+            let (quoted, after) = after.split_at(quoted_length(after));
+            self.out.push_str(quoted);
+            rest = after;
+        }
     }
 
     fn block(&mut self, block: &Block) {
@@ -294,14 +297,8 @@ impl Printer<'_> {
                 self.out.push(')');
             }
             Value::Every { .. } => {
-                let words: Vec<&str> = self
-                    .source(value.span)
-                    .lines()
-                    .map(strip_comment)
-                    .flat_map(str::split_whitespace)
-                    .collect();
-                let text = words.join(" ");
-                self.out.push_str(&text);
+                let text = without_comments(self.source(value.span));
+                self.out.push_str(&single_spaced(&text));
             }
             _ => {
                 let text = self.source(value.span).to_owned();
@@ -336,8 +333,37 @@ impl Printer<'_> {
     }
 }
 
-/// A line of a selection or an interval without its comment; there are no quotes with `#` there
-/// that a checkpoint's name could have.
-fn strip_comment(line: &str) -> &str {
-    line.split('#').next().unwrap_or_default()
+/// The length of the text in quotes with which `text` begins; 0 if it begins with none.
+fn quoted_length(text: &str) -> usize {
+    let mut symbols = text.char_indices().skip(1);
+    while let Some((place, symbol)) = symbols.next() {
+        match symbol {
+            '\\' => drop(symbols.next()),
+            '"' => return place + 1,
+            _ => {}
+        }
+    }
+    text.len()
+}
+
+/// A part of a file without its comments.
+fn without_comments(text: &str) -> String {
+    let mut kept = text.to_owned();
+    for comment in comments(text).into_iter().rev() {
+        kept.replace_range(comment.start..comment.end, "");
+    }
+    kept
+}
+
+/// A text with one space for each run of white space.
+fn single_spaced(text: &str) -> String {
+    let mut spaced = String::new();
+    for letter in text.chars() {
+        match letter.is_whitespace() {
+            true if spaced.ends_with(' ') => {}
+            true => spaced.push(' '),
+            false => spaced.push(letter),
+        }
+    }
+    spaced
 }

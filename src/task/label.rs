@@ -21,7 +21,7 @@ pub struct Label {
 ///
 /// # Errors
 /// The value is empty, or no label.
-pub(super) fn label_of(labels: &[Label], value: &str) -> Result<usize, Refusal> {
+pub fn label_of(labels: &[Label], value: &str) -> Result<usize, Refusal> {
     let value = value.trim();
     let place = |of: fn(&Label) -> &String| labels.iter().position(|label| of(label) == value);
     if let Some(number) = place(|label| &label.value).or_else(|| place(|label| &label.name)) {

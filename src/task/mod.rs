@@ -46,7 +46,7 @@ pub use cloze::Cloze;
 pub use comparison::{Compared, Comparison, Likelihoods};
 pub use example::{Conversation, Encoded, Encoder, Example, Marked, Sentence, Subwords};
 pub use instruct::{is_learned, Instruct};
-pub use label::{sorted_labels, Label};
+pub use label::{label_of, sorted_labels, Label};
 pub use masked_lm::MaskedLm;
 pub use metric::Metric;
 pub use metrics::classification;

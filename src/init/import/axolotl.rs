@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::keys::Keys;
-use super::parts::{column, optimizer, percent, schedule, Lora, Parts, Targets};
+use super::parts::{column, optimizer, quoted, schedule, Lora, Parts, Targets};
 
 pub(super) const NEUTRAL: &[&str] = &[
     "attn_implementation",
@@ -15,13 +15,13 @@ pub(super) const NEUTRAL: &[&str] = &[
     "deepspeed",
     "eval_batch_size",
     "eval_sample_packing",
+    "eval_table_size",
     "evals_per_epoch",
     "eval_steps",
     "flash_attention",
     "fp16",
     "fsdp*",
     "gpu_memory_limit",
-    "group_by_length",
     "gradient_checkpointing_kwargs",
     "hub_model_id",
     "is_*",
@@ -30,8 +30,6 @@ pub(super) const NEUTRAL: &[&str] = &[
     "model_type",
     "output_dir",
     "pad_to_sequence_len",
-    "plugins",
-    "sample_packing",
     "save_*",
     "saves_per_epoch",
     "strict",
@@ -44,8 +42,15 @@ pub(super) const NEUTRAL: &[&str] = &[
     "comet_*",
     "sdp_attention",
     "liger_*",
-    "tokenizer_config",
-    "lora_model_dir",
+];
+
+pub(super) const NEUTRAL_VALUES: &[(&str, &str)] = &[
+    ("plugins", "[\"axolotl.integrations.liger.LigerPlugin\"]"),
+    (
+        "plugins",
+        "[\"axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin\"]",
+    ),
+    ("datasets.0.split", "\"train\""),
 ];
 
 /// # Errors
@@ -74,23 +79,19 @@ pub(super) fn read(keys: &Keys, parts: &mut Parts) -> Result<(), String> {
     }
     parts.stage("batch", Some(keys.count("micro_batch_size").unwrap_or(1)));
     parts.stage("accumulate", keys.count("gradient_accumulation_steps"));
-    optimizer(
-        keys,
-        parts,
-        ("optimizer", "learning_rate", "weight_decay"),
-        2e-4,
-    );
+    optimizer(keys, parts, ("optimizer", "weight_decay"), (2e-4, 0.0));
     schedule(keys, parts, "lr_scheduler", "cosine");
     parts.stage("clip", keys.number("max_grad_norm"));
     parts.stage("patience", keys.count("early_stopping_patience"));
     parts.stage("lora_plus", keys.number("loraplus_lr_ratio"));
-    if matches!(
-        keys.get("gradient_checkpointing"),
-        Some(Value::Bool(true) | Value::String(_))
-    ) {
+    let recomputes = |value: &Value| (value == true || value.is_string()).then_some(());
+    if keys.read("gradient_checkpointing", recomputes).is_some() {
         parts.stage("recompute", Some("blocks"));
     }
-    parts.seed = keys.count("seed");
+    if keys.is_on("sample_packing") {
+        parts.notes.push("Axolotl packs rows into sequences of `sequence_len` tokens, so that its batch has more rows than this one's".to_owned());
+    }
+    parts.seed = keys.whole("seed");
     Ok(())
 }
 
@@ -105,9 +106,7 @@ fn delta(keys: &Keys, parts: &mut Parts, adapter: Option<&str>) -> Result<(), St
         alpha: keys.number("lora_alpha").unwrap_or(16.0),
         dropout: keys.number("lora_dropout").unwrap_or(0.0),
         is_rank_stabilized: keys.is_on("peft_use_rslora"),
-        is_pissa: keys
-            .text("peft_init_lora_weights")
-            .is_some_and(|init| init.starts_with("pissa")),
+        is_pissa: keys.begins("peft_init_lora_weights", "pissa"),
     };
     let kind = if keys.is_on("peft_use_dora") {
         "dora"
@@ -126,53 +125,14 @@ fn delta(keys: &Keys, parts: &mut Parts, adapter: Option<&str>) -> Result<(), St
 
 /// The task and the sets: Axolotl says with each data set what its rows are.
 fn task(keys: &Keys, parts: &mut Parts) -> Result<(), String> {
-    let sets = keys.get("datasets").and_then(Value::as_array);
-    let text = |set: &Value, key: &str| set[key].as_str().map(str::to_owned);
-    let first = sets.and_then(|sets| sets.first());
-    let kind = first
-        .and_then(|set| text(set, "type"))
-        .unwrap_or_else(|| "chat_template".to_owned());
-    let preference = keys.text("rl");
-    parts.task = match (preference.as_deref(), kind.as_str()) {
-        (Some(loss @ ("dpo" | "orpo" | "simpo")), _) => {
-            let mut settings = vec!["prompt = prompt", "chosen = chosen", "rejected = rejected"];
-            let loss = format!("loss = {loss}");
-            settings.push(&loss);
-            ("prefer", settings.into_iter().map(str::to_owned).collect())
-        }
-        (Some(other), _) => {
+    parts.task = match keys.text("rl").as_deref() {
+        Some(loss @ ("dpo" | "orpo" | "simpo")) => ("prefer", preference(keys, parts, loss)),
+        Some(other) => {
             return Err(format!(
                 "deltarun has no training of the kind `rl: {other}`"
             ))
         }
-        (_, "completion") => {
-            let field = first
-                .and_then(|set| text(set, "field"))
-                .unwrap_or_else(|| "text".to_owned());
-            ("causal_lm", vec![format!("text = {}", column(&field))])
-        }
-        (_, "chat_template" | "sharegpt") => {
-            let field = first
-                .and_then(|set| text(set, "field_messages"))
-                .unwrap_or_else(|| "messages".to_owned());
-            ("instruct", vec![format!("messages = {}", column(&field))])
-        }
-        (_, other) => {
-            if other != "alpaca" {
-                parts.notes.push(format!("the rows are of Axolotl's type `{other}`: compare the columns and the prompt with yours"));
-            }
-            parts.notes.push(
-                "the chat template of the backbone stands for Axolotl's text around a prompt"
-                    .to_owned(),
-            );
-            (
-                "instruct",
-                vec![
-                    "prompt = instruction".to_owned(),
-                    "answer = output".to_owned(),
-                ],
-            )
-        }
+        None => rows(keys, parts),
     };
     if keys.is_on("train_on_inputs") {
         parts.notes.push(
@@ -180,23 +140,88 @@ fn task(keys: &Keys, parts: &mut Parts) -> Result<(), String> {
                 .to_owned(),
         );
     }
-    if let Some(set) = first {
-        let path = text(set, "data_files")
-            .or_else(|| text(set, "path"))
-            .unwrap_or_default();
-        parts.set("train", &path, text(set, "ds_type").as_deref());
+    let path = keys.text("datasets.0.path");
+    if let Some(path) = keys.text("datasets.0.data_files").or(path) {
+        let format = keys.text("datasets.0.ds_type");
+        parts.set("train", &path, format.as_deref());
     }
-    if sets.is_some_and(|sets| sets.len() > 1) {
+    if keys.peek("datasets.1").is_some() {
         parts.notes.push(
             "only the first of several data sets is here: a reader takes a list of files"
                 .to_owned(),
         );
     }
-    if let Some(share) = keys.number("val_set_size").filter(|share| *share > 0.0) {
-        parts.sets.push(match share < 1.0 {
-            true => format!("dev = split(train, {}%)", percent(share)),
-            false => "dev = split(train, 5%)".to_owned(),
-        });
-    }
+    parts.hold_out("val_set_size", keys.number("val_set_size"));
     Ok(())
+}
+
+fn preference(keys: &Keys, parts: &mut Parts, loss: &str) -> Vec<String> {
+    if let Some(kind) = keys.text("datasets.0.type") {
+        parts.notes.push(format!(
+            "the rows are of Axolotl's type `{kind}`: compare the columns with yours"
+        ));
+    }
+    let columns = ["prompt = prompt", "chosen = chosen", "rejected = rejected"];
+    let mut settings: Vec<String> = columns.map(str::to_owned).into();
+    settings.push(format!("loss = {loss}"));
+    let (beta, gamma) = match loss {
+        "orpo" => (keys.number("orpo_alpha"), None),
+        "simpo" => (keys.number("rl_beta"), keys.number("simpo_gamma")),
+        _ => (keys.number("rl_beta"), None),
+    };
+    settings.extend(beta.map(|beta| format!("beta = {beta}")));
+    settings.extend(gamma.map(|gamma| format!("gamma = {gamma}")));
+    settings
+}
+
+/// The task that the rows of a type are for.
+fn rows(keys: &Keys, parts: &mut Parts) -> (&'static str, Vec<String>) {
+    let name = |key: &str, usual: &str| {
+        let given = keys.text(&format!("datasets.0.{key}"));
+        column(given.as_deref().unwrap_or(usual))
+    };
+    let kind = keys.text("datasets.0.type");
+    match kind.as_deref() {
+        Some("completion") => {
+            let text = name("field", "text");
+            ("causal_lm", vec![format!("text = {text}")])
+        }
+        Some("chat_template" | "sharegpt") => {
+            let messages = name("field_messages", "messages");
+            ("instruct", vec![format!("messages = {messages}")])
+        }
+        // A type of the configuration's own has its columns in a block.
+        None if keys.peek("datasets.0.type").is_some() => {
+            let prompt = name("type.field_instruction", "instruction");
+            let answer = name("type.field_output", "output");
+            parts
+                .notes
+                .push("compare the prompt with that of Axolotl's `format`".to_owned());
+            answers(&prompt, &answer)
+        }
+        None => {
+            let messages = name("field_messages", "messages");
+            ("instruct", vec![format!("messages = {messages}")])
+        }
+        Some(kind) => {
+            let what = match kind {
+                "alpaca" => "a column `input`, which is not read, may stand with the instruction",
+                _ => "compare the columns and the prompt with yours",
+            };
+            parts.notes.push(format!(
+                "the rows are of Axolotl's type {}: {what}",
+                quoted(kind)
+            ));
+            parts.notes.push(
+                "the chat template of the backbone stands for Axolotl's text around a prompt"
+                    .to_owned(),
+            );
+            answers("instruction", "output")
+        }
+    }
+}
+
+fn answers(prompt: &str, answer: &str) -> (&'static str, Vec<String>) {
+    let settings = [format!("prompt = {prompt}"), format!("answer = {answer}")];
+    ("instruct", settings.into())
 }

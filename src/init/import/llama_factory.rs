@@ -1,7 +1,7 @@
 //! LLaMA-Factory's YAML (<https://llamafactory.readthedocs.io>, its arguments).
 
 use super::keys::Keys;
-use super::parts::{optimizer, percent, schedule, Lora, Parts, Targets};
+use super::parts::{optimizer, schedule, Lora, Parts, Targets};
 
 pub(super) const NEUTRAL: &[&str] = &[
     "bf16",
@@ -22,9 +22,7 @@ pub(super) const NEUTRAL: &[&str] = &[
     "per_device_eval_batch_size",
     "plot_loss",
     "preprocessing_num_workers",
-    "quantization_method",
     "report_to",
-    "resume_from_checkpoint",
     "save_*",
     "stage",
     "trust_remote_code",
@@ -33,6 +31,12 @@ pub(super) const NEUTRAL: &[&str] = &[
     "double_quantization",
     "ray_*",
     "run_name",
+];
+
+pub(super) const NEUTRAL_VALUES: &[(&str, &str)] = &[
+    ("quantization_method", "\"bitsandbytes\""),
+    ("quantization_method", "\"bnb\""),
+    ("simpo_gamma", "0.5"),
 ];
 
 /// # Errors
@@ -55,7 +59,7 @@ pub(super) fn read(keys: &Keys, parts: &mut Parts) -> Result<(), String> {
     parts.task = match keys.text("stage").as_deref() {
         Some("sft") => ("instruct", vec!["messages = messages".to_owned()]),
         Some("pt") => ("causal_lm", vec!["text = text".to_owned()]),
-        Some("dpo") => ("prefer", preference(keys)),
+        Some("dpo") => ("prefer", preference(keys)?),
         other => {
             return Err(format!(
                 "deltarun has no stage `{}`",
@@ -66,17 +70,21 @@ pub(super) fn read(keys: &Keys, parts: &mut Parts) -> Result<(), String> {
     if let Some(template) = keys.text("template") {
         parts.notes.push(format!("LLaMA-Factory's template `{template}` is the chat template of the backbone's tokenizer here"));
     }
-    for name in keys.names("dataset").unwrap_or_default().iter().take(1) {
-        parts.set("train", name, Some("json"));
+    let sets = keys.names("dataset").unwrap_or_default();
+    if let Some(first) = sets.first() {
+        parts.set("train", first, None);
+        parts.notes.push(
+            "LLaMA-Factory's `dataset_info.json` has the file of a data set and its columns"
+                .to_owned(),
+        );
     }
-    if let Some(share) = keys
-        .number("val_size")
-        .filter(|share| *share > 0.0 && *share < 1.0)
-    {
-        parts
-            .sets
-            .push(format!("dev = split(train, {}%)", percent(share)));
+    if sets.len() > 1 {
+        let others = crate::text::quoted_list(sets[1..].iter().map(String::as_str));
+        parts.notes.push(format!(
+            "the data sets {others} are not here: a reader takes a list of files"
+        ));
     }
+    parts.hold_out("val_size", keys.number("val_size"));
     parts.stage("steps", keys.count("max_steps"));
     if !parts
         .stage
@@ -93,16 +101,11 @@ pub(super) fn read(keys: &Keys, parts: &mut Parts) -> Result<(), String> {
         Some(keys.count("per_device_train_batch_size").unwrap_or(8)),
     );
     parts.stage("accumulate", keys.count("gradient_accumulation_steps"));
-    optimizer(
-        keys,
-        parts,
-        ("optim", "learning_rate", "weight_decay"),
-        5e-5,
-    );
+    optimizer(keys, parts, ("optim", "weight_decay"), (5e-5, 0.0));
     schedule(keys, parts, "lr_scheduler_type", "linear");
     parts.stage("clip", keys.number("max_grad_norm"));
     parts.stage("lora_plus", keys.number("loraplus_lr_ratio"));
-    parts.seed = Some(keys.count("seed").unwrap_or(42));
+    parts.seed = Some(keys.whole("seed").unwrap_or(42));
     Ok(())
 }
 
@@ -128,16 +131,20 @@ fn delta(keys: &Keys, parts: &mut Parts) {
 }
 
 /// LLaMA-Factory's names of preference losses, and its default of β.
-fn preference(keys: &Keys) -> Vec<String> {
-    let loss = match keys.text("pref_loss").as_deref() {
-        Some("orpo") => "orpo",
-        Some("simpo") => "simpo",
-        _ => "dpo",
+fn preference(keys: &Keys) -> Result<Vec<String>, String> {
+    let stated = keys.text("pref_loss");
+    let loss = match stated.as_deref() {
+        None | Some("sigmoid") => "dpo",
+        Some(loss @ ("orpo" | "simpo")) => loss,
+        Some(other) => return Err(format!("deltarun has no preference loss `{other}`")),
     };
     let beta = keys.number("pref_beta").unwrap_or(0.1);
-    ["prompt = prompt", "chosen = chosen", "rejected = rejected"]
-        .into_iter()
-        .map(str::to_owned)
-        .chain([format!("loss = {loss}"), format!("beta = {beta}")])
-        .collect()
+    let columns = ["prompt = prompt", "chosen = chosen", "rejected = rejected"];
+    let mut settings: Vec<String> = columns.map(str::to_owned).into();
+    settings.extend([format!("loss = {loss}"), format!("beta = {beta}")]);
+    if loss == "simpo" {
+        let gamma = keys.number("simpo_gamma").unwrap_or(0.5);
+        settings.push(format!("gamma = {gamma}"));
+    }
+    Ok(settings)
 }

@@ -1,11 +1,13 @@
 //! MLX-LM's YAML (`mlx_lm.lora --config`; its `LORA.md`).
 
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use serde_json::Value;
 
 use super::keys::Keys;
-use super::parts::{Lora, Parts, Targets};
+use super::parts::{optimizer, quoted, Lora, Parts, Targets};
 
 pub(super) const NEUTRAL: &[&str] = &[
     "adapter_path",
@@ -13,7 +15,6 @@ pub(super) const NEUTRAL: &[&str] = &[
     "config",
     "project_name",
     "report_to",
-    "resume_adapter_file",
     "save_every",
     "steps_per_eval",
     "steps_per_report",
@@ -23,6 +24,8 @@ pub(super) const NEUTRAL: &[&str] = &[
     "val_batches",
     "wandb",
 ];
+
+pub(super) const NEUTRAL_VALUES: &[(&str, &str)] = &[("lr_schedule.warmup_init", "0")];
 
 /// # Errors
 /// The kind of tuning is one that deltarun does not have.
@@ -40,52 +43,54 @@ pub(super) fn read(keys: &Keys, parts: &mut Parts) -> Result<(), String> {
     parts.stage("steps", Some(keys.count("iters").unwrap_or(1000)));
     parts.stage("batch", Some(keys.count("batch_size").unwrap_or(4)));
     parts.stage("accumulate", keys.count("grad_accumulation_steps"));
-    let kind = match keys.text("optimizer").as_deref() {
-        Some("sgd") => "sgd",
-        Some("adafactor") => "adafactor",
-        _ => "adamw",
-    };
-    let rate = keys.number("learning_rate").unwrap_or(1e-5);
-    parts
-        .stage
-        .push(format!("optimizer = {kind} {{ lr = {rate:e} }}"));
-    let schedule = keys.get("lr_schedule");
-    let shape = match schedule.and_then(|schedule| schedule["name"].as_str()) {
-        Some("cosine_decay") => "cosine",
-        Some("linear_schedule") => "linear",
-        _ => "constant",
-    };
-    let warmup = schedule.and_then(|schedule| schedule["warmup"].as_u64());
-    parts.stage.push(match warmup {
-        Some(steps) if steps > 0 => format!("schedule = {shape} {{ warmup = {steps} }}"),
-        _ => format!("schedule = {shape}"),
-    });
+    let of_adamw = "optimizer_config.adamw.weight_decay";
+    // MLX's AdamW decays if nothing is said, and its Adam does not.
+    let is_adamw = keys.begins("optimizer", "adamw");
+    let decay = if is_adamw { 0.01 } else { 0.0 };
+    optimizer(keys, parts, ("optimizer", of_adamw), (1e-5, decay));
+    schedule(keys, parts);
     parts.stage("clip", Some("off"));
     if keys.is_on("grad_checkpoint") {
         parts.stage("recompute", Some("blocks"));
     }
-    parts.seed = keys.count("seed");
+    parts.seed = keys.whole("seed");
     Ok(())
+}
+
+/// MLX's schedule, with its warm-up in steps.
+fn schedule(keys: &Keys, parts: &mut Parts) {
+    let stated = keys.text("lr_schedule.name");
+    let shape = match stated.as_deref() {
+        Some("cosine_decay") => "cosine",
+        Some("linear_schedule") => "linear",
+        None => "constant",
+        Some(other) => {
+            parts
+                .notes
+                .push(format!("the schedule {} became `constant`", quoted(other)));
+            "constant"
+        }
+    };
+    parts.stage.push(match keys.count("lr_schedule.warmup") {
+        Some(steps) => format!("schedule = {shape} {{ warmup = {steps} }}"),
+        None => format!("schedule = {shape}"),
+    });
 }
 
 /// MLX-LM's `scale` is alpha / rank.
 fn delta(keys: &Keys, parts: &mut Parts, kind: &str) {
-    let none = Value::Null;
-    let own = keys.get("lora_parameters").unwrap_or(&none);
-    let rank = own["rank"].as_u64().unwrap_or(8) as usize;
+    let of_lora = |key: &str| format!("lora_parameters.{key}");
+    let rank = keys.count(&of_lora("rank")).unwrap_or(8);
     let lora = Lora {
         rank,
-        alpha: own["scale"].as_f64().unwrap_or(20.0) * rank as f64,
-        dropout: own["dropout"].as_f64().unwrap_or(0.0),
+        alpha: keys.number(&of_lora("scale")).unwrap_or(20.0) * rank as f64,
+        dropout: keys.number(&of_lora("dropout")).unwrap_or(0.0),
         is_rank_stabilized: false,
         is_pissa: false,
     };
-    let names = own["keys"].as_array().map(|names| {
-        let names = names.iter().filter_map(Value::as_str);
-        names
-            .map(|name| name.rsplit('.').next().unwrap_or(name).to_owned())
-            .collect()
-    });
+    let last = |name: String| name.rsplit('.').next().map_or(String::new(), str::to_owned);
+    let names = keys.names(&of_lora("keys"));
+    let names = names.map(|names| names.into_iter().map(last).collect());
     let targets = names.map_or(Targets::AllLinear, Targets::Named);
     parts.set_lora(kind, &lora, &targets);
     let layers = keys
@@ -100,24 +105,24 @@ fn delta(keys: &Keys, parts: &mut Parts, kind: &str) {
 /// A folder with `train.jsonl`, `valid.jsonl` and `test.jsonl`, whose first row says what they are.
 fn data(keys: &Keys, parts: &mut Parts) {
     let folder = keys.text("data").unwrap_or_else(|| "data".to_owned());
+    let found = parts.find(&folder);
     for (set, file) in [
         ("train", "train.jsonl"),
         ("dev", "valid.jsonl"),
         ("test", "test.jsonl"),
     ] {
         let path = format!("{}/{file}", folder.trim_end_matches('/'));
-        if set == "train" || Path::new(&path).exists() {
-            parts
-                .sets
-                .push(format!("{set} = jsonl({})", serde_json::json!(path)));
+        if set == "train"
+            || found
+                .as_ref()
+                .is_some_and(|found| found.join(file).exists())
+        {
+            let path = quoted(&parts.place(&path));
+            parts.sets.push(format!("{set} = jsonl({path})"));
         }
     }
-    let first = std::fs::read_to_string(format!("{folder}/train.jsonl")).unwrap_or_default();
-    let first: Value = first
-        .lines()
-        .next()
-        .and_then(|line| serde_json::from_str(line).ok())
-        .unwrap_or_default();
+    let first = found.and_then(|found| first_row(&found.join("train.jsonl")));
+    let first = first.unwrap_or_default();
     let is_masked = keys.is_on("mask_prompt");
     let task = match (first.get("text").is_some(), first.get("prompt").is_some()) {
         (true, _) => ("causal_lm", vec!["text = text".to_owned()]),
@@ -134,4 +139,9 @@ fn data(keys: &Keys, parts: &mut Parts) {
         parts.notes.push("the loss is on answers alone; MLX-LM has it on prompts as well unless `mask_prompt` is on".to_owned());
     }
     parts.task = task;
+}
+
+fn first_row(file: &Path) -> Option<Value> {
+    let mut lines = BufReader::new(File::open(file).ok()?).lines();
+    serde_json::from_str(&lines.next()?.ok()?).ok()
 }

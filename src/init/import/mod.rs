@@ -13,7 +13,7 @@ mod peft;
 use std::path::Path;
 
 use keys::Keys;
-use parts::Parts;
+use parts::{in_line, Parts};
 use serde_json::{Map, Value};
 
 use super::Draft;
@@ -27,6 +27,8 @@ struct Tool {
     read: fn(&Keys, &mut Parts) -> Result<(), String>,
     /// Keys about speed, places and logs. A `*` at the end stands for any end.
     neutral: &'static [&'static str],
+    /// Values, as JSON, with which a key changes nothing.
+    neutral_values: &'static [(&'static str, &'static str)],
 }
 
 const TOOLS: [Tool; 4] = [
@@ -35,18 +37,21 @@ const TOOLS: [Tool; 4] = [
         owns: |keys| keys.contains_key("peft_type"),
         read: peft::read,
         neutral: peft::NEUTRAL,
+        neutral_values: peft::NEUTRAL_VALUES,
     },
     Tool {
         name: "LLaMA-Factory",
         owns: |keys| keys.contains_key("model_name_or_path") && keys.contains_key("stage"),
         read: llama_factory::read,
         neutral: llama_factory::NEUTRAL,
+        neutral_values: llama_factory::NEUTRAL_VALUES,
     },
     Tool {
         name: "Axolotl",
         owns: |keys| keys.contains_key("base_model"),
         read: axolotl::read,
         neutral: axolotl::NEUTRAL,
+        neutral_values: axolotl::NEUTRAL_VALUES,
     },
     Tool {
         name: "MLX-LM",
@@ -56,14 +61,16 @@ const TOOLS: [Tool; 4] = [
         },
         read: mlx::read,
         neutral: mlx::NEUTRAL,
+        neutral_values: mlx::NEUTRAL_VALUES,
     },
 ];
 
-/// Reads a configuration, and writes the pipeline that does the same. `backbone` replaces the model that it names.
+/// Reads a configuration, and writes the pipeline that does the same. `backbone` replaces the model that it names. The
+/// paths in it are relative to this directory; they are whole if the pipeline `is_elsewhere`.
 ///
 /// # Errors
 /// The file cannot be read, is of no tool that is known, or wants a method that deltarun does not have.
-pub fn import(file: &Path, backbone: Option<&str>) -> Result<Draft, Problem> {
+pub fn import(file: &Path, backbone: Option<&str>, is_elsewhere: bool) -> Result<Draft, Problem> {
     let text = std::fs::read_to_string(file).map_err(|e| disk::failed("read", file, &e))?;
     let shown = file.display();
     let refused = |message: String, help: &str| {
@@ -77,29 +84,26 @@ pub fn import(file: &Path, backbone: Option<&str>) -> Result<Draft, Problem> {
         )
     })?;
     let own = parsed.as_object();
-    let tool = own.and_then(|keys| TOOLS.iter().find(|tool| (tool.owns)(keys)));
-    let (Some(own), Some(tool)) = (own, tool) else {
+    let Some(tool) = own.and_then(|keys| TOOLS.iter().find(|tool| (tool.owns)(keys))) else {
         return Err(refused(
             "the file is of no tool that deltarun knows".to_owned(),
             "name PEFT's `adapter_config.json`, or a configuration of Axolotl, LLaMA-Factory or MLX-LM",
         ));
     };
-    let keys = Keys::new(own);
+    let keys = Keys::new(&parsed);
     let folder = disk::parent(file);
-    let mut parts = Parts::new(folder);
+    let mut parts = Parts::new(folder, is_elsewhere);
     (tool.read)(&keys, &mut parts)
         .map_err(|message| refused(message, "`deltarun methods` lists what deltarun has"))?;
     if let Some(backbone) = backbone {
-        parts.backbone = backbone.to_owned();
+        parts.backbone = parts.place(backbone);
     }
-    let unread = keys.unread(tool.neutral);
+    let unread = keys.unread(tool.neutral, tool.neutral_values);
     let name = name(file, folder);
-    let text = parts.write(&name, &format!("{} ({})", shown, tool.name), &unread);
-    Ok(Draft {
-        found: format!("{}: a configuration of {}", shown, tool.name),
-        text: crate::syntax::format(&text).unwrap_or(text),
-        name,
-    })
+    let origin = format!("{} ({})", in_line(&shown.to_string()), tool.name);
+    let text = parts.write(&name, &origin, &unread);
+    let found = format!("{}: a configuration of {}", shown, tool.name);
+    Draft::new(name, found, &text)
 }
 
 /// The pipeline's name: the file's, or its folder's if all files of a tool have one name.

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::keys::Keys;
+use crate::data::recognize;
+use crate::hub::of_other_tools;
 
 /// What stands where a configuration leaves something open.
 pub(super) const OPEN: &str = "TODO";
@@ -13,6 +15,7 @@ pub(super) const OPEN: &str = "TODO";
 /// A pipeline under way. All texts are in the language.
 pub(super) struct Parts {
     folder: PathBuf,
+    is_elsewhere: bool,
     /// The model's name or place.
     pub(super) backbone: String,
     /// Settings of the backbone.
@@ -40,9 +43,11 @@ pub(super) struct Delta {
 }
 
 impl Parts {
-    pub(super) fn new(folder: &Path) -> Self {
+    /// The parts of a configuration in `folder`, for a pipeline in this directory or elsewhere.
+    pub(super) fn new(folder: &Path, is_elsewhere: bool) -> Self {
         Parts {
             folder: folder.to_owned(),
+            is_elsewhere,
             backbone: OPEN.to_owned(),
             of_backbone: Vec::new(),
             sets: Vec::new(),
@@ -61,12 +66,26 @@ impl Parts {
     /// The model: a directory that is there, or one of the hub.
     pub(super) fn set_backbone(&mut self, name: Option<String>) {
         let Some(name) = name else { return };
-        let is_here = Path::new(&name).exists() || self.folder.join(&name).exists();
-        let is_of_hub = name.split('/').count() == 2 && !name.starts_with(['.', '/', '~']);
-        self.backbone = match is_here || !is_of_hub {
-            true => name,
-            false => format!("hf:{name}"),
+        self.backbone = match of_other_tools(&name) {
+            Some(in_hub) if self.find(&name).is_none() => in_hub,
+            _ => self.place(&name),
         };
+    }
+
+    /// What is at a path: seen from this directory, where the tools are started, or from the configuration's.
+    pub(super) fn find(&self, path: &str) -> Option<PathBuf> {
+        let places = [Path::new(path).to_owned(), self.folder.join(path)];
+        places.into_iter().find(|place| place.exists())
+    }
+
+    /// A path as the pipeline has it.
+    pub(super) fn place(&self, path: &str) -> String {
+        let found = self.find(path);
+        let is_seen = !self.is_elsewhere && found.as_deref() == Some(Path::new(path));
+        let found = found
+            .filter(|_| !is_seen)
+            .and_then(|found| found.canonicalize().ok());
+        found.map_or(path.to_owned(), |found| found.display().to_string())
     }
 
     /// Adds `key = value` to the stage, if there is a value.
@@ -77,23 +96,18 @@ impl Parts {
 
     /// Adds a set that a file, a folder or a data set of the hub holds.
     pub(super) fn set(&mut self, name: &str, path: &str, format: Option<&str>) {
-        let ending = format.map_or_else(
-            || {
-                Path::new(path)
-                    .extension()
-                    .unwrap_or_default()
-                    .to_string_lossy()
-                    .into_owned()
-            },
-            str::to_owned,
-        );
-        let reader = match ending.as_str() {
-            "csv" | "tsv" | "parquet" | "json" => ending.as_str(),
+        let ending = Path::new(path).extension().unwrap_or_default();
+        let ending = ending.to_string_lossy().into_owned();
+        let found = self.find(path).filter(|found| found.is_file());
+        let seen = found.as_deref().and_then(|file| recognize(file).ok());
+        let reader = match (&seen, ending.as_str(), format) {
+            (Some(file), ..) => file.format.reader(),
+            (None, ending @ ("csv" | "tsv" | "parquet" | "json"), _) => ending,
+            (None, "", Some(format @ ("csv" | "parquet"))) => format,
             _ => "jsonl",
         };
-        let is_file = Path::new(path).extension().is_some();
-        let path = match is_file {
-            true => path.to_owned(),
+        let path = match found.is_some() || !ending.is_empty() {
+            true => self.place(path),
             false => {
                 self.notes.push(format!("`{path}` is a data set of the hub, or of a list: name its file, as in parquet(\"hf:organisation/name/PATH\")"));
                 OPEN.to_owned()
@@ -101,6 +115,23 @@ impl Parts {
         };
         self.sets
             .push(format!("{name} = {reader}({})", quoted(&path)));
+    }
+
+    /// Holds out a part of the training rows: a share, or a number of them, as other tools name it in `key`.
+    pub(super) fn hold_out(&mut self, key: &str, part: Option<f64>) {
+        match part {
+            Some(share) if share > 0.0 && share < 1.0 => {
+                let share = percent(share);
+                self.sets.push(format!("dev = split(train, {share}%)"));
+            }
+            Some(rows) if rows >= 1.0 => {
+                self.sets.push("dev = split(train, 5%)".to_owned());
+                self.notes.push(format!(
+                    "`{key}` holds out {rows} rows, and `split` takes a share: write yours"
+                ));
+            }
+            _ => {}
+        }
     }
 
     /// LoRA or DoRA.
@@ -150,13 +181,11 @@ impl Parts {
     /// The text of the pipeline. `unread` has the keys that have no meaning here, with their values.
     pub(super) fn write(mut self, name: &str, origin: &str, unread: &[(String, String)]) -> String {
         let mut text = format!("# Imported by `deltarun import` from {origin}; read it once.\n");
-        // A comment ends with its line, whatever a configuration has in it.
-        let in_line = |text: &str| text.replace(char::is_control, " ");
         for note in &self.notes {
             let _ = writeln!(text, "# {}.", in_line(note));
         }
         for (key, value) in unread {
-            let value: String = value.chars().take(80).collect();
+            let value: String = in_line(value).chars().take(80).collect();
             let key = in_line(key);
             let _ = writeln!(text, "# Without a meaning here: {key} = {value}");
         }
@@ -183,9 +212,14 @@ impl Parts {
     }
 }
 
+/// A text in one line, as a comment has to be.
+pub(super) fn in_line(text: &str) -> String {
+    text.replace(char::is_control, " ")
+}
+
 /// A text in quotes, in one line.
-fn quoted(text: &str) -> String {
-    json!(text.replace(char::is_control, " ")).to_string()
+pub(super) fn quoted(text: &str) -> String {
+    json!(in_line(text)).to_string()
 }
 
 /// A column's name as the language has it.
@@ -219,8 +253,8 @@ pub(super) enum Targets {
 pub(super) fn optimizer(
     keys: &Keys,
     parts: &mut Parts,
-    (name, rate, decay): (&str, &str, &str),
-    default_rate: f64,
+    (name, decay): (&str, &str),
+    (usual_rate, usual_decay): (f64, f64),
 ) {
     let stated = keys.text(name).unwrap_or_else(|| "adamw".to_owned());
     let kind = match stated.to_lowercase() {
@@ -236,9 +270,10 @@ pub(super) fn optimizer(
             "adamw"
         }
     };
-    let rate = keys.number(rate).unwrap_or(default_rate);
+    let rate = keys.number("learning_rate").unwrap_or(usual_rate);
     let mut settings = vec![format!("lr = {rate:e}")];
-    if let Some(decay) = keys.number(decay).filter(|decay| *decay > 0.0) {
+    let decay = keys.number(decay).unwrap_or(usual_decay);
+    if decay > 0.0 {
         settings.push(format!("weight_decay = {decay}"));
     }
     let adam = [

@@ -3,60 +3,69 @@
 use serde_json::Value;
 
 use super::keys::Keys;
-use super::parts::{Lora, Parts, Targets, OPEN};
+use super::parts::{quoted, Lora, Parts, Targets, OPEN};
 
 pub(super) const NEUTRAL: &[&str] = &[
     "auto_mapping",
-    "bias",
     "fan_in_fan_out",
     "inference_mode",
-    "init_weights",
-    "megatron_*",
-    "peft_type",
-    "peft_version",
-    "qalora_group_size",
-    "revision",
-    "runtime_config",
-    "save_projection",
-    "projection_prng_key",
-    "d_initial",
+    "megatron_core",
     "num_attention_heads",
     "num_layers",
-    "token_dim",
     "num_transformer_submodules",
-    "encoder_dropout",
-    "encoder_num_layers",
-    "encoder_reparameterization_type",
+    "peft_type",
+    "peft_version",
+    "runtime_config",
+    "save_projection",
+    "token_dim",
     "tokenizer_name_or_path",
-    "prefix_projection",
-    "feedforward_modules",
-    "module_dropout",
-    "rank_dropout",
-    "use_effective_conv2d",
-    "decompose_factor",
-    "deltaT",
-    "tinit",
-    "tfinal",
-    "init_r",
-    "arrow_config",
-    "alpha",
-    "lora_alpha",
+];
+
+pub(super) const NEUTRAL_VALUES: &[(&str, &str)] = &[
+    ("bias", "\"none\""),
+    ("d_initial", "0.1"),
+    ("decompose_factor", "-1"),
+    ("deltaT", "1"),
+    ("encoder_dropout", "0"),
+    ("encoder_num_layers", "2"),
+    ("encoder_reparameterization_type", "\"MLP\""),
+    ("feedforward_modules", "[\"down_proj\"]"),
+    ("init_lora_weights", "true"),
+    ("init_weights", "true"),
+    ("lora_dropout", "0"),
+    ("miss_dropout", "0"),
+    ("mini_r", "1"),
+    ("module_dropout", "0"),
+    ("projection_prng_key", "0"),
+    ("prompt_tuning_init", "\"RANDOM\""),
+    ("qalora_group_size", "16"),
+    ("rank_dropout", "0"),
+    ("revision", "\"main\""),
+    ("target_modules", "[]"),
+    ("tfinal", "0"),
+    ("tinit", "0"),
+    ("vera_dropout", "0"),
 ];
 
 /// # Errors
 /// The kind of adapter is one that deltarun does not train.
 pub(super) fn read(keys: &Keys, parts: &mut Parts) -> Result<(), String> {
     parts.set_backbone(keys.text("base_model_name_or_path"));
-    let targets = match keys.get("target_modules") {
-        Some(Value::String(all)) if all == "all-linear" => Targets::AllLinear,
-        Some(Value::String(pattern)) => {
-            parts.notes.push(format!(
-                "PEFT's pattern `{pattern}` is to be written as a selector"
-            ));
-            Targets::Named(vec![OPEN.to_owned()])
+    let targets = match keys.peek("target_modules") {
+        Some(Value::String(all)) if keys.begins("target_modules", all) => {
+            if all == "all-linear" {
+                Targets::AllLinear
+            } else {
+                parts.notes.push(format!(
+                    "PEFT's pattern {} is to be written as a selector",
+                    quoted(all)
+                ));
+                Targets::Named(vec![OPEN.to_owned()])
+            }
         }
-        Some(_) => Targets::Named(keys.names("target_modules").unwrap_or_default()),
-        None => usual_targets(keys, parts),
+        _ => keys
+            .names("target_modules")
+            .map_or_else(|| usual_targets(keys, parts), Targets::Named),
     };
     let kind = keys.text("peft_type").unwrap_or_default();
     let rank = keys.count("r").unwrap_or(8);
@@ -72,9 +81,7 @@ pub(super) fn read(keys: &Keys, parts: &mut Parts) -> Result<(), String> {
                 alpha: alpha(8.0),
                 dropout: keys.number("lora_dropout").unwrap_or(0.0),
                 is_rank_stabilized: keys.is_on("use_rslora"),
-                is_pissa: keys
-                    .text("init_lora_weights")
-                    .is_some_and(|init| init.starts_with("pissa")),
+                is_pissa: keys.begins("init_lora_weights", "pissa"),
             };
             let kind = if keys.is_on("use_dora") {
                 "dora"
@@ -88,7 +95,9 @@ pub(super) fn read(keys: &Keys, parts: &mut Parts) -> Result<(), String> {
                 "LOHA" | "LOKR" => format!("{{ rank = {rank}, alpha = {} }}", alpha(8.0)),
                 "ADALORA" => {
                     let target = keys.count("target_r").unwrap_or(8);
-                    format!("{{ target_rank = {target}, alpha = {} }}", alpha(8.0))
+                    let first = keys.count("init_r").unwrap_or(12);
+                    let alpha = alpha(8.0);
+                    format!("{{ rank = {first}, target_rank = {target}, alpha = {alpha} }}")
                 }
                 "IA3" => String::new(),
                 _ => format!("{{ rank = {rank} }}"),
@@ -123,8 +132,10 @@ pub(super) fn read(keys: &Keys, parts: &mut Parts) -> Result<(), String> {
             );
         }
         "TRAINABLE_TOKENS" => {
-            let tokens = keys.get("token_indices").map(Value::to_string);
-            let tokens = tokens.unwrap_or_else(|| "[]".to_owned());
+            let list = |value: &Value| value.is_array().then(|| value.to_string());
+            let tokens = keys
+                .read("token_indices", list)
+                .ok_or("deltarun reads `token_indices` as a list of tokens of the input's table")?;
             let statement =
                 format!("= trainable_tokens {{ tokens = {tokens} }} on embeddings.word");
             parts.set_delta("reparam", statement);
@@ -178,7 +189,7 @@ fn usual_targets(keys: &Keys, parts: &mut Parts) -> Targets {
     };
     let shown = crate::text::quoted_list(names.iter().copied());
     let is_of_modules = keys.number("num_virtual_tokens").is_none();
-    if is_of_modules && keys.get("token_indices").is_none() {
+    if is_of_modules && keys.peek("token_indices").is_none() {
         parts.notes.push(format!("the adapter names no modules: PEFT takes {shown} of a Llama, and others of other families"));
     }
     Targets::Named(names.iter().map(|name| (*name).to_owned()).collect())
