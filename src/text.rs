@@ -1,5 +1,10 @@
 //! Words for messages: counted plurals, lists, "did you mean".
 
+/// A fraction in percent: `7%`, without the digits that binary fractions add.
+pub fn percent(fraction: f64) -> String {
+    format!("{}%", (fraction * 1e8).round() / 1e6)
+}
+
 /// `1 row`, `2 rows`.
 pub fn counted(count: usize, noun: &str) -> String {
     if count == 1 {

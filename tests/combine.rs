@@ -187,3 +187,18 @@ fn the_command_leaves_a_run() {
         assert!(!place.path("bad").exists());
     }
 }
+
+/// Backbones that were drawn at random from other seeds are others.
+#[test]
+fn backbones_of_other_seeds_are_not_combined() {
+    let place = Place::new();
+    let text = PIPELINE.replace("max_length", "weights = random, max_length");
+    assert!(text.contains("weights = random"), "{text}");
+    place.write("small.delta", text.as_bytes());
+    for seed in ["1", "2"] {
+        let out = format!("r{seed}");
+        place.succeed(&["small.delta", "--quiet", "--seed", seed, "--out", &out]);
+    }
+    let said = place.fail(2, &["combine", "r1", "r2", "--out", "both"]);
+    assert!(said.contains("different backbones"), "{said}");
+}

@@ -50,6 +50,7 @@ fn check_finds_what_needs_no_run() {
         ("run::ranks", "is about the processes that share a run"),
         ("run::reads", OTHER),
         ("run::reference", FOUND),
+        ("run::unfinished", OTHER),
         ("run::unreadable", OTHER),
         ("script::outside", FOUND),
         ("train::collapse", NOTE),

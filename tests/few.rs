@@ -25,7 +25,7 @@ fn sets(train: &str, dev: &str) -> Result<[Vec<Example>; 2], String> {
         .stages(&plan)
         .map_err(|p| p.message)?;
     let data = data.remove(0);
-    Ok([data.train.all.clone(), data.dev.unwrap().all.clone()])
+    Ok([data.train.unpacked(), data.dev.unwrap().unpacked()])
 }
 
 const FEW: &str = "few(tsv(\"train.tsv\"), 16)";
@@ -221,4 +221,36 @@ fn two_splits_share_no_row() {
         assert_eq!(places[2].end, rows);
     }
     assert!(parts.iter().all(|part| part.seed == 3));
+}
+
+/// `test` skips what `train` and `dev` take, as `dev` skips what `train` takes.
+#[test]
+fn a_test_set_of_the_same_file_has_others() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines/quickstart");
+    let text = format!(
+        r#"
+        backbone "backbone"
+        data {{ train = {FEW}, dev = few(tsv("train.tsv"), 8), test = few(tsv("train.tsv"), 4, seed = 42) }}
+        task classify {{ text = text, label = label, labels = [negative, positive] }}
+        stage tune {{ train = [head], steps = 1, optimizer = sgd {{ lr = 1 }} }}
+        "#
+    );
+    let plan = plan_of(&text, &folder);
+    let data = plan.final_data().unwrap();
+    let few = |file: &Option<deltarun::plan::FilePlan>| file.as_ref().unwrap().few.unwrap();
+    assert_eq!(few(&data.dev).skipped, 16);
+    let test = few(&data.test);
+    let is_same = test.seed == few(&data.train).seed;
+    assert_eq!(test.skipped, if is_same { 24 } else { 0 });
+    let mut loader = Loader::new(&plan).unwrap();
+    let (_, task) = plan.final_task().unwrap();
+    let mut all = Vec::new();
+    for file in [&data.train, &data.dev, &data.test].into_iter().flatten() {
+        all.extend(loader.file(file, task).unwrap().unpacked());
+    }
+    assert_eq!(all.len(), 2 * (16 + 8 + 4));
+    if is_same {
+        let is_twice = |place: usize| all[..place].contains(&all[place]);
+        assert!(!(0..all.len()).any(is_twice));
+    }
 }

@@ -143,3 +143,30 @@ fn a_forward_pass_makes_no_paths() {
         }
     }
 }
+
+/// A mistake's help knows every function and property that scripts have.
+#[test]
+fn scripts_are_helped_with_all_names() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/script");
+    let registered = regex::Regex::new(r#"register_(fn|get)\(\s*"(\w+)""#).unwrap();
+    let help = std::fs::read_to_string(folder.join("error.rs")).unwrap();
+    let mut all = Vec::new();
+    files(&folder, &mut all);
+    let mut seen = 0;
+    for file in all {
+        let text = std::fs::read_to_string(&file).unwrap();
+        for found in registered.captures_iter(&text) {
+            seen += 1;
+            if &found[2] == "sleep" {
+                // rhai's own, which is refused.
+                continue;
+            }
+            assert!(
+                help.contains(&format!("    \"{}\",", &found[2])),
+                "{}",
+                &found[2]
+            );
+        }
+    }
+    assert!(seen > 30, "{seen}");
+}

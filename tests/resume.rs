@@ -87,6 +87,20 @@ fn an_interrupted_run_goes_on_to_the_same_bits() {
 
     assert_eq!(stop(&place, "-INT"), Some(130));
     assert_eq!(place.runs(), ["long.partial"]);
+    // To look at an unfinished run takes nothing from it.
+    let checkpoint = || std::fs::read(place.path("runs/long.partial/checkpoint.safetensors"));
+    let before = checkpoint().unwrap();
+    assert!(place.succeed(&["runs", "runs"]).contains("interrupted"));
+    let unfinished = "runs/long.partial";
+    for command in [
+        &["compare", unfinished, "whole"][..],
+        &["replay", unfinished],
+        &["eval", unfinished],
+        &["long.delta", "--out", unfinished],
+    ] {
+        place.fail(2, command);
+        assert!(checkpoint().unwrap() == before, "{command:?}");
+    }
     assert!(place
         .path("runs/long.partial/checkpoint.safetensors")
         .exists());
@@ -161,4 +175,23 @@ fn a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint() {
     assert!(place
         .path("runs/small.partial/checkpoint.safetensors")
         .exists());
+}
+
+/// What the first model made of the pairs is in the checkpoint; pairs that changed meanwhile are refused, whatever is accepted.
+#[cfg(unix)]
+#[test]
+fn pairs_that_changed_have_no_reference() {
+    let place = Place::of_tasks();
+    let text = "pipeline long\nbackbone \"llama\" { max_length = 24 }\n\
+                data { train = jsonl(\"pairs.jsonl\"), dev = jsonl(\"pairs.jsonl\") }\n\
+                task prefer { prompt = prompt, chosen = chosen, rejected = rejected }\n\
+                reparam low = lora on **.q\n\
+                stage tune { train = [low], steps = 100000, batch = 2, optimizer = adamw { lr = 1e-4 } }\n";
+    place.write("long.delta", text.as_bytes());
+    let pair = "{\"prompt\": \"a film\", \"chosen\": \" fine\", \"rejected\": \" dull\"}\n";
+    place.write("pairs.jsonl", pair.repeat(4).as_bytes());
+    assert_eq!(stop(&place, "-INT"), Some(130));
+    place.write("pairs.jsonl", pair.repeat(5).as_bytes());
+    let said = place.fail(2, &["long.delta", "--quiet", "--allow-changed"]);
+    assert!(said.contains("on other inputs"), "{said}");
 }

@@ -314,3 +314,38 @@ fn a_sweep_is_a_script_that_names_the_best_point() {
         "{said}"
     );
 }
+
+/// A run is known by its tokenizer as well; what a script is told that it does not know is refused.
+#[test]
+fn scripts_know_what_their_runs_read() {
+    let place = Place::new();
+    place.write("s.rhai", b"print(pipeline(\"small.delta\").run().value);");
+    let runs = || {
+        place.succeed(&["s.rhai", "--quiet"]);
+        place.succeed(&["runs"]).lines().count()
+    };
+    let first = runs();
+    assert_eq!(runs(), first);
+    let tokenizer = place.path("backbone/tokenizer.json");
+    let text = std::fs::read_to_string(&tokenizer).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let words = json["model"]["vocab"].as_object_mut().unwrap();
+    let (a, b) = (words["film"].clone(), words["plot"].clone());
+    (words["film"], words["plot"]) = (b, a);
+    std::fs::write(&tokenizer, json.to_string()).unwrap();
+    assert!(runs() > first);
+
+    let said = place.fail(2, &["s.rhai", "--preset", "nosuch"]);
+    assert!(said.contains("no preset `nosuch`"), "{said}");
+    place.write(
+        "p.rhai",
+        b"let p = params(#{ names: [\"a\"] }); print(p.names.len());",
+    );
+    for (given, count) in [("[]", "0"), ("a,b", "2"), ("[a, b, c]", "3")] {
+        let set = format!("names={given}");
+        assert_eq!(place.succeed(&["p.rhai", "--set", &set]).trim(), count);
+    }
+    place.write("m.rhai", b"mean(\"x\");");
+    let said = place.fail(2, &["m.rhai"]);
+    assert!(said.contains("`mean` does not take a string"), "{said}");
+}

@@ -57,7 +57,8 @@ fn try_out(plan: &Plan, file: &Path, what: &str) {
     let mut loader = Loader::new(plan).unwrap();
     let data = loader.stages(plan).unwrap().remove(0);
     let mut graph = load(plan);
-    let examples: Vec<&Example> = data.train.all.iter().collect();
+    let all = data.train.unpacked();
+    let examples: Vec<&Example> = all.iter().collect();
     let prediction = Prediction {
         noising: data.noising.as_ref(),
         predicts_first: graph.predicts_first(),
@@ -80,7 +81,7 @@ fn try_out(plan: &Plan, file: &Path, what: &str) {
         noising: data.noising.as_ref(),
         ..Measuring::default()
     };
-    let measured = |graph: &Graph| evaluate(graph, &data.train.all, task, measuring).unwrap();
+    let measured = |graph: &Graph| evaluate(graph, &all, task, measuring).unwrap();
     assert_eq!(measured(&graph), measured(&again), "{what}");
 }
 

@@ -129,11 +129,10 @@ impl Answering for Predictor<'_> {
                 return Err(Stop::Problem(index, problem));
             }
         };
-        let logits =
-            logits_of(&self.loaded.graph, &examples.all).map_err(|e| Stop::Problem(0, e))?;
+        let logits = logits_of(&self.loaded.graph, &examples).map_err(|e| Stop::Problem(0, e))?;
         for (at, (logits, line)) in logits.iter().zip(asked).enumerate() {
             check_finite(logits).map_err(|e| Stop::Problem(at, e))?;
-            let answer = task.kind.answer(&texts[at], &examples.all[at], logits);
+            let answer = task.kind.answer(&texts[at], &examples[at], logits);
             let answer = line.answered(answer.unwrap_or_default());
             writeln!(output, "{answer}").map_err(|e| stopped(at, &e))?;
         }

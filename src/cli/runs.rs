@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use super::Ended;
 use crate::diagnostic::{Problem, Problems};
 use crate::disk;
-use crate::run::{FinishedRun, Integrity, Summary};
+use crate::run::{is_partial, FinishedRun, Integrity, Summary};
 use crate::terminal::print;
 use crate::text::{bytes, counted};
 
@@ -77,10 +77,11 @@ fn row(when: SystemTime, path: &Path) -> [String; 5] {
     let name = path.display().to_string();
     let size = path.join("delta.safetensors").metadata();
     let size = size.map_or(String::new(), |file| bytes(file.len() as usize));
-    let is_partial = path.extension().is_some_and(|ending| ending == "partial");
+    if is_partial(path) {
+        return [name, "interrupted".to_owned(), String::new(), size, ago];
+    }
     let summary = FinishedRun::open(path, Integrity::Unchecked).and_then(|run| run.summary());
     match summary {
-        _ if is_partial => [name, "interrupted".to_owned(), String::new(), size, ago],
         Err(_) => [name, "unreadable".to_owned(), String::new(), size, ago],
         Ok(summary) => {
             let trained = summary.stages.iter().map(|stage| stage.trained).max();

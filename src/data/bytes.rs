@@ -36,7 +36,7 @@ pub(super) fn read_text(file: &FilePlan) -> Result<String, Problem> {
 }
 
 /// A letter of Windows' code page 1252.
-fn of_windows(byte: u8) -> char {
+pub(super) fn of_windows(byte: u8) -> char {
     const OTHERS: [char; 32] = [
         '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8d}', 'Ž',
         '\u{8f}', '\u{90}', '‘', '’', '“', '”', '•', '–', '—', '˜', '™', 'š', '›', 'œ', '\u{9d}',
@@ -140,6 +140,11 @@ fn seems_utf8(bytes: &[u8]) -> bool {
 /// The magic numbers of gzip and zstd.
 const GZIP: &[u8] = b"\x1f\x8b";
 const ZSTD: &[u8] = b"\x28\xb5\x2f\xfd";
+
+/// Whether bytes begin a file that gzip or zstd packed, or one that is no text.
+pub(super) fn is_packed(start: &[u8]) -> bool {
+    start.starts_with(GZIP) || start.starts_with(ZSTD) || other_kind(start).is_some()
+}
 
 /// The bytes of a file; those that gzip or zstd packed are unpacked.
 fn unpacked(file: &FilePlan, bytes: Vec<u8>) -> Result<Vec<u8>, Problem> {

@@ -7,6 +7,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
+use super::packed::Packed;
 use super::table::{at_line, at_row, no_examples, visit, Row, RowPlace, Wanted};
 use super::tokens::TextEncoder;
 use crate::diagnostic::Problem;
@@ -19,8 +20,7 @@ use crate::text::counted;
 /// The examples of a file, in its order.
 #[derive(Clone, Debug, Default)]
 pub struct Examples {
-    /// In the order of the file.
-    pub all: Vec<Example>,
+    packed: Packed,
 }
 
 /// Rows that are encoded together. A tokenizer needs many times the memory of a text while it reads it.
@@ -131,14 +131,14 @@ impl Examples {
     /// What [`FileRows::read`] reports, a missing column, a label that the task does not name, a
     /// target that is not a number, a text without tokens.
     pub fn read(file: &FilePlan, task: &TaskPlan, encoder: &TextEncoder) -> Result<Self, Problem> {
-        let mut all = Vec::new();
+        let mut packed = Packed::default();
         let mut waiting: Vec<Row> = Vec::new();
         let mut wrong = None;
         let mut take = |waiting: &mut Vec<Row>| {
             let read = read_rows(waiting, file, task, encoder);
             waiting.clear();
             match read {
-                Ok(examples) => all.extend(examples),
+                Ok(examples) => examples.iter().for_each(|example| packed.push(example)),
                 Err((_, problem)) => wrong = Some(problem),
             }
             wrong.is_none()
@@ -160,15 +160,15 @@ impl Examples {
         }
         match wrong.or(refused) {
             Some(problem) => Err(problem.or_at(task.span)),
-            None if all.is_empty() => Err(no_examples(file)),
-            None => Ok(Examples { all }),
+            None if packed.len() == 0 => Err(no_examples(file)),
+            None => Ok(Examples { packed }),
         }
     }
 
     /// The number of examples of each label, if each has one.
     pub fn label_counts(&self, task: &TaskPlan) -> Vec<usize> {
         let mut counts = vec![0; task.kind.labels().len()];
-        for example in &self.all {
+        for example in self.iter() {
             if let Target::Class(class) = example.target {
                 counts[class] += 1;
             }
@@ -189,34 +189,22 @@ impl Examples {
         drawn.map_err(|problem| problem.or_at(set.span))
     }
 
-    /// Shares the examples of a file out to the sets that take these places of it. An example is copied only if several
-    /// take it.
-    pub fn share_out(mut self, sets: &[Vec<usize>]) -> Vec<Self> {
-        // Most files are one set's, whole. Examples that moved would need their memory twice.
+    /// Shares the examples of a file out to the sets that take these places of it.
+    pub fn share_out(self, sets: &[Vec<usize>]) -> Vec<Self> {
+        // Most files are one set's, whole.
         if matches!(sets, [places] if places.len() == self.len()) {
-            self.all.shrink_to_fit();
             return vec![self];
         }
-        let mut takers = vec![0u32; self.len()];
-        sets.iter().flatten().for_each(|place| takers[*place] += 1);
-        let mut all: Vec<Option<Example>> = self.all.into_iter().map(Some).collect();
-        let mut take = |place: &usize| {
-            takers[*place] -= 1;
-            match takers[*place] {
-                0 => all[*place].take(),
-                _ => all[*place].clone(),
-            }
+        let own = |places: &Vec<usize>| Examples {
+            packed: self.packed.select(places),
         };
-        let mut own = |places: &Vec<usize>| Examples {
-            all: places.iter().filter_map(&mut take).collect(),
-        };
-        sets.iter().map(&mut own).collect()
+        sets.iter().map(own).collect()
     }
 
     /// The places of a few examples of each label.
     fn few(&self, few: &Few, task: &TaskPlan) -> Result<Vec<usize>, Problem> {
         let mut classes: Vec<Vec<usize>> = vec![Vec::new(); task.kind.labels().len()];
-        for (place, example) in self.all.iter().enumerate() {
+        for (place, example) in self.iter().enumerate() {
             if let Target::Class(class) = example.target {
                 classes[class].push(place);
             }
@@ -241,7 +229,7 @@ impl Examples {
     /// lies in the middle, where a split leaves it to the training.
     fn part(&self, part: &Part) -> Result<Vec<usize>, Problem> {
         let mut groups: BTreeMap<Option<usize>, Vec<usize>> = BTreeMap::new();
-        for (place, example) in self.all.iter().enumerate() {
+        for (place, example) in self.iter().enumerate() {
             let label = match example.target {
                 Target::Class(class) => Some(class),
                 _ => None,
@@ -249,7 +237,7 @@ impl Examples {
             groups.entry(label).or_default().push(place);
         }
         // The distance of an example from the beginning of the order, a number that decides between equals, and its place.
-        let mut order: Vec<(f64, u32, usize)> = Vec::with_capacity(self.all.len());
+        let mut order: Vec<(f64, u32, usize)> = Vec::with_capacity(self.len());
         for (label, mut places) in groups {
             let mut random = ChaCha8Rng::seed_from_u64(part.seed);
             random.set_stream(label.map_or(0, |label| 1 + label as u64));
@@ -269,7 +257,7 @@ impl Examples {
         let own = part.of(order.len());
         let mut chosen: Vec<usize> = own.map(|at| order[at % order.len()].2).collect();
         if chosen.is_empty() {
-            return Err(empty_part(self.all.len()));
+            return Err(empty_part(self.len()));
         }
         chosen.sort_unstable();
         Ok(chosen)
@@ -283,14 +271,11 @@ impl Examples {
         texts: &[Vec<String>],
         task: &TaskPlan,
         encoder: &TextEncoder,
-    ) -> Result<Self, (usize, Problem)> {
+    ) -> Result<Vec<Example>, (usize, Problem)> {
         let one = |(index, row): (usize, &Vec<String>)| {
             encode(encoder, task, row).map_err(|problem| (index, problem))
         };
-        let all = texts.iter().enumerate().map(one);
-        Ok(Examples {
-            all: all.collect::<Result<_, _>>()?,
-        })
+        texts.iter().enumerate().map(one).collect()
     }
 
     /// The first example of a file.
@@ -313,22 +298,29 @@ impl Examples {
         Ok(read.remove(0))
     }
 
+    /// Example number `place`.
+    pub fn get(&self, place: usize) -> Example {
+        self.packed.get(place)
+    }
+
+    /// The examples, one after the other.
+    pub fn iter(&self) -> impl Iterator<Item = Example> + '_ {
+        (0..self.len()).map(|place| self.get(place))
+    }
+
+    /// All examples, which take many times the memory at once.
+    pub fn unpacked(&self) -> Vec<Example> {
+        self.iter().collect()
+    }
+
     /// The number of examples.
     pub fn len(&self) -> usize {
-        self.all.len()
+        self.packed.len()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.all.is_empty()
-    }
-
-    /// The tokens of all texts together.
-    pub fn tokens(&self) -> usize {
-        self.all
-            .iter()
-            .map(|example| example.text.tokens.len())
-            .sum()
+        self.len() == 0
     }
 }
 

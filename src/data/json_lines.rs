@@ -36,33 +36,37 @@ fn object(
 /// The file is a list, or its first object lacks a wanted value.
 pub(super) fn jsonl(
     file: &FilePlan,
-    text: &str,
     wanted: &[Wanted],
     each: &mut dyn FnMut(Result<Numbered, Problem>) -> bool,
 ) -> Result<(), Problem> {
-    if text.trim_start().starts_with('[') {
+    let mut lines = lines(file)?.peekable();
+    let first = match lines.peek() {
+        Some(Ok((_, line))) => line.trim(),
+        _ => "",
+    };
+    if first.starts_with('[') {
         let message = "the file is a JSON list, not an object per line";
         return Err(at_line("delta::data::json", file, 0, message)
             .at(file.span, "this file")
             .help("read it with `json(...)`"));
     }
-    if let Some((_, "{")) = lines(text)
-        .next()
-        .map(|(number, line)| (number, line.trim()))
-    {
+    if first == "{" {
         let message = "an object is spread over several lines";
         return Err(at_line("delta::data::json", file, 1, message)
             .at(file.span, "this file")
             .help("write each object on a line of its own: `jq -c . FILE > NEW`"));
     }
     let mut is_first = true;
-    for (number, line) in lines(text) {
-        let object = object(file, number, line);
-        if let (Ok(object), true) = (&object, is_first) {
+    for line in lines {
+        let read = |(number, line): (usize, String)| {
+            object(file, number, &line).map(|object| (number, object))
+        };
+        let object = line.and_then(read);
+        if let (Ok((_, object)), true) = (&object, is_first) {
             places(file, &columns(object, wanted), wanted)?;
             is_first = false;
         }
-        let row = object.and_then(|object| values(file, number, &object, wanted));
+        let row = object.and_then(|(number, object)| values(file, number, &object, wanted));
         if !each(row) {
             break;
         }

@@ -7,6 +7,7 @@ use super::bytes::read_text;
 use super::conll::conll;
 use super::files::files_of;
 use super::json_lines::{json, jsonl};
+use super::lines::TextLines;
 use super::parquet::parquet;
 use crate::diagnostic::Problem;
 use crate::plan::{FileFormat, FilePlan, Task};
@@ -179,15 +180,18 @@ fn visit_one(
     match file.format {
         FileFormat::Parquet => parquet(file, wanted, each),
         FileFormat::Json => json(file, &text()?, wanted, each),
-        FileFormat::Tsv => tsv(file, &text()?, wanted, each),
+        FileFormat::Tsv => tsv(file, wanted, each),
         FileFormat::Csv => csv(file, &text()?, wanted, each),
-        FileFormat::Jsonl => jsonl(file, &text()?, wanted, each),
+        FileFormat::Jsonl => jsonl(file, wanted, each),
         FileFormat::Conll => conll(file, &text()?, wanted, each),
         FileFormat::Text => {
             places(file, &["text".to_owned()], wanted)?;
-            for (number, line) in lines(&text()?) {
-                let row = wanted.iter().map(|_| line.to_owned()).collect();
-                if !each(Ok((number, row))) {
+            for line in lines(file)? {
+                let row = |(number, line): (usize, String)| {
+                    let row = wanted.iter().map(|_| line.clone());
+                    (number, row.collect())
+                };
+                if !each(line.map(row)) {
                     break;
                 }
             }
@@ -309,11 +313,15 @@ pub(super) fn unreadable(file: &FilePlan, error: &std::io::Error) -> Problem {
 }
 
 /// Lines that are not blank, with their numbers.
-pub(super) fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    text.lines()
-        .enumerate()
-        .map(|(index, line)| (index + 1, line))
-        .filter(|(_, line)| !line.trim().is_empty())
+///
+/// # Errors
+/// As for [`TextLines::open`].
+pub(super) fn lines(
+    file: &FilePlan,
+) -> Result<impl Iterator<Item = Result<(usize, String), Problem>> + '_, Problem> {
+    let is_blank = |line: &str| line.trim().is_empty();
+    let lines = TextLines::open(file)?;
+    Ok(lines.filter(move |line| !line.as_ref().is_ok_and(|(_, line)| is_blank(line))))
 }
 
 pub(super) fn wrong_width(file: &FilePlan, line: usize, found: usize, expected: usize) -> Problem {
@@ -327,7 +335,7 @@ pub(super) fn wrong_width(file: &FilePlan, line: usize, found: usize, expected: 
 }
 
 fn tsv_values(line: &str) -> Vec<String> {
-    let line = line.trim_end_matches(['\r', '\n']);
+    let line = line.trim_end_matches('\r');
     line.split('\t').map(str::to_owned).collect()
 }
 
@@ -338,31 +346,29 @@ fn chosen(row: &[String], places: &[usize]) -> Vec<String> {
 
 fn tsv(
     file: &FilePlan,
-    text: &str,
     wanted: &[Wanted],
     each: &mut dyn FnMut(Result<Numbered, Problem>) -> bool,
 ) -> Result<(), Problem> {
     // A line with only tabs is a row of empty values, so we skip only lines without any character.
-    let numbered = text
-        .lines()
-        .enumerate()
-        .map(|(index, line)| (index + 1, line));
-    let mut rows = numbered
-        .filter(|(_, line)| !line.is_empty())
-        .map(|(number, line)| (number, tsv_values(line)));
+    let is_empty = |line: &(usize, String)| line.1.is_empty();
+    let lines = TextLines::open(file)?;
+    let mut lines = lines.filter(|line| !line.as_ref().is_ok_and(is_empty));
     let columns = match &file.columns {
         Some(columns) => columns.clone(),
-        None => match rows.next() {
-            Some((_, header)) => header,
+        None => match lines.next().transpose()? {
+            Some((_, header)) => tsv_values(&header),
             None => return Err(no_examples(file)),
         },
     };
     let places = places(file, &columns, wanted)?;
-    for (number, row) in rows {
-        let row = match row.len() == columns.len() {
-            true => Ok((number, chosen(&row, &places))),
-            false => Err(wrong_width(file, number, row.len(), columns.len())),
-        };
+    for line in lines {
+        let row = line.and_then(|(number, line)| {
+            let row = tsv_values(&line);
+            match row.len() == columns.len() {
+                true => Ok((number, chosen(&row, &places))),
+                false => Err(wrong_width(file, number, row.len(), columns.len())),
+            }
+        });
         if !each(row) {
             break;
         }

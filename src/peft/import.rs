@@ -113,7 +113,7 @@ pub fn import(directory: &Path, config: &Config) -> Result<Imported, Problem> {
 }
 
 /// Reads `adapter_config.json`.
-fn read_settings(directory: &Path) -> Result<PeftConfig, Problem> {
+pub fn read_settings(directory: &Path) -> Result<PeftConfig, Problem> {
     let path = directory.join("adapter_config.json");
     let text = std::fs::read_to_string(&path).map_err(|e| {
         problem(directory, e).help("name a directory that PEFT's `save_pretrained` wrote")

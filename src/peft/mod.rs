@@ -24,7 +24,7 @@ use crate::graph::Tensors;
 
 pub use export::export;
 pub use form::why_not;
-pub use import::{import, is_language_model, Imported};
+pub use import::{import, is_language_model, read_settings, Imported};
 pub use low_rank::plain_loras;
 
 /// The prefix of modules' names in an adapter's file.

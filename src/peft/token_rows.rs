@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{json, Value};
 
-use super::import::problem;
+use super::import::{problem, WORD_TABLE};
 use super::reader::Reader;
 use super::settings::MERGE_IN_PYTHON;
 use super::targets::names;
@@ -29,12 +29,11 @@ pub(super) const KIND: &str = "TRAINABLE_TOKENS";
 /// The suffix of the table's name in such an adapter.
 const SUFFIX_ALONE: &str = "trainable_tokens_delta";
 
-const TABLE: &str = "embeddings.word";
 const DELTA: &str = "trainable_tokens";
 
 /// Adds the rows that a plan trains to the export of its LoRAs.
 pub(super) fn write(plan: &Plan, graph: &Graph, written: &mut PeftDeltas) {
-    let Some(table) = graph.tree().module(TABLE) else {
+    let Some(table) = graph.tree().module(WORD_TABLE) else {
         return;
     };
     let prefix = plan.name_prefix();
@@ -42,7 +41,7 @@ pub(super) fn write(plan: &Plan, graph: &Graph, written: &mut PeftDeltas) {
         let Some(PeftAdapter::Rows(method)) = delta.method().map(Method::peft_adapter) else {
             continue;
         };
-        let rows = graph.delta_tensor(&delta.name, TABLE, "rows");
+        let rows = graph.delta_tensor(&delta.name, WORD_TABLE, "rows");
         let name = module_name(prefix, &table.checkpoint_name);
         let shape = vec![method.tokens.len(), table.input];
         let tensor = (rows.unwrap_or_default(), shape);
@@ -61,7 +60,7 @@ pub(super) fn read(
     prefix: &str,
     reader: &mut Reader,
 ) -> Result<Option<DeltaPlan>, Problem> {
-    let (Some(setting), Some(table)) = (setting, tree.module(TABLE)) else {
+    let (Some(setting), Some(table)) = (setting, tree.module(WORD_TABLE)) else {
         return Ok(None);
     };
     let wrong = || {
@@ -95,7 +94,7 @@ pub(super) fn read_alone(
     prefix: &str,
     reader: &mut Reader,
 ) -> Result<Vec<DeltaPlan>, Problem> {
-    let Some(table) = tree.module(TABLE) else {
+    let Some(table) = tree.module(WORD_TABLE) else {
         return Ok(Vec::new());
     };
     let name = module_name(prefix, &table.checkpoint_name);
@@ -118,7 +117,7 @@ fn read_rows(
     reader: &mut Reader,
 ) -> Result<DeltaPlan, Problem> {
     let shape = [tokens.len(), table.input];
-    let key = format!("{DELTA}.{TABLE}.rows");
+    let key = format!("{DELTA}.{WORD_TABLE}.rows");
     reader.take(stored, &shape, key, &shape)?;
     let method = Method::from(TrainableTokens {
         words: Vec::new(),
@@ -127,5 +126,9 @@ fn read_rows(
     method.check(table).map_err(|message| {
         reader.problem(format!("the token ids do not fit the backbone: {message}"))
     })?;
-    Ok(DeltaPlan::of_method(DELTA, method, vec![TABLE.to_owned()]))
+    Ok(DeltaPlan::of_method(
+        DELTA,
+        method,
+        vec![WORD_TABLE.to_owned()],
+    ))
 }

@@ -7,7 +7,7 @@ use crate::diagnostic::{Problem, Span};
 use crate::hub::in_hub;
 use crate::settings::Fields;
 use crate::syntax::ast::{Argument, Name, Spanned, Value};
-use crate::text::{did_you_mean, quoted_list};
+use crate::text::{did_you_mean, percent, quoted_list};
 
 /// Reads a `data` block; paths are relative to `base`.
 pub(super) fn data(fields: &Fields, base: &Path, seed: u64) -> DataPlan {
@@ -38,18 +38,24 @@ pub(super) fn data(fields: &Fields, base: &Path, seed: u64) -> DataPlan {
         }
     }
     fields.finish();
-    // If `train` and `dev` take a few examples of the same file, they must not share any, so `dev` skips `train`'s.
-    let train = plan.train.as_ref().map(|file| (file.paths(), file.few));
-    if let (Some((paths, Some(train))), Some(dev)) = (train, &mut plan.dev) {
-        let is_same = dev.paths() == paths;
-        match &mut dev.few {
-            Some(few) if is_same && few.seed == train.seed => {
-                few.skipped = train.per_class;
-            }
-            _ => {}
+    separate(&mut plan);
+    plan
+}
+
+/// Lets sets that take a few examples of the same file share none: each skips those of the sets before it.
+fn separate(plan: &mut DataPlan) {
+    let mut taken: Vec<(Vec<PathBuf>, Few)> = Vec::new();
+    let sets = [&mut plan.train, &mut plan.dev, &mut plan.test];
+    for set in sets.into_iter().flatten() {
+        let paths: Vec<PathBuf> = set.paths();
+        if let Some(few) = &mut set.few {
+            let before = taken
+                .iter()
+                .filter(|(other, own)| *other == paths && own.seed == few.seed);
+            few.skipped = before.map(|(_, own)| own.per_class).sum();
+            taken.push((paths, *few));
         }
     }
-    plan
 }
 
 fn file(fields: &Fields, key: &'static str, base: &Path, seed: u64) -> Option<FilePlan> {
@@ -91,7 +97,11 @@ fn fold(fields: &Fields, plan: &DataPlan, is_split: bool, seed: u64) -> Option<(
     let is_train =
         |argument: &Argument| matches!(&argument.value.node, Value::Word(word) if word == "train");
     let numbers = match arguments.as_slice() {
-        [set, one, of] if is_train(set) && of.key.as_ref().is_some_and(|key| key.node == "of") => {
+        [set, one, of]
+            if is_train(set)
+                && one.key.is_none()
+                && of.key.as_ref().is_some_and(|key| key.node == "of") =>
+        {
             number(one).zip(number(of))
         }
         _ => None,
@@ -246,10 +256,13 @@ fn head(
 fn wrong_share(fields: &Fields, span: Span, given: &Value) {
     let message = "a share is a percentage between 0 % and 100 %";
     let problem = Problem::new("delta::plan::split", message).at(span, "not this");
-    let percent = |share: f64| format!("write `{}%`", (share * 1e4).round() / 1e4);
     fields.report(problem.help(match given {
-        Value::Number(share) if *share > 0.0 && *share < 1.0 => percent(100.0 * share),
-        Value::Number(share) if *share > 1.0 && *share < 100.0 => percent(*share),
+        Value::Number(share) if *share > 0.0 && *share < 1.0 => {
+            format!("write `{}`", percent(*share))
+        }
+        Value::Number(share) if *share > 1.0 && *share < 100.0 => {
+            format!("write `{}`", percent(share / 100.0))
+        }
         _ => "write a share such as `10%`".to_owned(),
     }));
 }
@@ -275,16 +288,17 @@ fn few(
     base: &Path,
     seed: u64,
 ) -> Option<FilePlan> {
-    let number = |argument: &Argument| match fields.scope.resolve(&argument.value).node {
-        Value::Number(number) if number >= 1.0 && number.fract() == 0.0 => Some(number as u64),
+    let whole = |argument: &Argument| match fields.scope.resolve(&argument.value).node {
+        Value::Number(number) if number >= 0.0 && number.fract() == 0.0 => Some(number as u64),
         _ => None,
     };
+    let number = |argument: &Argument| whole(argument).filter(|number| *number > 0);
     let is_plain = |argument: &&Argument| argument.key.is_none();
     let plain: Vec<&Argument> = arguments.iter().filter(is_plain).collect();
     let named: Vec<&Argument> = arguments.iter().filter(|a| a.key.is_some()).collect();
     let seed = match named.as_slice() {
         [] => Some(seed),
-        [one] if one.key.as_ref().is_some_and(|key| key.node == "seed") => number(one),
+        [one] if one.key.as_ref().is_some_and(|key| key.node == "seed") => whole(one),
         _ => None,
     };
     let (file, per_class) = match plain.as_slice() {
@@ -332,7 +346,20 @@ fn whole_file(fields: &Fields, key: &str, value: &Spanned<Value>, base: &Path) -
     let mut columns = None;
     let mut separator = None;
     let mut encoding = None;
+    let mut named: Vec<&str> = Vec::new();
     for argument in arguments {
+        if let Some(key) = &argument.key {
+            if named.contains(&key.node.as_str()) {
+                let message = format!("`{}` is set twice", key.node);
+                let problem = Problem::new("delta::plan::argument", message);
+                fields.report(
+                    problem
+                        .at(key.span, "again here")
+                        .help("remove one of the two"),
+                );
+            }
+            named.push(&key.node);
+        }
         match &argument.key {
             None if paths.is_none() => paths = Some(paths_of(fields, name, argument)?),
             Some(key) if key.node == "columns" && !has_names(*format) => {

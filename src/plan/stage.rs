@@ -160,7 +160,7 @@ pub enum ScheduleShape {
 #[allow(missing_docs)]
 pub enum Warmup {
     Steps(usize),
-    Fraction(f32),
+    Fraction(f64),
 }
 
 /// Which state a stage keeps at its end.

@@ -338,7 +338,7 @@ fn schedule(fields: &Fields) -> Schedule {
     if let Some(value) = settings.value("warmup") {
         match value.node {
             Value::Percent(share) if (0.0..1.0).contains(&share) => {
-                schedule.warmup = Warmup::Fraction(share as f32);
+                schedule.warmup = Warmup::Fraction(share);
             }
             Value::Number(steps) if steps >= 0.0 && steps.fract() == 0.0 && steps < 1e9 => {
                 schedule.warmup = Warmup::Steps(steps as usize);

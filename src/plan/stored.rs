@@ -6,6 +6,7 @@ use sha2::{Digest, Sha256};
 
 use super::{DeltaPlan, Plan};
 use crate::backbone::{Module, Tree};
+use crate::diagnostic::Problem;
 use crate::text::{counted, hexadecimal};
 
 /// The most elements that a parameter may have: more than any real one, but few enough that a product of two such
@@ -93,11 +94,15 @@ impl Plan {
     }
 
     /// A hash of everything that determines the run's result. Two files with the same meaning have the same hash.
-    pub fn hash(&self) -> String {
+    ///
+    /// # Errors
+    /// The plan cannot be written.
+    pub fn hash(&self) -> Result<String, Problem> {
         let text = self
             .meaning()
-            .and_then(|value| serde_yaml::to_string(&value));
-        hexadecimal(&Sha256::digest(text.unwrap_or_default()))
+            .and_then(|value| serde_yaml::to_string(&value))
+            .map_err(Problem::internal)?;
+        Ok(hexadecimal(&Sha256::digest(text)))
     }
 
     /// The meaning of the plan: its YAML without places in the file, params and the backbone's location.
@@ -252,7 +257,7 @@ fn differ(place: &str, then: &Value, now: &Value, found: &mut Vec<[String; 3]>) 
 fn brief(value: &Value) -> String {
     match value {
         Value::Null => "absent".to_owned(),
-        Value::Sequence(items) => counted(items.len(), "entry").replace("entrys", "entries"),
+        Value::Sequence(items) => counted(items.len(), "item"),
         Value::Mapping(_) => "a mapping".to_owned(),
         // The plan keeps fractions in 32 bits, so further digits would be noise.
         Value::Number(number) if number.is_f64() => {

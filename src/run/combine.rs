@@ -8,8 +8,8 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sha2::{Digest, Sha256};
 
-use super::{Directory, Integrity, Loaded, Manifest};
-use crate::backbone::{Checkpoint, Module, Site};
+use super::{has_same_backbone, Directory, Integrity, Loaded, Manifest};
+use crate::backbone::{Module, Site};
 use crate::delta::{transposed, Folded, Lora, LoraInit, Method, PeftAdapter, Scaling};
 use crate::diagnostic::Problem;
 use crate::engine::{Device, Svd};
@@ -168,9 +168,6 @@ fn problem(message: String, help: &str) -> Result<(), Problem> {
 
 fn check(runs: &[Loaded], combination: &Combination) -> Result<(), Problem> {
     combination.check(runs.len())?;
-    let hash = |run: &Loaded| {
-        Checkpoint::open_directory(&run.plan.backbone.directory).map(|file| file.hash())
-    };
     let first = &runs[0];
     let shapes = |run: &Loaded| -> Vec<Vec<usize>> {
         let keys = run.graph.head_ids();
@@ -178,7 +175,6 @@ fn check(runs: &[Loaded], combination: &Combination) -> Result<(), Problem> {
             .map(|(parameter, _)| parameter.shape)
             .collect()
     };
-    let backbone = hash(first)?;
     for run in runs {
         let name = &run.plan.name;
         let active = run.plan.active(run.plan.stages.len());
@@ -190,7 +186,7 @@ fn check(runs: &[Loaded], combination: &Combination) -> Result<(), Problem> {
             let message = format!("`{}` of `{name}` is not a plain LoRA", other.name);
             return problem(message, "combine runs that have only plain LoRAs");
         }
-        if hash(run)? != backbone {
+        if !has_same_backbone(&run.plan, &first.plan)? {
             let message = format!(
                 "`{name}` and `{}` have different backbones",
                 first.plan.name

@@ -15,7 +15,7 @@ use crate::diagnostic::Problem;
 use crate::disk::{self, failed};
 use crate::graph::Graph;
 use crate::peft;
-use crate::plan::Plan;
+use crate::plan::{Plan, TaskPlan};
 use crate::terminal::note;
 use crate::train::{load, save, Snapshot, State};
 
@@ -46,7 +46,7 @@ impl Directory {
         if out.symlink_metadata().is_err() {
             return Ok(());
         }
-        if out.join(Manifest::FILE).exists() {
+        if out.join(Manifest::FILE).exists() && !is_partial(out) {
             tidy(out);
         }
         let message = format!("the output directory `{}` already exists", out.display());
@@ -152,6 +152,17 @@ impl Directory {
             "`{shown}` is an unfinished run on other inputs: since it started, {} changed",
             crate::text::list(&changed)
         );
+        // What the first model made of the old rows is in the checkpoint, and cannot be had for others.
+        let has_reference = |task: &TaskPlan| {
+            let comparison = task.kind.comparison();
+            comparison.is_some_and(|comparison| comparison.has_reference())
+        };
+        let integrity = match found.data_hashes != manifest.data_hashes
+            && plan.tasks.values().any(has_reference)
+        {
+            true => Integrity::Checked,
+            false => integrity,
+        };
         match integrity {
             Integrity::Unchecked => note(&message),
             Integrity::Checked => {
@@ -302,6 +313,13 @@ fn check_own(partial: &Path) -> Result<(), Problem> {
     );
     Err(Problem::new("delta::run::foreign", message)
         .help("choose another output directory with `--out DIR`"))
+}
+
+/// Whether a directory has the name of an unfinished run, by whatever path it is called.
+pub fn is_partial(directory: &Path) -> bool {
+    let whole = directory.canonicalize();
+    let whole = whole.as_deref().unwrap_or(directory);
+    whole.extension().is_some_and(|ending| ending == "partial")
 }
 
 /// `OUT.partial`

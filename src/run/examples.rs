@@ -7,8 +7,8 @@ use std::sync::Arc;
 use super::reference::{check_final, reference};
 use super::ROWS_AT_EACH_END;
 use crate::data::{
-    check_few, empty_part, nothing_to_predict, warn_of_overlap, DataSummary, Example, Examples,
-    Extent, Masking, Noising, RowFindings, Spans, TextEncoder,
+    check_few, empty_part, nothing_to_predict, warn_of_overlap, DataSummary, Examples, Extent,
+    Masking, Noising, RowFindings, Spans, TextEncoder,
 };
 use crate::diagnostic::{Problem, Span};
 use crate::generate::{Decoding, Defaults, Writer};
@@ -158,7 +158,7 @@ impl Loader {
     }
 
     fn check_predicted(&self, file: &FilePlan, examples: &Examples) -> Result<(), Problem> {
-        let predicted: usize = examples.all.iter().map(Example::predicted).sum();
+        let predicted: usize = examples.iter().map(|example| example.predicted()).sum();
         if predicted == 0 && !self.has_prompts {
             return Err(nothing_to_predict(file));
         }
@@ -181,9 +181,9 @@ impl Loader {
         let measuring = Measuring {
             noising: noising.as_ref(),
             writer: writer.as_ref(),
-            reference: &reference(plan, graph, task, &examples.all)?,
+            reference: &reference(plan, graph, task, &examples)?,
         };
-        evaluate(graph, &examples.all, task, measuring)
+        evaluate(graph, &examples.unpacked(), task, measuring)
     }
 
     /// What writes texts for a task's metric; `None` unless the metric is one of texts. It takes the most probable tokens

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::directory::tidy;
+use super::directory::{is_partial, tidy};
 use super::manifest::{backbone_files, Manifest, VERSION};
 use super::Summary;
 use crate::backbone::Checkpoint;
@@ -55,8 +55,13 @@ impl FinishedRun {
     /// Opens a run's directory.
     ///
     /// # Errors
-    /// The directory has no readable manifest.
+    /// The directory has no readable manifest, or its run has not ended.
     pub fn open(directory: &Path, integrity: Integrity) -> Result<Self, Problem> {
+        if is_partial(directory) {
+            let message = format!("the run in `{}` has not ended", directory.display());
+            return Err(Problem::new("delta::run::unfinished", message)
+                .help("run the same command again to continue it, or name a finished run"));
+        }
         let manifest = Manifest::read(directory)?;
         let run = FinishedRun {
             directory: directory.to_owned(),

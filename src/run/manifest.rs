@@ -40,6 +40,18 @@ pub struct Manifest {
     pub files: BTreeMap<String, String>,
 }
 
+/// Whether two plans have the same backbone.
+///
+/// # Errors
+/// The weights cannot be read.
+pub fn has_same_backbone(first: &Plan, second: &Plan) -> Result<bool, Problem> {
+    let weights = |plan: &Plan| match plan.backbone.random {
+        true => Ok((Some(plan.seed), String::new())),
+        false => hash_of_weights(&plan.backbone.directory).map(|hash| (None, hash)),
+    };
+    Ok(weights(first)? == weights(second)?)
+}
+
 impl Manifest {
     /// Its name in a run's directory.
     pub const FILE: &'static str = "manifest.yaml";
@@ -69,13 +81,16 @@ impl Manifest {
             backbone_hash,
             backbone_files: backbone_files(&plan.backbone)?,
             data_hashes,
-            plan_hash: plan.hash(),
+            plan_hash: plan.hash()?,
             files: BTreeMap::new(),
         })
     }
 
     /// The same record of a plan whose files and backbone are known by their roles instead of their paths.
-    pub fn without_paths(&self, plan: &Plan) -> Self {
+    ///
+    /// # Errors
+    /// The plan cannot be written.
+    pub fn without_paths(&self, plan: &Plan) -> Result<Self, Problem> {
         let mut plan = plan.clone();
         plan.backbone.directory = PathBuf::new();
         let mut data_hashes = BTreeMap::new();
@@ -99,11 +114,11 @@ impl Manifest {
                 file.more = Vec::new();
             }
         }
-        Manifest {
+        Ok(Manifest {
             data_hashes,
-            plan_hash: plan.hash(),
+            plan_hash: plan.hash()?,
             ..self.clone()
-        }
+        })
     }
 
     /// Reads the record in a run's directory.

@@ -47,7 +47,7 @@ use crate::train::{
 };
 
 pub use combine::{combine, combined, Combination, Rule};
-pub use directory::Directory;
+pub use directory::{is_partial, Directory};
 pub use examples::{check_data, first_examples, summarize, Loader};
 pub use finished::{FinishedRun, Integrity};
 pub use gguf::{export_gguf, merge_gguf};
@@ -55,7 +55,7 @@ pub use heads::{backbone_warnings, check_backbone, head_origins};
 pub use listener::Listener;
 pub use load::{open_run, InputSettings, Loaded};
 pub use log::Log;
-pub use manifest::Manifest;
+pub use manifest::{has_same_backbone, Manifest};
 pub use merge::merge;
 pub use precision::PrecisionError;
 pub use profile::{profile, Profile};
@@ -206,7 +206,7 @@ fn check_others(plan: &Plan, own: &Manifest) -> Result<(), Problem> {
     if world().size() == 1 {
         return Ok(());
     }
-    let text = serde_json::to_vec(&own.without_paths(plan)).map_err(Problem::internal)?;
+    let text = serde_json::to_vec(&own.without_paths(plan)?).map_err(Problem::internal)?;
     let read = |bytes: &Vec<u8>| serde_json::from_slice(bytes).map_err(Problem::internal);
     let all = world().all_gather(&text);
     let all: Vec<Manifest> = all.iter().map(read).collect::<Result<_, _>>()?;
@@ -290,7 +290,7 @@ fn conclude(
         .last()
         .and_then(|data| data.dev.as_ref().or(Some(&data.train)));
     let precision_error = match seen {
-        Some(seen) => precision::precision_error(plan, &mut graph, &seen.all)?,
+        Some(seen) => precision::precision_error(plan, &mut graph, seen)?,
         None => None,
     };
     let summary = Summary {
@@ -331,7 +331,6 @@ fn majority(plan: &Plan, data: Option<&Data>) -> Option<f64> {
     }
     let classes = |examples: &Examples| -> Vec<usize> {
         examples
-            .all
             .iter()
             .filter_map(|e| {
                 if let Target::Class(class) = e.target {

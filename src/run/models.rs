@@ -70,11 +70,11 @@ pub(super) fn open_adapter(
 }
 
 fn stated_backbone(directory: &Path) -> Result<String, Problem> {
-    let path = directory.join("adapter_config.json");
-    let json: Option<Value> = std::fs::read_to_string(path)
-        .ok()
-        .and_then(|text| serde_json::from_str(&text).ok());
-    let stated = json.and_then(|json| json["base_model_name_or_path"].as_str().map(str::to_owned));
+    let settings = peft::read_settings(directory)?;
+    let stated = settings
+        .get("base_model_name_or_path")
+        .and_then(Value::as_str);
+    let stated = stated.map(str::to_owned);
     let stated = stated.ok_or_else(|| {
         let message = "the adapter does not name its backbone";
         Problem::new("delta::run::no_backbone", message).help("name it with `--backbone DIR`")

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::data::Example;
+use crate::data::{Example, Examples};
 use crate::diagnostic::Problem;
 use crate::engine::{Device, Precision, Storage};
 use crate::graph::Graph;
@@ -51,16 +51,16 @@ const COMPARED: usize = 64;
 pub(super) fn precision_error(
     plan: &Plan,
     graph: &mut Graph,
-    examples: &[Example],
+    examples: &Examples,
 ) -> Result<Option<PrecisionError>, Problem> {
-    let examples = &examples[..examples.len().min(COMPARED)];
     let is_language_model = graph.task().is_none_or(|task| task.kind.predicts_tokens());
     if plan.backbone.precision == Precision::F32 || examples.is_empty() || is_language_model {
         return Ok(None);
     }
-    let found = predict(graph, examples)?;
+    let examples: Vec<Example> = examples.iter().take(COMPARED).collect();
+    let found = predict(graph, &examples)?;
     graph.set_precision(Precision::F32);
-    let exact = predict(graph, examples)?;
+    let exact = predict(graph, &examples)?;
     graph.set_precision(plan.backbone.precision);
     let largest =
         |values: &mut dyn Iterator<Item = f32>| values.fold(0.0, |a: f32, b| a.max(b.abs()));

@@ -100,6 +100,10 @@ impl Watcher for Clock {
                 self.spent = profile::stop();
             }
         }
+        // The next stage trains other deltas.
+        if matches!(event, Event::End { .. }) && self.spent.is_empty() {
+            self.spent = profile::stop();
+        }
         Ok(())
     }
 

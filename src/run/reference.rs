@@ -1,6 +1,6 @@
 //! The model that a stage compared its own with, for the evaluation of a finished run.
 
-use crate::data::Example;
+use crate::data::Examples;
 use crate::diagnostic::Problem;
 use crate::graph::Graph;
 use crate::plan::{Plan, TaskPlan};
@@ -49,7 +49,7 @@ pub fn reference(
     plan: &Plan,
     graph: &Graph,
     task: &TaskPlan,
-    examples: &[Example],
+    examples: &Examples,
 ) -> Result<Vec<[f32; 2]>, Problem> {
     let comparison = task.kind.comparison();
     if !comparison.is_some_and(|comparison| comparison.has_reference()) {

@@ -71,7 +71,7 @@ pub(super) fn problems(name: &str, text: &str, error: &EvalAltResult) -> Problem
 }
 
 /// The functions that scripts have of us.
-const FUNCTIONS: [&str; 27] = [
+const FUNCTIONS: [&str; 29] = [
     "add",
     "deviation",
     "evaluate",
@@ -82,6 +82,7 @@ const FUNCTIONS: [&str; 27] = [
     "mean",
     "median",
     "merge",
+    "pad",
     "page",
     "params",
     "percent",
@@ -99,10 +100,11 @@ const FUNCTIONS: [&str; 27] = [
     "subsets",
     "table",
     "text",
+    "verbatim",
 ];
 
 /// What can be asked of a run.
-const PROPERTIES: [&str; 15] = [
+const PROPERTIES: [&str; 16] = [
     "curve",
     "directory",
     "losses",
@@ -118,6 +120,7 @@ const PROPERTIES: [&str; 15] = [
     "steps",
     "test",
     "trained",
+    "value",
 ];
 
 /// A call of a function that there is not, or not with such arguments: `name (types)`, as rhai has it.
@@ -176,20 +179,13 @@ fn in_words(text: &str) -> String {
         ("Page", "a page"),
         ("()", "nothing"),
     ];
-    let mut text = text.replace("&mut ", "");
-    for (rust, word) in WORDS {
-        let is_word = |c: Option<char>| !c.is_some_and(|c| c.is_alphanumeric() || c == '_');
-        let mut from = 0;
-        while let Some(found) = text[from..].find(rust).map(|at| at + from) {
-            let end = found + rust.len();
-            from = end;
-            if is_word(text[..found].chars().next_back()) && is_word(text[end..].chars().next()) {
-                text.replace_range(found..end, word);
-                from = found + word.len();
-            }
-        }
-    }
-    text
+    let in_words = |part: &str| {
+        let known = WORDS.iter().find(|(rust, _)| *rust == part);
+        known.map_or(part, |(_, words)| *words).to_owned()
+    };
+    let text = text.replace("&mut ", "");
+    let parts: Vec<String> = text.split(", ").map(in_words).collect();
+    parts.join(", ")
 }
 
 /// What is wrong, without the place that it is shown at.

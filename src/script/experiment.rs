@@ -10,7 +10,6 @@ use super::functions::number;
 use super::rehearsal::unfinished;
 use super::runner::Finished;
 use super::session::Session;
-use crate::backbone::Checkpoint;
 use crate::diagnostic::{Problem, Problems};
 use crate::engine::{measure_rate, Device};
 use crate::graph::this_machine;
@@ -18,8 +17,8 @@ use crate::graph::{label_order, reordered, Graph, Tensors};
 use crate::plan::{Plan, TaskPlan};
 use crate::report::{describe, Assumptions};
 use crate::run::{
-    head_origins, merge, open_run, summarize, FinishedRun, InputSettings, Loaded, Loader, Log,
-    Source,
+    has_same_backbone, head_origins, merge, open_run, summarize, FinishedRun, InputSettings,
+    Loaded, Loader, Log, Source,
 };
 
 /// A pipeline, not yet read.
@@ -68,7 +67,10 @@ pub(super) fn register(engine: &mut Engine, session: &Rc<Session>) {
         longer.0.text.push_str(&text);
         longer
     });
-    engine.register_fn("plan", plan);
+    let own = session.clone();
+    engine.register_fn("plan", move |pipeline: &mut Pipeline| {
+        own.work(|| plan(pipeline))
+    });
     register_running(engine, session);
     register_results(engine);
 }
@@ -409,10 +411,7 @@ fn evaluate_elsewhere(session: &Session, run: &Run, other: &Source) -> Outcome<f
         )
     })?;
     let mut transfer = || -> Result<f64, Problem> {
-        let hash = |plan: &Plan| {
-            Checkpoint::open_directory(&plan.backbone.directory).map(|file| file.hash())
-        };
-        if hash(&plan)? != hash(&run.plan)? {
+        if !has_same_backbone(&plan, &run.plan)? {
             let message = format!(
                 "`{}` and `{}` have different backbones",
                 run.plan.name, plan.name

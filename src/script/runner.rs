@@ -76,9 +76,7 @@ impl Runner {
             let run = |source| rehearsal.run(self, source, false);
             return sources.iter().map(run).collect();
         }
-        let plans = sources
-            .iter()
-            .map(|source| Ok(source.checked_plan(usize::MAX)?.plan));
+        let plans = sources.iter().map(|source| self.plan(source));
         let plans: Vec<Plan> = plans.collect::<Result<_, Problems>>()?;
         let next = AtomicUsize::new(0);
         let results: Mutex<Vec<Option<Result<Finished, Problems>>>> =
@@ -282,7 +280,8 @@ fn identity(manifest: &Manifest) -> String {
     let mut hasher = Sha256::new();
     hasher.update(&manifest.plan_hash);
     hasher.update(&manifest.backbone_hash);
-    for hash in manifest.data_hashes.values() {
+    let files = manifest.backbone_files.values();
+    for hash in files.chain(manifest.data_hashes.values()) {
         hasher.update(hash);
     }
     hexadecimal(&hasher.finalize())[..12].to_owned()

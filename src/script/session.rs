@@ -26,7 +26,7 @@ pub(super) struct Session {
     allowed: Vec<PathBuf>,
     started: Instant,
     in_runs: Cell<Duration>,
-    /// Params that the script read.
+    /// Params that the script declared; none before it has.
     known: RefCell<Option<BTreeSet<String>>>,
     /// What runs need of it, on any thread.
     pub runner: Runner,
@@ -114,11 +114,17 @@ impl Session {
         Ok(params)
     }
 
-    /// Checks, before anything runs, that the script read every param that was set from outside.
+    /// Checks, before anything runs, that the script declared every param and preset that was named from outside.
     ///
     /// # Errors
-    /// Something was not.
+    /// It did not declare one.
     pub fn check_params(&self) -> Result<(), Problem> {
+        if let (Some(name), None) = (&self.preset, &*self.known.borrow()) {
+            let message = format!("the script has no preset `{name}`");
+            return Err(Problem::new("delta::script::preset", message).help(
+                "remove `--preset`, or declare it in the script with `params(#{ ... }, #{ ... })`",
+            ));
+        }
         let known = self.known.borrow().clone().unwrap_or_default();
         let unknown = self.set.keys().find(|key| !known.contains(*key));
         let Some(key) = unknown else {
@@ -210,7 +216,12 @@ fn value(text: &str, default: &Dynamic) -> Result<Dynamic, &'static str> {
         let items = default.read_lock::<Array>();
         let first = items.as_ref().and_then(|items| items.first());
         let unit = Dynamic::from(String::new());
-        let parts = text.trim_matches(['[', ']']).split(',');
+        let text = text.trim();
+        let inner = text
+            .strip_prefix('[')
+            .and_then(|text| text.strip_suffix(']'));
+        let inner = inner.unwrap_or(text);
+        let parts = inner.split(',').filter(|_| !inner.trim().is_empty());
         let values: Result<Array, _> = parts
             .map(|part| value(part.trim(), first.unwrap_or(&unit)))
             .collect();

@@ -9,7 +9,7 @@ use super::scope::Scope;
 use super::synonyms;
 use crate::diagnostic::{Problem, Span};
 use crate::syntax::ast::{Block, Setting, Spanned, Value};
-use crate::text::{did_you_mean, quoted_list};
+use crate::text::{did_you_mean, percent, quoted_list};
 
 /// Where problems are collected.
 pub type Problems = RefCell<Vec<Problem>>;
@@ -115,7 +115,7 @@ impl<'a> Fields<'a> {
     pub fn wrong(&self, key: &str, value: &Spanned<Value>, wanted: &str) {
         let found = match &value.node {
             Value::Number(number) => number.to_string(),
-            Value::Percent(fraction) => format!("{}%", fraction * 100.0),
+            Value::Percent(fraction) => percent(*fraction),
             Value::Word(word) => format!("`{word}`"),
             Value::Text(text) => format!("the string {text:?}"),
             other => other.describe().to_owned(),
@@ -124,12 +124,14 @@ impl<'a> Fields<'a> {
         let problem = Problem::new("delta::plan::wrong_type", message).at(value.span, "here");
         let is_number = wanted.contains("number") && !wanted.contains("percentage");
         self.report(problem.help(match &value.node {
-            Value::Percent(fraction) if is_number => format!("write `{fraction}`"),
+            Value::Percent(fraction) if is_number && !wanted.contains("whole") => {
+                format!("write `{fraction}`")
+            }
             Value::Text(text) if is_number && text.trim().parse::<f64>().is_ok() => {
                 format!("write `{}`, without quotes", text.trim())
             }
             Value::Number(share) if wanted.contains("percentage") && (0.0..1.0).contains(share) => {
-                format!("write `{}%`", 100.0 * share)
+                format!("write `{}`", percent(*share))
             }
             _ => format!("write {wanted}"),
         }));
@@ -215,7 +217,7 @@ impl<'a> Fields<'a> {
         texts
     }
 
-    /// A word or a text, such as the name of a field, if the key is there. Words are not params.
+    /// A word or a text, such as the name of a field, if the key is there.
     pub fn name(&self, key: &'static str) -> Option<Spanned<String>> {
         let value = self.raw(key)?;
         self.as_name(key, value)

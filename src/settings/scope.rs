@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::diagnostic::{Problem, Span};
 use crate::syntax::ast::{Amount, Name, Pipeline, Spanned, Statement, Value};
 use crate::syntax::parse_value;
-use crate::text::{did_you_mean, quoted_list};
+use crate::text::{did_you_mean, percent, quoted_list};
 
-/// Values given from outside: `--set name=value`, `--params FILE.yaml`, a script's `with`.
+/// Values given from outside: `--set name=value`, `--params FILE.yaml`, a script's `set`.
 /// They are texts; the param's default says what they are to be read as. `seed` is known to every
 /// file.
 pub type Overrides = BTreeMap<String, String>;
@@ -145,7 +145,7 @@ impl Scope {
     pub fn values(&self) -> BTreeMap<String, String> {
         let show = |value: &Value| match value {
             Value::Number(number) => number.to_string(),
-            Value::Percent(fraction) => format!("{}%", fraction * 100.0),
+            Value::Percent(fraction) => percent(*fraction),
             Value::Text(text) | Value::Word(text) => text.clone(),
             other => other.describe().to_owned(),
         };

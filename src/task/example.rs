@@ -9,13 +9,15 @@ use super::{Cloze, Refusal, Target};
 use crate::diagnostic::Problem;
 
 /// Tokens of one text, or of a pair.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Encoded {
     /// Token numbers.
     pub tokens: Vec<u32>,
     /// Token types: 1 for the second text of a pair, if the family tells them apart.
+    #[serde(with = "runs")]
     pub types: Vec<u8>,
     /// Whether a token is one of the tokenizer's own, such as `[CLS]`.
+    #[serde(with = "runs")]
     pub special: Vec<bool>,
     /// The tokens whose rows the head reads, in ascending order; empty if the head says itself which. For a cloze, the
     /// mask, or the last token of the template in a causal family.
@@ -27,8 +29,35 @@ pub struct Encoded {
     pub words: Vec<Option<usize>>,
 }
 
+/// Lists with long runs of one value, as the values and lengths of their runs.
+mod runs {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<T, S>(all: &[T], serializer: S) -> Result<S::Ok, S::Error>
+    where
+        T: PartialEq + Serialize,
+        S: Serializer,
+    {
+        let runs = all.chunk_by(PartialEq::eq);
+        let runs: Vec<(&T, usize)> = runs.map(|run| (&run[0], run.len())).collect();
+        runs.serialize(serializer)
+    }
+
+    pub fn deserialize<'de, T, D>(deserializer: D) -> Result<Vec<T>, D::Error>
+    where
+        T: Clone + Deserialize<'de>,
+        D: Deserializer<'de>,
+    {
+        let runs = Vec::<(T, usize)>::deserialize(deserializer)?;
+        let values = runs.into_iter();
+        Ok(values
+            .flat_map(|(value, length)| std::iter::repeat_n(value, length))
+            .collect())
+    }
+}
+
 /// One example.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Example {
     /// Its tokens.
     pub text: Encoded,

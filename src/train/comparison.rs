@@ -1,7 +1,7 @@
 //! What a model makes of several answers to a prompt.
 
 use super::evaluate::batches;
-use crate::data::{Example, Prediction};
+use crate::data::{Example, Examples, Prediction};
 use crate::diagnostic::Problem;
 use crate::graph::{Graph, Targets};
 use crate::task::{Comparison, Likelihoods};
@@ -65,13 +65,13 @@ pub fn likelihoods(
 /// The device fails, for example for want of memory.
 pub fn reference(
     graph: &Graph,
-    examples: &[Example],
+    examples: &Examples,
     comparison: Option<Comparison>,
 ) -> Result<Vec<[f32; 2]>, Problem> {
     let Some(comparison) = comparison.filter(|comparison| comparison.has_reference()) else {
         return Ok(Vec::new());
     };
-    let found = likelihoods(graph, examples, comparison, &[])?;
+    let found = likelihoods(graph, &examples.unpacked(), comparison, &[])?;
     let of_pair = |own: &Likelihoods| [own.sums[0] as f32, own.sums[1] as f32];
     Ok(found.iter().map(of_pair).collect())
 }

@@ -9,7 +9,7 @@ const TIMESCALE: usize = 10_000;
 pub fn factor(schedule: &Schedule, step: usize, total: usize) -> f32 {
     let warmup = match schedule.warmup {
         Warmup::Steps(steps) => steps,
-        Warmup::Fraction(share) => (f64::from(share) * total as f64).ceil() as usize,
+        Warmup::Fraction(share) => (share * total as f64).ceil() as usize,
     };
     if step < warmup {
         return step as f32 / warmup.max(1) as f32;
@@ -37,6 +37,23 @@ mod tests {
         (0..total)
             .map(|step| factor(&schedule, step, total))
             .collect()
+    }
+
+    // transformers warms up over `math.ceil(total * ratio)` steps, and 0.1 is no fraction of two.
+    #[test]
+    fn a_share_warms_up_over_the_steps_of_transformers() {
+        for (share, total, steps) in [
+            (0.1, 100, 10),
+            (0.05, 1000, 50),
+            (0.15, 200, 30),
+            (0.2, 500, 100),
+            (0.3, 100, 30),
+            (0.06, 1001, 61),
+        ] {
+            let rates = all(ScheduleShape::Linear, Warmup::Fraction(share), total);
+            assert_eq!(rates[steps], 1.0, "{share} of {total}");
+            assert!(rates[steps - 1] < 1.0, "{share} of {total}");
+        }
     }
 
     // Literals printed by transformers 5.23.0: get_linear_schedule_with_warmup(o, 2, 8),

@@ -229,7 +229,7 @@ impl<'a> Stage<'a> {
             let Some(examples) = examples.filter(|_| !self.state.memory.contains_key(name)) else {
                 continue;
             };
-            let found = reference(graph, &examples.all, comparison)?;
+            let found = reference(graph, examples, comparison)?;
             if !found.is_empty() {
                 self.state.memory.insert(name.to_owned(), found.concat());
             }
@@ -245,8 +245,9 @@ impl<'a> Stage<'a> {
     ) -> Result<(), Problem> {
         let started = Instant::now();
         let numbers = self.examples(step);
-        let all = &self.data.train.all;
-        let examples: Vec<&Example> = numbers.iter().map(|&number| &all[number]).collect();
+        let train = &self.data.train;
+        let examples: Vec<Example> = numbers.iter().map(|number| train.get(*number)).collect();
+        let examples: Vec<&Example> = examples.iter().collect();
         let random = mix(self.seed ^ mix(step as u64));
         let of_train = self.state.memory.get(REFERENCE[0]);
         let reference: Vec<[f32; 2]> = match of_train {
@@ -355,7 +356,7 @@ impl<'a> Stage<'a> {
         );
         Problem::failure("delta::train::not_a_number", message)
             .at(self.plan.span, "in this stage")
-            .help("lower `lr` or `clip`, or add a `warmup`; the last good checkpoint is kept")
+            .help("lower `lr` or `clip`, or add a `warmup`, and run it with another `--out`: this run's directory belongs to the old settings")
     }
 
     fn is_due(&self, step: usize) -> bool {
@@ -382,7 +383,7 @@ impl<'a> Stage<'a> {
             writer: self.data.writer.as_ref(),
             reference: &reference,
         };
-        let evaluation = evaluate_with(graph, &dev.all, self.task, measuring, kept)?;
+        let evaluation = evaluate_with(graph, &dev.unpacked(), self.task, measuring, kept)?;
         let value = evaluation.get(self.task.metric);
         let position = &mut self.state.position;
         // Equal scores are common where dev sets are small or rare labels are not predicted yet: the loss tells them apart.
