@@ -517,3 +517,25 @@ fn numbers_of_the_command_line_have_ranges() {
         assert!(error.contains(said), "{arguments:?}: {error}");
     }
 }
+
+/// A family with rotary positions reads longer texts than those of its pre-training; `check` says so.
+#[test]
+fn texts_beyond_the_pretraining_are_a_warning() {
+    let place = Place::of_tasks();
+    let text = "pipeline long\nbackbone \"llama\" { max_length = LENGTH }\n\
+                data { train = jsonl(\"rows.jsonl\") }\n\
+                task causal_lm { text = text }\n\
+                reparam low = lora on **.q\n\
+                stage tune { train = [low], steps = 2, optimizer = adamw { lr = 1e-3 } }\n";
+    for (length, warns) in [("48", false), ("64", true)] {
+        place.write("long.delta", text.replace("LENGTH", length).as_bytes());
+        let output = place.run(&["check", "long.delta"]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        assert_eq!(
+            said.contains("pre-trained on 48 positions"),
+            warns,
+            "{said}"
+        );
+    }
+}

@@ -69,6 +69,46 @@ fn shards_with_an_index() {
     assert!(error(folder.path()) < 1e-5);
 }
 
+/// A tensor that stands in two shards is read if both have the same bytes, and refused by name otherwise.
+#[test]
+fn a_tensor_in_two_shards_is_one_tensor() {
+    let folder = folder();
+    let all = tensors();
+    let (name, (values, shape)) = all.iter().next().unwrap();
+    let map: serde_json::Map<_, _> = all
+        .keys()
+        .map(|name| (name.clone(), "a.safetensors".into()))
+        .chain([("other".to_owned(), "b.safetensors".into())])
+        .collect();
+    write_tensors(&folder.path().join("a.safetensors"), &all, None).unwrap();
+    let index = serde_json::json!({ "metadata": {}, "weight_map": map }).to_string();
+    std::fs::write(folder.path().join("model.safetensors.index.json"), index).unwrap();
+    for (factor, is_read) in [(1.0, true), (2.0, false)] {
+        let changed: Vec<f32> = values
+            .iter()
+            .map(|value| factor * value + 0.5 * (factor - 1.0))
+            .collect();
+        let copy: Tensors = [
+            (name.clone(), (changed, shape.clone())),
+            ("other".to_owned(), (vec![0.0], vec![1])),
+        ]
+        .into_iter()
+        .collect();
+        write_tensors(&folder.path().join("b.safetensors"), &copy, None).unwrap();
+        match Checkpoint::open_directory(folder.path()) {
+            Ok(_) => assert!(is_read),
+            Err(problem) => {
+                let wanted = format!("`{name}` differs from the tensor of that name");
+                assert!(
+                    !is_read && problem.message.contains(&wanted),
+                    "{}",
+                    problem.message
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn no_prefix_and_the_old_names_of_norms() {
     let folder = folder();

@@ -90,3 +90,30 @@ fn padding_in_a_text_is_refused_where_it_would_be_taken_for_padding() {
     assert_eq!(gpt2(true), None);
     assert_eq!(said("bert_plain", "", "a [PAD] film", false), None);
 }
+
+/// A BPE with `dropout` has other tokens for one text each time it reads it: no result could be had twice.
+#[test]
+fn a_tokenizer_that_draws_its_tokens_is_refused() {
+    let own = fixture("tokenizers/added_decoder_as_stored");
+    let text = std::fs::read_to_string(own.join("tokenizer.json")).unwrap();
+    let mut json: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(json["model"]["type"], "BPE");
+    let place = tempfile::tempdir().unwrap();
+    for file in ["config.json", "tokenizer_config.json"] {
+        if own.join(file).exists() {
+            std::fs::copy(own.join(file), place.path().join(file)).unwrap();
+        }
+    }
+    for (share, is_read) in [(Value::Null, true), (0.0.into(), true), (0.1.into(), false)] {
+        json["model"]["dropout"] = share;
+        std::fs::write(place.path().join("tokenizer.json"), json.to_string()).unwrap();
+        match TextEncoder::open(place.path(), 16, &config(&own)) {
+            Ok(_) => assert!(is_read),
+            Err(problem) => assert!(
+                !is_read && problem.message.contains("`dropout`"),
+                "{}",
+                problem.message
+            ),
+        }
+    }
+}

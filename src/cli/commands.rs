@@ -143,7 +143,7 @@ pub(super) fn plan(options: &PlanOptions) -> Result<Ended, Problems> {
     let warnings = source.warnings(&plan);
     let heads = match options.config_only {
         true => Vec::new(),
-        false => run::head_origins(&plan),
+        false => [run::head_origins(&plan), run::found_labels(&plan)].concat(),
     };
     let first_examples = match options.config_only {
         true => Vec::new(),
@@ -434,8 +434,8 @@ fn run_on(
     is_quiet: bool,
 ) -> Result<Ended, Problems> {
     let progress = Progress::new(is_quiet);
-    let heads = run::head_origins(plan);
-    heads.iter().for_each(|head| progress.line(head));
+    let found = [run::head_origins(plan), run::found_labels(plan)].concat();
+    found.iter().for_each(|sentence| progress.line(sentence));
     let ended = run::run(
         plan,
         &source.text,
@@ -459,9 +459,13 @@ fn run_on(
             }
             Ok(Ended::Interrupted)
         }
-        RunEnd::Complete(..) if world().rank() > 0 => Ok(Ended::Done),
-        RunEnd::Complete(summary, out, odd) => {
-            warn(&source.locate(odd));
+        RunEnd::Complete { .. } if world().rank() > 0 => Ok(Ended::Done),
+        RunEnd::Complete {
+            summary,
+            directory: out,
+            warnings,
+        } => {
+            warn(&source.locate(warnings));
             let mut text = format!("\n{}\n\n{}\n", summary.name, summary.table());
             let delta = out.join("delta.safetensors");
             let size = std::fs::metadata(&delta).map_or(0, |file| file.len());

@@ -35,7 +35,7 @@ fn replay_on(options: &ReplayOptions, out: &Path, device: Device) -> Result<Ende
         progress,
     )?;
     let compared = match replayed {
-        Replayed::ReplayedFigure(compared) => compared,
+        Replayed::Complete(compared) => compared,
         Replayed::Interrupted => {
             say("interrupted; run the same command again to continue");
             return Ok(Ended::Interrupted);

@@ -97,10 +97,19 @@ impl FinishedRun {
     /// # Errors
     /// The file is missing or has changed.
     pub fn path(&self, name: &str) -> Result<PathBuf, Problem> {
-        let path = self.directory.join(name);
-        let hash = disk::hash(&path).map_err(|e| self.unreadable(name, &e))?;
+        self.hash(name)?;
+        Ok(self.directory.join(name))
+    }
+
+    /// The hash of one of its files, after a check of it.
+    ///
+    /// # Errors
+    /// The file is missing or has changed.
+    pub fn hash(&self, name: &str) -> Result<String, Problem> {
+        let hash = disk::hash(&self.directory.join(name));
+        let hash = hash.map_err(|e| self.unreadable(name, &e))?;
         self.check(name, &hash)?;
-        Ok(path)
+        Ok(hash)
     }
 
     /// The text of one of its files.

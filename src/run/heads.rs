@@ -26,16 +26,21 @@ pub fn head_origins(plan: &Plan) -> Vec<String> {
         HeadOrigin::Tied => format!("head of `{name}`: tied to the word embeddings"),
         HeadOrigin::Drawn(why) => format!("head of `{name}`: newly initialized ({why})"),
     };
-    let labels = plan.tasks.iter().filter(|(_, task)| task.has_found_labels);
-    let labels = labels.map(|(name, task)| {
+    plan.tasks.iter().map(sentence).collect()
+}
+
+/// The labels that were found in the training file, in one sentence for each task that has such.
+pub fn found_labels(plan: &Plan) -> Vec<String> {
+    let tasks = plan.tasks.iter().filter(|(_, task)| task.has_found_labels);
+    let sentence = |(name, task): (&String, &TaskPlan)| {
         let names = task.kind.labels().iter().map(|label| label.name.as_str());
         let count = counted(task.kind.labels().len(), "label");
         format!(
             "labels of `{name}`: {count} of the training file, {}",
             quoted_list(names)
         )
-    });
-    plan.tasks.iter().map(sentence).chain(labels).collect()
+    };
+    tasks.map(sentence).collect()
 }
 
 /// Checks the names and shapes of a backbone's tensors, and that heads which they lack are trained. Reads no weights,

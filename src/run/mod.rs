@@ -51,7 +51,7 @@ pub use directory::{is_partial, Directory};
 pub use examples::{check_data, first_examples, summarize, Loader};
 pub use finished::{FinishedRun, Integrity};
 pub use gguf::{export_gguf, merge_gguf};
-pub use heads::{backbone_warnings, check_backbone, head_origins};
+pub use heads::{backbone_warnings, check_backbone, found_labels, head_origins};
 pub use listener::Listener;
 pub use load::{open_run, InputSettings, Loaded};
 pub use log::Log;
@@ -90,8 +90,15 @@ pub struct Summary {
 
 /// How a run ended.
 pub enum RunEnd {
-    /// The run is complete: its results, its directory and its warnings.
-    Complete(Box<Summary>, PathBuf, Vec<Problem>),
+    /// The run is complete.
+    Complete {
+        /// Its results.
+        summary: Box<Summary>,
+        /// Its directory.
+        directory: PathBuf,
+        /// What is odd about it.
+        warnings: Vec<Problem>,
+    },
     /// The run was interrupted and can continue from this directory.
     Interrupted(PathBuf),
 }
@@ -308,7 +315,11 @@ fn conclude(
     if let Some(directory) = directory {
         directory.finish(plan, source, &graph, Some(&summary), &manifest)?;
     }
-    Ok(RunEnd::Complete(Box::new(summary), out.to_path_buf(), odd))
+    Ok(RunEnd::Complete {
+        summary: Box::new(summary),
+        directory: out.to_path_buf(),
+        warnings: odd,
+    })
 }
 
 /// The peak memory of the process in bytes, on Linux: the line `VmHWM` of `/proc/self/status`, which is in kB.

@@ -1,11 +1,8 @@
 //! Deltas whose initial parameters come from a finished run.
 
-use std::path::Path;
-
 use super::manifest::backbone_files;
 use super::{FinishedRun, Integrity, Manifest};
 use crate::diagnostic::Problem;
-use crate::disk;
 use crate::graph::{Graph, Tensors};
 use crate::plan::{DeltaPlan, Origin, Plan};
 use crate::terminal::note;
@@ -25,12 +22,15 @@ pub(super) fn origin_hash(
     let shown = origin.run.display();
     let wrong =
         |message: String| Problem::new("delta::run::origin", message).at(origin.span, "here");
-    let Some(other) = read_plan(&origin.run, integrity)? else {
+    // An unfinished run also has a plan, so look for the results.
+    if !(origin.run.join(DELTA).exists() && origin.run.join(Manifest::FILE).exists()) {
         let problem = wrong(format!("`{shown}` is not a finished run"));
         return Err(
             problem.help("name the directory of a finished run, which contains `plan.yaml`")
         );
-    };
+    }
+    let run = FinishedRun::open(&origin.run, integrity)?;
+    let other = run.plan()?;
     let same_name = other.deltas.iter().find(|other| other.name == delta.name);
     let Some(found) = same_name else {
         let known = || other.deltas.iter().map(|delta| delta.name.as_str());
@@ -51,19 +51,8 @@ pub(super) fn origin_hash(
             origin.run.join("pipeline.delta").display()
         )));
     }
-    let run = FinishedRun::open(&origin.run, integrity)?;
-    let file = run
-        .path(DELTA)
-        .map_err(|problem| problem.or_at(origin.span))?;
-    disk::hash(&file).map_err(|e| wrong(format!("`{shown}` cannot be read: {e}")))
-}
-
-/// The plan of a finished run; `None` if there is none. An unfinished run also has a plan, so look for the results.
-fn read_plan(run: &Path, integrity: Integrity) -> Result<Option<Plan>, Problem> {
-    match run.join(DELTA).exists() && run.join(Manifest::FILE).exists() {
-        true => FinishedRun::open(run, integrity)?.plan().map(Some),
-        false => Ok(None),
-    }
+    let hash = run.hash(DELTA);
+    hash.map_err(|problem| problem.or_at(origin.span))
 }
 
 /// A delta for a backbone that changed since it was trained.

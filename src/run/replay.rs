@@ -33,7 +33,7 @@ impl ReplayedFigure {
 /// How a replay ended.
 pub enum Replayed {
     /// It is complete. These are all comparisons.
-    ReplayedFigure(Vec<ReplayedFigure>),
+    Complete(Vec<ReplayedFigure>),
     /// It was interrupted and can continue.
     Interrupted,
 }
@@ -96,7 +96,7 @@ pub fn replay(
         then: hash(&delta)?,
         now: hash(&again.path("delta.safetensors")?)?,
     });
-    Ok(Replayed::ReplayedFigure(compared))
+    Ok(Replayed::Complete(compared))
 }
 
 fn compare(name: &str, then: &Value, now: &Value, all: &mut Vec<ReplayedFigure>) {

@@ -17,8 +17,8 @@ use crate::graph::{label_order, reordered, Graph, Tensors};
 use crate::plan::{Plan, TaskPlan};
 use crate::report::{describe, Assumptions};
 use crate::run::{
-    has_same_backbone, head_origins, merge, open_run, summarize, FinishedRun, InputSettings,
-    Loaded, Loader, Log, Source,
+    found_labels, has_same_backbone, head_origins, merge, open_run, summarize, FinishedRun,
+    InputSettings, Loaded, Loader, Log, Source,
 };
 
 /// A pipeline, not yet read.
@@ -200,7 +200,8 @@ fn plan(pipeline: &mut Pipeline) -> Outcome<Map> {
         threads,
         processes: 1,
     };
-    let text = describe(&plan, &head_origins(&plan), &assumptions, measure_rate);
+    let found = [head_origins(&plan), found_labels(&plan)].concat();
+    let text = describe(&plan, &found, &assumptions, measure_rate);
     let mut map = Map::new();
     map.insert("name".into(), plan.name.clone().into());
     map.insert("text".into(), text.into());

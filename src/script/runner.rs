@@ -211,8 +211,10 @@ impl Runner {
                     Progress::new(true),
                 );
                 match ended {
-                    Ok(run::RunEnd::Complete(summary, _, odd)) => {
-                        self.warn(&source.locate(odd));
+                    Ok(run::RunEnd::Complete {
+                        summary, warnings, ..
+                    }) => {
+                        self.warn(&source.locate(warnings));
                         *summary
                     }
                     Ok(run::RunEnd::Interrupted(_)) => return Err(stop().into()),
