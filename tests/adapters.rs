@@ -466,6 +466,17 @@ fn adapters_that_fit_no_delta_are_refused_by_their_reason() {
         .err()
         .unwrap();
     assert!(problem.help.unwrap().contains("save_as_lora"));
+    for broken in [
+        json!({ "target_modules": "(query" }),
+        json!({ "target_modules": "query", "layers_to_transform": [0], "layers_pattern": ["[layer"] }),
+    ] {
+        let (_place, adapter) = changed(&lora, &broken);
+        let problem = import(&adapter, &config(&fixture("bert_a"))).err().unwrap();
+        assert!(
+            problem.message.contains("no regular expression"),
+            "{problem:?}"
+        );
+    }
 }
 
 /// Without a task, PEFT records the class that it was given: its head is read.

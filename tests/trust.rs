@@ -259,7 +259,16 @@ fn signals_stop_a_run_at_a_checkpoint() {
         let place = Place::new();
         let long = PIPELINE.replace("steps = 12", "steps = 100000");
         place.write("small.delta", long.as_bytes());
-        let mut run = place.command(&["small.delta", "--quiet"]).spawn().unwrap();
+        let mut command = place.command(&["small.delta", "--quiet"]);
+        // Under `nohup`, these tests' own processes would ignore the signal.
+        // SAFETY: setting a signal's disposition is allowed between fork and exec.
+        unsafe {
+            std::os::unix::process::CommandExt::pre_exec(&mut command, || {
+                libc::signal(libc::SIGHUP, libc::SIG_DFL);
+                Ok(())
+            });
+        }
+        let mut run = command.spawn().unwrap();
         while !place.path("runs/small.partial/log.jsonl").exists() {
             std::thread::sleep(std::time::Duration::from_millis(20));
         }

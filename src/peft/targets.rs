@@ -25,6 +25,7 @@ pub(super) fn target_sites<'t>(
     prefix: &str,
     is_wanted: impl Fn(&Module) -> bool,
 ) -> Result<Vec<(&'t Module, String)>, Problem> {
+    check_expressions(directory, adapter)?;
     let layers = Layers::of(directory, adapter)?;
     let saved = saved_modules(adapter);
     let targets = adapter.get("target_modules").unwrap_or(&Value::Null);
@@ -47,6 +48,29 @@ pub(super) fn target_sites<'t>(
             .help("name the backbone that the adapter was trained on with `--backbone DIR`"));
     }
     Ok(sites)
+}
+
+/// Refuses what is to be a regular expression and is none: a text that names targets, and every name in the other lists.
+fn check_expressions(directory: &Path, adapter: &PeftConfig) -> Result<(), Problem> {
+    for (key, is_list) in [
+        ("target_modules", false),
+        ("exclude_modules", false),
+        ("layers_pattern", true),
+        ("modules_to_save", true),
+    ] {
+        let value = adapter.get(key).unwrap_or(&Value::Null);
+        let items = value.as_array().filter(|_| is_list);
+        let texts = items.into_iter().flatten().chain([value]);
+        for text in texts.filter_map(Value::as_str) {
+            if let Err(reason) = Pattern::new(text) {
+                let message =
+                    format!("`{key}` has `{text}`, which is no regular expression: {reason}");
+                return Err(problem(directory, message)
+                    .help("correct it: PEFT reads it with Python's `re`"));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Whether `modules_to_save` keeps a module from being adapted.
