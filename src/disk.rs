@@ -76,7 +76,8 @@ impl Write for Pending {
 pub struct Growing {
     file: File,
     path: PathBuf,
-    is_named: bool,
+    /// Whether it is a device or a pipe, which has its name from the beginning.
+    is_stream: bool,
 }
 
 impl Growing {
@@ -91,7 +92,7 @@ impl Growing {
             return Ok(Growing {
                 file,
                 path,
-                is_named: true,
+                is_stream: true,
             });
         }
         let partial = Self::partial(&path);
@@ -102,7 +103,7 @@ impl Growing {
         Ok(Growing {
             file,
             path,
-            is_named: false,
+            is_stream: false,
         })
     }
 
@@ -118,7 +119,7 @@ impl Growing {
     /// # Errors
     /// What the system reports; the old file is then as it was.
     pub fn complete(self) -> io::Result<()> {
-        if self.is_named {
+        if self.is_stream {
             return Ok(());
         }
         self.file.sync_all()?;
@@ -128,7 +129,7 @@ impl Growing {
 
     /// The path of the file at this moment.
     pub fn place(&self) -> PathBuf {
-        match self.is_named {
+        match self.is_stream {
             true => self.path.clone(),
             false => Self::partial(&self.path),
         }
@@ -136,7 +137,7 @@ impl Growing {
 
     /// Removes what there is of the file.
     pub fn discard(self) {
-        if !self.is_named {
+        if !self.is_stream {
             // An incomplete file that stays does no harm.
             let _ = std::fs::remove_file(Self::partial(&self.path));
         }

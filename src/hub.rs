@@ -63,7 +63,7 @@ impl<'a> Repository<'a> {
     }
 
     /// Like [`Repository::get`], of a file that not every repository has. A repository that is whole in the cache is
-    /// taken as it is if the hub does not say whether the file exists; without a network, so is one without its weights.
+    /// taken as it is if the hub does not say whether the file exists. Without a network, so is one that lacks its weights alone.
     ///
     /// # Errors
     /// The hub does not say whether the file exists, or the download failed.
@@ -76,7 +76,7 @@ impl<'a> Repository<'a> {
                     || !is_answer(&error) && self.has_any(&["config.json"]) =>
             {
                 let name = self.name;
-                note(&format!("the Hub was not asked for `{file}` of `hf:{name}`, whose cached files have none: {error}"));
+                note(&format!("the Hub does not say whether `hf:{name}` has `{file}`, and the cached files have none: {error}"));
                 Ok(None)
             }
             Err(error) => Err(not_downloaded(self.name, &error)),

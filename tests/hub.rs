@@ -218,7 +218,7 @@ fn a_hub_that_is_busy_is_no_answer() {
     let (code, said) = run("http://127.0.0.1:1", "third");
     assert_eq!(code, Some(0), "{said}");
     assert!(
-        said.contains("was not asked for `tokenizer_config.json`"),
+        said.contains("does not say whether `hf:some/model` has `tokenizer_config.json`"),
         "{said}"
     );
 }

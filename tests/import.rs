@@ -320,6 +320,11 @@ fn nothing_of_a_configuration_is_passed_over() {
         (r#""bias": "none""#, r#""bias": "all""#, "bias = \"all\""),
         (
             r#""init_lora_weights": true"#,
+            r#""init_lora_weights": false"#,
+            "PEFT draws both matrices at random",
+        ),
+        (
+            r#""init_lora_weights": true"#,
             r#""init_lora_weights": "olora""#,
             "init_lora_weights = \"olora\"",
         ),

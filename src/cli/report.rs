@@ -151,7 +151,7 @@ fn add_quality(page: &mut Page, loaded: &Loaded, file: &FilePlan) -> Result<(), 
     Ok(())
 }
 
-/// The rows of a set that got another label than their own, those first of which the model was most certain.
+/// The rows of a set that got another label than their own, with the most certain mistakes first.
 fn add_mistakes(
     page: &mut Page,
     loaded: &Loaded,

@@ -8,6 +8,7 @@ use serde_json::json;
 use super::keys::Keys;
 use crate::data::recognize;
 use crate::hub::of_other_tools;
+use crate::text::percent;
 
 /// What stands where a configuration leaves something open.
 pub(super) const OPEN: &str = "TODO";
@@ -122,7 +123,7 @@ impl Parts {
         match part {
             Some(share) if share > 0.0 && share < 1.0 => {
                 let share = percent(share);
-                self.sets.push(format!("dev = split(train, {share}%)"));
+                self.sets.push(format!("dev = split(train, {share})"));
             }
             Some(rows) if rows >= 1.0 => {
                 self.sets.push("dev = split(train, 5%)".to_owned());
@@ -307,14 +308,9 @@ pub(super) fn schedule(keys: &Keys, parts: &mut Parts, name: &str, default: &str
     };
     let steps = keys.count("warmup_steps").map(|steps| steps.to_string());
     let ratio = keys.number("warmup_ratio").filter(|ratio| *ratio > 0.0);
-    let warmup = steps.or(ratio.map(|ratio| format!("{}%", percent(ratio))));
+    let warmup = steps.or(ratio.map(percent));
     parts.stage.push(match warmup {
         Some(warmup) => format!("schedule = {shape} {{ warmup = {warmup} }}"),
         None => format!("schedule = {shape}"),
     });
-}
-
-/// A share in percent, without the digits that a product of floats adds.
-pub(super) fn percent(share: f64) -> f64 {
-    (share * 1e6).round() / 1e4
 }

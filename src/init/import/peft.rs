@@ -76,6 +76,13 @@ pub(super) fn read(keys: &Keys, parts: &mut Parts) -> Result<(), String> {
     };
     match kind.as_str() {
         "LORA" => {
+            // Other switches that are off say nothing.
+            if keys
+                .read("init_lora_weights", |value| (value == false).then_some(()))
+                .is_some()
+            {
+                parts.notes.push("PEFT draws both matrices at random (`init_lora_weights` is false), and deltarun begins with no change".to_owned());
+            }
             let lora = Lora {
                 rank,
                 alpha: alpha(8.0),
